@@ -1,0 +1,1 @@
+"""Decides what runs, in which order, and trains it."""

@@ -1,0 +1,34 @@
+"""Every error a user can meet.
+
+    DistillError            anything we say on purpose: one message, shown without a traceback
+    ├── PlanError           what the user wrote cannot be run              (exit code 2)
+    ├── StageError          something went wrong while a stage was running (exit code 1)
+    │   └── StageStopped    the run was asked to stop; the checkpoint is written
+    └── StoreError          a file in the storage root is missing, damaged or of something else
+
+Each carries exactly one string, so it travels between processes unchanged.
+"""
+
+
+class DistillError(Exception):
+    """An error with a message made for the person who runs the command."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class PlanError(DistillError):
+    """The plan or the arguments are wrong; the message names the place and the way out."""
+
+
+class StageError(DistillError):
+    """A stage could not finish."""
+
+
+class StageStopped(StageError):
+    """A stage stopped because it was asked to, after writing its checkpoint."""
+
+
+class StoreError(DistillError):
+    """A stored file is missing, damaged, or belongs to something else."""

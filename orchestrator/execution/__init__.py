@@ -1,0 +1,1 @@
+"""Scheduler, local and Ray back ends, submission."""

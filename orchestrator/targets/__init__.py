@@ -1,0 +1,1 @@
+"""The soft-target store: writing, reading, combining."""
