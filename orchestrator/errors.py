@@ -9,6 +9,9 @@
 Each carries exactly one string, so it travels between processes unchanged.
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class DistillError(Exception):
     """An error with a message made for the person who runs the command."""
@@ -32,3 +35,12 @@ class StageStopped(StageError):
 
 class StoreError(DistillError):
     """A stored file is missing, damaged, or belongs to something else."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A suggestion to append to a message about an unknown name: the closest one, or all of them."""
+    words = sorted(known)
+    close = get_close_matches(word, words, n=1, cutoff=0.55)
+    if close:
+        return f"; did you mean `{close[0]}`?"
+    return f"; known: {', '.join(f'`{name}`' for name in words)}" if words else ""

@@ -1,0 +1,74 @@
+"""From a name and options to a model: one of ours, or a function of the user's."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+from torch import nn
+
+from models import find_architecture
+from models.names import suggestion
+
+
+def build_model(
+    name: str, options: Mapping[str, Any], input_shape: tuple[int, ...], num_classes: int
+) -> nn.Module:
+    """Build `name` from `models.MODELS`, or call the user's function `package.module:function`.
+
+    `input_shape` is that of one sample, without the batch. The user's function is called with `num_classes`, the
+    options, and `input_shape` if it has a parameter of that name. `ValueError` says what is wrong with the name or
+    the options, `FileNotFoundError` which weights are missing.
+    """
+    if num_classes < 1:
+        raise ValueError(f"a model needs at least one class, not {num_classes}")
+    if ":" in name:
+        return _build_users_model(name, options, input_shape, num_classes)
+    architecture = find_architecture(name)
+    try:
+        checked = architecture.read_options(options)
+    except ValueError as error:
+        raise ValueError(f"model `{name}`: {error}") from error
+    model: nn.Module = load_function(architecture.build)(checked, input_shape, num_classes)
+    return model
+
+
+def _build_users_model(
+    name: str, options: Mapping[str, Any], input_shape: tuple[int, ...], num_classes: int
+) -> nn.Module:
+    function = load_function(name)
+    signature = inspect.signature(function)
+    arguments = {"num_classes": num_classes, **options}
+    if "input_shape" in signature.parameters:
+        arguments["input_shape"] = input_shape
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        raise ValueError(
+            f"model `{name}` cannot be called with {', '.join(sorted(arguments))}: {error}"
+        ) from error
+    model = function(**arguments)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model `{name}` returned {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def load_function(address: str) -> Callable[..., Any]:
+    """Import `package.module:function`; `ValueError` names the half that does not exist."""
+    module_name, _, attribute = address.partition(":")
+    if not module_name or not attribute or module_name.startswith("."):
+        raise ValueError(f"`{address}` is not of the form `package.module:function`")
+    try:
+        module = import_module(module_name)
+    except ImportError as error:
+        raise ValueError(f"model `{address}`: cannot import `{module_name}`: {error}") from error
+    function = getattr(module, attribute, None)
+    if function is None:
+        public = [key for key in vars(module) if not key.startswith("_")]
+        raise ValueError(
+            f"module `{module_name}` has no `{attribute}`{suggestion(attribute, public, listed=())}"
+        )
+    if not callable(function):
+        raise ValueError(f"`{address}` is a {type(function).__name__}, not a function that builds a model")
+    loaded: Callable[..., Any] = function
+    return loaded

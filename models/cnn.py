@@ -1,0 +1,40 @@
+"""Plain convolutional networks: a small one of any widths, and those of TAKD (arXiv 1902.03393, by its release)."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from models.layers import Network, convolution_stage, dense_layers, image_shape, initialise_convolutions
+from models.options import CnnOptions
+
+
+def build_cnn(options: CnnOptions, input_shape: Sequence[int], num_classes: int) -> Network:
+    channels, height, width = image_shape(input_shape)
+    pooled_height, pooled_width = height >> len(options.widths), width >> len(options.widths)
+    if min(pooled_height, pooled_width) == 0:
+        raise ValueError(
+            f"{len(options.widths)} pools leave nothing of an image of {height}x{width}; use fewer stages"
+        )
+    stages, features = _stages(channels, options)
+    flat_size = options.widths[-1] * pooled_height * pooled_width
+    hidden, hidden_features = dense_layers(flat_size, options.hidden, options.dropout)
+    size_in = options.hidden[-1] if options.hidden else flat_size
+    embedding = f"hidden{len(options.hidden)}.relu" if options.hidden else "flatten"
+    network = Network(
+        {**stages, "flatten": nn.Flatten(), **hidden, "classifier": nn.Linear(size_in, num_classes)},
+        {**features, **hidden_features, "embedding": embedding},
+    )
+    initialise_convolutions(network)
+    return network
+
+
+def _stages(channels: int, options: CnnOptions) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    parts: dict[str, nn.Module] = {}
+    features: dict[str, str] = {}
+    counts = options.convolutions or (1,) * len(options.widths)
+    for index, (width, count) in enumerate(zip(options.widths, counts, strict=True), start=1):
+        stage, last = convolution_stage(channels, [width] * count, batch_norm=options.batch_norm)
+        parts |= {f"stage{index}": stage, f"pool{index}": nn.MaxPool2d(2)}
+        features |= {f"stage{index}_pre": f"stage{index}.{last}", f"stage{index}": f"stage{index}"}
+        channels = width
+    return parts, features

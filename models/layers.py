@@ -1,0 +1,105 @@
+"""Parts that several families share. All ReLUs are out of place: an in-place one would overwrite what it is tapped from."""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+
+class Network(nn.Sequential):
+    """A chain of named parts that ends in logits; `feature_paths` says which submodule's output a feature is."""
+
+    def __init__(self, parts: Mapping[str, nn.Module], feature_paths: Mapping[str, str]) -> None:
+        super().__init__(OrderedDict(parts))
+        self.feature_paths = dict(feature_paths)
+
+
+class ResidualBlock(nn.Module):
+    """relu(branch(x) + shortcut(x)); the sum passes through `pre_activation`, where it can be tapped."""
+
+    def __init__(self, branch: nn.Module, shortcut: nn.Module) -> None:
+        super().__init__()
+        self.branch = branch
+        self.shortcut = shortcut
+        self.pre_activation = nn.Identity()
+        self.relu = nn.ReLU()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.relu(self.pre_activation(self.branch(inputs) + self.shortcut(inputs)))
+
+
+def chain(**parts: nn.Module) -> nn.Sequential:
+    """The parts in the order given, each under its own name."""
+    return nn.Sequential(OrderedDict(parts))
+
+
+def convolution(
+    channels_in: int, channels_out: int, kernel_size: int = 3, *, stride: int = 1, groups: int = 1
+) -> nn.Conv2d:
+    """A convolution that keeps the image's size, up to its stride; no bias, since batch normalisation follows."""
+    padding = kernel_size // 2
+    return nn.Conv2d(
+        channels_in, channels_out, kernel_size, stride=stride, padding=padding, groups=groups, bias=False
+    )
+
+
+def convolution_stage(
+    channels_in: int, widths: Sequence[int], *, batch_norm: bool
+) -> tuple[nn.Sequential, str]:
+    """3x3 convolutions with bias, each followed by ReLU; also the name of the layer that the last ReLU reads."""
+    layers: dict[str, nn.Module] = {}
+    last = ""
+    for index, channels_out in enumerate(widths, start=1):
+        last = f"conv{index}"
+        layers[last] = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        if batch_norm:
+            last = f"norm{index}"
+            layers[last] = nn.BatchNorm2d(channels_out)
+        layers[f"relu{index}"] = nn.ReLU()
+        channels_in = channels_out
+    return chain(**layers), last
+
+
+def dense_layers(
+    size_in: int, widths: Sequence[int], dropout: float
+) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """Hidden layers `hidden1`, `hidden2`, … (linear, ReLU, dropout) and the paths of their features."""
+    parts: dict[str, nn.Module] = {}
+    features: dict[str, str] = {}
+    for index, width in enumerate(widths, start=1):
+        name = f"hidden{index}"
+        parts[name] = chain(linear=nn.Linear(size_in, width), relu=nn.ReLU(), dropout=nn.Dropout(dropout))
+        features |= {f"{name}_pre": f"{name}.linear", name: f"{name}.relu"}
+        size_in = width
+    return parts, features
+
+
+def average_pool() -> nn.Sequential:
+    """(B, C, H, W) to (B, C): the mean over the image."""
+    return chain(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten())
+
+
+def image_shape(input_shape: Sequence[int]) -> tuple[int, int, int]:
+    """Channels, height and width; `ValueError` when the task's inputs are not images."""
+    if len(input_shape) != 3:
+        raise ValueError(
+            f"this model reads images (channels, height, width), but the task's inputs have the shape "
+            f"{tuple(input_shape)}; use `mlp`, which flattens any input"
+        )
+    channels, height, width = input_shape
+    return channels, height, width
+
+
+def initialise_convolutions(model: nn.Module) -> None:
+    """N(0, 2 / (k² · channels out)), biases 0 (arXiv 1502.01852, backward form); batch norms start at 1 and 0."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def initialise_classifier(classifier: nn.Linear) -> None:
+    """N(0, 0.01²), biases 0, as VGG and MobileNetV2 start."""
+    nn.init.normal_(classifier.weight, std=0.01)
+    nn.init.zeros_(classifier.bias)

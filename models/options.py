@@ -1,0 +1,173 @@
+"""What a user may choose about each family of architectures. Imports no torch: a plan is checked with these alone.
+
+The defaults are the published setting of the family; `models.MODELS` fixes some fields to give a network its name.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Width = Annotated[int, Field(ge=1)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+Multiplier = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Options(BaseModel):
+    """Options of one family of architectures."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Files of the user's that the model is made from; their content belongs to the model's identity."""
+        return ()
+
+
+class MlpOptions(Options):
+    """A multilayer perceptron with ReLU; inputs of any shape are flattened. No widths: a linear classifier."""
+
+    widths: tuple[Width, ...] = Field((800, 800), description="units of each hidden layer")
+    dropout: Probability = Field(0.0, description="share of hidden units dropped; 0.5 in arXiv 1207.0580")
+    input_dropout: Probability = Field(0.0, description="share of inputs dropped; 0.2 in arXiv 1207.0580")
+
+
+class AcousticOptions(Options):
+    """The acoustic network of arXiv 1503.02531: 26 frames of 40 filterbank coefficients in, one logit per HMM state."""
+
+    layers: int = Field(8, ge=1, description="hidden layers")
+    width: Width = Field(2560, description="units of each hidden layer")
+    dropout: Probability = Field(0.0, description="share of hidden units dropped")
+
+
+class CnnOptions(Options):
+    """A plain convolutional network: stages of 3x3 convolutions with ReLU, each closed by a 2x2 max-pool."""
+
+    widths: tuple[Width, ...] = Field((32, 64), min_length=1, description="channels of each stage")
+    convolutions: tuple[Width, ...] = Field((), description="convolutions in each stage; left out, one each")
+    batch_norm: bool = Field(False, description="batch normalisation after every convolution")
+    hidden: tuple[Width, ...] = Field((), description="units of the hidden layers after the last pool")
+    dropout: Probability = Field(0.0, description="share of units dropped after each of those hidden layers")
+
+    @model_validator(mode="after")
+    def _one_count_per_stage(self) -> Self:
+        if self.convolutions and len(self.convolutions) != len(self.widths):
+            raise ValueError(
+                f"`convolutions` counts {len(self.convolutions)} stages and `widths` {len(self.widths)}; "
+                "give both the same length"
+            )
+        return self
+
+
+class LeNetOptions(Options):
+    """LeNet-5 with ReLU and max-pooling, as the data-free distillation papers use it; 28x28 or 32x32 inputs."""
+
+    width_multiplier: Multiplier = Field(
+        1.0, description="factor on 6, 16, 120 and 84 units; 0.5 is the half LeNet"
+    )
+
+
+class ResNetOptions(Options):
+    """A residual network for small images (arXiv 1512.03385 §4.2) in three stages of 16, 32 and 64 channels."""
+
+    depth: int = Field(
+        20, description="layers with weights: 6n + 2 with basic blocks, 9n + 2 with bottlenecks"
+    )
+    width_multiplier: Multiplier = Field(1.0, description="factor on the stages' channels")
+    stem_width: Width | None = Field(
+        None, description="channels of the first convolution; left out, as stage 1"
+    )
+    block: Literal["basic", "bottleneck"] = Field("basic", description="residual block")
+    shortcut: Literal["projection", "padding"] = Field(
+        "projection",
+        description="where shapes change: 1x1 convolution (common benchmark) or zeros (the paper's A)",
+    )
+
+    @model_validator(mode="after")
+    def _depth_fits_the_block(self) -> Self:
+        _check_depth(self.depth, step={"basic": 6, "bottleneck": 9}[self.block], rest=2)
+        return self
+
+    @model_validator(mode="after")
+    def _padding_only_widens(self) -> Self:
+        first_stage = self.widths[0] * self.expansion
+        if self.shortcut == "padding" and self.stem_width is not None and self.stem_width > first_stage:
+            raise ValueError(
+                f"`stem_width` is {self.stem_width} and the first stage has {first_stage} channels; "
+                "padding can only add channels, use `shortcut: projection`"
+            )
+        return self
+
+    @property
+    def widths(self) -> tuple[int, int, int]:
+        """Channels of the three stages, before a bottleneck's expansion."""
+        first, second, third = (max(1, round(width * self.width_multiplier)) for width in (16, 32, 64))
+        return first, second, third
+
+    @property
+    def expansion(self) -> int:
+        """Channels that a block gives out per channel of its stage."""
+        return 4 if self.block == "bottleneck" else 1
+
+    @property
+    def blocks_per_stage(self) -> int:
+        return (self.depth - 2) // (9 if self.block == "bottleneck" else 6)
+
+
+class WideResNetOptions(Options):
+    """A wide residual network with pre-activation blocks (arXiv 1605.07146)."""
+
+    depth: int = Field(28, description="6n + 4")
+    width_multiplier: int = Field(10, ge=1, description="factor on the stages' 16, 32 and 64 channels")
+    dropout: Probability = Field(0.0, description="between the two convolutions of a block; 0.3 in the paper")
+
+    @field_validator("depth")
+    @classmethod
+    def _depth_fits_the_block(cls, depth: int) -> int:
+        _check_depth(depth, step=6, rest=4)
+        return depth
+
+
+class VggOptions(Options):
+    """VGG with batch normalisation and one linear layer, as in the common CIFAR-100 benchmark."""
+
+    depth: Literal[8, 13] = Field(
+        8, description="the published number of layers, three fully connected ones included"
+    )
+
+
+class MobileNetV2Options(Options):
+    """MobileNetV2 (arXiv 1801.04381) for 32x32 images, as in the common CIFAR-100 benchmark: ReLU instead of ReLU6."""
+
+    width_multiplier: Multiplier = Field(
+        1.0, description="factor on all channels but the last 1280; benchmark: 0.5"
+    )
+    expansion: int = Field(6, ge=1, description="hidden channels of a block per input channel")
+
+
+class ShuffleNetV2Options(Options):
+    """ShuffleNetV2 (arXiv 1807.11164) for 32x32 images, as in the common CIFAR-100 benchmark."""
+
+    width_multiplier: Literal[0.5, 1.0, 1.5, 2.0] = Field(1.0, description="one of the paper's four widths")
+
+
+class TorchvisionOptions(Options):
+    """A classification network of torchvision by its name there. Nothing is downloaded."""
+
+    architecture: str = Field(description="torchvision's name, e.g. `resnet34`")
+    weights: str | None = Field(
+        None, description="file with its state dict: .safetensors, or .pth read as weights only"
+    )
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return () if self.weights is None else (self.weights,)
+
+
+def _check_depth(depth: int, *, step: int, rest: int) -> None:
+    blocks = (depth - rest) // step
+    if blocks >= 1 and depth == step * blocks + rest:
+        return
+    lower = step * max(1, blocks) + rest
+    raise ValueError(
+        f"a depth of {depth} is not {step}n + {rest}; the nearest are {lower} and {lower + step}"
+    )

@@ -1,0 +1,19 @@
+"""From a written address, `package.module:name`, to the object: imported only when it is needed."""
+
+import importlib
+from typing import Any
+
+from orchestrator.errors import StageError
+
+
+def load_object(address: str) -> Any:
+    """Import `package.module:name`; `StageError` says which half does not exist."""
+    module_name, _, name = address.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise StageError(f"cannot import `{module_name}`: {error}") from error
+    try:
+        return getattr(module, name)
+    except AttributeError as error:
+        raise StageError(f"`{module_name}` has no `{name}`") from error

@@ -1,0 +1,50 @@
+"""What makes two stages the same: task, config, inputs and the version of the stage's code."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from orchestrator.plan.config import Path, stage_refs
+from orchestrator.plan.stage_configs import STAGES, StageConfig, StageKind
+
+LENGTH = 12  # hexadecimal digits: among 100,000 stages two collide with a chance of 2 in 100,000
+
+
+def stage_identity(
+    kind: str, config: StageConfig, task: Mapping[str, Any], inputs: Mapping[str, str]
+) -> dict[str, Any]:
+    """All that decides a stage's result, as JSON values. `inputs`: fingerprint of each stage that is read."""
+    values = config.model_dump(mode="json", exclude=set(StageKind.not_identity))
+    for path, ref in stage_refs(config):
+        _replace(values, path, {"input": inputs[ref]})
+    return {"kind": kind, "version": STAGES[kind].version, "task": dict(task), "config": values}
+
+
+def fingerprint(identity: Mapping[str, Any]) -> str:
+    """A short digest of an identity, the same on every machine."""
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:LENGTH]
+
+
+def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
+    """Readable differences of two identities: `config.epochs: 10 → 12`."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in [*old, *(key for key in new if key not in old)]:
+            yield from differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for index, (before, after) in enumerate(zip(old, new, strict=True)):
+            yield from differences(before, after, f"{path}.{index}")
+    elif old != new:
+        yield f"{path.removesuffix('.input')}: {_shown(old)} → {_shown(new)}"
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _replace(values: Any, path: Path, value: Any) -> None:
+    for part in path[:-1]:
+        values = values[part]
+    values[path[-1]] = value

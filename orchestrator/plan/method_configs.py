@@ -1,0 +1,45 @@
+"""What a distillation method can be told. The implementations are in `methods/`, one file each."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from orchestrator.plan.config import Boolean, Config, located_error
+from orchestrator.plan.training_configs import NonNegative, Positive
+
+
+class HintonConfig(Config):
+    """Soft targets: match the teacher's softened distribution (Hinton et al. 2015, arXiv 1503.02531).
+
+    loss = soft_weight · T² · KL(softmax(v/T) ‖ softmax(z/T)) + hard_weight · CE(y, softmax(z)), with student
+    logits z, teacher logits v, labels y. Defaults are those of the common CIFAR-100 benchmark (RepDistiller:
+    T = 4, weights 0.9 and 0.1); the paper found a considerably lower weight on the hard term best.
+    """
+
+    method: Literal["hinton"] = "hinton"
+    temperature: Positive = 4.0
+    soft_weight: NonNegative = 0.9
+    hard_weight: NonNegative = 0.1
+    scale_by_temperature_squared: Boolean = True
+
+    @model_validator(mode="after")
+    def _something_to_learn_from(self) -> "HintonConfig":
+        if self.soft_weight == self.hard_weight == 0:
+            raise located_error(
+                "`soft_weight` and `hard_weight` are both 0: nothing to learn from", "soft_weight"
+            )
+        return self
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the loss looks at the true labels."""
+        return self.hard_weight > 0
+
+
+MethodConfig = Annotated[HintonConfig, Field(discriminator="method")]
+
+
+# Method name → its implementation, built as `implementation(config, num_classes)`.
+METHODS: dict[str, str] = {
+    "hinton": "orchestrator.methods.hinton:Hinton",
+}

@@ -1,0 +1,300 @@
+"""From a plan to the complete graph: replicas expanded, target stages inserted, everything in order.
+
+The graph is finished before anything starts, so that a dry run shows exactly what will run.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
+from typing import Any
+
+from orchestrator.errors import PlanError, did_you_mean
+from orchestrator.plan.config import ModelRef, Path, StageRef, TargetsRef, stage_refs
+from orchestrator.plan.fingerprint import fingerprint, stage_identity
+from orchestrator.plan.model_config import ModelConfig
+from orchestrator.plan.schema import Plan
+from orchestrator.plan.stage_configs import (
+    STAGES,
+    CombineConfig,
+    CombineTargetsConfig,
+    DistillConfig,
+    PredictTargetsConfig,
+    StageConfig,
+    TrainingConfig,
+)
+
+Locate = Callable[[Path, str], PlanError]
+
+
+@dataclass(frozen=True)
+class Node:
+    """One stage to run: a replica, or a stage that the graph inserted.
+
+    `config` names concrete nodes; `stage` is the name in the user's plan that this node belongs to.
+    """
+
+    name: str
+    stage: str
+    kind: str
+    config: Any
+    identity: Mapping[str, Any]
+    fingerprint: str
+    reads: tuple[str, ...]
+    inserted: bool = False
+
+    @property
+    def folder(self) -> str:
+        """Folder of the node's result, relative to the storage root."""
+        return f"stages/{self.kind}-{self.fingerprint}"
+
+
+@dataclass
+class Graph:
+    """Nodes in an order in which every node comes after what it reads."""
+
+    task: Mapping[str, Any]
+    nodes: dict[str, Node] = field(default_factory=dict)
+    replicas: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def needed_for(self, names: Iterable[str]) -> "Graph":
+        """The part of the graph that makes the stages or nodes called `names`."""
+        wanted = [node for name in names for node in self.replicas.get(name, (name,))]
+        keep: set[str] = set()
+        while wanted:
+            name = wanted.pop()
+            if name not in keep:
+                keep.add(name)
+                wanted.extend(self.nodes[name].reads)
+        nodes = {name: node for name, node in self.nodes.items() if name in keep}
+        return Graph(self.task, nodes, self.replicas)
+
+
+def order_stages(plan: Plan, locate: Locate | None = None) -> Graph:
+    """Expand and order a plan's stages. `locate` turns a path in the plan and a message into a `PlanError`."""
+    return _Expansion(plan, locate or _by_path).expand()
+
+
+def _by_path(path: Path, message: str) -> PlanError:
+    return PlanError(f"{'.'.join(str(part) for part in path)}: {message}")
+
+
+class _Expansion:
+    """The state of one expansion: the plan, and the graph made so far."""
+
+    def __init__(self, plan: Plan, locate: Locate) -> None:
+        self.plan = plan
+        self.locate = locate
+        self.graph = Graph(plan.task.identity())
+
+    def expand(self) -> Graph:
+        for name, config in self.plan.stages.items():
+            self._check_refs(name, config)
+            self._check_classes(name, config)
+        for name in self._ordered_names():
+            config = self.plan.stages[name]
+            count = config.replicas if isinstance(config, TrainingConfig) else 1
+            nodes = (name,) if count == 1 else tuple(f"{name}.{index}" for index in range(count))
+            self.graph.replicas[name] = nodes
+            resolved = self._resolve(name, config)
+            for index, node in enumerate(nodes):
+                self._add(node, name, _with_seed(resolved, index))
+        return self.graph
+
+    def _ordered_names(self) -> list[str]:
+        reads = {
+            name: [self._stage_of(ref) for _, ref in stage_refs(config)]
+            for name, config in self.plan.stages.items()
+        }
+        try:
+            return list(TopologicalSorter(reads).static_order())
+        except CycleError as error:
+            circle = " → ".join(reversed(error.args[1]))
+            raise self.locate(
+                ("stages", error.args[1][0]), f"stages read one another in a circle: {circle}"
+            ) from None
+
+    def _stage_of(self, ref: str) -> str:
+        return ref if ref in self.plan.stages else ref.rpartition(".")[0]
+
+    def _check_refs(self, name: str, config: StageConfig) -> None:
+        for path, ref in stage_refs(config):
+            place = ("stages", name, *path)
+            stage = self._stage_of(ref)
+            if stage not in self.plan.stages:
+                raise self.locate(
+                    place,
+                    f"stage `{name}` reads `{ref}`, which the plan does not define"
+                    f"{did_you_mean(ref, self.plan.stages)}",
+                )
+            self._check_replica(place, ref, stage)
+            if STAGES[self.plan.stages[stage].stage].makes != ref.makes:
+                raise self.locate(
+                    place, f"`{ref}` makes no {ref.makes}: it is a `{self.plan.stages[stage].stage}` stage"
+                )
+
+    def _check_replica(self, place: Path, ref: str, stage: str) -> None:
+        count = getattr(self.plan.stages[stage], "replicas", 1)
+        index = ref.removeprefix(stage).removeprefix(".")
+        if index and not (index.isdigit() and int(index) < count > 1):
+            raise self.locate(
+                place, f"`{stage}` has {count} replica{'s' * (count > 1)}; `{ref}` is none of them"
+            )
+        is_single = not isinstance(place[-1], int)
+        if is_single and not index and count > 1:
+            raise self.locate(
+                place, f"one stage is read here, but `{stage}` has {count} replicas; write `{stage}.0`"
+            )
+
+    def _check_classes(self, name: str, config: StageConfig) -> None:
+        if (transfer := getattr(config, "transfer", None)) is not None:
+            for key in ("only_classes", "omit_classes"):
+                for index, label in enumerate(getattr(transfer, key) or ()):
+                    self._check_class(("stages", name, "transfer", key, index), label)
+            if len(set(transfer.omit_classes)) >= self.plan.task.num_classes:
+                raise self.locate(("stages", name, "transfer", "omit_classes"), "every class is omitted")
+        if isinstance(config, DistillConfig):
+            self._check_label_space(name, config)
+
+    def _check_class(self, place: Path, label: int | str) -> None:
+        task = self.plan.task
+        if isinstance(label, str) and label not in task.class_names:
+            raise self.locate(
+                place, f"task `{task.name}` has no class `{label}`{did_you_mean(label, task.class_names)}"
+            )
+        if isinstance(label, int) and not 0 <= label < task.num_classes:
+            raise self.locate(place, f"class {label} is not one of the task's 0 to {task.num_classes - 1}")
+
+    def _check_label_space(self, name: str, config: DistillConfig) -> None:
+        own = self._num_classes(config.student)
+        for index, ref in enumerate(config.teachers):
+            teacher = self.plan.stages[self._stage_of(ref)]
+            model = teacher.student if isinstance(teacher, DistillConfig) else teacher.model  # type: ignore[union-attr]
+            if (classes := self._num_classes(model)) != own:
+                raise self.locate(
+                    ("stages", name, "teachers", index),
+                    f"teacher `{ref}` has {classes} classes, the student has {own}; matching soft targets needs the"
+                    " same classes",
+                )
+
+    def _num_classes(self, model: ModelConfig) -> int:
+        return model.num_classes or self.plan.task.num_classes
+
+    def _resolve(self, name: str, config: Any) -> Any:
+        """The config with references to concrete nodes, and stored targets in place of teachers."""
+        changes: dict[str, Any] = {}
+        for field_name in type(config).model_fields:
+            value = getattr(config, field_name)
+            if isinstance(value, tuple) and any(isinstance(item, StageRef) for item in value):
+                changes[field_name] = tuple(type(ref)(node) for ref in value for node in self._nodes_of(ref))
+            elif isinstance(value, StageRef):
+                changes[field_name] = type(value)(self._nodes_of(value)[0])
+        resolved = config.replace(**changes)
+        self._check_weights(name, resolved)
+        if isinstance(resolved, DistillConfig):
+            return self._with_targets(name, resolved)
+        return resolved
+
+    def _check_weights(self, name: str, config: Any) -> None:
+        readers = {
+            "combine": ("teachers", getattr(config, "combine", None)),
+            "targets": ("targets", config if isinstance(config, CombineTargetsConfig) else None),
+            "models": ("models", config if hasattr(config, "models") else None),
+        }
+        for key, (source, combination) in readers.items():
+            weights = getattr(combination, "weights", None)
+            members = getattr(config, source, None)
+            if (
+                isinstance(weights, tuple)
+                and isinstance(members, tuple)
+                and members
+                and len(weights) != len(members)
+            ):
+                place = ("stages", name, *(["combine"] if key == "combine" else []), "weights")
+                raise self.locate(
+                    place, f"{len(weights)} weights for {len(members)} members: {', '.join(members)}"
+                )
+
+    def _nodes_of(self, ref: str) -> tuple[str, ...]:
+        return self.graph.replicas.get(ref, (ref,))
+
+    def _with_targets(self, name: str, config: DistillConfig) -> DistillConfig:
+        if config.targets is not None:
+            self._check_same_views(name, config, self.graph.nodes[config.targets])
+            return config
+        if config.mode == "live":
+            return config
+        targets = tuple(self._insert_prediction(teacher, config) for teacher in config.teachers)
+        source = targets[0] if len(targets) == 1 else self._insert_combination(name, targets, config)
+        return config.replace(teachers=(), targets=TargetsRef(source), combine=CombineConfig())
+
+    def _check_same_views(self, name: str, config: DistillConfig, targets: Node) -> None:
+        while isinstance(targets.config, CombineTargetsConfig):
+            targets = self.graph.nodes[targets.config.targets[0]]
+        stored = targets.config
+        for key in ("views", "view_seed", "augment"):
+            if key == "view_seed" and not config.views and not stored.views:
+                continue
+            if getattr(config, key) != getattr(stored, key):
+                raise self.locate(
+                    ("stages", name, key),
+                    f"the student must see the pixels that the teacher saw, but `{key}` differs from that of the"
+                    f" targets `{targets.name}`; write the same `augment`, `views` and `view_seed` in both",
+                )
+
+    def _insert_prediction(self, teacher: str, student: DistillConfig) -> str:
+        config = PredictTargetsConfig(
+            stage="predict_targets",
+            teacher=ModelRef(teacher),
+            transfer=student.transfer.replace(labelled=True),
+            augment=student.augment,
+            views=student.views,
+            view_seed=student.view_seed,
+            resources=self.graph.nodes[teacher].config.resources.replace(workers=1),
+        )
+        return self._insert(f"{teacher}.targets", config)
+
+    def _insert_combination(self, name: str, targets: tuple[str, ...], student: DistillConfig) -> str:
+        combine = student.combine
+        config = CombineTargetsConfig(
+            stage="combine_targets",
+            targets=tuple(TargetsRef(target) for target in targets),
+            rule=combine.rule,
+            weights=combine.weights,
+            scale=combine.scale,
+        )
+        stages = dict.fromkeys(self.graph.nodes[ref].stage for ref in self.plan_teachers(targets))
+        return self._insert(f"{'+'.join(stages)}.targets", config)
+
+    def plan_teachers(self, targets: tuple[str, ...]) -> list[str]:
+        """The teachers whose predictions `targets` are."""
+        return [self.graph.nodes[target].config.teacher for target in targets]
+
+    def _insert(self, name: str, config: StageConfig) -> str:
+        """Add a stage, or find the one that already is the same; a second of the same name gets a number."""
+        probe = self._node(name, name, config, inserted=True)
+        for node in self.graph.nodes.values():
+            if node.fingerprint == probe.fingerprint and node.kind == probe.kind:
+                return node.name
+        number = 2
+        while name in self.graph.nodes:
+            name = f"{probe.name}.{number}"
+            number += 1
+        self._add(name, name, config, inserted=True)
+        return name
+
+    def _add(self, name: str, stage: str, config: StageConfig, *, inserted: bool = False) -> None:
+        self.graph.nodes[name] = self._node(name, stage, config, inserted=inserted)
+
+    def _node(self, name: str, stage: str, config: Any, *, inserted: bool) -> Node:
+        reads = tuple(dict.fromkeys(str(ref) for _, ref in stage_refs(config)))
+        fingerprints = {ref: self.graph.nodes[ref].fingerprint for ref in reads}
+        identity = stage_identity(config.stage, config, self.graph.task, fingerprints)
+        return Node(name, stage, config.stage, config, identity, fingerprint(identity), reads, inserted)
+
+
+def _with_seed(config: Any, index: int) -> Any:
+    return (
+        config.replace(seed=config.seed + index, replicas=1)
+        if index or hasattr(config, "replicas")
+        else config
+    )

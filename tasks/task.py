@@ -1,0 +1,93 @@
+"""What every task is: a frozen description that answers without torch and loads its splits on demand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    from tasks.splits import TaskData
+
+# Absolute at once: workers of a Ray cluster start in other working directories than the driver.
+UserPath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Samples as they lie on disk: inputs (N, ...), labels (N,) int64, ids (N,) int64."""
+
+    inputs: NDArray[Any]
+    labels: NDArray[np.int64]
+    ids: NDArray[np.int64]
+
+    def take(self, chosen: NDArray[np.bool_]) -> Arrays:
+        """The samples that a mask (N,) marks, in the order they have."""
+        return Arrays(self.inputs[chosen], self.labels[chosen], self.ids[chosen])
+
+
+class Task(BaseModel):
+    """Data, its classes and its three splits."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    validation_fraction: float = Field(default=0.1, ge=0, lt=1)
+    """Part of the training samples set aside for validation, unless the data brings a validation split."""
+    split_seed: int = 0
+    """Chooses which samples are set aside."""
+
+    not_identity: ClassVar[frozenset[str]] = frozenset({"name", "folder", "file", "download", "workers"})
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One name per label, in the order of the labels."""
+        raise NotImplementedError
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input, without the batch: (channels, height, width) for images."""
+        raise NotImplementedError
+
+    def identity(self) -> dict[str, Any]:
+        """What determines the samples and splits, as JSON values; folders are no part of it.
+
+        `FileNotFoundError` when the data is not there.
+        """
+        self.require_files()
+        options = self.model_dump(mode="json", exclude=set(self.not_identity))
+        return {"name": self.name, "content": self.content(), **options}
+
+    def content(self) -> str:
+        """A name or digest of the samples themselves."""
+        raise NotImplementedError
+
+    def missing_files(self) -> str | None:
+        """None when the data is there; otherwise which files go where and which option downloads them."""
+        raise NotImplementedError
+
+    def require_files(self) -> None:
+        """`FileNotFoundError` with the message of `missing_files`."""
+        message = self.missing_files()
+        if message is not None:
+            raise FileNotFoundError(message)
+
+    def read(self) -> dict[str, Arrays]:
+        """`train` and `test`, and `validation` where the data brings one."""
+        raise NotImplementedError
+
+    def load(self) -> TaskData:
+        """The three splits in memory. `FileNotFoundError` or `ValueError` when the data is not there or not valid."""
+        from tasks.splits import build_task_data
+
+        self.require_files()
+        return build_task_data(self, self.read())
