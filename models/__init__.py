@@ -1,14 +1,15 @@
-"""Architectures. Each maps inputs to logits and names the features inside; importing this package loads no torch.
+"""Architectures. Each maps inputs to logits and names the features inside. Importing this loads no torch.
 
 Features have the same names in every family, so that a method can ask for them without knowing the network:
 
-    stem, stage1, stage2, …   what the common CIFAR-100 benchmark (RepDistiller) takes as the features of a stage
-    hidden1, hidden2, …       hidden layers of fully connected networks, after the ReLU
+    stem, stage1, stage2, …   the outputs that the common CIFAR-100 benchmark (RepDistiller) takes as features
+    hidden1, hidden2, …       fully connected hidden layers, after the ReLU
+    head                      the last 1x1 convolution of MobileNetV2 and ShuffleNetV2
     X_pre                     what the ReLU that closes X reads; X is what it gives
     embedding                 the input of the last linear layer, one row per sample
 
-Two families differ, and say so: in wide ResNets X is the raw sum and its batch-normalised ReLU is `X_post`; a stage
-of MobileNetV2 ends without a ReLU, so X and X_pre are the same tensor.
+Two families differ, and say so: in wide ResNets a stage is the raw sum, and the ReLU of its batch norm is `X_post`;
+a stage of MobileNetV2 ends without a ReLU, so X and X_pre are the same tensor.
 """
 
 from collections.abc import Mapping
@@ -35,7 +36,7 @@ from models.options import (
 
 @dataclass(frozen=True)
 class Architecture:
-    """A published network: the function that builds it, its options, and the options that its name stands for."""
+    """A named network: the function that builds it, its options, and those of them that the name decides."""
 
     build: str
     options: type[Options]

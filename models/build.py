@@ -16,9 +16,9 @@ def build_model(
 ) -> nn.Module:
     """Build `name` from `models.MODELS`, or call the user's function `package.module:function`.
 
-    `input_shape` is that of one sample, without the batch. The user's function is called with `num_classes`, the
-    options, and `input_shape` if it has a parameter of that name. `ValueError` says what is wrong with the name or
-    the options, `FileNotFoundError` which weights are missing.
+    `input_shape` is that of one sample, without the batch. The user's function is called with `num_classes`,
+    the options, and `input_shape` if it has a parameter of that name. `ValueError` says what is wrong with the
+    name or the options, `FileNotFoundError` which weights are missing.
     """
     if num_classes < 1:
         raise ValueError(f"a model needs at least one class, not {num_classes}")

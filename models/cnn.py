@@ -1,4 +1,4 @@
-"""Plain convolutional networks: a small one of any widths, and those of TAKD (arXiv 1902.03393, by its release)."""
+"""Plain convolutional networks: of any widths, and those of TAKD (arXiv 1902.03393, by its release)."""
 
 from collections.abc import Sequence
 

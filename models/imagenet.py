@@ -19,7 +19,7 @@ _WITH_AUXILIARY_CLASSIFIERS = {"googlenet", "inception_v3"}
 
 
 def build_torchvision(options: TorchvisionOptions, input_shape: Sequence[int], num_classes: int) -> nn.Module:
-    """The network with its weights, if a file is named; ResNets name their stages, all name the `embedding`."""
+    """The network, with weights if a file is named; ResNets name their stages, all name the `embedding`."""
     channels, _, _ = image_shape(input_shape)
     if channels != 3:
         raise ValueError(f"torchvision's networks read 3 channels, but the task's images have {channels}")
@@ -74,7 +74,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 def _make_out_of_place(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "inplace"):
-            module.inplace = False
+            module.inplace = False  # type: ignore[assignment]
 
 
 def _feature_paths(model: nn.Module) -> dict[str, str]:

@@ -1,4 +1,7 @@
-"""Parts that several families share. All ReLUs are out of place: an in-place one would overwrite what it is tapped from."""
+"""Parts that several families share.
+
+Every ReLU is out of place: an in-place one overwrites the pre-activation feature that it reads.
+"""
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -7,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Network(nn.Sequential):
-    """A chain of named parts that ends in logits; `feature_paths` says which submodule's output a feature is."""
+    """A chain of named parts that ends in logits; `feature_paths` says whose output a feature is."""
 
     def __init__(self, parts: Mapping[str, nn.Module], feature_paths: Mapping[str, str]) -> None:
         super().__init__(OrderedDict(parts))
@@ -36,7 +39,7 @@ def chain(**parts: nn.Module) -> nn.Sequential:
 def convolution(
     channels_in: int, channels_out: int, kernel_size: int = 3, *, stride: int = 1, groups: int = 1
 ) -> nn.Conv2d:
-    """A convolution that keeps the image's size, up to its stride; no bias, since batch normalisation follows."""
+    """A convolution that keeps the image's size, up to its stride; no bias, since batch norm follows."""
     padding = kernel_size // 2
     return nn.Conv2d(
         channels_in, channels_out, kernel_size, stride=stride, padding=padding, groups=groups, bias=False
@@ -46,7 +49,7 @@ def convolution(
 def convolution_stage(
     channels_in: int, widths: Sequence[int], *, batch_norm: bool
 ) -> tuple[nn.Sequential, str]:
-    """3x3 convolutions with bias, each followed by ReLU; also the name of the layer that the last ReLU reads."""
+    """3x3 convolutions with bias, each followed by ReLU, and the name of the layer that the last ReLU reads."""
     layers: dict[str, nn.Module] = {}
     last = ""
     for index, channels_out in enumerate(widths, start=1):
@@ -91,7 +94,7 @@ def image_shape(input_shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def initialise_convolutions(model: nn.Module) -> None:
-    """N(0, 2 / (k² · channels out)), biases 0 (arXiv 1502.01852, backward form); batch norms start at 1 and 0."""
+    """N(0, 2 / (k² · channels out)) and biases 0: arXiv 1502.01852, its backward form."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

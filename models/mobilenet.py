@@ -1,7 +1,7 @@
 """MobileNetV2 (arXiv 1801.04381) for 32x32 images, as in the common CIFAR-100 benchmark.
 
-Against the paper: ReLU for ReLU6, one stride of 2 fewer, and the first block keeps its 1x1 expansion although it
-expands by 1. For ImageNet use `{name: torchvision, architecture: mobilenet_v2}`.
+Against the paper: ReLU for ReLU6, one stride of 2 fewer, and the first block keeps its 1x1 expansion although
+it expands by 1. For ImageNet use `{name: torchvision, architecture: mobilenet_v2}`.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from models.options import MobileNetV2Options
 
 _HEAD_WIDTH = 1280
 
-# Rows of the paper's table 2 as (channels, blocks, stride), grouped into the stages whose ends the benchmark taps.
+# The paper's table 2 as (channels, blocks, stride), grouped into the stages whose ends the benchmark taps.
 _STAGES = (
     ((16, 1, 1), (24, 2, 1)),
     ((32, 3, 2),),
@@ -80,7 +80,7 @@ def _stage(
 
 
 class InvertedResidual(nn.Module):
-    """Expand by 1x1, filter each channel by 3x3, project by 1x1 without activation; added to the input if it fits."""
+    """Expand by 1x1, filter each channel by 3x3, project by 1x1 without activation; add the input if it fits."""
 
     def __init__(self, channels_in: int, channels_out: int, stride: int, expansion: int) -> None:
         super().__init__()

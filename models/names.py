@@ -5,7 +5,7 @@ from difflib import get_close_matches
 
 
 def suggestion(word: str, known: Iterable[str], *, listed: Iterable[str] | None = None) -> str:
-    """The end of a message about an unknown name: the closest known one, or else the `listed` ones (default: all)."""
+    """The end of a message about an unknown name: the closest known one, or else the `listed` (all by default)."""
     words = list(known)
     close = get_close_matches(word, words, n=1, cutoff=0.6)
     if close:

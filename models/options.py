@@ -1,6 +1,6 @@
-"""What a user may choose about each family of architectures. Imports no torch: a plan is checked with these alone.
+"""What a user may choose about each family of architectures. Imports no torch: plans are checked with these alone.
 
-The defaults are the published setting of the family; `models.MODELS` fixes some fields to give a network its name.
+Defaults are the published setting of the family; a name in `models.MODELS` decides some of the fields.
 """
 
 from typing import Annotated, Literal, Self
@@ -24,7 +24,7 @@ class Options(BaseModel):
 
 
 class MlpOptions(Options):
-    """A multilayer perceptron with ReLU; inputs of any shape are flattened. No widths: a linear classifier."""
+    """A multilayer perceptron with ReLU; inputs of any shape are flattened. Without widths it is linear."""
 
     widths: tuple[Width, ...] = Field((800, 800), description="units of each hidden layer")
     dropout: Probability = Field(0.0, description="share of hidden units dropped; 0.5 in arXiv 1207.0580")
@@ -32,7 +32,7 @@ class MlpOptions(Options):
 
 
 class AcousticOptions(Options):
-    """The acoustic network of arXiv 1503.02531: 26 frames of 40 filterbank coefficients in, one logit per HMM state."""
+    """The acoustic network of arXiv 1503.02531: 26 frames of 40 filterbank values in, a logit per HMM state out."""
 
     layers: int = Field(8, ge=1, description="hidden layers")
     width: Width = Field(2560, description="units of each hidden layer")
@@ -59,7 +59,7 @@ class CnnOptions(Options):
 
 
 class LeNetOptions(Options):
-    """LeNet-5 with ReLU and max-pooling, as the data-free distillation papers use it; 28x28 or 32x32 inputs."""
+    """LeNet-5 with ReLU and max-pooling, as data-free distillation papers use it; 28x28 or 32x32 inputs."""
 
     width_multiplier: Multiplier = Field(
         1.0, description="factor on 6, 16, 120 and 84 units; 0.5 is the half LeNet"
@@ -67,7 +67,7 @@ class LeNetOptions(Options):
 
 
 class ResNetOptions(Options):
-    """A residual network for small images (arXiv 1512.03385 §4.2) in three stages of 16, 32 and 64 channels."""
+    """A residual network for small images (arXiv 1512.03385 §4.2): three stages of 16, 32 and 64 channels."""
 
     depth: int = Field(
         20, description="layers with weights: 6n + 2 with basic blocks, 9n + 2 with bottlenecks"
@@ -136,7 +136,7 @@ class VggOptions(Options):
 
 
 class MobileNetV2Options(Options):
-    """MobileNetV2 (arXiv 1801.04381) for 32x32 images, as in the common CIFAR-100 benchmark: ReLU instead of ReLU6."""
+    """MobileNetV2 (arXiv 1801.04381) for 32x32 images, as in the common CIFAR-100 benchmark."""
 
     width_multiplier: Multiplier = Field(
         1.0, description="factor on all channels but the last 1280; benchmark: 0.5"
@@ -147,7 +147,14 @@ class MobileNetV2Options(Options):
 class ShuffleNetV2Options(Options):
     """ShuffleNetV2 (arXiv 1807.11164) for 32x32 images, as in the common CIFAR-100 benchmark."""
 
-    width_multiplier: Literal[0.5, 1.0, 1.5, 2.0] = Field(1.0, description="one of the paper's four widths")
+    width_multiplier: float = Field(1.0, description="one of the paper's widths: 0.5, 1.0, 1.5 or 2.0")
+
+    @field_validator("width_multiplier")
+    @classmethod
+    def _is_a_published_width(cls, width_multiplier: float) -> float:
+        if width_multiplier not in (0.5, 1.0, 1.5, 2.0):
+            raise ValueError(f"the paper has the widths 0.5, 1.0, 1.5 and 2.0, not {width_multiplier}")
+        return width_multiplier
 
 
 class TorchvisionOptions(Options):

@@ -1,4 +1,4 @@
-"""Residual networks for small images (He et al., arXiv 1512.03385 §4.2), with the blocks of the common benchmark."""
+"""Residual networks for small images (He et al., arXiv 1512.03385 §4.2), as the common benchmark builds them."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,8 +1,8 @@
-"""ShuffleNetV2 (arXiv 1807.11164) for 32x32 images, as in the common CIFAR-100 benchmark: a 1x1 stem without a pool.
+"""ShuffleNetV2 (arXiv 1807.11164) for 32x32 images, as in the common CIFAR-100 benchmark: 1x1 stem, no pool.
 
-The paper applies the closing ReLU to a branch before the shuffle. Here it comes after the shuffle, on all channels:
-the passed-through half is non-negative already, so values and gradients are the same, and the whole tensor before
-the ReLU can be tapped.
+The paper applies the closing ReLU to a branch before the shuffle. Here it comes after the shuffle, on all
+channels: the half that passes through is non-negative already, so values and gradients are the same, and the
+whole tensor before the ReLU can be tapped.
 """
 
 from collections.abc import Sequence

@@ -1,13 +1,15 @@
 """Features of any torch module, by name or by path, without changing the module.
 
-A name is looked up in the model's `feature_paths`, if it has any; anything else is a path as `named_modules` writes
-it. The feature is what that submodule returns, or, with `:input` appended, what it is given: `layer4.1.relu:input` is
-the sum before a block's last ReLU. A submodule that runs several times in one pass gives its last value.
+A name is looked up in the model's `feature_paths`, if it has any; anything else is a path as `named_modules`
+writes it. The feature is what that submodule returns, or, with `:input` appended, what it is given:
+`layer4.1.relu:input` is the sum before a block's last ReLU. A submodule that runs several times in one pass gives
+its last value.
 """
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from models.names import suggestion
@@ -23,8 +25,8 @@ class Output(NamedTuple):
 class Tapped(nn.Module):
     """A model that returns its features beside its logits.
 
-    Goes inside `DistributedDataParallel` and `torch.compile`, not around them: both rename the paths. Its hooks stay
-    on the model, idle outside of this module's forward, until `remove_hooks`.
+    Goes inside `DistributedDataParallel` and `torch.compile`, not around them: both rename the paths. Its hooks
+    stay on the model, idle outside of this module's forward, until `remove_hooks`.
     """
 
     def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
@@ -49,15 +51,15 @@ class Tapped(nn.Module):
 
 
 def feature_path(model: nn.Module, name: str) -> tuple[str, bool]:
-    """The path of the submodule behind a feature, and whether its input is meant; `ValueError` if there is none."""
+    """The path of the submodule behind a feature, and whether its input is meant; `ValueError` if none."""
     named: dict[str, str] = getattr(model, "feature_paths", {})
     path, _, side = named.get(name, name).partition(":")
-    known = [path for path, _ in model.named_modules() if path]
+    submodules = model.named_modules(remove_duplicate=False)  # a shared part has several paths
+    known = [known_path for known_path, _ in submodules if known_path]
     if path not in known or side not in {"", "input"}:
-        shown = list(named) or [path for path, _ in model.named_children()]
-        raise ValueError(
-            f"{type(model).__name__} has no feature `{name}`{suggestion(name, [*named, *known], listed=shown)}"
-        )
+        shown = list(named) or [child for child, _ in model.named_children()]
+        hint = suggestion(name, [*named, *known], listed=shown)
+        raise ValueError(f"{type(model).__name__} has no feature `{name}`{hint}")
     return path, side == "input"
 
 
@@ -76,7 +78,7 @@ class _Collector:
     """The features of the pass that is running, with the version each tensor had when it was tapped."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, tuple[Tensor, int]] | None = None
+        self._kept: dict[str, tuple[Tensor, int | None]] | None = None
 
     def start(self) -> None:
         self._kept = {}
@@ -89,8 +91,9 @@ class _Collector:
             return
         if not isinstance(value, Tensor):
             raise ValueError(f"feature `{name}` is a {type(value).__name__}; only a tensor can be a feature")
-        if value.is_inference():  # such tensors count no versions, so a change in place could not be noticed
-            self._kept[name] = value.clone(), -1
+        # Where versions cannot be read, a change in place would go unnoticed: keep a copy.
+        if torch.compiler.is_compiling() or value.is_inference():
+            self._kept[name] = value.clone(), None
         else:
             self._kept[name] = value, value._version
 
@@ -101,10 +104,10 @@ class _Collector:
         if self._kept is None or name not in self._kept:
             raise ValueError(f"feature `{name}` was not computed: its submodule did not run in this pass")
         value, version = self._kept[name]
-        if version not in (-1, value._version):
+        if version is not None and version != value._version:
             raise ValueError(
-                f"feature `{name}` was overwritten after it was tapped; make the layer that follows out of place "
-                "(`inplace=False`)"
+                f"feature `{name}` was overwritten after it was tapped; make the layer that follows "
+                "out of place (`inplace=False`)"
             )
         return value
 

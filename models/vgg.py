@@ -1,4 +1,4 @@
-"""VGG (arXiv 1409.1556) as in the common CIFAR-100 benchmark: batch norm, and one linear layer instead of three."""
+"""VGG (arXiv 1409.1556) as in the common CIFAR-100 benchmark: batch norm, one linear layer instead of three."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ _CONVOLUTIONS_PER_STAGE = {8: 1, 13: 2}
 
 
 def build_vgg(options: VggOptions, input_shape: Sequence[int], num_classes: int) -> Network:
-    """The first stage is the `stem`. 32x32 images are pooled three times, images of 64 and more four times."""
+    """The first stage is the `stem`. Images of 32x32 are pooled three times, of 64x64 and more four times."""
     channels, height, _ = image_shape(input_shape)
     num_pools = 4 if height >= 64 else 3
     parts: dict[str, nn.Module] = {}

@@ -1,7 +1,7 @@
-"""Wide residual networks (Zagoruyko and Komodakis, arXiv 1605.07146): batch norm and ReLU before each convolution.
+"""Wide residual networks (Zagoruyko and Komodakis, arXiv 1605.07146): batch norm and ReLU before a convolution.
 
-A stage ends in a sum that no ReLU closes. `stage1` is that sum; `stage1_pre` and `stage1_post` lie around the first
-ReLU of the next stage, which is where OFD (arXiv 1904.01866) takes its features.
+A stage ends in a sum that no ReLU closes. `stage1` is that sum; `stage1_pre` and `stage1_post` lie around the
+first ReLU of the next stage, which is where OFD (arXiv 1904.01866) takes its features.
 """
 
 from collections.abc import Sequence
@@ -60,7 +60,7 @@ def _stage(channels_in: int, width: int, *, stride: int, options: WideResNetOpti
 
 
 class PreActivationBlock(nn.Module):
-    """branch(relu(norm(x))) + x. Where channels change, the shortcut is a 1x1 convolution of relu(norm(x))."""
+    """branch(relu(norm(x))) + x; where channels change, x becomes a 1x1 convolution of relu(norm(x))."""
 
     def __init__(self, channels_in: int, channels_out: int, stride: int, dropout: float) -> None:
         super().__init__()

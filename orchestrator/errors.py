@@ -29,7 +29,7 @@ class StageError(DistillError):
     """A stage could not finish."""
 
 
-class StageStopped(StageError):
+class StageStopped(StageError):  # noqa: N818 - an outcome, not a fault
     """A stage stopped because it was asked to, after writing its checkpoint."""
 
 

@@ -34,6 +34,6 @@ def stamp(path: Path) -> tuple[int, int]:
 def _digest_once(path: Path, size: int, changed: int) -> str:
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
+            return hashlib.file_digest(stream, "sha256").hexdigest()
     except (EOFError, gzip.BadGzipFile) as error:
         raise ValueError(f"`{path}` is damaged: {error}") from error

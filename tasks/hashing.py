@@ -1,12 +1,14 @@
 """Numbers that belong to a sample and not to a moment: a counter-based hash of (key, sample id, counter).
 
-The hash is the SplitMix64 generator (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014):
-an additive counter with Stafford's variant 13 as finaliser. Whoever asks for the same (key, id, counter) gets the same
+The hash is SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014): an additive
+counter with Stafford's variant 13 as finaliser. Whoever asks for the same (key, id, counter) gets the same
 bits, whatever was asked before, on whatever machine. Cuts made with it depend on the ids only, not on their order.
 """
 
 import numpy as np
 from numpy.typing import NDArray
+
+VALIDATION_CUT, TEST_CUT = 0, 1  # keep the two cuts of one seed apart
 
 MASK = 2**64 - 1
 GAMMA = 0x9E3779B97F4A7C15

@@ -7,13 +7,13 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from tasks.digests import digest_file
-from tasks.hashing import fold_key, smallest_hashes
+from tasks.hashing import TEST_CUT, fold_key, smallest_hashes
 from tasks.idx import find_idx_files, read_idx_splits
 from tasks.published import PublishedTask
 from tasks.task import Arrays
 
 # Fixed for good: which of the 500 embedded digits of each class are test digits.
-EMBEDDED_TEST_KEY = fold_key(5000)
+EMBEDDED_TEST_KEY = fold_key(5000, TEST_CUT)
 EMBEDDED_TEST_PER_CLASS = 100
 
 

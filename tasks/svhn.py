@@ -50,6 +50,6 @@ def _read_mat(path: Path, *, first_id: int) -> Arrays:
         raise ValueError(f"`{path}` is not a readable MATLAB file with `X` and `y`: {error}") from error
     return Arrays(
         inputs=np.ascontiguousarray(images.transpose(3, 2, 0, 1)),
-        labels=labels.ravel().astype(np.int64) % 10,
+        labels=np.where(labels.ravel() == 10, 0, labels.ravel()).astype(np.int64),
         ids=np.arange(first_id, first_id + labels.size),
     )

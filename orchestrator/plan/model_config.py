@@ -19,7 +19,7 @@ class ModelConfig(Config):
 
     name: str
     num_classes: Integer | None = Field(None, ge=2, description="outputs; the task's classes when left out")
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field({}, description="of the architecture")
 
     @model_validator(mode="before")
     @classmethod
@@ -38,14 +38,14 @@ def _checked_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
     if name not in MODELS:
         raise located_error(f"unknown model `{name}`{did_you_mean(name, MODELS)}", "name")
     architecture = MODELS[name]
+    known = architecture.options.model_fields
     for key in options:
-        if key not in architecture.options.model_fields:
-            raise located_error(
-                f"model `{name}` has no option `{key}`{did_you_mean(key, architecture.options.model_fields)}",
-                key,
-            )
+        if key not in known:
+            raise located_error(f"model `{name}` has no option `{key}`{did_you_mean(key, known)}", key)
     try:
-        checked = architecture.options.model_validate({**architecture.preset, **options})
+        architecture.options.model_validate({**architecture.preset, **options})
+        return architecture.read_options(options).model_dump(mode="json")
     except ValidationError as error:
         raise relocated(error) from None
-    return checked.model_dump(mode="json")
+    except ValueError as error:
+        raise located_error(str(error)) from None

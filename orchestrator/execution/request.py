@@ -1,0 +1,86 @@
+"""What a back end is given and what it gives back: plain values that cross processes and machines."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from orchestrator.plan.order import Graph, Node
+from orchestrator.plan.training_configs import ResourcesConfig
+from tasks.task import Task
+
+
+@dataclass(frozen=True)
+class StageRequest:
+    """One attempt at one stage. All fields are JSON values; `reads` maps node names to folders below `root`."""
+
+    name: str
+    kind: str
+    fingerprint: str
+    folder: str
+    root: str
+    config: dict[str, Any]
+    identity: dict[str, Any]
+    task: dict[str, Any]
+    reads: dict[str, str]
+    attempt: str
+    resources: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> ResourcesConfig:
+        """What each worker of the stage needs."""
+        return ResourcesConfig.model_validate(self.resources)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; `StageRequest(**values)` is the way back."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended. `stopped`: it was asked to, and left a checkpoint; `lost`: its process died."""
+
+    status: Literal["done", "failed", "stopped", "lost"]
+    seconds: float = 0.0
+    error: str | None = None
+
+
+class Backend(Protocol):
+    """Where stages run. One driver thread calls these methods."""
+
+    def check_feasible(self, nodes: Sequence[Node]) -> None:
+        """`PlanError` when a node asks for more than the machines will ever have."""
+        ...
+
+    def try_start(self, request: StageRequest) -> bool:
+        """Start a stage if there is room for it now; False leaves it waiting."""
+        ...
+
+    def wait(self, seconds: float) -> list[tuple[str, Outcome]]:
+        """Names and outcomes of attempts that ended; returns at once when there are some, else after `seconds`."""
+        ...
+
+    def stop(self) -> list[tuple[str, Outcome]]:
+        """Ask running stages to write a checkpoint and stop; end those that do not. Nothing runs afterwards."""
+        ...
+
+    def close(self) -> None:
+        """Free everything."""
+        ...
+
+
+def build_request(node: Node, graph: Graph, task: Task, root: Path, attempt: str) -> StageRequest:
+    """The request for one node of a graph."""
+    return StageRequest(
+        name=node.name,
+        kind=node.kind,
+        fingerprint=node.fingerprint,
+        folder=node.folder,
+        root=str(root),
+        config=node.config.model_dump(mode="json"),
+        identity=dict(node.identity),
+        task=task.model_dump(mode="json"),
+        reads={name: graph.nodes[name].folder for name in node.reads},
+        attempt=attempt,
+        resources=node.config.resources.model_dump(mode="json"),
+    )

@@ -1,0 +1,163 @@
+"""One attempt at a stage, in whatever process it was sent to: set up, call the stage, write the record."""
+
+import logging
+import platform
+import subprocess
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+
+from orchestrator.errors import StageError, StageStopped
+from orchestrator.execution.request import Outcome, StageRequest
+from orchestrator.lookup import load_object
+from orchestrator.plan.schema import build_task
+from orchestrator.plan.stage_configs import STAGES
+from orchestrator.runs.context import StageContext, never
+from orchestrator.runs.folder import LOG, StageFolder
+from orchestrator.runs.record import Record, summary_of
+
+log = logging.getLogger(__name__)
+
+
+def run_stage(
+    request: StageRequest,
+    *,
+    should_stop: Callable[[], bool] = never,
+    rank: int = 0,
+    world: int = 1,
+    device: str = "cpu",
+) -> Outcome:
+    """Run a stage on this process. Its own errors end in the record, not in an exception.
+
+    With `world` > 1 every worker of a `torch.distributed` group calls this. An error of the stage is then written by
+    whichever worker meets it first.
+    """
+    started = time.monotonic()
+    folder = StageFolder(Path(request.root) / request.folder)
+    context = StageContext(
+        name=request.name,
+        folder=folder,
+        root=Path(request.root),
+        task=build_task(request.task),
+        reads=request.reads,
+        attempt=request.attempt,
+        rank=rank,
+        world=world,
+        device=device,
+        should_stop=should_stop,
+    )
+    with _logging_to(folder.path / LOG, enabled=rank == 0):
+        try:
+            _set_threads(request)
+            log.info("started (attempt %s, rank %d of %d, %s)", request.attempt, rank, world, device)
+            metrics = _call(request, context)
+            if rank == 0:
+                _finish(request, context, metrics, time.monotonic() - started)
+        except StageStopped as error:
+            log.info("stopped: %s", error.message)
+            return Outcome("stopped", time.monotonic() - started, error.message)
+        except Exception as error:
+            log.error("failed: %s", traceback.format_exc())
+            return _fail(request, context, error, time.monotonic() - started)
+    return Outcome("done", time.monotonic() - started)
+
+
+def _call(request: StageRequest, context: StageContext) -> dict[str, float]:
+    kind = STAGES[request.kind]
+    config = kind.config.model_validate(request.config)
+    stage = load_object(kind.run)
+    metrics: dict[str, float] = stage(config, context)
+    return metrics
+
+
+def _finish(request: StageRequest, context: StageContext, metrics: dict[str, float], seconds: float) -> None:
+    context.flush()
+    context.check_current()
+    record = Record(
+        kind=request.kind,
+        fingerprint=request.fingerprint,
+        status="done",
+        seconds=seconds,
+        finished=time.time(),
+        metrics={name: float(value) for name, value in metrics.items()},
+        parameters=context.parameters,
+        payload=context.folder.checksums(context.payload),
+        versions=versions(),
+        git_commit=git_commit(),
+    )
+    context.folder.write_record(record)
+    log.info("done in %.1f s", seconds)
+
+
+def _fail(request: StageRequest, context: StageContext, error: Exception, seconds: float) -> Outcome:
+    summary = summary_of(error)
+    record = Record(
+        kind=request.kind,
+        fingerprint=request.fingerprint,
+        status="failed",
+        seconds=seconds,
+        finished=time.time(),
+        versions=versions(),
+        git_commit=git_commit(),
+        error=summary,
+        traceback=traceback.format_exc(),
+    )
+    try:
+        context.check_current()
+        context.folder.write_record(record)
+    except StageError:
+        log.warning("this attempt was superseded; its failure is not recorded")
+    except Exception as second:  # a full disk must not hide the first error
+        log.error("the record cannot be written: %s", second)
+    return Outcome("failed", seconds, summary)
+
+
+def _set_threads(request: StageRequest) -> None:
+    """As many threads as CPUs were asked for, here as on a cluster: sums round the same way everywhere."""
+    import torch
+
+    threads = max(1, int(request.shape.cpus))
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _logging_to(path: Path, *, enabled: bool) -> Iterator[None]:
+    if not enabled:
+        yield
+        return
+    logger = logging.getLogger("orchestrator")
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    level = logger.level
+    logger.setLevel(min(level or logging.INFO, logging.INFO))
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
+        handler.close()
+
+
+@lru_cache(maxsize=1)
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    return {"python": platform.python_version()} | {
+        name: version(name) for name in ("torch", "torchvision", "ray")
+    }
+
+
+@lru_cache(maxsize=1)
+def git_commit() -> str | None:
+    """The commit of the working directory, if it is a git checkout."""
+    try:
+        return subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,105 @@
+"""What a stage receives besides its config: where to read, where to write, how to report, when to stop."""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from orchestrator.errors import StageError, StoreError
+from orchestrator.runs.files import read_json, write_json
+from orchestrator.runs.folder import METRICS, StageFolder
+from tasks.task import Task
+
+ATTEMPT = "attempt.json"
+FLUSH_SECONDS = 2.0
+
+log = logging.getLogger("orchestrator")
+
+
+def never() -> bool:
+    """The answer of a run that nobody stops."""
+    return False
+
+
+@dataclass
+class StageContext:
+    """One attempt at one stage, on one of `world` processes.
+
+    Only the main process (rank 0) writes. An attempt that was superseded, because its driver was taken for dead,
+    may not publish: `check_current` raises.
+    """
+
+    name: str
+    folder: StageFolder
+    root: Path
+    task: Task
+    reads: Mapping[str, str] = field(default_factory=dict)
+    attempt: str = ""
+    rank: int = 0
+    world: int = 1
+    device: str = "cpu"
+    should_stop: Callable[[], bool] = never
+    payload: set[str] = field(default_factory=set)
+    parameters: int | None = None
+    _lines: list[str] = field(default_factory=list)
+    _flushed: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the stage's files."""
+        return self.rank == 0
+
+    def input(self, name: str) -> StageFolder:
+        """The folder of a finished stage that this one reads."""
+        return StageFolder(self.root / self.reads[name])
+
+    def path(self, name: str) -> Path:
+        """Where to write the payload file `name`; it enters the record when the stage is done."""
+        self.payload.add(name)
+        return self.folder.path / name
+
+    def report(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append metrics of one step to `metrics.jsonl` (buffered: at most `FLUSH_SECONDS` behind)."""
+        if not self.is_main:
+            return
+        self._lines.append(json.dumps({"step": step, "time": round(time.time(), 3), **metrics}))
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> int:
+        """Write buffered metrics; returns the size of the file in bytes."""
+        path = self.folder.path / METRICS
+        if self._lines and self.is_main:
+            self.check_current()
+            with path.open("a") as stream:
+                stream.write("".join(line + "\n" for line in self._lines))
+        self._lines.clear()
+        self._flushed = time.monotonic()
+        return path.stat().st_size if path.exists() else 0
+
+    def rewind_metrics(self, size: int) -> None:
+        """Forget metrics written after the checkpoint that is being resumed (`size` bytes long then)."""
+        path = self.folder.path / METRICS
+        if self.is_main and path.exists():
+            with path.open("r+") as stream:
+                stream.truncate(size)
+
+    def check_current(self) -> None:
+        """Raise unless this attempt still owns the folder."""
+        if not self.attempt:
+            return
+        try:
+            current = read_json(self.folder.path / ATTEMPT)["attempt"]
+        except StoreError:
+            current = None
+        if current != self.attempt:
+            raise StageError(
+                f"another driver took over stage `{self.name}`; this attempt stops without publishing"
+            )
+
+
+def claim_attempt(folder: StageFolder, attempt: str) -> None:
+    """Make `attempt` the only one that may publish to `folder`."""
+    write_json(folder.path / ATTEMPT, {"attempt": attempt})

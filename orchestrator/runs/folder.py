@@ -1,0 +1,102 @@
+"""A stage's folder: config, log, metrics, payload files, and the record that makes them a result."""
+
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from orchestrator.errors import StoreError
+from orchestrator.runs.files import make_folder, read_json, sha256_file, write_json
+from orchestrator.runs.record import Record
+
+RECORD = "record.json"
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+LOG = "log.txt"
+
+
+class StageFolder:
+    """`runs/stages/<kind>-<fingerprint>/`, shared by every plan that asks for the same thing."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def create(self, identity: Mapping[str, Any]) -> None:
+        """Make the folder and write what the stage is; a folder of another stage is refused."""
+        make_folder(self.path)
+        config = self.path / CONFIG
+        if config.exists():
+            try:
+                if read_json(config) == identity:
+                    return
+            except StoreError:
+                pass  # damaged: it is rewritten from what we know
+            else:
+                raise StoreError(f"`{self.path}` belongs to another stage; move it away and run again")
+        write_json(config, identity)
+
+    def record(self) -> Record | None:
+        """The record, or None for unfinished work. `StoreError` when the file is damaged or of another stage."""
+        path = self.path / RECORD
+        if not path.exists():
+            return None
+        try:
+            record = Record.model_validate(read_json(path))
+        except ValidationError as error:
+            raise StoreError(f"`{path}` is damaged: {error.errors()[0]['msg']}") from None
+        if self.path.name != f"{record.kind}-{record.fingerprint}":
+            raise StoreError(
+                f"`{path}` is the record of `{record.kind}-{record.fingerprint}`, not of this folder"
+            )
+        return record
+
+    def done_record(self) -> Record:
+        """The record of a finished stage; `StoreError` when there is none."""
+        record = self.record()
+        if record is None or record.status != "done":
+            raise StoreError(f"`{self.path}` holds no finished result")
+        return record
+
+    def write_record(self, record: Record) -> None:
+        """Make the folder a result. Nothing may be written to it afterwards."""
+        write_json(self.path / RECORD, record.model_dump(mode="json"))
+
+    def checksums(self, names: Iterable[str]) -> dict[str, str]:
+        """SHA-256 of payload files, by their path below the folder."""
+        return {name: sha256_file(self.path / name) for name in sorted(names)}
+
+    def damage(self) -> str | None:
+        """Name the first payload file that is missing or differs from the record; None when all is well."""
+        try:
+            record = self.done_record()
+        except StoreError as error:
+            return error.message
+        for name, expected in record.payload.items():
+            path = self.path / name
+            if not path.is_file():
+                return f"`{path}` is missing"
+            if sha256_file(path) != expected:
+                return f"`{path}` is damaged: its checksum differs from the record"
+        return None
+
+    def payload(self, name: str) -> Path:
+        """The path of a payload file, after checking it against the record."""
+        record = self.done_record()
+        path = self.path / name
+        if name not in record.payload:
+            raise StoreError(f"`{self.path}` has no payload `{name}`")
+        if not path.is_file() or sha256_file(path) != record.payload[name]:
+            raise StoreError(f"`{path}` is damaged: run the plan again, the stage is made anew")
+        return path
+
+    def forget(self) -> None:
+        """Delete everything but the lease: the stage runs from the start."""
+        for path in self.path.iterdir() if self.path.is_dir() else ():
+            if path.name.startswith("lease"):
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)

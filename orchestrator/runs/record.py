@@ -1,0 +1,32 @@
+"""What a stage leaves behind: the record, written last. No record, no result."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Record(BaseModel):
+    """The outcome of one stage. `payload` holds the SHA-256 of every file that the stage made."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str
+    fingerprint: str
+    status: Literal["done", "failed"]
+    seconds: float
+    finished: float
+    metrics: dict[str, float] = {}
+    parameters: int | None = None
+    payload: dict[str, str] = {}
+    versions: dict[str, str] = {}
+    git_commit: str | None = None
+    error: str | None = None
+    traceback: str | None = None
+
+
+def summary_of(error: BaseException) -> str:
+    """One line for the table of outcomes."""
+    message = getattr(error, "message", None) or str(error)
+    first = str(message).strip().splitlines()[0] if str(message).strip() else ""
+    is_ours = hasattr(error, "message")
+    return first if is_ours else f"{type(error).__name__}: {first}"

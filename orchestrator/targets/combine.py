@@ -1,0 +1,226 @@
+"""Combining the targets of several teachers into one store (methods.md §4).
+
+The arithmetic mean becomes a mixture, formed when it is read because it depends on the temperature. The geometric
+mean has logits of its own, the mean of the members' logits, so it becomes a dense store. Either way the members are
+read once, block by block, to measure how far each of them is from the mean.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from orchestrator.errors import StageError
+from orchestrator.runs.files import make_folder
+from orchestrator.targets.mixing import (
+    TeacherTargets,
+    divergence_from,
+    entropy_weights,
+    geometric_log_probabilities,
+    mean_logits,
+    tempered_log_probabilities,
+)
+from orchestrator.targets.reader import Targets, open_members, path_in_stages
+from orchestrator.targets.shards import ShardedRows, ShardWriter
+from orchestrator.targets.store import (
+    MANIFEST,
+    ROWS_PER_SHARD,
+    Description,
+    Manifest,
+    TargetWriter,
+    write_manifest,
+)
+
+BLOCK_ELEMENTS = 1 << 19
+PERFECT_ACCURACY = 1 - 1e-4
+
+
+@dataclass(frozen=True)
+class EntropyWeights:
+    """Weights per sample, w_m ∝ exp(-H_m / tau): the teacher that is surer counts more (§4.5)."""
+
+    tau: float = 1.0
+
+
+Rule = Literal["arithmetic", "geometric"]
+Weights = Sequence[float] | EntropyWeights | None
+
+
+def combine(
+    folder: Path,
+    members: Sequence[Path],
+    *,
+    root: Path,
+    rule: Rule = "arithmetic",
+    weights: Weights = None,
+    rows_per_shard: int = ROWS_PER_SHARD,
+) -> dict[str, float]:
+    """Write the combined targets of dense stores to `folder`; None means equal weights, numbers are normalised.
+
+    Returns, for each member m, `targets/kl/m` (mean KL(p^m ‖ p̄) at T = 1, in nats) and `targets/weight/m` (mean
+    weight): a broken teacher is far from the mean. Raises `StoreError` when the members do not agree.
+    """
+    if not members:
+        raise StageError("there are no targets to combine")
+    fixed = None if isinstance(weights, EntropyWeights) else normalise(weights, len(members))
+    opened = open_members(members, root=root)
+    first = opened[0][0]
+    teachers = tuple(teacher for manifest, _ in opened for teacher in manifest.teachers)
+    description = first.description().model_copy(update={"teachers": teachers, "rule": rule})
+    columns = [column for _, column in opened]
+    names = tuple(path_in_stages(member, root) for member in members)
+    blocks = _read_blocks(description, columns, fixed if fixed else weights)
+    if rule == "geometric":
+        return _write_geometric(folder, description, blocks, rows_per_shard)
+    if fixed:
+        return _write_mixture(folder, description, names, fixed, blocks)
+    return _write_weighted_mixture(folder, description, names, blocks, rows_per_shard)
+
+
+def normalise(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
+    """`count` weights that sum to 1; None gives equal ones. Raises `StageError` for impossible weights."""
+    if weights is None:
+        return (1 / count,) * count
+    if len(weights) != count:
+        raise StageError(f"{len(weights)} weights were given for {count} targets; give one for each")
+    if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not sum(weights) > 0:
+        raise StageError(f"weights must be numbers from 0 up, and not all 0: {list(weights)}")
+    total = math.fsum(weights)
+    return tuple(weight / total for weight in weights)
+
+
+def accuracy_weights(
+    accuracies: Sequence[float],
+    mode: Literal["proportional", "softmax", "logodds"],
+    *,
+    num_classes: int,
+    tau: float = 1.0,
+) -> tuple[float, ...]:
+    """Weights from validation accuracies between 0 and 1 (§4.4).
+
+    proportional: w ∝ a. softmax: w ∝ exp(a / tau), a and tau in percentage points. logodds: w ∝ log((C - 1) a /
+    (1 - a)), the best vote of independent, equally confused classifiers; 0 at chance and below, and an accuracy
+    of 1 counts as 0.9999, as its log odds are infinite.
+    """
+    if not all(0 <= accuracy <= 1 for accuracy in accuracies):
+        raise StageError(f"accuracies must lie between 0 and 1: {list(accuracies)}")
+    if mode == "proportional":
+        raw = list(accuracies)
+    elif mode == "softmax":
+        best = max(accuracies)
+        raw = [math.exp(100 * (accuracy - best) / tau) for accuracy in accuracies]
+    else:
+        raw = [_log_odds(accuracy, num_classes) for accuracy in accuracies]
+    if not any(raw):
+        raise StageError(
+            f"no teacher is better than chance, so accuracy gives no weights: {list(accuracies)}"
+        )
+    return normalise(raw, len(accuracies))
+
+
+def _log_odds(accuracy: float, num_classes: int) -> float:
+    if accuracy * num_classes <= 1:
+        return 0.0
+    accuracy = min(accuracy, PERFECT_ACCURACY)
+    return math.log((num_classes - 1) * accuracy / (1 - accuracy))
+
+
+class _Block(NamedTuple):
+    """Consecutive rows: position of the first, sample ids (B,), what the members say about them."""
+
+    start: int
+    ids: Tensor
+    targets: TeacherTargets
+
+
+def _read_blocks(
+    description: Description, columns: Sequence[ShardedRows], weights: Weights
+) -> Iterator[_Block]:
+    """Ids and targets of all rows, view after view, in blocks of bounded size."""
+    is_per_sample = isinstance(weights, EntropyWeights)
+    fixed = torch.full((len(columns),), 1 / len(columns)) if is_per_sample else torch.tensor(weights)
+    targets = Targets(description, columns, fixed)
+    size = max(1, BLOCK_ELEMENTS // (len(columns) * description.num_classes))
+    for view in range(description.views_stored):
+        for rows in torch.arange(description.rows).split(size):
+            block = targets.read(rows, view)
+            if isinstance(weights, EntropyWeights):
+                block = TeacherTargets(block.logits, entropy_weights(block.logits, weights.tau))
+            yield _Block(view * description.rows + int(rows[0]), targets.ids[rows], block)
+
+
+def _write_geometric(
+    folder: Path, description: Description, blocks: Iterator[_Block], rows_per_shard: int
+) -> dict[str, float]:
+    writer = TargetWriter(folder, description, rows_per_shard=rows_per_shard)
+    means = _RunningMeans()
+    for start, ids, targets in blocks:
+        means.add(targets, geometric_log_probabilities(targets, 1.0))
+        known = writer.rows_done - start
+        writer.append(ids[known:], mean_logits(targets)[known:])
+    writer.close()
+    return means.metrics()
+
+
+def _write_mixture(
+    folder: Path,
+    description: Description,
+    names: tuple[str, ...],
+    weights: tuple[float, ...],
+    blocks: Iterator[_Block],
+) -> dict[str, float]:
+    means = _RunningMeans()
+    for _, _, targets in blocks:
+        means.add(targets, tempered_log_probabilities(targets, 1.0))
+    manifest = Manifest(**description.model_dump(), form="mixture", members=names, weights=weights)
+    write_manifest(make_folder(folder), manifest)
+    return means.metrics()
+
+
+def _write_weighted_mixture(
+    folder: Path,
+    description: Description,
+    names: tuple[str, ...],
+    blocks: Iterator[_Block],
+    rows_per_shard: int,
+) -> dict[str, float]:
+    layout = description.layout("weights", "float32", len(names))
+    writer = ShardWriter(folder, layout, rows_per_shard=rows_per_shard)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    means = _RunningMeans()
+    for start, ids, targets in blocks:
+        means.add(targets, tempered_log_probabilities(targets, 1.0))
+        known = writer.rows_done - start
+        writer.append(ids[known:], targets.weights[known:])
+    manifest = Manifest(
+        **description.model_dump(), form="mixture", members=names, weight_shards=writer.close()
+    )
+    write_manifest(folder, manifest)
+    return means.metrics()
+
+
+class _RunningMeans:
+    """Mean divergence and mean weight of every member, summed in float64."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._divergence = torch.zeros((), dtype=torch.float64)
+        self._weight = torch.zeros((), dtype=torch.float64)
+
+    def add(self, targets: TeacherTargets, log_mean: Tensor) -> None:
+        self.rows += len(log_mean)
+        divergence = divergence_from(targets.logits, log_mean)
+        self._divergence = self._divergence + divergence.double().sum(dim=0)
+        self._weight = self._weight + targets.weights.double().sum(dim=0)
+
+    def metrics(self) -> dict[str, float]:
+        sums = {"targets/kl": self._divergence, "targets/weight": self._weight}
+        return {
+            f"{name}/{member}": value / self.rows
+            for name, total in sums.items()
+            for member, value in enumerate(total.tolist())
+        }

@@ -1,0 +1,63 @@
+"""From the logits of several teachers to one target distribution (methods.md §4).
+
+Everything is computed in float32 and over dim -1 = classes. Nothing here is a matrix product on purpose: autocast
+would run it in half precision.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class TeacherTargets(NamedTuple):
+    """What M teachers say about a batch: `logits` (B, M, C) and `weights` (B, M), float32, weights sum to 1."""
+
+    logits: Tensor
+    weights: Tensor
+
+
+def tempered_probabilities(targets: TeacherTargets, temperature: float) -> Tensor:
+    """Arithmetic mean Σ_m w_m softmax(v^m / T), (B, C); tempered inside the mean (§4.2)."""
+    members = torch.softmax(targets.logits.float() / temperature, dim=-1)
+    if members.shape[1] == 1:
+        return members[:, 0]
+    return (members * targets.weights.float().unsqueeze(-1)).sum(dim=1)
+
+
+def tempered_log_probabilities(targets: TeacherTargets, temperature: float) -> Tensor:
+    """Logarithm of `tempered_probabilities`, (B, C), exact where a probability would be rounded to 0."""
+    members = torch.log_softmax(targets.logits.float() / temperature, dim=-1)
+    if members.shape[1] == 1:
+        return members[:, 0]
+    return torch.logsumexp(members + targets.weights.float().log().unsqueeze(-1), dim=1)
+
+
+def mean_logits(targets: TeacherTargets) -> Tensor:
+    """Σ_m w_m v^m, (B, C): logits of the geometric mean at any temperature (§4.3)."""
+    return (targets.logits.float() * targets.weights.float().unsqueeze(-1)).sum(dim=1)
+
+
+def geometric_log_probabilities(targets: TeacherTargets, temperature: float) -> Tensor:
+    """log softmax(Σ_m w_m v^m / T), (B, C): the normalised product Π_m (p^m)^w_m (§4.3)."""
+    return torch.log_softmax(mean_logits(targets) / temperature, dim=-1)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy of softmax(logits) in nats, (...,)."""
+    log_probabilities = torch.log_softmax(logits.float(), dim=-1)
+    return -(log_probabilities.exp() * log_probabilities).sum(dim=-1)
+
+
+def entropy_weights(logits: Tensor, tau: float) -> Tensor:
+    """Weights per sample w_m ∝ exp(-H_m / τ), H at T = 1: (B, M) from logits (B, M, C) (§4.5)."""
+    if not (tau > 0 and math.isfinite(tau)):
+        raise ValueError(f"the entropy weights' tau must be above 0, not {tau}")
+    return torch.softmax(-entropy(logits) / tau, dim=-1)
+
+
+def divergence_from(logits: Tensor, log_mean: Tensor) -> Tensor:
+    """KL(p^m ‖ p̄) at T = 1 in nats, (B, M), from logits (B, M, C) and log p̄ (B, C)."""
+    members = torch.log_softmax(logits.float(), dim=-1)
+    return (members.exp() * (members - log_mean.unsqueeze(1))).sum(dim=-1)

@@ -1,0 +1,213 @@
+"""Opening soft targets: everything is checked once, here; after that reading is a gather from mapped files."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from orchestrator.errors import StoreError
+from orchestrator.targets.mixing import TeacherTargets
+from orchestrator.targets.shards import ShardedRows
+from orchestrator.targets.store import Description, Manifest, load_manifest
+
+AGREEMENT = ("task", "split", "transfer", "num_classes", "rows", "views", "view_seed", "augment")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expectation:
+    """What the reader of targets is about to train on. `view_seed` and `augment` matter when there are views."""
+
+    task: str
+    split: str
+    num_classes: int
+    views: int = 0
+    view_seed: int = 0
+    augment: Sequence[dict[str, Any]] = ()
+
+
+class Targets:
+    """Soft targets, ready to be read: the logits of `num_teachers` teachers for every sample and view.
+
+    Holds the sample ids (8 bytes a sample) and mapped pages, which all processes of a machine share.
+    """
+
+    def __init__(
+        self, description: Description, members: Sequence[ShardedRows], weights: Tensor | ShardedRows
+    ) -> None:
+        self.description = description
+        self.ids = torch.from_numpy(members[0].ids_between(0, description.rows))
+        self._members = tuple(members)
+        self._weights = weights
+
+    @property
+    def num_teachers(self) -> int:
+        """Distributions per sample: the members of a mixture; 1 where teachers were already combined."""
+        return len(self._members)
+
+    @property
+    def num_classes(self) -> int:
+        return self.description.num_classes
+
+    @property
+    def views(self) -> int:
+        """0: the clean input, read as view 0. n: views 0 … n - 1."""
+        return self.description.views
+
+    def rows_of(self, ids: Tensor) -> Tensor:
+        """Rows (N,) of the samples `ids` (N,); `StoreError` names a sample that is not here."""
+        ids = ids.to("cpu", torch.int64)
+        if torch.equal(ids, self.ids):
+            return torch.arange(len(ids))
+        sorted_ids, order = self._sorted
+        places = torch.searchsorted(sorted_ids, ids).clamp(max=len(sorted_ids) - 1)
+        is_missing = sorted_ids[places] != ids
+        if is_missing.any():
+            raise StoreError(
+                f"the targets hold nothing for sample {int(ids[is_missing][0])} ({int(is_missing.sum())} of"
+                f" {len(ids)} samples are missing); write targets for a transfer set that contains them"
+            )
+        return order[places]
+
+    def read(self, rows: Tensor, view: int = 0) -> TeacherTargets:
+        """Logits (B, M, C) and weights (B, M) of the samples at `rows` (B,), float32, on the CPU."""
+        if not 0 <= view < self.description.views_stored:
+            raise StoreError(f"the targets have no view {view}; they have {self.description.views_stored}")
+        positions = rows.cpu().numpy() + view * self.description.rows
+        logits = torch.empty(len(positions), self.num_teachers, self.num_classes)
+        for index, member in enumerate(self._members):
+            logits[:, index] = torch.from_numpy(member.gather(positions))
+        if isinstance(self._weights, ShardedRows):
+            return TeacherTargets(logits, torch.from_numpy(self._weights.gather(positions)))
+        return TeacherTargets(logits, self._weights.expand(len(positions), -1))
+
+    @cached_property
+    def _sorted(self) -> tuple[Tensor, Tensor]:
+        sorted_ids, order = self.ids.sort()
+        is_repeated = sorted_ids[1:] == sorted_ids[:-1]
+        if is_repeated.any():
+            raise StoreError(f"the targets list sample {int(sorted_ids[1:][is_repeated][0])} more than once")
+        return sorted_ids, order
+
+
+def open_targets(
+    folder: Path, *, root: Path, expect: Expectation | None, verify_checksums: bool = True
+) -> Targets:
+    """Open a dense store or a mixture below the storage root `root`.
+
+    Raises `StoreError` for whatever is damaged, foreign, outside of `root`, or not what `expect` asks for; the
+    message says what differs and what to change. `expect=None` takes the store for what it says it is.
+    """
+    manifest = load_manifest(folder)
+    if expect is not None:
+        _check_expectation(folder, manifest, expect)
+    if manifest.form == "dense":
+        logits = ShardedRows(folder, manifest.layout(), manifest.shards, verify_checksums=verify_checksums)
+        return Targets(manifest, [logits], torch.ones(1))
+    members = open_members(
+        [root / "stages" / member for member in manifest.members],
+        root=root,
+        verify_checksums=verify_checksums,
+    )
+    _check_members(folder, manifest, members)
+    columns = [column for _, column in members]
+    if manifest.weights:
+        return Targets(manifest, columns, torch.tensor(manifest.weights))
+    weights = ShardedRows(
+        folder, manifest.weights_layout, manifest.weight_shards, verify_checksums=verify_checksums
+    )
+    return Targets(manifest, columns, weights)
+
+
+def open_members(
+    folders: Sequence[Path], *, root: Path, verify_checksums: bool = True
+) -> list[tuple[Manifest, ShardedRows]]:
+    """Open dense stores that are about the same samples; `StoreError` says in what two of them differ."""
+    opened = [_open_member(folder, root, verify_checksums) for folder in folders]
+    for folder, (manifest, column) in zip(folders[1:], opened[1:], strict=True):
+        for field, here, there in _differences(opened[0][0], manifest):
+            raise StoreError(
+                f"`{folders[0]}` and `{folder}` cannot be combined: their `{field}` differ, {here} and {there};"
+                " predict both targets over the same samples"
+            )
+        if not np.array_equal(
+            opened[0][1].ids_between(0, manifest.rows), column.ids_between(0, manifest.rows)
+        ):
+            raise StoreError(
+                f"`{folders[0]}` and `{folder}` cannot be combined: their samples differ, or their order"
+            )
+    return opened
+
+
+def path_in_stages(folder: Path, root: Path) -> str:
+    """The name of a store below the root's `stages` folder; `StoreError` when it is elsewhere."""
+    stages = (root / "stages").resolve()
+    resolved = folder.resolve()
+    if resolved == stages or not resolved.is_relative_to(stages):
+        raise StoreError(
+            f"`{folder}` is not in `{stages}`; targets may only name stores of their storage root"
+        )
+    return resolved.relative_to(stages).as_posix()
+
+
+def _open_member(folder: Path, root: Path, verify_checksums: bool) -> tuple[Manifest, ShardedRows]:
+    path_in_stages(folder, root)
+    manifest = load_manifest(folder)
+    if manifest.form != "dense":
+        raise StoreError(
+            f"`{folder}` is a mixture and cannot be a member of another; name its members instead"
+        )
+    return manifest, ShardedRows(
+        folder, manifest.layout(), manifest.shards, verify_checksums=verify_checksums
+    )
+
+
+def _check_members(folder: Path, manifest: Manifest, members: list[tuple[Manifest, ShardedRows]]) -> None:
+    for field, here, there in _differences(manifest, members[0][0]):
+        raise StoreError(
+            f"`{folder}` says `{field}` is {here}, its members say {there}; combine these targets again"
+        )
+    teachers = [teacher for member, _ in members for teacher in member.teachers]
+    if list(manifest.teachers) != teachers:
+        raise StoreError(
+            f"`{folder}` was made from the teachers {', '.join(manifest.teachers)}, its members now hold"
+            f" {', '.join(teachers)}; combine these targets again"
+        )
+
+
+def _differences(one: Description, other: Description) -> Iterator[tuple[str, Any, Any]]:
+    for field in AGREEMENT:
+        here, there = getattr(one, field), getattr(other, field)
+        if here != there:
+            yield field, here, there
+
+
+def _check_expectation(folder: Path, manifest: Manifest, expect: Expectation) -> None:
+    checks: list[tuple[str, Any, Any, str]] = [
+        ("task", manifest.task, expect.task, "predict the targets on this task"),
+        ("split", manifest.split, expect.split, "read the split they were predicted on"),
+        (
+            "num_classes",
+            manifest.num_classes,
+            expect.num_classes,
+            "use teachers with as many classes as the task",
+        ),
+        ("views", manifest.views, expect.views, "set the same `views` in `predict_targets` and here"),
+    ]
+    if expect.views:
+        checks += [
+            ("view_seed", manifest.view_seed, expect.view_seed, "set the same `view_seed` in both stages"),
+            (
+                "augment",
+                list(manifest.augment),
+                list(expect.augment),
+                "set the same `augment` in both stages",
+            ),
+        ]
+    for field, here, wanted, way_out in checks:
+        if here != wanted:
+            raise StoreError(f"the targets in `{folder}` have `{field}` {here}, expected {wanted}; {way_out}")

@@ -1,0 +1,189 @@
+"""What a folder of soft targets is, and how it is written.
+
+`manifest.json` is written last: a folder without it is unfinished. A *dense* store holds logits (natural-log scale,
+float16), one row per sample and view. A *mixture* holds none: it names dense stores and their weights, because the
+mean of tempered probabilities depends on the temperature and can only be formed when it is read.
+"""
+
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import Tensor
+
+from orchestrator.errors import StageError, StoreError
+from orchestrator.runs.files import read_json, write_json
+from orchestrator.targets.shards import Layout, Shard, ShardWriter, digest_of
+
+MANIFEST = "manifest.json"
+FORMS = ("dense", "mixture")
+ROWS_PER_SHARD = 65536
+FLOAT16_LARGEST = 65504
+
+
+class Description(BaseModel):
+    """What the rows of a store are about; two stores that agree here, teachers aside, can be combined."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    task: str
+    """Digest of the task's identity."""
+    split: str
+    transfer: dict[str, Any] = {}
+    """The transfer set: which samples of the split, in the stage's words."""
+    num_classes: int = Field(ge=1)
+    dtype: Literal["float16"] = "float16"
+    rows: int = Field(ge=1)
+    """Samples; every view has this many rows."""
+    views: int = Field(default=0, ge=0)
+    """0: the clean input. n: n augmented views, numbered from 0."""
+    view_seed: int = 0
+    augment: tuple[dict[str, Any], ...] = ()
+    teachers: tuple[str, ...] = Field(min_length=1)
+    """Fingerprints of the teachers that gave the logits."""
+    rule: Literal["arithmetic", "geometric"] | None = None
+    """How several teachers were combined; None for one teacher's own logits."""
+
+    @property
+    def views_stored(self) -> int:
+        return max(self.views, 1)
+
+    def layout(self, column: str = "logits", dtype: str = "float16", width: int | None = None) -> Layout:
+        """How a column of this store lies in shards; the logits unless told otherwise."""
+        return Layout(
+            column=column,
+            dtype=dtype,
+            width=width or self.num_classes,
+            rows=self.rows,
+            views=self.views_stored,
+            identity=digest_of([column, self.description().model_dump(mode="json")]),
+        )
+
+    def description(self) -> "Description":
+        """This, without anything a subclass adds."""
+        return Description.model_validate(self.model_dump(include=set(Description.model_fields)))
+
+
+class Manifest(Description):
+    """A finished store: its description, and where its numbers are."""
+
+    form: Literal["dense", "mixture"]
+    shards: tuple[Shard, ...] = ()
+    """Dense: the logits."""
+    members: tuple[str, ...] = ()
+    """Mixture: dense stores, as paths below the storage root's `stages` folder."""
+    weights: tuple[float, ...] = ()
+    """Mixture: one weight per member, sum 1; or empty, and the weights of every sample are in `weight_shards`."""
+    weight_shards: tuple[Shard, ...] = ()
+
+    @model_validator(mode="after")
+    def _has_what_its_form_needs(self) -> Self:
+        if self.form == "dense" and (not self.shards or self.members or self.weights or self.weight_shards):
+            raise ValueError("a dense store has shards of logits, neither members nor weights")
+        if self.form == "mixture":
+            if self.shards or not self.members or self.rule != "arithmetic":
+                raise ValueError("a mixture has members and the rule `arithmetic`, no logits of its own")
+            if bool(self.weights) == bool(self.weight_shards):
+                raise ValueError("a mixture has fixed weights or weights per sample, not both")
+            if self.weights and len(self.weights) != len(self.members):
+                raise ValueError(f"{len(self.weights)} weights for {len(self.members)} members")
+            if any(weight < 0 for weight in self.weights):
+                raise ValueError("a weight is below zero")
+        for member in self.members:
+            if PurePosixPath(member).is_absolute() or ".." in PurePosixPath(member).parts:
+                raise ValueError(f"member `{member}` leads out of the storage root")
+        return self
+
+    @property
+    def weights_layout(self) -> Layout:
+        """How the weights per sample lie in shards."""
+        return self.layout("weights", "float32", len(self.members))
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest.json` with a digest of itself: after this the store is finished."""
+    content = manifest.model_dump(mode="json")
+    write_json(folder / MANIFEST, {**content, "digest": digest_of(content)})
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Read `manifest.json`; `StoreError` when it is missing, damaged, or of a form this version cannot read."""
+    path = folder / MANIFEST
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise StoreError(f"`{path}` is damaged: it holds no manifest; write these targets again")
+    form = content.get("form")
+    if form not in FORMS:
+        raise StoreError(f"`{path}` has the form `{form}`; this version reads {' and '.join(FORMS)}")
+    digest = content.pop("digest", None)
+    if digest != digest_of(content):
+        raise StoreError(f"`{path}` is damaged: its digest does not fit; write these targets again")
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "manifest"
+        raise StoreError(
+            f"`{path}` is wrong at `{place}`: {first['msg']}; write these targets again"
+        ) from error
+
+
+class TargetWriter:
+    """Writes a dense store: rows in the transfer set's order, view after view.
+
+    Resumes: continue with the row at position `rows_done`, where sample `row` of view `view` has the position
+    `view * rows + row`. Memory: one shard, whatever the number of rows.
+    """
+
+    def __init__(
+        self, folder: Path, description: Description, *, rows_per_shard: int = ROWS_PER_SHARD
+    ) -> None:
+        self.folder = folder
+        self.description = description
+        self._writer = ShardWriter(folder, description.layout(), rows_per_shard=rows_per_shard)
+        if self.rows_done < self._writer.layout.total:
+            (folder / MANIFEST).unlink(missing_ok=True)
+
+    @property
+    def rows_done(self) -> int:
+        """Rows taken so far, views counted one after the other."""
+        return self._writer.rows_done
+
+    def append(self, ids: Tensor, logits: Tensor) -> None:
+        """Take the next rows: `ids` (B,) and `logits` (B, C), of any float type, on any device.
+
+        Raises `StageError` when a logit is not finite or too large for float16.
+        """
+        if logits.shape != (len(ids), self.description.num_classes):
+            raise StageError(
+                f"teacher {self._teachers} gave logits of shape {tuple(logits.shape)} for {len(ids)} samples"
+                f" of {self.description.num_classes} classes"
+            )
+        ids, rounded = ids.cpu(), logits.detach().to("cpu", torch.float16)
+        is_finite = torch.isfinite(rounded).all(dim=1)
+        if not is_finite.all():
+            self._refuse(int(is_finite.to(torch.int8).argmin()), ids, logits)
+        self._writer.append(ids, rounded)
+
+    def close(self) -> Manifest:
+        """Write the manifest; all rows must be there."""
+        manifest = Manifest(
+            **self.description.description().model_dump(), form="dense", shards=self._writer.close()
+        )
+        write_manifest(self.folder, manifest)
+        return manifest
+
+    @property
+    def _teachers(self) -> str:
+        return ", ".join(f"`{teacher}`" for teacher in self.description.teachers)
+
+    def _refuse(self, row: int, ids: Tensor, logits: Tensor) -> None:
+        view = (self.rows_done + row) // self.description.rows
+        values = logits[row].detach().cpu().double()
+        broken = values[~torch.isfinite(values.half())][0]
+        reason = f"it does not fit into float16 (±{FLOAT16_LARGEST})" if broken.isfinite() else "not finite"
+        raise StageError(
+            f"teacher {self._teachers} gave the logit {broken.item():g} for sample {int(ids[row])}"
+            f" in view {view}: {reason}"
+        )

@@ -1,0 +1,131 @@
+"""The state of a training in two files without pickle: tensors as safetensors, the rest as JSON written last.
+
+The JSON names the tensor file and its SHA-256; a torn pair or a flipped bit is found before anything is loaded,
+and the training then starts from the beginning, which costs time but never a wrong number.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from orchestrator.errors import StoreError
+from orchestrator.runs.files import atomic_write, make_folder, read_json, sha256_file, write_json
+from orchestrator.training.optimizer import schedule_state
+
+STATE = "checkpoint.json"
+
+log = logging.getLogger(__name__)
+
+
+def save_checkpoint(
+    folder: Path, progress: dict[str, Any], learner: nn.Module, optimizer: Optimizer, schedule: LRScheduler
+) -> None:
+    """Write a checkpoint that replaces the one before. `progress["step"]` names it."""
+    make_folder(folder)
+    tensors = {f"learner.{key}": value.contiguous() for key, value in learner.state_dict().items()}
+    state = optimizer.state_dict()
+    scalars: dict[str, Any] = {}
+    for index, slots in state["state"].items():
+        for key, value in slots.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{index}.{key}"] = value.contiguous()
+            else:
+                scalars[f"{index}.{key}"] = value
+    name = f"step-{progress['step']}.safetensors"
+    with atomic_write(folder / name) as temporary:
+        save_file(_without_sharing(tensors), temporary)
+    write_json(
+        folder / STATE,
+        {
+            "tensors": name,
+            "sha256": sha256_file(folder / name),
+            "progress": progress,
+            "groups": state["param_groups"],
+            "scalars": scalars,
+            "schedule": schedule_state(schedule),
+        },
+    )
+    for old in folder.glob("*.safetensors"):
+        if old.name != name:
+            old.unlink(missing_ok=True)
+
+
+def load_checkpoint(
+    folder: Path, learner: nn.Module, optimizer: Optimizer, schedule: LRScheduler
+) -> dict[str, Any] | None:
+    """Restore the last checkpoint and return its progress; None when there is none that is whole."""
+    if not (folder / STATE).exists():
+        return None
+    try:
+        state = read_json(folder / STATE)
+        tensors = _checked_tensors(folder, state)
+        _restore(state, tensors, learner, optimizer, schedule)
+    except (StoreError, KeyError, TypeError) as error:
+        log.warning("the checkpoint in `%s` cannot be used (%s): starting from the beginning", folder, error)
+        return None
+    return dict(state["progress"])
+
+
+def _checked_tensors(folder: Path, state: dict[str, Any]) -> dict[str, Tensor]:
+    path = folder / Path(state["tensors"]).name
+    if not path.is_file() or sha256_file(path) != state["sha256"]:
+        raise StoreError(f"`{path}` is missing or damaged")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise StoreError(f"`{path}` is no safetensors file: {error}") from None
+
+
+def _restore(
+    state: dict[str, Any],
+    tensors: dict[str, Tensor],
+    learner: nn.Module,
+    optimizer: Optimizer,
+    schedule: LRScheduler,
+) -> None:
+    weights = {
+        key.removeprefix("learner."): value for key, value in tensors.items() if key.startswith("learner.")
+    }
+    slots: dict[int, dict[str, Any]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".", 2)
+            slots.setdefault(int(index), {})[name] = value
+    for key, scalar in state["scalars"].items():
+        index, name = key.split(".", 1)
+        slots.setdefault(int(index), {})[name] = scalar
+    _check_fits(learner, weights)
+    learner.load_state_dict(weights)
+    optimizer.load_state_dict({"state": slots, "param_groups": state["groups"]})
+    schedule.load_state_dict(state["schedule"])
+
+
+def _check_fits(learner: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Refuse a foreign checkpoint before a single weight is overwritten."""
+    own = {key: value.shape for key, value in learner.state_dict().items()}
+    if own != {key: value.shape for key, value in weights.items()}:
+        raise StoreError("it belongs to another model")
+
+
+def _without_sharing(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tied weights lie in one memory, which safetensors refuses: store copies."""
+    seen: set[int] = set()
+    result = {}
+    for key, value in tensors.items():
+        result[key] = value.clone() if value.data_ptr() in seen else value
+        seen.add(value.data_ptr())
+    return result
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Delete a checkpoint that is no longer needed."""
+    for path in [folder / STATE, *folder.glob("*.safetensors")]:
+        path.unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()

@@ -1,0 +1,48 @@
+"""Random numbers that are a function of (seed, sample id, view, stream) and of nothing else.
+
+The same SplitMix64 as in `tasks.hashing`, on int64 tensors: torch's int64 products wrap around modulo 2^64 on every
+device, so CPU and GPU give the same bits. Streams keep apart what is drawn for different purposes.
+"""
+
+import torch
+from torch import Tensor
+
+from tasks.hashing import GAMMA, MULTIPLIERS, SHIFTS, fold_key
+
+
+def random_bits(seed: int, ids: Tensor, view: int, stream: int, count: int) -> Tensor:
+    """`count` words of 64 random bits per id, (B,) → (B, count) int64, on the device of `ids`."""
+    key = _signed(fold_key(seed, view, stream))
+    counters = torch.arange(1, count + 1, device=ids.device) * _signed(GAMMA)
+    return _finalise(_finalise(ids + key)[:, None] + counters)
+
+
+def uniform(seed: int, ids: Tensor, view: int, stream: int, count: int) -> Tensor:
+    """Uniform numbers in [0, 1), (B,) → (B, count) float32: multiples of 2^-24, all equally likely."""
+    bits = random_bits(seed, ids, view, stream, count)
+    return _shift_right(bits, 40).to(torch.float32) * 2.0**-24
+
+
+def integers(seed: int, ids: Tensor, view: int, stream: int, bounds: tuple[int, ...]) -> Tensor:
+    """Column j is uniform on 0, ..., bounds[j] - 1: (B,) → (B, len(bounds)) int64; each bound is below 2^31.
+
+    Fixed-point multiplication of 32 bits: the probabilities differ by at most 2^-32.
+    """
+    words = _shift_right(random_bits(seed, ids, view, stream, len(bounds)), 32).unbind(1)
+    return torch.stack([(word * bound) >> 32 for word, bound in zip(words, bounds, strict=True)], dim=1)
+
+
+def _finalise(bits: Tensor) -> Tensor:
+    bits = (bits ^ _shift_right(bits, SHIFTS[0])) * _signed(MULTIPLIERS[0])
+    bits = (bits ^ _shift_right(bits, SHIFTS[1])) * _signed(MULTIPLIERS[1])
+    return bits ^ _shift_right(bits, SHIFTS[2])
+
+
+def _shift_right(bits: Tensor, count: int) -> Tensor:
+    """A logical shift: torch's own copies the sign bit of int64 downwards."""
+    return (bits >> count) & ((1 << (64 - count)) - 1)
+
+
+def _signed(number: int) -> int:
+    """The int64 with the bits of an unsigned 64-bit integer."""
+    return number - 2**64 if number >= 2**63 else number

@@ -1,0 +1,160 @@
+"""What the loop iterates over: a transfer set, in a seeded order, as augmented and normalised batches.
+
+Everything random is a function of (seed, epoch) for the order and of (seed, sample id, view) for the pixels, so a
+batch is the same whatever came before it, on however many workers.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from orchestrator.plan.augment_configs import AugmentConfig, MixupConfig
+from orchestrator.plan.training_configs import TransferConfig
+from orchestrator.training.augment import augment, mixup_partners
+from tasks.hashing import cut, fold_key
+from tasks.splits import Split, TaskData, View
+
+ORDER, TRANSFER = 11, 12  # purposes, so that equal seeds do not give equal draws
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One worker's part of a batch of B samples.
+
+    inputs (B, ...) float32, normalised; labels, ids and rows (B,) int64, rows being positions in the transfer set.
+    Under mixup each input is `weights` (B,) of itself and the rest of a sample labelled `partner_labels` (B,).
+    `share` scales the mean over this part so that workers' gradients average to that of the whole batch.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    ids: Tensor
+    rows: Tensor
+    view: int = 0
+    partner_labels: Tensor | None = None
+    weights: Tensor | None = None
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Views:
+    """Which augmented view an epoch sees: always a fresh one, or one of `count` that can be replayed."""
+
+    steps: tuple[AugmentConfig, ...] = ()
+    seed: int = 0
+    count: int | None = None
+
+    def of_epoch(self, epoch: int) -> int:
+        """Number of the view in this epoch; 0, the clean input, when there is no augmentation."""
+        if not self.steps:
+            return 0
+        return epoch if self.count is None else epoch % self.count
+
+    @property
+    def mixup(self) -> MixupConfig | None:
+        """The mixup step, if there is one."""
+        return next((step for step in self.steps if isinstance(step, MixupConfig)), None)
+
+
+@dataclass(frozen=True)
+class TransferSet:
+    """The samples a stage trains or predicts on, with their normalisation and views."""
+
+    split: Split
+    mean: Tensor
+    std: Tensor
+    views: Views = Views()
+    channels_last: bool = False
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def epoch_order(self, seed: int, epoch: int) -> Tensor:
+        """A permutation of all positions (N,) for one epoch, the same on every worker."""
+        generator = torch.Generator().manual_seed(fold_key(seed, ORDER, epoch))
+        return torch.randperm(len(self), generator=generator)
+
+    def batches(
+        self, parts: Sequence[Tensor], view: int, shares: Sequence[float] | None = None
+    ) -> Iterator[Batch]:
+        """Batches at these positions, as this view shows them."""
+        split, steps, device = self.split, self.views.steps, self.split.labels.device
+        name = View(self.views.seed, view) if steps else None
+        parts = [part.to(device) for part in parts]
+        partners = self._partners(parts, view)
+        for index, (rows, inputs) in enumerate(zip(parts, split.batches(parts, name), strict=True)):
+            ids = split.ids[rows]
+            inputs = augment(inputs, ids, steps, self.views.seed, view)
+            share = 1.0 if shares is None else shares[index]
+            if partners is None:
+                yield Batch(self._ready(inputs), split.labels[rows], ids, rows, view, share=share)
+                continue
+            partner_rows, weights, partner_inputs = next(partners)
+            partner_inputs = augment(partner_inputs, split.ids[partner_rows], steps, self.views.seed, view)
+            own = weights.view(-1, *[1] * (inputs.dim() - 1))
+            mixed = self._ready(own * inputs + (1 - own) * partner_inputs)
+            yield Batch(
+                mixed, split.labels[rows], ids, rows, view, split.labels[partner_rows], weights, share
+            )  # fmt: skip
+
+    def _partners(self, parts: Sequence[Tensor], view: int) -> Iterator[tuple[Tensor, Tensor, Tensor]] | None:
+        mixup = self.views.mixup
+        if mixup is None:
+            return None
+        drawn = [
+            mixup_partners(self.split.ids[rows], view, self.views.seed, len(self), mixup.alpha)
+            for rows in parts
+        ]
+        inputs = self.split.batches([rows for rows, _ in drawn], View(self.views.seed, view))
+        return ((rows, weights, image) for (rows, weights), image in zip(drawn, inputs, strict=True))
+
+    def _ready(self, inputs: Tensor) -> Tensor:
+        inputs = (inputs - self.mean) / self.std
+        if self.channels_last and inputs.dim() == 4:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        return inputs
+
+
+def build_transfer_set(
+    data: TaskData, transfer: TransferConfig, views: Views, device: str, *, channels_last: bool = False
+) -> TransferSet:
+    """The part of the training split that `transfer` describes, on `device`."""
+    positions = transfer_positions(data, transfer)
+    whole = len(positions) == len(data.train)
+    split = (data.train if whole else data.train.select(positions)).to(device)
+    return TransferSet(split, data.mean.to(device), data.std.to(device), views, channels_last)
+
+
+def transfer_positions(data: TaskData, transfer: TransferConfig) -> Tensor:
+    """Positions (N,) in the training split, ascending. `ValueError` when nothing is left."""
+    positions = torch.arange(len(data.train))
+    labels = data.train.labels.cpu()
+    if transfer.only_classes is not None:
+        positions = positions[torch.isin(labels, class_indices(data, transfer.only_classes))]
+    if transfer.omit_classes:
+        positions = positions[~torch.isin(labels, class_indices(data, transfer.omit_classes))]
+    if transfer.fraction < 1:
+        ids = data.train.ids.cpu()[positions].numpy()
+        positions = positions[
+            torch.from_numpy(cut(ids, transfer.fraction, fold_key(transfer.seed, TRANSFER)))
+        ]
+    if not len(positions):
+        raise ValueError("the transfer set is empty; raise its `fraction` or keep more classes")
+    return positions
+
+
+def class_indices(data: TaskData, classes: Sequence[int | str]) -> Tensor:
+    """Indices of classes written by index or by name."""
+    return torch.tensor(
+        [label if isinstance(label, int) else data.class_names.index(label) for label in classes]
+    )
+
+
+def split_batch(rows: Tensor, rank: int, world: int) -> tuple[Tensor, float]:
+    """This worker's part of a batch, and its share; a worker without samples repeats one with share 0."""
+    mine = rows[rank::world]
+    if not len(mine):
+        return rows[:1], 0.0
+    return mine, len(mine) * world / len(rows)

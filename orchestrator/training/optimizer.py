@@ -1,0 +1,85 @@
+"""Optimizers and schedules by torch's own implementations, and the max-norm constraint."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import (
+    ConstantLR,
+    CosineAnnealingLR,
+    LRScheduler,
+    MultiStepLR,
+    OneCycleLR,
+)
+
+from orchestrator.plan.training_configs import (
+    AdamWConfig,
+    ConstantSchedule,
+    CosineSchedule,
+    OneCycleSchedule,
+    OptimizerConfig,
+    ScheduleConfig,
+    StepSchedule,
+)
+
+SCHEDULE_STATE = ("last_epoch", "_step_count", "_last_lr")
+
+
+def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """The optimizer over all parameters that train."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    if isinstance(config, AdamWConfig):
+        return AdamW(trained, config.learning_rate, config.betas, weight_decay=config.weight_decay)
+    return SGD(
+        trained,
+        config.learning_rate,
+        config.momentum,
+        weight_decay=config.weight_decay,
+        nesterov=config.nesterov and config.momentum > 0,
+    )
+
+
+def build_schedule(
+    config: ScheduleConfig, optimizer: Optimizer, epochs: int, steps_per_epoch: int
+) -> LRScheduler:
+    """The learning-rate schedule, advanced once per step."""
+    steps = epochs * steps_per_epoch
+    match config:
+        case StepSchedule():
+            milestones = [epoch * steps_per_epoch for epoch in config.milestones]
+            return MultiStepLR(optimizer, milestones, config.factor)
+        case CosineSchedule():
+            base = optimizer.param_groups[0]["lr"]
+            return CosineAnnealingLR(optimizer, steps, eta_min=config.final * base)
+        case OneCycleSchedule():
+            base = optimizer.param_groups[0]["lr"]
+            return OneCycleLR(
+                optimizer, base, total_steps=steps + 1, pct_start=config.warmup, cycle_momentum=False
+            )
+        case ConstantSchedule():
+            return ConstantLR(optimizer, factor=1.0, total_iters=0)
+
+
+def schedule_state(schedule: LRScheduler) -> dict[str, Any]:
+    """What changes while a schedule advances, as JSON values."""
+    return {key: getattr(schedule, key) for key in SCHEDULE_STATE}
+
+
+class MaxNorm:
+    """Bound the length of every unit's incoming weight vector (Srivastava et al. 2014, section 5.1)."""
+
+    def __init__(self, model: nn.Module, bound: float) -> None:
+        self.bound = bound
+        self.weights = [
+            module.weight
+            for module in model.modules()
+            if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d))
+        ]
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Scale down the rows that are longer than the bound."""
+        for weight in self.weights:
+            weight.renorm_(2, 0, self.bound)

@@ -1,0 +1,136 @@
+"""Named arrays in one file (.npz, .safetensors, .parquet), opened one at a time and without pickle."""
+
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def array_names(file: Path) -> list[str]:
+    """Names of the arrays or columns in a file; `ValueError` when its kind is unknown or it is damaged."""
+    return _open(file).names()
+
+
+def open_array(file: Path, name: str) -> NDArray[Any]:
+    """One array, rows first; `ValueError` says which names there are when `name` is not one of them."""
+    with _named(file, name) as source:
+        return source.read(name)
+
+
+def shape_of(file: Path, name: str) -> tuple[int, ...]:
+    """The shape of an array, rows first, from headers where the format has them."""
+    with _named(file, name) as source:
+        return source.shape(name)
+
+
+class _Npz:
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        with zipfile.ZipFile(file) as archive:
+            self.members = [name.removesuffix(".npy") for name in archive.namelist()]
+
+    def names(self) -> list[str]:
+        return self.members
+
+    def read(self, name: str) -> NDArray[Any]:
+        with np.load(self.file, allow_pickle=False) as archive:
+            return archive[name]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        with zipfile.ZipFile(self.file) as archive, archive.open(f"{name}.npy") as stream:
+            version = np.lib.format.read_magic(stream)
+            read_header = (
+                np.lib.format.read_array_header_1_0
+                if version == (1, 0)
+                else np.lib.format.read_array_header_2_0
+            )
+            return read_header(stream)[0]
+
+
+class _Safetensors:
+    def __init__(self, file: Path) -> None:
+        from safetensors import safe_open
+
+        self.opened = safe_open(file, framework="numpy")
+
+    def names(self) -> list[str]:
+        return list(self.opened.keys())
+
+    def read(self, name: str) -> NDArray[Any]:
+        return self.opened.get_tensor(name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.opened.get_slice(name).get_shape())
+
+
+class _Parquet:
+    def __init__(self, file: Path) -> None:
+        import pyarrow.parquet
+
+        self.opened = pyarrow.parquet.ParquetFile(file)
+
+    def names(self) -> list[str]:
+        return list(self.opened.schema_arrow.names)
+
+    def read(self, name: str) -> NDArray[Any]:
+        return _column_array(self.opened.read(columns=[name]).column(0))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        rows = self.opened.metadata.num_rows
+        if not rows:
+            raise ValueError("it has no rows")
+        first = next(self.opened.iter_batches(batch_size=1, columns=[name])).column(0)
+        return (rows, *_column_array(first).shape[1:])
+
+
+def _column_array(column: Any) -> NDArray[Any]:
+    """Numbers (N,) or, from lists of equal length at every level, (N, a, b, ...)."""
+    import pyarrow
+
+    values = column.combine_chunks() if isinstance(column, pyarrow.ChunkedArray) else column
+    shape = [len(values)]
+    while pyarrow.types.is_nested(values.type):
+        flat = values.flatten()
+        if values.null_count or len(flat) % max(len(values), 1):
+            raise ValueError("its lists are not all of one length")
+        if len(values.value_lengths().unique()) > 1:
+            raise ValueError("its lists are not all of one length")
+        shape.append(len(flat) // max(len(values), 1))
+        values = flat
+    if values.null_count:
+        raise ValueError("it has empty cells")
+    flat_values = values.to_numpy(zero_copy_only=False)
+    return (flat_values.astype(str) if flat_values.dtype == object else flat_values).reshape(shape)
+
+
+_FORMATS: dict[str, Any] = {".npz": _Npz, ".safetensors": _Safetensors, ".parquet": _Parquet}
+
+
+def _open(file: Path) -> Any:
+    if file.suffix not in _FORMATS:
+        raise ValueError(f"`{file}` has an unknown kind; known are {', '.join(_FORMATS)}")
+    try:
+        return _FORMATS[file.suffix](file)
+    except OSError:
+        raise
+    except Exception as error:  # each format's own error for a damaged file
+        raise ValueError(f"`{file}` is damaged or no {file.suffix} file: {error}") from error
+
+
+@contextmanager
+def _named(file: Path, name: str) -> Iterator[Any]:
+    """The file's reader, for one of its names; whatever goes wrong in it becomes a `ValueError` with both."""
+    source = _open(file)
+    if name not in source.names():
+        raise ValueError(
+            f"`{file}` has no `{name}`; it has {', '.join(f'`{known}`' for known in source.names())}"
+        )
+    try:
+        yield source
+    except (ValueError, TypeError, EOFError, OSError, zlib.error, zipfile.BadZipFile) as error:
+        raise ValueError(f"`{name}` of `{file}` cannot be read: {error}") from error

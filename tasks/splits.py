@@ -1,0 +1,196 @@
+"""Samples as the loop sees them: a split yields batches of float32 inputs in the order it is asked for.
+
+What fits in memory is one tensor on the device (`TensorSplit`), a batch is an index into it. Pictures in folders
+(`tasks.folder_split.FolderSplit`) are decoded by workers under the same contract.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tasks.hashing import VALIDATION_CUT, cut, fold_key
+from tasks.task import Arrays, Task
+
+if TYPE_CHECKING:
+    from tasks.image_folder import ImageFolder
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SAMPLES_AT_ONCE = 2048
+
+
+@dataclass(frozen=True)
+class View:
+    """Names one augmented view of every sample: what is drawn for it depends on these two and the sample's id."""
+
+    seed: int
+    index: int
+
+
+class Split(Protocol):
+    """Samples with stable ids; `ids` and `labels` are (N,) int64, and lie on the split's device."""
+
+    @property
+    def ids(self) -> Tensor: ...
+
+    @property
+    def labels(self) -> Tensor: ...
+
+    def __len__(self) -> int: ...
+
+    def select(self, positions: Tensor) -> Self:
+        """The samples at these positions, in their order."""
+        ...
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same samples, delivered on `device`."""
+        ...
+
+    def batches(self, order: Sequence[Tensor], view: View | None) -> Iterator[Tensor]:
+        """For each tensor of positions (B,): inputs (B, ...) float32, images scaled to [0, 1], not normalised."""
+        ...
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task's three splits, and per-channel mean and standard deviation that broadcast over one input."""
+
+    train: Split
+    validation: Split
+    test: Split
+    num_classes: int
+    class_names: tuple[str, ...]
+    mean: Tensor
+    std: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class TensorSplit:
+    """Samples in memory. uint8 inputs (N, ...) are images of 256 grey levels; others are float32. Views are ignored."""
+
+    inputs: Tensor
+    labels: Tensor
+    ids: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, positions: Tensor) -> TensorSplit:
+        positions = positions.to(self.labels.device)
+        return TensorSplit(self.inputs[positions], self.labels[positions], self.ids[positions])
+
+    def to(self, device: torch.device | str) -> TensorSplit:
+        return TensorSplit(self.inputs.to(device), self.labels.to(device), self.ids.to(device))
+
+    def batches(self, order: Sequence[Tensor], view: View | None) -> Iterator[Tensor]:
+        for positions in order:
+            inputs = self.inputs.index_select(0, positions.to(self.inputs.device))
+            yield inputs.float().div_(255) if inputs.dtype == torch.uint8 else inputs
+
+
+def build_task_data(task: Task, parts: Mapping[str, Arrays]) -> TaskData:
+    """The splits of a task that fits in memory. `ValueError` names the first sample that is not valid."""
+    parts = _three_parts(task, parts)
+    for name, part in parts.items():
+        _check_inputs(task, name, part)
+    splits = {name: _tensor_split(part) for name, part in parts.items()}
+    mean, std = channel_statistics(splits["train"].inputs)
+    return _task_data(task, splits, mean, std)
+
+
+def build_folder_data(task: ImageFolder, parts: Mapping[str, Arrays]) -> TaskData:
+    """The splits of pictures in folders, with ImageNet's usual mean and standard deviation."""
+    from tasks.folder_split import FolderSplit
+
+    splits = {name: FolderSplit.of(task, part) for name, part in _three_parts(task, parts).items()}
+    mean, std = torch.tensor(IMAGENET_MEAN).view(3, 1, 1), torch.tensor(IMAGENET_STD).view(3, 1, 1)
+    return _task_data(task, splits, mean, std)
+
+
+def channel_statistics(inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation per channel of inputs (N, C, ...), as (C, 1, ...), after scaling uint8 to [0, 1].
+
+    Summed in float64 over fixed pieces, so that they do not depend on the number of threads; uint8 sums are exact.
+    A constant channel gets the standard deviation 1.
+    """
+    channels, shape = inputs.shape[1], (inputs.shape[1], *[1] * (inputs.dim() - 2))
+    total, squares = np.zeros(channels), np.zeros(channels)
+    for piece in inputs.split(SAMPLES_AT_ONCE):
+        values = piece.numpy().astype(np.float64).reshape(len(piece), channels, -1)
+        total += values.sum(axis=(0, 2))
+        squares += np.square(values).sum(axis=(0, 2))
+    count = max(inputs.numel() // max(channels, 1), 1)
+    scale = 255.0 if inputs.dtype == torch.uint8 else 1.0
+    mean = total / count
+    variance = np.maximum(squares / count - np.square(mean), 0)
+    # Cancellation leaves about 1e-16 of the squares where the true variance is zero.
+    std = np.where(variance > 1e-12 * squares / count, np.sqrt(variance) / scale, 1.0)
+    return _float_tensor(mean / scale, shape), _float_tensor(std, shape)
+
+
+def _task_data(task: Task, splits: Mapping[str, Split], mean: Tensor, std: Tensor) -> TaskData:
+    names = task.class_names
+    return TaskData(splits["train"], splits["validation"], splits["test"], len(names), names, mean, std)
+
+
+def _three_parts(task: Task, parts: Mapping[str, Arrays]) -> dict[str, Arrays]:
+    train, validation = parts["train"], parts.get("validation")
+    if validation is None:
+        chosen = cut(train.ids, task.validation_fraction, fold_key(task.split_seed, VALIDATION_CUT))
+        train, validation = train.take(~chosen), train.take(chosen)
+    complete = {"train": train, "validation": validation, "test": parts["test"]}
+    _check_ids(task, complete)
+    for name, part in complete.items():
+        _check_labels(task, name, part)
+    return complete
+
+
+def _check_ids(task: Task, parts: Mapping[str, Arrays]) -> None:
+    ids, counts = np.unique(np.concatenate([part.ids for part in parts.values()]), return_counts=True)
+    if (counts > 1).any():
+        raise ValueError(f"task `{task.name}`: the id {ids[counts > 1][0]} belongs to more than one sample")
+
+
+def _check_labels(task: Task, split: str, part: Arrays) -> None:
+    wrong = (part.labels < 0) | (part.labels >= task.num_classes)
+    if wrong.any():
+        label, sample = part.labels[wrong][0], part.ids[wrong][0]
+        raise ValueError(
+            f"task `{task.name}`: sample {sample} of `{split}` has the label {label}; "
+            f"{task.num_classes} classes allow 0 to {task.num_classes - 1}"
+        )
+
+
+def _check_inputs(task: Task, split: str, part: Arrays) -> None:
+    if part.inputs.shape[1:] != task.input_shape:
+        raise ValueError(
+            f"task `{task.name}`: inputs are {part.inputs.shape[1:]}, expected {task.input_shape}"
+        )
+    if not task.input_shape:
+        raise ValueError(f"task `{task.name}`: an input is a single number; give it a shape such as (1,)")
+    if part.inputs.dtype.kind == "f" and not np.isfinite(part.inputs).all():
+        finite = np.isfinite(part.inputs).reshape(len(part.ids), -1).all(axis=1)
+        raise ValueError(f"task `{task.name}`: sample {part.ids[~finite][0]} of `{split}` is not finite")
+    if part.inputs.dtype.kind not in "fiub":
+        raise ValueError(f"task `{task.name}`: inputs are {part.inputs.dtype}, not numbers")
+
+
+def _tensor_split(part: Arrays) -> TensorSplit:
+    is_bytes = part.inputs.dtype == np.uint8
+    inputs = part.inputs if is_bytes else part.inputs.astype(np.float32)
+    return TensorSplit(_tensor(inputs), _tensor(part.labels), _tensor(part.ids))
+
+
+def _tensor(values: NDArray[np.generic]) -> Tensor:
+    # Arrays over a file's bytes are read-only, which torch warns about: those are copied.
+    return torch.from_numpy(np.require(values, requirements=["C", "W"]))
+
+
+def _float_tensor(values: NDArray[np.float64], shape: tuple[int, ...]) -> Tensor:
+    return torch.from_numpy(values.astype(np.float32)).view(shape)

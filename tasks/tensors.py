@@ -1,0 +1,128 @@
+"""Arrays the user has in one file: .npz, .safetensors or .parquet."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from tasks.array_files import array_names, open_array, shape_of
+from tasks.digests import digest_file, stamp
+from tasks.hashing import TEST_CUT, cut, fold_key
+from tasks.task import Arrays, Task, UserPath
+
+SPLIT_NAMES = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
+SPLIT_NUMBERS = {0: "train", 1: "validation", 2: "test"}
+
+
+class Tensors(Task):
+    """Inputs of any shape with labels, from one file of named arrays or columns.
+
+    uint8 inputs are taken for images and scaled to [0, 1]; all others are used as they are, as float32.
+    """
+
+    name: Literal["tensors"] = "tensors"
+    file: UserPath
+    inputs: str = "inputs"
+    """Array or column with one input per row."""
+    labels: str = "labels"
+    """Array or column with integers from 0."""
+    ids: str = "ids"
+    """Array or column with a different integer per row; without it, the row's number."""
+    split: str = "split"
+    """Array or column that says where a row belongs: train, validation (or val), test, or 0, 1, 2.
+
+    Without it, test and validation are cut by hash.
+    """
+    shape: tuple[int, ...] | None = None
+    """Shape of one input, when the file holds it flat."""
+    classes: int | tuple[str, ...] | None = None
+    """Number or names of the classes; without it, the largest label decides."""
+    test_fraction: float = Field(default=0.2, gt=0, lt=1)
+    """Part of the rows set aside for the test, when the file has no `split`."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        if isinstance(self.classes, tuple):
+            return self.classes
+        count = self.classes or _largest_label(self.file, self.labels, stamp(self.file)) + 1
+        return tuple(str(label) for label in range(count))
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return self.shape or shape_of(self.file, self.inputs)[1:]
+
+    def missing_files(self) -> str | None:
+        if self.file.is_file():
+            return None
+        return (
+            f"task `tensors` finds no file `{self.file}`: put an .npz, .safetensors or .parquet with "
+            f"`{self.inputs}` and `{self.labels}` there, or name another `file`; nothing can be downloaded"
+        )
+
+    def content(self) -> str:
+        return digest_file(self.file)
+
+    def read(self) -> dict[str, Arrays]:
+        everything = self._read_arrays()
+        if self.split not in array_names(self.file):
+            is_test = cut(everything.ids, self.test_fraction, fold_key(self.split_seed, TEST_CUT))
+            return {"train": everything.take(~is_test), "test": everything.take(is_test)}
+        belongs = _split_names(self.file, open_array(self.file, self.split))
+        parts = {name: everything.take(belongs == name) for name in ("train", "validation", "test")}
+        for name in ("train", "test"):
+            if not len(parts[name].labels):
+                raise ValueError(f"`{self.split}` of `{self.file}` marks no row as `{name}`")
+        return parts if len(parts["validation"].labels) else {name: parts[name] for name in ("train", "test")}
+
+    def _read_arrays(self) -> Arrays:
+        inputs, labels = open_array(self.file, self.inputs), open_array(self.file, self.labels)
+        has_ids = self.ids in array_names(self.file)
+        ids = open_array(self.file, self.ids) if has_ids else np.arange(len(labels))
+        if not len(inputs) == len(labels) == len(ids):
+            raise ValueError(
+                f"`{self.file}` holds {len(inputs)} inputs, {len(labels)} labels and {len(ids)} ids"
+            )
+        if self.shape is not None:
+            inputs = _reshape(self.file, inputs, self.shape)
+        return Arrays(inputs, _integers(self.file, self.labels, labels), _integers(self.file, self.ids, ids))
+
+
+@lru_cache(maxsize=16)
+def _largest_label(file: Path, name: str, changed: tuple[int, int]) -> int:
+    labels = _integers(file, name, open_array(file, name))
+    if not len(labels):
+        raise ValueError(f"`{name}` of `{file}` is empty")
+    return int(labels.max())
+
+
+def _integers(file: Path, name: str, values: NDArray[Any]) -> NDArray[np.int64]:
+    if values.ndim != 1 or values.dtype.kind not in "iu":
+        raise ValueError(
+            f"`{name}` of `{file}` should be one integer per row, not {values.dtype} {values.shape}"
+        )
+    return values.astype(np.int64)
+
+
+def _reshape(file: Path, inputs: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    try:
+        return inputs.reshape(len(inputs), *shape)
+    except ValueError as error:
+        raise ValueError(
+            f"the inputs {inputs.shape[1:]} of `{file}` cannot take the `shape` {shape}"
+        ) from error
+
+
+def _split_names(file: Path, values: NDArray[Any]) -> NDArray[np.str_]:
+    known: dict[Any, str] = SPLIT_NUMBERS if values.dtype.kind in "iu" else SPLIT_NAMES
+    distinct, inverse = np.unique(values, return_inverse=True)
+    unknown = [value for value in distinct.tolist() if value not in known]
+    if unknown:
+        raise ValueError(
+            f"split `{unknown[0]}` in `{file}` is unknown; write train, validation, test or 0, 1, 2"
+        )
+    return np.array([known[value] for value in distinct.tolist()], dtype=str)[inverse]
