@@ -25,7 +25,7 @@ from tasks import TASKS, fashion_mnist
 from tasks.cifar import Cifar10, Cifar100
 from tasks.fashion_mnist import FashionMnist
 from tasks.folder_split import centre_box, random_box
-from tasks.hashing import cut, fold_key, hash_ids, uniform
+from tasks.hashing import VALIDATION_CUT, cut, fold_key, hash_ids, uniform
 from tasks.image_folder import ImageFolder
 from tasks.mnist import Mnist
 from tasks.splits import TensorSplit, View, build_task_data, channel_statistics
@@ -72,6 +72,20 @@ def test_a_cut_has_the_exact_count_and_ignores_the_order(fraction: float, count:
     chosen = set(ids[cut(ids, fraction, key=3)].tolist())
     assert len(chosen) == count
     assert chosen == set(shuffled[cut(shuffled, fraction, key=3)].tolist())
+
+
+def test_a_cut_takes_the_smallest_hashes() -> None:
+    ids = RANDOM.permutation(5000)[:100]
+    smallest = sorted(ids.tolist(), key=lambda i: int(hash_ids(np.array([i]), key=3)[0]))[:10]
+    assert set(ids[cut(ids, 0.1, key=3)].tolist()) == set(smallest)
+
+
+def test_test_and_validation_cuts_of_one_seed_are_independent(tmp_path: Path) -> None:
+    ids = np.arange(10_000)
+    np.savez(tmp_path / "data.npz", inputs=np.ones((10_000, 1)), labels=ids % 2)
+    is_test = np.isin(ids, Tensors(file=tmp_path / "data.npz").load().test.ids.numpy())
+    smallest = cut(ids, 0.2, key=fold_key(0, VALIDATION_CUT))
+    assert abs((is_test & smallest).sum() - 400) < 5 * np.sqrt(400)
 
 
 class Points(Task):

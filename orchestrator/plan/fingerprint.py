@@ -23,8 +23,13 @@ def stage_identity(
 
 def fingerprint(identity: Mapping[str, Any]) -> str:
     """A short digest of an identity, the same on every machine."""
+    return digest(identity)[:LENGTH]
+
+
+def digest(identity: Mapping[str, Any]) -> str:
+    """SHA-256 of JSON values, whatever the order of their keys."""
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:LENGTH]
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:

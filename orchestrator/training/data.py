@@ -89,12 +89,12 @@ class TransferSet:
             inputs = augment(inputs, ids, steps, self.views.seed, view)
             share = 1.0 if shares is None else shares[index]
             if partners is None:
-                yield Batch(self._ready(inputs), split.labels[rows], ids, rows, view, share=share)
+                yield Batch(self.normalised(inputs), split.labels[rows], ids, rows, view, share=share)
                 continue
             partner_rows, weights, partner_inputs = next(partners)
             partner_inputs = augment(partner_inputs, split.ids[partner_rows], steps, self.views.seed, view)
             own = weights.view(-1, *[1] * (inputs.dim() - 1))
-            mixed = self._ready(own * inputs + (1 - own) * partner_inputs)
+            mixed = self.normalised(own * inputs + (1 - own) * partner_inputs)
             yield Batch(
                 mixed, split.labels[rows], ids, rows, view, split.labels[partner_rows], weights, share
             )  # fmt: skip
@@ -110,7 +110,8 @@ class TransferSet:
         inputs = self.split.batches([rows for rows, _ in drawn], View(self.views.seed, view))
         return ((rows, weights, image) for (rows, weights), image in zip(drawn, inputs, strict=True))
 
-    def _ready(self, inputs: Tensor) -> Tensor:
+    def normalised(self, inputs: Tensor) -> Tensor:
+        """Inputs as the model takes them."""
         inputs = (inputs - self.mean) / self.std
         if self.channels_last and inputs.dim() == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,37 @@
+"""Soft targets (Hinton, Vinyals, Dean 2015, arXiv 1503.02531)."""
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from models.taps import Output
+from orchestrator.methods.losses import hard_loss, soft_loss
+from orchestrator.plan.method_configs import HintonConfig
+from orchestrator.targets.mixing import TeacherTargets
+from orchestrator.training.data import Batch
+from orchestrator.training.method import Method, Need
+
+
+class Hinton(Method):
+    """Match the teachers' softened distribution, and the labels with a weight of their own."""
+
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.TEACHER_LOGITS})
+
+    def __init__(self, config: HintonConfig, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.config = config
+        self.label_smoothing = label_smoothing
+
+    def losses(self, student: Output, teacher: TeacherTargets | None, batch: Batch) -> dict[str, Tensor]:
+        config, terms = self.config, {}
+        if config.soft_weight > 0:
+            assert teacher is not None
+            terms["soft"] = config.soft_weight * soft_loss(
+                student.logits,
+                teacher,
+                config.temperature,
+                scale_by_temperature_squared=config.scale_by_temperature_squared,
+            )
+        if config.hard_weight > 0:
+            terms["hard"] = config.hard_weight * hard_loss(student.logits, batch, self.label_smoothing)
+        return terms

@@ -1,0 +1,35 @@
+"""Losses on logits, in float32 whatever the network computed in: summed over classes, averaged over the batch."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from orchestrator.targets.mixing import TeacherTargets, tempered_probabilities
+from orchestrator.training.data import Batch
+
+
+def soft_loss(
+    student_logits: Tensor,
+    teacher: TeacherTargets,
+    temperature: float,
+    *,
+    scale_by_temperature_squared: bool = True,
+) -> Tensor:
+    """T² · KL(p̄^T ‖ q^T), the teachers' mean tempered probabilities against the student's (arXiv 1503.02531, eq. 1).
+
+    student_logits (B, C). With one teacher the gradient in z is T · (q^T - p^T) / B. Zero means a perfect match.
+    """
+    student = F.log_softmax(student_logits.float() / temperature, dim=-1)
+    target = tempered_probabilities(teacher, temperature)
+    divergence = F.kl_div(student, target, reduction="batchmean")
+    return divergence * temperature**2 if scale_by_temperature_squared else divergence
+
+
+def hard_loss(student_logits: Tensor, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy with the labels at T = 1; under mixup with both samples' labels in proportion."""
+    logits = student_logits.float()
+    if batch.partner_labels is None or batch.weights is None:
+        return F.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
+    own = F.cross_entropy(logits, batch.labels, reduction="none", label_smoothing=label_smoothing)
+    partner = F.cross_entropy(logits, batch.partner_labels, reduction="none", label_smoothing=label_smoothing)
+    return torch.lerp(partner, own, batch.weights).mean()

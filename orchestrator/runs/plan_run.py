@@ -1,0 +1,228 @@
+"""A plan being executed: its folder under `runs/plans/`, the graph it follows, and its results."""
+
+import json
+import os
+import shutil
+import statistics
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from orchestrator.errors import StoreError
+from orchestrator.plan.order import Graph, Node
+from orchestrator.plan.schema import Plan
+from orchestrator.plan.stage_configs import (
+    CombineTargetsConfig,
+    DistillConfig,
+    EvaluateConfig,
+    PredictTargetsConfig,
+)
+from orchestrator.runs.files import make_folder, read_json, write_json
+from orchestrator.runs.folder import StageFolder
+from orchestrator.runs.record import Record
+
+Status = Literal["waiting", "running", "done", "cached", "failed", "skipped", "stopped"]
+FINISHED: frozenset[Status] = frozenset({"done", "cached", "failed", "skipped", "stopped"})
+SUCCEEDED: frozenset[Status] = frozenset({"done", "cached"})
+
+
+@dataclass
+class NodeState:
+    """What is known about one node while its plan runs."""
+
+    status: Status = "waiting"
+    seconds: float = 0.0
+    error: str | None = None
+    note: str = ""
+    attempts: int = 0
+    started: float | None = None
+
+
+class PlanRun:
+    """`runs/plans/<plan name>/<run id>/`: plan.yaml, graph.json, results.json; later the report and plots."""
+
+    def __init__(
+        self, plan: Plan, graph: Graph, root: Path, *, command: str, versions: Mapping[str, str]
+    ) -> None:
+        self.plan, self.graph, self.root = plan, graph, root
+        self.command, self.versions = command, dict(versions)
+        self.run_id = time.strftime("%Y%m%d-%H%M%S-") + uuid.uuid4().hex[:4]
+        self.started = time.monotonic()
+        self.folder = root / "plans" / plan.name / self.run_id
+        self.data_sizes = read_data_sizes(root, plan)
+        self.mlflow: dict[str, Any] = {}
+
+    def begin(self) -> None:
+        """Make the folder and write the plan and its graph."""
+        make_folder(self.folder)
+        (self.folder / "plan.yaml").write_text(plan_text(self.plan))
+        write_json(self.folder / "graph.json", graph_values(self.plan, self.graph, self.run_id))
+
+    def write_results(self, states: Mapping[str, NodeState], status: str) -> dict[str, Any]:
+        """Write `results.json` as it stands now, and return it."""
+        results = {
+            "plan": self.plan.name,
+            "run_id": self.run_id,
+            "status": status,
+            "seconds": round(time.monotonic() - self.started, 3),
+            "storage": str(self.root),
+            "command": self.command,
+            "versions": self.versions,
+            "task": {
+                "name": self.plan.task.name,
+                "num_classes": self.plan.task.num_classes,
+                **self.data_sizes,
+            },
+            "stages": self._stages(states),
+            "mlflow": self.mlflow,
+        }
+        write_json(self.folder / "results.json", results)
+        return results
+
+    def _stages(self, states: Mapping[str, NodeState]) -> dict[str, Any]:
+        entries = {
+            name: stage_entry(node, states[name], self.root) for name, node in self.graph.nodes.items()
+        }
+        for stage, names in self.graph.replicas.items():
+            members = [entries[name] for name in names if name in entries]
+            if len(names) > 1 and members:
+                entries[stage] = replicas_entry(members)
+        return entries
+
+
+def stage_entry(node: Node, state: NodeState, root: Path) -> dict[str, Any]:
+    """One stage of `results.json`."""
+    entry: dict[str, Any] = {
+        "stage": node.kind,
+        "status": state.status,
+        "seconds": round(state.seconds, 3),
+        "fingerprint": node.fingerprint,
+        "folder": node.folder,
+    }
+    record = finished_record(root / node.folder) if state.status in SUCCEEDED else None
+    if record is not None:
+        if record.parameters is not None:
+            entry["parameters"] = record.parameters
+        entry["metrics"] = {name: tidy(value) for name, value in record.metrics.items()}
+    if state.error:
+        entry["error"] = state.error
+    return entry
+
+
+def replicas_entry(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A stage with replicas in sum: mean and standard deviation of what its members reached."""
+    statuses = [member["status"] for member in members]
+    order: list[Status] = ["failed", "stopped", "skipped", "running", "waiting", "done", "cached"]
+    entry: dict[str, Any] = {
+        "stage": members[0]["stage"],
+        "status": next(status for status in order if status in statuses),
+        "seconds": round(sum(member["seconds"] for member in members), 3),
+        "replicas": len(members),
+    }
+    measured = [member for member in members if "metrics" in member]
+    if measured:
+        names = [
+            name for name in measured[0]["metrics"] if all(name in member["metrics"] for member in measured)
+        ]
+        values = {name: [member["metrics"][name] for member in measured] for name in names}
+        if "parameters" in measured[0]:
+            entry["parameters"] = measured[0]["parameters"]
+        entry["metrics"] = {name: statistics.fmean(numbers) for name, numbers in values.items()}
+        entry["std"] = {
+            name: statistics.stdev(numbers) if len(numbers) > 1 else 0.0 for name, numbers in values.items()
+        }
+    return entry
+
+
+def finished_record(folder: Path) -> Record | None:
+    """The record of a finished stage, or None when there is none that can be read."""
+    try:
+        record = StageFolder(folder).record()
+    except StoreError:
+        return None
+    return record if record is not None and record.status == "done" else None
+
+
+def tidy(value: float) -> float | int:
+    """Counts as whole numbers."""
+    return int(value) if float(value).is_integer() and abs(value) >= 2 else value
+
+
+def graph_values(plan: Plan, graph: Graph, run_id: str) -> dict[str, Any]:
+    """What `graph.json` holds: every node with what it reads and the part it plays."""
+    roles = node_roles(graph)
+    nodes = [
+        {
+            "name": node.name,
+            "stage": node.stage,
+            "kind": node.kind,
+            "reads": list(node.reads),
+            "folder": node.folder,
+            "fingerprint": node.fingerprint,
+            "inserted": node.inserted,
+            "replica": int(node.name.rpartition(".")[2]) if node.name != node.stage else None,
+            "role": roles[node.name],
+        }
+        for node in graph.nodes.values()
+    ]
+    return {"plan": plan.name, "run_id": run_id, "nodes": nodes, "order": list(graph.nodes)}
+
+
+def node_roles(graph: Graph) -> dict[str, str]:
+    """The part each node plays: teacher, assistant, student, baseline, targets, ensemble or evaluation."""
+    teaching: set[str] = set()
+    for node in graph.nodes.values():
+        if isinstance(node.config, PredictTargetsConfig):
+            teaching.add(node.config.teacher)
+        elif isinstance(node.config, DistillConfig):
+            teaching.update(node.config.teachers)
+    has_student = any(isinstance(node.config, DistillConfig) for node in graph.nodes.values())
+    return {name: _role(node, name in teaching, has_student) for name, node in graph.nodes.items()}
+
+
+def _role(node: Node, teaches: bool, has_student: bool) -> str:
+    match node.config:
+        case PredictTargetsConfig() | CombineTargetsConfig():
+            return "targets"
+        case EvaluateConfig():
+            return "ensemble" if len(node.config.models) > 1 else "evaluation"
+        case DistillConfig():
+            return "assistant" if teaches else "student"
+    return "teacher" if teaches else ("baseline" if has_student else "model")
+
+
+def plan_text(plan: Plan) -> str:
+    """The plan with all defaults, as YAML that `distill run` takes."""
+    values = json.loads(plan.model_dump_json())
+    for stage in values["stages"].values():
+        for key in ("model", "student"):
+            if isinstance(stage.get(key), dict):
+                stage[key] |= stage[key].pop("options")
+    return yaml.safe_dump(values, sort_keys=False, width=100)
+
+
+def read_data_sizes(root: Path, plan: Plan) -> dict[str, int]:
+    """Samples per split, from the note that the first stage of this task left."""
+    from orchestrator.plan.fingerprint import digest
+
+    path = root / "tasks" / f"{digest(plan.task.identity())[:12]}.json"
+    return dict(read_json(path)) if path.exists() else {}
+
+
+def latest_run(root: Path, plan_name: str, *, before: str | None = None) -> Path | None:
+    """The folder of the last run of a plan that wrote results."""
+    runs = sorted((root / "plans" / plan_name).glob("*/results.json"))
+    folders = [path.parent for path in runs if before is None or path.parent.name < before]
+    return folders[-1] if folders else None
+
+
+def copy_report(source: Path, target: Path) -> None:
+    """Reuse the report of a run that trained the same stages."""
+    shutil.copy2(source / "report.html", target / "report.html")
+    if (source / "plots").is_dir():
+        shutil.copytree(source / "plots", target / "plots", copy_function=os.link, dirs_exist_ok=True)

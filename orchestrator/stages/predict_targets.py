@@ -1,0 +1,74 @@
+"""Store a teacher's logits on a transfer set."""
+
+from collections.abc import Iterator
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from orchestrator.errors import StageStopped
+from orchestrator.plan.fingerprint import digest
+from orchestrator.plan.stage_configs import PredictTargetsConfig
+from orchestrator.runs.context import StageContext
+from orchestrator.stages.training_stage import load_data
+from orchestrator.targets.store import MANIFEST, Description, TargetWriter
+from orchestrator.training import model_files
+from orchestrator.training.data import Batch, TransferSet, Views, build_transfer_set
+
+
+def predict_targets(config: PredictTargetsConfig, context: StageContext) -> dict[str, float]:
+    """Run the teacher once over the transfer set, for every view; resumes at the last finished shard."""
+    folder = context.input(config.teacher)
+    teacher = model_files.load(folder, context.device)
+    transfer = build_transfer_set(
+        load_data(context),
+        config.transfer,
+        Views(config.augment, config.view_seed, config.views or None),
+        context.device,
+    )
+    description = describe(config, context, teacher.description, len(transfer))
+    writer = TargetWriter(context.folder.path, description)
+    wrong = 0
+    for batch in batches_from(transfer, writer.rows_done, description.views_stored, config.batch_size):
+        if context.should_stop():
+            raise StageStopped(f"stopped after {writer.rows_done} rows; run the plan again to continue")
+        with torch.no_grad():
+            logits = teacher.model(batch.inputs).float()
+        wrong += int((logits.argmax(dim=1) != batch.labels).sum())
+        writer.append(batch.ids, logits)
+    manifest = writer.close()
+    context.payload.update([MANIFEST, *(shard.file for shard in manifest.shards)])
+    accuracy = folder.done_record().metrics.get("validation/accuracy")
+    metrics = {
+        "targets/rows": float(description.rows * description.views_stored),
+        "targets/errors": float(wrong),
+    }
+    return metrics | ({} if accuracy is None else {"teacher/validation/accuracy": accuracy})
+
+
+def describe(
+    config: PredictTargetsConfig, context: StageContext, teacher: dict[str, object], rows: int
+) -> Description:
+    """What the store will say it is."""
+    return Description(
+        task=digest(context.task.identity()),
+        split="train",
+        transfer=config.transfer.model_dump(mode="json"),
+        num_classes=int(str(teacher["num_classes"])),
+        rows=rows,
+        views=config.views,
+        view_seed=config.view_seed,
+        augment=tuple(step.model_dump(mode="json") for step in config.augment),
+        teachers=(context.input(config.teacher).done_record().fingerprint,),
+    )
+
+
+def batches_from(transfer: TransferSet, done: int, views: int, batch_size: int) -> Iterator[Batch]:
+    """The batches of all views in order, from the row at position `done`."""
+    rows = torch.arange(len(transfer))
+
+    def of_view(view: int) -> Iterator[Batch]:
+        left: Tensor = rows[max(0, done - view * len(transfer)) :]
+        return transfer.batches(left.split(batch_size), view) if len(left) else iter(())
+
+    return chain.from_iterable(of_view(view) for view in range(views))

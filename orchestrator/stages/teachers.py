@@ -1,0 +1,89 @@
+"""Where a student's soft targets come from: the store, or teachers that run inside its loop."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from orchestrator.errors import StageError
+from orchestrator.plan.fingerprint import digest
+from orchestrator.plan.stage_configs import CombineConfig, DistillConfig
+from orchestrator.runs.context import StageContext
+from orchestrator.targets.combine import accuracy_weights
+from orchestrator.targets.mixing import TeacherTargets, entropy_weights, mean_logits
+from orchestrator.targets.reader import Expectation, open_targets
+from orchestrator.training import model_files
+from orchestrator.training.data import Batch, TransferSet
+from orchestrator.training.loop import Teacher
+
+
+def stored_teacher(config: DistillConfig, context: StageContext, transfer: TransferSet) -> Teacher:
+    """Soft targets read from the store by the row of each sample."""
+    assert config.targets is not None
+    task = context.task
+    expectation = Expectation(
+        task=digest(task.identity()),
+        split="train",
+        num_classes=config.student.num_classes or task.num_classes,
+        views=config.views,
+        view_seed=config.view_seed,
+        augment=[step.model_dump(mode="json") for step in config.augment],
+    )
+    targets = open_targets(context.input(config.targets).path, root=context.root, expect=expectation)
+    rows = targets.rows_of(transfer.split.ids)
+
+    def read(batch: Batch) -> TeacherTargets:
+        stored = targets.read(rows[batch.rows.cpu()], batch.view if config.views else 0)
+        return TeacherTargets(stored.logits.to(context.device), stored.weights.to(context.device))
+
+    return read
+
+
+def live_teacher(config: DistillConfig, context: StageContext) -> Teacher:
+    """Teachers that see the student's own batch: frozen, in eval mode, without gradients."""
+    teachers = [model_files.load(context.input(ref), context.device) for ref in config.teachers]
+    weigh = weigher(config.combine, config.teachers, context)
+
+    @torch.no_grad()
+    def run(batch: Batch) -> TeacherTargets:
+        logits = torch.stack([teacher.model(batch.inputs).float() for teacher in teachers], dim=1)
+        targets = TeacherTargets(logits, weigh(logits))
+        if config.combine.rule == "geometric":
+            return TeacherTargets(mean_logits(targets).unsqueeze(1), torch.ones_like(targets.weights[:, :1]))
+        return targets
+
+    return run
+
+
+def weigher(
+    combine: CombineConfig, teachers: Sequence[str], context: StageContext
+) -> Callable[[Tensor], Tensor]:
+    """The function from a batch of M teachers' logits (B, M, C) to their weights (B, M)."""
+    if combine.weights == "entropy":
+        return lambda logits: entropy_weights(logits, combine.scale)
+    weights = torch.tensor(fixed_weights(combine, teachers, context), device=context.device)
+    return lambda logits: weights.expand(len(logits), -1)
+
+
+def fixed_weights(
+    combine: CombineConfig, teachers: Sequence[str], context: StageContext
+) -> tuple[float, ...]:
+    """One weight per teacher, summing to 1, from numbers or from the teachers' validation accuracy."""
+    count = len(teachers)
+    if isinstance(combine.weights, tuple):
+        return tuple(weight / sum(combine.weights) for weight in combine.weights)
+    if combine.weights == "uniform" or combine.weights == "entropy":
+        return (1 / count,) * count
+    accuracies = [validation_accuracy(context, teacher) for teacher in teachers]
+    return accuracy_weights(
+        accuracies, combine.weights, num_classes=context.task.num_classes, tau=combine.scale
+    )
+
+
+def validation_accuracy(context: StageContext, name: str) -> float:
+    """The validation accuracy in the record of a stage that is read: a model, or the targets it gave."""
+    metrics = context.input(name).done_record().metrics
+    for key in ("validation/accuracy", "teacher/validation/accuracy"):
+        if key in metrics:
+            return metrics[key]
+    raise StageError(f"`{name}` has no validation accuracy to weigh it by; set `validation_fraction` above 0")

@@ -1,0 +1,67 @@
+"""How good a model is on a split: accuracy, errors, negative log-likelihood and calibration."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+
+from orchestrator.runs.context import StageContext
+from orchestrator.runs.files import atomic_write
+from orchestrator.training.judgement import expected_calibration_error
+from tasks.splits import Split
+
+BATCH = 500
+FLOAT16_LARGEST = 65504.0
+
+
+@torch.no_grad()
+def predict_split(predict: Callable[[Tensor], Tensor], split: Split, batch_size: int = BATCH) -> Tensor:
+    """Logits (N, C) float32 on the CPU of a whole split; `predict` maps raw inputs (B, ...) to logits."""
+    order = torch.arange(len(split)).split(batch_size)
+    return torch.cat([predict(inputs).float().cpu() for inputs in split.batches(order, None)])
+
+
+def judge(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Metrics of logits (N, C) against labels (N,): accuracies are fractions, the loss is in nats."""
+    labels = labels.cpu()
+    errors = int((logits.argmax(dim=1) != labels).sum())
+    probabilities = torch.softmax(logits, dim=1)
+    return {
+        "accuracy": 1 - errors / len(labels),
+        "errors": errors,
+        "samples": len(labels),
+        "loss": F.cross_entropy(logits, labels).item(),
+        "ece": expected_calibration_error(probabilities.numpy(), labels.numpy()),
+    }
+
+
+def judge_splits(
+    context: StageContext,
+    predict: Callable[[Tensor], Tensor],
+    splits: dict[str, Split],
+    batch_size: int = BATCH,
+) -> dict[str, float]:
+    """Judge a final model on named splits, and keep its predictions for the report."""
+    metrics = {}
+    for name, split in splits.items():
+        if not len(split):
+            continue
+        logits = predict_split(predict, split, batch_size)
+        metrics |= {f"{name}/{key}": value for key, value in judge(logits, split.labels).items()}
+        save_predictions(context, name, split, logits)
+    return metrics
+
+
+def save_predictions(context: StageContext, name: str, split: Split, logits: Tensor) -> None:
+    """Keep logits as float16 beside ids and labels, as payload of the stage."""
+    with atomic_write(context.path(f"predictions-{name}.safetensors")) as temporary:
+        save_file(
+            {
+                "ids": split.ids.cpu().contiguous(),
+                "labels": split.labels.cpu().contiguous(),
+                "logits": logits.clamp(-FLOAT16_LARGEST, FLOAT16_LARGEST).half().contiguous(),
+            },
+            temporary,
+        )

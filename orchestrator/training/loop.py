@@ -1,0 +1,250 @@
+"""The loop that trains every model: teachers, assistants and students, on one process or many.
+
+It knows no method's name: a method turns the student's and the teacher's outputs into named losses. All
+randomness is a function of (seed, step), so that stopping anywhere and resuming equals not stopping. Workers of a
+`torch.distributed` group each take their part of the same global batches.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as distributed
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from models.taps import Output
+from orchestrator.errors import StageError, StageStopped
+from orchestrator.plan.stage_configs import TrainingConfig
+from orchestrator.runs.context import StageContext
+from orchestrator.targets.mixing import TeacherTargets
+from orchestrator.training.checkpoint import load_checkpoint, save_checkpoint
+from orchestrator.training.data import Batch, TransferSet, split_batch
+from orchestrator.training.evaluation import judge, predict_split
+from orchestrator.training.method import Method
+from orchestrator.training.optimizer import MaxNorm, build_optimizer, build_schedule
+from tasks.hashing import fold_key
+from tasks.splits import Split
+
+STEP = 13  # purpose of the per-step seeds
+AGREE_EVERY = 10  # steps between agreements of several workers on checkpoints
+LOOK_EVERY = 50  # steps between looks at the losses: each look waits for the device
+CHECKPOINT_SECONDS = 20.0
+
+log = logging.getLogger(__name__)
+
+Teacher = Callable[[Batch], TeacherTargets]
+
+
+class Learner(nn.Module):
+    """The student and its method as one module, so that both are optimised, distributed and checkpointed."""
+
+    def __init__(self, model: nn.Module, method: Method, *, bfloat16: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        self.method = method
+        self.bfloat16 = bfloat16
+
+    def forward(self, batch: Batch, teacher: TeacherTargets | None) -> dict[str, Tensor]:
+        """Named losses of a batch."""
+        with torch.autocast(batch.inputs.device.type, torch.bfloat16) if self.bfloat16 else nullcontext():
+            output = self.model(batch.inputs)
+        if not isinstance(output, Output):
+            output = Output(output, {})
+        return self.method.losses(output, teacher, batch)
+
+
+@dataclass
+class Progress:
+    """Where a training is, and the sums of losses over the `steps` of this epoch."""
+
+    step: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    steps: int = 0
+    metrics_size: int = 0
+
+
+def fit(
+    model: nn.Module,
+    method: Method,
+    transfer: TransferSet,
+    validation: Split | None,
+    config: TrainingConfig,
+    context: StageContext,
+    teacher: Teacher | None = None,
+) -> None:
+    """Train `model` in place for `config.epochs` epochs, from the last checkpoint if there is one."""
+    _Training(model, method, transfer, validation, config, context, teacher).run()
+
+
+class _Training:
+    """One call of `fit`: the objects that live as long as the training."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method,
+        transfer: TransferSet,
+        validation: Split | None,
+        config: TrainingConfig,
+        context: StageContext,
+        teacher: Teacher | None,
+    ) -> None:
+        self.model, self.transfer, self.validation = model, transfer, validation
+        self.config, self.context, self.teacher = config, context, teacher
+        self.learner = Learner(model, method, bfloat16=config.precision == "bfloat16").to(context.device)
+        if config.channels_last:
+            self.learner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.parameters = [p for p in self.learner.parameters() if p.requires_grad]
+        self.optimizer = build_optimizer(config.optimizer, self.parameters)
+        self.steps_per_epoch = -(-len(transfer) // config.batch_size)
+        self.schedule = build_schedule(config.schedule, self.optimizer, config.epochs, self.steps_per_epoch)
+        self.max_norm = MaxNorm(model, config.max_norm) if config.max_norm else None
+        self.checkpoints = context.folder.path / "checkpoint"
+        self.progress = Progress()
+        self.pending: list[dict[str, Tensor]] = []
+        self.saved = time.monotonic()
+
+    def run(self) -> None:
+        """All epochs that are left."""
+        self._resume()
+        step_function = self._step_function()
+        first_epoch, done = divmod(self.progress.step, self.steps_per_epoch)
+        if done == 0 and self.progress.steps:
+            self._end_epoch(first_epoch - 1)  # stopped between an epoch's last step and its end
+        for epoch in range(first_epoch, self.config.epochs):
+            self.learner.train()
+            for batch in self._batches(epoch):
+                self._step(step_function, batch)
+            self._end_epoch(epoch)
+
+    def _resume(self) -> None:
+        saved = load_checkpoint(self.checkpoints, self.learner, self.optimizer, self.schedule)
+        if saved is not None:
+            self.progress = Progress(**saved)
+            log.info("resumed at step %d", self.progress.step)
+        self.context.rewind_metrics(self.progress.metrics_size)
+
+    def _step_function(self) -> Callable[[Batch, TeacherTargets | None], dict[str, Tensor]]:
+        learner: Any = self.learner
+        if self.context.world > 1:
+            learner = DistributedDataParallel(learner)
+        if self.config.compile:
+            learner = torch.compile(learner)
+        function: Callable[[Batch, TeacherTargets | None], dict[str, Tensor]] = learner
+        return function
+
+    def _batches(self, epoch: int) -> Iterator[Batch]:
+        """This worker's batches of what is left of an epoch."""
+        done = self.progress.step - epoch * self.steps_per_epoch
+        rows = self.transfer.epoch_order(self.config.seed, epoch).split(self.config.batch_size)[done:]
+        parts, shares = zip(
+            *(split_batch(row, self.context.rank, self.context.world) for row in rows), strict=True
+        )
+        view = self.transfer.views.of_epoch(epoch)
+        return self.transfer.batches(parts, view, shares)
+
+    def _step(self, learner: Callable[..., dict[str, Tensor]], batch: Batch) -> None:
+        torch.manual_seed(fold_key(self.config.seed, STEP, self.progress.step, self.context.rank))
+        targets = None if self.teacher is None else self.teacher(batch)
+        losses = learner(batch, targets)
+        total = torch.stack(list(losses.values())).sum() if len(losses) > 1 else next(iter(losses.values()))
+        self.optimizer.zero_grad(set_to_none=True)
+        (total * batch.share if batch.share != 1.0 else total).backward()
+        if self.config.clip_norm:
+            nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
+        self.optimizer.step()
+        self.schedule.step()
+        if self.max_norm is not None:
+            self.max_norm.apply()
+        self.progress.step += 1
+        self.pending.append({name: loss.detach() for name, loss in losses.items()})
+        if len(self.pending) >= LOOK_EVERY:
+            self._look()
+        if self.context.world == 1 or self.progress.step % AGREE_EVERY == 0:
+            self._checkpoint_if_due()
+
+    def _look(self) -> None:
+        """Bring the losses of the last steps to the host; stop at the first that is not finite."""
+        if not self.pending:
+            return
+        names = list(self.pending[0])
+        values = torch.stack([torch.stack([step[name] for name in names]) for step in self.pending]).cpu()
+        if not torch.isfinite(values).all():
+            bad = int((~torch.isfinite(values).all(dim=1)).nonzero()[0])
+            step = self.progress.step - len(self.pending) + bad
+            terms = ", ".join(
+                f"{name} {value:g}" for name, value in zip(names, values[bad].tolist(), strict=True)
+            )
+            raise StageError(
+                f"the loss is not finite at step {step} ({terms}); the last good checkpoint is kept. Lower the"
+                " learning rate, set `clip_norm`, or check the inputs and the teacher"
+            )
+        sums = values.double().sum(dim=0)
+        for name, value in zip(names, sums.tolist(), strict=True):
+            self.progress.sums[name] = self.progress.sums.get(name, 0.0) + value
+        self.progress.steps += len(self.pending)
+        self.pending.clear()
+
+    def _checkpoint_if_due(self) -> None:
+        stop, is_due = self._agreed(
+            self.context.should_stop(), time.monotonic() - self.saved > CHECKPOINT_SECONDS
+        )
+        if stop or is_due:
+            self._look()
+            self._save()
+        if stop:
+            raise StageStopped(f"stopped at step {self.progress.step}; run the plan again to continue")
+
+    def _agreed(self, *wishes: bool) -> list[bool]:
+        """The main process's wishes, on every process."""
+        if self.context.world == 1:
+            return list(wishes)
+        flags = torch.tensor(wishes, dtype=torch.int32, device=self.context.device)
+        distributed.broadcast(flags, 0)
+        return [bool(flag) for flag in flags.tolist()]
+
+    def _save(self) -> None:
+        if self.context.is_main:
+            self.progress.metrics_size = self.context.flush()
+            self.context.check_current()
+            save_checkpoint(
+                self.checkpoints, self.progress.__dict__.copy(), self.learner, self.optimizer, self.schedule
+            )
+        self.saved = time.monotonic()
+
+    def _end_epoch(self, epoch: int) -> None:
+        self._look()
+        count = max(self.progress.steps, 1)
+        metrics = {f"train/loss/{name}": value / count for name, value in self.progress.sums.items()}
+        metrics = {"epoch": epoch + 1, "train/loss": sum(metrics.values()), **metrics}
+        metrics["train/learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        if self.validation is not None and len(self.validation) and self.context.is_main:
+            metrics |= self._validate()
+        self.context.report(self.progress.step, metrics)
+        self.progress.sums, self.progress.steps = {}, 0
+
+    def _validate(self) -> dict[str, float]:
+        self.learner.eval()
+        assert self.validation is not None
+        logits = predict_split(self._predict, self.validation)
+        judged = judge(logits, self.validation.labels)
+        return {f"validation/{name}": judged[name] for name in ("accuracy", "loss")}
+
+    def _predict(self, inputs: Tensor) -> Tensor:
+        return predictor(self.model, self.transfer, self.config)(inputs)
+
+
+def predictor(model: nn.Module, transfer: TransferSet, config: TrainingConfig) -> Callable[[Tensor], Tensor]:
+    """Raw inputs to logits (B, C), with the normalisation and precision of the training; `model` is in eval mode."""
+
+    def predict(inputs: Tensor) -> Tensor:
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+            output = model(transfer.normalised(inputs))
+        return output.logits if isinstance(output, Output) else output
+
+    return predict

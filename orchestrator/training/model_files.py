@@ -1,0 +1,94 @@
+"""A trained model on disk: weights as safetensors, and the JSON that is needed to build and use it anywhere."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_model, save_model
+from torch import Tensor, nn
+
+from models.build import build_model
+from orchestrator.errors import StageError
+from orchestrator.plan.model_config import ModelConfig
+from orchestrator.runs.context import StageContext
+from orchestrator.runs.files import atomic_write, read_json, write_json
+from orchestrator.runs.folder import StageFolder
+from tasks.splits import TaskData
+from tasks.task import Task
+
+WEIGHTS = "model.safetensors"
+DESCRIPTION = "model.json"
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model in eval mode, frozen, with the normalisation of its inputs."""
+
+    model: nn.Module
+    mean: Tensor
+    std: Tensor
+    class_names: tuple[str, ...]
+    input_shape: tuple[int, ...]
+    description: dict[str, Any]
+
+    @torch.no_grad()
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Logits (B, C) float32 of raw inputs (B, ...), images scaled to [0, 1]."""
+        return self.model((inputs - self.mean) / self.std).float()
+
+
+def build(config: ModelConfig, task: Task) -> nn.Module:
+    """A fresh model for a task; its weights are drawn from torch's current random state."""
+    try:
+        return build_model(
+            config.name, config.options, task.input_shape, config.num_classes or task.num_classes
+        )
+    except (ValueError, FileNotFoundError) as error:
+        raise StageError(str(error)) from error
+
+
+def save(context: StageContext, model: nn.Module, config: ModelConfig, data: TaskData) -> None:
+    """Write the weights and the description as payload of the stage."""
+    with atomic_write(context.path(WEIGHTS)) as temporary:
+        save_model(model, str(temporary))
+    task = context.task
+    write_json(
+        context.path(DESCRIPTION),
+        {
+            "model": config.model_dump(mode="json"),
+            "num_classes": config.num_classes or task.num_classes,
+            "input_shape": list(task.input_shape),
+            "class_names": list(task.class_names),
+            "mean": data.mean.tolist(),
+            "std": data.std.tolist(),
+            "task": task.model_dump(mode="json"),
+        },
+    )
+
+
+def load(folder: StageFolder, device: str = "cpu") -> TrainedModel:
+    """Load a finished stage's model, after checking its files against the record."""
+    folder.payload(WEIGHTS)
+    return load_files(folder.payload(DESCRIPTION).parent, device)
+
+
+def load_files(folder: Path, device: str = "cpu") -> TrainedModel:
+    """Load `model.json` and `model.safetensors` from any folder."""
+    description = read_json(folder / DESCRIPTION)
+    config = ModelConfig.model_validate(description["model"])
+    shape = tuple(description["input_shape"])
+    try:
+        model = build_model(config.name, config.options, shape, description["num_classes"])
+        load_model(model, str(folder / WEIGHTS))
+    except (ValueError, RuntimeError, OSError) as error:
+        raise StageError(f"the weights in `{folder}` cannot be loaded: {error}") from error
+    model.to(device).eval().requires_grad_(False)
+    return TrainedModel(
+        model,
+        torch.tensor(description["mean"], device=device),
+        torch.tensor(description["std"], device=device),
+        tuple(description["class_names"]),
+        shape,
+        description,
+    )
