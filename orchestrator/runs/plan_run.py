@@ -14,6 +14,7 @@ from typing import Any, Literal
 import yaml
 
 from orchestrator.errors import StoreError
+from orchestrator.plan.fingerprint import fingerprint
 from orchestrator.plan.order import Graph, Node
 from orchestrator.plan.schema import Plan
 from orchestrator.plan.stage_configs import (
@@ -25,6 +26,7 @@ from orchestrator.plan.stage_configs import (
 from orchestrator.runs.files import make_folder, read_json, write_json
 from orchestrator.runs.folder import StageFolder
 from orchestrator.runs.record import Record
+from tasks.task import Task
 
 Status = Literal["waiting", "running", "done", "cached", "failed", "skipped", "stopped"]
 FINISHED: frozenset[Status] = frozenset({"done", "cached", "failed", "skipped", "stopped"})
@@ -54,7 +56,6 @@ class PlanRun:
         self.run_id = time.strftime("%Y%m%d-%H%M%S-") + uuid.uuid4().hex[:4]
         self.started = time.monotonic()
         self.folder = root / "plans" / plan.name / self.run_id
-        self.data_sizes = read_data_sizes(root, plan)
         self.mlflow: dict[str, Any] = {}
 
     def begin(self) -> None:
@@ -65,6 +66,7 @@ class PlanRun:
 
     def write_results(self, states: Mapping[str, NodeState], status: str) -> dict[str, Any]:
         """Write `results.json` as it stands now, and return it."""
+        sizes = read_data_sizes(self.root, self.plan.task)
         results = {
             "plan": self.plan.name,
             "run_id": self.run_id,
@@ -206,12 +208,22 @@ def plan_text(plan: Plan) -> str:
     return yaml.safe_dump(values, sort_keys=False, width=100)
 
 
-def read_data_sizes(root: Path, plan: Plan) -> dict[str, int]:
-    """Samples per split, from the note that the first stage of this task left."""
-    from orchestrator.plan.fingerprint import digest
-
-    path = root / "tasks" / f"{digest(plan.task.identity())[:12]}.json"
+def read_data_sizes(root: Path, task: Task) -> dict[str, int]:
+    """Samples per split, as a stage noted them; empty before any stage loaded the data."""
+    path = _data_sizes_file(root, task)
     return dict(read_json(path)) if path.exists() else {}
+
+
+def write_data_sizes(root: Path, task: Task, sizes: Mapping[str, int]) -> None:
+    """Note the samples per split of a task for all plans."""
+    path = _data_sizes_file(root, task)
+    if not path.exists():
+        make_folder(path.parent)
+        write_json(path, dict(sizes))
+
+
+def _data_sizes_file(root: Path, task: Task) -> Path:
+    return root / "tasks" / f"{task.name}-{fingerprint(task.identity())}.json"
 
 
 def latest_run(root: Path, plan_name: str, *, before: str | None = None) -> Path | None:

@@ -6,6 +6,7 @@ from orchestrator.errors import StageError
 from orchestrator.plan.model_config import ModelConfig
 from orchestrator.plan.stage_configs import TrainingConfig
 from orchestrator.runs.context import StageContext
+from orchestrator.runs.plan_run import write_data_sizes
 from orchestrator.training import model_files
 from orchestrator.training.checkpoint import remove_checkpoint
 from orchestrator.training.data import TransferSet
@@ -19,11 +20,15 @@ INITIAL = 14  # purpose of the seed of the initial weights
 
 
 def load_data(context: StageContext) -> TaskData:
-    """The task's data; a broken or missing file is the stage's error."""
+    """The task's data; a broken or missing file is the stage's error. Leaves a note of the splits' sizes."""
     try:
-        return context.task.load()
+        data = context.task.load()
     except (ValueError, OSError) as error:
         raise StageError(str(error)) from error
+    if context.is_main:
+        sizes = {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)}
+        write_data_sizes(context.root, context.task, sizes)
+    return data
 
 
 def build_seeded_model(model: ModelConfig, config: TrainingConfig, context: StageContext) -> torch.nn.Module:

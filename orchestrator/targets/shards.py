@@ -269,8 +269,10 @@ def _open_shard(
         raise StoreError(
             f"`{path}` holds {batch.num_rows} rows, the manifest says {shard.rows}; write it again"
         )
-    values = batch.column(layout.column).values.to_numpy(zero_copy_only=True)
-    return batch.column("id").to_numpy(zero_copy_only=True), values.reshape(-1, layout.width)
+    ids, values = batch.column("id"), batch.column(layout.column).values
+    if ids.null_count or values.null_count:
+        raise StoreError(f"`{path}` has empty places; write these targets again")
+    return ids.to_numpy(zero_copy_only=True), values.to_numpy(zero_copy_only=True).reshape(-1, layout.width)
 
 
 def _map_batch(path: Path) -> pa.RecordBatch:
@@ -284,8 +286,6 @@ def _map_batch(path: Path) -> pa.RecordBatch:
         batch.validate()
     except (pa.ArrowException, OSError) as error:
         raise StoreError(f"`{path}` is damaged: {error}; write these targets again") from error
-    if any(column.null_count for column in batch.columns):
-        raise StoreError(f"`{path}` has empty places; write these targets again")
     return batch
 
 

@@ -10,10 +10,9 @@ loss wants, and is what the figure in the issue is about: at most 2 times the pl
 import argparse
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import torch
@@ -75,26 +74,33 @@ def compare(targets: Targets, plain: np.ndarray, batch: int) -> None:
     generator = np.random.default_rng(0)
     check = generator.integers(0, len(plain), batch)
     assert (targets.read(torch.from_numpy(check)).logits[:, 0].numpy() == plain[check]).all()
-    gather = targets._members[0].gather
+    calls: dict[str, Callable[[np.ndarray], object]] = {
+        "plain memmap": lambda rows: plain[rows],
+        "gather": targets._members[0].gather,
+        "read": lambda rows: targets.read(torch.from_numpy(rows)),
+    }
     for _ in range(ROUNDS):
-        batches = [generator.integers(0, len(plain), batch) for _ in range(BATCHES)]
-        tensors = [torch.from_numpy(rows) for rows in batches]
-        base = microseconds(lambda rows: plain[rows], batches)
-        gathered, read = microseconds(gather, batches), microseconds(targets.read, tensors)
+        times = side_by_side(calls, lambda: generator.integers(0, len(plain), batch))
         print(
-            f"plain memmap {base:6.1f} µs   gather {gathered:6.1f} µs (x{gathered / base:.2f})"
-            f"   read {read:6.1f} µs (x{read / base:.2f})"
+            "   ".join(
+                f"{name} {taken:6.1f} µs (x{taken / times['plain memmap']:.2f})"
+                for name, taken in times.items()
+            )
         )
 
 
-def microseconds(call: Callable[[Any], object], batches: Sequence[Any]) -> float:
-    """Median time of a call."""
-    times = []
-    for batch in batches:
-        start = time.perf_counter()
-        call(batch)
-        times.append(time.perf_counter() - start)
-    return 1e6 * median(times)
+def side_by_side(
+    calls: dict[str, Callable[[np.ndarray], object]], draw: Callable[[], np.ndarray]
+) -> dict[str, float]:
+    """Median microseconds of each call; they take turns, so that a busy machine slows all of them."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(BATCHES):
+        for name, call in calls.items():
+            rows = draw()
+            start = time.perf_counter()
+            call(rows)
+            times[name].append(time.perf_counter() - start)
+    return {name: 1e6 * median(values) for name, values in times.items()}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,83 @@
+"""What a run would do: for every node whether its result is there, and if not, why not."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import StoreError
+from orchestrator.plan.fingerprint import differences
+from orchestrator.plan.order import Graph, Node
+from orchestrator.runs.files import read_json
+from orchestrator.runs.folder import CONFIG, StageFolder
+from orchestrator.runs.plan_run import latest_run
+
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """One node: `cached`, or `new` for a reason."""
+
+    node: Node
+    is_cached: bool
+    reason: str
+
+
+def look_ahead(graph: Graph, root: Path, plan_name: str, forced: Sequence[str] = ()) -> list[Prospect]:
+    """Judge every node of a graph without starting anything."""
+    before = _folders_of_last_run(root, plan_name)
+    return list(_prospects(graph, root, before, set(forced)))
+
+
+def _prospects(graph: Graph, root: Path, before: dict[str, Path], forced: set[str]) -> Iterator[Prospect]:
+    for node in graph.nodes.values():
+        if node.name in forced:
+            yield Prospect(node, False, "forced")
+            continue
+        try:
+            record = StageFolder(root / node.folder).record()
+        except StoreError as error:
+            yield Prospect(node, False, error.message)
+            continue
+        if record is not None and record.status == "done":
+            yield Prospect(node, True, "")
+        elif record is not None:
+            yield Prospect(node, False, f"failed before: {record.error}")
+        elif (root / node.folder / "checkpoint").is_dir():
+            yield Prospect(node, False, "continues from its checkpoint")
+        else:
+            yield Prospect(node, False, _why_new(node, graph, before.get(node.name)))
+
+
+def _why_new(node: Node, graph: Graph, before: Path | None) -> str:
+    if before is None:
+        return "never run"
+    try:
+        old: Any = read_json(before / CONFIG)
+    except StoreError:
+        return "its earlier result is gone"
+    names = {read.fingerprint: read.name for read in graph.nodes.values()}
+    changed = [text.replace("config.", "", 1) for text in differences(old, dict(node.identity))]
+    readable = [_with_names(text, names) for text in changed]
+    more = f" and {len(readable) - SHOWN} more" if len(readable) > SHOWN else ""
+    return ", ".join(readable[:SHOWN]) + more if readable else "its earlier result is gone"
+
+
+def _with_names(text: str, names: dict[str, str]) -> str:
+    """An input that changed is named by its stage, not by its fingerprint."""
+    for fingerprint, name in names.items():
+        if text.endswith(f'"{fingerprint}"'):
+            return f"{text.partition(':')[0]}: `{name}` changed"
+    return text
+
+
+def _folders_of_last_run(root: Path, plan_name: str) -> dict[str, Path]:
+    run = latest_run(root, plan_name)
+    if run is None:
+        return {}
+    try:
+        nodes = read_json(run / "graph.json")["nodes"]
+    except (StoreError, KeyError):
+        return {}
+    return {node["name"]: root / node["folder"] for node in nodes}

@@ -1,0 +1,157 @@
+"""Using a trained model: labels for files, metrics on a split, an export that needs only torch."""
+
+import csv
+import shutil
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from orchestrator.errors import PlanError, StoreError
+from orchestrator.plan.schema import build_task
+from orchestrator.runs.folder import RECORD, StageFolder
+from orchestrator.training import model_files
+from orchestrator.training.evaluation import judge, predict_split
+from orchestrator.training.model_files import DESCRIPTION, WEIGHTS, TrainedModel
+
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable classes of one input, best first."""
+
+    source: str
+    ranked: tuple[tuple[str, float], ...]
+
+
+def load_model(folder: Path) -> TrainedModel:
+    """A model from a stage's folder (checked against its record) or from an exported one."""
+    folder = folder.absolute()
+    if not (folder / DESCRIPTION).is_file() or not (folder / WEIGHTS).is_file():
+        raise PlanError(f"`{folder}` holds no model: `{DESCRIPTION}` and `{WEIGHTS}` are expected there")
+    if (folder / RECORD).exists():
+        return model_files.load(StageFolder(folder))
+    return model_files.load_files(folder)
+
+
+def evaluate_model(folder: Path, split: str) -> dict[str, float]:
+    """Metrics of a model on the validation or test split of the task it was trained on."""
+    model = load_model(folder)
+    try:
+        data = build_task(model.description["task"]).load()
+    except FileNotFoundError as error:
+        raise PlanError(str(error)) from None
+    chosen = data.validation if split == "validation" else data.test
+    return judge(predict_split(model.logits, chosen), chosen.labels)
+
+
+def predict_files(folder: Path, files: Sequence[Path], top: int = 3) -> list[Prediction]:
+    """Label every input in `files`."""
+    model = load_model(folder)
+    predictions: list[Prediction] = []
+    for file in files:
+        names, inputs = read_inputs(file, model.input_shape)
+        logits = torch.cat([model.logits(part) for part in inputs.split(BATCH)])
+        predictions.extend(_ranked(names, logits, model.class_names, top))
+    return predictions
+
+
+def write_csv(path: Path, predictions: Iterable[Prediction]) -> None:
+    """One line per input: the source, then classes with their probabilities."""
+    with path.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["source", "rank", "label", "probability"])
+        for prediction in predictions:
+            for rank, (label, probability) in enumerate(prediction.ranked, start=1):
+                writer.writerow([prediction.source, rank, label, f"{probability:.6f}"])
+
+
+def read_inputs(file: Path, shape: tuple[int, ...]) -> tuple[list[str], Tensor]:
+    """Inputs (N, *shape) float32 in a file, images scaled to [0, 1], and a name for each."""
+    if not file.is_file():
+        raise PlanError(f"`{file}` does not exist")
+    if file.suffix != ".npy":
+        return [str(file)], read_image(file, shape).unsqueeze(0)
+    try:
+        array = np.load(file, allow_pickle=False)
+    except ValueError as error:
+        raise PlanError(f"`{file}` is no array of numbers: {error}") from None
+    values = torch.from_numpy(np.ascontiguousarray(array))
+    values = values.float() / 255 if values.dtype == torch.uint8 else values.float()
+    if tuple(values.shape) == shape:
+        return [str(file)], values.unsqueeze(0)
+    if tuple(values.shape[1:]) != shape:
+        raise PlanError(
+            f"`{file}` has the shape {tuple(values.shape)}; the model takes {shape} or (N, *{shape})"
+        )
+    return [f"{file}[{index}]" for index in range(len(values))], values
+
+
+def read_image(file: Path, shape: tuple[int, ...]) -> Tensor:
+    """An image as (C, H, W) in [0, 1], in the colours and size that the model takes."""
+    from PIL import Image, UnidentifiedImageError
+
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise PlanError(f"the model takes inputs of shape {shape}, not images; give a .npy file")
+    try:
+        with Image.open(file) as image:
+            converted = image.convert("L" if shape[0] == 1 else "RGB").resize((shape[2], shape[1]))
+    except UnidentifiedImageError:
+        raise PlanError(f"`{file}` is no image that can be read") from None
+    pixels = torch.from_numpy(np.array(converted)).float() / 255
+    return pixels.unsqueeze(0) if shape[0] == 1 else pixels.permute(2, 0, 1)
+
+
+def export_model(folder: Path, target: Path) -> list[Path]:
+    """Copy weights and description to `target`, and a `torch.export` program from raw inputs to probabilities."""
+    model = load_model(folder)
+    if target.exists() and any(target.iterdir()):
+        raise PlanError(f"`{target}` is not empty")
+    target.mkdir(parents=True, exist_ok=True)
+    for name in (DESCRIPTION, WEIGHTS):
+        shutil.copyfile(folder / name, target / name)
+    program = target / "model.pt2"
+    try:
+        export_program(model, program)
+    except Exception as error:
+        raise StoreError(
+            f"the weights are in `{target}`, but the model cannot be exported: {error}"
+        ) from error
+    return [target / DESCRIPTION, target / WEIGHTS, program]
+
+
+def export_program(model: TrainedModel, path: Path) -> None:
+    """Write `torch.export`'s archive: inputs (B, ...) in, probabilities (B, C) out, any batch size."""
+    example = torch.zeros(2, *model.input_shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.export announces deprecations of its own parts
+        batch = torch.export.Dim("batch", min=1)
+        program = torch.export.export(Probabilities(model), (example,), dynamic_shapes=({0: batch},))
+        torch.export.save(program, path)
+
+
+class Probabilities(nn.Module):
+    """A model with its normalisation, from raw inputs (B, ...) to probabilities (B, C)."""
+
+    def __init__(self, model: TrainedModel) -> None:
+        super().__init__()
+        self.model = model.model
+        self.register_buffer("mean", model.mean)
+        self.register_buffer("std", model.std)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.model((inputs - self.mean) / self.std)
+        return torch.softmax(logits, dim=1)
+
+
+def _ranked(names: Sequence[str], logits: Tensor, labels: Sequence[str], top: int) -> Iterator[Prediction]:
+    values, indices = torch.softmax(logits, dim=1).topk(min(top, logits.shape[1]))
+    for name, probabilities, classes in zip(names, values.tolist(), indices.tolist(), strict=True):
+        words: list[Any] = [labels[index] if index < len(labels) else str(index) for index in classes]
+        yield Prediction(name, tuple(zip(words, probabilities, strict=True)))

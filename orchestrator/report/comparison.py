@@ -1,0 +1,141 @@
+"""Who makes how many errors with how many parameters: every model of a plan run, its replicas taken together."""
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from orchestrator.report.data import Run, StageResult
+
+ROLES = ("teacher", "ensemble", "assistant", "student", "baseline", "model")
+NORMAL_95 = 1.959964
+
+
+class Spread(NamedTuple):
+    """A number over replicas: mean, sample standard deviation (None for a single one), and the values."""
+
+    mean: float
+    deviation: float | None
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Competitor:
+    """A model of the plan, or an ensemble, with the results of its replicas.
+
+    `computed` marks a row that no stage stands for: its numbers come from stored predictions.
+    """
+
+    name: str
+    role: str
+    members: tuple[StageResult, ...]
+    errors: Spread | None = None
+    samples: int | None = None
+    validation: Spread | None = None
+    ece: Spread | None = None
+    parameters: int | None = None
+    computed: bool = False
+
+    @property
+    def results(self) -> list[StageResult]:
+        """Replicas that have a result."""
+        return [member for member in self.members if member.has_result]
+
+    @property
+    def error_rate(self) -> float | None:
+        """Test errors as a fraction."""
+        return self.errors.mean / self.samples if self.errors and self.samples else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All competitors of a run, and which of them a student is measured against."""
+
+    competitors: tuple[Competitor, ...]
+
+    def in_role(self, *roles: str) -> list[Competitor]:
+        """Competitors that play one of these roles."""
+        return [competitor for competitor in self.competitors if competitor.role in roles]
+
+    def baseline_of(self, competitor: Competitor) -> Competitor | None:
+        """The baseline of the same size if there is one, else the first; a baseline has none itself."""
+        measured = [baseline for baseline in self.in_role("baseline") if baseline.errors]
+        if competitor.role not in ("student", "assistant") or not measured:
+            return None
+        same = [baseline for baseline in measured if baseline.parameters == competitor.parameters]
+        return (same or measured)[0]
+
+    def share_of_baseline(self, competitor: Competitor) -> float | None:
+        """Errors as a multiple of those of the baseline."""
+        baseline = self.baseline_of(competitor)
+        if baseline is None or not baseline.errors or not competitor.errors or not baseline.errors.mean:
+            return None
+        return competitor.errors.mean / baseline.errors.mean
+
+
+def compare(run: Run) -> Comparison:
+    """Put all models of a run side by side, in the order teacher, ensemble, assistant, student, baseline."""
+    groups: dict[str, list[StageResult]] = {}
+    for stage in run.stages.values():
+        if is_competitor(stage):
+            groups.setdefault(stage.group, []).append(stage)
+    competitors = [_competitor(name, members) for name, members in groups.items()]
+    return Comparison(tuple(sorted(competitors, key=_rank)))
+
+
+def is_competitor(stage: StageResult) -> bool:
+    """Models and ensembles; a judgement of a single model, or on validation only, is none."""
+    if stage.makes_model:
+        return True
+    return stage.role == "ensemble" and (not stage.has_result or stage.metric("test/errors") is not None)
+
+
+def original_teachers(run: Run, competitor: Competitor) -> list[StageResult]:
+    """The teachers at the start of the chain that a model was distilled along."""
+    found = [stage for member in competitor.members[:1] for stage in run.ancestors(member.name)]
+    return [stage for stage in found if stage.role == "teacher"]
+
+
+def total_parameters(stages: Iterable[StageResult]) -> int | None:
+    """Parameters of several models together; None when one is not known."""
+    sizes = [stage.parameters for stage in stages]
+    return None if None in sizes or not sizes else sum(size for size in sizes if size is not None)
+
+
+def spread(values: Sequence[float]) -> Spread | None:
+    """Mean and sample standard deviation; None of no values."""
+    if not values:
+        return None
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return Spread(statistics.fmean(values), deviation, tuple(values))
+
+
+def wilson_interval(rate: float, samples: int) -> tuple[float, float]:
+    """95 % confidence interval of a rate that was measured on `samples` (Wilson 1927)."""
+    square = NORMAL_95**2 / samples
+    middle = (rate + square / 2) / (1 + square)
+    half = NORMAL_95 / (1 + square) * math.sqrt(rate * (1 - rate) / samples + square / (4 * samples))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def _competitor(name: str, members: list[StageResult]) -> Competitor:
+    samples = _values(members, "test/samples")
+    return Competitor(
+        name=name,
+        role=members[0].role,
+        members=tuple(members),
+        errors=spread(_values(members, "test/errors")),
+        samples=int(samples[0]) if samples else None,
+        validation=spread(_values(members, "validation/accuracy")),
+        ece=spread(_values(members, "test/ece")),
+        parameters=next((member.parameters for member in members if member.parameters is not None), None),
+    )
+
+
+def _values(members: Iterable[StageResult], metric: str) -> list[float]:
+    return [value for member in members if (value := member.metric(metric)) is not None]
+
+
+def _rank(competitor: Competitor) -> int:
+    return ROLES.index(competitor.role) if competitor.role in ROLES else len(ROLES)

@@ -1,0 +1,144 @@
+"""Stored predictions on the test split, and what a student's teachers say together about the same samples."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.errors import StoreError
+from orchestrator.report.data import Run, StageResult
+
+Floats = NDArray[np.float32]
+Integers = NDArray[np.int64]
+
+TEST_PREDICTIONS = "predictions-test.safetensors"
+
+
+class Predictions(NamedTuple):
+    """What a model says about N samples of C classes."""
+
+    ids: Integers
+    labels: Integers
+    logits: Floats
+
+    def probabilities(self, temperature: float = 1.0) -> Floats:
+        """Softmax of the tempered logits, (N, C)."""
+        return softmax(self.logits, temperature)
+
+    def predicted(self) -> Integers:
+        """The class of the largest logit, (N,)."""
+        return self.logits.argmax(axis=1).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """The teachers of a student and how their predictions become one distribution."""
+
+    names: tuple[str, ...]
+    members: tuple[Predictions, ...]
+    weights: tuple[float, ...]
+    rule: str
+
+    @property
+    def ids(self) -> Integers:
+        """Ids of the samples, (N,)."""
+        return self.members[0].ids
+
+    @property
+    def labels(self) -> Integers:
+        """True classes, (N,)."""
+        return self.members[0].labels
+
+    def probabilities(self, temperature: float = 1.0) -> Floats:
+        """The target distribution, (N, C): tempered inside an arithmetic mean, after a geometric one."""
+        pairs = list(zip(self.members, self.weights, strict=True))
+        if self.rule == "geometric":
+            logits: Floats = sum_of(weight * member.logits for member, weight in pairs)
+            return softmax(logits, temperature)
+        return sum_of(weight * member.probabilities(temperature) for member, weight in pairs)
+
+
+def read_predictions(stage: StageResult) -> Predictions:
+    """A stage's predictions on the test split. `StoreError` says why there are none."""
+    if not stage.has_result:
+        raise StoreError(f"`{stage.name}` has no result ({stage.status})")
+    if stage.record is None or TEST_PREDICTIONS not in stage.record.payload:
+        raise StoreError(f"`{stage.name}` stored no predictions on the test split")
+    path = stage.folder.payload(TEST_PREDICTIONS)
+    from safetensors.numpy import load_file
+
+    tensors: dict[str, NDArray[Any]] = load_file(path)
+    if missing := {"ids", "labels", "logits"} - tensors.keys():
+        raise StoreError(f"`{path}` has no {', '.join(sorted(missing))}")
+    return Predictions(tensors["ids"], tensors["labels"], tensors["logits"].astype(np.float32))
+
+
+def read_teaching(run: Run, student: StageResult, predictions: Predictions) -> Teaching:
+    """The teachers whose targets `student` learned from, on the student's test samples.
+
+    `StoreError` says why they cannot be shown. Weights that differ per sample are replaced by their mean.
+    """
+    sources, rule = _teachers_of(run, student)
+    if not sources:
+        raise StoreError(f"`{student.name}` learned from no teacher")
+    members = [read_predictions(stage) for stage, _ in sources]
+    for (stage, _), member in zip(sources, members, strict=True):
+        if member.logits.shape != predictions.logits.shape or (member.ids != predictions.ids).any():
+            raise StoreError(f"`{stage.name}` was judged on other samples or classes than `{student.name}`")
+    total = sum(weight for _, weight in sources)
+    weights = tuple(weight / total for _, weight in sources)
+    return Teaching(tuple(stage.name for stage, _ in sources), tuple(members), weights, rule)
+
+
+def _teachers_of(run: Run, student: StageResult) -> tuple[list[tuple[StageResult, float]], str]:
+    """Teachers with their weights, and the rule that combines them."""
+    reads = [run.stages[name] for name in student.reads]
+    targets = [stage for stage in reads if not stage.makes_model]
+    if not targets:
+        combine = student.config.get("combine", {})
+        weights = _weights_of(combine.get("weights"), len(reads))
+        return list(zip(reads, weights, strict=True)), str(combine.get("rule", "arithmetic"))
+    rule = str(targets[0].config.get("rule", "arithmetic"))
+    return list(_leaves(run, targets[0], 1.0)), rule
+
+
+def _leaves(run: Run, stage: StageResult, weight: float) -> Iterator[tuple[StageResult, float]]:
+    if stage.makes_model:
+        yield stage, weight
+        return
+    recorded = [stage.metric(f"targets/weight/{index}") for index in range(len(stage.reads))]
+    for name, part in zip(stage.reads, recorded, strict=True):
+        share = part if part is not None else 1 / len(stage.reads)
+        yield from _leaves(run, run.stages[name], weight * share)
+
+
+def _weights_of(written: Any, count: int) -> list[float]:
+    if isinstance(written, list | tuple) and len(written) == count:
+        return [float(weight) for weight in written]
+    return [1 / count] * count
+
+
+def temperature_of(student: StageResult) -> float:
+    """The temperature a student was taught at; 1 for methods that have none."""
+    temperature = student.config.get("method", {}).get("temperature", 1.0)
+    is_number = isinstance(temperature, int | float) and math.isfinite(temperature) and temperature > 0
+    return float(temperature) if is_number else 1.0
+
+
+def softmax(logits: Floats, temperature: float = 1.0) -> Floats:
+    """Probabilities of logits (N, C) at a temperature."""
+    scaled = logits / np.float32(temperature)
+    exponentials = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    probabilities: Floats = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return probabilities
+
+
+def sum_of(parts: Iterator[Floats]) -> Floats:
+    """The sum of arrays of one shape, holding two at a time."""
+    total = next(parts)
+    for part in parts:
+        total = total + part
+    return total

@@ -1,0 +1,233 @@
+"""What a report has to say about a run, worked out before anything is drawn or written."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.errors import StoreError
+from orchestrator.report.comparison import Comparison, Competitor, compare, spread, total_parameters
+from orchestrator.report.data import Run, StageResult
+from orchestrator.report.examples import Example, choose_samples, describe_examples, load_pictures
+from orchestrator.report.predictions import (
+    Predictions,
+    Teaching,
+    read_predictions,
+    read_teaching,
+    temperature_of,
+)
+from orchestrator.runs.files import read_json
+from orchestrator.training.judgement import ReliabilityBins, confusion_matrix, reliability_bins
+
+
+class Calibration(NamedTuple):
+    """How far one model's confidence can be trusted."""
+
+    name: str
+    role: str
+    bins: ReliabilityBins
+    error: float
+
+
+class Agreement(NamedTuple):
+    """Two models on the same test samples."""
+
+    other: str
+    both_wrong: int
+    only_other_wrong: int
+    only_student_wrong: int
+    same_answer: int
+    samples: int
+
+
+@dataclass(frozen=True)
+class Story:
+    """Everything the page and the plots show. What is None or empty is explained in `gaps`, by section."""
+
+    run: Run
+    comparison: Comparison
+    main: Competitor | None = None
+    student: StageResult | None = None
+    class_names: tuple[str, ...] = ()
+    temperature: float = 1.0
+    confusion: NDArray[np.int64] | None = None
+    calibrations: tuple[Calibration, ...] = ()
+    with_teacher: Agreement | None = None
+    with_baseline: Agreement | None = None
+    examples: tuple[Example, ...] = ()
+    teaching: Teaching | None = None
+    gaps: dict[str, str] = field(default_factory=dict)
+
+    def class_name(self, label: int) -> str:
+        """The name of a class."""
+        return self.class_names[label] if label < len(self.class_names) else str(label)
+
+
+def tell(run: Run) -> Story:
+    """Work out the story of a run; what is missing leaves a gap, not an error."""
+    story = Story(run, compare(run))
+    main = choose_main(story.comparison)
+    if main is None:
+        return replace(story, gaps=dict.fromkeys(("confusion", "calibration", "examples"), "No model was trained."))
+    student = main.results[0] if main.results else main.members[0]
+    story = replace(story, main=main, student=student, temperature=temperature_of(student))
+    try:
+        predictions = read_predictions(student)
+    except StoreError as error:
+        return replace(story, gaps=dict.fromkeys(("confusion", "calibration", "examples"), error.message))
+    story = replace(story, class_names=_class_names(student, predictions.logits.shape[1]))
+    return _with_examples(_with_judgements(story, student, predictions), student, predictions)
+
+
+def choose_main(comparison: Comparison) -> Competitor | None:
+    """The model the report is about: the stage called `student`, else the last student, else the last model.
+
+    Those with results come first.
+    """
+    for candidates in (comparison.in_role("student"), list(comparison.competitors)):
+        measured = [candidate for candidate in candidates if candidate.results] or candidates
+        named = [candidate for candidate in measured if candidate.name == "student"]
+        if measured:
+            return (named or measured)[-1]
+    return None
+
+
+def _with_judgements(story: Story, student: StageResult, predictions: Predictions) -> Story:
+    """Confusion, calibration, and the comparison with teacher and baseline sample by sample."""
+    matrix = confusion_matrix(predictions.predicted(), predictions.labels, predictions.logits.shape[1])
+    calibrations = [_calibrate(student, predictions)]
+    with_baseline = None
+    if (baseline := _baseline_of(story)) is not None:
+        try:
+            others = read_predictions(baseline)
+        except StoreError:
+            pass
+        else:
+            calibrations.append(_calibrate(baseline, others))
+            with_baseline = agreement(baseline.name, others.predicted(), predictions, others.ids)
+    story = replace(story, confusion=matrix, with_baseline=with_baseline)
+    try:
+        teaching = read_teaching(story.run, student, predictions)
+    except StoreError as error:
+        return replace(story, calibrations=tuple(calibrations), gaps={**story.gaps, "examples": error.message})
+    probabilities = teaching.probabilities()
+    name = teacher_name(story.run, teaching)
+    bins = reliability_bins(probabilities, teaching.labels)
+    taught = Calibration(name, teacher_role(story.run, teaching), bins, _error_of(bins))
+    answers = probabilities.argmax(axis=1)
+    return replace(
+        story,
+        comparison=_with_teacher_row(story, teaching, answers, taught),
+        calibrations=(calibrations[0], taught, *calibrations[1:]),
+        with_teacher=agreement(name, answers, predictions, teaching.ids),
+        teaching=teaching,
+    )
+
+
+def _with_examples(story: Story, student: StageResult, predictions: Predictions) -> Story:
+    if story.teaching is None:
+        return story
+    positions = choose_samples(predictions, story.teaching)
+    if not positions:
+        return replace(story, gaps={**story.gaps, "examples": "There are no test samples."})
+    pictures = load_pictures(
+        _description(student).get("task", {}), predictions.ids[positions], predictions.labels[positions]
+    )
+    if isinstance(pictures, str):
+        return replace(story, gaps={**story.gaps, "examples": pictures})
+    examples = describe_examples(positions, predictions, story.teaching, story.temperature, pictures)
+    return replace(story, examples=tuple(examples))
+
+
+def agreement(
+    name: str, answers: NDArray[Any], student: Predictions, ids: NDArray[np.int64]
+) -> Agreement | None:
+    """Compare another model's answers with the student's; None when it was asked about other samples."""
+    if len(ids) != len(student.ids) or (ids != student.ids).any():
+        return None
+    own = student.predicted()
+    wrong, other_wrong = own != student.labels, answers != student.labels
+    return Agreement(
+        name,
+        int((wrong & other_wrong).sum()),
+        int((~wrong & other_wrong).sum()),
+        int((wrong & ~other_wrong).sum()),
+        int((own == answers).sum()),
+        len(ids),
+    )
+
+
+def teacher_name(run: Run, teaching: Teaching) -> str:
+    """A teacher's name, or those of several: `3 × teacher`, `wide + deep`."""
+    if len(teaching.names) == 1:
+        return teaching.names[0]
+    counts: dict[str, int] = {}
+    for name in teaching.names:
+        counts[run.stages[name].group] = counts.get(run.stages[name].group, 0) + 1
+    if len(counts) > 4:
+        return f"{len(teaching.names)} teachers"
+    return " + ".join(f"{count} × {name}" if count > 1 else name for name, count in counts.items())
+
+
+def teacher_role(run: Run, teaching: Teaching) -> str:
+    """Ensemble, or the role of the single teacher."""
+    return "ensemble" if len(teaching.names) > 1 else run.stages[teaching.names[0]].role
+
+
+def _with_teacher_row(
+    story: Story, teaching: Teaching, answers: NDArray[Any], calibration: Calibration
+) -> Comparison:
+    """Add the ensemble that taught the student, unless a stage of the plan judges it."""
+    judged = [
+        stage
+        for competitor in story.comparison.in_role("ensemble")
+        for stage in competitor.results
+        if set(stage.reads) == set(teaching.names)
+    ]
+    if len(teaching.names) == 1 or judged:
+        return story.comparison
+    members = tuple(story.run.stages[name] for name in teaching.names)
+    row = Competitor(
+        name=calibration.name,
+        role="ensemble",
+        members=members,
+        errors=spread([float((answers != teaching.labels).sum())]),
+        samples=len(teaching.labels),
+        ece=spread([calibration.error]),
+        parameters=total_parameters(members),
+        computed=True,
+    )
+    others = story.comparison.competitors
+    place = sum(competitor.role in ("teacher", "ensemble") for competitor in others)
+    return Comparison((*others[:place], row, *others[place:]))
+
+
+def _baseline_of(story: Story) -> StageResult | None:
+    baseline = story.comparison.baseline_of(story.main) if story.main else None
+    return baseline.results[0] if baseline else None
+
+
+def _calibrate(stage: StageResult, predictions: Predictions) -> Calibration:
+    bins = reliability_bins(predictions.probabilities(), predictions.labels)
+    recorded = stage.metric("test/ece")
+    return Calibration(stage.name, stage.role, bins, _error_of(bins) if recorded is None else recorded)
+
+
+def _error_of(bins: ReliabilityBins) -> float:
+    gaps = np.abs(bins.accuracy - bins.confidence)
+    return float((bins.counts * gaps).sum() / max(int(bins.counts.sum()), 1))
+
+
+def _description(student: StageResult) -> dict[str, Any]:
+    try:
+        description = read_json(student.folder.payload("model.json"))
+    except StoreError:
+        return {}
+    return description if isinstance(description, dict) else {}
+
+
+def _class_names(student: StageResult, count: int) -> tuple[str, ...]:
+    names: Sequence[object] = _description(student).get("class_names") or ()
+    return tuple(str(name) for name in names) if len(names) == count else tuple(map(str, range(count)))

@@ -1,0 +1,140 @@
+"""`distill run`, from a loaded plan to the final table: the story of one plan run."""
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import DistillError, PlanError, did_you_mean
+from orchestrator.execution.request import Backend
+from orchestrator.execution.scheduler import run_stages
+from orchestrator.plan.order import Graph
+from orchestrator.plan.schema import Plan
+from orchestrator.runs.files import make_folder
+from orchestrator.runs.plan_run import SUCCEEDED, NodeState, PlanRun, copy_report, latest_run
+from orchestrator.terminal import Progress
+from orchestrator.tracking import Mirror
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What the command line says about one run of a plan."""
+
+    root: Path
+    command: str = ""
+    local: bool = False
+    address: str | None = None
+    tracking_uri: str | None = None
+    force: tuple[str, ...] = ()
+
+
+def run_plan(plan: Plan, graph: Graph, options: RunOptions) -> dict[str, Any]:
+    """Run what has no result yet, track it, report it; returns what `results.json` holds."""
+    from orchestrator.execution.run_stage import versions
+
+    forced = nodes_called(graph, options.force, "--force")
+    make_folder(options.root / "stages")
+    run = PlanRun(plan, graph, options.root, command=options.command, versions=versions())
+    previous = latest_run(options.root, plan.name)
+    run.begin()
+    states = {name: NodeState() for name in graph.nodes}
+    run.write_results(states, "running")
+    mirror = Mirror(run.folder, options.root, options.tracking_uri)
+    mirror.start()
+    stop = threading.Event()
+    backend = build_backend(options, stop)
+    status = "failed"
+    try:
+        with Progress() as progress, stopping_on_interrupt(stop):
+
+            def watch(now: Mapping[str, NodeState]) -> None:
+                progress.update(now)
+                run.write_results(now, "running")
+
+            states = run_stages(
+                graph, backend, task=plan.task, root=options.root, forced=forced, stop=stop, watch=watch
+            )
+            backend.close()
+        status = status_of(states, interrupted=stop.is_set())
+    finally:
+        results = run.write_results(states, status)
+        if status != "failed" or any(state.status == "failed" for state in states.values()):
+            write_report_of(run, previous, states)
+        mirror.finish()
+    run.mlflow = mirror.description()
+    return run.write_results(states, status) if run.mlflow else results
+
+
+def nodes_called(graph: Graph, names: Sequence[str], option: str) -> frozenset[str]:
+    """The nodes of stages or replicas called `names`; `PlanError` for one that is not there."""
+    nodes: set[str] = set()
+    for name in names:
+        if name not in graph.nodes and name not in graph.replicas:
+            known = [*graph.replicas, *graph.nodes]
+            raise PlanError(f"{option} {name}: the plan has no such stage{did_you_mean(name, known)}")
+        nodes.update(graph.replicas.get(name, (name,)))
+    return frozenset(nodes)
+
+
+def build_backend(options: RunOptions, stop: threading.Event) -> Backend:
+    """The back end that the options ask for. Ray is not started before a stage needs it."""
+    if options.local:
+        from orchestrator.execution.local_backend import LocalBackend
+
+        return LocalBackend(stop)
+    from orchestrator.execution.ray_backend import RayBackend
+
+    return RayBackend(options.address)
+
+
+def status_of(states: Mapping[str, NodeState], *, interrupted: bool) -> str:
+    """How the whole run ended."""
+    if all(state.status in SUCCEEDED for state in states.values()):
+        return "done"
+    return "interrupted" if interrupted else "failed"
+
+
+def write_report_of(run: PlanRun, previous: Path | None, states: Mapping[str, NodeState]) -> None:
+    """The run's report; that of the run before, when nothing was trained since. Never fails a run."""
+    from orchestrator.runs.files import read_json
+
+    with suppress(DistillError, OSError, KeyError):
+        nothing_new = all(state.status == "cached" for state in states.values())
+        if nothing_new and previous is not None and (previous / "report.html").exists():
+            old = {node["name"]: node["fingerprint"] for node in read_json(previous / "graph.json")["nodes"]}
+            if old == {name: node.fingerprint for name, node in run.graph.nodes.items()}:
+                copy_report(previous, run.folder)
+                return
+    try:
+        from orchestrator.report import write_report
+
+        write_report(run.folder, run.root)
+    except Exception:  # a picture that cannot be drawn must not lose a run
+        log.exception("the report could not be written; `distill report` tries again")
+
+
+@contextmanager
+def stopping_on_interrupt(stop: threading.Event) -> Iterator[None]:
+    """SIGINT and SIGTERM ask for a clean stop; a second SIGINT ends at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(number: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        log.warning("stopping: stages write their checkpoints; interrupt again to end at once")
+        stop.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

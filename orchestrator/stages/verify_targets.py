@@ -1,0 +1,70 @@
+"""Are stored targets what the teachers say? A random sample of rows, computed again."""
+
+from pathlib import Path
+
+import torch
+
+from orchestrator.errors import StoreError
+from orchestrator.plan.schema import build_task
+from orchestrator.plan.stage_configs import PredictTargetsConfig
+from orchestrator.runs.files import read_json
+from orchestrator.runs.folder import CONFIG, StageFolder
+from orchestrator.targets.reader import open_targets
+from orchestrator.targets.store import load_manifest
+from orchestrator.targets.verify import VerifyResult, compare_rows
+from orchestrator.training import model_files
+from orchestrator.training.data import Views, build_transfer_set
+
+
+def verify_targets(folder: Path, root: Path, rows: int, seed: int = 0) -> dict[str, VerifyResult]:
+    """Compare `rows` random rows of each dense store with its teacher; of a mixture, each member's."""
+    if not folder.is_dir():
+        raise StoreError(f"`{folder}` does not exist; targets lie in `{root}/stages/predict_targets-…`")
+    if damage := StageFolder(folder).damage():
+        raise StoreError(damage)
+    manifest = load_manifest(folder)
+    if manifest.form == "mixture":
+        members = [root / "stages" / member for member in manifest.members]
+        return {
+            name: result
+            for member in members
+            for name, result in verify_targets(member, root, rows, seed).items()
+        }
+    if len(manifest.teachers) > 1:
+        raise StoreError(
+            f"`{folder}` was combined from several teachers; verify the targets it was combined from"
+        )
+    return {folder.name: _verify_dense(folder, root, rows, seed)}
+
+
+def _verify_dense(folder: Path, root: Path, rows: int, seed: int) -> VerifyResult:
+    config = PredictTargetsConfig.model_validate(_config_of(folder))
+    teacher = model_files.load(_teacher_folder(folder, root))
+    data = build_task(teacher.description["task"]).load()
+    views = Views(config.augment, config.view_seed, config.views or None)
+    transfer = build_transfer_set(data, config.transfer, views, "cpu")
+    targets = open_targets(folder, root=root, expect=None)
+    generator = torch.Generator().manual_seed(seed)
+    view = int(torch.randint(max(config.views, 1), (1,), generator=generator))
+    chosen = torch.randperm(len(transfer), generator=generator)[:rows].sort().values
+    with torch.no_grad():
+        logits = torch.cat(
+            [
+                teacher.model(batch.inputs).float()
+                for batch in transfer.batches(chosen.split(config.batch_size), view)
+            ]
+        )
+    return compare_rows(targets, targets.rows_of(transfer.split.ids[chosen]), view, logits)
+
+
+def _config_of(folder: Path) -> dict[str, object]:
+    values = dict(read_json(folder / CONFIG)["config"])
+    return {**values, "teacher": "teacher"}  # stored as a fingerprint; the name does not matter here
+
+
+def _teacher_folder(folder: Path, root: Path) -> StageFolder:
+    teacher = read_json(folder / CONFIG)["config"]["teacher"]["input"]
+    found = sorted((root / "stages").glob(f"*-{teacher}"))
+    if not found:
+        raise StoreError(f"the teacher `{teacher}` of `{folder}` is gone; run the plan again")
+    return StageFolder(found[0])
