@@ -115,7 +115,7 @@ def _with_judgements(story: Story, student: StageResult, predictions: Prediction
     probabilities = teaching.probabilities()
     name = teacher_name(story.run, teaching)
     bins = reliability_bins(probabilities, teaching.labels)
-    taught = Calibration(name, teacher_role(story.run, teaching), bins, _error_of(bins))
+    taught = Calibration(name, teacher_role(story.run, teaching), bins, bins.error)
     answers = probabilities.argmax(axis=1)
     return replace(
         story,
@@ -212,12 +212,7 @@ def _baseline_of(story: Story) -> StageResult | None:
 def _calibrate(stage: StageResult, predictions: Predictions) -> Calibration:
     bins = reliability_bins(predictions.probabilities(), predictions.labels)
     recorded = stage.metric("test/ece")
-    return Calibration(stage.name, stage.role, bins, _error_of(bins) if recorded is None else recorded)
-
-
-def _error_of(bins: ReliabilityBins) -> float:
-    gaps = np.abs(bins.accuracy - bins.confidence)
-    return float((bins.counts * gaps).sum() / max(int(bins.counts.sum()), 1))
+    return Calibration(stage.name, stage.role, bins, bins.error if recorded is None else recorded)
 
 
 def _description(student: StageResult) -> dict[str, Any]:

@@ -78,7 +78,7 @@ class PlanRun:
             "task": {
                 "name": self.plan.task.name,
                 "num_classes": self.plan.task.num_classes,
-                **self.data_sizes,
+                **sizes,
             },
             "stages": self._stages(states),
             "mlflow": self.mlflow,

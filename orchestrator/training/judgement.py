@@ -21,6 +21,12 @@ class ReliabilityBins(NamedTuple):
     confidence: NDArray[np.float64]
     accuracy: NDArray[np.float64]
 
+    @property
+    def error(self) -> float:
+        """Expected calibration error: mean distance of confidence and accuracy, weighted by the counts."""
+        distance = np.abs(self.accuracy - self.confidence)
+        return float((self.counts * distance).sum() / max(int(self.counts.sum()), 1))
+
 
 def reliability_bins(probabilities: Floats, labels: Integers, bins: int = 15) -> ReliabilityBins:
     """Mean confidence and accuracy of predictions (N, C), judged against labels (N,), by confidence."""
@@ -41,9 +47,7 @@ def reliability_bins(probabilities: Floats, labels: Integers, bins: int = 15) ->
 
 def expected_calibration_error(probabilities: Floats, labels: Integers, bins: int = 15) -> float:
     """Mean distance between confidence and accuracy, weighted by the samples in each bin: from 0 to 1."""
-    binned = reliability_bins(probabilities, labels, bins)
-    distance = np.abs(binned.accuracy - binned.confidence)
-    return float((binned.counts * distance).sum() / max(binned.counts.sum(), 1))
+    return reliability_bins(probabilities, labels, bins).error
 
 
 def confusion_matrix(predicted: Integers, labels: Integers, num_classes: int) -> NDArray[np.int64]:
