@@ -139,6 +139,9 @@ def export_program(model: TrainedModel, path: Path) -> None:
 class Probabilities(nn.Module):
     """A model with its normalisation, from raw inputs (B, ...) to probabilities (B, C)."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, model: TrainedModel) -> None:
         super().__init__()
         self.model = model.model

@@ -119,6 +119,7 @@ def _values(node: yaml.Node, path: Path, source: Source) -> Any:
         return _mapping(node, path, source)
     if isinstance(node, yaml.SequenceNode):
         return [_values(item, (*path, index), source) for index, item in enumerate(node.value)]
+    assert isinstance(node, yaml.ScalarNode)
     return _scalar(node)
 
 
@@ -137,7 +138,7 @@ def _mapping(node: yaml.MappingNode, path: Path, source: Source) -> dict[Any, An
     return values
 
 
-def _scalar(node: yaml.Node) -> Any:
+def _scalar(node: yaml.ScalarNode) -> Any:
     value = yaml.SafeLoader("").construct_object(node)
     if isinstance(value, str) and node.tag == "tag:yaml.org,2002:str" and node.style is None:
         return _number_or_text(value)

@@ -44,7 +44,7 @@ def judge_splits(
     batch_size: int = BATCH,
 ) -> dict[str, float]:
     """Judge a final model on named splits, and keep its predictions for the report."""
-    metrics = {}
+    metrics: dict[str, float] = {}
     for name, split in splits.items():
         if not len(split):
             continue

@@ -47,11 +47,11 @@ class Learner(nn.Module):
         super().__init__()
         self.model = model
         self.method = method
-        self.bfloat16 = bfloat16
+        self.autocasts = bfloat16
 
     def forward(self, batch: Batch, teacher: TeacherTargets | None) -> dict[str, Tensor]:
         """Named losses of a batch."""
-        with torch.autocast(batch.inputs.device.type, torch.bfloat16) if self.bfloat16 else nullcontext():
+        with torch.autocast(batch.inputs.device.type, torch.bfloat16) if self.autocasts else nullcontext():
             output = self.model(batch.inputs)
         if not isinstance(output, Output):
             output = Output(output, {})
@@ -98,7 +98,7 @@ class _Training:
         self.config, self.context, self.teacher = config, context, teacher
         self.learner = Learner(model, method, bfloat16=config.precision == "bfloat16").to(context.device)
         if config.channels_last:
-            self.learner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.learner.to(memory_format=torch.channels_last)
         self.parameters = [p for p in self.learner.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(config.optimizer, self.parameters)
         self.steps_per_epoch = -(-len(transfer) // config.batch_size)

@@ -1,0 +1,130 @@
+"""Joining a Ray cluster or starting one, quietly, with errors that name the way out."""
+
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from orchestrator.errors import DistillError, PlanError
+
+REACH_SECONDS = 5.0
+
+ENVIRONMENT = {
+    # One report of Ray's own per lost worker would land on stdout, between our results: Ray has no switch for it but
+    # this filter. The same facts are in the stage's outcome and in Ray's session folder.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "^",
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the user's machines unasked
+}
+
+log = logging.getLogger(__name__)
+
+
+def connect(address: str | None, cpus: int | None = None) -> bool:
+    """Join the Ray cluster at `address`, or at `RAY_ADDRESS`, or start one here with `cpus` CPUs (default: all).
+
+    Returns False if this process had already joined one, which is then used. `PlanError` when the address cannot be
+    used, `DistillError` when Ray does not start.
+    """
+    _prepare_environment()
+    import ray
+
+    if ray.is_initialized():
+        return False
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    _check_reachable(address)
+    with _own_signal_handlers():
+        if address == "local":
+            _start(cpus)
+        else:
+            _join(address)
+    return True
+
+
+def _start(cpus: int | None) -> None:
+    """Start a Ray cluster on this machine.
+
+    The dashboard stays on: without it Ray Train leaks the resources of a group that is cancelled.
+    """
+    import ray
+
+    try:
+        context = ray.init(
+            address="local", num_cpus=cpus, include_dashboard=True, log_to_driver=False, configure_logging=False
+        )
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise DistillError(
+            f"Ray does not start on this machine: {_first_line(error)}; `--local` runs the plan without it"
+        ) from error
+    log.info("started Ray on this machine (dashboard: http://%s)", context.dashboard_url)
+
+
+def _join(address: str) -> None:
+    import ray
+
+    try:
+        ray.init(address=address, log_to_driver=False, configure_logging=False)
+    except ray.exceptions.AuthenticationError as error:
+        raise PlanError(
+            f"the Ray cluster at `{address}` refuses this client's token: copy the cluster's `~/.ray/auth_token` to"
+            " this machine (mode 600) or set `RAY_AUTH_TOKEN`, and set `RAY_AUTH_MODE=token`"
+        ) from error
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise PlanError(f"cannot use the Ray cluster at `{address}`: {_first_line(error)}") from error
+    log.info("joined the Ray cluster at %s", address)
+
+
+def _prepare_environment() -> None:
+    """Settings that Ray reads when it is imported or started; what the user has set stays."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if _has_token():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def _has_token() -> bool:
+    """Whether this user has a token for Ray, in the places where Ray looks for one."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return True
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return (Path(path) if path else Path.home() / ".ray" / "auth_token").is_file()
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself tries for over two minutes before it gives up on an address where nobody listens."""
+    if address in ("local", "auto"):
+        return
+    host, _, port = address.rpartition(":")
+    if "/" in address or not host or not port.isdigit():
+        raise PlanError(
+            f"`{address}` is no address of a Ray cluster; write `host:6379`, as `ray start --head` printed it"
+            " (`distill submit` is what takes the dashboard's `http://host:8265`)"
+        )
+    try:
+        socket.create_connection((host, int(port)), timeout=REACH_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise PlanError(
+            f"no Ray cluster answers at `{address}` ({error}); start one with `ray start --head`, or leave the"
+            " address out to run on this machine"
+        ) from None
+
+
+@contextmanager
+def _own_signal_handlers() -> Iterator[None]:
+    """Keep our answer to SIGTERM: `ray.init` puts its own in its place."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

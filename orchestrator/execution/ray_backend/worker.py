@@ -1,0 +1,107 @@
+"""What runs in the processes that Ray starts: a stage worker, and one rank of a group under Ray Train.
+
+Our other modules are imported inside the functions, after `enter_folder`: Ray puts the driver's working folder first
+on the path, where a user's own `models` or `tasks` would hide ours.
+"""
+
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+
+LOOK_SECONDS = 1.0
+STOP = "stop"
+
+# How the libraries under `torch.distributed` say that another worker is gone: gloo by the path of its source file in
+# the message, NCCL and the rendezvous store by the type of the error.
+OF_LOST_PEERS = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "dist")
+
+
+class StageFailed(Exception):  # noqa: N818 - carries an outcome through Ray Train
+    """A stage failed by its own error on one rank; its argument is the outcome as a dict."""
+
+
+class PeerLost(Exception):  # noqa: N818
+    """A rank could not go on because another one is gone."""
+
+
+class StageWorker:
+    """A process that runs one stage at a time and stays warm for the next. It has two threads: `stop` is heard."""
+
+    def __init__(self, working_folder: str) -> None:
+        enter_folder(working_folder)
+        import torch  # noqa: F401 - seconds, paid before the first stage
+
+        self._device = "cuda" if ray.get_gpu_ids() else "cpu"  # a worker without GPUs still sees all of them
+        self._stopped: set[str] = set()
+
+    def run(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Run a `StageRequest`; returns the `Outcome`, both as dicts."""
+        from orchestrator.execution.request import StageRequest
+        from orchestrator.execution.run_stage import run_stage
+
+        attempt = request["attempt"]
+        outcome = run_stage(
+            StageRequest(**request), should_stop=lambda: attempt in self._stopped, device=self._device
+        )
+        return outcome.__dict__
+
+    def stop(self, attempt: str) -> None:
+        """Ask the attempt to write a checkpoint and stop, whether or not it has begun."""
+        self._stopped.add(attempt)
+
+
+def run_rank(arguments: dict[str, Any]) -> dict[str, Any]:
+    """One rank of a group, called by Ray Train once `torch.distributed` is set up; returns the outcome as a dict.
+
+    A failure is raised, or the other ranks would wait for this one for ever.
+    """
+    enter_folder(arguments["working_folder"])
+    from ray.train import get_context
+    from ray.train.torch import get_device
+
+    from orchestrator.execution.request import StageRequest
+    from orchestrator.execution.run_stage import run_stage
+
+    context = get_context()
+    outcome = run_stage(
+        StageRequest(**arguments["request"]),
+        should_stop=StopFile(Path(arguments["scratch"]) / STOP),
+        rank=context.get_world_rank(),
+        world=context.get_world_size(),
+        device=str(get_device()) if arguments["uses_gpus"] else "cpu",
+    )
+    if outcome.status == "failed":
+        raise PeerLost(outcome.error) if _blames_a_peer(outcome.error or "") else StageFailed(outcome.__dict__)
+    return outcome.__dict__
+
+
+class StopFile:
+    """Whether a file has appeared; looks at most once per `LOOK_SECONDS`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._looked = 0.0
+        self._is_there = False
+
+    def __call__(self) -> bool:
+        if not self._is_there and time.monotonic() - self._looked >= LOOK_SECONDS:
+            self._looked = time.monotonic()
+            self._is_there = self._path.exists()
+        return self._is_there
+
+
+def enter_folder(folder: str) -> None:
+    """Work where the driver works: its relative paths and modules mean the same here, and ours come first."""
+    sys.path[:] = [entry for entry in sys.path if entry not in ("", folder)] + [folder]
+    if Path(folder).is_dir():
+        os.chdir(folder)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+
+
+def _blames_a_peer(error: str) -> bool:
+    return any(word in error.lower() for word in OF_LOST_PEERS)

@@ -1,0 +1,81 @@
+"""Numbers and outcomes as words, the same on the page and in the plots."""
+
+from collections.abc import Sequence
+
+from orchestrator.report.comparison import Spread
+from orchestrator.report.data import StageResult
+
+
+def count(number: float) -> str:
+    """A whole number with its thousands apart: 1,276,810."""
+    return f"{number:,.0f}"
+
+
+def size(parameters: int | None) -> str:
+    """A number of parameters in short: 812, 39.8 k, 1.28 M, 25.6 M."""
+    if parameters is None:
+        return "–"
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if parameters >= limit:
+            return f"{parameters / limit:.3g} {unit}"
+    return str(parameters)
+
+
+def percent(fraction: float | None, decimals: int = 1) -> str:
+    """A fraction as a percentage: 10.1 %."""
+    return "–" if fraction is None else f"{100 * fraction:.{decimals}f} %"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person would say them: 0.4 s, 21 s, 3 min 20 s, 2 h 05 min."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    if whole < 7200:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def ratio(number: float) -> str:
+    """A factor: 0.70×, 6.1×, 18×."""
+    return f"{number:.2f}×" if number < 1.995 else f"{number:.1f}×" if number < 9.95 else f"{number:,.0f}×"
+
+
+def mean(spread: Spread, decimals: int = 1) -> str:
+    """Mean, with the standard deviation where there are replicas: 101.3 ± 4.2."""
+    if spread.deviation is None:
+        return f"{spread.mean:,.0f}" if float(spread.mean).is_integer() else f"{spread.mean:,.{decimals}f}"
+    return f"{spread.mean:,.{decimals}f} ± {spread.deviation:.{decimals}f}"
+
+
+def mean_percent(spread: Spread | None, decimals: int = 1) -> str:
+    """Like `mean`, of fractions: 89.9 ± 0.4 %."""
+    if spread is None:
+        return "–"
+    spread_text = f" ± {100 * spread.deviation:.{decimals}f}" if spread.deviation is not None else ""
+    return f"{100 * spread.mean:.{decimals}f}{spread_text} %"
+
+
+def shorten(text: str, letters: int) -> str:
+    """A text of at most so many letters."""
+    return text if len(text) <= letters else text[: letters - 1] + "…"
+
+
+def outcome_of(members: Sequence[StageResult]) -> str:
+    """How a stage and its replicas ended, and how long they took together."""
+    tally: dict[str, int] = {}
+    for member in members:
+        tally[member.status] = tally.get(member.status, 0) + 1
+    if len(tally) == 1:
+        text = next(iter(tally))
+    else:
+        text = ", ".join(f"{number} {status}" for status, number in tally.items())
+    seconds = sum(member.seconds for member in members)
+    return f"{text} · {duration(seconds)}" if seconds else text
+
+
+def listing(words: Sequence[str]) -> str:
+    """a, b and c."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""
