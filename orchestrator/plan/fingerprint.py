@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from orchestrator.plan.config import Path, stage_refs
+from orchestrator.plan.model_config import ModelConfig
+from orchestrator.plan.model_sources import model_identity
 from orchestrator.plan.stage_configs import STAGES, StageConfig, StageKind
 
 LENGTH = 12  # hexadecimal digits: among 100,000 stages two collide with a chance of 2 in 100,000
@@ -16,6 +18,9 @@ def stage_identity(
 ) -> dict[str, Any]:
     """All that decides a stage's result, as JSON values. `inputs`: fingerprint of each stage that is read."""
     values = config.model_dump(mode="json", exclude=set(StageKind.not_identity))
+    for field in type(config).model_fields:
+        if isinstance(model := getattr(config, field), ModelConfig):
+            values[field] = model_identity(model)
     for path, ref in stage_refs(config):
         _replace(values, path, {"input": inputs[ref]})
     return {"kind": kind, "version": STAGES[kind].version, "task": dict(task), "config": values}

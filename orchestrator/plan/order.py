@@ -9,9 +9,11 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from orchestrator.errors import PlanError, did_you_mean
+from orchestrator.plan.augment_configs import MixupConfig
 from orchestrator.plan.config import ModelRef, Path, StageRef, TargetsRef, stage_refs
 from orchestrator.plan.fingerprint import fingerprint, stage_identity
 from orchestrator.plan.model_config import ModelConfig
+from orchestrator.plan.model_sources import missing_source
 from orchestrator.plan.schema import Plan
 from orchestrator.plan.stage_configs import (
     STAGES,
@@ -89,6 +91,7 @@ class _Expansion:
     def expand(self) -> Graph:
         for name, config in self.plan.stages.items():
             self._check_refs(name, config)
+            self._check_model(name, config)
             self._check_classes(name, config)
         for name in self._ordered_names():
             config = self.plan.stages[name]
@@ -144,6 +147,12 @@ class _Expansion:
             raise self.locate(
                 place, f"one stage is read here, but `{stage}` has {count} replicas; write `{stage}.0`"
             )
+
+    def _check_model(self, name: str, config: StageConfig) -> None:
+        for field_name in type(config).model_fields:
+            model = getattr(config, field_name)
+            if isinstance(model, ModelConfig) and (missing := missing_source(model)):
+                raise self.locate(("stages", name, field_name), missing)
 
     def _check_classes(self, name: str, config: StageConfig) -> None:
         if (transfer := getattr(config, "transfer", None)) is not None:
@@ -231,14 +240,17 @@ class _Expansion:
         while isinstance(targets.config, CombineTargetsConfig):
             targets = self.graph.nodes[targets.config.targets[0]]
         stored = targets.config
-        for key in ("views", "view_seed", "augment"):
+        keys = ["views", "view_seed", "augment"]
+        if any(isinstance(step, MixupConfig) for step in config.augment):
+            keys.append("transfer")  # mixup's partners are drawn from the transfer set
+        for key in keys:
             if key == "view_seed" and not config.views and not stored.views:
                 continue
             if getattr(config, key) != getattr(stored, key):
                 raise self.locate(
                     ("stages", name, key),
                     f"the student must see the pixels that the teacher saw, but `{key}` differs from that of the"
-                    f" targets `{targets.name}`; write the same `augment`, `views` and `view_seed` in both",
+                    f" targets `{targets.name}`; write the same `{key}` in both",
                 )
 
     def _insert_prediction(self, teacher: str, student: DistillConfig) -> str:

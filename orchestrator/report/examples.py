@@ -139,7 +139,9 @@ def load_pictures(description: Mapping[str, Any], ids: Integers, labels: Integer
 def _at_rest(task: Task) -> Task:
     """The same task without downloads and without processes of its own."""
     calm = {"download": False, "workers": 0}
-    return task.model_copy(update={key: value for key, value in calm.items() if key in type(task).model_fields})
+    return task.model_copy(
+        update={key: value for key, value in calm.items() if key in type(task).model_fields}
+    )
 
 
 def _read_pictures(task: Task, ids: Integers, labels: Integers) -> list[Picture]:

@@ -7,9 +7,9 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+
 
 import matplotlib
 import numpy as np
@@ -96,7 +96,12 @@ def _drawings(story: Story) -> Iterable[Drawing]:
         yield "confusion", "confusion", title, draw_confusion(story.confusion, names)
     for calibration in story.calibrations:
         title = f"Reliability of {calibration.name}"
-        yield file_name(f"reliability-{calibration.name}"), "calibration", title, draw_reliability(calibration)
+        yield (
+            file_name(f"reliability-{calibration.name}"),
+            "calibration",
+            title,
+            draw_reliability(calibration),
+        )
     if story.examples:
         yield "soft-targets", "png-only", "Soft targets of a few test pictures", draw_examples(story)
 
@@ -154,7 +159,9 @@ def draw_errors(rows: Sequence[Competitor]) -> Figure:
         axes.barh(place, row.errors.mean, height=0.62, color=colour, alpha=0.85, linewidth=0)
         if len(row.errors.values) > 1:
             values = row.errors.values
-            axes.plot(values, [place] * len(values), "o", ms=3.2, mfc=light("paper"), mec=light("ink"), mew=0.8)
+            axes.plot(
+                values, [place] * len(values), "o", ms=3.2, mfc=light("paper"), mec=light("ink"), mew=0.8
+            )
         reach = max(row.errors.values)
         axes.text(reach + 0.018 * largest, place, _errors_text(row), va="center", color=light("ink"))
     axes.set_yticks(range(len(rows)), [_replicated(row) for row in rows], color=light("ink"))
@@ -304,7 +311,14 @@ def _name_ends(axes: Axes, lines: Sequence[Line]) -> None:
             va="center",
             color=colour,
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "alpha": 0.6, "shrinkA": 1, "shrinkB": 0},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "lw": 0.6,
+                "alpha": 0.6,
+                "shrinkA": 1,
+                "shrinkB": 0,
+            },
         )
 
 
@@ -334,7 +348,9 @@ def draw_confusion(matrix: NDArray[np.int64], names: Sequence[str]) -> Figure:
         _draw_cells(axes, cells)
         _name_classes(axes, names)
     else:
-        axes.imshow(_shades(cells), interpolation="nearest", extent=(-0.5, classes - 0.5, classes - 0.5, -0.5))
+        axes.imshow(
+            _shades(cells), interpolation="nearest", extent=(-0.5, classes - 0.5, classes - 0.5, -0.5)
+        )
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.set_xlabel("predicted class")
@@ -370,9 +386,7 @@ def _draw_cells(axes: Axes, cells: NDArray[np.int64]) -> None:
         alpha = 0.30 * number / diagonal if on_diagonal else 0.08 + 0.72 * strength[row, column]
         colour = light("muted") if on_diagonal else light("student")
         axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, color=colour, alpha=alpha, linewidth=0))
-        axes.text(
-            column, row, str(number), ha="center", va="center", fontsize=size, color=light("ink")
-        )
+        axes.text(column, row, str(number), ha="center", va="center", fontsize=size, color=light("ink"))
     axes.set_xlim(-0.5, len(cells) - 0.5)
     axes.set_ylim(len(cells) - 0.5, -0.5)
 
@@ -406,11 +420,19 @@ def draw_reliability(calibration: Calibration) -> Figure:
     accuracy, confidence = bins.accuracy[filled], bins.confidence[filled]
     axes.plot([0, 1], [0, 1], color=light("muted"), lw=0.9, ls=(0, (4, 3)))
     axes.bar(left, accuracy, width, align="edge", color=colour, alpha=0.75, ec=light("paper"), lw=0.6)
-    axes.vlines(confidence, np.minimum(accuracy, confidence), np.maximum(accuracy, confidence), color=light("ink"), lw=1)
+    axes.vlines(
+        confidence,
+        np.minimum(accuracy, confidence),
+        np.maximum(accuracy, confidence),
+        color=light("ink"),
+        lw=1,
+    )
     axes.plot(confidence, confidence, "o", ms=2.4, color=light("ink"))
     axes.set_title(f"{shorten(calibration.name, 30)}: ECE {100 * calibration.error:.1f} %")
     axes.set_ylabel("accuracy")
-    counts.bar(left, bins.counts[filled], width, align="edge", color=colour, alpha=0.75, ec=light("paper"), lw=0.6)
+    counts.bar(
+        left, bins.counts[filled], width, align="edge", color=colour, alpha=0.75, ec=light("paper"), lw=0.6
+    )
     counts.set_ylabel("samples")
     counts.set_xlabel("confidence")
     counts.yaxis.set_major_locator(MaxNLocator(2, integer=True))
@@ -496,9 +518,15 @@ def draw_graph(picture: Picture) -> Figure:
         )
         axes.add_patch(shape)
         times = f" ×{len(box.members)}" if len(box.members) > 1 else ""
-        axes.text(box.x + 10, box.y + 15, shorten(box.label, 26) + times, va="center", fontweight="bold", fontsize=9)
         axes.text(
-            box.x + 10, box.y + 30, outcome_of(box.members), va="center", fontsize=7.8,
+            box.x + 10, box.y + 15, shorten(box.label, 26) + times, va="center", fontweight="bold", fontsize=9
+        )
+        axes.text(
+            box.x + 10,
+            box.y + 30,
+            outcome_of(box.members),
+            va="center",
+            fontsize=7.8,
             color=light("bad") if is_bad else light("muted"),
         )
     return figure
@@ -517,6 +545,3 @@ def _curved(points: Sequence[tuple[float, float]]) -> Path:
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
-
-
-Draw = Callable[..., Any]

@@ -70,7 +70,9 @@ def tell(run: Run) -> Story:
     story = Story(run, compare(run))
     main = choose_main(story.comparison)
     if main is None:
-        return replace(story, gaps=dict.fromkeys(("confusion", "calibration", "examples"), "No model was trained."))
+        return replace(
+            story, gaps=dict.fromkeys(("confusion", "calibration", "examples"), "No model was trained.")
+        )
     student = main.results[0] if main.results else main.members[0]
     story = replace(story, main=main, student=student, temperature=temperature_of(student))
     try:
@@ -111,7 +113,9 @@ def _with_judgements(story: Story, student: StageResult, predictions: Prediction
     try:
         teaching = read_teaching(story.run, student, predictions)
     except StoreError as error:
-        return replace(story, calibrations=tuple(calibrations), gaps={**story.gaps, "examples": error.message})
+        return replace(
+            story, calibrations=tuple(calibrations), gaps={**story.gaps, "examples": error.message}
+        )
     probabilities = teaching.probabilities()
     name = teacher_name(story.run, teaching)
     bins = reliability_bins(probabilities, teaching.labels)

@@ -53,7 +53,11 @@ def _start(cpus: int | None) -> None:
 
     try:
         context = ray.init(
-            address="local", num_cpus=cpus, include_dashboard=True, log_to_driver=False, configure_logging=False
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=True,
+            log_to_driver=False,
+            configure_logging=False,
         )
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise DistillError(

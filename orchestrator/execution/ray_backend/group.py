@@ -5,6 +5,7 @@ group at once: Ray Train retries whatever a worker raises, but not what a callba
 """
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, 
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.callback import UserCallback
 
+from orchestrator.execution.ray_backend.losses import describe_loss, first_line
 from orchestrator.execution.ray_backend.worker import PeerLost, StageFailed, enter_folder, run_rank
 
 MAX_RESTARTS = 3
@@ -26,6 +28,7 @@ ENVIRONMENT = {
 
 def run_group(arguments: dict[str, Any]) -> dict[str, Any]:
     """Run a stage on `workers` workers and return the outcome of rank 0, or of the rank that failed, as a dict."""
+    enter_folder(arguments["working_folder"])
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     resources = arguments["resources"]
@@ -50,10 +53,12 @@ def run_group(arguments: dict[str, Any]) -> dict[str, Any]:
         outcome: dict[str, Any] = trainer.fit().return_value
     except ControllerError as error:
         if not isinstance(error.controller_failure, StageFailed):
-            return {"status": "lost", "error": f"the group of workers broke: {_first_line(error.controller_failure)}"}
+            return {"status": "lost", "error": f"Ray Train gave up: {first_line(error.controller_failure)}"}
         outcome = error.controller_failure.args[0]
     except WorkerGroupError as error:
-        return {"status": "failed", "error": _why(error)}
+        why = _why(arguments["request"]["name"], error)
+        _record_failure(arguments["request"], why)
+        return {"status": "failed", "error": why}
     return outcome
 
 
@@ -80,13 +85,24 @@ class EndWhenStageFails(UserCallback):
         claim_attempt(StageFolder(Path(request["root"]) / request["folder"]), f"{request['attempt']}-ended")
 
 
-def _why(error: WorkerGroupError) -> str:
-    """The first cause: what a rank died of, rather than that another one missed it."""
-    failures = sorted(error.worker_failures.items(), key=lambda item: isinstance(item[1], PeerLost))
-    rank, failure = failures[0]
-    return f"worker {rank} of the group failed {MAX_RESTARTS + 1} times, the last time by: {_first_line(failure)}"
+def _why(stage: str, error: WorkerGroupError) -> str:
+    """What a rank died of, rather than that another one missed it."""
+    failures = sorted(error.worker_failures.values(), key=lambda failure: isinstance(failure, PeerLost))
+    cause = getattr(failures[0], "health_check_failure", failures[0])
+    return f"{describe_loss(stage, cause)} (after {MAX_RESTARTS} restarts)"
 
 
-def _first_line(error: Any) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def _record_failure(request: dict[str, Any], error: str) -> None:
+    """No rank has recorded this: those that died could not, the others only missed them."""
+    from orchestrator.runs.folder import StageFolder
+    from orchestrator.runs.record import Record
+
+    record = Record(
+        kind=request["kind"],
+        fingerprint=request["fingerprint"],
+        status="failed",
+        seconds=0.0,
+        finished=time.time(),
+        error=error,
+    )
+    StageFolder(Path(request["root"]) / request["folder"]).write_record(record)

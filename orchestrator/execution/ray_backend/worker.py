@@ -18,7 +18,13 @@ STOP = "stop"
 
 # How the libraries under `torch.distributed` say that another worker is gone: gloo by the path of its source file in
 # the message, NCCL and the rendezvous store by the type of the error.
-OF_LOST_PEERS = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "dist")
+OF_LOST_PEERS = (
+    "/gloo/",
+    "DistBackendError",
+    "DistNetworkError",
+    "DistStoreError",
+    "Connection closed by peer",
+)
 
 
 class StageFailed(Exception):  # noqa: N818 - carries an outcome through Ray Train
@@ -76,7 +82,9 @@ def run_rank(arguments: dict[str, Any]) -> dict[str, Any]:
         device=str(get_device()) if arguments["uses_gpus"] else "cpu",
     )
     if outcome.status == "failed":
-        raise PeerLost(outcome.error) if _blames_a_peer(outcome.error or "") else StageFailed(outcome.__dict__)
+        raise (
+            PeerLost(outcome.error) if _blames_a_peer(outcome.error or "") else StageFailed(outcome.__dict__)
+        )
     return outcome.__dict__
 
 
@@ -104,4 +112,4 @@ def enter_folder(folder: str) -> None:
 
 
 def _blames_a_peer(error: str) -> bool:
-    return any(word in error.lower() for word in OF_LOST_PEERS)
+    return any(word in error for word in OF_LOST_PEERS)

@@ -1,0 +1,125 @@
+"""Attempts that run on the Ray cluster: on one stage worker, or on a group under Ray Train."""
+
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+import ray
+
+from orchestrator.execution.ray_backend.amounts import Amount
+from orchestrator.execution.ray_backend.group import run_group
+from orchestrator.execution.ray_backend.losses import describe_loss, first_line
+from orchestrator.execution.ray_backend.pool import PooledWorker, WorkerPool
+from orchestrator.execution.ray_backend.worker import STOP
+from orchestrator.execution.request import Outcome, StageRequest
+from orchestrator.runs.files import make_folder
+from orchestrator.runs.record import summary_of
+
+SCRATCH = ".ray-train"
+CANCEL_SECONDS = 5.0
+
+
+class Attempt(Protocol):
+    """A running attempt. `ref` is ready when it has ended; `held` is what it holds outside the pool."""
+
+    ref: Any
+    held: Amount
+
+    def ask_to_stop(self) -> None:
+        """Let it write a checkpoint and end."""
+        ...
+
+    def end(self) -> None:
+        """End its processes now."""
+        ...
+
+    def outcome(self) -> Outcome:
+        """How it ended, once `ref` is ready; frees what it used."""
+        ...
+
+
+class WorkerAttempt:
+    """A stage on a stage worker, which goes back to the pool unless the stage failed in it."""
+
+    held = Amount()
+
+    def __init__(self, request: StageRequest, worker: PooledWorker, pool: WorkerPool) -> None:
+        self._request, self._worker, self._pool = request, worker, pool
+        self.ref = worker.actor.run.remote(request.to_dict())
+
+    def ask_to_stop(self) -> None:
+        """The worker's second thread hears it."""
+        self._worker.actor.stop.remote(self._request.attempt)
+
+    def end(self) -> None:
+        """Kill the worker."""
+        self._pool.end(self._worker)
+
+    def outcome(self) -> Outcome:
+        """How it ended."""
+        outcome = read_outcome(self.ref, self._request.name)
+        if outcome.status in ("done", "stopped"):
+            self._pool.give_back(self._worker)
+        else:
+            self._pool.end(self._worker)
+        return outcome
+
+
+class GroupAttempt:
+    """A stage on several workers. The call that runs Ray Train holds nothing; the group's workers hold `held`."""
+
+    def __init__(self, request: StageRequest, shape: Amount, working_folder: str) -> None:
+        self._name = request.name
+        self._scratch = make_folder(Path(request.root).resolve() / SCRATCH / request.attempt)
+        self.held = shape * request.shape.workers
+        launch = ray.remote(num_cpus=0, max_retries=0)(run_group)
+        self.ref = launch.remote(
+            {
+                "request": request.to_dict(),
+                "workers": request.shape.workers,
+                "resources": shape.to_ray(),
+                "uses_gpus": shape.gpus > 0,
+                "scratch": str(self._scratch),
+                "working_folder": working_folder,
+            }
+        )
+
+    def ask_to_stop(self) -> None:
+        """Rank 0 looks for this file, and the loop tells the other ranks."""
+        (self._scratch / STOP).touch()
+
+    def end(self) -> None:
+        """Kill the call; Ray Train's processes follow it, and their resources come back within about a second."""
+        ray.cancel(self.ref, force=True)
+        ray.wait([self.ref], timeout=CANCEL_SECONDS)
+        self._clean_up()
+
+    def outcome(self) -> Outcome:
+        """How it ended."""
+        outcome = read_outcome(self.ref, self._name)
+        self._clean_up()
+        return outcome
+
+    def _clean_up(self) -> None:
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        with suppress(OSError):  # other groups still use it
+            self._scratch.parent.rmdir()
+
+
+def read_outcome(ref: Any, stage: str) -> Outcome:
+    """The outcome that a call returned, or what its end by Ray means for the stage."""
+    try:
+        return Outcome(**ray.get(ref))
+    except ray.exceptions.RayTaskError as error:
+        return Outcome("failed", error=summary_of(error.cause or error))
+    except ray.exceptions.RayActorError as error:
+        if error.actor_init_failed:
+            return Outcome("failed", error=f"a stage worker does not start: {_last_line(error)}")
+        return Outcome("lost", error=describe_loss(stage, error))
+    except ray.exceptions.RayError as error:
+        return Outcome("lost", error=describe_loss(stage, error))
+
+
+def _last_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[-1] if str(error).strip() else first_line(error)

@@ -1,0 +1,33 @@
+"""Why a process is gone, in one line that says what to change."""
+
+from ray.exceptions import OutOfMemoryError, RayError
+
+# What Ray's memory monitor and a kernel that killed a process leave in a message.
+OUT_OF_MEMORY = ("memory monitor", "memory on the node", "running low on memory")
+
+
+def describe_loss(stage: str, error: BaseException) -> str:
+    """One line for the table of outcomes. `error` is Ray's, which fills a screen."""
+    if is_out_of_memory(error):
+        return (
+            f"a process of stage `{stage}` was ended because its machine ran out of memory; set"
+            f" `stages.{stage}.resources.memory` to what it needs, so that fewer stages share a machine, or lower"
+            " its `batch_size`"
+        )
+    if not isinstance(error, RayError):
+        return f"a process of stage `{stage}` failed: {first_line(error)}"
+    return (
+        f"a process of stage `{stage}` died without a word; if its machine was short of memory, set"
+        f" `stages.{stage}.resources.memory` so that fewer stages share it"
+    )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Ray says that it ended a process for the memory it, or its neighbours, used."""
+    return isinstance(error, OutOfMemoryError) or any(text in str(error) for text in OUT_OF_MEMORY)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a message, or the type of an error without one."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,128 @@
+"""What runs on a Ray cluster, and whether there is room for more. One thread uses this."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import ray
+
+from orchestrator.errors import PlanError
+from orchestrator.execution.ray_backend.amounts import (
+    WHOLE,
+    Amount,
+    amount_of_machine,
+    amount_of_worker,
+    capacity,
+    total,
+)
+from orchestrator.execution.ray_backend.attempts import Attempt, GroupAttempt, WorkerAttempt
+from orchestrator.execution.ray_backend.pool import WorkerPool
+from orchestrator.execution.request import Outcome, StageRequest
+from orchestrator.plan.order import Node
+
+STOP_SECONDS = 10.0
+
+
+class RunningStages:
+    """Attempts by the name of their stage.
+
+    Room is counted here, as the machines' total less what our own live workers hold: Ray queues whatever does not
+    fit, without a word, and an idle worker that is kept warm looks as busy to Ray as any other.
+    """
+
+    def __init__(self, working_folder: str) -> None:
+        self._working_folder = working_folder
+        self._pool = WorkerPool(working_folder)
+        self._running: dict[str, Attempt] = {}
+
+    def check_feasible(self, nodes: Sequence[Node]) -> None:
+        """`PlanError` when the machines, all of them idle, have no room for a node: Ray would wait for ever."""
+        machines = _machines()
+        for node in nodes:
+            _check_node(node, machines)
+
+    def try_start(self, request: StageRequest) -> bool:
+        """Start a stage if there is room."""
+        machines = _machines()
+        shape = amount_of_worker(request.shape, machines)
+        request = replace(request, root=str(Path(request.root).resolve()))
+        attempt = self._start(request, shape, total(machines) - self._held())
+        if attempt is None:
+            return False
+        self._running[request.name] = attempt
+        return True
+
+    def wait(self, seconds: float) -> list[tuple[str, Outcome]]:
+        """Attempts that ended, as soon as there are some, at the latest after `seconds`."""
+        self._pool.end_long_idle()
+        if not self._running:
+            time.sleep(seconds)
+            return []
+        names = {attempt.ref: name for name, attempt in self._running.items()}
+        ready, _ = ray.wait(list(names), num_returns=1, timeout=seconds)
+        if ready:
+            ready, _ = ray.wait(list(names), num_returns=len(names), timeout=0)
+        return [(names[ref], self._running.pop(names[ref]).outcome()) for ref in ready]
+
+    def stop(self) -> list[tuple[str, Outcome]]:
+        """End everything: by asking, and after `STOP_SECONDS` by force."""
+        for attempt in self._running.values():
+            attempt.ask_to_stop()
+        deadline = time.monotonic() + STOP_SECONDS
+        ended: list[tuple[str, Outcome]] = []
+        while self._running and (left := deadline - time.monotonic()) > 0:
+            ended += self.wait(left)
+        return ended + self._end_all()
+
+    def close(self) -> None:
+        """End every process."""
+        self._end_all()
+        self._pool.close()
+
+    def _start(self, request: StageRequest, shape: Amount, free: Amount) -> Attempt | None:
+        workers = request.shape.workers
+        if workers > 1:
+            if not self._pool.make_room(shape * workers, free):
+                return None
+            return GroupAttempt(request, shape, self._working_folder)
+        worker = self._pool.reuse(shape)
+        if worker is None and self._pool.make_room(shape, free):
+            worker = self._pool.start(shape)
+        return None if worker is None else WorkerAttempt(request, worker, self._pool)
+
+    def _held(self) -> Amount:
+        return self._pool.held + total(attempt.held for attempt in self._running.values())
+
+    def _end_all(self) -> list[tuple[str, Outcome]]:
+        ended = []
+        for name, attempt in self._running.items():
+            attempt.end()
+            ended.append(
+                (name, Outcome("lost", error=f"did not stop within {STOP_SECONDS:.0f} s and was ended"))
+            )
+        self._running.clear()
+        return ended
+
+
+def _machines() -> list[Amount]:
+    """What each living machine of the Ray cluster has in all."""
+    return [amount_of_machine(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
+def _check_node(node: Node, machines: list[Amount]) -> None:
+    resources = node.config.resources
+    worker = amount_of_worker(resources, machines)
+    if worker.gpus > WHOLE and worker.gpus % WHOLE:
+        raise PlanError(
+            f"stage `{node.name}` asks for {resources.gpus} GPUs per worker; above one, GPUs are not divided"
+        )
+    if sum(capacity(machine, worker) for machine in machines) >= resources.workers:
+        return
+    largest = max(machines, key=lambda machine: (capacity(machine, worker), machine.gpus, machine.cpus))
+    each = f"{resources.workers} workers of {worker} each" if resources.workers > 1 else str(worker)
+    raise PlanError(
+        f"stage `{node.name}` asks for {each}, which the Ray cluster never has: its largest machine, of"
+        f" {len(machines)}, has {largest}; lower `stages.{node.stage}.resources`, or name a larger Ray cluster with"
+        " `--address`"
+    )
