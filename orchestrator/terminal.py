@@ -104,10 +104,10 @@ class Progress:
         self.states: dict[str, NodeState] = {}
         self.shown: dict[str, tuple[str, str]] = {}
         self.started = time.monotonic()
+        self.lock = threading.Lock()
         self.live = Live(
             console=self.console, get_renderable=self._render, refresh_per_second=4, transient=True
         )
-        self.lock = threading.Lock()
 
     def __enter__(self) -> "Progress":
         if self.console.is_terminal:

@@ -7,6 +7,7 @@ it; places are ordered by the mean of their neighbours, then moved towards them 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from orchestrator.report.data import Run, StageResult
 
@@ -96,7 +97,7 @@ def group_stages(run: Run) -> dict[str, Box]:
 
 def _place_late(boxes: Mapping[str, Box]) -> None:
     """Move what waits for its reader next to it, so that edges are short."""
-    for name, box in reversed(boxes.items()):
+    for name, box in reversed(list(boxes.items())):
         readers = [reader.layer for reader in boxes.values() if name in reader.reads]
         if readers and box.reads:
             box.layer = max(box.layer, min(readers) - 1)
@@ -120,7 +121,7 @@ def _layers(boxes: Mapping[str, Box]) -> list[list[str]]:
 def _neighbours(chains: Sequence[Sequence[str]]) -> dict[str, list[str]]:
     neighbours: dict[str, list[str]] = {}
     for chain in chains:
-        for left, right in zip(chain, chain[1:], strict=False):
+        for left, right in pairwise(chain):
             neighbours.setdefault(left, []).append(right)
             neighbours.setdefault(right, []).append(left)
     return neighbours
@@ -135,7 +136,7 @@ def _order(
         side = -1 if sweep % 2 == 0 else 1
         for layer in layers if side < 0 else reversed(layers):
             wish = {name: _mean_rank(name, side, boxes, neighbours, rank) for name in layer}
-            layer.sort(key=lambda name: wish[name])  # noqa: B023 - used at once
+            layer.sort(key=lambda name: wish[name])
             rank.update({name: float(index) for index, name in enumerate(layer)})
 
 

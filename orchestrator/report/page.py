@@ -8,6 +8,7 @@ import io
 import shlex
 from collections.abc import Iterable, Sequence
 from html import escape
+from typing import TYPE_CHECKING
 
 from orchestrator.report.comparison import (
     Competitor,
@@ -19,16 +20,19 @@ from orchestrator.report.data import StageResult
 from orchestrator.report.examples import Bar, Example, Picture
 from orchestrator.report.graph import graph_svg
 from orchestrator.report.layout import place_graph
-from orchestrator.report.plots import Plot
+
 from orchestrator.report.story import Agreement, Story, teacher_name, teacher_role
 from orchestrator.report.theme import ROLE_LABELS, STYLE, role_colour
 from orchestrator.report.words import count, duration, listing, mean, mean_percent, percent, ratio, size
+
+if TYPE_CHECKING:
+    from orchestrator.report.plots import Plot
 
 CONFUSED_PAIRS = 12
 TRACEBACK_LINES = 15
 
 
-def build_page(story: Story, plots: Sequence[Plot]) -> str:
+def build_page(story: Story, plots: "Sequence[Plot]") -> str:
     """The whole report."""
     run = story.run
     sections = [
@@ -220,7 +224,7 @@ def _because(story: Story, stage: StageResult) -> str:
 # Comparison -------------------------------------------------------------------------------------------------------
 
 
-def _comparison(story: Story, plots: Sequence[Plot]) -> str:
+def _comparison(story: Story, plots: "Sequence[Plot]") -> str:
     rows = story.comparison.competitors
     if not rows:
         return ""
@@ -398,7 +402,7 @@ def _outcome(status: str) -> str:
 # Curves, confusion, calibration -----------------------------------------------------------------------------------
 
 
-def _curves(plots: Sequence[Plot]) -> str:
+def _curves(plots: "Sequence[Plot]") -> str:
     figures = _figures(plots, "curves")
     if not figures:
         return ""
@@ -410,7 +414,7 @@ def _curves(plots: Sequence[Plot]) -> str:
     )
 
 
-def _confusion(story: Story, plots: Sequence[Plot]) -> str:
+def _confusion(story: Story, plots: "Sequence[Plot]") -> str:
     title = f'<h2 id="confusion">What {escape(story.student.name) if story.student else "the student"} confuses</h2>'
     if story.confusion is None:
         return f"{title}{_gap(story, 'confusion')}"
@@ -456,7 +460,7 @@ def _pairs(story: Story) -> str:
     )
 
 
-def _calibration(story: Story, plots: Sequence[Plot]) -> str:
+def _calibration(story: Story, plots: "Sequence[Plot]") -> str:
     title = '<h2 id="calibration">Whether its confidence can be trusted</h2>'
     if not story.calibrations:
         return f"{title}{_gap(story, 'calibration')}"
@@ -607,7 +611,7 @@ def _facts(story: Story) -> str:
 # Parts ------------------------------------------------------------------------------------------------------------
 
 
-def _figures(plots: Sequence[Plot], section: str, *, wide: bool = False, bare: bool = False) -> str:
+def _figures(plots: "Sequence[Plot]", section: str, *, wide: bool = False, bare: bool = False) -> str:
     shown = [plot for plot in plots if plot.section == section]
     style = ' class="wide"' if wide else ""
     figures = "".join(f"<figure{style}>{plot.svg}</figure>" for plot in shown)

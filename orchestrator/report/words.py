@@ -68,10 +68,8 @@ def outcome_of(members: Sequence[StageResult]) -> str:
     tally: dict[str, int] = {}
     for member in members:
         tally[member.status] = tally.get(member.status, 0) + 1
-    if len(tally) == 1:
-        text = next(iter(tally))
-    else:
-        text = ", ".join(f"{number} {status}" for status, number in tally.items())
+    is_one = len(tally) == 1
+    text = ", ".join(status if is_one else f"{number} {status}" for status, number in tally.items())
     seconds = sum(member.seconds for member in members)
     return f"{text} · {duration(seconds)}" if seconds else text
 

@@ -8,10 +8,9 @@ from typing import Any, Protocol
 import ray
 
 from orchestrator.execution.ray_backend.amounts import Amount
-from orchestrator.execution.ray_backend.group import run_group
-from orchestrator.execution.ray_backend.losses import describe_loss, first_line
+from orchestrator.execution.ray_backend.losses import describe_loss
 from orchestrator.execution.ray_backend.pool import PooledWorker, WorkerPool
-from orchestrator.execution.ray_backend.worker import STOP
+from orchestrator.execution.ray_backend.worker import STOP, run_group
 from orchestrator.execution.request import Outcome, StageRequest
 from orchestrator.runs.files import make_folder
 from orchestrator.runs.record import summary_of
@@ -115,11 +114,7 @@ def read_outcome(ref: Any, stage: str) -> Outcome:
         return Outcome("failed", error=summary_of(error.cause or error))
     except ray.exceptions.RayActorError as error:
         if error.actor_init_failed:
-            return Outcome("failed", error=f"a stage worker does not start: {_last_line(error)}")
+            return Outcome("failed", error=f"a stage worker does not start: {str(error).splitlines()[-1]}")
         return Outcome("lost", error=describe_loss(stage, error))
     except ray.exceptions.RayError as error:
         return Outcome("lost", error=describe_loss(stage, error))
-
-
-def _last_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[-1] if str(error).strip() else first_line(error)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from orchestrator.errors import DistillError, PlanError
+from orchestrator.runs.record import summary_of
 
 REACH_SECONDS = 5.0
 
@@ -32,10 +33,10 @@ def connect(address: str | None, cpus: int | None = None) -> bool:
     _prepare_environment()
     import ray
 
-    if ray.is_initialized():
-        return False
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     _check_reachable(address)
+    if ray.is_initialized():
+        return False
     with _own_signal_handlers():
         if address == "local":
             _start(cpus)
@@ -61,7 +62,7 @@ def _start(cpus: int | None) -> None:
         )
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise DistillError(
-            f"Ray does not start on this machine: {_first_line(error)}; `--local` runs the plan without it"
+            f"Ray does not start on this machine: {summary_of(error)}; `--local` runs the plan without it"
         ) from error
     log.info("started Ray on this machine (dashboard: http://%s)", context.dashboard_url)
 
@@ -77,7 +78,7 @@ def _join(address: str) -> None:
             " this machine (mode 600) or set `RAY_AUTH_TOKEN`, and set `RAY_AUTH_MODE=token`"
         ) from error
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise PlanError(f"cannot use the Ray cluster at `{address}`: {_first_line(error)}") from error
+        raise PlanError(f"cannot use the Ray cluster at `{address}`: {summary_of(error)}") from error
     log.info("joined the Ray cluster at %s", address)
 
 
@@ -127,8 +128,3 @@ def _own_signal_handlers() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, handler)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -13,8 +13,9 @@ from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, 
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.callback import UserCallback
 
-from orchestrator.execution.ray_backend.losses import describe_loss, first_line
+from orchestrator.execution.ray_backend.losses import describe_loss
 from orchestrator.execution.ray_backend.worker import PeerLost, StageFailed, enter_folder, run_rank
+from orchestrator.runs.record import Record, summary_of
 
 MAX_RESTARTS = 3
 
@@ -26,9 +27,8 @@ ENVIRONMENT = {
 }
 
 
-def run_group(arguments: dict[str, Any]) -> dict[str, Any]:
+def fit_group(arguments: dict[str, Any]) -> dict[str, Any]:
     """Run a stage on `workers` workers and return the outcome of rank 0, or of the rank that failed, as a dict."""
-    enter_folder(arguments["working_folder"])
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     resources = arguments["resources"]
@@ -53,7 +53,7 @@ def run_group(arguments: dict[str, Any]) -> dict[str, Any]:
         outcome: dict[str, Any] = trainer.fit().return_value
     except ControllerError as error:
         if not isinstance(error.controller_failure, StageFailed):
-            return {"status": "lost", "error": f"Ray Train gave up: {first_line(error.controller_failure)}"}
+            return {"status": "lost", "error": f"Ray Train gave up: {summary_of(error.controller_failure)}"}
         outcome = error.controller_failure.args[0]
     except WorkerGroupError as error:
         why = _why(arguments["request"]["name"], error)
@@ -95,7 +95,6 @@ def _why(stage: str, error: WorkerGroupError) -> str:
 def _record_failure(request: dict[str, Any], error: str) -> None:
     """No rank has recorded this: those that died could not, the others only missed them."""
     from orchestrator.runs.folder import StageFolder
-    from orchestrator.runs.record import Record
 
     record = Record(
         kind=request["kind"],

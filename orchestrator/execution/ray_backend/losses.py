@@ -2,6 +2,8 @@
 
 from ray.exceptions import OutOfMemoryError, RayError
 
+from orchestrator.runs.record import summary_of
+
 # What Ray's memory monitor and a kernel that killed a process leave in a message.
 OUT_OF_MEMORY = ("memory monitor", "memory on the node", "running low on memory")
 
@@ -15,7 +17,7 @@ def describe_loss(stage: str, error: BaseException) -> str:
             " its `batch_size`"
         )
     if not isinstance(error, RayError):
-        return f"a process of stage `{stage}` failed: {first_line(error)}"
+        return f"a process of stage `{stage}` failed: {summary_of(error)}"
     return (
         f"a process of stage `{stage}` died without a word; if its machine was short of memory, set"
         f" `stages.{stage}.resources.memory` so that fewer stages share it"
@@ -25,9 +27,3 @@ def describe_loss(stage: str, error: BaseException) -> str:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether Ray says that it ended a process for the memory it, or its neighbours, used."""
     return isinstance(error, OutOfMemoryError) or any(text in str(error) for text in OUT_OF_MEMORY)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of a message, or the type of an error without one."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

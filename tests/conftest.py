@@ -1,0 +1,23 @@
+"""What all tests share: one small Ray cluster, started when the first test asks for it."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+os.environ["RAY_AUTH_MODE"] = (
+    "disabled"  # read once, when ray is imported; tests neither make nor need a token
+)
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """Four logical CPUs on this machine. Starting and stopping it costs six seconds, so it is shared."""
+    import ray
+
+    ray.init(
+        address="local", num_cpus=4, include_dashboard=True, log_to_driver=False, configure_logging=False
+    )
+    yield
+    ray.shutdown()

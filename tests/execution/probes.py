@@ -1,0 +1,62 @@
+"""Models a user might write, whose construction tells the tests where and with whom it happened."""
+
+import os
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+PATIENCE = 60.0
+
+
+def leave_trace(folder: str, num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
+    """Write the process's id into a new file."""
+    _trace(folder)
+    return nn.Linear(input_shape[0], num_classes)
+
+
+def meet(folder: str, count: int, num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
+    """Return only when `count` processes are here at the same time."""
+    _trace(folder)
+    deadline = time.monotonic() + PATIENCE
+    while len(list(Path(folder).glob("*.pid"))) < count:
+        if time.monotonic() > deadline:
+            raise TimeoutError("nobody else came")
+        time.sleep(0.02)
+    return nn.Linear(input_shape[0], num_classes)
+
+
+def fail_on_last_rank(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
+    """Fail on one rank only; the others go on to their first collective call."""
+    if torch.distributed.get_rank() == torch.distributed.get_world_size() - 1:
+        raise ValueError("this rank has a fault of its own")
+    return nn.Linear(input_shape[0], num_classes)
+
+
+def slow(folder: str, num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
+    """Steps of 20 ms and frequent checkpoints, as long as the file `slow` is in the folder."""
+    from orchestrator.training import loop
+
+    loop.CHECKPOINT_SECONDS = 0.2
+    _trace(folder)
+    return Slow(Path(folder) / "slow", input_shape[0], num_classes)
+
+
+class Slow(nn.Module):
+    """A linear map that takes its time."""
+
+    def __init__(self, brake: Path, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.brake = brake
+        self.linear = nn.Linear(inputs, outputs)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if self.training and self.brake.exists():
+            time.sleep(0.02)
+        return self.linear(inputs)
+
+
+def _trace(folder: str) -> None:
+    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    (Path(folder) / f"{os.getpid()}-rank{rank}.pid").write_text(str(os.getpid()))

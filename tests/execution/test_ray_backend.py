@@ -1,0 +1,358 @@
+"""Stages on a real, small Ray cluster: side by side, warm, killed, stopped, and data-parallel."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ray.exceptions import OutOfMemoryError
+from safetensors.torch import load_file
+
+from orchestrator.errors import PlanError
+from orchestrator.execution.ray_backend import RayBackend
+from orchestrator.execution.ray_backend.amounts import GIB, WHOLE, Amount, amount_of_worker, capacity
+from orchestrator.execution.ray_backend.losses import describe_loss
+from orchestrator.execution.request import Outcome, StageRequest, build_request
+from orchestrator.execution.run_stage import run_stage
+from orchestrator.plan.order import Graph, order_stages
+from orchestrator.plan.schema import Plan
+from orchestrator.plan.training_configs import ResourcesConfig
+from orchestrator.runs.context import claim_attempt
+from orchestrator.runs.folder import StageFolder
+
+HERE = Path(__file__).parent
+PATIENCE = 120.0
+
+
+class Stages:
+    """Requests for small `train` stages over one storage root."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "runs"
+        self.traces = folder / "traces"
+        self.traces.mkdir(parents=True)
+        generator = np.random.default_rng(0)
+        inputs = generator.normal(size=(240, 8)).astype(np.float32)
+        np.savez(folder / "data.npz", inputs=inputs, labels=inputs[:, :3].argmax(axis=1))
+        self.task = {"name": "tensors", "file": str(folder / "data.npz")}
+
+    def graph(self, name: str, **config: Any) -> tuple[Graph, Plan]:
+        stage = {"stage": "train", "epochs": 1, "batch_size": 32, "model": {"name": "mlp", "widths": [8]}}
+        plan = Plan.model_validate({"name": "p", "task": self.task, "stages": {name: stage | config}})
+        return order_stages(plan), plan
+
+    def request(self, name: str, **config: Any) -> StageRequest:
+        """A new attempt, prepared as the scheduler does it."""
+        graph, plan = self.graph(name, **config)
+        node = graph.nodes[name]
+        request = build_request(node, graph, plan.task, self.root, attempt=uuid.uuid4().hex)
+        folder = StageFolder(self.root / request.folder)
+        folder.create(node.identity)
+        claim_attempt(folder, request.attempt)
+        return request
+
+    def tracing(self, **config: Any) -> dict[str, Any]:
+        """A stage whose model leaves the id of the process that builds it."""
+        return {"model": {"name": "probes:leave_trace", "folder": str(self.traces)}} | config
+
+    def slow(self, **config: Any) -> dict[str, Any]:
+        """A stage that lasts until the file `slow` is gone, and then a little more."""
+        return {"model": {"name": "probes:slow", "folder": str(self.traces)}, "epochs": 60} | config
+
+    def pids(self, rank: int = 0) -> list[int]:
+        """Processes that built a model as this rank, in no order."""
+        return [int(path.read_text()) for path in self.traces.glob(f"*-rank{rank}.pid") if path.read_text()]
+
+
+def finish(backend: RayBackend, requests: Sequence[StageRequest]) -> dict[str, Outcome]:
+    """Wait for all of them."""
+    names = {request.name for request in requests}
+    ended: dict[str, Outcome] = {}
+    deadline = time.monotonic() + PATIENCE
+    while set(ended) < names:
+        assert time.monotonic() < deadline, f"still running: {names - set(ended)}"
+        ended |= dict(backend.wait(1.0))
+    return ended
+
+
+def run(backend: RayBackend, request: StageRequest) -> Outcome:
+    assert backend.try_start(request)
+    return finish(backend, [request])[request.name]
+
+
+def wait_until(claim: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not claim():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def weights(request: StageRequest) -> dict[str, torch.Tensor]:
+    return load_file(Path(request.root) / request.folder / "model.safetensors")
+
+
+def checkpoint(request: StageRequest) -> Path:
+    return Path(request.root) / request.folder / "checkpoint" / "checkpoint.json"
+
+
+def nothing_is_held() -> bool:
+    import ray
+
+    return ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"]
+
+
+@pytest.fixture
+def stages(tmp_path: Path) -> Stages:
+    return Stages(tmp_path)
+
+
+@pytest.fixture
+def backend(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[RayBackend]:
+    """A back end whose workers import `probes` from the driver's folder; it must give everything back."""
+    monkeypatch.chdir(HERE)
+    backend = RayBackend()
+    yield backend
+    backend.close()
+    wait_until(nothing_is_held)
+
+
+@pytest.mark.ray
+def test_stages_run_side_by_side(backend: RayBackend, stages: Stages) -> None:
+    model = {"name": "probes:meet", "folder": str(stages.traces), "count": 2}
+    requests = [stages.request(f"stage{seed}", model=model, seed=seed) for seed in (0, 1)]
+    assert all(backend.try_start(request) for request in requests)
+    assert {outcome.status for outcome in finish(backend, requests).values()} == {"done"}
+
+
+@pytest.mark.ray
+def test_a_stage_worker_is_reused_and_gives_the_numbers_of_this_process(
+    backend: RayBackend, stages: Stages, tmp_path: Path
+) -> None:
+    requests = [stages.request(f"stage{seed}", **stages.tracing(seed=seed)) for seed in (0, 1)]
+    assert [run(backend, request).status for request in requests] == ["done", "done"]
+    assert len(stages.pids()) == 1
+    plain = stages.request("plain")
+    assert run(backend, plain).status == "done"
+    here = Stages(tmp_path / "here")
+    here.task = stages.task
+    again = here.request("plain")
+    assert run_stage(again).status == "done"
+    for name, value in weights(again).items():
+        assert torch.equal(weights(plain)[name], value)
+
+
+@pytest.mark.ray
+def test_an_idle_worker_makes_room_for_another_shape(backend: RayBackend, stages: Stages) -> None:
+    small, large = (
+        stages.request(f"stage{cpus}", **stages.tracing(seed=cpus, resources={"cpus": cpus}))
+        for cpus in (1, 4)
+    )
+    assert run(backend, small).status == "done"
+    assert run(backend, large).status == "done"
+    assert len(set(stages.pids())) == 2
+
+
+@pytest.mark.ray
+def test_a_stage_without_room_waits(backend: RayBackend, stages: Stages) -> None:
+    (stages.traces / "slow").touch()
+    first, second = (
+        stages.request(f"stage{seed}", **stages.slow(seed=seed, resources={"cpus": 3})) for seed in (0, 1)
+    )
+    assert backend.try_start(first)
+    assert not backend.try_start(second)
+    (stages.traces / "slow").unlink()
+    assert finish(backend, [first])["stage0"].status == "done"
+    assert run(backend, second).status == "done"
+
+
+@pytest.mark.ray
+def test_a_killed_stage_is_lost_and_its_retry_resumes_to_the_same_numbers(
+    backend: RayBackend, stages: Stages, tmp_path: Path
+) -> None:
+    (stages.traces / "slow").touch()
+    first = stages.request("stage", **stages.slow())
+    assert backend.try_start(first)
+    wait_until(checkpoint(first).exists)
+    os.kill(stages.pids()[0], signal.SIGKILL)
+    lost = finish(backend, [first])["stage"]
+    assert lost.status == "lost"
+    assert "resources.memory" in (lost.error or "")
+    (stages.traces / "slow").unlink()
+    retry = stages.request("stage", **stages.slow())
+    assert run(backend, retry).status == "done"
+    assert "resumed at step" in (Path(retry.root) / retry.folder / "log.txt").read_text()
+    undisturbed = Stages(tmp_path / "undisturbed")
+    undisturbed.task = stages.task
+    whole = undisturbed.request("stage", **undisturbed.slow())
+    assert run(backend, whole).status == "done"
+    for name, value in weights(whole).items():
+        assert torch.equal(weights(retry)[name], value)
+
+
+@pytest.mark.ray
+def test_a_stage_that_fails_is_not_lost_and_its_worker_is_replaced(
+    backend: RayBackend, stages: Stages
+) -> None:
+    model = {"name": "probes:fail_on_last_rank"}  # there is no group: asking for a rank is an error
+    failed = run(backend, stages.request("wrong", model=model))
+    assert failed.status == "failed"
+    assert "process group" in (failed.error or "")
+    assert run(backend, stages.request("right", **stages.tracing())).status == "done"
+
+
+@pytest.mark.ray
+def test_stop_leaves_checkpoints_of_stages_and_groups(backend: RayBackend, stages: Stages) -> None:
+    (stages.traces / "slow").touch()
+    alone = stages.request("alone", **stages.slow(epochs=5000))
+    group = stages.request("group", **stages.slow(epochs=5000, seed=1, resources={"workers": 2}))
+    assert backend.try_start(alone)
+    assert backend.try_start(group)
+    wait_until(lambda: checkpoint(alone).exists() and checkpoint(group).exists())
+    assert {name: outcome.status for name, outcome in backend.stop()} == {
+        "alone": "stopped",
+        "group": "stopped",
+    }
+    assert checkpoint(alone).exists()
+    assert checkpoint(group).exists()
+    assert not (stages.root / ".ray-train").exists()
+
+
+@pytest.mark.ray
+def test_a_group_equals_one_worker_and_a_killed_group_equals_it_too(
+    backend: RayBackend, stages: Stages, tmp_path: Path
+) -> None:
+    (stages.traces / "slow").touch()
+    killed = stages.request("group", **stages.slow(resources={"workers": 2}))
+    assert backend.try_start(killed)
+    wait_until(checkpoint(killed).exists)
+    os.kill(stages.pids(rank=1)[0], signal.SIGKILL)
+    (stages.traces / "slow").unlink()
+    assert finish(backend, [killed])["group"].status == "done"
+    assert "resumed at step" in (Path(killed.root) / killed.folder / "log.txt").read_text()
+    others = []
+    for workers in (2, 1):
+        other = Stages(tmp_path / f"{workers}")
+        other.task = stages.task
+        others.append(other.request("group", **other.slow(resources={"workers": workers})))
+        assert run(backend, others[-1]).status == "done"
+    undisturbed, single = map(weights, others)
+    for name, value in weights(killed).items():
+        assert torch.equal(undisturbed[name], value)
+        torch.testing.assert_close(single[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.ray
+def test_a_fault_of_one_rank_ends_its_group_at_once_and_is_what_the_record_says(
+    backend: RayBackend, stages: Stages
+) -> None:
+    request = stages.request("group", model={"name": "probes:fail_on_last_rank"}, resources={"workers": 2})
+    outcome = run(backend, request)
+    assert outcome.status == "failed"
+    assert "a fault of its own" in (outcome.error or "")
+    record = StageFolder(stages.root / request.folder).record()
+    assert record is not None
+    assert record.error == outcome.error
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("resources", "words"),
+    [
+        ({"cpus": 5}, ["`big`", "5 CPUs", "4 CPUs", "`stages.big.resources`"]),
+        ({"gpus": 1}, ["1 GPU", "0 GPUs"]),
+        ({"workers": 3, "cpus": 2}, ["3 workers of 2 CPUs"]),
+        ({"memory": "900000GiB"}, ["900000.0 GiB"]),
+        ({"gpus": 1.5}, ["not divided"]),
+    ],
+)
+def test_what_never_fits_is_refused_before_anything_starts(
+    backend: RayBackend, stages: Stages, resources: dict[str, Any], words: list[str]
+) -> None:
+    graph, _ = stages.graph("big", resources=resources)
+    with pytest.raises(PlanError) as error:
+        backend.check_feasible(list(graph.nodes.values()))
+    assert all(word in error.value.message for word in words)
+
+
+@pytest.mark.ray
+def test_a_fresh_driver_packs_four_stages_on_a_gpu_and_keeps_the_terminal_clean(
+    stages: Stages, tmp_path: Path
+) -> None:
+    for name in ("models.py", "tasks.py"):  # a user's own modules do not hide ours
+        (tmp_path / name).write_text("raise RuntimeError('the wrong module')")
+    (tmp_path / "probes.py").write_text((HERE / "probes.py").read_text())
+    model = {"name": "probes:meet", "folder": str(stages.traces), "count": 4}
+    resources = {"cpus": 0.5, "gpus": 0.25}
+    names = [f"stage{seed}" for seed in range(5)]
+    requests = [
+        stages.request(name, model=model, seed=seed, resources=resources).to_dict()
+        for seed, name in enumerate(names)
+    ]
+    (tmp_path / "requests.json").write_text(json.dumps(requests))
+    driver = subprocess.run(
+        [sys.executable, str(HERE / "fresh_driver.py"), "requests.json"],
+        cwd=tmp_path,
+        env=os.environ | {"RAY_OVERRIDE_RESOURCES": json.dumps({"GPU": 1})},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    assert driver.stderr == ""
+    (line,) = driver.stdout.splitlines()
+    answer = json.loads(line)
+    assert answer["started"] == names[:4]
+    assert len(stages.pids()) == 4
+    # They met, and then missed the GPU that only Ray believes in.
+    assert all("CUDA" in error or "NVIDIA" in error for error in answer["errors"].values())
+    assert answer["has_own_handler"]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "http://127.0.0.1:8265", "somewhere"])
+def test_an_address_where_no_ray_cluster_is_gets_one_line(address: str, stages: Stages) -> None:
+    with pytest.raises(PlanError, match="Ray cluster"):
+        RayBackend(address).try_start(stages.request("stage"))
+
+
+def test_tenths_of_a_cpu_add_up() -> None:
+    tenth = amount_of_worker(ResourcesConfig(cpus=0.1), [])
+    assert tenth * 10 == Amount(cpus=WHOLE)
+
+
+@pytest.mark.parametrize(
+    ("worker", "count"),
+    [
+        (Amount(WHOLE), 8),
+        (Amount(WHOLE, WHOLE // 4), 8),
+        (Amount(WHOLE // 10, WHOLE // 4), 8),
+        (Amount(WHOLE, WHOLE * 6 // 10), 2),
+        (Amount(WHOLE, 2 * WHOLE), 1),
+        (Amount(WHOLE, 0, 3 * GIB), 5),
+    ],
+)
+def test_a_machine_of_8_cpus_2_gpus_and_16_gib_holds(worker: Amount, count: int) -> None:
+    assert capacity(Amount(8 * WHOLE, 2 * WHOLE, 16 * GIB), worker) == count
+
+
+def test_a_stage_takes_a_gpu_only_where_there_is_one() -> None:
+    resources = ResourcesConfig()
+    assert amount_of_worker(resources, [Amount(WHOLE), Amount(WHOLE, WHOLE)]).gpus == WHOLE
+    assert amount_of_worker(resources, [Amount(WHOLE)]).gpus == 0
+
+
+def test_running_out_of_memory_names_the_setting_to_change() -> None:
+    line = describe_loss(
+        "teacher", OutOfMemoryError("Task was killed due to the node running low on memory.\n...")
+    )
+    assert "out of memory" in line
+    assert "`stages.teacher.resources.memory`" in line
+    assert "\n" not in line
