@@ -234,7 +234,7 @@ def _comparison(story: Story, plots: "Sequence[Plot]") -> str:
         "<th class=number>ECE</th>"
     )
     table = _table(head, "".join(_competitor(story, row) for row in rows))
-    figures = _figures(plots, "comparison", wide=True)
+    figures = _figures(plots, "comparison", style="wide")
     return (
         f'<h2 id="comparison">Student, teachers, baseline</h2>{figures}{table}{_comparison_notes(story)}'
         f"{_agreements(story)}"
@@ -434,7 +434,7 @@ def _confusion(story: Story, plots: "Sequence[Plot]") -> str:
         + cell
     )
     return (
-        f'{title}<div class="figures">{_figures(plots, "confusion", bare=True)}<figure>{_pairs(story)}</figure></div>'
+        f'{title}<div class="figures">{_figures(plots, "confusion", style="")}<figure>{_pairs(story)}</figure></div>'
         f'<p class="note">{" ".join(sentences)}</p>'
     )
 
@@ -465,10 +465,10 @@ def _calibration(story: Story, plots: "Sequence[Plot]") -> str:
     if not story.calibrations:
         return f"{title}{_gap(story, 'calibration')}"
     return (
-        f'{title}{_figures(plots, "calibration")}<p class="note">Test samples in 15 bins by the confidence of the'
+        f'{title}{_figures(plots, "calibration", style="figures small")}<p class="note">Test samples in 15 bins by the confidence of the'
         " prediction. A bar above the dashed line is a model that is right more often than it claims, below it one that"
-        " claims too much; the ECE is the mean distance (black), weighted by the samples in each bin. Bins with few"
-        " samples are noise.</p>"
+        " claims too much; the ECE is the mean distance (black), weighted by the samples in each bin. Pale bars"
+        " stand for fewer than 20 samples and say little.</p>"
     )
 
 
@@ -518,7 +518,7 @@ def _card(story: Story, example: Example, role: str) -> str:
     name = story.class_name
     return (
         f'<div class="card"><img alt="test sample {example.sample}" src="{_picture(example.picture)}">'
-        f"<p><b>{escape(name(example.label))}</b><br>"
+        f'<p><span class="muted">label</span> <b>{escape(name(example.label))}</b><br>'
         f"{_says('teacher', example.teacher_says, example.label, story)}<br>"
         f"{_says('student', example.student_says, example.label, story)}</p>"
         f'<div class="bars{single}">{head}{rows}</div></div>'
@@ -611,13 +611,10 @@ def _facts(story: Story) -> str:
 # Parts ------------------------------------------------------------------------------------------------------------
 
 
-def _figures(plots: "Sequence[Plot]", section: str, *, wide: bool = False, bare: bool = False) -> str:
-    shown = [plot for plot in plots if plot.section == section]
-    style = ' class="wide"' if wide else ""
-    figures = "".join(f"<figure{style}>{plot.svg}</figure>" for plot in shown)
-    if bare or wide or not shown:
-        return figures
-    return f'<div class="figures">{figures}</div>'
+def _figures(plots: "Sequence[Plot]", section: str, style: str = "figures") -> str:
+    """The plots of a section side by side, as far as there is room; without a style, one after another."""
+    figures = "".join(f"<figure>{plot.svg}</figure>" for plot in plots if plot.section == section)
+    return f'<div class="{style}">{figures}</div>' if style and figures else figures
 
 
 def _gap(story: Story, section: str) -> str:

@@ -9,7 +9,7 @@ import re
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-
+from itertools import pairwise
 
 import matplotlib
 import numpy as np
@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, PathPatch, Rectangle
 from matplotlib.path import Path
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from orchestrator.report.comparison import Competitor
@@ -26,7 +26,7 @@ from orchestrator.report.examples import Example
 from orchestrator.report.layout import Picture, place_graph
 from orchestrator.report.story import Calibration, Story
 from orchestrator.report.theme import light, role_colour, themed
-from orchestrator.report.words import count, outcome_of, shorten
+from orchestrator.report.words import count, mean, outcome_of, percent, shorten
 
 SETTINGS = {
     "svg.fonttype": "none",
@@ -59,6 +59,7 @@ LINE_STYLES = ("-", (0, (5, 2)), (0, (1.2, 1.6)), (0, (6, 2, 1.2, 2)))
 PNG_DPI = 180
 LABELLED_CLASSES = 30
 MATRIX_CELLS = 100
+FEW = 20  # samples in a bin below which its accuracy says little
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,9 @@ def file_name(name: str) -> str:
 
 
 def _finish(name: str, section: str, title: str, figure: Figure) -> Plot:
+    if (engine := figure.get_layout_engine()) is not None:
+        engine.execute(figure)
+        figure.set_layout_engine("none")  # or it would be worked out again for each format
     svg = "" if section == "png-only" else as_svg(figure, title)
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=PNG_DPI, facecolor="white", metadata={"Software": None})
@@ -166,10 +170,10 @@ def draw_errors(rows: Sequence[Competitor]) -> Figure:
         axes.text(reach + 0.018 * largest, place, _errors_text(row), va="center", color=light("ink"))
     axes.set_yticks(range(len(rows)), [_replicated(row) for row in rows], color=light("ink"))
     axes.set_ylim(len(rows) - 0.45, -0.55)
-    axes.set_xlim(0, largest * 1.34)
+    axes.set_xlim(0, largest * 1.42)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    samples = {row.samples for row in rows}
-    axes.set_xlabel("test errors" + (f" of {count(samples.pop())}" if len(samples) == 1 else ""))
+    samples = {row.samples for row in rows if row.samples}
+    axes.set_xlabel("test errors" + (f" of {count(max(samples))}" if len(samples) == 1 else ""))
     axes.grid(axis="x")
     axes.spines["left"].set_visible(False)
     return figure
@@ -182,10 +186,8 @@ def _replicated(row: Competitor) -> str:
 
 def _errors_text(row: Competitor) -> str:
     assert row.errors is not None
-    mean = f"{row.errors.mean:.0f}" if row.errors.mean.is_integer() else f"{row.errors.mean:.1f}"
-    spread = f" ± {row.errors.deviation:.1f}" if row.errors.deviation is not None else ""
-    rate = f"  ({100 * row.error_rate:.1f} %)" if row.error_rate is not None else ""
-    return f"{mean}{spread}{rate}"
+    rate = f" ({percent(row.error_rate)})" if row.error_rate is not None else ""
+    return f"{mean(row.errors)}{rate}"
 
 
 # Learning curves --------------------------------------------------------------------------------------------------
@@ -269,12 +271,14 @@ def _scale(axes: Axes, lines: Sequence[Line], *, is_fraction: bool) -> None:
         bottom = lower_limit(lines)
         top = max(float(line.high.max()) for line in lines)
         axes.set_ylim(bottom, min(1.0, top + 0.04 * (top - bottom)) if top > bottom else None)
-        decimals = 0 if top - bottom > 0.05 else 1
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=decimals, symbol=" %"))
+        axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None, symbol=" %"))
         return
     values = np.concatenate([line.mean for line in lines])
     if values.min() > 0 and values.max() / values.min() > 30:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
     else:
         axes.set_ylim(min(0.0, float(values.min())), None)
 
@@ -290,14 +294,12 @@ def lower_limit(lines: Sequence[Line]) -> float:
 
 def _name_ends(axes: Axes, lines: Sequence[Line]) -> None:
     """Write each label beside the end of its line, moved apart where they would touch."""
-    figure = axes.get_figure()
-    assert figure is not None
     axes.set_xlim(axes.get_xlim())
     axes.set_ylim(axes.get_ylim())
     to_unit = axes.transAxes.inverted()
     ends = [to_unit.transform(axes.transData.transform((line.epochs[-1], line.mean[-1]))) for line in lines]
     order = sorted(range(len(lines)), key=lambda index: ends[index][1])
-    height = figure.get_size_inches()[1] * 72 * 0.78
+    height = axes.bbox.height * 0.72  # the label's line in points, before the axes are laid out
     places = spread_apart([min(1.0, max(0.0, float(ends[index][1]))) for index in order], 12.5 / height)
     for index, place in zip(order, places, strict=True):
         line, (x, y) = lines[index], ends[index]
@@ -412,37 +414,46 @@ def _shades(cells: NDArray[np.int64]) -> NDArray[np.float64]:
 
 def draw_reliability(calibration: Calibration) -> Figure:
     """Accuracy by confidence against the diagonal of a calibrated model; below, how many samples each bin holds."""
-    bins, colour = calibration.bins, light(role_colour(calibration.role))
+    bins = calibration.bins
+    filled = bins.counts > 0
+    left, width = bins.edges[:-1][filled], 1 / len(bins.counts)
+    counts, accuracy, confidence = bins.counts[filled], bins.accuracy[filled], bins.confidence[filled]
+    shades = [_shade(calibration.role, 0.8 if number >= FEW else 0.28) for number in counts]
     figure = Figure(figsize=(3.3, 3.75), layout="constrained")
-    axes, counts = figure.subplots(2, 1, height_ratios=(3.2, 1), sharex=True)
-    width, filled = bins.edges[1] - bins.edges[0], bins.counts > 0
-    left = bins.edges[:-1][filled]
-    accuracy, confidence = bins.accuracy[filled], bins.confidence[filled]
+    axes, below = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
     axes.plot([0, 1], [0, 1], color=light("muted"), lw=0.9, ls=(0, (4, 3)))
-    axes.bar(left, accuracy, width, align="edge", color=colour, alpha=0.75, ec=light("paper"), lw=0.6)
-    axes.vlines(
-        confidence,
-        np.minimum(accuracy, confidence),
-        np.maximum(accuracy, confidence),
-        color=light("ink"),
-        lw=1,
-    )
-    axes.plot(confidence, confidence, "o", ms=2.4, color=light("ink"))
-    axes.set_title(f"{shorten(calibration.name, 30)}: ECE {100 * calibration.error:.1f} %")
+    axes.bar(left, accuracy, width, align="edge", color=shades, ec=light("paper"), lw=0.6)
+    _draw_gaps(axes, accuracy, confidence, counts)
+    axes.set_title(f"{shorten(calibration.name, 30)}: ECE {percent(calibration.error)}")
     axes.set_ylabel("accuracy")
-    counts.bar(
-        left, bins.counts[filled], width, align="edge", color=colour, alpha=0.75, ec=light("paper"), lw=0.6
-    )
-    counts.set_ylabel("samples")
-    counts.set_xlabel("confidence")
-    counts.yaxis.set_major_locator(MaxNLocator(2, integer=True))
-    for panel in (axes, counts):
+    axes.set_ylim(0, 1)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+    below.bar(left, counts, width, align="edge", color=shades, ec=light("paper"), lw=0.6)
+    below.set_yscale("log")
+    below.set_ylim(0.7, None)
+    below.yaxis.set_minor_locator(NullLocator())
+    below.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    below.set_ylabel("samples")
+    below.set_xlabel("confidence")
+    for panel in (axes, below):
         panel.grid(axis="y")
         panel.set_xlim(0, 1)
         panel.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
-    axes.set_ylim(0, 1)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
     return figure
+
+
+def _draw_gaps(
+    axes: Axes, accuracy: NDArray[np.float64], confidence: NDArray[np.float64], counts: NDArray[np.int64]
+) -> None:
+    """What the calibration error measures, where there are enough samples to measure it."""
+    enough = counts >= FEW
+    right, claimed = accuracy[enough], confidence[enough]
+    axes.vlines(claimed, np.minimum(right, claimed), np.maximum(right, claimed), color=light("ink"), lw=1)
+    axes.plot(claimed, claimed, "o", ms=2.4, color=light("ink"))
+
+
+def _shade(role: str, alpha: float) -> tuple[str, float]:
+    return light(role_colour(role)), alpha
 
 
 # Soft targets -----------------------------------------------------------------------------------------------------
@@ -453,9 +464,19 @@ def draw_examples(story: Story) -> Figure:
     temperatures = [1.0] if story.temperature == 1 else [1.0, story.temperature]
     panels = 1 + len(temperatures)
     rows = math.ceil(len(story.examples) / 2)
-    figure = Figure(figsize=(4.4 * min(2, len(story.examples)), 1.45 * rows + 0.3), layout="constrained")
+    figure = Figure(figsize=(4.4 * min(2, len(story.examples)), 1.5 * rows))
     across = min(2, len(story.examples))
-    grid = figure.add_gridspec(rows, across * panels, width_ratios=[1, *[1.25] * (panels - 1)] * across)
+    grid = figure.add_gridspec(
+        rows,
+        across * panels,
+        width_ratios=[1, *[1.25] * (panels - 1)] * across,
+        left=0.015,
+        right=0.985,
+        top=1 - 0.22 / rows,
+        bottom=0.16 / rows,
+        hspace=0.55,
+        wspace=0.35,
+    )
     for index, example in enumerate(story.examples):
         row, first = divmod(index, 2)
         picture = figure.add_subplot(grid[row, first * panels])
@@ -535,7 +556,7 @@ def draw_graph(picture: Picture) -> Figure:
 def _curved(points: Sequence[tuple[float, float]]) -> Path:
     """Horizontal at every point: across a layer straight, between layers an S."""
     vertices, codes = [points[0]], [Path.MOVETO]
-    for (x, y), (next_x, next_y) in zip(points, points[1:], strict=False):
+    for (x, y), (next_x, next_y) in pairwise(points):
         half = (x + next_x) / 2
         vertices += [(half, y), (half, next_y), (next_x, next_y)]
         codes += [Path.CURVE4] * 3

@@ -79,7 +79,8 @@ pre.wrap{white-space:pre-wrap;overflow-wrap:anywhere}
 .figures{display:flex;flex-wrap:wrap;gap:1.2rem 2rem;align-items:flex-start}
 figure{margin:.6rem 0 1rem;min-width:0}
 .figures figure{flex:1 1 19rem;max-width:30rem;margin:.4rem 0}
-figure.wide{max-width:46rem}
+.figures.small figure{flex:1 1 15rem;max-width:19rem}
+.wide{max-width:40rem}
 svg{display:block;width:100%;height:auto;overflow:visible}
 svg text{font-family:inherit;font-variant-numeric:tabular-nums}
 .scroll{overflow-x:auto;margin:.6rem 0 .9rem;-webkit-overflow-scrolling:touch}
@@ -91,7 +92,8 @@ th:last-child,td:last-child{padding-right:0}
 td{border-bottom:1px solid var(--rule);vertical-align:top}
 .number{text-align:right}
 td small,.lead small{color:var(--muted)}
-tr.member td{color:var(--muted);border-bottom-color:transparent;padding-top:.08rem;padding-bottom:.08rem;font-size:.84rem}
+tr.member td{
+ color:var(--muted);border-bottom-color:transparent;padding-top:.08rem;padding-bottom:.08rem;font-size:.84rem}
 tr.member td:first-child{padding-left:1.15rem}
 tr.last td{border-bottom:1px solid var(--rule);padding-bottom:.4rem}
 tr.group td{border-bottom-color:transparent}
@@ -100,15 +102,18 @@ tr.chosen td{font-weight:600}
 .legend{display:flex;flex-wrap:wrap;gap:.2rem 1.2rem;font-size:.84rem;color:var(--muted);margin:.4rem 0}
 .failure{border-left:3px solid var(--bad);padding-left:1rem;margin:1.2rem 0}
 .failure h3{margin-top:0}
-.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,20rem),1fr));gap:1.8rem 2.2rem;margin:1.2rem 0}
+.cards{display:grid;
+ grid-template-columns:repeat(auto-fill,minmax(min(100%,20rem),1fr));gap:1.8rem 2.2rem;margin:1.2rem 0}
 .card{display:grid;grid-template-columns:5.2rem 1fr;gap:0 1rem;align-content:start}
+.card p b{font-size:1rem}
 .card img{width:5.2rem;height:5.2rem;object-fit:contain;image-rendering:pixelated;border-radius:4px;
  background:var(--raised)}
 .card p{margin:0;font-size:.9rem;line-height:1.45;overflow-wrap:anywhere;align-self:center}
 .bars{grid-column:1/-1;display:grid;grid-template-columns:minmax(1.6rem,max-content) 1fr 1fr;gap:.2rem .7rem;
- font-size:.78rem;margin-top:.6rem;align-items:center;line-height:1.25}
+ font-size:.78rem;margin-top:.5rem;align-items:center;line-height:1.25}
 .bars b{font-weight:600;color:var(--muted);font-size:.74rem}
 .bars .name{max-width:7.5rem;overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
+.bars .true{font-weight:700}
 .bars.single{grid-template-columns:minmax(1.6rem,max-content) 1fr}
 .bar{display:flex;align-items:center;gap:.35rem;height:.78rem;font-size:.7rem;font-variant-numeric:tabular-nums;
  color:var(--muted)}

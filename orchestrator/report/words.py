@@ -28,6 +28,8 @@ def percent(fraction: float | None, decimals: int = 1) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds as a person would say them: 0.4 s, 21 s, 3 min 20 s, 2 h 05 min."""
+    if seconds < 0.05:
+        return "< 0.1 s"
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
