@@ -13,6 +13,7 @@ from orchestrator.runs.folder import CONFIG, StageFolder
 from orchestrator.runs.plan_run import latest_run
 
 SHOWN = 3
+RUNS_BACK = 20  # a stage that the last run left out was perhaps made by one before
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Prospect:
 
 def look_ahead(graph: Graph, root: Path, plan_name: str, forced: Sequence[str] = ()) -> list[Prospect]:
     """Judge every node of a graph without starting anything."""
-    before = _folders_of_last_run(root, plan_name)
+    before = _earlier_folders(root, plan_name)
     return list(_prospects(graph, root, before, set(forced)))
 
 
@@ -55,13 +56,13 @@ def _why_new(node: Node, graph: Graph, before: Path | None) -> str:
         return "never run"
     try:
         old: Any = read_json(before / CONFIG)
-    except StoreError:
-        return "its earlier result is gone"
+    except StoreError as error:
+        return error.message
     names = {read.fingerprint: read.name for read in graph.nodes.values()}
     changed = [text.replace("config.", "", 1) for text in differences(old, dict(node.identity))]
     readable = [_with_names(text, names) for text in changed]
     more = f" and {len(readable) - SHOWN} more" if len(readable) > SHOWN else ""
-    return ", ".join(readable[:SHOWN]) + more if readable else "its earlier result is gone"
+    return ", ".join(readable[:SHOWN]) + more if readable else "begun, not finished"
 
 
 def _with_names(text: str, names: dict[str, str]) -> str:
@@ -72,12 +73,22 @@ def _with_names(text: str, names: dict[str, str]) -> str:
     return text
 
 
-def _folders_of_last_run(root: Path, plan_name: str) -> dict[str, Path]:
+def _earlier_folders(root: Path, plan_name: str) -> dict[str, Path]:
+    """Where the nodes of earlier runs of the plan lie, by name; the latest run that had begun a node decides."""
+    folders: dict[str, Path] = {}
     run = latest_run(root, plan_name)
-    if run is None:
-        return {}
+    for _ in range(RUNS_BACK):
+        if run is None:
+            break
+        for name, folder in _folders_of(run):
+            if name not in folders and (root / folder / CONFIG).exists():
+                folders[name] = root / folder
+        run = latest_run(root, plan_name, before=run.name)
+    return folders
+
+
+def _folders_of(run: Path) -> list[tuple[str, str]]:
     try:
-        nodes = read_json(run / "graph.json")["nodes"]
-    except (StoreError, KeyError):
-        return {}
-    return {node["name"]: root / node["folder"] for node in nodes}
+        return [(node["name"], node["folder"]) for node in read_json(run / "graph.json")["nodes"]]
+    except (StoreError, KeyError, TypeError):
+        return []

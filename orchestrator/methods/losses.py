@@ -20,7 +20,7 @@ def soft_loss(
     student_logits (B, C). With one teacher the gradient in z is T · (q^T - p^T) / B. Zero means a perfect match.
     """
     student = F.log_softmax(student_logits.float() / temperature, dim=-1)
-    target = tempered_probabilities(teacher, temperature)
+    target = tempered_probabilities(teacher, temperature).detach()
     divergence = F.kl_div(student, target, reduction="batchmean")
     return divergence * temperature**2 if scale_by_temperature_squared else divergence
 

@@ -5,51 +5,47 @@ Every random number of a step belongs to (seed, sample id, view), so an augmente
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from orchestrator.plan.config import ChosenBy, Config, Integer, Positive
+
+Pixels = Annotated[Integer, Field(ge=1, le=10_000)]
 
 
-class _Step(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ShiftConfig(_Step):
+class ShiftConfig(Config):
     """Move the image by whole pixels in any direction; what moves in is zero (jitter of Hinton, arXiv 1503.02531)."""
 
     name: Literal["shift"] = "shift"
-    pixels: int = Field(default=2, ge=1)
-    """Largest shift along each axis."""
+    pixels: Pixels = Field(2, description="largest shift along each axis")
 
 
-class PadCropConfig(_Step):
+class PadCropConfig(Config):
     """Pad with zeros and cut out the original size anywhere, as CIFAR recipes do (arXiv 1409.5185)."""
 
     name: Literal["pad_crop"] = "pad_crop"
-    padding: int = Field(default=4, ge=1)
-    """Zeros added on each side."""
+    padding: Pixels = Field(4, description="zeros added on each side")
 
 
-class FlipConfig(_Step):
+class FlipConfig(Config):
     """Mirror left and right with probability one half."""
 
     name: Literal["flip"] = "flip"
 
 
-class CutoutConfig(_Step):
+class CutoutConfig(Config):
     """Zero a square whose centre lies anywhere in the image (arXiv 1708.04552)."""
 
     name: Literal["cutout"] = "cutout"
-    size: int = Field(default=16, ge=1)
-    """Side of the square in pixels; it may reach over the border."""
+    size: Pixels = Field(16, description="side of the square in pixels; it may reach over the border")
 
 
-class MixupConfig(_Step):
+class MixupConfig(Config):
     """Blend each input and its target with those of another training sample (arXiv 1710.09412)."""
 
     name: Literal["mixup"] = "mixup"
-    alpha: float = Field(default=0.2, gt=0)
-    """The weight of the sample itself is drawn from Beta(alpha, alpha)."""
+    alpha: Positive = Field(0.2, description="the sample's own weight is drawn from Beta(alpha, alpha)")
 
 
 AugmentConfig = Annotated[
-    ShiftConfig | PadCropConfig | FlipConfig | CutoutConfig | MixupConfig, Field(discriminator="name")
+    ShiftConfig | PadCropConfig | FlipConfig | CutoutConfig | MixupConfig, ChosenBy("name", "augmentation")
 ]

@@ -1,16 +1,34 @@
 """What all configs share: frozen, unknown keys refused with a suggestion, edges found by type."""
 
+import json
+import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, Strict, ValidationError, model_validator
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    Strict,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import CoreSchema, core_schema
 
 from orchestrator.errors import did_you_mean
+from orchestrator.plan.mistakes import Path, located_error, relocated, shown, unknown_key
 
 Integer = Annotated[int, Strict()]
+Number = Annotated[float, Strict()]
 Boolean = Annotated[bool, Strict()]
-Path = tuple[str | int, ...]
+Seed = Annotated[Integer, Field(ge=0, lt=2**63)]
+NonNegative = Annotated[Number, Field(ge=0)]
+Positive = Annotated[Number, Field(gt=0)]
+
+Options = TypeVar("Options", bound=BaseModel)
 
 
 class Config(BaseModel):
@@ -21,15 +39,75 @@ class Config(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown_keys(cls, raw: Any) -> Any:
-        if isinstance(raw, Mapping):
-            for key in raw:
-                if key not in cls.model_fields:
-                    raise unknown_key(str(key), cls.model_fields)
+        if isinstance(raw, cls):
+            return raw
+        if not isinstance(raw, Mapping):
+            keys = ", ".join(f"`{key}`" for key in cls.model_fields)
+            raise located_error(f"should be a mapping, not {shown(raw)}; its keys: {keys}")
+        for key in raw:
+            if key not in cls.model_fields:
+                raise unknown_key(str(key), cls.model_fields)
         return raw
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, without validating again."""
         return self.model_copy(update=changes)
+
+
+@dataclass(frozen=True)
+class ChosenBy:
+    """Marks a union of configs: the word under `key` decides which of them a mapping is.
+
+    As pydantic's discriminator, but a wrong word is answered with the closest right one. `what` is the noun for it.
+    """
+
+    key: str
+    what: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        members = get_args(source) or (source,)
+        table = {get_args(member.model_fields[self.key].annotation)[0]: member for member in members}
+
+        def build(raw: Any) -> Any:
+            return raw if isinstance(raw, members) else self._build(raw, table)
+
+        return core_schema.no_info_before_validator_function(build, handler(source))
+
+    def _build(self, raw: Any, table: Mapping[str, type[Config]]) -> Config:
+        names = ", ".join(f"`{name}`" for name in table)
+        if not isinstance(raw, Mapping):
+            word = raw if isinstance(raw, str) and raw in table else next(iter(table))
+            raise located_error(f"should be a mapping, not {shown(raw)}; write `{{{self.key}: {word}}}`")
+        if self.key not in raw:
+            raise located_error(f"`{self.key}` is missing: the {self.what}, one of {names}")
+        word = raw[self.key]
+        if not isinstance(word, str) or word not in table:
+            raise located_error(
+                f"unknown {self.what} {shown(word)}{did_you_mean(str(word), table)}", self.key
+            )
+        try:
+            return table[word].model_validate(raw)
+        except ValidationError as error:
+            raise relocated(error, raw) from None
+
+
+def text_like(pattern: str, meaning: str) -> AfterValidator:
+    """Text must match `pattern` as a whole; `meaning` says in words what that is."""
+
+    def check(text: str) -> str:
+        if re.fullmatch(pattern, text) is None:
+            raise located_error(f"should be {meaning}, not {shown(text)}")
+        return text
+
+    return AfterValidator(check)
+
+
+def read_options(kind: type[Options], values: Mapping[str, Any]) -> Options:
+    """Options that are declared outside of the plan, read as strictly as configs: no `true` for 1, no '1' for 1.
+
+    Through JSON, since only there a strict validation lets a list stand for a tuple.
+    """
+    return kind.model_validate_json(json.dumps(values, default=str), strict=True)
 
 
 class StageRef(str):
@@ -39,9 +117,8 @@ class StageRef(str):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        name = core_schema.str_schema(pattern=r"^[a-z][a-z0-9_+.-]*$", strict=True)
         return core_schema.no_info_after_validator_function(
-            cls, name, serialization=core_schema.to_string_ser_schema()
+            cls, core_schema.str_schema(strict=True), serialization=core_schema.to_string_ser_schema()
         )
 
 
@@ -70,39 +147,3 @@ def stage_refs(value: Any, path: Path = ()) -> Iterator[tuple[Path, StageRef]]:
     elif isinstance(value, (tuple, list)):
         for index, item in enumerate(value):
             yield from stage_refs(item, (*path, index))
-
-
-def unknown_key(key: str, known: Any) -> PydanticCustomError:
-    """The error for a key that the schema does not have; `path` leads the loader to its line."""
-    return located_error(f"unknown key `{key}`{did_you_mean(key, known)}", key)
-
-
-def located_error(message: str, *path: str | int) -> PydanticCustomError:
-    """An error whose place is `path` below the config that raises it."""
-    return PydanticCustomError("located", "{message}", {"message": message, "path": path})
-
-
-def relocated(error: ValidationError) -> PydanticCustomError:
-    """The first error of a nested validation, as one of the surrounding validation."""
-    first = error.errors()[0]
-    path, message = describe(first)
-    return located_error(message, *path)
-
-
-def describe(error: Any) -> tuple[Path, str]:
-    """Path and one-line message of one pydantic error."""
-    path: Path = tuple(error["loc"])
-    context = error.get("ctx") or {}
-    if error["type"] == "located":
-        return (*path, *context["path"]), context["message"]
-    if error["type"] == "missing":
-        return path[:-1], f"`{path[-1]}` is missing"
-    if error["type"] in ("value_error", "assertion_error"):
-        return path, str(context["error"])
-    message = error["msg"][0].lower() + error["msg"][1:]
-    return path, f"{message.replace('input should', 'should')}, not `{_shortened(error['input'])}`"
-
-
-def _shortened(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -50,7 +50,9 @@ def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value)
+    if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        return f"{len(value)} {'entry' if len(value) == 1 else 'entries'}"
+    text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 40 else text[:37] + "..."
 
 

@@ -8,11 +8,14 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from orchestrator.errors import PlanError
-from orchestrator.plan.config import Path, describe
+from orchestrator.errors import PlanError, did_you_mean
+from orchestrator.plan.mistakes import Path, mistakes, one_line
 from orchestrator.plan.schema import Plan
 
-MAX_NODES = 100_000  # a plan is a page; more comes from aliases that multiply
+MAX_NODES = 20_000  # a plan is a page; more comes from aliases that multiply
+MAX_DEPTH = 50
+TAG = "tag:yaml.org,2002:"
+PLAIN_TAGS = {TAG + kind for kind in ("str", "int", "float", "bool", "null", "timestamp", "seq", "map")}
 
 
 @dataclass
@@ -20,10 +23,15 @@ class Source:
     """A parsed plan before it is checked: plain values, and the line that each path came from."""
 
     file: str
+    has_lines: bool = True
     values: Any = None
     lines: dict[Path, int] = field(default_factory=dict)
     overrides: dict[Path, str] = field(default_factory=dict)
     nodes: int = 0
+
+    def at(self, line: int) -> str:
+        """A line of the file, as a person writes it."""
+        return f"{self.file}:{line}" if self.has_lines else self.file
 
     def place(self, path: Path) -> str:
         """Where `path` was written: the nearest enclosing line, or the `--set` that gave it."""
@@ -31,13 +39,22 @@ class Source:
             if path[:end] in self.overrides:
                 return f"--set {self.overrides[path[:end]]}"
             if path[:end] in self.lines:
-                return f"{self.file}:{self.lines[path[:end]]}"
+                return self.at(self.lines[path[:end]])
         return self.file
 
     def error(self, path: Path, message: str) -> PlanError:
         """A `PlanError` that names the place and the path."""
         where = ".".join(str(part) for part in path)
-        return PlanError(f"{self.place(path)}: {where + ': ' if where else ''}{message}")
+        return PlanError(one_line(f"{self.place(path)}: {where + ': ' if where else ''}{message}"))
+
+    def line(self, path: Path) -> int:
+        """The line of `path` or of what encloses it; 0 for what the command line gave."""
+        for end in range(len(path), -1, -1):
+            if path[:end] in self.overrides:
+                return 0
+            if path[:end] in self.lines:
+                return self.lines[path[:end]]
+        return 0
 
 
 def load_plan(file: FilePath, overrides: Sequence[str] = ()) -> Plan:
@@ -47,32 +64,34 @@ def load_plan(file: FilePath, overrides: Sequence[str] = ()) -> Plan:
 
 def read_source(file: FilePath, overrides: Sequence[str] = ()) -> Source:
     """Parse the YAML of `file` and apply `path=value` overrides."""
-    try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise PlanError(f"`{file}` does not exist{_plans_beside(file)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise PlanError(f"`{file}` cannot be read as a text file: {error}") from None
-    source = parse_source(text, str(file))
+    source = parse_source(_read_text(file), str(file))
     for override in overrides:
         _override(source, override)
     return source
 
 
 def parse_source(text: str, file: str) -> Source:
-    """Parse YAML, keeping the line of every key; duplicate keys are refused."""
+    """Parse the YAML of a plan, keeping the line of every key; duplicate keys and tags are refused."""
     source = Source(file)
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        source.values = _values(node, (), source) if node is not None else None
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise PlanError(f"{file}:{line}: not valid YAML: {error.problem}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise PlanError(f"{file}: not valid YAML: {error}") from None
+    _parse(text, source)
     if not isinstance(source.values, dict):
         raise PlanError(f"{file}:1: a plan is a mapping with `name`, `task` and `stages`")
     return source
+
+
+def _parse(text: str, source: Source) -> None:
+    """Fill `source` with the values of a YAML text and their lines."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise _yaml_error(source, line, _problem(error)) from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise _yaml_error(source, line, f"the character U+{error.character:04X} is not allowed") from None
+    except RecursionError:
+        raise _yaml_error(source, 1, "nested too deep") from None
+    source.values = None if node is None else _values(node, (), source)
 
 
 def check_plan(source: Source) -> Plan:
@@ -80,67 +99,93 @@ def check_plan(source: Source) -> Plan:
     try:
         plan = Plan.model_validate(source.values)
     except ValidationError as error:
-        path, message = _first_mistake(error, source)
-        raise source.error(path, message) from None
-    if missing := plan.task.missing_files():
-        raise source.error(("task",), missing)
+        found = mistakes(error, source.values)
+        raise source.error(*min(found, key=lambda mistake: source.line(mistake.path))) from None
+    if problem := _data_problem(plan):
+        written = (("task", key) for key in ("folder", "file") if key in source.values["task"])
+        raise source.error(next(written, ("task",)), problem)
     return plan
 
 
-def _first_mistake(error: ValidationError, source: Source) -> tuple[Path, str]:
-    mistakes = [describe(item) for item in error.errors()]
-    path, message = min(mistakes, key=lambda mistake: source.lines.get(mistake[0], 10**9))
-    return _written_path(path, source.values), message
+def _data_problem(plan: Plan) -> str | None:
+    """Why the task's data cannot be used; None when it is there and its description can be read."""
+    try:
+        if missing := plan.task.missing_files():
+            return missing
+        plan.task.identity()
+        if plan.task.num_classes < 2:
+            return f"task `{plan.task.name}` has {plan.task.num_classes} class; a plan needs at least 2"
+    except (OSError, ValueError) as error:
+        return f"the data of task `{plan.task.name}` cannot be read: {error}"
+    return None
 
 
-def _written_path(path: Path, values: Any) -> Path:
-    """Drop the tags that pydantic puts into a path for unions: keep the keys that the user wrote."""
-    written: list[str | int] = []
-    for position, part in enumerate(path):
-        known = (isinstance(values, dict) and part in values) or (
-            isinstance(values, list) and isinstance(part, int) and part < len(values)
-        )
-        if known:
-            values = values[part]
-            written.append(part)
-        elif position == len(path) - 1 and isinstance(values, dict) and not str(part).startswith("tuple["):
-            written.append(part)
-    return tuple(written)
+def _read_text(file: FilePath) -> str:
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError:
+        raise PlanError(one_line(f"`{file}` does not exist{_plans_beside(file)}")) from None
+    except IsADirectoryError:
+        raise PlanError(one_line(f"`{file}` is a folder; name the plan's file{_plans_in(file)}")) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise PlanError(one_line(f"`{file}` cannot be read: {reason}")) from None
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise PlanError(
+            one_line(
+                f"{file}:{line}: the byte 0x{content[error.start]:02x} is not UTF-8; save the plan as UTF-8 text"
+            )
+        ) from None
 
 
 def _values(node: yaml.Node, path: Path, source: Source) -> Any:
-    source.lines.setdefault(path, node.start_mark.line + 1)
+    line = node.start_mark.line + 1
+    source.lines.setdefault(path, line)
     source.nodes += 1
     if source.nodes > MAX_NODES:
-        raise PlanError(f"{source.file}: too large: more than {MAX_NODES} values")
-    if len(path) > 50:
+        raise PlanError(f"{source.at(line)}: more than {MAX_NODES:,} values; do aliases multiply?")
+    if len(path) > MAX_DEPTH:
         raise PlanError(f"{source.place(path)}: nested too deep; does an alias contain itself?")
+    if node.tag not in PLAIN_TAGS:
+        tag = node.tag.replace(TAG, "!!")
+        raise _yaml_error(source, line, f"the tag `{tag}` is not allowed; write a plain value")
     if isinstance(node, yaml.MappingNode):
         return _mapping(node, path, source)
     if isinstance(node, yaml.SequenceNode):
         return [_values(item, (*path, index), source) for index, item in enumerate(node.value)]
     assert isinstance(node, yaml.ScalarNode)
-    return _scalar(node)
+    return _scalar(node, source)
 
 
 def _mapping(node: yaml.MappingNode, path: Path, source: Source) -> dict[Any, Any]:
     values: dict[Any, Any] = {}
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
-        if not isinstance(key_node, yaml.ScalarNode):
-            raise PlanError(f"{source.file}:{line}: a key must be a word")
-        key = str(key_node.value)
+        key = key_node.value
+        if key_node.tag == TAG + "merge":
+            raise _yaml_error(source, line, "merging with `<<` is not supported; write the keys out")
+        if not isinstance(key, str) or key_node.tag not in PLAIN_TAGS or not key.isprintable():
+            raise _yaml_error(source, line, "a key must be a word")
         if key in values:
             first = source.lines[(*path, key)]
-            raise PlanError(f"{source.file}:{line}: `{key}` is written twice, first on line {first}")
+            raise PlanError(f"{source.at(line)}: `{key}` is written twice, first on line {first}; keep one")
         source.lines[(*path, key)] = line
         values[key] = _values(value_node, (*path, key), source)
     return values
 
 
-def _scalar(node: yaml.ScalarNode) -> Any:
-    value = yaml.SafeLoader("").construct_object(node)
-    if isinstance(value, str) and node.tag == "tag:yaml.org,2002:str" and node.style is None:
+def _scalar(node: yaml.ScalarNode, source: Source) -> Any:
+    try:
+        value = yaml.SafeLoader("").construct_object(node)
+    except ValueError:  # `!!int two`, the 13th month, a number of 5,000 digits
+        kind = node.tag.removeprefix(TAG)
+        raise _yaml_error(
+            source, node.start_mark.line + 1, f"`{_shortened(node.value)}` is no {kind}; quote text"
+        ) from None
+    if isinstance(value, str) and node.style is None:
         return _number_or_text(value)
     return value
 
@@ -155,38 +200,73 @@ def _number_or_text(text: str) -> Any:
     return text
 
 
+def _yaml_error(source: Source, line: int, problem: str) -> PlanError:
+    return PlanError(one_line(f"{source.at(line)}: not valid in a plan: {problem}"))
+
+
+def _problem(error: yaml.MarkedYAMLError) -> str:
+    problem = str(error.problem)
+    if r"'\t'" in problem:
+        return "a tab; indent with spaces"
+    return problem if error.context is None else f"{error.context}, {problem}"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
 def _override(source: Source, override: str) -> None:
     path_text, equals, value_text = override.partition("=")
-    if not equals or not path_text:
+    override = one_line(override)
+    if not equals or not all(path_text.split(".")):
         raise PlanError(f"--set {override}: write it as `--set stages.student.epochs=10`")
-    value = parse_source(f"value: {value_text}", f"--set {override}").values["value"]
-    path = tuple(int(part) if part.isdigit() else part for part in path_text.split("."))
-    _set_value(source, path, value, override)
+    given = Source(f"--set {override}", has_lines=False)
+    _parse(value_text, given)
+    path = _set_value(source, path_text.split("."), given.values, override)
+    for places in (source.lines, source.overrides):
+        for written in [written for written in places if written[: len(path)] == path]:
+            del places[written]
     source.overrides[path] = override
 
 
-def _set_value(source: Source, path: Path, value: Any, override: str) -> None:
-    target: Any = source.values
-    for depth, part in enumerate(path[:-1]):
-        if isinstance(target, list) and isinstance(part, int) and part < len(target):
-            target = target[part]
-        elif isinstance(target, dict):
-            target = target.setdefault(str(part), {})
-        else:
-            written = ".".join(str(p) for p in path[: depth + 1])
-            raise PlanError(f"--set {override}: `{written}` does not exist in {source.file}")
-    last = path[-1]
-    if isinstance(target, list) and isinstance(last, int) and last < len(target):
-        target[last] = value
-    elif isinstance(target, dict):
-        target[str(last)] = value
-    else:
-        raise PlanError(f"--set {override}: `{path[-1]}` does not exist in {source.file}")
+def _set_value(source: Source, keys: Sequence[str], value: Any, override: str) -> Path:
+    """Put a value into the plan, making mappings on the way; returns the path with numbers for places in lists."""
+    target, path = source.values, ()  # type: Any, Path
+    for key in keys[:-1]:
+        part = _key_in(source, target, path, key, override)
+        path = (*path, part)
+        if isinstance(target, dict) and part not in target:
+            if path[:-1] == ("stages",):
+                raise _no_such_place(source, path, target, override)
+            source.overrides[path] = override
+            target[part] = {}
+        target = target[part]
+    last = _key_in(source, target, path, keys[-1], override)
+    target[last] = value
+    return (*path, last)
+
+
+def _key_in(source: Source, target: Any, path: Path, key: str, override: str) -> str | int:
+    """`key` as it is written in a mapping, or as the number of a place that a list has."""
+    if isinstance(target, dict):
+        return key
+    if isinstance(target, list) and key.isdecimal() and int(key) < len(target):
+        return int(key)
+    raise _no_such_place(source, (*path, key), (), override)
+
+
+def _no_such_place(source: Source, path: Path, known: Any, override: str) -> PlanError:
+    written = ".".join(str(part) for part in path)
+    return PlanError(
+        f"--set {override}: `{written}` does not exist in {source.file}{did_you_mean(str(path[-1]), known)}"
+    )
 
 
 def _plans_beside(file: FilePath) -> str:
-    from orchestrator.errors import did_you_mean
+    names = [str(path) for path in file.parent.glob("*.yaml")] if file.parent.is_dir() else []
+    return did_you_mean(str(file), names)
 
-    folder = file.parent
-    names = [str(path) for path in folder.glob("*.yaml")] if folder.is_dir() else []
-    return did_you_mean(str(file), names) if names else ""
+
+def _plans_in(folder: FilePath) -> str:
+    names = sorted(str(path) for path in folder.glob("*.yaml"))
+    return f", such as `{names[0]}`" if names else ""

@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from orchestrator.plan.config import Boolean, Config, located_error
-from orchestrator.plan.training_configs import NonNegative, Positive
+from orchestrator.plan.config import Boolean, ChosenBy, Config, NonNegative, Number
+from orchestrator.plan.mistakes import located_error
 
 
 class HintonConfig(Config):
@@ -17,7 +17,7 @@ class HintonConfig(Config):
     """
 
     method: Literal["hinton"] = "hinton"
-    temperature: Positive = 4.0
+    temperature: Annotated[Number, Field(gt=0, le=1e6)] = 4.0
     soft_weight: NonNegative = 0.9
     hard_weight: NonNegative = 0.1
     scale_by_temperature_squared: Boolean = True
@@ -26,7 +26,7 @@ class HintonConfig(Config):
     def _something_to_learn_from(self) -> "HintonConfig":
         if self.soft_weight == self.hard_weight == 0:
             raise located_error(
-                "`soft_weight` and `hard_weight` are both 0: nothing to learn from", "soft_weight"
+                "`soft_weight` and `hard_weight` are both 0: nothing to learn from; raise one", "soft_weight"
             )
         return self
 
@@ -36,7 +36,7 @@ class HintonConfig(Config):
         return self.hard_weight > 0
 
 
-MethodConfig = Annotated[HintonConfig, Field(discriminator="method")]
+MethodConfig = Annotated[HintonConfig, ChosenBy("method", "method")]
 
 
 # Method name → its implementation, built as `implementation(config, num_classes)`.

@@ -1,13 +1,16 @@
 """Which architecture, with which options: checked against the tables of `models` without importing torch."""
 
+import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from models import MODELS
+from models import MODELS, Architecture
 from orchestrator.errors import did_you_mean
-from orchestrator.plan.config import Config, Integer, located_error, relocated
+from orchestrator.plan.config import Config, Integer, read_options
+from orchestrator.plan.mistakes import located_error, relocated, shown
 
 
 class ModelConfig(Config):
@@ -24,28 +27,52 @@ class ModelConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown_keys(cls, raw: Any) -> Any:
-        if not isinstance(raw, Mapping) or not isinstance(raw.get("name"), str):
+        if isinstance(raw, cls):
             return raw
+        if not isinstance(raw, Mapping) or not isinstance(raw.get("name"), str):
+            raise located_error("a model is written `{name: mlp}`, with its options beside the name")
         own = {key: raw[key] for key in ("name", "num_classes") if key in raw}
         options = {key: value for key, value in raw.items() if key not in cls.model_fields}
-        options.update(raw.get("options", {}))
-        return {**own, "options": _checked_options(raw["name"], options)}
+        nested = raw.get("options", {})
+        if not isinstance(nested, Mapping):
+            raise located_error("options are written beside the model's `name`", "options")
+        return {**own, "options": _checked_options(raw["name"], {**options, **nested})}
 
 
 def _checked_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
     if ":" in name:
-        return options
+        return _user_options(name, options)
     if name not in MODELS:
-        raise located_error(f"unknown model `{name}`{did_you_mean(name, MODELS)}", "name")
+        raise located_error(f"unknown model {shown(name)}{did_you_mean(name, MODELS)}", "name")
     architecture = MODELS[name]
     known = architecture.options.model_fields
     for key in options:
         if key not in known:
             raise located_error(f"model `{name}` has no option `{key}`{did_you_mean(key, known)}", key)
     try:
-        architecture.options.model_validate({**architecture.preset, **options})
-        return architecture.read_options(options).model_dump(mode="json")
+        read_options(architecture.options, {**architecture.preset, **options})
     except ValidationError as error:
-        raise relocated(error) from None
-    except ValueError as error:
-        raise located_error(str(error)) from None
+        raise relocated(error, options) from None
+    _refuse_contradictions(architecture, options)
+    return architecture.read_options(options).model_dump(mode="json")
+
+
+def _user_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a user's function are its own affair, as long as they can be part of an identity."""
+    if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", name) is None:
+        raise located_error(f"a function is written `package.module:function`, not {shown(name)}", "name")
+    try:
+        json.dumps(options, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise located_error(f"options are numbers, text, lists and mappings: {error}") from None
+    return options
+
+
+def _refuse_contradictions(architecture: Architecture, options: dict[str, Any]) -> None:
+    """What the name decides may be repeated, but not changed."""
+    free = {key: value for key, value in options.items() if key not in architecture.preset}
+    for key in options.keys() & architecture.preset.keys():
+        try:
+            architecture.read_options({**free, key: options[key]})
+        except ValueError as error:
+            raise located_error(str(error), key) from None

@@ -92,8 +92,11 @@ class _Expansion:
         for name, config in self.plan.stages.items():
             self._check_refs(name, config)
             self._check_model(name, config)
-            self._check_classes(name, config)
-        for name in self._ordered_names():
+            self._check_transfer(name, config)
+        names = self._ordered_names()
+        for name in names:
+            self._check_label_space(name, self.plan.stages[name])
+        for name in names:
             config = self.plan.stages[name]
             count = config.replicas if isinstance(config, TrainingConfig) else 1
             nodes = (name,) if count == 1 else tuple(f"{name}.{index}" for index in range(count))
@@ -104,17 +107,47 @@ class _Expansion:
         return self.graph
 
     def _ordered_names(self) -> list[str]:
-        reads = {
-            name: [self._stage_of(ref) for _, ref in stage_refs(config)]
-            for name, config in self.plan.stages.items()
-        }
+        """The stages, each after what it reads; those that make targets as early as that allows.
+
+        So a stage of targets that the user wrote is there before a student would have the same one inserted.
+        """
+        sorter = TopologicalSorter(
+            {
+                name: [self._stage_of(ref) for _, ref in stage_refs(config)]
+                for name, config in self.plan.stages.items()
+            }
+        )
         try:
-            return list(TopologicalSorter(reads).static_order())
+            sorter.prepare()
         except CycleError as error:
-            circle = " → ".join(reversed(error.args[1]))
-            raise self.locate(
-                ("stages", error.args[1][0]), f"stages read one another in a circle: {circle}"
-            ) from None
+            raise self._circle(list(reversed(error.args[1][1:]))) from None
+        ordered: list[str] = []
+        ready: set[str] = set()
+        while sorter.is_active():
+            ready.update(sorter.get_ready())
+            ordered.append(min(ready, key=self._rank))
+            ready.remove(ordered[-1])
+            sorter.done(ordered[-1])
+        return ordered
+
+    def _rank(self, name: str) -> tuple[bool, int]:
+        makes = STAGES[self.plan.stages[name].stage].makes
+        return makes != "targets", list(self.plan.stages).index(name)
+
+    def _circle(self, names: list[str]) -> PlanError:
+        """The error for stages of which each reads the next one and the last the first."""
+        first = min(names, key=list(self.plan.stages).index)
+        start = names.index(first)
+        circle = [*names[start:], *names[:start], first]
+        path = next(
+            path for path, ref in stage_refs(self.plan.stages[first]) if self._stage_of(ref) == circle[1]
+        )
+        if len(circle) == 2:
+            return self.locate(("stages", first, *path), f"stage `{first}` reads itself; name another stage")
+        return self.locate(
+            ("stages", first, *path),
+            f"stages read one another in a circle: {' → '.join(circle)}; take one of them out",
+        )
 
     def _stage_of(self, ref: str) -> str:
         return ref if ref in self.plan.stages else ref.rpartition(".")[0]
@@ -130,20 +163,21 @@ class _Expansion:
                     f"{did_you_mean(ref, self.plan.stages)}",
                 )
             self._check_replica(place, ref, stage)
-            if STAGES[self.plan.stages[stage].stage].makes != ref.makes:
+            kind = self.plan.stages[stage].stage
+            if STAGES[kind].makes != ref.makes:
+                makers = ", ".join(f"`{other}`" for other in STAGES if STAGES[other].makes == ref.makes)
                 raise self.locate(
-                    place, f"`{ref}` makes no {ref.makes}: it is a `{self.plan.stages[stage].stage}` stage"
+                    place, f"`{ref}` makes no {ref.makes}: its kind is `{kind}`; name a stage of {makers}"
                 )
 
     def _check_replica(self, place: Path, ref: str, stage: str) -> None:
         count = getattr(self.plan.stages[stage], "replicas", 1)
-        index = ref.removeprefix(stage).removeprefix(".")
-        if index and not (index.isdigit() and int(index) < count > 1):
-            raise self.locate(
-                place, f"`{stage}` has {count} replica{'s' * (count > 1)}; `{ref}` is none of them"
-            )
+        replicas = [f"{stage}.{index}" for index in range(count)] if count > 1 else []
+        if ref != stage and ref not in replicas:
+            has = f"has the replicas `{replicas[0]}` to `{replicas[-1]}`" if replicas else "has no replicas"
+            raise self.locate(place, f"`{ref}` is not there: `{stage}` {has}")
         is_single = not isinstance(place[-1], int)
-        if is_single and not index and count > 1:
+        if is_single and ref == stage and count > 1:
             raise self.locate(
                 place, f"one stage is read here, but `{stage}` has {count} replicas; write `{stage}.0`"
             )
@@ -154,15 +188,18 @@ class _Expansion:
             if isinstance(model, ModelConfig) and (missing := missing_source(model)):
                 raise self.locate(("stages", name, field_name), missing)
 
-    def _check_classes(self, name: str, config: StageConfig) -> None:
-        if (transfer := getattr(config, "transfer", None)) is not None:
-            for key in ("only_classes", "omit_classes"):
-                for index, label in enumerate(getattr(transfer, key) or ()):
-                    self._check_class(("stages", name, "transfer", key, index), label)
-            if len(set(transfer.omit_classes)) >= self.plan.task.num_classes:
-                raise self.locate(("stages", name, "transfer", "omit_classes"), "every class is omitted")
-        if isinstance(config, DistillConfig):
-            self._check_label_space(name, config)
+    def _check_transfer(self, name: str, config: StageConfig) -> None:
+        if (transfer := getattr(config, "transfer", None)) is None:
+            return
+        for key in ("only_classes", "omit_classes"):
+            for index, label in enumerate(getattr(transfer, key) or ()):
+                self._check_class(("stages", name, "transfer", key, index), label)
+        names = self.plan.task.class_names
+        omitted = {names.index(label) if isinstance(label, str) else label for label in transfer.omit_classes}
+        if len(omitted) >= len(names):
+            raise self.locate(
+                ("stages", name, "transfer", "omit_classes"), "every class is omitted; leave some"
+            )
 
     def _check_class(self, place: Path, label: int | str) -> None:
         task = self.plan.task
@@ -173,20 +210,31 @@ class _Expansion:
         if isinstance(label, int) and not 0 <= label < task.num_classes:
             raise self.locate(place, f"class {label} is not one of the task's 0 to {task.num_classes - 1}")
 
-    def _check_label_space(self, name: str, config: DistillConfig) -> None:
-        own = self._num_classes(config.student)
-        for index, ref in enumerate(config.teachers):
-            teacher = self.plan.stages[self._stage_of(ref)]
-            model = teacher.student if isinstance(teacher, DistillConfig) else teacher.model  # type: ignore[union-attr]
-            if (classes := self._num_classes(model)) != own:
+    def _check_label_space(self, name: str, config: StageConfig) -> None:
+        """Labels fit into the model's outputs; teachers, members of an ensemble and student have the same ones."""
+        own = self._num_classes(name)
+        if isinstance(config, TrainingConfig) and own < self.plan.task.num_classes:
+            model = "student" if isinstance(config, DistillConfig) else "model"
+            raise self.locate(
+                ("stages", name, model, "num_classes"),
+                f"{own} outputs are too few for the task's {self.plan.task.num_classes} classes; leave"
+                " `num_classes` out",
+            )
+        for path, ref in stage_refs(config):
+            classes = self._num_classes(self._stage_of(ref))
+            if classes != own:
                 raise self.locate(
-                    ("stages", name, "teachers", index),
-                    f"teacher `{ref}` has {classes} classes, the student has {own}; matching soft targets needs the"
-                    " same classes",
+                    ("stages", name, *path),
+                    f"`{ref}` has {classes} classes and `{name}` {own}; soft targets need the same classes",
                 )
 
-    def _num_classes(self, model: ModelConfig) -> int:
-        return model.num_classes or self.plan.task.num_classes
+    def _num_classes(self, name: str) -> int:
+        """Outputs of the stage's model; of the first model that it reads, when it has none of its own."""
+        config = self.plan.stages[name]
+        model = getattr(config, "student", None) or getattr(config, "model", None)
+        if isinstance(model, ModelConfig):
+            return model.num_classes or self.plan.task.num_classes
+        return self._num_classes(self._stage_of(next(ref for _, ref in stage_refs(config))))
 
     def _resolve(self, name: str, config: Any) -> Any:
         """The config with references to concrete nodes, and stored targets in place of teachers."""
@@ -198,29 +246,36 @@ class _Expansion:
             elif isinstance(value, StageRef):
                 changes[field_name] = type(value)(self._nodes_of(value)[0])
         resolved = config.replace(**changes)
-        self._check_weights(name, resolved)
+        self._check_members(name, resolved)
         if isinstance(resolved, DistillConfig):
             return self._with_targets(name, resolved)
         return resolved
 
-    def _check_weights(self, name: str, config: Any) -> None:
-        readers = {
-            "combine": ("teachers", getattr(config, "combine", None)),
-            "targets": ("targets", config if isinstance(config, CombineTargetsConfig) else None),
-            "models": ("models", config if hasattr(config, "models") else None),
-        }
-        for key, (source, combination) in readers.items():
-            weights = getattr(combination, "weights", None)
-            members = getattr(config, source, None)
-            if (
-                isinstance(weights, tuple)
-                and isinstance(members, tuple)
-                and members
-                and len(weights) != len(members)
-            ):
-                place = ("stages", name, *(["combine"] if key == "combine" else []), "weights")
+    def _check_members(self, name: str, config: Any) -> None:
+        """Nobody is counted twice, and everybody has a weight."""
+        for key in ("teachers", "targets", "models"):
+            members = getattr(config, key, None)
+            if not isinstance(members, tuple) or not members:
+                continue
+            self._check_distinct(("stages", name, key), members)
+            place = ("combine", "weights") if key == "teachers" else ("weights",)
+            weights = config.combine.weights if key == "teachers" else config.weights
+            if isinstance(weights, tuple) and len(weights) != len(members):
                 raise self.locate(
-                    place, f"{len(weights)} weights for {len(members)} members: {', '.join(members)}"
+                    ("stages", name, *place),
+                    f"{len(weights)} weights for {len(members)} {key}: {', '.join(members)}; write one for each",
+                )
+
+    def _check_distinct(self, place: Path, members: tuple[str, ...]) -> None:
+        seen: dict[str, str] = {}
+        for member in members:
+            same = seen.setdefault(self.graph.nodes[member].fingerprint, member)
+            if same == member and members.count(member) > 1:
+                raise self.locate(place, f"`{member}` is named twice; `weights` make a member count more")
+            if same != member:
+                raise self.locate(
+                    place,
+                    f"`{same}` and `{member}` would be equal to the last digit; give one another `seed`",
                 )
 
     def _nodes_of(self, ref: str) -> tuple[str, ...]:
@@ -237,9 +292,12 @@ class _Expansion:
         return config.replace(teachers=(), targets=TargetsRef(source), combine=CombineConfig())
 
     def _check_same_views(self, name: str, config: DistillConfig, targets: Node) -> None:
-        while isinstance(targets.config, CombineTargetsConfig):
-            targets = self.graph.nodes[targets.config.targets[0]]
-        stored = targets.config
+        if isinstance(targets.config, CombineTargetsConfig):
+            for member in targets.config.targets:
+                self._check_same_views(name, config, self.graph.nodes[member])
+            return
+        stored = targets.config.replace(transfer=targets.config.transfer.replace(labelled=True))
+        config = config.replace(transfer=config.transfer.replace(labelled=True))
         keys = ["views", "view_seed", "augment"]
         if any(isinstance(step, MixupConfig) for step in config.augment):
             keys.append("transfer")  # mixup's partners are drawn from the transfer set

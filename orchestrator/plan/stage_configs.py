@@ -6,14 +6,24 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from orchestrator.plan.augment_configs import AugmentConfig
-from orchestrator.plan.config import Boolean, Config, Integer, ModelRef, TargetsRef, located_error
+from orchestrator.plan.config import (
+    Boolean,
+    ChosenBy,
+    Config,
+    Integer,
+    ModelRef,
+    NonNegative,
+    Number,
+    Positive,
+    Seed,
+    TargetsRef,
+)
 from orchestrator.plan.method_configs import HintonConfig, MethodConfig
+from orchestrator.plan.mistakes import located_error
 from orchestrator.plan.model_config import ModelConfig
 from orchestrator.plan.training_configs import (
     ConstantSchedule,
-    NonNegative,
     OptimizerConfig,
-    Positive,
     ResourcesConfig,
     ScheduleConfig,
     SgdConfig,
@@ -23,6 +33,7 @@ from orchestrator.plan.training_configs import (
 
 Rule = Literal["arithmetic", "geometric"]
 Weighting = Literal["uniform", "proportional", "softmax", "logodds", "entropy"]
+BatchSize = Annotated[Integer, Field(ge=1, le=1_000_000)]
 
 
 class StageConfig(Config):
@@ -39,26 +50,27 @@ class TrainingConfig(StageConfig):
     stay in float32.
     """
 
-    epochs: Annotated[Integer, Field(ge=1)]
-    batch_size: Annotated[Integer, Field(ge=1)] = 128
+    epochs: Annotated[Integer, Field(ge=1, le=1_000_000)]
+    batch_size: BatchSize = 128
     optimizer: OptimizerConfig = SgdConfig()
     schedule: ScheduleConfig = ConstantSchedule()
     augment: tuple[AugmentConfig, ...] = ()
     transfer: TransferConfig = TransferConfig()
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    label_smoothing: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     clip_norm: Positive | None = None
     max_norm: Positive | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     channels_last: Boolean = False
     compile: Boolean = False
-    seed: Integer = 0
+    seed: Seed = 0
     replicas: Annotated[Integer, Field(ge=1, le=1000)] = 1
 
     @model_validator(mode="after")
     def _milestones_within_epochs(self) -> "TrainingConfig":
         if isinstance(self.schedule, StepSchedule) and self.schedule.milestones[-1] >= self.epochs:
             raise located_error(
-                f"milestone {self.schedule.milestones[-1]} is not before the last epoch, {self.epochs}",
+                f"milestone {self.schedule.milestones[-1]} never comes: training ends after {self.epochs}"
+                f" epoch{'s' * (self.epochs > 1)}; milestones lie below that",
                 "schedule",
                 "milestones",
             )
@@ -80,6 +92,11 @@ class TrainConfig(TrainingConfig):
         return self
 
 
+def _check_some_weight(weights: tuple[float, ...] | str) -> None:
+    if isinstance(weights, tuple) and sum(weights) <= 0:
+        raise located_error("at least one weight must be above 0", "weights")
+
+
 class CombineConfig(Config):
     """How the targets of several teachers become one.
 
@@ -94,8 +111,7 @@ class CombineConfig(Config):
 
     @model_validator(mode="after")
     def _some_weight(self) -> "CombineConfig":
-        if isinstance(self.weights, tuple) and sum(self.weights) <= 0:
-            raise located_error("at least one weight must be above 0", "weights")
+        _check_some_weight(self.weights)
         return self
 
 
@@ -115,13 +131,15 @@ class DistillConfig(TrainingConfig):
     mode: Literal["stored", "live"] = "stored"
     combine: CombineConfig = CombineConfig()
     method: MethodConfig = HintonConfig()
-    views: Annotated[Integer, Field(ge=0)] = 0
-    view_seed: Integer = 0
+    views: Annotated[Integer, Field(ge=0, le=10_000)] = 0
+    view_seed: Seed = 0
 
     @model_validator(mode="after")
     def _teachers_or_targets(self) -> "DistillConfig":
-        if bool(self.teachers) == (self.targets is not None):
-            raise located_error("name the student's source: either `teachers` or `targets`", "teachers")
+        if self.teachers and self.targets is not None:
+            raise located_error("a student has `teachers` or `targets`, not both; keep one", "targets")
+        if not self.teachers and self.targets is None:
+            raise located_error("nobody teaches: name `teachers`, or stored `targets`", "teachers")
         if self.mode == "live" and self.targets is not None:
             raise located_error("`mode: live` runs `teachers`, not stored `targets`", "mode")
         return self
@@ -156,9 +174,9 @@ class PredictTargetsConfig(StageConfig):
     teacher: ModelRef
     transfer: TransferConfig = TransferConfig()
     augment: tuple[AugmentConfig, ...] = ()
-    views: Annotated[Integer, Field(ge=0)] = 0
-    view_seed: Integer = 0
-    batch_size: Annotated[Integer, Field(ge=1)] = 500
+    views: Annotated[Integer, Field(ge=0, le=10_000)] = 0
+    view_seed: Seed = 0
+    batch_size: BatchSize = 500
 
     @model_validator(mode="after")
     def _views_and_augment_go_together(self) -> "PredictTargetsConfig":
@@ -182,10 +200,18 @@ class EvaluateConfig(StageConfig):
     split: Literal["validation", "test"] = "test"
     rule: Rule = "arithmetic"
     weights: tuple[NonNegative, ...] | Literal["uniform"] = "uniform"
-    batch_size: Annotated[Integer, Field(ge=1)] = 500
+    batch_size: BatchSize = 500
+
+    @model_validator(mode="after")
+    def _some_weight(self) -> "EvaluateConfig":
+        _check_some_weight(self.weights)
+        return self
 
 
-AnyStageConfig = TrainConfig | DistillConfig | PredictTargetsConfig | CombineTargetsConfig | EvaluateConfig
+AnyStageConfig = Annotated[
+    TrainConfig | DistillConfig | PredictTargetsConfig | CombineTargetsConfig | EvaluateConfig,
+    ChosenBy("stage", "stage kind"),
+]
 
 
 @dataclass(frozen=True)

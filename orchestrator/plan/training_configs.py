@@ -4,10 +4,22 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from orchestrator.plan.config import Boolean, Config, Integer, located_error
+from orchestrator.plan.config import (
+    Boolean,
+    ChosenBy,
+    Config,
+    Integer,
+    NonNegative,
+    Number,
+    Positive,
+    Seed,
+    text_like,
+)
+from orchestrator.plan.mistakes import located_error
 
-NonNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
+Memory = Annotated[
+    str, text_like(r"[0-9]+(\.[0-9]+)?(MiB|GiB)", "a number with its unit, such as `4GiB` or `500MiB`")
+]
 
 
 class SgdConfig(Config):
@@ -15,9 +27,15 @@ class SgdConfig(Config):
 
     name: Literal["sgd"] = "sgd"
     learning_rate: Positive = 0.05
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9
     nesterov: Boolean = False
     weight_decay: NonNegative = 0.0
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> "SgdConfig":
+        if self.nesterov and self.momentum == 0:
+            raise located_error("`nesterov` needs a `momentum` above 0", "momentum")
+        return self
 
 
 class AdamWConfig(Config):
@@ -25,11 +43,11 @@ class AdamWConfig(Config):
 
     name: Literal["adamw"]
     learning_rate: Positive = 1e-3
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    betas: tuple[Annotated[Number, Field(ge=0, lt=1)], Annotated[Number, Field(ge=0, lt=1)]] = (0.9, 0.999)
     weight_decay: NonNegative = 0.0
 
 
-OptimizerConfig = Annotated[SgdConfig | AdamWConfig, Field(discriminator="name")]
+OptimizerConfig = Annotated[SgdConfig | AdamWConfig, ChosenBy("name", "optimizer")]
 
 
 class ConstantSchedule(Config):
@@ -43,12 +61,12 @@ class StepSchedule(Config):
 
     name: Literal["step"]
     milestones: tuple[Annotated[Integer, Field(ge=1)], ...] = Field(min_length=1)
-    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    factor: Annotated[Number, Field(gt=0, lt=1)] = 0.1
 
     @model_validator(mode="after")
     def _increasing(self) -> "StepSchedule":
         if list(self.milestones) != sorted(set(self.milestones)):
-            raise located_error("milestones must increase", "milestones")
+            raise located_error("milestones must increase, each above the one before", "milestones")
         return self
 
 
@@ -56,18 +74,18 @@ class CosineSchedule(Config):
     """Half a cosine from the learning rate down to `final` times it, over the whole training."""
 
     name: Literal["cosine"]
-    final: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    final: Annotated[Number, Field(ge=0, lt=1)] = 0.0
 
 
 class OneCycleSchedule(Config):
     """Up to the learning rate during `warmup` of the training, then down by a cosine, momentum unchanged."""
 
     name: Literal["one_cycle"]
-    warmup: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    warmup: Annotated[Number, Field(gt=0, lt=1)] = 0.3
 
 
 ScheduleConfig = Annotated[
-    ConstantSchedule | StepSchedule | CosineSchedule | OneCycleSchedule, Field(discriminator="name")
+    ConstantSchedule | StepSchedule | CosineSchedule | OneCycleSchedule, ChosenBy("name", "schedule")
 ]
 
 
@@ -78,11 +96,11 @@ class TransferConfig(Config):
     fraction contains every smaller one.
     """
 
-    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    fraction: Annotated[Number, Field(gt=0, le=1)] = 1.0
     only_classes: tuple[Integer | str, ...] | None = Field(None, min_length=1)
     omit_classes: tuple[Integer | str, ...] = ()
     labelled: Boolean = True
-    seed: Integer = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _one_kind_of_selection(self) -> "TransferConfig":
@@ -103,7 +121,7 @@ class ResourcesConfig(Config):
     workers: Annotated[Integer, Field(ge=1)] = 1
     cpus: Positive = 1.0
     gpus: NonNegative | None = None
-    memory: str | None = Field(None, pattern=r"^[0-9]+(\.[0-9]+)?(MiB|GiB)$", description="such as 4GiB")
+    memory: Memory | None = Field(None, description="such as 4GiB")
 
     @property
     def memory_bytes(self) -> int:

@@ -87,12 +87,9 @@ def describe_examples(
 ) -> list[Example]:
     """The chosen samples with the classes that matter for each."""
     rows = np.asarray(positions, dtype=np.int64)
-    chosen = Predictions(student.ids[rows], student.labels[rows], student.logits[rows])
-    taught = [
-        _rows_of(teaching, rows).probabilities(1.0),
-        _rows_of(teaching, rows).probabilities(temperature),
-    ]
-    learned = [chosen.probabilities(1.0), chosen.probabilities(temperature)]
+    chosen = student.at(rows)
+    taught = [teaching.at(rows).probabilities(heat) for heat in (1.0, temperature)]
+    learned = [chosen.probabilities(heat) for heat in (1.0, temperature)]
     examples = []
     for row, picture in enumerate(pictures):
         label, student_says = int(chosen.labels[row]), int(learned[0][row].argmax())
@@ -108,13 +105,6 @@ def describe_examples(
         teacher_says = int(taught[0][row].argmax())
         examples.append(Example(int(chosen.ids[row]), label, teacher_says, student_says, bars, picture))
     return examples
-
-
-def _rows_of(teaching: Teaching, rows: Integers) -> Teaching:
-    members = tuple(
-        Predictions(member.ids[rows], member.labels[rows], member.logits[rows]) for member in teaching.members
-    )
-    return Teaching(teaching.names, members, teaching.weights, teaching.rule)
 
 
 def _classes_to_show(probabilities: NDArray[np.float32], wanted: set[int]) -> list[int]:

@@ -1,14 +1,21 @@
-"""The graph of stages as an inline SVG in the page's own colours; a title on every box says more."""
+"""The graph of stages: an inline SVG in the page's own colours, with a title on every box, and the same for a PNG."""
 
 from collections.abc import Sequence
 from html import escape
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from orchestrator.report.data import StageResult
 from orchestrator.report.layout import Box, Edge, Picture
-from orchestrator.report.theme import role_colour
+from orchestrator.report.theme import light, role_colour
 from orchestrator.report.words import duration, outcome_of, percent, shorten, size
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from matplotlib.path import Path
+
 MARGIN = 4.0
+NARROWEST = 0.72  # the part of its size to which the drawing shrinks before it scrolls
 NAMED_MEMBERS = 12
 
 
@@ -19,7 +26,7 @@ def graph_svg(picture: Picture) -> str:
     boxes = "".join(_box(box) for box in picture.boxes)
     return (
         f'<svg role="img" aria-label="The graph of stages" viewBox="{-MARGIN} {-MARGIN} {width:.0f} {height:.0f}"'
-        f' style="width:{width:.0f}px;max-width:none" font-size="12.5">{edges}{boxes}</svg>'
+        f' style="max-width:{width:.0f}px;min-width:{NARROWEST * width:.0f}px" font-size="12.5">{edges}{boxes}</svg>'
     )
 
 
@@ -74,3 +81,58 @@ def _line(member: StageResult) -> str:
 
 def _errors(members: Sequence[StageResult]) -> list[str]:
     return [f"{member.name}: {shorten(member.error, 200)}" for member in members if member.error]
+
+
+def draw_graph(picture: Picture) -> "Figure":
+    """The same picture for a PNG; one unit is a point."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import FancyBboxPatch, PathPatch
+
+    margin = 8
+    size = (picture.width + 2 * margin, picture.height + 2 * margin)
+    figure = Figure(figsize=(size[0] / 72, size[1] / 72))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_xlim(-margin, picture.width + margin)
+    axes.set_ylim(picture.height + margin, -margin)
+    axes.set_axis_off()
+    for edge in picture.edges:
+        axes.add_patch(PathPatch(_curved(edge.points), fill=False, ec=light("muted"), lw=0.9, alpha=0.7))
+    for box in picture.boxes:
+        colour = light(role_colour(box.role))
+        is_bad = any(member.status == "failed" for member in box.members)
+        shape = FancyBboxPatch(
+            (box.x, box.y),
+            box.width,
+            box.height,
+            boxstyle="round,pad=0,rounding_size=5",
+            fc=colour + "22",
+            ec=light("bad") if is_bad else colour,
+            lw=1.6 if is_bad else 0.9,
+            ls="-" if any(member.has_result for member in box.members) or is_bad else (0, (4, 3)),
+        )
+        axes.add_patch(shape)
+        times = f" ×{len(box.members)}" if len(box.members) > 1 else ""
+        axes.text(
+            box.x + 10, box.y + 15, shorten(box.label, 26) + times, va="center", fontweight="bold", fontsize=9
+        )
+        axes.text(
+            box.x + 10,
+            box.y + 30,
+            outcome_of(box.members),
+            va="center",
+            fontsize=7.8,
+            color=light("bad") if is_bad else light("muted"),
+        )
+    return figure
+
+
+def _curved(points: Sequence[tuple[float, float]]) -> "Path":
+    """Horizontal at every point: across a layer straight, between layers an S."""
+    from matplotlib.path import Path
+
+    vertices, codes = [points[0]], [Path.MOVETO]
+    for (x, y), (next_x, next_y) in pairwise(points):
+        half = (x + next_x) / 2
+        vertices += [(half, y), (half, next_y), (next_x, next_y)]
+        codes += [Path.CURVE4] * 3
+    return Path(vertices, codes)

@@ -1,8 +1,9 @@
 """Stored predictions on the test split, and what a student's teachers say together about the same samples."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,10 @@ class Predictions(NamedTuple):
         """Softmax of the tempered logits, (N, C)."""
         return softmax(self.logits, temperature)
 
+    def at(self, rows: Integers) -> "Predictions":
+        """The same model on some of the samples."""
+        return Predictions(self.ids[rows], self.labels[rows], self.logits[rows])
+
     def predicted(self) -> Integers:
         """The class of the largest logit, (N,)."""
         return self.logits.argmax(axis=1).astype(np.int64)
@@ -37,6 +42,8 @@ class Predictions(NamedTuple):
 class Teaching:
     """The teachers of a student and how their predictions become one distribution."""
 
+    name: str
+    role: str
     names: tuple[str, ...]
     members: tuple[Predictions, ...]
     weights: tuple[float, ...]
@@ -51,6 +58,10 @@ class Teaching:
     def labels(self) -> Integers:
         """True classes, (N,)."""
         return self.members[0].labels
+
+    def at(self, rows: Integers) -> "Teaching":
+        """The same teachers on some of the samples."""
+        return replace(self, members=tuple(member.at(rows) for member in self.members))
 
     def probabilities(self, temperature: float = 1.0) -> Floats:
         """The target distribution, (N, C): tempered inside an arithmetic mean, after a geometric one."""
@@ -90,7 +101,25 @@ def read_teaching(run: Run, student: StageResult, predictions: Predictions) -> T
             raise StoreError(f"`{stage.name}` was judged on other samples or classes than `{student.name}`")
     total = sum(weight for _, weight in sources)
     weights = tuple(weight / total for _, weight in sources)
-    return Teaching(tuple(stage.name for stage, _ in sources), tuple(members), weights, rule)
+    stages = [stage for stage, _ in sources]
+    return Teaching(
+        name=_name_together(stages),
+        role="ensemble" if len(stages) > 1 else stages[0].role,
+        names=tuple(stage.name for stage in stages),
+        members=tuple(members),
+        weights=weights,
+        rule=rule,
+    )
+
+
+def _name_together(stages: Sequence[StageResult]) -> str:
+    """A teacher's name, or those of several: `3 × teacher`, `wide + deep`."""
+    if len(stages) == 1:
+        return stages[0].name
+    counts = Counter(stage.group for stage in stages)
+    if len(counts) > 4:
+        return f"{len(stages)} teachers"
+    return " + ".join(f"{count} × {name}" if count > 1 else name for name, count in counts.items())
 
 
 def _teachers_of(run: Run, student: StageResult) -> tuple[list[tuple[StageResult, float]], str]:

@@ -117,15 +117,14 @@ def _with_judgements(story: Story, student: StageResult, predictions: Prediction
             story, calibrations=tuple(calibrations), gaps={**story.gaps, "examples": error.message}
         )
     probabilities = teaching.probabilities()
-    name = teacher_name(story.run, teaching)
     bins = reliability_bins(probabilities, teaching.labels)
-    taught = Calibration(name, teacher_role(story.run, teaching), bins, bins.error)
+    taught = Calibration(teaching.name, teaching.role, bins, bins.error)
     answers = probabilities.argmax(axis=1)
     return replace(
         story,
         comparison=_with_teacher_row(story, teaching, answers, taught),
         calibrations=(calibrations[0], taught, *calibrations[1:]),
-        with_teacher=agreement(name, answers, predictions, teaching.ids),
+        with_teacher=agreement(teaching.name, answers, predictions, teaching.ids),
         teaching=teaching,
     )
 
@@ -161,23 +160,6 @@ def agreement(
         int((own == answers).sum()),
         len(ids),
     )
-
-
-def teacher_name(run: Run, teaching: Teaching) -> str:
-    """A teacher's name, or those of several: `3 × teacher`, `wide + deep`."""
-    if len(teaching.names) == 1:
-        return teaching.names[0]
-    counts: dict[str, int] = {}
-    for name in teaching.names:
-        counts[run.stages[name].group] = counts.get(run.stages[name].group, 0) + 1
-    if len(counts) > 4:
-        return f"{len(teaching.names)} teachers"
-    return " + ".join(f"{count} × {name}" if count > 1 else name for name, count in counts.items())
-
-
-def teacher_role(run: Run, teaching: Teaching) -> str:
-    """Ensemble, or the role of the single teacher."""
-    return "ensemble" if len(teaching.names) > 1 else run.stages[teaching.names[0]].role
 
 
 def _with_teacher_row(

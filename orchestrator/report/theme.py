@@ -80,7 +80,7 @@ pre.wrap{white-space:pre-wrap;overflow-wrap:anywhere}
 figure{margin:.6rem 0 1rem;min-width:0}
 .figures figure{flex:1 1 19rem;max-width:30rem;margin:.4rem 0}
 .figures.small figure{flex:1 1 15rem;max-width:19rem}
-.wide{max-width:40rem}
+.wide{max-width:34rem}
 svg{display:block;width:100%;height:auto;overflow:visible}
 svg text{font-family:inherit;font-variant-numeric:tabular-nums}
 .scroll{overflow-x:auto;margin:.6rem 0 .9rem;-webkit-overflow-scrolling:touch}
@@ -91,6 +91,8 @@ th,td{padding:.36rem .9rem .36rem 0;white-space:nowrap}
 th:last-child,td:last-child{padding-right:0}
 td{border-bottom:1px solid var(--rule);vertical-align:top}
 .number{text-align:right}
+th:first-child,td:first-child{position:sticky;left:0;background:var(--paper)}
+td.aside,th.aside{padding-left:.5rem}
 td small,.lead small{color:var(--muted)}
 tr.member td{
  color:var(--muted);border-bottom-color:transparent;padding-top:.08rem;padding-bottom:.08rem;font-size:.84rem}

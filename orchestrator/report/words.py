@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from orchestrator.report.comparison import Spread
 from orchestrator.report.data import StageResult
 
+SPACE = "\N{NO-BREAK SPACE}"
+
 
 def count(number: float) -> str:
     """A whole number with its thousands apart: 1,276,810."""
@@ -23,21 +25,23 @@ def size(parameters: int | None) -> str:
 
 def percent(fraction: float | None, decimals: int = 1) -> str:
     """A fraction as a percentage: 10.1 %."""
-    return "–" if fraction is None else f"{100 * fraction:.{decimals}f} %"
+    return "–" if fraction is None else f"{100 * fraction:.{decimals}f}{SPACE}%"
 
 
 def duration(seconds: float) -> str:
     """Seconds as a person would say them: 0.4 s, 21 s, 3 min 20 s, 2 h 05 min."""
-    if seconds < 0.05:
-        return "< 0.1 s"
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
     whole = round(seconds)
-    if whole < 120:
-        return f"{whole} s"
-    if whole < 7200:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    if seconds < 0.05:
+        text = "< 0.1 s"
+    elif seconds < 9.95:
+        text = f"{seconds:.1f} s"
+    elif whole < 120:
+        text = f"{whole} s"
+    elif whole < 7200:
+        text = f"{whole // 60} min {whole % 60:02d} s"
+    else:
+        text = f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return text.replace(" ", SPACE)
 
 
 def ratio(number: float) -> str:
@@ -49,15 +53,17 @@ def mean(spread: Spread, decimals: int = 1) -> str:
     """Mean, with the standard deviation where there are replicas: 101.3 ± 4.2."""
     if spread.deviation is None:
         return f"{spread.mean:,.0f}" if float(spread.mean).is_integer() else f"{spread.mean:,.{decimals}f}"
-    return f"{spread.mean:,.{decimals}f} ± {spread.deviation:.{decimals}f}"
+    return f"{spread.mean:,.{decimals}f}{SPACE}±{SPACE}{spread.deviation:.{decimals}f}"
 
 
 def mean_percent(spread: Spread | None, decimals: int = 1) -> str:
     """Like `mean`, of fractions: 89.9 ± 0.4 %."""
     if spread is None:
         return "–"
-    spread_text = f" ± {100 * spread.deviation:.{decimals}f}" if spread.deviation is not None else ""
-    return f"{100 * spread.mean:.{decimals}f}{spread_text} %"
+    spread_text = (
+        f"{SPACE}±{SPACE}{100 * spread.deviation:.{decimals}f}" if spread.deviation is not None else ""
+    )
+    return f"{100 * spread.mean:.{decimals}f}{spread_text}{SPACE}%"
 
 
 def shorten(text: str, letters: int) -> str:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from orchestrator.errors import StageError
 from orchestrator.plan.stage_configs import EvaluateConfig
 from orchestrator.runs.context import StageContext
 from orchestrator.stages.training_stage import load_data
@@ -19,6 +20,9 @@ from orchestrator.training.evaluation import judge_splits
 def evaluate(config: EvaluateConfig, context: StageContext) -> dict[str, float]:
     """Metrics of the members' mean: of their probabilities (arithmetic) or of their logits (geometric)."""
     data = load_data(context)
+    split = data.validation if config.split == "validation" else data.test
+    if not len(split):
+        raise StageError(f"the {config.split} split is empty; set the task's `validation_fraction` above 0")
     members = [model_files.load(context.input(ref), context.device) for ref in config.models]
     context.parameters = sum(p.numel() for member in members for p in member.model.parameters())
     fixed = normalise(config.weights if isinstance(config.weights, tuple) else None, len(members))
@@ -33,5 +37,4 @@ def evaluate(config: EvaluateConfig, context: StageContext) -> dict[str, float]:
             else mean(TeacherTargets(logits, weights.expand(len(inputs), -1)), 1.0)
         )
 
-    split = data.validation if config.split == "validation" else data.test
     return judge_splits(context, predict, {config.split: split.to(context.device)}, config.batch_size)

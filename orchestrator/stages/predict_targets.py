@@ -4,16 +4,18 @@ from collections.abc import Iterator
 from itertools import chain
 
 import torch
-from torch import Tensor
 
 from orchestrator.errors import StageStopped
 from orchestrator.plan.fingerprint import digest
 from orchestrator.plan.stage_configs import PredictTargetsConfig
 from orchestrator.runs.context import StageContext
 from orchestrator.stages.training_stage import load_data
+from orchestrator.targets.reader import open_targets
 from orchestrator.targets.store import MANIFEST, Description, TargetWriter
 from orchestrator.training import model_files
 from orchestrator.training.data import Batch, TransferSet, Views, build_transfer_set
+
+COUNT_ROWS = 8192
 
 
 def predict_targets(config: PredictTargetsConfig, context: StageContext) -> dict[str, float]:
@@ -28,20 +30,19 @@ def predict_targets(config: PredictTargetsConfig, context: StageContext) -> dict
     )
     description = describe(config, context, teacher.description, len(transfer))
     writer = TargetWriter(context.folder.path, description)
-    wrong = 0
     for batch in batches_from(transfer, writer.rows_done, description.views_stored, config.batch_size):
         if context.should_stop():
             raise StageStopped(f"stopped after {writer.rows_done} rows; run the plan again to continue")
         with torch.no_grad():
             logits = teacher.model(batch.inputs).float()
-        wrong += int((logits.argmax(dim=1) != batch.labels).sum())
-        writer.append(batch.ids, logits)
+        known = writer.rows_done - (batch.view * len(transfer) + int(batch.rows[0]))
+        writer.append(batch.ids[known:], logits[known:])
     manifest = writer.close()
     context.payload.update([MANIFEST, *(shard.file for shard in manifest.shards)])
     accuracy = folder.done_record().metrics.get("validation/accuracy")
     metrics = {
         "targets/rows": float(description.rows * description.views_stored),
-        "targets/errors": float(wrong),
+        "targets/errors": float(count_errors(context, transfer)),
     }
     return metrics | ({} if accuracy is None else {"teacher/validation/accuracy": accuracy})
 
@@ -64,11 +65,26 @@ def describe(
 
 
 def batches_from(transfer: TransferSet, done: int, views: int, batch_size: int) -> Iterator[Batch]:
-    """The batches of all views in order, from the row at position `done`."""
-    rows = torch.arange(len(transfer))
+    """The batches of all views in order, from the one that holds the row at position `done`.
+
+    They are cut at the same places every time: in another batch the same sample's logits may round differently.
+    """
+    batches = torch.arange(len(transfer)).split(batch_size)
 
     def of_view(view: int) -> Iterator[Batch]:
-        left: Tensor = rows[max(0, done - view * len(transfer)) :]
-        return transfer.batches(left.split(batch_size), view) if len(left) else iter(())
+        done_here = max(0, done - view * len(transfer))
+        left = () if done_here >= len(transfer) else batches[done_here // batch_size :]
+        return transfer.batches(left, view) if left else iter(())
 
     return chain.from_iterable(of_view(view) for view in range(views))
+
+
+def count_errors(context: StageContext, transfer: TransferSet) -> int:
+    """Stored rows, of all views, whose largest logit is not at the label."""
+    targets = open_targets(context.folder.path, root=context.root, expect=None, verify_checksums=False)
+    labels, views = transfer.split.labels.cpu(), max(targets.views, 1)
+    return sum(
+        int((targets.read(rows, view).logits[:, 0].argmax(dim=1) != labels[rows]).sum())
+        for view in range(views)
+        for rows in torch.arange(len(transfer)).split(COUNT_ROWS)
+    )

@@ -33,10 +33,15 @@ def stored_teacher(config: DistillConfig, context: StageContext, transfer: Trans
     rows = targets.rows_of(transfer.split.ids)
 
     def read(batch: Batch) -> TeacherTargets:
-        stored = targets.read(rows[batch.rows.cpu()], batch.view if config.views else 0)
-        return TeacherTargets(stored.logits.to(context.device), stored.weights.to(context.device))
+        stored = targets.read(rows[batch.rows], batch.view if config.views else 0)
+        return TeacherTargets(*(_sent(values, batch.inputs.device) for values in stored))
 
     return read
+
+
+def _sent(values: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device; from pinned memory, or the host would wait for all that the device has to do."""
+    return values if device.type == "cpu" else values.pin_memory().to(device, non_blocking=True)
 
 
 def live_teacher(config: DistillConfig, context: StageContext) -> Teacher:

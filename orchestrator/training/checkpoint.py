@@ -1,13 +1,15 @@
 """The state of a training in two files without pickle: tensors as safetensors, the rest as JSON written last.
 
-The JSON names the tensor file and its SHA-256; a torn pair or a flipped bit is found before anything is loaded,
-and the training then starts from the beginning, which costs time but never a wrong number.
+The JSON names the tensor file and its SHA-256, the stage it belongs to, and a digest of itself; a torn pair or a
+flipped bit is found before anything is loaded, and the training then starts from the beginning, which costs time but
+never a wrong number.
 """
 
 import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from orchestrator.errors import StoreError
+from orchestrator.plan.fingerprint import digest
 from orchestrator.runs.files import atomic_write, make_folder, read_json, sha256_file, write_json
 from orchestrator.training.optimizer import schedule_state
 
@@ -40,17 +43,16 @@ def save_checkpoint(
     name = f"step-{progress['step']}.safetensors"
     with atomic_write(folder / name) as temporary:
         save_file(_without_sharing(tensors), temporary)
-    write_json(
-        folder / STATE,
-        {
-            "tensors": name,
-            "sha256": sha256_file(folder / name),
-            "progress": progress,
-            "groups": state["param_groups"],
-            "scalars": scalars,
-            "schedule": schedule_state(schedule),
-        },
-    )
+    content = {
+        "stage": folder.parent.name,
+        "tensors": name,
+        "sha256": sha256_file(folder / name),
+        "progress": progress,
+        "groups": state["param_groups"],
+        "scalars": scalars,
+        "schedule": schedule_state(schedule),
+    }
+    write_json(folder / STATE, {**content, "digest": digest(content)})
     for old in folder.glob("*.safetensors"):
         if old.name != name:
             old.unlink(missing_ok=True)
@@ -63,13 +65,24 @@ def load_checkpoint(
     if not (folder / STATE).exists():
         return None
     try:
-        state = read_json(folder / STATE)
+        state = _checked_state(folder)
         tensors = _checked_tensors(folder, state)
-        _restore(state, tensors, learner, optimizer, schedule)
-    except (StoreError, KeyError, TypeError) as error:
+        _check_fits(learner, tensors)
+    except StoreError as error:
         log.warning("the checkpoint in `%s` cannot be used (%s): starting from the beginning", folder, error)
         return None
+    _restore(state, tensors, learner, optimizer, schedule)
     return dict(state["progress"])
+
+
+def _checked_state(folder: Path) -> dict[str, Any]:
+    path = folder / STATE
+    content = read_json(path)
+    if not isinstance(content, dict) or content.pop("digest", None) != digest(content):
+        raise StoreError(f"`{path}` is damaged: its digest does not fit")
+    if content["stage"] != folder.parent.name:
+        raise StoreError(f"`{path}` belongs to another stage, `{content['stage']}`")
+    return content
 
 
 def _checked_tensors(folder: Path, state: dict[str, Any]) -> dict[str, Tensor]:
@@ -89,27 +102,35 @@ def _restore(
     optimizer: Optimizer,
     schedule: LRScheduler,
 ) -> None:
-    weights = {
-        key.removeprefix("learner."): value for key, value in tensors.items() if key.startswith("learner.")
-    }
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     slots: dict[int, dict[str, Any]] = {}
     for key, value in tensors.items():
         if key.startswith("optimizer."):
             _, index, name = key.split(".", 2)
-            slots.setdefault(int(index), {})[name] = value
+            slots.setdefault(int(index), {})[name] = _laid_out_like(parameters[int(index)], value)
     for key, scalar in state["scalars"].items():
         index, name = key.split(".", 1)
         slots.setdefault(int(index), {})[name] = scalar
-    _check_fits(learner, weights)
-    learner.load_state_dict(weights)
+    learner.load_state_dict(_weights(tensors))
     optimizer.load_state_dict({"state": slots, "param_groups": state["groups"]})
     schedule.load_state_dict(state["schedule"])
 
 
-def _check_fits(learner: nn.Module, weights: dict[str, Tensor]) -> None:
+def _weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix("learner."): value for key, value in tensors.items() if key.startswith("learner.")}
+
+
+def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
+    """Strides as the optimizer makes them: sums over other strides may round differently (channels_last)."""
+    if value.shape != parameter.shape:
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+
+
+def _check_fits(learner: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Refuse a foreign checkpoint before a single weight is overwritten."""
     own = {key: value.shape for key, value in learner.state_dict().items()}
-    if own != {key: value.shape for key, value in weights.items()}:
+    if own != {key: value.shape for key, value in _weights(tensors).items()}:
         raise StoreError("it belongs to another model")
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from orchestrator.errors import StageError
 from orchestrator.plan.augment_configs import AugmentConfig, MixupConfig
 from orchestrator.plan.training_configs import TransferConfig
 from orchestrator.training.augment import augment, mixup_partners
@@ -23,7 +24,8 @@ ORDER, TRANSFER = 11, 12  # purposes, so that equal seeds do not give equal draw
 class Batch:
     """One worker's part of a batch of B samples.
 
-    inputs (B, ...) float32, normalised; labels, ids and rows (B,) int64, rows being positions in the transfer set.
+    inputs (B, ...) float32, normalised; labels and ids (B,) int64; rows (B,) int64 are positions in the transfer set,
+    on the CPU, where stored targets are looked up without waiting for the device.
     Under mixup each input is `weights` (B,) of itself and the rest of a sample labelled `partner_labels` (B,).
     `share` scales the mean over this part so that workers' gradients average to that of the whole batch.
     """
@@ -82,22 +84,21 @@ class TransferSet:
         """Batches at these positions, as this view shows them."""
         split, steps, device = self.split, self.views.steps, self.split.labels.device
         name = View(self.views.seed, view) if steps else None
-        parts = [part.to(device) for part in parts]
-        partners = self._partners(parts, view)
-        for index, (rows, inputs) in enumerate(zip(parts, split.batches(parts, name), strict=True)):
-            ids = split.ids[rows]
+        places = [part.to(device) for part in parts]
+        partners = self._partners(places, view)
+        for index, (rows, inputs) in enumerate(zip(parts, split.batches(places, name), strict=True)):
+            place = places[index]
+            ids, labels = split.ids[place], split.labels[place]
             inputs = augment(inputs, ids, steps, self.views.seed, view)
             share = 1.0 if shares is None else shares[index]
             if partners is None:
-                yield Batch(self.normalised(inputs), split.labels[rows], ids, rows, view, share=share)
+                yield Batch(self.normalised(inputs), labels, ids, rows, view, share=share)
                 continue
             partner_rows, weights, partner_inputs = next(partners)
             partner_inputs = augment(partner_inputs, split.ids[partner_rows], steps, self.views.seed, view)
             own = weights.view(-1, *[1] * (inputs.dim() - 1))
             mixed = self.normalised(own * inputs + (1 - own) * partner_inputs)
-            yield Batch(
-                mixed, split.labels[rows], ids, rows, view, split.labels[partner_rows], weights, share
-            )  # fmt: skip
+            yield Batch(mixed, labels, ids, rows, view, split.labels[partner_rows], weights, share)
 
     def _partners(self, parts: Sequence[Tensor], view: int) -> Iterator[tuple[Tensor, Tensor, Tensor]] | None:
         mixup = self.views.mixup
@@ -112,7 +113,7 @@ class TransferSet:
 
     def normalised(self, inputs: Tensor) -> Tensor:
         """Inputs as the model takes them."""
-        inputs = (inputs - self.mean) / self.std
+        inputs = (inputs - self.mean).div_(self.std)
         if self.channels_last and inputs.dim() == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         return inputs
@@ -129,7 +130,7 @@ def build_transfer_set(
 
 
 def transfer_positions(data: TaskData, transfer: TransferConfig) -> Tensor:
-    """Positions (N,) in the training split, ascending. `ValueError` when nothing is left."""
+    """Positions (N,) in the training split, ascending. `StageError` when nothing is left."""
     positions = torch.arange(len(data.train))
     labels = data.train.labels.cpu()
     if transfer.only_classes is not None:
@@ -142,7 +143,7 @@ def transfer_positions(data: TaskData, transfer: TransferConfig) -> Tensor:
             torch.from_numpy(cut(ids, transfer.fraction, fold_key(transfer.seed, TRANSFER)))
         ]
     if not len(positions):
-        raise ValueError("the transfer set is empty; raise its `fraction` or keep more classes")
+        raise StageError("the transfer set is empty; raise its `fraction` or keep more classes")
     return positions
 
 

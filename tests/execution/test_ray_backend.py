@@ -285,11 +285,12 @@ def test_what_never_fits_is_refused_before_anything_starts(
 
 @pytest.mark.ray
 def test_a_fresh_driver_packs_four_stages_on_a_gpu_and_keeps_the_terminal_clean(
-    stages: Stages, tmp_path: Path
+    stages: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("models.py", "tasks.py"):  # a user's own modules do not hide ours
         (tmp_path / name).write_text("raise RuntimeError('the wrong module')")
     (tmp_path / "probes.py").write_text((HERE / "probes.py").read_text())
+    monkeypatch.chdir(tmp_path)
     model = {"name": "probes:meet", "folder": str(stages.traces), "count": 4}
     resources = {"cpus": 0.5, "gpus": 0.25}
     names = [f"stage{seed}" for seed in range(5)]
@@ -300,7 +301,6 @@ def test_a_fresh_driver_packs_four_stages_on_a_gpu_and_keeps_the_terminal_clean(
     (tmp_path / "requests.json").write_text(json.dumps(requests))
     driver = subprocess.run(
         [sys.executable, str(HERE / "fresh_driver.py"), "requests.json"],
-        cwd=tmp_path,
         env=os.environ | {"RAY_OVERRIDE_RESOURCES": json.dumps({"GPU": 1})},
         capture_output=True,
         text=True,
@@ -311,7 +311,7 @@ def test_a_fresh_driver_packs_four_stages_on_a_gpu_and_keeps_the_terminal_clean(
     (line,) = driver.stdout.splitlines()
     answer = json.loads(line)
     assert answer["started"] == names[:4]
-    assert len(stages.pids()) == 4
+    assert len(stages.pids()) == 4, answer
     # They met, and then missed the GPU that only Ray believes in.
     assert all("CUDA" in error or "NVIDIA" in error for error in answer["errors"].values())
     assert answer["has_own_handler"]

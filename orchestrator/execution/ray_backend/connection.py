@@ -4,10 +4,13 @@ import logging
 import os
 import signal
 import socket
+import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from orchestrator.errors import DistillError, PlanError
 from orchestrator.runs.record import summary_of
@@ -21,6 +24,8 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the user's machines unasked
 }
 
+JOINING = {"RAY_NUM_REDIS_GET_RETRIES": "5"}  # seconds until a refused client gives up, in place of 20
+
 log = logging.getLogger(__name__)
 
 
@@ -30,11 +35,11 @@ def connect(address: str | None, cpus: int | None = None) -> bool:
     Returns False if this process had already joined one, which is then used. `PlanError` when the address cannot be
     used, `DistillError` when Ray does not start.
     """
-    _prepare_environment()
-    import ray
-
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     _check_reachable(address)
+    _prepare_environment(address)
+    import ray
+
     if ray.is_initialized():
         return False
     with _own_signal_handlers():
@@ -70,21 +75,38 @@ def _start(cpus: int | None) -> None:
 def _join(address: str) -> None:
     import ray
 
-    try:
-        ray.init(address=address, log_to_driver=False, configure_logging=False)
-    except ray.exceptions.AuthenticationError as error:
-        raise PlanError(
-            f"the Ray cluster at `{address}` refuses this client's token: copy the cluster's `~/.ray/auth_token` to"
-            " this machine (mode 600) or set `RAY_AUTH_TOKEN`, and set `RAY_AUTH_MODE=token`"
-        ) from error
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise PlanError(f"cannot use the Ray cluster at `{address}`: {summary_of(error)}") from error
+    with _core_messages() as messages:
+        try:
+            ray.init(address=address, log_to_driver=False, configure_logging=False)
+        except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            messages.seek(0)
+            if isinstance(error, ray.exceptions.AuthenticationError) or "AuthToken" in messages.read():
+                raise PlanError(
+                    f"the Ray cluster at `{address}` refuses this client's token: copy the cluster's"
+                    " `~/.ray/auth_token` to this machine (mode 600), or set `RAY_AUTH_TOKEN` to its content, and set"
+                    " `RAY_AUTH_MODE=token`"
+                ) from error
+            raise PlanError(f"cannot use the Ray cluster at `{address}`: {summary_of(error)}") from error
     log.info("joined the Ray cluster at %s", address)
 
 
-def _prepare_environment() -> None:
+@contextmanager
+def _core_messages() -> Iterator[IO[str]]:
+    """What Ray's core writes to stderr meanwhile: the only place where it says why it refuses a client."""
+    with tempfile.TemporaryFile("w+") as messages:
+        sys.stderr.flush()
+        stderr = os.dup(2)
+        os.dup2(messages.fileno(), 2)
+        try:
+            yield messages
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
+def _prepare_environment(address: str) -> None:
     """Settings that Ray reads when it is imported or started; what the user has set stays."""
-    for name, value in ENVIRONMENT.items():
+    for name, value in (ENVIRONMENT if address == "local" else ENVIRONMENT | JOINING).items():
         os.environ.setdefault(name, value)
     if _has_token():
         os.environ.setdefault("RAY_AUTH_MODE", "token")

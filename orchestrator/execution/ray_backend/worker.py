@@ -75,6 +75,16 @@ def run_rank(arguments: dict[str, Any]) -> dict[str, Any]:
     A failure is raised, or the other ranks would wait for this one for ever.
     """
     enter_folder(arguments["working_folder"])
+    try:
+        outcome = _run_rank(arguments)
+    except Exception as error:  # whatever it is, three restarts would meet it again
+        raise StageFailed({"status": "failed", "error": f"{type(error).__name__}: {error}"}) from error
+    if outcome["status"] == "failed":
+        raise PeerLost(outcome["error"]) if _blames_a_peer(outcome["error"]) else StageFailed(outcome)
+    return outcome
+
+
+def _run_rank(arguments: dict[str, Any]) -> dict[str, Any]:
     from ray.train import get_context
     from ray.train.torch import get_device
 
@@ -89,10 +99,6 @@ def run_rank(arguments: dict[str, Any]) -> dict[str, Any]:
         world=context.get_world_size(),
         device=str(get_device()) if arguments["uses_gpus"] else "cpu",
     )
-    if outcome.status == "failed":
-        raise (
-            PeerLost(outcome.error) if _blames_a_peer(outcome.error or "") else StageFailed(outcome.__dict__)
-        )
     return outcome.__dict__
 
 

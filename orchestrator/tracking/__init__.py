@@ -1,0 +1,20 @@
+"""MLflow shows what the files say: one parent run per plan run, one child run per stage that really ran.
+
+Tracking is a function of files. `mirror` reads a plan run's folder and the folders of its stages, and pushes whatever
+was not pushed yet; what was pushed is remembered in `tracking.json` beside them. So it may be killed at any point
+and called again, by this run, by the next one, or by `distill sync`, and nothing arrives twice. A server that is
+down, slow or wrong delays the mirror and stops nothing.
+
+    plan_run.py   what a plan run left on disk
+    curves.py     new lines of a metrics.jsonl that grows, and is cut back when a stage resumes
+    state.py      tracking.json
+    store.py      the MLflow client: late, silent, quick to give up
+    delivery.py   one push, from files to MLflow
+    students.py   students as logged models, exported by a process of their own
+    background.py the thread that mirrors while a plan runs, and `sync`
+"""
+
+from orchestrator.tracking.background import Mirror, MirrorResult, mirror, sync
+from orchestrator.tracking.store import resolve_uri
+
+__all__ = ["Mirror", "MirrorResult", "mirror", "resolve_uri", "sync"]

@@ -1,0 +1,75 @@
+"""`tracking.json`: what of a plan run has reached MLflow. One process at a time works on it."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+STATE = "tracking.json"
+LOCK = ".tracking.lock"
+
+
+class StageState(BaseModel):
+    """What of one stage was sent. `in_doubt`: a batch was on its way and nobody saw it arrive."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    run_id: str | None = None
+    is_described: bool = False
+    offset: int = 0
+    tail: str = ""
+    steps: dict[str, int] = {}
+    in_doubt: bool = False
+    model: str | None = None
+    """Id of the logged model."""
+    is_model_done: bool = False
+    is_finished: bool = False
+
+
+class State(BaseModel):
+    """What of a plan run was sent to the store `tracking_uri` (written without its password)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    tracking_uri: str
+    experiment_id: str | None = None
+    run_id: str | None = None
+    stages: dict[str, StageState] = {}
+    cached: dict[str, str] = {}
+    """Of each stage that did not run here: the MLflow run that trained it; empty when this store has none."""
+    summary: list[str] = []
+    note: str = ""
+    files: dict[str, str] = {}
+    closed_as: Literal["FINISHED", "FAILED", "KILLED"] | None = None
+    registered: str | None = None
+    is_finished: bool = False
+
+    def save(self, folder: Path) -> None:
+        """Write beside and rename. Not fsynced: after a power cut the runs are found again by their tags."""
+        temporary = folder / f".{STATE}.{os.getpid()}.tmp"
+        temporary.write_text(self.model_dump_json(indent=1) + "\n")
+        temporary.replace(folder / STATE)
+
+
+def read_state(folder: Path) -> State | None:
+    """The state, or None when nothing was sent or the file is damaged."""
+    try:
+        return State.model_validate_json((folder / STATE).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+@contextmanager
+def try_lock(folder: Path) -> Iterator[bool]:
+    """Whether we are the only one who mirrors this plan run. A living driver holds this lock all along."""
+    with (folder / LOCK).open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True

@@ -1,0 +1,115 @@
+"""The MLflow client: imported late, kept silent, quick to give up. The mirror tries again, so nothing here does."""
+
+import fcntl
+import logging
+import os
+import posixpath
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from orchestrator.errors import DistillError
+
+SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+DATABASES = ("sqlite:", "postgresql", "mysql", "mssql")
+MAX_KEY, MAX_PARAM, MAX_TAG = 250, 6000, 8000
+
+
+def resolve_uri(root: Path, tracking_uri: str | None) -> str:
+    """Where runs are tracked: as asked, else `MLFLOW_TRACKING_URI`, else a database in the storage root."""
+    return tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.absolute()}/mlflow.db"
+
+
+def public_uri(uri: str) -> str:
+    """The URI without a password, for files and messages."""
+    parts = urlsplit(uri)
+    if not parts.password:
+        return uri
+    user, _, host = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}@{host}"))
+
+
+def import_mlflow() -> Any:
+    """MLflow without its voice: no logs, no links on stdout, no progress bars. What the user has set stays."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    return mlflow
+
+
+def open_client(uri: str) -> Any:
+    """An `MlflowClient`. Nothing global is set, so that a script's own MLflow runs are left alone."""
+    registry = os.environ.get("MLFLOW_REGISTRY_URI", uri)
+    return import_mlflow().MlflowClient(tracking_uri=uri, registry_uri=registry)
+
+
+def open_experiment(client: Any, uri: str, name: str, root: Path) -> str:
+    """The id of the experiment, made if there is none. The first call creates the schema of a new database."""
+    with _alone(root):
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            experiment = _create_experiment(client, uri, name, root)
+    if experiment.lifecycle_stage == "deleted":
+        raise DistillError(
+            f"the experiment `{name}` was deleted in MLflow; restore it there, or name another one in the plan:"
+            " `tracking: {experiment: ...}`"
+        )
+    return str(experiment.experiment_id)
+
+
+def _create_experiment(client: Any, uri: str, name: str, root: Path) -> Any:
+    from mlflow.exceptions import MlflowException
+
+    # A server decides where artifacts go; a database alone would put them below the working directory.
+    location = (root.absolute() / "mlartifacts").as_uri() if uri.startswith(DATABASES) else None
+    try:
+        client.create_experiment(name, artifact_location=location)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    return client.get_experiment_by_name(name)
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """One driver at a time: of several that create one database at once, all but one would crash."""
+    with (root / ".mlflow.lock").open("a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def find_run(client: Any, experiment_ids: list[str], tag: str, value: str) -> str | None:
+    """The newest run that carries a tag."""
+    runs = client.search_runs(
+        experiment_ids,
+        f"tags.`{tag}` = '{value}'",
+        max_results=1,
+        order_by=["attributes.start_time DESC"],
+    )
+    return str(runs[0].info.run_id) if runs else None
+
+
+def key_of(name: str) -> str:
+    """A name as MLflow takes it for params, metrics and tags: no odd characters, and a plain path."""
+    cleaned = re.sub(r"[^/\w.\- :]", "_", name)
+    return posixpath.normpath(cleaned).strip("/.")[:MAX_KEY] or "_"
+
+
+def reason(error: BaseException) -> str:
+    """One short line for a warning."""
+    lines = str(error).strip().splitlines() or [""]
+    text = f"{type(error).__name__}: {lines[0]}"
+    return text if len(text) <= 160 else text[:157] + "..."

@@ -1,0 +1,143 @@
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from safetensors.torch import load_file
+
+from models.build import build_model
+from orchestrator.cli import main
+from orchestrator.errors import PlanError, StoreError
+from orchestrator.execution.local_backend import LocalBackend
+from orchestrator.execution.scheduler import run_stages
+from orchestrator.plan.order import order_stages
+from orchestrator.plan.schema import Plan
+from orchestrator.predict import evaluate_model, export_model, load_model, predict_files, read_inputs
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small network trained on the embedded digits."""
+    root = tmp_path_factory.mktemp("runs")
+    stages = {"student": {"stage": "train", "model": {"name": "mlp", "widths": [30]}, "epochs": 1}}
+    plan = Plan.model_validate({"name": "tiny", "task": {"name": "mnist"}, "stages": stages})
+    graph = order_stages(plan)
+    run_stages(graph, LocalBackend(), task=plan.task, root=root)
+    return root / graph.nodes["student"].folder
+
+
+def digits(count: int) -> np.ndarray:
+    """Raw test digits (N, 1, 28, 28) uint8."""
+    from orchestrator.plan.schema import build_task
+
+    return build_task({"name": "mnist"}).load().test.inputs[:count].numpy()
+
+
+def test_probabilities_are_those_of_the_plain_network(student: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "digits.npy", digits(7))
+    predictions = predict_files(student, [tmp_path / "digits.npy"], top=10)
+    network = build_model("mlp", {"widths": [30]}, (1, 28, 28), 10)
+    network.load_state_dict(load_file(student / "model.safetensors"))
+    description = load_model(student)
+    inputs = (torch.from_numpy(digits(7)).float() / 255 - description.mean) / description.std
+    expected = torch.softmax(network.eval()(inputs), dim=1)
+    for prediction, row in zip(predictions, expected, strict=True):
+        assert dict(prediction.ranked) == pytest.approx({str(c): row[c].item() for c in range(10)}, abs=1e-6)
+
+
+def test_an_image_file_gives_what_its_array_gives(student: Path, tmp_path: Path) -> None:
+    pixels = digits(1)[0, 0]
+    Image.fromarray(pixels).save(tmp_path / "digit.png")
+    Image.fromarray(pixels).convert("RGB").save(tmp_path / "colour.png")
+    np.save(tmp_path / "digit.npy", pixels[None])
+    ranked = [
+        predict_files(student, [tmp_path / name])[0].ranked for name in ("digit.png", "colour.png", "digit.npy")
+    ]
+    assert ranked[0] == ranked[1] == ranked[2]
+
+
+def test_evaluation_agrees_with_the_record(student: Path) -> None:
+    from orchestrator.runs.folder import StageFolder
+
+    recorded = StageFolder(student).done_record().metrics
+    for split in ("validation", "test"):
+        judged = evaluate_model(student, split)
+        assert judged["errors"] == recorded[f"{split}/errors"]
+        assert judged["loss"] == pytest.approx(recorded[f"{split}/loss"], abs=1e-5)
+
+
+def test_the_exported_program_needs_no_code_of_ours(student: Path, tmp_path: Path) -> None:
+    export_model(student, tmp_path / "exported")
+    program = torch.export.load(tmp_path / "exported" / "model.pt2").module()
+    inputs = torch.from_numpy(digits(3)).float() / 255
+    expected = torch.softmax(load_model(student).logits(inputs), dim=1)
+    torch.testing.assert_close(program(inputs), expected)
+    torch.testing.assert_close(program(inputs[:1]), expected[:1])
+    assert load_model(tmp_path / "exported").class_names == load_model(student).class_names
+
+
+def test_an_export_never_overwrites(student: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(PlanError, match="not empty"):
+        export_model(student, tmp_path)
+
+
+def test_a_damaged_model_is_not_used(student: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / student.name
+    shutil.copytree(student, copy)
+    weights = bytearray((copy / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(weights)
+    with pytest.raises(StoreError, match="damaged"):
+        load_model(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("text.png", b"no image", "no image that can be read"),
+        ("text.npy", b"no array", "no array of numbers"),
+        ("missing.png", None, "does not exist"),
+    ],
+)
+def test_an_input_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes | None, words: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(PlanError, match=words) as caught:
+        read_inputs(tmp_path / name, (1, 28, 28))
+    assert name in caught.value.message
+
+
+def test_an_array_of_another_shape_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "wide.npy", np.zeros((2, 1, 28, 30), np.float32))
+    with pytest.raises(PlanError, match=r"\(2, 1, 28, 30\)"):
+        read_inputs(tmp_path / "wide.npy", (1, 28, 28))
+
+
+def test_a_pickled_array_is_not_loaded(tmp_path: Path) -> None:
+    np.save(tmp_path / "objects.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(PlanError, match="no array of numbers"):
+        read_inputs(tmp_path / "objects.npy", (1, 28, 28))
+
+
+def test_the_command_writes_a_table(student: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "digits.npy", digits(4))
+    table = tmp_path / "labels.csv"
+    result = CliRunner().invoke(
+        main, ["predict", str(student), str(tmp_path / "digits.npy"), "--top", "2", "--output", str(table)]
+    )
+    assert result.exit_code == 0, result.output
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert [row["rank"] for row in rows] == ["1", "2"] * 4
+    assert all(float(a["probability"]) >= float(b["probability"]) for a, b in zip(rows[::2], rows[1::2], strict=True))
+
+
+def test_a_folder_without_a_model_is_a_wrong_argument(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["predict", str(tmp_path), "digit.png"])
+    assert result.exit_code == 2
+    assert "holds no model" in result.output

@@ -1,0 +1,139 @@
+"""Trainings of a few steps: 23 small images in batches of 5, so that every epoch ends with an uneven batch."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from orchestrator.methods.supervised import Supervised
+from orchestrator.plan.augment_configs import AugmentConfig
+from orchestrator.plan.stage_configs import TrainConfig
+from orchestrator.runs.context import StageContext, never
+from orchestrator.runs.folder import StageFolder
+from orchestrator.training.data import TransferSet, Views
+from orchestrator.training.loop import Teacher, fit
+from orchestrator.training.method import Method
+from tasks.mnist import Mnist
+from tasks.splits import TensorSplit
+
+SAMPLES, CLASSES, EPOCHS, STEPS = 23, 3, 3, 15
+
+
+@dataclass
+class Bench:
+    """Trains models in folders of their own below `root`, on the same samples."""
+
+    root: Path
+    augment: tuple[AugmentConfig, ...] = ()
+    channels_last: bool = False
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def split(self, seed: int = 0, samples: int = SAMPLES) -> TensorSplit:
+        generator = torch.Generator().manual_seed(seed)
+        inputs = torch.rand(samples, 1, 8, 8, generator=generator)
+        labels = torch.randint(CLASSES, (samples,), generator=generator)
+        return TensorSplit(inputs, labels, torch.arange(samples) * 3 + 1)
+
+    def transfer(self, samples: int = SAMPLES) -> TransferSet:
+        mean, std = torch.full((1, 1, 1), 0.5), torch.full((1, 1, 1), 0.3)
+        views = Views(self.augment, seed=9)
+        return TransferSet(self.split(samples=samples), mean, std, views, self.channels_last)
+
+    def settings(self, **changes: Any) -> TrainConfig:
+        values = {"stage": "train", "model": {"name": "mlp"}, "epochs": EPOCHS, "batch_size": 5}
+        extra = {"channels_last": self.channels_last}
+        return TrainConfig.model_validate(values | extra | self.config | changes)
+
+    def context(self, name: str, should_stop: Callable[[], bool] = never, attempt: str = "") -> StageContext:
+        folder = StageFolder(self.root / name)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        return StageContext(name, folder, self.root, Mnist(), attempt=attempt, should_stop=should_stop)
+
+    def train(
+        self,
+        model: nn.Module,
+        name: str = "train-0",
+        *,
+        method: Method | None = None,
+        teacher: Teacher | None = None,
+        should_stop: Callable[[], bool] = never,
+        attempt: str = "",
+        **changes: Any,
+    ) -> nn.Module:
+        """Fit `model` in place and return it."""
+        context = self.context(name, should_stop, attempt)
+        config = self.settings(**changes)
+        fit(model, method or Supervised(), self.transfer(), self.split(1, 12), config, context, teacher)
+        context.flush()
+        return model
+
+    def metrics(self, name: str = "train-0") -> list[dict[str, float]]:
+        """The lines of metrics.jsonl, without the times."""
+        lines = [json.loads(line) for line in (self.root / name / "metrics.jsonl").read_text().splitlines()]
+        return [{key: value for key, value in line.items() if key != "time"} for line in lines]
+
+
+class StopAt:
+    """Asks to stop once, after `steps` steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left == 0
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+@pytest.fixture
+def stop_at() -> type[StopAt]:
+    return StopAt
+
+
+@pytest.fixture
+def assert_same_weights() -> Callable[[nn.Module, nn.Module], None]:
+    """Bit for bit, buffers included."""
+
+    def check(one: nn.Module, other: nn.Module) -> None:
+        here, there = one.state_dict(), other.state_dict()
+        assert here.keys() == there.keys()
+        different = [key for key in here if not _same_bits(here[key], there[key])]
+        assert not different
+
+    return check
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
+
+
+def mlp(seed: int = 0, *, dropout: float = 0.0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, CLASSES)
+    )
+
+
+def cnn(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    first = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2))
+    return nn.Sequential(first, nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, CLASSES))
+
+
+@pytest.fixture
+def build_mlp() -> Callable[..., nn.Module]:
+    return mlp
+
+
+@pytest.fixture
+def build_cnn() -> Callable[..., nn.Module]:
+    return cnn
