@@ -71,8 +71,10 @@ def main(verbose: bool) -> None:
     distill run configs/mnist_quickstart.yaml --dry-run
     distill ui
     """
-    logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
-    logging.getLogger("orchestrator").setLevel(logging.INFO if verbose else logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.INFO if verbose else logging.WARNING)  # stages log more, to their own files
+    logging.basicConfig(format="%(message)s", handlers=[handler])
+    logging.getLogger("orchestrator").setLevel(handler.level)
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # the user's own models
 

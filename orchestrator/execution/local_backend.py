@@ -15,29 +15,30 @@ class LocalBackend:
 
     def __init__(self, stop: threading.Event | None = None) -> None:
         self._stop = stop or threading.Event()
-        self._ended: list[tuple[str, Outcome]] = []
+        self._next: StageRequest | None = None
 
     def check_feasible(self, nodes: Sequence[Node]) -> None:
         """Everything fits: there is one process, and it is this one."""
 
     def try_start(self, request: StageRequest) -> bool:
-        """Run a stage to its end, unless one has just ended and was not looked at yet."""
-        if self._ended:
+        """Take one stage at a time; it runs in `wait`."""
+        if self._next is not None:
             return False
-        outcome = run_stage(request, should_stop=self._stop.is_set, device=_device(request))
-        self._ended.append((request.name, outcome))
+        self._next = request
         return True
 
     def wait(self, seconds: float) -> list[tuple[str, Outcome]]:
-        """What ended since the last call."""
-        ended, self._ended = self._ended, []
-        if not ended:
+        """Run the stage that was taken to its end."""
+        request, self._next = self._next, None
+        if request is None:
             time.sleep(seconds)
-        return ended
+            return []
+        return [(request.name, run_stage(request, should_stop=self._stop.is_set, device=_device(request)))]
 
     def stop(self) -> list[tuple[str, Outcome]]:
-        """What ended; nothing runs between calls."""
-        return self.wait(0.0)
+        """A stage that was taken but not run stops before it begins."""
+        request, self._next = self._next, None
+        return [] if request is None else [(request.name, Outcome("stopped"))]
 
     def close(self) -> None:
         """Nothing to free."""

@@ -184,6 +184,8 @@ class _Run:
         state = self.states[name]
         state.seconds += outcome.seconds or (time.monotonic() - (state.started or time.monotonic()))
         self.leases.release(self._folder(name).path)
+        # There is room now: whoever was refused is asked again, the longest chain first.
+        self.next_look = {name: look for name, look in self.next_look.items() if self.states[name].note}
         if outcome.status == "lost" and state.attempts < MAX_ATTEMPTS:
             log.warning(
                 "%s: %s; it continues from its last checkpoint", name, outcome.error or "its process died"

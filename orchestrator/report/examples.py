@@ -122,7 +122,7 @@ def load_pictures(description: Mapping[str, Any], ids: Integers, labels: Integer
         if len(shape) != 3 or shape[0] not in (1, 3):
             return f"The inputs of task {task.name} are not pictures, so there is nothing to look at."
         return _read_pictures(_at_rest(task), ids, labels)
-    except (DistillError, ValueError, LookupError, OSError) as error:
+    except (DistillError, ValueError, OSError) as error:
         return f"The test pictures cannot be read: {error}"
 
 
@@ -138,8 +138,8 @@ def _read_pictures(task: Task, ids: Integers, labels: Integers) -> list[Picture]
     task.require_files()
     arrays = task.read()["test"]
     rows = {int(sample): row for row, sample in enumerate(arrays.ids)}
-    positions = np.array([rows[int(sample)] for sample in ids], dtype=np.int64)
-    if (arrays.labels[positions] != labels).any():
+    positions = np.array([rows.get(int(sample), -1) for sample in ids], dtype=np.int64)
+    if (positions < 0).any() or (arrays.labels[positions] != labels).any():
         raise ValueError("the data has changed since the models were judged")
     inputs = arrays.inputs
     pixels = inputs[positions] if inputs.ndim == 4 else _decode(task, positions)

@@ -16,13 +16,13 @@ from orchestrator.report.words import count, mean, percent, shorten
 
 LINE_STYLES = ("-", (0, (5, 2)), (0, (1.2, 1.6)), (0, (6, 2, 1.2, 2)))
 WIDTH = 4.9  # inches
-LETTER = 5.4  # mean width of a letter in points
+LETTER = 5.1  # mean width of a letter in points
 
 
 def draw_errors(rows: Sequence[Competitor]) -> Figure:
     """A bar per model with its mean number of test errors; a dot per replica."""
     figure, axes = one_panel(WIDTH, 0.55 + 0.31 * len(rows))
-    largest = max(max(row.errors.values) for row in rows if row.errors) or 1.0
+    limit = _room_for_labels(rows)
     for place, row in enumerate(rows):
         assert row.errors is not None
         colour = light(role_colour(row.role))
@@ -33,11 +33,12 @@ def draw_errors(rows: Sequence[Competitor]) -> Figure:
                 values, [place] * len(values), "o", ms=3.2, mfc=light("paper"), mec=light("ink"), mew=0.8
             )
         reach = max(row.errors.values)
-        axes.text(reach + 0.028 * largest, place, _errors_text(row), va="center", color=light("ink"))
+        axes.text(reach + 0.022 * limit, place, _errors_text(row), va="center", color=light("ink"))
     axes.set_yticks(range(len(rows)), [_replicated(row) for row in rows], color=light("ink"))
     axes.set_ylim(len(rows) - 0.45, -0.55)
-    axes.set_xlim(0, _room_for_labels(rows))
+    axes.set_xlim(0, limit)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(lambda value, _: count(value))
     samples = {row.samples for row in rows if row.samples}
     axes.set_xlabel("test errors" + (f" of {count(max(samples))}" if len(samples) == 1 else ""))
     axes.grid(axis="x")
@@ -114,7 +115,7 @@ def _average(competitor: Competitor, curves: Sequence[Curve]) -> Line:
 
 def draw_curves(lines: Sequence[Line], title: str, *, is_fraction: bool) -> Figure:
     """Lines with a band from the lowest to the highest replica, named at their ends."""
-    figure, axes = one_panel(5.2, max(2.9, 0.5 + 0.19 * len(lines)))
+    figure, axes = one_panel(5.2, max(2.9, 0.95 + 0.178 * len(lines)))
     styles: dict[str, int] = {}
     for line in lines:
         style = styles[line.role] = styles.get(line.role, -1) + 1
@@ -199,14 +200,20 @@ def _name_ends(axes: Axes, lines: Sequence[Line]) -> None:
 
 
 def spread_apart(wishes: Sequence[float], gap: float) -> list[float]:
-    """Places in the same (rising) order at least `gap` apart, as near to the wishes as that allows."""
+    """Places from 0 to 1 in the same (rising) order, at least `gap` apart, as near to the wishes as that allows.
+
+    Without the gaps, places that only have to rise are the solution of isotonic regression: what would overlap moves
+    as one block, to the mean of its wishes.
+    """
+    gap = min(gap, 1 / max(len(wishes) - 1, 1))
     blocks: list[tuple[float, int]] = []
     for index, wish in enumerate(wishes):
         blocks.append((wish - index * gap, 1))
         while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
             (below, left), (above, right) = blocks[-2:]
             blocks[-2:] = [((below * left + above * right) / (left + right), left + right)]
-    starts = [start for start, length in blocks for _ in range(length)]
+    highest = 1 - gap * (len(wishes) - 1)
+    starts = [min(max(start, 0.0), highest) for start, length in blocks for _ in range(length)]
     return [start + index * gap for index, start in enumerate(starts)]
 
 

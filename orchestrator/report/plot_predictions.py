@@ -18,6 +18,7 @@ from orchestrator.report.words import percent, shorten
 
 LABELLED_CLASSES = 30
 MATRIX_CELLS = 100
+CARD_WIDTH, CARD_HEIGHT, LEGEND_HEIGHT = 330.0, 104.0, 24.0  # points
 FEW = 20  # samples in a bin below which its accuracy says little
 
 
@@ -102,8 +103,9 @@ def draw_reliability(calibration: Calibration) -> Figure:
     left, width = bins.edges[:-1][filled], 1 / len(bins.counts)
     counts, accuracy, confidence = bins.counts[filled], bins.accuracy[filled], bins.confidence[filled]
     shades = [_shade(calibration.role, 0.8 if number >= FEW else 0.28) for number in counts]
-    figure = Figure(figsize=(3.3, 3.75), layout="constrained")
-    axes, below = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
+    figure = Figure(figsize=(3.3, 3.75))
+    edges = {"left": 0.23, "right": 0.925, "top": 0.93, "bottom": 0.115, "hspace": 0.12}
+    axes, below = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True, gridspec_kw=edges)
     axes.plot([0, 1], [0, 1], color=light("muted"), lw=0.9, ls=(0, (4, 3)))
     axes.bar(left, accuracy, width, align="edge", color=shades, ec=light("paper"), lw=0.6)
     _draw_gaps(axes, accuracy, confidence, counts)
@@ -140,59 +142,64 @@ def _shade(role: str, alpha: float) -> tuple[str, float]:
 
 
 def draw_examples(story: Story) -> Figure:
-    """Each picture beside the probabilities of teacher and student, at T = 1 and at the student's temperature."""
-    temperatures = [1.0] if story.temperature == 1 else [1.0, story.temperature]
-    panels = 1 + len(temperatures)
-    rows = math.ceil(len(story.examples) / 2)
-    figure = Figure(figsize=(4.4 * min(2, len(story.examples)), 1.5 * rows + 0.2))
-    across = min(2, len(story.examples))
-    grid = figure.add_gridspec(
-        rows,
-        across * panels,
-        width_ratios=[1, *[1.25] * (panels - 1)] * across,
-        left=0.015,
-        right=0.985,
-        top=1 - 0.42 / rows,
-        bottom=0.16 / rows,
-        hspace=0.55,
-        wspace=0.35,
-    )
-    names = [story.teaching.name if story.teaching else "", story.student.name if story.student else ""]
-    colours = [_teacher_colour(story), light("student")]
-    patches = [Rectangle((0, 0), 1, 1, color=colour) for colour in colours]
-    figure.legend(patches, names, loc="upper left", ncols=2, frameon=False, fontsize=8, borderaxespad=0.2)
+    """Each picture beside the probabilities of teacher and student, at T = 1 and at the student's temperature.
+
+    One panel in points for everything: two dozen panels with axes of their own take half of a report's time.
+    """
+    across, down = min(2, len(story.examples)), math.ceil(len(story.examples) / 2)
+    width, height = across * CARD_WIDTH, down * CARD_HEIGHT + LEGEND_HEIGHT
+    figure = Figure(figsize=(width / 72, height / 72))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    axes.set_autoscale_on(False)
+    _draw_legend(axes, story)
     for index, example in enumerate(story.examples):
-        row, first = divmod(index, 2)
-        picture = figure.add_subplot(grid[row, first * panels])
-        _draw_picture(picture, example, story)
-        for place, temperature in enumerate(temperatures):
-            panel = figure.add_subplot(grid[row, first * panels + 1 + place])
-            _draw_bars(panel, example, story, place, temperature)
+        row, column = divmod(index, 2)
+        _draw_card(axes, story, example, column * CARD_WIDTH, LEGEND_HEIGHT + row * CARD_HEIGHT)
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
+    axes.set_aspect("auto")
     return figure
 
 
-def _draw_picture(axes: Axes, example: Example, story: Story) -> None:
-    is_grey = example.picture.ndim == 2
-    axes.imshow(example.picture, cmap="gray" if is_grey else None, vmin=0, vmax=255)
-    axes.set_axis_off()
-    axes.set_title(f"true: {shorten(story.class_name(example.label), 14)}", fontsize=8)
+def _draw_legend(axes: Axes, story: Story) -> None:
+    names = [story.teaching.name if story.teaching else "", story.student.name if story.student else ""]
+    for place, (name, colour) in enumerate(zip(names, _colours(story), strict=True)):
+        x = 10 + 140 * place
+        axes.add_patch(Rectangle((x, 7), 8, 8, color=colour, linewidth=0))
+        axes.text(x + 13, 11.5, shorten(name, 22), va="center", fontsize=8)
 
 
-def _draw_bars(axes: Axes, example: Example, story: Story, place: int, temperature: float) -> None:
-    rows = np.arange(len(example.bars))
-    teacher = [bar.teacher[place] for bar in example.bars]
-    student = [bar.student[place] for bar in example.bars]
-    axes.barh(rows - 0.19, teacher, 0.36, color=_teacher_colour(story))
-    axes.barh(rows + 0.19, student, 0.36, color=light("student"))
-    names = [shorten(story.class_name(bar.label), 10) for bar in example.bars]
-    axes.set_yticks(rows, names if place == 0 else [""] * len(names), fontsize=7.5, color=light("ink"))
-    axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.xaxis.set_major_locator(MaxNLocator(2))
-    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
-    axes.tick_params(axis="x", labelsize=7)
-    axes.set_title(f"T = {temperature:g}", fontsize=8, fontweight="normal")
-    axes.spines["bottom"].set_visible(False)
+def _draw_card(axes: Axes, story: Story, example: Example, left: float, top: float) -> None:
+    """A picture with its label, and to its right a column of bars for each temperature."""
+    side = 70.0
+    axes.imshow(
+        example.picture,
+        cmap="gray" if example.picture.ndim == 2 else None,
+        vmin=0,
+        vmax=255,
+        extent=(left + 10, left + 10 + side, top + 14 + side, top + 14),
+    )
+    label = shorten(story.class_name(example.label), 16)
+    axes.text(left + 10, top + 7, f"label {label}", va="center", fontsize=8, fontweight="bold")
+    temperatures = [1.0] if story.temperature == 1 else [1.0, story.temperature]
+    for place, temperature in enumerate(temperatures):
+        start = left + 130 + 100 * place
+        axes.text(start, top + 7, f"T = {temperature:g}", va="center", fontsize=8, color=light("muted"))
+        largest = max(max(bar.teacher[place], bar.student[place]) for bar in example.bars)
+        for row, bar in enumerate(example.bars):
+            y = top + 14 + row * 15
+            if place == 0:
+                name = shorten(story.class_name(bar.label), 8)
+                axes.text(start - 5, y + 6, name, ha="right", va="center", fontsize=7.5)
+            for line, share in enumerate((bar.teacher[place], bar.student[place])):
+                size = (60 * share / largest, 5)
+                colour = _colours(story)[line]
+                axes.add_patch(Rectangle((start, y + 6 * line), *size, color=colour, linewidth=0))
+                place_of_text = (start + size[0] + 3, y + 6 * line + 3)
+                axes.text(*place_of_text, percent(share), va="center", fontsize=5.5, color=light("muted"))
 
 
-def _teacher_colour(story: Story) -> str:
-    return light(role_colour(story.teaching.role if story.teaching else "teacher"))
+def _colours(story: Story) -> tuple[str, str]:
+    """Of the teacher and of the student."""
+    return light(role_colour(story.teaching.role if story.teaching else "teacher")), light("student")

@@ -12,6 +12,7 @@ from html import escape
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from orchestrator.report.graph import draw_graph
 from orchestrator.report.layout import place_graph
@@ -112,7 +113,7 @@ def file_name(name: str) -> str:
 
 
 def _finish(name: str, section: str, title: str, figure: Figure) -> Plot:
-    if (engine := figure.get_layout_engine()) is not None:
+    if isinstance(engine := figure.get_layout_engine(), ConstrainedLayoutEngine):
         engine.set(w_pad=0.07, h_pad=0.07)
         engine.execute(figure)
         figure.set_layout_engine("none")  # or it would be worked out again for each format

@@ -56,7 +56,8 @@ def _pairs(story: Story) -> str:
     if not pairs:
         return "<p>It makes no errors on the test split.</p>"
     rows = "".join(
-        f"<tr><td>{escape(story.class_name(true))}</td><td>{escape(story.class_name(predicted))}</td>"
+        f"<tr><td class=text>{escape(story.class_name(true))}</td>"
+        f"<td class=text>{escape(story.class_name(predicted))}</td>"
         f"{number(count(errors[true, predicted]))}"
         f"{number(percent(errors[true, predicted] / matrix[true].sum()))}</tr>"
         for true, predicted in pairs

@@ -175,7 +175,7 @@ def _outcome(status: str) -> str:
 def reproduce(story: Story) -> str:
     """The command, and all that decides the numbers."""
     run = story.run
-    again = shlex.join(["distill", "run", str(run.folder / "plan.yaml")])
+    again = shlex.join(["distill", "run", str(run.folder / "plan.yaml"), "--runs", str(run.root)])
     saved = (
         "<p>The plan as it was run, with all defaults, is kept in the run's folder:</p>"
         f"<pre class=wrap>{escape(again)}</pre>"

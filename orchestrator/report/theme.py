@@ -92,6 +92,7 @@ th:last-child,td:last-child{padding-right:0}
 td{border-bottom:1px solid var(--rule);vertical-align:top}
 .number{text-align:right}
 th:first-child,td:first-child{position:sticky;left:0;background:var(--paper)}
+.text{white-space:normal;overflow-wrap:anywhere}
 td.aside,th.aside{padding-left:.5rem}
 td small,.lead small{color:var(--muted)}
 tr.member td{

@@ -140,7 +140,8 @@ def _competitor(story: Story, row: Competitor) -> str:
     mark = "†" if baseline and baseline.parameters != row.parameters else ""
     chosen = ' class="chosen"' if row is story.main else ""
     missing = len(row.members) - len(row.results)
-    note = f" <small>{missing} without result</small>" if missing else ""
+    why = row.members[0].status if len(row.members) == 1 else f"{missing} without result"
+    note = f" <small>{escape(why)}</small>" if missing else ""
     ours = " <small>*</small>" if row.computed else ""
     cells = [
         f"<td>{swatch(row.role)}{escape(row.name)}{times(row)}{ours}{note}</td>",

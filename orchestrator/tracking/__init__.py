@@ -5,13 +5,15 @@ was not pushed yet; what was pushed is remembered in `tracking.json` beside them
 and called again, by this run, by the next one, or by `distill sync`, and nothing arrives twice. A server that is
 down, slow or wrong delays the mirror and stops nothing.
 
-    plan_run.py   what a plan run left on disk
-    curves.py     new lines of a metrics.jsonl that grows, and is cut back when a stage resumes
-    state.py      tracking.json
-    store.py      the MLflow client: late, silent, quick to give up
-    delivery.py   one push, from files to MLflow
-    students.py   students as logged models, exported by a process of their own
-    background.py the thread that mirrors while a plan runs, and `sync`
+    plan_run.py     what a plan run left on disk
+    curves.py       new lines of a metrics.jsonl that grows, and is cut back when a stage resumes
+    state.py        tracking.json
+    store.py        the MLflow client: late, silent, quick to give up
+    session.py      one push: run, state and client
+    parent.py       the MLflow run of the plan run
+    children.py     the MLflow runs of its stages
+    students.py     students as logged models, exported by a process of their own (export_student.py)
+    background.py   the thread that mirrors while a plan runs, and `sync`
 """
 
 from orchestrator.tracking.background import Mirror, MirrorResult, mirror, sync

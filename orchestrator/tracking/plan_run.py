@@ -15,6 +15,7 @@ class TrackedNode:
     """One node of `graph.json`, with the state it has in `results.json` and the files of its stage."""
 
     name: str
+    stage: str
     kind: str
     role: str
     fingerprint: str
@@ -101,6 +102,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def _node(values: Mapping[str, Any], entry: Mapping[str, Any], root: Path) -> TrackedNode:
     return TrackedNode(
         name=values["name"],
+        stage=values["stage"],
         kind=values["kind"],
         role=values.get("role", ""),
         fingerprint=values["fingerprint"],

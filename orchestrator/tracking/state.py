@@ -9,12 +9,23 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
+
+CLOSED_AS: dict[str, RunStatus] = {
+    "done": "FINISHED",
+    "failed": "FAILED",
+    "stopped": "KILLED",
+    "interrupted": "KILLED",
+    "running": "KILLED",  # and its driver is gone
+}
+"""How MLflow calls the end of a plan run or a stage."""
+
 STATE = "tracking.json"
 LOCK = ".tracking.lock"
 
 
 class StageState(BaseModel):
-    """What of one stage was sent. `in_doubt`: a batch was on its way and nobody saw it arrive."""
+    """What of one stage was sent. `is_in_doubt`: a batch was on its way and nobody saw it arrive."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -23,7 +34,7 @@ class StageState(BaseModel):
     offset: int = 0
     tail: str = ""
     steps: dict[str, int] = {}
-    in_doubt: bool = False
+    is_in_doubt: bool = False
     model: str | None = None
     """Id of the logged model."""
     is_model_done: bool = False
@@ -41,12 +52,17 @@ class State(BaseModel):
     stages: dict[str, StageState] = {}
     cached: dict[str, str] = {}
     """Of each stage that did not run here: the MLflow run that trained it; empty when this store has none."""
-    summary: list[str] = []
-    note: str = ""
+    compared: list[str] = []
+    table: str = ""
     files: dict[str, str] = {}
-    closed_as: Literal["FINISHED", "FAILED", "KILLED"] | None = None
+    closed_as: RunStatus | None = None
     registered: str | None = None
     is_finished: bool = False
+
+    def forget(self) -> None:
+        """Take everything as not yet sent."""
+        for name, value in State(tracking_uri=self.tracking_uri):
+            setattr(self, name, value)
 
     def save(self, folder: Path) -> None:
         """Write beside and rename. Not fsynced: after a power cut the runs are found again by their tags."""

@@ -91,14 +91,19 @@ def _alone(root: Path) -> Iterator[None]:
         yield
 
 
-def find_run(client: Any, experiment_ids: list[str], tag: str, value: str) -> str | None:
-    """The newest run that carries a tag."""
-    runs = client.search_runs(
-        experiment_ids,
-        f"tags.`{tag}` = '{value}'",
-        max_results=1,
-        order_by=["attributes.start_time DESC"],
-    )
+def answers(uri: str) -> bool:
+    """Whether the store is there at all."""
+    try:
+        open_client(uri).search_experiments(max_results=1)
+    except Exception:  # of whatever kind: it does not serve us
+        return False
+    return True
+
+
+def find_run(client: Any, experiment_ids: list[str], condition: str) -> str | None:
+    """The newest run that meets a condition in MLflow's search language."""
+    order = ["attributes.start_time DESC"]
+    runs = client.search_runs(experiment_ids, condition, max_results=1, order_by=order)
     return str(runs[0].info.run_id) if runs else None
 
 

@@ -29,7 +29,7 @@ def judge(logits: Tensor, labels: Tensor) -> dict[str, float]:
     errors = int((logits.argmax(dim=1) != labels).sum())
     probabilities = torch.softmax(logits, dim=1)
     return {
-        "accuracy": 1 - errors / len(labels),
+        "accuracy": (len(labels) - errors) / len(labels),
         "errors": errors,
         "samples": len(labels),
         "loss": F.cross_entropy(logits, labels).item(),

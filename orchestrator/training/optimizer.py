@@ -37,7 +37,7 @@ def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter])
         config.learning_rate,
         config.momentum,
         weight_decay=config.weight_decay,
-        nesterov=config.nesterov and config.momentum > 0,
+        nesterov=config.nesterov,
     )
 
 

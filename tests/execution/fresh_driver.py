@@ -3,6 +3,8 @@
 import json
 import signal
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator.execution.ray_backend import RayBackend
@@ -17,13 +19,36 @@ def main(requests: list[StageRequest]) -> None:
     """Start what fits, and wait for that."""
     signal.signal(signal.SIGTERM, own_handler)
     backend = RayBackend(cpus=4)
+    assert "ray" not in sys.modules  # its environment is set before it is imported
     started = [request.name for request in requests if backend.try_start(request)]
+    import ray
+
+    gpu_is_shared_out = waited_for(lambda: not ray.available_resources().get("GPU"))
     errors: dict[str, str | None] = {}
     while len(errors) < len(started):
         errors |= {name: outcome.error for name, outcome in backend.wait(1.0)}
     has_own_handler = signal.getsignal(signal.SIGTERM) is own_handler
     backend.close()
-    print(json.dumps({"started": started, "errors": errors, "has_own_handler": has_own_handler}))  # noqa: T201
+    print(  # noqa: T201
+        json.dumps(
+            {
+                "started": started,
+                "gpu_is_shared_out": gpu_is_shared_out,
+                "errors": errors,
+                "has_own_handler": has_own_handler,
+            }
+        )
+    )
+
+
+def waited_for(claim: Callable[[], bool], seconds: float = 60.0) -> bool:
+    """Whether the claim came true in time."""
+    deadline = time.monotonic() + seconds
+    while not claim():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from orchestrator.runs.context import claim_attempt
 from orchestrator.runs.folder import StageFolder
 
 HERE = Path(__file__).parent
-PATIENCE = 120.0
+PATIENCE = 300.0
 
 
 class Stages:
@@ -291,7 +291,7 @@ def test_a_fresh_driver_packs_four_stages_on_a_gpu_and_keeps_the_terminal_clean(
         (tmp_path / name).write_text("raise RuntimeError('the wrong module')")
     (tmp_path / "probes.py").write_text((HERE / "probes.py").read_text())
     monkeypatch.chdir(tmp_path)
-    model = {"name": "probes:meet", "folder": str(stages.traces), "count": 4}
+    model = {"name": "probes:leave_trace", "folder": str(stages.traces)}
     resources = {"cpus": 0.5, "gpus": 0.25}
     names = [f"stage{seed}" for seed in range(5)]
     requests = [
@@ -311,8 +311,8 @@ def test_a_fresh_driver_packs_four_stages_on_a_gpu_and_keeps_the_terminal_clean(
     (line,) = driver.stdout.splitlines()
     answer = json.loads(line)
     assert answer["started"] == names[:4]
-    assert len(stages.pids()) == 4, answer
-    # They met, and then missed the GPU that only Ray believes in.
+    assert answer["gpu_is_shared_out"]
+    # Only Ray believes in that GPU: our modules ran, and torch says so.
     assert all("CUDA" in error or "NVIDIA" in error for error in answer["errors"].values())
     assert answer["has_own_handler"]
 

@@ -107,7 +107,11 @@ def write_result(
         samples, errors = len(labels), int((logits.argmax(axis=1) != labels).sum())
         ids = np.arange(samples) if ids is None else ids
         save_file(
-            {"ids": ids.astype(np.int64), "labels": labels.astype(np.int64), "logits": logits.astype(np.float16)},
+            {
+                "ids": ids.astype(np.int64),
+                "labels": labels.astype(np.int64),
+                "logits": logits.astype(np.float16),
+            },
             folder.path / PREDICTIONS,
         )
         names = [str(name) for name in class_names or range(logits.shape[1])]
@@ -179,7 +183,12 @@ def distilled(tmp_path: Path) -> FakeRun:
 
     curve = [0.5, 0.7, 0.8]
     for index in range(2):
-        run.stage(f"teacher.{index}", parameters=2_000_000, accuracies=curve, **predictions(labels, 4, 2 + index, index))
+        run.stage(
+            f"teacher.{index}",
+            parameters=2_000_000,
+            accuracies=curve,
+            **predictions(labels, 4, 2 + index, index),
+        )
     for index in range(2):
         target = {"role": "targets", "inserted": True, "reads": [f"teacher.{index}"]}
         run.stage(f"teacher.{index}.targets", "predict_targets", **target)
@@ -192,7 +201,9 @@ def distilled(tmp_path: Path) -> FakeRun:
         config={"rule": "arithmetic"},
         metrics={"targets/weight/0": 0.5, "targets/weight/1": 0.5},
     )
-    run.stage("baseline", role="baseline", parameters=500_000, accuracies=curve, **predictions(labels, 4, 10, 5))
+    run.stage(
+        "baseline", role="baseline", parameters=500_000, accuracies=curve, **predictions(labels, 4, 10, 5)
+    )
     for index in range(2):
         run.stage(
             f"student.{index}",

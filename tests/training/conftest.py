@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from orchestrator.errors import StageStopped
 from orchestrator.methods.supervised import Supervised
 from orchestrator.plan.augment_configs import AugmentConfig
 from orchestrator.plan.stage_configs import TrainConfig
@@ -21,7 +22,33 @@ from orchestrator.training.method import Method
 from tasks.mnist import Mnist
 from tasks.splits import TensorSplit
 
-SAMPLES, CLASSES, EPOCHS, STEPS = 23, 3, 3, 15
+SAMPLES, CLASSES, EPOCHS = 23, 3, 3
+
+
+def mlp(seed: int = 0, *, dropout: float = 0.0) -> nn.Module:
+    """64-16-3."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, CLASSES)
+    )
+
+
+def cnn(seed: int = 0) -> nn.Module:
+    """Two convolutions, the first with batch normalisation."""
+    torch.manual_seed(seed)
+    first = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2))
+    return nn.Sequential(first, nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, CLASSES))
+
+
+class StopAt:
+    """Asks to stop once, after `steps` steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left == 0
 
 
 @dataclass
@@ -31,6 +58,8 @@ class Bench:
     root: Path
     augment: tuple[AugmentConfig, ...] = ()
     channels_last: bool = False
+    mlp: Callable[..., nn.Module] = staticmethod(mlp)
+    cnn: Callable[..., nn.Module] = staticmethod(cnn)
     config: dict[str, Any] = field(default_factory=dict)
 
     def split(self, seed: int = 0, samples: int = SAMPLES) -> TensorSplit:
@@ -72,68 +101,18 @@ class Bench:
         context.flush()
         return model
 
+    def stopped(self, model: nn.Module, steps: int, name: str = "train-0", **arguments: Any) -> nn.Module:
+        """Train for `steps` steps of a training that is then asked to stop."""
+        with pytest.raises(StageStopped):
+            self.train(model, name, should_stop=StopAt(steps), **arguments)
+        return model
+
     def metrics(self, name: str = "train-0") -> list[dict[str, float]]:
         """The lines of metrics.jsonl, without the times."""
         lines = [json.loads(line) for line in (self.root / name / "metrics.jsonl").read_text().splitlines()]
         return [{key: value for key, value in line.items() if key != "time"} for line in lines]
 
 
-class StopAt:
-    """Asks to stop once, after `steps` steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def __call__(self) -> bool:
-        self.left -= 1
-        return self.left == 0
-
-
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
-
-
-@pytest.fixture
-def stop_at() -> type[StopAt]:
-    return StopAt
-
-
-@pytest.fixture
-def assert_same_weights() -> Callable[[nn.Module, nn.Module], None]:
-    """Bit for bit, buffers included."""
-
-    def check(one: nn.Module, other: nn.Module) -> None:
-        here, there = one.state_dict(), other.state_dict()
-        assert here.keys() == there.keys()
-        different = [key for key in here if not _same_bits(here[key], there[key])]
-        assert not different
-
-    return check
-
-
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and torch.equal(one, other)
-
-
-def mlp(seed: int = 0, *, dropout: float = 0.0) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, CLASSES)
-    )
-
-
-def cnn(seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    first = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2))
-    return nn.Sequential(first, nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, CLASSES))
-
-
-@pytest.fixture
-def build_mlp() -> Callable[..., nn.Module]:
-    return mlp
-
-
-@pytest.fixture
-def build_cnn() -> Callable[..., nn.Module]:
-    return cnn

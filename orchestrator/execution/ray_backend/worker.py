@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +119,12 @@ class StopFile:
 
 
 def enter_folder(folder: str) -> None:
-    """Work where the driver works: its relative paths and modules mean the same here, and ours come first."""
-    sys.path[:] = [entry for entry in sys.path if entry not in ("", folder)] + [folder]
+    """Work where the driver works: its relative paths and modules mean the same here, but hide none of ours."""
+    sys.path[:] = [entry for entry in sys.path if entry not in ("", folder)]
+    with suppress(ModuleNotFoundError):  # then we are not installed, and the driver's folder is our checkout
+        import models  # noqa: F401
+        import tasks  # noqa: F401
+    sys.path.append(folder)
     if Path(folder).is_dir():
         os.chdir(folder)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")

@@ -1,0 +1,255 @@
+"""Who pushes, and when: a thread while a plan runs, and `sync` for what could not be sent then."""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import DistillError
+from orchestrator.tracking.children import push_stage
+from orchestrator.tracking.parent import (
+    close_parent,
+    link_cached,
+    open_parent,
+    push_comparison,
+    push_files,
+    push_table,
+    signatures,
+)
+from orchestrator.tracking.plan_run import RAN, read_run
+from orchestrator.tracking.session import GivenUp, Session
+from orchestrator.tracking.state import State, read_state, try_lock
+from orchestrator.tracking.store import answers, import_mlflow, public_uri, reason, resolve_uri
+from orchestrator.tracking.students import push_students
+
+PERIOD = 2.0
+UNSENT = "tracking: `%s` gets nothing for now (%s); the next run or `distill sync` sends the rest"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MirrorResult:
+    """Where a plan run is tracked, as far as that is known; `problem` says why not all of it was sent."""
+
+    tracking_uri: str
+    experiment_id: str | None = None
+    run_id: str | None = None
+    is_complete: bool = False
+    problem: str | None = None
+
+
+def mirror(folder: Path, root: Path, tracking_uri: str | None = None) -> MirrorResult:
+    """Push what the plan run in `folder` left and MLflow does not know. Never raises for what the store does."""
+    uri = resolve_uri(root, tracking_uri)
+    with try_lock(folder) as is_mine:
+        if not is_mine:
+            return MirrorResult(public_uri(uri), problem="another process mirrors this run")
+        result = _push(folder, root, uri, threading.Event())
+    if result.problem is not None:
+        log.warning(UNSENT, result.tracking_uri, result.problem)
+    return result
+
+
+class Mirror:
+    """Mirrors one plan run every `PERIOD` seconds, on a thread, from `start` to `finish`."""
+
+    def __init__(self, folder: Path, root: Path, tracking_uri: str | None = None) -> None:
+        self.folder, self.root = folder, root
+        self.uri = resolve_uri(root, tracking_uri)
+        self.result = MirrorResult(public_uri(self.uri))
+        self._stop, self._give_up = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
+        self._has_warned = False
+
+    def start(self) -> None:
+        """Begin. MLflow is imported here: two threads that import big packages at once can meet half of one."""
+        try:
+            import_mlflow()
+        except Exception as error:
+            self._warn(reason(error))
+            return
+        self._thread.start()
+
+    def finish(self, seconds: float = 20.0) -> MirrorResult:
+        """The last push, and with what is left of the time what earlier runs could not send."""
+        self._stop.set()
+        if self._thread.ident is not None:
+            self._thread.join(seconds)
+            if self._thread.is_alive():
+                self._give_up.set()
+                if not self.result.is_complete:
+                    self._warn(f"not all was sent within {seconds:g} s")
+        return self.result
+
+    def description(self) -> dict[str, Any]:
+        """The entry `mlflow` of results.json."""
+        result = self.result
+        return {
+            "tracking_uri": result.tracking_uri,
+            "experiment_id": result.experiment_id,
+            "run_id": result.run_id,
+        }
+
+    def _work(self) -> None:
+        try:
+            self._mirror()
+            if self.result.problem is None:
+                self._push_rest()
+        except Exception as error:  # a full disk, a folder that is gone: tracking stops nothing
+            log.debug("tracking", exc_info=True)
+            self._warn(reason(error))
+
+    def _mirror(self) -> None:
+        is_last = False
+        while not is_last:
+            with try_lock(self.folder) as is_mine:
+                while is_mine and not is_last:
+                    is_last = self._stop.is_set()
+                    self.result = _push(self.folder, self.root, self.uri, self._give_up)
+                    self._note_problem()
+                    self._stop.wait(PERIOD)
+            is_last = is_last or self._stop.wait(0.1)
+
+    def _push_rest(self) -> None:
+        """What earlier runs could not send to this store."""
+
+        def ours(folder: Path) -> str | None:
+            meant = public_uri(_uri_of(folder, self.root, None))
+            return self.uri if meant == self.result.tracking_uri else None
+
+        for name, result in _push_rest(self.root, ours, self._give_up):
+            if result.is_complete:
+                log.info("tracking: sent the earlier run %s", name)
+
+    def _note_problem(self) -> None:
+        if self.result.problem is not None:
+            self._warn(self.result.problem)
+        elif self._has_warned:
+            log.info("tracking: `%s` answers again", self.result.tracking_uri)
+            self._has_warned = False
+
+    def _warn(self, problem: str) -> None:
+        if not self._has_warned:
+            log.warning(UNSENT, self.result.tracking_uri, problem)
+        self._has_warned = True
+
+
+def sync(root: Path, tracking_uri: str | None = None) -> Iterator[str]:
+    """Send what earlier plan runs could not; yields a line for each run sent.
+
+    Without a URI every run goes to the store it was meant for. Raises `DistillError` at the end when something is
+    still to be sent.
+    """
+    problems = []
+
+    def meant(folder: Path) -> str:
+        return _uri_of(folder, root, tracking_uri)
+
+    for name, result in _push_rest(root, meant, threading.Event()):
+        if result.is_complete:
+            yield f"{name} → {result.tracking_uri}"
+        else:
+            problems.append(f"{name} could not be sent to `{result.tracking_uri}`: {result.problem}")
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise DistillError(f"{problems[0]}{more}; `distill sync` tries again")
+
+
+def _push_rest(
+    root: Path, uri_of: Callable[[Path], str | None], give_up: threading.Event
+) -> Iterator[tuple[str, MirrorResult]]:
+    """Push every plan run that nobody works on and that is not all sent. A store that is down is asked once.
+
+    `uri_of` names the store for a plan run's folder, or None to leave it alone.
+    """
+    down: dict[str, str] = {}
+    for graph in sorted(root.glob("plans/*/*/graph.json")):
+        folder = graph.parent
+        if give_up.is_set() or _is_delivered(folder) or (uri := uri_of(folder)) is None:
+            continue
+        name = f"{folder.parent.name}/{folder.name}"
+        with try_lock(folder) as is_mine:
+            if not is_mine:
+                continue
+            if uri in down:
+                yield name, MirrorResult(public_uri(uri), problem=down[uri])
+                continue
+            result = _push(folder, root, uri, give_up, driver_is_gone=True)
+        if result.problem is not None and not answers(uri):
+            down[uri] = result.problem
+        yield name, result
+
+
+def _uri_of(folder: Path, root: Path, tracking_uri: str | None) -> str:
+    """The store that a run was meant for; ours if that is the same but for the password, which is not stored."""
+    ours = resolve_uri(root, tracking_uri)
+    state = read_state(folder)
+    if tracking_uri is not None or state is None or state.tracking_uri == public_uri(ours):
+        return ours
+    return state.tracking_uri
+
+
+def _is_delivered(folder: Path) -> bool:
+    """Whether all of it was sent, and no file that is shown has changed since."""
+    state = read_state(folder)
+    return state is not None and _is_all_sent(folder, state)
+
+
+def _is_all_sent(folder: Path, state: State) -> bool:
+    return state.is_finished and signatures(folder).items() <= state.files.items()
+
+
+def _push(
+    folder: Path, root: Path, uri: str, give_up: threading.Event, *, driver_is_gone: bool = False
+) -> MirrorResult:
+    """One push under the lock. Whatever goes wrong becomes the result's `problem`: tracking stops nothing."""
+    state = read_state(folder)
+    if state is None or state.tracking_uri != public_uri(uri):
+        state = State(tracking_uri=public_uri(uri))
+        state.save(folder)  # first of all, so that `sync` knows which store the run was meant for
+    problem = None
+    try:
+        run = read_run(folder, root)
+        is_over = driver_is_gone or run.status != "running"
+        if not (is_over and _is_all_sent(folder, state)):
+            _push_all(Session(run, state, root, uri, give_up, is_over=is_over))
+    except Exception as error:
+        log.debug("tracking", exc_info=True)
+        problem = error.message if isinstance(error, DistillError) else reason(error)
+    return MirrorResult(state.tracking_uri, state.experiment_id, state.run_id, state.is_finished, problem)
+
+
+def _push_all(session: Session) -> None:
+    """Push a plan run. One that was deleted in MLflow stays deleted; in an emptied store it is made anew."""
+    is_known = session.state.run_id is not None
+    try:
+        _push_parts(session)
+    except Exception as error:
+        if not is_known or isinstance(error, GivenUp):
+            raise
+        if session.is_forgotten():
+            session.state.forget()
+            _push_parts(session)
+        elif not session.is_deleted(str(session.state.run_id)):
+            raise
+        else:
+            session.state.files = signatures(session.run.folder)
+    session.state.is_finished = session.is_over
+    session.save()
+
+
+def _push_parts(session: Session) -> None:
+    open_parent(session)
+    for node in session.run.nodes:
+        if node.status in RAN:
+            push_stage(session, node)
+    link_cached(session)
+    push_comparison(session)
+    push_table(session)
+    push_files(session)
+    if session.is_over:
+        close_parent(session)
+        push_students(session)

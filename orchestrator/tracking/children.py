@@ -1,0 +1,117 @@
+"""The MLflow run of one stage: params, tags, curves, final judgement.
+
+A run is looked for by its tag before it is made, and a point is sent only if its step is above the highest one that
+arrived. When nobody saw the last batch arrive, MLflow is asked what it has. So a push may end anywhere.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from orchestrator.tracking import store
+from orchestrator.tracking.curves import Position, fresh_points, read_lines
+from orchestrator.tracking.description import failure_tags, flatten, last_lines, with_names
+from orchestrator.tracking.plan_run import TrackedNode
+from orchestrator.tracking.session import METRICS_PER_BATCH, Session
+from orchestrator.tracking.state import CLOSED_AS, StageState
+
+
+def push_stage(session: Session, node: TrackedNode) -> None:
+    """Everything new of a stage that runs, or ran, in this plan run."""
+    state = session.state.stages.setdefault(node.name, StageState())
+    if state.is_finished:
+        return
+    try:
+        _open(session, node, state)
+        _describe(session, node, state)
+        _push_curves(session, node, state)
+        if session.is_over or node.status != "running":
+            _close(session, node, state)
+    except Exception:
+        if state.run_id is None or not session.is_deleted(state.run_id):
+            raise
+        state.is_finished = state.is_model_done = True
+        session.save()
+
+
+def _open(session: Session, node: TrackedNode, state: StageState) -> None:
+    if state.run_id is not None:
+        return
+    fingerprints = {other.name: other.fingerprint for other in session.run.nodes}
+    tags = {
+        "mlflow.parentRunId": str(session.state.run_id),
+        "stage": node.name,
+        "kind": node.kind,
+        "role": node.role,
+        "fingerprint": node.fingerprint,
+    } | {store.key_of(f"reads.{name}"): fingerprints[name] for name in node.reads}
+    key = f"{session.run.key}/{node.name}"
+    state.run_id, state.is_in_doubt = session.find_or_create(key, node.name, tags, _started(node))
+    session.save()
+
+
+def _started(node: TrackedNode) -> float:
+    """When the stage began, as well as the files can tell: Unix time in seconds."""
+    record = node.record if node.status != "running" else {}
+    if record:
+        return float(record["finished"] - record["seconds"])
+    attempt = node.folder / "attempt.json"
+    return attempt.stat().st_mtime if attempt.exists() else time.time()
+
+
+def _describe(session: Session, node: TrackedNode, state: StageState) -> None:
+    identity = node.identity
+    if state.is_described or not identity:
+        return
+    names = {other.fingerprint: other.name for other in session.run.nodes}
+    task = identity.get("task", {}).get("name", "")
+    config = with_names(identity.get("config", {}), names)
+    session.log_params(state.run_id, {**flatten(config), "task": task})
+    state.is_described = True
+    session.save()
+
+
+def _push_curves(session: Session, node: TrackedNode, state: StageState) -> None:
+    before = Position(state.offset, state.tail)
+    lines, position = read_lines(node.folder / "metrics.jsonl", before)
+    _push_lines(session, state, lines)
+    if position != before:
+        state.offset, state.tail = position.offset, position.tail
+        session.save()
+
+
+def _push_lines(session: Session, state: StageState, lines: Sequence[Mapping[str, Any]]) -> None:
+    if state.is_in_doubt:
+        _ask(session, state, {key for line in lines for key in line} - {"step", "time"})
+    points = list(fresh_points(lines, state.steps))
+    for start in range(0, len(points), METRICS_PER_BATCH):
+        batch = points[start : start + METRICS_PER_BATCH]
+        state.is_in_doubt = True
+        session.save()
+        session.log_points(state.run_id, batch)
+        state.steps.update({point.key: point.step for point in batch})
+        state.is_in_doubt = False
+        session.save()
+
+
+def _ask(session: Session, state: StageState, keys: set[str]) -> None:
+    """Learn from MLflow how far the sender came who was interrupted."""
+    for key in keys:
+        history = session.client.get_metric_history(state.run_id, store.key_of(key))
+        if history:
+            state.steps[key] = max(point.step for point in history)
+
+
+def _close(session: Session, node: TrackedNode, state: StageState) -> None:
+    record = node.record if node.status in ("done", "failed") else {}
+    _push_lines(session, state, last_lines(record, max(state.steps.values(), default=0)))
+    if error := node.error or record.get("error"):
+        session.log_tags(state.run_id, failure_tags(error, record))
+    if record.get("git_commit"):
+        session.log_tags(state.run_id, {"git_commit": record["git_commit"]})
+    if (node.folder / "log.txt").exists():
+        session.client.log_artifact(state.run_id, str(node.folder / "log.txt"))
+    ended = record.get("finished") or time.time()
+    session.client.set_terminated(state.run_id, CLOSED_AS[node.status], int(ended * 1000))
+    state.is_finished = True
+    session.save()

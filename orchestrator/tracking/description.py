@@ -1,0 +1,86 @@
+"""How a stage looks in MLflow: its params, its last values, the words about a failure, the table of a plan run."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from orchestrator.tracking.curves import is_number
+from orchestrator.tracking.plan_run import TrackedNode
+
+COMPARED = ("validation/", "test/")
+MAX_NOTE = 7800  # of the 8,000 characters that MLflow keeps of a tag
+
+
+def flatten(value: Any, path: str = "") -> dict[str, str]:
+    """Params of nested values: `optimizer.learning_rate`; lists of plain values stay in one piece."""
+    if isinstance(value, Mapping) and value:
+        items = [(str(key), item) for key, item in value.items()]
+    elif isinstance(value, list) and any(isinstance(item, Mapping | list) for item in value):
+        items = [(str(index), item) for index, item in enumerate(value)]
+    else:
+        return {path: value if isinstance(value, str) else json.dumps(value)} if path else {}
+    flat: dict[str, str] = {}
+    for key, item in items:
+        flat |= flatten(item, f"{path}.{key}" if path else key)
+    return flat
+
+
+def with_names(value: Any, names: Mapping[str, str]) -> Any:
+    """A config in which inputs are called as in the plan, instead of by their fingerprints."""
+    if isinstance(value, Mapping):
+        if value.keys() == {"input"}:
+            return names.get(value["input"], value["input"])
+        return {key: with_names(item, names) for key, item in value.items()}
+    return [with_names(item, names) for item in value] if isinstance(value, list) else value
+
+
+def last_lines(record: Mapping[str, Any], step: int) -> list[dict[str, Any]]:
+    """What the record adds to the curves at the last `step`: the final judgement, as lines of a metrics.jsonl."""
+    if not record:
+        return []
+    own = {key: record[key] for key in ("seconds", "parameters") if is_number(record.get(key))}
+    return [{"step": step, "time": record["finished"], **record.get("metrics", {}), **own}]
+
+
+def failure_tags(error: str, record: Mapping[str, Any]) -> dict[str, str]:
+    """The error, and as the run's description the error with its traceback."""
+    note = f"**{error}**"
+    if record.get("traceback"):
+        note += f"\n\n```\n{record['traceback'][-6000:]}\n```"
+    return {"error": error, "mlflow.note.content": note}
+
+
+def judgement(entry: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """What is compared between stages, from an entry of results.json; with the deviation over replicas."""
+    for key, value in entry.get("metrics", {}).items():
+        if key.startswith(COMPARED) and is_number(value):
+            yield key, float(value)
+    for key, value in entry.get("std", {}).items():
+        if key.startswith(COMPARED) and is_number(value):
+            yield f"{key}/std", float(value)
+
+
+def table_of(nodes: Iterable[TrackedNode], links: Mapping[str, str]) -> str:
+    """A Markdown table, one line per stage; `links` lead to the MLflow run of a stage."""
+    lines = [
+        "| stage | role | outcome | parameters | validation | test | test errors |",
+        "|---|---|---|---:|---:|---:|---:|",
+    ]
+    lines += [_row(node, links.get(node.name)) for node in nodes]
+    text = "\n".join(lines)
+    return text if len(text) <= MAX_NOTE else text[:MAX_NOTE].rpartition("\n")[0] + "\n| … |"
+
+
+def _row(node: TrackedNode, link: str | None) -> str:
+    outcome = f"{node.status}: {node.error}" if node.error else node.status
+    accuracies = [node.metrics.get(f"{split}/accuracy") for split in ("validation", "test")]
+    errors = node.metrics.get("test/errors")
+    cells = [
+        f"[{node.name}]({link})" if link else node.name,
+        node.role,
+        outcome.replace("|", "/"),
+        "" if node.parameters is None else f"{node.parameters:,}",
+        *("" if accuracy is None else f"{accuracy:.2%}" for accuracy in accuracies),
+        "" if errors is None else f"{errors:.0f}",
+    ]
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,122 @@
+"""The MLflow run of a whole plan run: what was compared, the table of stages, plan, report and plots."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from orchestrator.tracking import store
+from orchestrator.tracking.curves import Point
+from orchestrator.tracking.description import judgement, table_of
+from orchestrator.tracking.plan_run import SUCCEEDED, TrackedNode
+from orchestrator.tracking.session import Session
+from orchestrator.tracking.state import CLOSED_AS
+
+
+def open_parent(session: Session) -> None:
+    """Make the experiment and the parent run, or find them."""
+    run, state = session.run, session.state
+    if state.run_id is not None:
+        return
+    state.experiment_id = store.open_experiment(session.client, session.uri, run.experiment, session.root)
+    state.run_id, _ = session.find_or_create(run.key, f"{run.plan} {run.run_id}", {}, run.started)
+    session.save()
+
+
+def link_cached(session: Session) -> None:
+    """Tag the parent with the runs that trained the stages which did not run now."""
+    known = session.state.cached
+    cached = [node for node in session.run.nodes if node.status == "cached" and node.name not in known]
+    if not cached:
+        return
+    experiments = [experiment.experiment_id for experiment in session.client.search_experiments()]
+    found = {node.name: _trained_in(session, node, experiments) for node in cached}
+    session.log_tags(
+        session.state.run_id,
+        {
+            f"cached.{node.name}": found[node.name] or f"{node.fingerprint}, not in this store"
+            for node in cached
+        },
+    )
+    known.update(found)
+    session.save()
+
+
+def _trained_in(session: Session, node: TrackedNode, experiments: list[str]) -> str:
+    condition = f"tags.fingerprint = '{node.fingerprint}' and attributes.status = 'FINISHED'"
+    return store.find_run(session.client, experiments, condition) or ""
+
+
+def push_comparison(session: Session) -> None:
+    """Every finished stage's judgement as metrics of the parent; replicas in sum when all is over."""
+    state = session.state
+    points = [point for point in _comparison(session) if point.key not in state.compared]
+    if points:
+        session.log_points(state.run_id, points)
+        state.compared += [point.key for point in points]
+        session.save()
+
+
+def _comparison(session: Session) -> Iterator[Point]:
+    names = {node.name for node in session.run.nodes}
+    for name, entry in session.run.results.get("stages", {}).items():
+        if entry.get("status") not in SUCCEEDED or (name not in names and not session.is_over):
+            continue
+        members = [node for node in session.run.nodes if name in (node.name, node.stage)]
+        ended = max((node.record.get("finished", 0.0) for node in members), default=0.0)
+        for key, value in judgement(entry):
+            yield Point(f"{name}/{key}", value, int(ended * 1000), 0)
+
+
+def push_table(session: Session) -> None:
+    """The table of stages as the parent's description, whenever it has changed."""
+    state = session.state
+    runs = {name: stage.run_id for name, stage in state.stages.items()} | state.cached
+    address = f"#/experiments/{state.experiment_id}/runs"
+    links = {name: f"{address}/{run_id}" for name, run_id in runs.items() if run_id}
+    table = table_of(session.run.nodes, links)
+    digest = hashlib.sha256(table.encode()).hexdigest()
+    if digest != state.table:
+        session.log_tags(state.run_id, {"mlflow.note.content": table})
+        state.table = digest
+        session.save()
+
+
+def push_files(session: Session) -> None:
+    """The plan at once; results, report and plots when all is over, and again when they have changed."""
+    state, folder = session.state, session.run.folder
+    for name, signature in signatures(folder).items():
+        if state.files.get(name) == signature or not (session.is_over or name == "plan.yaml"):
+            continue
+        parent = Path(name).parent
+        session.client.log_artifact(state.run_id, str(folder / name), str(parent) if parent.name else None)
+        state.files[name] = signature
+        session.save()
+
+
+def close_parent(session: Session) -> None:
+    """Give the parent its final status, and the commit that all of its new stages came from."""
+    state, run = session.state, session.run
+    status = CLOSED_AS[run.status]
+    if state.closed_as == status:
+        return
+    commits = {node.record.get("git_commit") for node in run.nodes if node.status == "done"} - {None}
+    if len(commits) == 1:
+        session.log_tags(state.run_id, {"git_commit": str(commits.pop())})
+    session.client.set_terminated(state.run_id, status, int(run.ended * 1000))
+    state.closed_as = status
+    session.save()
+
+
+def signatures(folder: Path) -> dict[str, str]:
+    """The files of a plan run that MLflow shows, each with a text that changes when the file does.
+
+    Results count once: when they are final, only our own run id is still added to them.
+    """
+    files = [folder / name for name in ("plan.yaml", "results.json", "report.html")]
+    found: dict[str, str] = {}
+    for path in [*files, *sorted(folder.glob("plots/*"))]:
+        if path.is_file():
+            status = path.stat()
+            changes = "" if path.name == "results.json" else f"{status.st_size}-{status.st_mtime_ns}"
+            found[str(path.relative_to(folder))] = changes
+    return found

@@ -1,0 +1,115 @@
+"""One push: the plan run, what was sent of it, and the store that it goes to."""
+
+import getpass
+import threading
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import DistillError
+from orchestrator.tracking import store
+from orchestrator.tracking.curves import Point
+from orchestrator.tracking.plan_run import TrackedRun
+from orchestrator.tracking.state import State
+
+KEY = "raydistill.id"
+METRICS_PER_BATCH, OTHERS_PER_BATCH = 1000, 100  # MLflow's own limits
+
+
+class GivenUp(DistillError):  # noqa: N818 - an outcome, not a fault
+    """Nobody waits for this push any longer."""
+
+
+class Session:
+    """What every part of a push needs. `is_over`: no driver works on the plan run, so what is open gets closed."""
+
+    def __init__(
+        self, run: TrackedRun, state: State, root: Path, uri: str, give_up: threading.Event, *, is_over: bool
+    ) -> None:
+        self.run, self.state, self.root, self.uri = run, state, root, uri
+        self.give_up, self.is_over = give_up, is_over
+
+    @property
+    def client(self) -> Any:
+        """The MLflow client, made when there is something to send."""
+        if self.give_up.is_set():
+            raise GivenUp("the rest is sent later")
+        return self._client
+
+    @cached_property
+    def _client(self) -> Any:
+        return store.open_client(self.uri)
+
+    def save(self) -> None:
+        """Remember what has arrived."""
+        self.state.save(self.run.folder)
+
+    def find_or_create(
+        self, key: str, name: str, tags: Mapping[str, str], started: float
+    ) -> tuple[str, bool]:
+        """The id of the MLflow run tagged `key`, and whether an earlier push made it; `started` in Unix seconds."""
+        experiment = self.state.experiment_id
+        if found := store.find_run(self.client, [str(experiment)], f"tags.`{KEY}` = '{key}'"):
+            return found, True
+        own = {KEY: key, "plan": self.run.plan, "plan_run": self.run.run_id}
+        shown = {"mlflow.user": _user(), "mlflow.source.name": "distill run"}
+        created = self.client.create_run(
+            experiment, start_time=int(started * 1000), run_name=name, tags={**own, **shown, **tags}
+        )
+        return str(created.info.run_id), False
+
+    def is_deleted(self, run_id: str) -> bool:
+        """Whether somebody deleted the run in MLflow. Then it is not ours to bring back."""
+        return bool(self.client.get_run(run_id).info.lifecycle_stage == "deleted")
+
+    def is_forgotten(self) -> bool:
+        """Whether the store answers but has never heard of the plan run: a database that was deleted."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.get_run(self.state.run_id)
+        except MlflowException as error:
+            return bool(error.error_code == "RESOURCE_DOES_NOT_EXIST")
+        return False
+
+    def log_points(self, run_id: str | None, points: Sequence[Point]) -> None:
+        """Log metrics."""
+        client = self.client  # first: it silences what is imported next
+        from mlflow.entities import Metric
+
+        for start in range(0, len(points), METRICS_PER_BATCH):
+            batch = points[start : start + METRICS_PER_BATCH]
+            rows = [
+                Metric(store.key_of(point.key), point.value, point.timestamp, point.step) for point in batch
+            ]
+            client.log_batch(run_id, metrics=rows)
+
+    def log_params(self, run_id: str | None, params: Mapping[str, str]) -> None:
+        """Log params; MLflow takes the same ones twice, but never other values."""
+        client = self.client
+        from mlflow.entities import Param
+
+        rows = [Param(*item) for item in _cleaned(params, store.MAX_PARAM).items()]
+        for start in range(0, len(rows), OTHERS_PER_BATCH):
+            client.log_batch(run_id, params=rows[start : start + OTHERS_PER_BATCH])
+
+    def log_tags(self, run_id: str | None, tags: Mapping[str, str]) -> None:
+        """Set tags."""
+        client = self.client
+        from mlflow.entities import RunTag
+
+        rows = [RunTag(*item) for item in _cleaned(tags, store.MAX_TAG).items()]
+        for start in range(0, len(rows), OTHERS_PER_BATCH):
+            client.log_batch(run_id, tags=rows[start : start + OTHERS_PER_BATCH])
+
+
+def _cleaned(values: Mapping[str, str], limit: int) -> dict[str, str]:
+    return {store.key_of(key): value[:limit] for key, value in values.items()}
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have no name
+        return "unknown"

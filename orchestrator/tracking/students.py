@@ -1,0 +1,191 @@
+"""Students as logged models: exported by another process, uploaded, and the best one registered if the plan says so."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from orchestrator.tracking import store
+from orchestrator.tracking.plan_run import TrackedNode
+from orchestrator.tracking.session import GivenUp, Session
+from orchestrator.tracking.state import StageState
+
+EXPORT_SECONDS = 60.0
+SECONDS_PER_MODEL = 60.0
+FILES = ("model.safetensors", "model.json")
+
+log = logging.getLogger(__name__)
+
+
+def push_students(session: Session) -> None:
+    """Log every student that was trained now, once; register the best of all if the plan run is done."""
+    log_models(session, [node for node in session.run.students if node.status == "done"])
+    if session.run.status == "done" and session.run.register_student_as:
+        _register_best(session, session.run.register_student_as)
+
+
+def log_models(session: Session, nodes: Sequence[TrackedNode]) -> None:
+    """Log the models of these nodes, where that is still to be done; a student's weights if it cannot be exported."""
+    stages = session.state.stages
+    todo = [node for node in nodes if not stages.setdefault(node.name, StageState()).is_model_done]
+    if not todo:
+        return
+    session.client  # noqa: B018 - nobody is waiting any more: then do not even start
+    with tempfile.TemporaryDirectory(prefix="raydistill-") as name:
+        targets = {node.name: Path(name) / str(number) for number, node in enumerate(todo)}
+        folders = {targets[node.name]: node.folder for node in todo}
+        errors = export(folders, session.give_up)
+        for node in todo:
+            error = errors[targets[node.name]]
+            if error is None:
+                _log_model(session, node, targets[node.name])
+            else:
+                _log_files(session, node, error)
+            stages[node.name].is_model_done = True
+            session.save()
+
+
+def export(folders: Mapping[Path, Path], give_up: threading.Event) -> dict[Path, str | None]:
+    """Export {target: stage folder} in another process; returns what went wrong with each target, None if nothing.
+
+    Raises `GivenUp` when nobody waits any longer: the models are exported another time.
+    """
+    requests = json.dumps([{"stage": str(folder), "to": str(target)} for target, folder in folders.items()])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "orchestrator.tracking.export_student"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,  # an interrupt at the terminal is not meant for it
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        assert process.stdin is not None
+        process.stdin.write(requests)
+        process.stdin.close()
+        deadline = time.monotonic() + EXPORT_SECONDS + SECONDS_PER_MODEL * len(folders)
+        while process.poll() is None and time.monotonic() < deadline:
+            if give_up.wait(0.05):
+                raise GivenUp("the models are exported another time")
+        ended = "took too long" if process.poll() is None else f"ended with code {process.returncode}"
+    finally:
+        process.kill()
+        process.wait()
+    return {target: _export_error(target, f"the exporting process {ended}") for target in folders}
+
+
+def _export_error(target: Path, otherwise: str) -> str | None:
+    report = target.with_name(f"{target.name}.json")
+    if not report.exists():
+        return otherwise
+    error: str | None = json.loads(report.read_text())["error"]
+    return error
+
+
+def _log_model(session: Session, node: TrackedNode, folder: Path) -> None:
+    """Make the logged model, upload it, tie it to the run and to its judgement."""
+    from mlflow.entities import LoggedModelOutput, Metric
+
+    client, state = session.client, session.state.stages[node.name]
+    run_id = state.run_id or session.state.run_id
+    if state.model is None:
+        state.model = _find_or_create(session, node, str(run_id))
+        session.save()
+    client.log_model_artifacts(state.model, str(folder))
+    outputs = client.get_run(run_id).outputs
+    known = [output.model_id for output in outputs.model_outputs] if outputs else []
+    if state.model not in known:
+        client.log_outputs(run_id, [LoggedModelOutput(state.model, 0)])
+    if state.run_id is not None:
+        # The run has these very points already, and drops them; the model gets them.
+        history = {key: client.get_metric_history(run_id, store.key_of(key)) for key in node.metrics}
+        points = [max(points, key=lambda point: point.step) for points in history.values() if points]
+        metrics = [
+            Metric(point.key, point.value, point.timestamp, point.step, model_id=state.model)
+            for point in points
+        ]
+        client.log_batch(run_id, metrics=metrics)
+    client.finalize_logged_model(state.model, "READY")
+
+
+def _find_or_create(session: Session, node: TrackedNode, run_id: str) -> str:
+    client, experiment = session.client, session.state.experiment_id
+    found = client.search_logged_models(
+        [experiment], f"source_run_id = '{run_id}' AND tags.fingerprint = '{node.fingerprint}'"
+    )
+    if found:
+        return str(found[0].model_id)
+    tags = {"fingerprint": node.fingerprint, "stage": node.name, "plan": session.run.plan}
+    created = client.create_logged_model(
+        experiment, name=node.name.replace(".", "-"), source_run_id=run_id, tags=tags
+    )
+    return str(created.model_id)
+
+
+def _log_files(session: Session, node: TrackedNode, error: str) -> None:
+    log.warning("tracking: `%s` is not logged as a model, its weights are: %s", node.name, error)
+    run_id = session.state.stages[node.name].run_id or session.state.run_id
+    for name in FILES:
+        if (node.folder / name).exists():
+            session.client.log_artifact(run_id, str(node.folder / name), f"model/{node.name}")
+
+
+def _register_best(session: Session, name: str) -> None:
+    """Register the student with the best validation accuracy, unless this very student is registered already."""
+    if session.state.registered or not session.run.students:
+        return
+    from mlflow.exceptions import MlflowException
+
+    best = max(session.run.students, key=lambda node: node.metrics.get("validation/accuracy", 0.0))
+    try:
+        session.state.registered = _register(session, best, name) or "no model could be logged"
+    except MlflowException as error:
+        if error.error_code != "INVALID_PARAMETER_VALUE":
+            raise
+        log.warning("tracking: `%s` is not registered: %s", name, store.reason(error))
+        session.state.registered = "refused"
+    session.save()
+
+
+def _register(session: Session, node: TrackedNode, name: str) -> str | None:
+    from mlflow.exceptions import MlflowException
+
+    client = session.client
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    for known in client.search_model_versions(f"name = '{name}'"):
+        if known.tags.get("fingerprint") == node.fingerprint:
+            return f"{name}/{known.version}"
+    model = _model_of(session, node)
+    if model is None:
+        return None
+    version = client.create_model_version(
+        name,
+        # Its address in the artifact store: `models:/<id>` would be looked up in the global tracking store.
+        source=client.get_logged_model(model).artifact_location,
+        run_id=session.state.stages.get(node.name, StageState()).run_id or session.state.run_id,
+        tags={"fingerprint": node.fingerprint, "stage": node.name, "plan": session.run.plan},
+        model_id=model,
+        await_creation_for=0,
+    )
+    return f"{name}/{version.version}"
+
+
+def _model_of(session: Session, node: TrackedNode) -> str | None:
+    """The logged model of a student; one that another run trained is logged here if the store has none."""
+    if run_id := session.state.cached.get(node.name):
+        outputs = session.client.get_run(run_id).outputs
+        if outputs and outputs.model_outputs:
+            return str(outputs.model_outputs[0].model_id)
+    log_models(session, [node])
+    return session.state.stages[node.name].model

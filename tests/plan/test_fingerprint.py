@@ -1,0 +1,151 @@
+"""What makes two stages the same: against a recorded value, and against the list of what may not matter."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from orchestrator.plan.fingerprint import differences, digest, fingerprint, stage_identity
+from orchestrator.plan.order import Graph
+from orchestrator.plan.stage_configs import STAGES, TrainConfig
+
+PLAN = """\
+name: probe
+task: {name: mnist}
+stages:
+  teacher: {stage: train, model: {name: mlp, widths: [30]}, epochs: 2, seed: 5}
+  student: {stage: distill, student: {name: mlp, widths: [20]}, teachers: [teacher], epochs: 2}
+"""
+
+GraphOf = Callable[..., Graph]
+
+
+def prints(graph: Graph) -> dict[str, str]:
+    return {name: node.fingerprint for name, node in graph.nodes.items()}
+
+
+def test_a_fingerprint_is_the_start_of_the_digest_of_sorted_compact_json() -> None:
+    text = b'{"a":[1,2.5,null],"b":{"c":"d","e":true}}'
+    identity = {"b": {"e": True, "c": "d"}, "a": [1, 2.5, None]}
+    assert digest(identity) == hashlib.sha256(text).hexdigest()
+    assert fingerprint(identity) == hashlib.sha256(text).hexdigest()[:12]
+
+
+def test_a_stage_keeps_the_fingerprint_it_had() -> None:
+    # When this value changes, whatever users have trained is trained again: only ever on purpose.
+    config = TrainConfig.model_validate({"stage": "train", "model": {"name": "mlp"}, "epochs": 3})
+    assert fingerprint(stage_identity("train", config, {"name": "digits"}, {})) == "5d278368a86c"
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "stages.teacher.resources={cpus: 2, gpus: 0.5, memory: 2GiB, workers: 2}",
+        "stages.student.resources={cpus: 3}",
+        "name=other",
+        "tracking.experiment=elsewhere",
+        "stages.extra={stage: train, model: {name: cnn}, epochs: 9}",
+        "stages.teacher.model.dropout=0",
+        "stages.student.method.method=hinton",
+    ],
+)
+def test_what_does_not_decide_the_result_does_not_change_a_fingerprint(
+    override: str, graph_of: GraphOf
+) -> None:
+    before, after = prints(graph_of(PLAN)), prints(graph_of(PLAN, override))
+    assert {name: after[name] for name in before} == before
+
+
+@pytest.mark.parametrize(
+    ("override", "changed"),
+    [
+        ("stages.teacher.seed=6", {"teacher", "teacher.targets", "student"}),
+        ("stages.teacher.epochs=3", {"teacher", "teacher.targets", "student"}),
+        ("stages.teacher.model.widths=[31]", {"teacher", "teacher.targets", "student"}),
+        ("task.split_seed=1", {"teacher", "teacher.targets", "student"}),
+        ("task.validation_fraction=0.2", {"teacher", "teacher.targets", "student"}),
+        ("stages.student.transfer.fraction=0.5", {"teacher.targets", "student"}),
+        ("stages.student.seed=1", {"student"}),
+        ("stages.student.method={method: hinton, temperature: 2}", {"student"}),
+        ("stages.student.student.widths=[21]", {"student"}),
+    ],
+)
+def test_what_decides_the_result_changes_the_stage_and_whatever_reads_it(
+    override: str, changed: set[str], graph_of: GraphOf
+) -> None:
+    before, after = prints(graph_of(PLAN)), prints(graph_of(PLAN, override))
+    assert {name for name in before if after[name] != before[name]} == changed
+
+
+def test_a_raised_version_changes_the_stage_and_whatever_reads_it(
+    graph_of: GraphOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = prints(graph_of(PLAN))
+    kind = STAGES["predict_targets"]
+    monkeypatch.setitem(STAGES, "predict_targets", replace(kind, version=kind.version + 1))
+    after = prints(graph_of(PLAN))
+    assert {name for name in before if after[name] != before[name]} == {"teacher.targets", "student"}
+
+
+def test_the_first_replica_is_the_stage_without_replicas(graph_of: GraphOf) -> None:
+    alone, five, two = (
+        graph_of(PLAN),
+        graph_of(PLAN, "stages.teacher.replicas=5"),
+        graph_of(PLAN, "stages.teacher.replicas=2"),
+    )
+    assert five.nodes["teacher.0"].fingerprint == alone.nodes["teacher"].fingerprint
+    assert five.nodes["teacher.1"].fingerprint == two.nodes["teacher.1"].fingerprint
+    assert len({five.nodes[f"teacher.{index}"].fingerprint for index in range(5)}) == 5
+
+
+def write_arrays(folder: Path, seed: int) -> Path:
+    draw = np.random.default_rng(seed)
+    folder.mkdir()
+    file = folder / "data.npz"
+    np.savez(file, inputs=draw.normal(size=(8, 3)).astype(np.float32), labels=np.arange(8) % 2)
+    return file
+
+
+def test_the_content_of_the_data_counts_and_its_folder_does_not(tmp_path: Path, graph_of: GraphOf) -> None:
+    def print_of(file: Path) -> str:
+        text = PLAN.replace("{name: mnist}", f"{{name: tensors, file: {file}}}")
+        return graph_of(text).nodes["teacher"].fingerprint
+
+    first = write_arrays(tmp_path / "a", seed=0)
+    assert print_of(first) == print_of(write_arrays(tmp_path / "b", seed=0))
+    assert print_of(first) != print_of(write_arrays(tmp_path / "c", seed=1))
+
+
+def test_the_source_of_a_users_model_counts(
+    tmp_path: Path, graph_of: GraphOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = PLAN.replace("{name: mlp, widths: [30]}", "{name: 'net_of_mine:build', size: 3}")
+    module = tmp_path / "net_of_mine.py"
+    module.write_text("def build(num_classes, size): ...\n")
+    before = prints(graph_of(text))
+    assert prints(graph_of(text)) == before
+    module.write_text("def build(num_classes, size): return 1\n")
+    assert prints(graph_of(text))["teacher"] != before["teacher"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "texts"),
+    [
+        ({"a": 1}, {"a": 1}, []),
+        ({"config": {"epochs": 10}}, {"config": {"epochs": 12}}, ["config.epochs: 10 → 12"]),
+        ({"a": {"b": 1, "c": 2}}, {"a": {"b": 2, "c": 3}}, ["a.b: 1 → 2", "a.c: 2 → 3"]),
+        ({}, {"a": "x"}, ['a: null → "x"']),
+        ({"a": [1, 2]}, {"a": [1, 3]}, ["a.1: 2 → 3"]),
+        ({"a": [1, 2]}, {"a": [1]}, ["a: [1, 2] → [1]"]),
+        ({"a": [{"input": "0f"}]}, {"a": [{"input": "1e"}]}, ['a.0: "0f" → "1e"']),
+        ({"a": [{"input": "0f"}]}, {"a": [{}, {}]}, ["a: 1 entry → 2 entries"]),
+        ({"a": {"name": "sgd"}}, {"a": 3}, ['a: {"name": "sgd"} → 3']),
+        ({"a": "x" * 99}, {"a": 1}, ['a: "' + "x" * 36 + "... → 1"]),
+    ],
+)
+def test_differences_are_told_field_by_field(old: object, new: object, texts: list[str]) -> None:
+    assert list(differences(old, new)) == texts

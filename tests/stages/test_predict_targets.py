@@ -1,0 +1,180 @@
+"""`predict_targets`: every row is what the teacher says about that view, also after a stop; a broken teacher is named."""
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from orchestrator.plan.augment_configs import FlipConfig, ShiftConfig
+from orchestrator.stages import predict_targets
+from orchestrator.targets.reader import Targets, open_targets
+from orchestrator.targets.store import TargetWriter
+from orchestrator.training.augment import augment
+
+VIEWS = {"augment": [{"name": "shift", "pixels": 1}, {"name": "flip"}], "views": 3, "view_seed": 8}
+
+# Says what a linear map would, but counts its calls and finds one sample's picture too bright.
+FRAGILE = """
+import torch
+from torch import nn
+
+calls = []
+
+class Fragile(nn.Module):
+    def __init__(self, num_classes, value):
+        super().__init__()
+        self.linear, self.value = nn.Linear(64, num_classes), value
+
+    def forward(self, inputs):
+        logits = self.linear(inputs.flatten(1))
+        if self.training:
+            return logits
+        calls.append(len(inputs))
+        is_too_bright = inputs.flatten(1).amax(dim=1) > 20
+        return torch.where(is_too_bright[:, None], self.value, logits)
+
+def build(num_classes, value=float("nan")):
+    return Fragile(num_classes, float(value))
+"""
+
+
+def open_store(stages: Any, name: str = "targets") -> Targets:
+    return open_targets(stages.folder(name).path, root=stages.root, expect=None)
+
+
+def inputs_of(stages: Any, ids: Tensor) -> Tensor:
+    arrays = np.load(stages.file)
+    return torch.from_numpy(np.stack([arrays["inputs"][arrays["ids"] == i][0] for i in ids.tolist()]))
+
+
+def predicting(teacher: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    targets = {"stage": "predict_targets", "teacher": "teacher", "batch_size": 11}
+    return {"teacher": teacher, "targets": targets | changes}
+
+
+def test_each_row_is_what_the_teacher_says_about_the_clean_input(
+    stages: Any, teacher: dict[str, Any]
+) -> None:
+    stages.run(predicting(teacher))
+    targets = open_store(stages)
+    expected = stages.model("teacher").logits(inputs_of(stages, targets.ids))
+    found = targets.read(torch.arange(len(targets.ids))).logits[:, 0]
+    torch.testing.assert_close(found, expected, rtol=2**-10, atol=1e-4)
+    metrics = stages.record("targets").metrics
+    assert metrics["targets/rows"] == len(targets.ids)
+    accuracy = stages.record("teacher").metrics["validation/accuracy"]
+    assert metrics["teacher/validation/accuracy"] == accuracy
+
+
+def test_each_view_is_what_the_teacher_says_about_those_pixels(stages: Any, teacher: dict[str, Any]) -> None:
+    stages.run(predicting(teacher, **VIEWS))
+    targets = open_store(stages)
+    inputs, steps = inputs_of(stages, targets.ids), [ShiftConfig(pixels=1), FlipConfig()]
+    for view in range(3):
+        expected = stages.model("teacher").logits(augment(inputs, targets.ids, steps, 8, view))
+        found = targets.read(torch.arange(len(targets.ids)), view).logits[:, 0]
+        torch.testing.assert_close(found, expected, rtol=2**-10, atol=1e-4)
+
+
+def test_errors_are_counted_over_all_views(stages: Any, teacher: dict[str, Any]) -> None:
+    stages.run(predicting(teacher | {"epochs": 1}, **VIEWS))
+    targets, arrays = open_store(stages), np.load(stages.file)
+    labels = dict(zip(arrays["ids"].tolist(), arrays["labels"].tolist(), strict=True))
+    wrong = sum(
+        int(row.argmax()) != labels[int(sample)]
+        for view in range(3)
+        for sample, row in zip(targets.ids, targets.read(torch.arange(len(targets.ids)), view).logits[:, 0], strict=True)
+    )
+    assert 0 < wrong
+    assert stages.record("targets").metrics["targets/errors"] == wrong
+
+
+@pytest.mark.parametrize("asked_at", [1, 4, 9, 20, 30])
+def test_a_stopped_prediction_goes_on_at_its_last_shard_and_writes_the_same_files(
+    stages: Any, users_models: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, asked_at: int, teacher: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(predict_targets, "TargetWriter", partial(TargetWriter, rows_per_shard=40))
+    module = users_models(FRAGILE)
+    plan = predicting(teacher | {"model": {"name": f"{module}:build"}}, **VIEWS)
+    whole = stages.elsewhere("undisturbed").run(plan)
+    stages.write(plan)
+    assert stages.attempt("teacher").status == "done"
+    asked = iter(range(1, 1000))
+    assert stages.attempt("targets", should_stop=lambda: next(asked) == asked_at).status == "stopped"
+    calls = sys.modules[module].calls
+    calls.clear()
+    assert stages.attempt("targets").status == "done"
+    assert stages.record("targets").payload == whole.record("targets").payload
+    assert stages.record("targets").metrics == whole.record("targets").metrics
+    kept = 11 * (asked_at - 1) // 40 * 40
+    rows = int(stages.record("targets").metrics["targets/rows"])
+    assert sum(calls) <= rows - kept + 10  # at most a batch that begins before the first missing row
+
+
+@pytest.mark.parametrize(("value", "reason"), [("nan", "not finite"), ("70000", "does not fit into float16")])
+def test_a_broken_teacher_fails_with_its_name_the_sample_and_the_view(
+    stages: Any, users_models: Callable[[str], str], teacher: dict[str, Any], value: str, reason: str
+) -> None:
+    name = f"{users_models(FRAGILE)}:build"
+    broken = teacher | {"model": {"name": name, "value": value}, "epochs": 1}
+    plan = predicting(broken, augment=[{"name": "flip"}], views=2, view_seed=0)
+    stages.write(plan)
+    spoil_one_training_sample(stages)
+    stages.write(plan)
+    assert stages.attempt("teacher").status == "done"
+    assert stages.attempt("targets").status == "failed"
+    record = stages.record("targets")
+    fingerprint = stages.record("teacher").fingerprint
+    assert f"teacher `{fingerprint}` gave the logit {value}" in (record.error or "")
+    assert f"for sample {SPOILT} in view 0: {reason}" in (record.error or "") or reason in (record.error or "")
+    assert not (stages.folder("targets").path / "manifest.json").exists()
+
+
+SPOILT = 123_456
+
+
+def spoil_one_training_sample(stages: Any) -> None:
+    arrays = dict(np.load(stages.file))
+    split = np.array(["train"] * 100 + ["validation"] * 20 + ["test"] * 30)
+    arrays["inputs"][50, 0, 0, 0] = 100.0
+    arrays["ids"][50] = SPOILT
+    np.savez(stages.file, **arrays, split=split)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_does_not_grow_with_the_number_of_samples(tmp_path: Path, stages: Any) -> None:
+    rows, classes = 150_000, 200  # 57 MiB of logits, in shards of 3 MiB
+    file = tmp_path / "many.npz"
+    labels = np.arange(rows) % classes
+    split = (np.arange(rows) % 1000 == 0) * 2
+    np.savez(file, inputs=labels[:, None].astype(np.float32) / classes, labels=labels, split=split)
+    task = {"validation_fraction": 0.001}
+    many = type(stages)(stages.root, file, task)
+    linear = {"name": "mlp", "widths": []}
+    few = {"stage": "train", "epochs": 1, "batch_size": 500, "model": linear, "transfer": {"fraction": 0.01}}
+    many.write({"teacher": few, "targets": {"stage": "predict_targets", "teacher": "teacher"}})
+    assert many.attempt("teacher").status == "done"
+    seen: list[int] = []
+
+    def watch() -> bool:
+        seen.append(private_memory())
+        return False
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predict_targets, "TargetWriter", partial(TargetWriter, rows_per_shard=8192))
+        assert many.attempt("targets", should_stop=watch).status == "done"
+    assert len(seen) > 250
+    assert max(seen[20:]) - seen[20] < 10 * 2**20
+    assert sum(path.stat().st_size for path in many.folder("targets").path.glob("*.arrow")) > 50 * 2**20
+
+
+def private_memory() -> int:
+    """Bytes of this process that no file backs."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))

@@ -1,0 +1,120 @@
+"""`train` from end to end: what it leaves, that it resumes, and how it fails."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from models.build import build_model
+from orchestrator.execution.run_stage import run_stage
+from orchestrator.runs.context import claim_attempt
+
+
+def test_exported_weights_load_into_the_plain_architecture(stages: Any, teacher: dict[str, Any]) -> None:
+    cnn = teacher | {"model": {"name": "cnn", "widths": [4], "batch_norm": True}, "channels_last": True}
+    stages.run({"mlp": teacher, "cnn": cnn})
+    for name in ("mlp", "cnn"):
+        written = stages.record(name)
+        description = json.loads((stages.folder(name).path / "model.json").read_text())
+        model = description["model"]
+        plain = build_model(model["name"], model["options"], (1, 8, 8), 3)
+        plain.load_state_dict(load_file(stages.folder(name).path / "model.safetensors"), strict=True)
+        assert written.parameters == sum(p.numel() for p in plain.parameters())
+
+
+def test_the_record_says_what_the_model_does(stages: Any, teacher: dict[str, Any]) -> None:
+    stages.run({"teacher": teacher})
+    metrics, logits = stages.record("teacher").metrics, stages.logits("teacher")
+    arrays = np.load(stages.file)
+    for split in ("validation", "test"):
+        kept = load_file(stages.folder("teacher").path / f"predictions-{split}.safetensors")
+        rows = torch.tensor([int(np.flatnonzero(arrays["ids"] == sample)[0]) for sample in kept["ids"]])
+        labels = torch.from_numpy(arrays["labels"])[rows]
+        assert torch.equal(labels, kept["labels"])
+        torch.testing.assert_close(kept["logits"].float(), logits[rows], rtol=1e-3, atol=1e-3)
+        right = (logits[rows].argmax(dim=1) == labels).double().mean().item()
+        assert metrics[f"{split}/accuracy"] == pytest.approx(right)
+        assert metrics[f"{split}/loss"] == pytest.approx(F.cross_entropy(logits[rows], labels).item(), rel=1e-4)
+    assert metrics["test/errors"] == round(metrics["test/samples"] * (1 - metrics["test/accuracy"]))
+    assert metrics["test/accuracy"] > 0.6
+
+
+def test_a_finished_folder_holds_no_checkpoint_and_nothing_but_plain_files(
+    stages: Any, teacher: dict[str, Any]
+) -> None:
+    stages.run({"teacher": teacher})
+    assert sorted(path.name for path in stages.folder("teacher").path.rglob("*")) == [
+        "attempt.json",
+        "config.json",
+        "log.txt",
+        "metrics.jsonl",
+        "model.json",
+        "model.safetensors",
+        "predictions-test.safetensors",
+        "predictions-validation.safetensors",
+        "record.json",
+    ]
+    assert stages.folder("teacher").damage() is None
+
+
+@pytest.mark.parametrize("steps", [1, 7, 28])
+def test_a_stopped_stage_leaves_no_record_and_finishes_as_if_nothing_had_happened(
+    stages: Any, teacher: dict[str, Any], steps: int
+) -> None:
+    plan = {"teacher": teacher | {"model": {"name": "mlp", "widths": [8], "dropout": 0.5}}}
+    whole = stages.elsewhere("undisturbed").run(plan)
+    calls = iter(range(1, 1000))
+    stages.write(plan)
+    outcome = stages.attempt("teacher", should_stop=lambda: next(calls) == steps)
+    assert outcome.status == "stopped"
+    assert stages.folder("teacher").record() is None
+    assert (stages.folder("teacher").path / "checkpoint").is_dir()
+    stages.run(plan)
+    assert stages.record("teacher").payload == whole.record("teacher").payload
+    assert stages.record("teacher").metrics == whole.record("teacher").metrics
+    assert stages.metrics("teacher") == whole.metrics("teacher")
+
+
+def test_a_training_that_diverges_fails_with_the_step_in_its_record(
+    stages: Any, teacher: dict[str, Any]
+) -> None:
+    stages.write({"teacher": teacher | {"optimizer": {"name": "sgd", "learning_rate": 1e25}}})
+    assert stages.attempt("teacher").status == "failed"
+    record = stages.record("teacher")
+    assert record.status == "failed"
+    assert "is not finite at step" in (record.error or "")
+    assert "Traceback" in (record.traceback or "")
+    assert record.payload == {}
+
+
+def test_an_attempt_that_was_superseded_leaves_no_record(stages: Any, teacher: dict[str, Any]) -> None:
+    stages.write({"teacher": teacher})
+    request, calls = stages.request("teacher"), iter(range(1000))
+
+    def lose_the_stage() -> bool:
+        if next(calls) == 3:
+            claim_attempt(stages.folder("teacher"), "another")
+        return False
+
+    outcome = run_stage(request, should_stop=lose_the_stage)
+    assert outcome.status == "failed"
+    assert "another driver took over" in (outcome.error or "")
+    assert stages.folder("teacher").record() is None
+    assert not (stages.folder("teacher").path / "metrics.jsonl").exists()
+
+
+def test_an_empty_transfer_set_is_the_stages_error(stages: Any, teacher: dict[str, Any]) -> None:
+    stages.write({"teacher": teacher | {"transfer": {"fraction": 0.001}}})
+    assert stages.attempt("teacher").error == (
+        "the transfer set is empty; raise its `fraction` or keep more classes"
+    )
+
+
+def test_resources_do_not_change_the_result(stages: Any, teacher: dict[str, Any]) -> None:
+    stages.run({"teacher": teacher})
+    other = stages.elsewhere("other").run({"teacher": teacher | {"resources": {"memory": "1GiB"}}})
+    assert stages.record("teacher").payload == other.record("teacher").payload

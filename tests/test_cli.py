@@ -1,0 +1,162 @@
+"""The `distill` command: help, exit codes, and what it says when asked for something that is not there."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+import orchestrator.run_plan
+from orchestrator.cli import main
+from orchestrator.errors import StageError
+
+PLAN = """\
+name: probe
+task: {name: mnist}
+stages:
+  teacher: {stage: train, replicas: 2, model: {name: mlp, widths: [30]}, epochs: 2}
+  student: {stage: distill, student: {name: mlp, widths: [20]}, teachers: [teacher], epochs: 2}
+"""
+
+
+def distill(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "plan.yaml"
+    file.write_text(PLAN)
+    return file
+
+
+def explained() -> list[str]:
+    """Every name that `distill explain` lists."""
+    lines = distill("explain").stdout.split("\n\n")[0].splitlines()
+    return [name for line in lines for name in line.split(maxsplit=1)[1].split(", ")]
+
+
+@pytest.mark.parametrize("command", sorted(main.commands))
+def test_the_help_of_every_command_shows_an_example(command: str) -> None:
+    result = distill(command, "--help")
+    assert result.exit_code == 0
+    assert f"\n  distill {command}" in result.stdout
+
+
+def test_the_help_lists_every_command_and_an_example() -> None:
+    result = distill("--help")
+    assert result.exit_code == 0
+    assert "\n  distill run configs/mnist_quickstart.yaml\n" in result.stdout
+    assert all(f"\n  {command} " in result.stdout for command in main.commands)
+
+
+def test_the_examples_of_the_help_name_plans_that_are_there() -> None:
+    text = "".join(distill(command, "--help").stdout for command in main.commands)
+    named = {word for word in text.split() if word.startswith("configs/")}
+    assert named
+    assert all((Path(__file__).parents[1] / name).is_file() for name in named)
+
+
+def test_every_name_that_explain_lists_is_explained() -> None:
+    names = explained()
+    assert {"distill", "hinton", "mlp", "mnist", "adamw", "cosine", "shift", "resources"} <= set(names)
+    for name in names:
+        result = distill("explain", name)
+        assert (name, result.exit_code, result.stderr) == (name, 0, "")
+        assert result.stdout.startswith(f"{name}\n\n")
+        assert result.stdout.splitlines()[2], f"`{name}` has no docstring"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["explain", "hintn"], "nothing is called `hintn`; did you mean `hinton`?"),
+        (["run", "plna.yaml"], "`plna.yaml` does not exist; did you mean `plan.yaml`?"),
+        (["run", "plan.yaml", "--set", "stages.student.epochs=0"], "should be at least 1, not `0`"),
+        (["run", "plan.yaml", "--only", "studnt"], "the plan has no such stage; did you mean `student`?"),
+        (["run", "plan.yaml", "--force", "teacher.9"], "the plan has no such stage; did you mean `teacher"),
+        (["run", "plan.yaml", "--dryrun"], "--dry-run"),
+        (["run"], "Missing argument 'PLAN'"),
+        (["rnu"], "No such command 'rnu'"),
+        (
+            ["report", "plan.yaml"],
+            "plan `probe` has no run under `runs`; start one with `distill run plan.yaml`",
+        ),
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_command_ends_with_code_2_and_what_to_do(
+    arguments: list[str], words: str, plan: Path
+) -> None:
+    result = distill(*arguments)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+    assert list(plan.parent.iterdir()) == [plan]
+
+
+def test_a_dry_run_shows_every_node_and_writes_nothing(plan: Path) -> None:
+    result = distill("run", plan, "--dry-run")
+    assert result.exit_code == 0
+    rows = [line.split()[0] for line in result.stdout.splitlines() if "never run" in line]
+    inserted = ["teacher.0.targets", "teacher.1.targets", "teacher.targets"]
+    assert sorted(rows) == sorted(["teacher.0", "teacher.1", "student", *inserted])
+    assert result.stdout.count("(inserted)") == 3
+    assert "6 stages: 6 to run, 0 cached" in result.stdout
+    assert list(plan.parent.iterdir()) == [plan]
+
+
+def test_only_leaves_out_what_the_named_stage_does_not_read(plan: Path) -> None:
+    result = distill("run", plan, "--dry-run", "--only", "teacher.1", "--force", "teacher.1")
+    assert "1 stages: 1 to run, 0 cached" in result.stdout
+    assert "forced" in result.stdout
+
+
+def ends_as(status: str) -> Callable[..., dict[str, Any]]:
+    def run_plan(*arguments: object) -> dict[str, Any]:
+        return {"status": status, "run_id": "20261121-040000-aaaa", "seconds": 1.0, "stages": {}}
+
+    return run_plan
+
+
+@pytest.mark.parametrize(("status", "code"), [("done", 0), ("failed", 1), ("interrupted", 130)])
+def test_the_exit_code_says_how_the_run_ended(
+    status: str, code: int, plan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orchestrator.run_plan, "run_plan", ends_as(status))
+    result = distill("run", plan)
+    assert result.exit_code == code
+    assert f"{status} in 1.0 s; report: runs/plans/probe/20261121-040000-aaaa/report.html" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (StageError("the disk is full"), 1),
+        pytest.param(
+            KeyboardInterrupt(),
+            130,
+            marks=pytest.mark.xfail(
+                strict=True, reason="click turns the interrupt into code 1 before we see it"
+            ),
+        ),
+    ],
+)
+def test_an_error_of_ours_is_a_line_and_an_interrupt_is_130(
+    error: BaseException, code: int, plan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_plan(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(orchestrator.run_plan, "run_plan", run_plan)
+    result = distill("run", plan)
+    assert result.exit_code == code
+    assert "Traceback" not in result.stderr
+
+
+def test_the_version_is_told() -> None:
+    result = distill("--version")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("distill, version ")

@@ -1,0 +1,122 @@
+"""Imports point one way, wherever in a module they stand; and what a plan needs stays light."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROWS = (
+    ("cli",),
+    ("run_plan",),
+    ("terminal",),
+    ("search", "report", "predict", "ui", "explain"),
+    ("execution",),
+    ("stages",),
+    ("methods",),
+    ("training",),
+    ("targets",),
+    ("runs",),
+    ("plan",),
+    ("tracking",),
+    ("lookup",),
+    ("models", "tasks"),
+    ("errors",),
+)
+RANK = {name: rank for rank, names in enumerate(ROWS) for name in names}
+MODULES = sorted(
+    path.relative_to(ROOT)
+    for top in ("orchestrator", "models", "tasks")
+    for path in (ROOT / top).rglob("*.py")
+)
+RAY = {"execution/ray_backend", "execution/submit", "search"}
+MLFLOW = {"tracking", "ui"}
+
+
+def unit(parts: tuple[str, ...]) -> str:
+    """The row's name for a module: `plan` for orchestrator.plan.load, `models` for models.cnn."""
+    return parts[1] if parts[0] == "orchestrator" and len(parts) > 1 else parts[0]
+
+
+@cache
+def imports(path: Path) -> list[tuple[int, tuple[str, ...]]]:
+    """Line and dotted name of everything that a module imports, also inside of functions."""
+    return list(_imports(path))
+
+
+def _imports(path: Path) -> Iterator[tuple[int, tuple[str, ...]]]:
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, tuple(alias.name.split("."))) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = path.parent.parts[: len(path.parent.parts) - node.level + 1] if node.level else ()
+            module = (*package, *(node.module.split(".") if node.module else ()))
+            yield from ((node.lineno, (*module, alias.name)) for alias in node.names)
+
+
+def importers(package: str) -> Iterator[str]:
+    """The modules below `orchestrator` that import a package, without `.py`."""
+    for path in MODULES:
+        if any(name[0] == package for _, name in imports(path)):
+            yield path.with_suffix("").relative_to("orchestrator").as_posix()
+
+
+def test_every_module_has_its_row() -> None:
+    assert {unit(path.with_suffix("").parts) for path in MODULES} - set(RANK) <= {"__init__"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_a_module_imports_only_from_rows_below_its_own(path: Path) -> None:
+    own = unit(path.with_suffix("").parts)
+    wrong = [
+        f"{path}:{line} imports {'.'.join(name)}"
+        for line, name in imports(path)
+        if name[0] in ("orchestrator", "models", "tasks", "tests")
+        and unit(name) != own
+        and RANK.get(unit(name), -1) <= RANK[own]
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if path.parts[0] in ("models", "tasks")], ids=str)
+def test_models_and_tasks_know_nothing_of_the_orchestrator_nor_of_each_other(path: Path) -> None:
+    others = {"orchestrator", "models", "tasks"} - {path.parts[0]}
+    assert not [name for _, name in imports(path) if name[0] in others]
+
+
+@pytest.mark.parametrize(("package", "places"), [("ray", RAY), ("mlflow", MLFLOW)])
+def test_a_platform_is_imported_in_few_places(package: str, places: set[str]) -> None:
+    strangers = [
+        module
+        for module in importers(package)
+        if not any(module == place or module.startswith(f"{place}/") for place in places)
+    ]
+    assert strangers == []
+
+
+@pytest.mark.parametrize(
+    ("module", "banned"),
+    [
+        (
+            "orchestrator.plan.order, orchestrator.plan.load",
+            "torch ray mlflow matplotlib pandas sklearn rich",
+        ),
+        ("orchestrator.cli", "torch ray mlflow matplotlib numpy yaml pydantic rich"),
+        ("orchestrator.execution.outlook, orchestrator.terminal", "torch ray mlflow matplotlib"),
+        ("models, models.options, tasks", "torch ray mlflow numpy"),
+    ],
+)
+def test_what_answers_at_once_loads_nothing_heavy(module: str, banned: str) -> None:
+    probe = f"import sys, {module}; print(*sorted(set(sys.argv[1:]) & set(sys.modules)))"
+    ended = subprocess.run(
+        [sys.executable, "-c", probe, *banned.split()], capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.strip() == ""
+
+
+def test_there_is_no_drawer_for_everything() -> None:
+    assert not [path for path in MODULES if path.stem in ("utils", "helpers", "common", "misc")]

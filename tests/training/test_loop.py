@@ -1,0 +1,354 @@
+"""The loop: it learns, repeats, and resumes as if it had not stopped; against plain loops written out here."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.taps import Output
+from orchestrator.errors import StageError
+from orchestrator.methods.supervised import Supervised
+from orchestrator.plan.augment_configs import CutoutConfig, FlipConfig, MixupConfig, ShiftConfig
+from orchestrator.runs.context import claim_attempt
+from orchestrator.targets.mixing import TeacherTargets
+from orchestrator.training import loop
+from orchestrator.training.data import Batch
+from orchestrator.training.method import Method
+
+STEPS = 15  # 3 epochs of 5 batches
+ONE_CYCLE = {"optimizer": {"name": "adamw", "weight_decay": 0.1}, "schedule": {"name": "one_cycle"}}
+STEP_SCHEDULE = {
+    "optimizer": {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 1e-3},
+    "schedule": {"name": "step", "milestones": [1, 2]},
+}
+
+
+class WithConnector(Method):
+    """A method that trains a module of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.connector = nn.Linear(3, 3)
+
+    def losses(self, student: Output, teacher: TeacherTargets | None, batch: Batch) -> dict[str, Tensor]:
+        return {
+            "hard": F.cross_entropy(student.logits, batch.labels),
+            "connected": F.cross_entropy(self.connector(student.logits), batch.labels),
+        }
+
+
+class Spoilt(Method):
+    """Something goes wrong at one step, counted from 0."""
+
+    def __init__(self, step: int, spoil: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.left, self.spoil = step, spoil
+
+    def losses(self, student: Output, teacher: TeacherTargets | None, batch: Batch) -> dict[str, Tensor]:
+        self.left -= 1
+        loss = F.cross_entropy(student.logits, batch.labels)
+        return {"hard": self.spoil(loss) if self.left == -1 else loss}
+
+
+def mlp_with_step_schedule(bench: Any) -> tuple[nn.Module, dict[str, Any]]:
+    bench.config = STEP_SCHEDULE
+    return bench.mlp(dropout=0.5), {}
+
+
+def augmented_cnn_with_one_cycle(bench: Any) -> tuple[nn.Module, dict[str, Any]]:
+    bench.config, bench.augment = ONE_CYCLE, (ShiftConfig(pixels=2), FlipConfig(), CutoutConfig(size=3))
+    return bench.cnn(), {}
+
+
+def mixup_with_cosine_and_bounds(bench: Any) -> tuple[nn.Module, dict[str, Any]]:
+    bench.config = {"schedule": {"name": "cosine"}, "clip_norm": 0.5, "max_norm": 0.8, "label_smoothing": 0.1}
+    bench.augment = (ShiftConfig(), MixupConfig(alpha=0.4))
+    return bench.cnn(), {}
+
+
+def channels_last_in_bfloat16(bench: Any) -> tuple[nn.Module, dict[str, Any]]:
+    bench.config, bench.channels_last = STEP_SCHEDULE | {"precision": "bfloat16"}, True
+    return bench.cnn(), {}
+
+
+def adamw_without_schedule_and_a_connector(bench: Any) -> tuple[nn.Module, dict[str, Any]]:
+    bench.config = {"optimizer": {"name": "adamw"}}
+    return bench.mlp(dropout=0.2), {"method": WithConnector()}
+
+
+RECIPES = [
+    mlp_with_step_schedule,
+    augmented_cnn_with_one_cycle,
+    mixup_with_cosine_and_bounds,
+    channels_last_in_bfloat16,
+    adamw_without_schedule_and_a_connector,
+]
+
+
+def same_weights(one: nn.Module, other: nn.Module) -> bool:
+    """Bit for bit, buffers included."""
+    here, there = one.state_dict(), other.state_dict()
+    return here.keys() == there.keys() and all(torch.equal(here[key], there[key]) for key in here)
+
+
+def plain_training(
+    bench: Any, model: nn.Module, finish: Callable[[torch.optim.Optimizer], None], **config: Any
+) -> nn.Module:
+    """The loop anybody would write, over the same order of samples; `finish` makes the step."""
+    settings, transfer = bench.settings(**config), bench.transfer()
+    optimizer = torch.optim.SGD(model.parameters(), settings.optimizer.learning_rate, momentum=0.9)
+    for epoch in range(settings.epochs):
+        for rows in transfer.epoch_order(settings.seed, epoch).split(settings.batch_size):
+            inputs = (transfer.split.inputs[rows] - 0.5) / 0.3
+            optimizer.zero_grad()
+            F.cross_entropy(model(inputs), transfer.split.labels[rows]).backward()
+            finish(optimizer)
+    return model
+
+
+def test_it_is_the_loop_that_anybody_would_write(bench: Any) -> None:
+    expected = plain_training(bench, bench.cnn(), lambda optimizer: optimizer.step())
+    assert same_weights(bench.train(bench.cnn()), expected)
+
+
+def test_it_learns_one_batch_by_heart(bench: Any) -> None:
+    bench.train(bench.mlp(), epochs=80, batch_size=32)
+    assert bench.metrics()[-1]["train/loss"] < 0.01
+    assert bench.metrics()[0]["train/loss"] > 0.5
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_it_repeats_exactly_under_a_seed(bench: Any, recipe: Any) -> None:
+    (first, method), (second, again) = recipe(bench), recipe(bench)
+    bench.train(first, "train-1", **method)
+    torch.rand(1000)  # what happened before does not matter
+    bench.train(second, "train-2", **again)
+    assert same_weights(first, second)
+    assert bench.metrics("train-1") == bench.metrics("train-2")
+
+
+def test_another_seed_gives_another_model(bench: Any) -> None:
+    assert not same_weights(bench.train(bench.mlp(), "a", seed=0), bench.train(bench.mlp(), "b", seed=1))
+
+
+def test_another_seed_gives_other_dropout_and_another_order(bench: Any) -> None:
+    bench.config = {"epochs": 1, "batch_size": 32}  # one batch: the order hardly matters
+    plain = [bench.train(bench.mlp(), f"p{seed}", seed=seed)[1].weight for seed in (0, 1)]
+    dropped = [bench.train(bench.mlp(dropout=0.5), f"d{seed}", seed=seed)[1].weight for seed in (0, 1)]
+    torch.testing.assert_close(*plain)
+    assert (dropped[0] - dropped[1]).abs().max() > 1e-3
+
+
+# The first step, inside an epoch, an epoch's last step, an epoch's first, the last step but one, the last of all.
+@pytest.mark.parametrize("steps", [1, 3, 5, 6, STEPS - 1, STEPS])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_stopping_and_resuming_equals_not_stopping(bench: Any, recipe: Any, steps: int) -> None:
+    model, method = recipe(bench)
+    whole = bench.train(model, "train-1", **method)
+    model, method = recipe(bench)
+    bench.stopped(model, steps, "train-2", **method)
+    model, method = recipe(bench)
+    assert not same_weights(model, whole)
+    assert same_weights(bench.train(model, "train-2", **method), whole)
+    assert bench.metrics("train-2") == bench.metrics("train-1")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_stopping_after_every_step_equals_not_stopping(bench: Any, recipe: Any) -> None:
+    model, method = recipe(bench)
+    whole = bench.train(model, "train-1", **method)
+    for _ in range(STEPS):
+        model, method = recipe(bench)
+        bench.stopped(model, 1, "train-2", **method)
+    model, method = recipe(bench)
+    assert same_weights(bench.train(model, "train-2", **method), whole)
+    assert bench.metrics("train-2") == bench.metrics("train-1")
+
+
+def test_what_was_reported_after_the_last_checkpoint_is_reported_again(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = bench.train(bench.mlp(), "train-1")
+    bench.stopped(bench.mlp(), 7, "train-2")
+    checkpoint = bench.root / "train-2/checkpoint"
+    kept = {path.name: path.read_bytes() for path in checkpoint.iterdir()}
+    bench.train(bench.mlp(), "train-2")  # goes on, and dies at the very end without another checkpoint
+    for path in checkpoint.iterdir():
+        path.unlink()
+    for name, content in kept.items():
+        (checkpoint / name).write_bytes(content)
+    assert same_weights(bench.train(bench.mlp(), "train-2"), whole)
+    assert bench.metrics("train-2") == bench.metrics("train-1")
+
+
+def test_looks_at_the_losses_do_not_change_the_metrics(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.train(bench.mlp(), "train-1")
+    monkeypatch.setattr(loop, "LOOK_EVERY", 2)
+    bench.train(bench.mlp(), "train-2")
+    assert bench.metrics("train-1") == bench.metrics("train-2")
+
+
+def infinite_gradient(loss: Tensor) -> Tensor:
+    """The same value, with a slope of 1/0."""
+    return loss + (loss - loss.detach()).sqrt()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_last_good_checkpoint(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    good = bench.stopped(bench.mlp(), 7, "train-1")
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
+    method = Spoilt(7, lambda loss: loss * value)
+    with pytest.raises(StageError, match=rf"loss is not finite at step 7 \(hard {value}\).*checkpoint is kept"):
+        bench.train(bench.mlp(), "train-2", method=method)
+    monkeypatch.undo()
+    assert same_weights(bench.stopped(bench.mlp(), 1, "train-1"), bench.stopped(bench.mlp(), 1, "train-2"))
+    assert not same_weights(good, bench.stopped(bench.mlp(), 1, "train-1"))
+
+
+def test_weights_that_are_not_finite_never_become_a_checkpoint(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
+    with pytest.raises(StageError, match="norm of the weights is not finite at step 7"):
+        bench.train(bench.mlp(), method=Spoilt(7, infinite_gradient))
+    monkeypatch.undo()
+    assert all(value.isfinite().all() for value in bench.train(bench.mlp()).state_dict().values())
+
+
+def test_weights_that_are_not_finite_after_the_last_step_are_no_result(bench: Any) -> None:
+    with pytest.raises(StageError, match="norm of the weights is not finite at step 14"):
+        bench.train(bench.mlp(), method=Spoilt(STEPS - 1, infinite_gradient))
+
+
+def test_max_norm_bounds_every_unit_after_every_step(bench: Any) -> None:
+    model, longest = bench.cnn(), []
+
+    def look() -> bool:
+        layers = (model[0][0], model[1], model[4])
+        longest.append(max(layer.weight.flatten(1).norm(dim=1).max().item() for layer in layers))
+        return False
+
+    bench.train(model, max_norm=0.5, should_stop=look)
+    assert len(longest) == STEPS
+    assert max(longest) <= 0.5 + 1e-6
+    assert min(longest) > 0.49
+
+
+def test_max_norm_equals_a_loop_over_units(bench: Any) -> None:
+    model = bench.mlp()
+
+    @torch.no_grad()
+    def step(optimizer: torch.optim.Optimizer) -> None:
+        optimizer.step()
+        for layer in (model[1], model[4]):
+            for unit in layer.weight:
+                length = math.sqrt(sum(value**2 for value in unit.tolist()))
+                if length > 0.5:
+                    unit *= 0.5 / length
+
+    expected = plain_training(bench, model, step)
+    found = bench.train(bench.mlp(), max_norm=0.5)
+    for key, value in found.state_dict().items():
+        torch.testing.assert_close(value, expected.state_dict()[key], rtol=1e-4, atol=1e-5)
+
+
+def test_clip_norm_bounds_the_gradient(bench: Any) -> None:
+    model = bench.mlp()
+
+    def step(optimizer: torch.optim.Optimizer) -> None:
+        total = math.sqrt(sum(p.grad.double().square().sum().item() for p in model.parameters()))
+        for parameter in model.parameters():
+            parameter.grad *= min(1.0, 0.1 / total)
+        optimizer.step()
+
+    expected = plain_training(bench, model, step)
+    found = bench.train(bench.mlp(), clip_norm=0.1)
+    for key, value in found.state_dict().items():
+        torch.testing.assert_close(value, expected.state_dict()[key], rtol=1e-4, atol=1e-5)
+
+
+def test_label_smoothing_is_that_of_torch(bench: Any) -> None:
+    class Smoothed(Method):
+        def losses(self, student: Output, teacher: TeacherTargets | None, batch: Batch) -> dict[str, Tensor]:
+            return {"hard": F.cross_entropy(student.logits, batch.labels, label_smoothing=0.2)}
+
+    expected = bench.train(bench.mlp(), "train-1", method=Smoothed())
+    assert same_weights(bench.train(bench.mlp(), "train-2", method=Supervised(0.2)), expected)
+
+
+def test_metrics_are_those_of_the_epoch(bench: Any) -> None:
+    seen: list[float] = []
+
+    class Listening(Method):
+        def losses(self, student: Output, teacher: TeacherTargets | None, batch: Batch) -> dict[str, Tensor]:
+            loss = F.cross_entropy(student.logits, batch.labels)
+            seen.append(loss.item())
+            return {"one": 0.25 * loss, "other": 0.75 * loss}
+
+    model = bench.train(bench.mlp(), method=Listening(), schedule={"name": "step", "milestones": [2]})
+    lines = bench.metrics()
+    assert [(line["step"], line["epoch"]) for line in lines] == [(5, 1), (10, 2), (15, 3)]
+    for epoch, line in enumerate(lines):
+        mean = sum(seen[5 * epoch : 5 * epoch + 5]) / 5
+        assert line["train/loss"] == pytest.approx(mean, rel=1e-6)
+        assert line["train/loss/one"] == pytest.approx(0.25 * mean, rel=1e-6)
+    assert [line["train/learning_rate"] for line in lines] == pytest.approx([0.05, 0.005, 0.005])
+    validation = bench.split(1, 12)
+    logits = model.eval()((validation.inputs - 0.5) / 0.3)
+    right = (logits.argmax(dim=1) == validation.labels).double().mean().item()
+    assert lines[-1]["validation/accuracy"] == pytest.approx(right)
+    expected = F.cross_entropy(logits, validation.labels).item()
+    assert lines[-1]["validation/loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_methods_own_module_trains_and_stays_out_of_the_model(bench: Any) -> None:
+    method = WithConnector()
+    before = method.connector.weight.detach().clone()
+    model = bench.train(bench.mlp(), method=method)
+    assert not torch.equal(method.connector.weight, before)
+    assert model.state_dict().keys() == bench.mlp().state_dict().keys()
+
+
+def test_in_bfloat16_the_losses_and_the_weights_stay_in_float32(bench: Any) -> None:
+    seen: set[tuple[torch.dtype, torch.dtype]] = set()
+
+    class Listening(Supervised):
+        def losses(self, student: Output, teacher: TeacherTargets | None, batch: Batch) -> dict[str, Tensor]:
+            losses = super().losses(student, teacher, batch)
+            seen.add((student.logits.dtype, losses["hard"].dtype))
+            return losses
+
+    model = bench.train(bench.cnn(), method=Listening(), precision="bfloat16")
+    assert seen == {(torch.bfloat16, torch.float32)}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_an_attempt_that_was_superseded_publishes_nothing(bench: Any) -> None:
+    folder = bench.context("train-0").folder
+    claim_attempt(folder, "first")
+    steps = iter(range(1, STEPS + 1))
+
+    def lose_the_stage_then_stop() -> bool:
+        step = next(steps)
+        if step == 6:
+            claim_attempt(folder, "second")
+        return step == 7
+
+    with pytest.raises(StageError, match="another driver took over"):
+        bench.train(bench.mlp(), attempt="first", should_stop=lose_the_stage_then_stop)
+    assert [path.name for path in folder.path.iterdir()] == ["attempt.json"]
+
+
+def test_a_training_without_validation_samples_reports_none(bench: Any, tmp_path: Path) -> None:
+    context = bench.context("train-0")
+    loop.fit(bench.mlp(), Supervised(), bench.transfer(), bench.split(1, 0), bench.settings(), context)
+    context.flush()
+    assert not any(key.startswith("validation") for line in bench.metrics() for key in line)

@@ -1,0 +1,138 @@
+"""Optimizers are torch's own with our numbers; schedules against closed forms and torch's own simulated by epochs."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+from torch import nn
+from torch.optim import SGD, AdamW
+from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
+
+from orchestrator.plan.training_configs import OptimizerConfig, ScheduleConfig
+from orchestrator.training.optimizer import MaxNorm, build_optimizer, build_schedule, schedule_state
+
+EPOCHS, STEPS_PER_EPOCH, RATE = 6, 4, 0.3
+STEPS = EPOCHS * STEPS_PER_EPOCH
+
+
+def parameter() -> nn.Parameter:
+    return nn.Parameter(torch.linspace(-1, 1, 8).view(2, 4))
+
+
+def scheduled(written: dict[str, Any], name: str = "sgd") -> tuple[torch.optim.Optimizer, LRScheduler]:
+    config = TypeAdapter(OptimizerConfig).validate_python({"name": name, "learning_rate": RATE})
+    optimizer = build_optimizer(config, [parameter()])
+    schedule = TypeAdapter(ScheduleConfig).validate_python(written)
+    return optimizer, build_schedule(schedule, optimizer, EPOCHS, STEPS_PER_EPOCH)
+
+
+def advance(optimizer: torch.optim.Optimizer, schedule: LRScheduler, steps: int) -> list[float]:
+    """The learning rate in each of the next steps."""
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return rates
+
+
+def test_a_constant_schedule_never_changes() -> None:
+    assert advance(*scheduled({"name": "constant"}), STEPS) == [RATE] * STEPS
+
+
+def test_a_step_schedule_is_torchs_own_advanced_by_epochs() -> None:
+    optimizer = SGD([parameter()], RATE)
+    by_epoch = MultiStepLR(optimizer, [2, 5], 0.2)
+    expected = []
+    for _ in range(EPOCHS):
+        expected += [optimizer.param_groups[0]["lr"]] * STEPS_PER_EPOCH
+        optimizer.step()
+        by_epoch.step()
+    found = advance(*scheduled({"name": "step", "milestones": [2, 5], "factor": 0.2}), STEPS)
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("final", [0.0, 0.1])
+def test_a_cosine_falls_from_the_rate_to_its_final_part(final: float) -> None:
+    expected = [
+        RATE * (final + (1 - final) * (1 + math.cos(math.pi * step / STEPS)) / 2) for step in range(STEPS)
+    ]
+    optimizer, schedule = scheduled({"name": "cosine", "final": final})
+    assert advance(optimizer, schedule, STEPS) == pytest.approx(expected, rel=1e-9)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(final * RATE, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_one_cycle_is_torchs_own_and_leaves_the_momentum_alone(name: str) -> None:
+    dummy = SGD([parameter()], RATE)
+    torchs = OneCycleLR(dummy, RATE, total_steps=STEPS + 1, pct_start=0.25, cycle_momentum=False)
+    expected = advance(dummy, torchs, STEPS)
+    optimizer, schedule = scheduled({"name": "one_cycle", "warmup": 0.25}, name)
+    group = optimizer.param_groups[0]
+    momenta = group.get("momentum"), group.get("betas")
+    found = advance(optimizer, schedule, STEPS)
+    assert found == pytest.approx(expected, rel=1e-12)
+    assert (group.get("momentum"), group.get("betas")) == momenta
+    assert max(found) == pytest.approx(RATE, rel=0.05)
+    assert found.index(max(found)) in (5, 6)
+    assert found[0] < RATE / 20
+    assert found[-1] < RATE / 20
+
+
+@pytest.mark.parametrize("written", [{"name": "step", "milestones": [3]}, {"name": "cosine"}, {"name": "one_cycle"}])
+@pytest.mark.parametrize("done", [1, 11, 12, STEPS])
+def test_a_schedule_goes_on_from_its_state(written: dict[str, Any], done: int) -> None:
+    optimizer, schedule = scheduled(written)
+    advance(optimizer, schedule, done)
+    rates, state, groups = [], schedule_state(schedule), optimizer.state_dict()["param_groups"]
+    resumed, fresh = scheduled(written)
+    resumed.load_state_dict({"state": {}, "param_groups": groups})
+    fresh.load_state_dict(state)
+    rates = advance(resumed, fresh, STEPS - done) + [resumed.param_groups[0]["lr"]]
+    assert rates == advance(optimizer, schedule, STEPS - done) + [optimizer.param_groups[0]["lr"]]
+
+
+def test_sgd_is_torchs_with_nesterov_and_decay() -> None:
+    config = {"name": "sgd", "learning_rate": 0.1, "momentum": 0.8, "nesterov": True, "weight_decay": 0.01}
+    check_same_steps(config, lambda p: SGD([p], 0.1, 0.8, nesterov=True, weight_decay=0.01))
+
+
+def test_adamw_is_torchs_with_decoupled_decay() -> None:
+    config = {"name": "adamw", "learning_rate": 0.01, "betas": [0.8, 0.95], "weight_decay": 0.1}
+    check_same_steps(config, lambda p: AdamW([p], 0.01, (0.8, 0.95), weight_decay=0.1))
+
+
+def check_same_steps(config: dict[str, Any], expected: Any) -> None:
+    ours, theirs = parameter(), parameter()
+    built = build_optimizer(TypeAdapter(OptimizerConfig).validate_python(config), [ours])
+    for optimizer, weights in ((built, ours), (expected(theirs), theirs)):
+        for _ in range(4):
+            optimizer.zero_grad()
+            weights.pow(3).sum().backward()
+            optimizer.step()
+    assert torch.equal(ours, theirs)
+    assert not torch.equal(ours, parameter())
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    frozen = nn.Parameter(torch.ones(2), requires_grad=False)
+    config = TypeAdapter(OptimizerConfig).validate_python({"name": "sgd"})
+    (group,) = build_optimizer(config, [frozen, parameter()]).param_groups
+    assert len(group["params"]) == 1
+
+
+def test_max_norm_scales_long_units_and_leaves_the_others() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.Conv2d(2, 2, 2), nn.BatchNorm2d(2))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[3.0, 0.0, 4.0], [0.1, 0.2, 0.2]]))
+        model[1].weight.fill_(10.0)
+        model[2].weight.fill_(10.0)
+    biases = model[0].bias.clone()
+    MaxNorm(model, 2.0).apply()
+    torch.testing.assert_close(model[0].weight, torch.tensor([[1.2, 0.0, 1.6], [0.1, 0.2, 0.2]]))
+    # All weights into an output channel are one unit: 8 of them, so 2 / √8 each.
+    torch.testing.assert_close(model[1].weight, torch.full((2, 2, 2, 2), 2 / math.sqrt(8)))
+    assert torch.equal(model[0].bias, biases)
+    assert model[2].weight.tolist() == [10.0, 10.0]
