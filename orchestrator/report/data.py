@@ -136,6 +136,9 @@ def read_run(folder: Path, root: Path) -> Run:
         stages = {name: _read_stage(nodes[name], entries.get(name, {}), root) for name in names}
     except (KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"`{folder / 'graph.json'}` is damaged: {error!r}") from error
+    for stage in stages.values():
+        if unknown := set(stage.reads) - stages.keys():
+            raise StoreError(f"`{folder / 'graph.json'}` is damaged: `{stage.name}` reads {sorted(unknown)}")
     return Run(
         plan=str(results.get("plan", folder.parent.name)),
         run_id=str(results.get("run_id", folder.name)),

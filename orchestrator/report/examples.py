@@ -51,12 +51,14 @@ def choose_samples(student: Predictions, teaching: Teaching) -> list[int]:
     entropy = -(probabilities * np.log(np.maximum(probabilities, 1e-30))).sum(axis=1)
     confidence = student.probabilities().max(axis=1)
     labels = student.labels
-    chosen = _spread_over_classes(entropy, is_right, labels, UNCERTAIN)
-    both = _spread_over_classes(confidence, ~student_is_right & ~is_right, labels, 1, taken=chosen)
+    unsure = _spread_over_classes(entropy, is_right, labels, UNCERTAIN)
+    both = _spread_over_classes(confidence, ~student_is_right & ~is_right, labels, 1, taken=unsure)
     alone = _spread_over_classes(
-        confidence, ~student_is_right & is_right, labels, MISTAKEN - len(both), taken=chosen
+        confidence, ~student_is_right & is_right, labels, MISTAKEN - len(both), taken=unsure
     )
-    return [*chosen, *alone, *both]
+    room = UNCERTAIN + MISTAKEN - len(unsure) - len(alone) - len(both)
+    more = _spread_over_classes(entropy, is_right, labels, room, taken=[*unsure, *alone])
+    return [*unsure, *more, *alone, *both]
 
 
 def _spread_over_classes(

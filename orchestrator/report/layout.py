@@ -88,7 +88,7 @@ def group_stages(run: Run) -> dict[str, Box]:
         name = group_of[stage.name]
         box = boxes.setdefault(name, Box(name, name, stage.role))
         box.members = (*box.members, stage)
-        box.reads.extend(group_of[read] for read in stage.reads if group_of[read] not in box.reads)
+        box.reads = list(dict.fromkeys([*box.reads, *(group_of[read] for read in stage.reads)]))
     for box in boxes.values():
         if len(box.members) > 1:
             box.label = re.sub(r"\.\d+(?=\.)", "", box.label)

@@ -147,7 +147,7 @@ def _leaves(run: Run, stage: StageResult, weight: float) -> Iterator[tuple[Stage
 def _weights_of(written: Any, count: int) -> list[float]:
     if isinstance(written, list | tuple) and len(written) == count:
         return [float(weight) for weight in written]
-    return [1 / count] * count
+    return [1 / max(count, 1)] * count
 
 
 def temperature_of(student: StageResult) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.errors import StageError, StoreError
-from orchestrator.runs.files import read_json, write_json
+from orchestrator.runs.files import json_text, read_json, replaced_file, store_errors
 from orchestrator.runs.folder import METRICS, StageFolder
 from tasks.task import Task
 
@@ -73,7 +73,7 @@ class StageContext:
         path = self.folder.path / METRICS
         if self._lines and self.is_main:
             self.check_current()
-            with path.open("a") as stream:
+            with store_errors(path), path.open("a") as stream:
                 stream.write("".join(line + "\n" for line in self._lines))
         self._lines.clear()
         self._flushed = time.monotonic()
@@ -83,8 +83,9 @@ class StageContext:
         """Forget metrics written after the checkpoint that is being resumed (`size` bytes long then)."""
         path = self.folder.path / METRICS
         if self.is_main and path.exists():
-            with path.open("r+") as stream:
-                stream.truncate(size)
+            with store_errors(path), path.open("rb+") as stream:
+                # A power cut may have left less than the checkpoint knew, and half a line.
+                stream.truncate(stream.read(size).rfind(b"\n") + 1)
 
     def check_current(self) -> None:
         """Raise unless this attempt still owns the folder."""
@@ -101,5 +102,6 @@ class StageContext:
 
 
 def claim_attempt(folder: StageFolder, attempt: str) -> None:
-    """Make `attempt` the only one that may publish to `folder`."""
-    write_json(folder.path / ATTEMPT, {"attempt": attempt})
+    """Make `attempt` the only one that may publish to `folder`. Processes matter here, not power cuts: no fsync."""
+    with replaced_file(folder.path / ATTEMPT) as temporary:
+        temporary.write_text(json_text({"attempt": attempt}))

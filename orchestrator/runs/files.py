@@ -5,11 +5,36 @@ import json
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import StoreError
+
+
+@contextmanager
+def store_errors(path: Path, action: str = "write") -> Iterator[None]:
+    """Turn what the file system refuses (permissions, full disk) into a `StoreError` that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"cannot {action} `{path}`: {error.strerror or error}") from error
+
+
+@contextmanager
+def replaced_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary sibling of `path` that takes its name on success: whole whenever a process dies.
+
+    After a power cut it may be empty; `atomic_write` is for what must not be.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with store_errors(path):
+            yield temporary
+            temporary.replace(path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -18,22 +43,31 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
     Raises `StoreError` when the folder cannot be written (permissions, full disk).
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
+    with replaced_file(path) as temporary:
         yield temporary
-        _fsync(temporary)
-        temporary.replace(path)
-        _fsync(path.parent)
-    except OSError as error:
-        raise StoreError(f"cannot write `{path}`: {error.strerror or error}") from error
+        fsync(temporary)
+    with store_errors(path):
+        fsync(path.parent)
+
+
+def fsync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, sort_keys=False) + "\n")
+        temporary.write_text(json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """`value` as the indented JSON that all our files hold."""
+    return json.dumps(value, indent=1, sort_keys=False) + "\n"
 
 
 def read_json(path: Path) -> Any:
@@ -54,16 +88,6 @@ def sha256_file(path: Path) -> str:
 
 def make_folder(path: Path) -> Path:
     """Create a folder and its parents; `StoreError` when that is not allowed."""
-    try:
+    with store_errors(path, "create the folder"):
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"cannot create the folder `{path}`: {error.strerror or error}") from error
     return path
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -8,7 +8,16 @@ from typing import Any
 from pydantic import ValidationError
 
 from orchestrator.errors import StoreError
-from orchestrator.runs.files import make_folder, read_json, sha256_file, write_json
+from orchestrator.runs.files import (
+    fsync,
+    json_text,
+    make_folder,
+    read_json,
+    replaced_file,
+    sha256_file,
+    store_errors,
+    write_json,
+)
 from orchestrator.runs.record import Record
 
 RECORD = "record.json"
@@ -35,7 +44,8 @@ class StageFolder:
                 pass  # damaged: it is rewritten from what we know
             else:
                 raise StoreError(f"`{self.path}` belongs to another stage; move it away and run again")
-        write_json(config, identity)
+        with replaced_file(config) as temporary:  # `write_record` waits for the disk
+            temporary.write_text(json_text(identity))
 
     def record(self) -> Record | None:
         """The record, or None for unfinished work. `StoreError` when the file is damaged or of another stage."""
@@ -61,6 +71,9 @@ class StageFolder:
 
     def write_record(self, record: Record) -> None:
         """Make the folder a result. Nothing may be written to it afterwards."""
+        if (config := self.path / CONFIG).exists():
+            with store_errors(config):
+                fsync(config)
         write_json(self.path / RECORD, record.model_dump(mode="json"))
 
     def checksums(self, names: Iterable[str]) -> dict[str, str]:
@@ -93,10 +106,18 @@ class StageFolder:
 
     def forget(self) -> None:
         """Delete everything but the lease: the stage runs from the start."""
-        for path in self.path.iterdir() if self.path.is_dir() else ():
-            if path.name.startswith("lease"):
-                continue
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
+        with store_errors(self.path, "empty the folder"):
+            for path in self.path.iterdir() if self.path.is_dir() else ():
+                if path.name.startswith("lease"):
+                    continue
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+
+    def unfinish(self) -> None:
+        """Make the folder unfinished work again: no record, and nothing half-written by a process that died."""
+        with store_errors(self.path, "clear the folder"):
+            (self.path / RECORD).unlink(missing_ok=True)
+            for path in self.path.rglob(".*.tmp"):
                 path.unlink(missing_ok=True)

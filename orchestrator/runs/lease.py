@@ -1,57 +1,69 @@
 """Who may write a stage's folder: a lease that a dead owner loses.
 
-The lease is a file that appears by `link`, which fails if it exists, on every file system. Its owner keeps it open
-and counts up inside it; whoever else wants it watches the count. A count that stands still for `PATIENCE`
-seconds by the watcher's own clock, or an owner whose process is gone from this very machine, means that the owner
-is dead. Clocks of different machines are never compared. An owner that was only asleep finds its file replaced.
+Leases on a folder are numbered. Whoever creates the file `lease-<n>.json` first, where n - 1 was the last and is
+over, owns the folder; the last one is never deleted, so numbers only grow and no two drivers ever own a folder.
+
+The owner counts up inside its file; whoever else wants the folder watches the count. A count that stands still for
+`PATIENCE` seconds by the watcher's own clock, or an owner whose process is gone from this very machine, means that
+the owner is dead. Clocks are never compared. An owner that was only asleep finds a higher number beside its own.
 """
 
 import json
 import os
+import re
 import socket
 import threading
 import time
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import psutil
 
-from orchestrator.errors import StoreError
+from orchestrator.runs.files import make_folder, store_errors
 
-LEASE = "lease.json"
+LEASE = re.compile(r"lease-(\d+)\.json")
 BEAT_SECONDS = 2.0
 PATIENCE = 20.0
-LENGTH = 400
+LENGTH = 400  # bytes: every write replaces all of the one before
+RELEASED: dict[str, object] = {"released": True}
 
 
 class Lease:
     """A held lease. `beat` regularly; `is_ours` tells whether it was lost."""
 
-    def __init__(self, path: Path, descriptor: int, content: dict[str, object]) -> None:
-        self.path = path
-        self._descriptor = descriptor
+    def __init__(self, folder: Path, number: int, content: dict[str, object]) -> None:
+        self.folder, self.number = folder, number
         self._content = content
         self._count = 0
 
     def beat(self) -> None:
-        """Show that we live. Writing to the open file can never touch a successor's lease."""
+        """Show that we live. The file is only ours, and gone once a successor is there."""
         self._count += 1
-        os.pwrite(self._descriptor, _encoded({**self._content, "count": self._count}), 0)
+        self._rewrite({**self._content, "count": self._count})
 
     def is_ours(self) -> bool:
-        """False once another driver took the lease over."""
+        """False once another driver took the folder over."""
         try:
-            return os.path.samestat(os.fstat(self._descriptor), self.path.stat())
+            return _last_number(self.folder) == self.number
         except OSError:
             return False
 
     def release(self) -> None:
-        """Give the lease up."""
-        if self.is_ours():
-            self.path.unlink(missing_ok=True)
-        os.close(self._descriptor)
+        """Give the lease up. The file stays, and says so."""
+        self._rewrite(RELEASED)
+
+    def _rewrite(self, content: dict[str, object]) -> None:
+        # Opened each time: closing is what makes the other machines of a network file system see the change.
+        # A write that fails is not worth more than a beat missed.
+        with suppress(OSError):
+            descriptor = os.open(_path(self.folder, self.number), os.O_WRONLY)
+            try:
+                os.pwrite(descriptor, _encoded(content), 0)
+            finally:
+                os.close(descriptor)
 
 
 @dataclass
@@ -65,20 +77,28 @@ class Leases:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def acquire(self, folder: Path) -> bool:
-        """Try to own `folder`. False: another driver that seems alive owns it; ask again later."""
-        path = folder / LEASE
-        if self._is_dead(path):
-            self._take_away(path)
-        lease = _create(path)
+        """Try to own `folder`, which is created. False: another driver that seems alive owns it; ask again later."""
+        make_folder(folder)
+        with store_errors(folder, "take the lease of"):
+            last = _last_number(folder)
+            if last and self._seems_alive(folder, last):
+                return False
+            lease = _create(folder, last + 1)
         if lease is None:
             return False
         with self._lock:
             self.held[folder] = lease
+            self._seen.pop(folder, None)
         self._keep_alive()
         return True
 
+    def is_ours(self, folder: Path) -> bool:
+        """Whether we own `folder`, and nobody took it over."""
+        lease = self.held.get(folder)
+        return lease is not None and lease.is_ours()
+
     def release(self, folder: Path) -> None:
-        """Give one lease up."""
+        """Give one lease up, if it is held."""
         with self._lock:
             lease = self.held.pop(folder, None)
         if lease is not None:
@@ -99,73 +119,87 @@ class Leases:
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_SECONDS):
-            with self._lock:
+            with self._lock:  # a lease that is released must not be revived by a late beat
                 for lease in self.held.values():
                     lease.beat()
 
-    def _is_dead(self, path: Path) -> bool:
+    def _seems_alive(self, folder: Path, number: int) -> bool:
         try:
-            content = path.read_bytes()
+            content = _path(folder, number).read_bytes()
         except FileNotFoundError:
+            return True  # replaced by a successor between two looks
+        if _is_over(content):
             return False
-        if _owner_is_gone(content):
-            self._seen[path] = (content, 0.0)
-            return True
-        seen, since = self._seen.get(path, (b"", 0.0))
+        seen, since = self._seen.get(folder, (None, 0.0))
         if seen != content:
-            self._seen[path] = (content, time.monotonic())
-            return False
-        return time.monotonic() - since > PATIENCE
-
-    def _take_away(self, path: Path) -> None:
-        """Move a dead owner's lease aside; put it back if it turns out to be a living one's."""
-        judged, _ = self._seen.pop(path)
-        aside = path.with_name(f"{LEASE}.{uuid.uuid4().hex}")
-        try:
-            path.rename(aside)
-        except FileNotFoundError:
-            return
-        if aside.read_bytes() != judged:
-            with suppress(FileExistsError):
-                os.link(aside, path)
-        aside.unlink()
+            self._seen[folder] = (content, time.monotonic())
+            return True
+        return time.monotonic() - since <= PATIENCE
 
 
-def _create(path: Path) -> Lease | None:
-    content: dict[str, object] = {
-        "owner": uuid.uuid4().hex,
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "started": psutil.Process().create_time(),
-    }
-    temporary = path.with_name(f"{LEASE}.{content['owner']}")
+def _path(folder: Path, number: int) -> Path:
+    return folder / f"lease-{number}.json"
+
+
+def _numbers(folder: Path) -> list[int]:
+    return [int(match[1]) for name in os.listdir(folder) if (match := LEASE.fullmatch(name))]  # noqa: PTH208 - 5 × faster
+
+
+def _last_number(folder: Path) -> int:
+    """The number of the last lease; 0 before the first."""
+    return max(_numbers(folder), default=0)
+
+
+def _create(folder: Path, number: int) -> Lease | None:
+    """Create the lease that follows the last one; None when somebody else was faster."""
+    content: dict[str, object] = {"owner": uuid.uuid4().hex, "machine": _machine(), "pid": os.getpid()}
+    path = _path(folder, number)
     try:
-        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR)
-    except OSError as error:
-        raise StoreError(f"cannot write `{path}`: {error.strerror}") from error
-    os.pwrite(descriptor, _encoded({**content, "count": 0}), 0)
-    try:
-        os.link(temporary, path)
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     except FileExistsError:
-        os.close(descriptor)
         return None
+    try:
+        os.pwrite(descriptor, _encoded({**content, "count": 0}), 0)
     finally:
-        temporary.unlink()
-    return Lease(path, descriptor, content)
+        os.close(descriptor)
+    numbers = _numbers(folder)
+    if max(numbers, default=0) > number:
+        # While we thought the one before was the last, others had this number, gave it up, and deleted it.
+        path.unlink(missing_ok=True)
+        return None
+    for older in numbers:
+        if older < number:
+            _path(folder, older).unlink(missing_ok=True)
+    return Lease(folder, number, content)
 
 
-def _owner_is_gone(content: bytes) -> bool:
+def _is_over(content: bytes) -> bool:
+    """Whether the owner said so, or its process is gone from this machine."""
     try:
         owner = json.loads(content)
-        if owner["host"] != socket.gethostname():
-            return False
-        process = psutil.Process(owner["pid"])
-        is_other = abs(process.create_time() - owner["started"]) > 1.0
-        return is_other or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
+        if owner == RELEASED:
+            return True
+        return owner["machine"] == _machine() and _is_gone(owner["pid"])
     except (ValueError, KeyError, TypeError):
         return False  # torn or foreign: let patience decide
+
+
+def _is_gone(pid: int) -> bool:
+    # A new process may have taken the number: that costs `PATIENCE`, while its age would depend on the clock.
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+@lru_cache(maxsize=1)
+def _machine() -> str:
+    """This machine as far as process numbers go: containers may share a host's name, not its numbers."""
+    try:
+        numbering = os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - no file, but an inode number
+    except OSError:  # not Linux
+        numbering = ""
+    return f"{socket.gethostname()} {numbering}".strip()
 
 
 def _encoded(content: dict[str, object]) -> bytes:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-PATIENCE = 60.0
+PATIENCE = 300.0
 
 
 def leave_trace(folder: str, num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:

@@ -227,6 +227,19 @@ def test_stop_leaves_checkpoints_of_stages_and_groups(backend: RayBackend, stage
 
 
 @pytest.mark.ray
+def test_what_does_not_stop_is_ended(backend: RayBackend, stages: Stages, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.execution.ray_backend.running.STOP_SECONDS", 1.0)
+    model = {"name": "probes:meet", "folder": str(stages.traces), "count": 99}  # it waits for ever
+    alone = stages.request("alone", model=model)
+    group = stages.request("group", model=model, seed=1, resources={"workers": 2})
+    assert backend.try_start(alone)
+    assert backend.try_start(group)
+    wait_until(lambda: len(stages.pids()) == 2 and len(stages.pids(rank=1)) == 1)
+    assert {name: outcome.status for name, outcome in backend.stop()} == {"alone": "lost", "group": "lost"}
+    wait_until(nothing_is_held)
+
+
+@pytest.mark.ray
 def test_a_group_equals_one_worker_and_a_killed_group_equals_it_too(
     backend: RayBackend, stages: Stages, tmp_path: Path
 ) -> None:
@@ -354,5 +367,6 @@ def test_running_out_of_memory_names_the_setting_to_change() -> None:
         "teacher", OutOfMemoryError("Task was killed due to the node running low on memory.\n...")
     )
     assert "out of memory" in line
-    assert "`stages.teacher.resources.memory`" in line
+    assert "`teacher`" in line
+    assert "`resources.memory`" in line
     assert "\n" not in line

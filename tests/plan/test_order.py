@@ -1,6 +1,6 @@
 """From a plan to the graph: what is inserted, what is shared, and what reads what."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import chain, combinations
 from typing import Any
 

@@ -108,7 +108,7 @@ def _prepare_environment(address: str) -> None:
     """Settings that Ray reads when it is imported or started; what the user has set stays."""
     for name, value in (ENVIRONMENT if address == "local" else ENVIRONMENT | JOINING).items():
         os.environ.setdefault(name, value)
-    if _has_token():
+    if "ray" not in sys.modules and _has_token():  # later it would reach the processes we start, but not ourselves
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 

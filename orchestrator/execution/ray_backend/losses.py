@@ -12,15 +12,14 @@ def describe_loss(stage: str, error: BaseException) -> str:
     """One line for the table of outcomes. `error` is Ray's, which fills a screen."""
     if is_out_of_memory(error):
         return (
-            f"a process of stage `{stage}` was ended because its machine ran out of memory; set"
-            f" `stages.{stage}.resources.memory` to what it needs, so that fewer stages share a machine, or lower"
-            " its `batch_size`"
+            f"a process of stage `{stage}` was ended because its machine ran out of memory; set its"
+            " `resources.memory` to what it needs, so that fewer stages share a machine, or lower its `batch_size`"
         )
     if not isinstance(error, RayError):
         return f"a process of stage `{stage}` failed: {summary_of(error)}"
     return (
-        f"a process of stage `{stage}` died without a word; if its machine was short of memory, set"
-        f" `stages.{stage}.resources.memory` so that fewer stages share it"
+        f"a process of stage `{stage}` died without a word; if its machine was short of memory, set its"
+        " `resources.memory`, so that fewer stages share a machine"
     )
 
 

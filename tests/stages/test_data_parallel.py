@@ -1,0 +1,106 @@
+"""Two workers make what one makes, up to the rounding of sums: also where batches are uneven or smaller than the group."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+WORKER = Path(__file__).with_name("data_parallel_worker.py")
+NORMED = {"name": "cnn", "widths": [4], "batch_norm": True, "hidden": [8]}
+AUGMENT = [{"name": "shift", "pixels": 1}, {"name": "mixup", "alpha": 0.5}]
+FRAGILE = """
+import torch
+from torch import nn
+
+class Fragile(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.linear = nn.Linear(64, num_classes)
+        self.steps = 0
+
+    def forward(self, inputs):
+        self.steps += 1
+        is_broken = self.steps == 4 and torch.distributed.is_initialized() and torch.distributed.get_rank() == 1
+        return self.linear(inputs.flatten(1)) * (float("nan") if is_broken else 1.0)
+
+def build(num_classes):
+    return Fragile(num_classes)
+"""
+
+
+def plan_of(teacher: dict[str, Any], student: dict[str, Any], fragile: str) -> dict[str, Any]:
+    """108 training samples: batches of 25 leave 8 for the last, batches of 107 leave one."""
+    bounded = {"clip_norm": 0.5, "max_norm": 0.8, "label_smoothing": 0.1, "schedule": {"name": "cosine"}}
+    return {
+        "plain": teacher | {"batch_size": 25, "epochs": 2},
+        "lonely": teacher | {"batch_size": 107},
+        "normed": teacher | {"model": NORMED, "batch_size": 107, "optimizer": {"name": "adamw"}},
+        "bounded": teacher | {"model": NORMED, "batch_size": 25, "augment": AUGMENT} | bounded,
+        "stopped": teacher | {"batch_size": 5, "seed": 7},
+        "targets": {"stage": "predict_targets", "teacher": "plain"},
+        "student": student | {"targets": "targets", "batch_size": 25},
+        "fragile": teacher | {"model": {"name": f"{fragile}:build"}},
+    }
+
+
+def run_together(requests: list[dict[str, Any]], folder: Path, world: int = 2) -> list[list[list[str | None]]]:
+    """Run requests on `world` processes; the outcomes of each rank."""
+    (folder / "requests.json").write_text(json.dumps(requests))
+    path = os.pathsep.join([str(folder), *sys.path])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    arguments = [str(world), str(folder / "rendezvous"), str(folder / "requests.json")]
+    workers = [
+        subprocess.Popen([sys.executable, str(WORKER), str(rank), *arguments], env=environment)
+        for rank in range(world)
+    ]
+    try:
+        assert [worker.wait(timeout=120) for worker in workers] == [0] * world
+    finally:
+        for worker in workers:
+            worker.kill()
+    return [json.loads((folder / f"outcomes-{rank}.json").read_text()) for rank in range(world)]
+
+
+def check_same(one: Any, two: Any, name: str, tolerance: float) -> None:
+    """Weights, running statistics and reported numbers agree."""
+    here, there = (load_file(s.folder(name).path / "model.safetensors") for s in (one, two))
+    assert here.keys() == there.keys()
+    for key, value in here.items():
+        torch.testing.assert_close(there[key], value, rtol=tolerance, atol=tolerance, msg=f"{name}: {key}")
+    lines = list(zip(one.metrics(name), two.metrics(name), strict=True))
+    assert lines
+    for alone, together in lines:
+        assert alone.keys() == together.keys()
+        for key in alone:
+            np.testing.assert_allclose(together[key], alone[key], rtol=1e-4, atol=1e-5, err_msg=f"{name}: {key}")
+
+
+def test_two_workers_make_what_one_makes(
+    stages: Any, teacher: dict[str, Any], student: dict[str, Any], tmp_path: Path, users_models: Any
+) -> None:
+    plan = plan_of(teacher, student, users_models(FRAGILE))
+    alone, together = stages.run(plan), stages.elsewhere("together")
+    graph = together.write(plan)
+    names = [name for name in graph.nodes if name not in ("targets", "stopped", "student", "fragile")]
+    requests = [together.request(name).to_dict() for name in names]
+    stopped = together.request("stopped").to_dict()
+    requests += [stopped | {"stop_after": 2}, stopped, together.request("fragile").to_dict()]
+    first, second = run_together(requests, tmp_path)
+    assert [status for status, _ in first] == ["done"] * len(names) + ["stopped", "done", "failed"]
+    assert [status for status, _ in second] == [status for status, _ in first]
+
+    check_same(alone, together, "plain", 1e-5)
+    check_same(alone, together, "lonely", 1e-5)
+    check_same(alone, together, "stopped", 1e-5)
+    check_same(alone, together, "normed", 1e-4)
+    check_same(alone, together, "bounded", 1e-4)
+    for _, error in (first[-1], second[-1]):  # a loss that only one worker sees stops both, at the same step
+        assert "the loss is not finite at step 3" in (error or "")
