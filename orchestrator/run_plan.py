@@ -4,7 +4,7 @@ import logging
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,12 @@ from orchestrator.execution.scheduler import run_stages
 from orchestrator.plan.order import Graph
 from orchestrator.plan.schema import Plan
 from orchestrator.runs.files import make_folder
-from orchestrator.runs.plan_run import SUCCEEDED, NodeState, PlanRun, copy_report, latest_run
+from orchestrator.runs.live_results import LiveResults
+from orchestrator.runs.plan_run import FINISHED, SUCCEEDED, NodeState, PlanRun, copy_report, latest_run
 from orchestrator.terminal import Progress
 from orchestrator.tracking import Mirror
+
+MIRROR_SECONDS, MIRROR_SECONDS_INTERRUPTED = 20.0, 3.0  # seconds for the last words to the tracking store
 
 log = logging.getLogger(__name__)
 
@@ -42,33 +45,58 @@ def run_plan(plan: Plan, graph: Graph, options: RunOptions) -> dict[str, Any]:
     make_folder(options.root / "stages")
     run = PlanRun(plan, graph, options.root, command=options.command, versions=versions())
     previous = latest_run(options.root, plan.name)
-    run.begin()
     states = {name: NodeState() for name in graph.nodes}
-    run.write_results(states, "running")
-    mirror = Mirror(run.folder, options.root, options.tracking_uri)
-    mirror.start()
     stop = threading.Event()
-    backend = build_backend(options, stop)
-    status = "failed"
-    try:
-        with Progress() as progress, stopping_on_interrupt(stop):
-
-            def watch(now: Mapping[str, NodeState]) -> None:
-                progress.update(now)
-                run.write_results(now, "running")
-
-            states = run_stages(
-                graph, backend, task=plan.task, root=options.root, forced=forced, stop=stop, watch=watch
-            )
-            backend.close()
-        status = status_of(states, interrupted=stop.is_set())
-    finally:
-        results = run.write_results(states, status)
-        if status != "failed" or any(state.status == "failed" for state in states.values()):
-            write_report_of(run, previous, states)
-        mirror.finish()
+    with stopping_on_interrupt(stop):
+        run.begin()
+        mirror = Mirror(run.folder, options.root, options.tracking_uri)
+        try:
+            with results_written(run, states, stop):
+                mirror.start()
+                run_on_backend(run, states, options, forced, stop)
+            if not stop.is_set():
+                write_report_of(run, previous, states)
+        finally:
+            mirror.finish(MIRROR_SECONDS_INTERRUPTED if stop.is_set() else MIRROR_SECONDS)
     run.mlflow = mirror.description()
-    return run.write_results(states, status) if run.mlflow else results
+    return run.write_results(states, status_of(states, interrupted=stop.is_set()))
+
+
+@contextmanager
+def results_written(run: PlanRun, states: Mapping[str, NodeState], stop: threading.Event) -> Iterator[None]:
+    """`results.json` says that the run goes on, and afterwards how it ended, whatever ended it."""
+    run.write_results(states, "running")
+    try:
+        yield
+    finally:
+        for state in states.values():
+            if state.status not in FINISHED:
+                state.status = "stopped"
+        run.write_results(states, status_of(states, interrupted=stop.is_set()))
+
+
+def run_on_backend(
+    run: PlanRun,
+    states: dict[str, NodeState],
+    options: RunOptions,
+    forced: frozenset[str],
+    stop: threading.Event,
+) -> None:
+    """Run the stages; `states`, the terminal and `results.json` follow."""
+
+    def watch(name: str, state: NodeState) -> None:
+        states[name] = state
+        progress.update(name, state)
+        live.note_change()
+
+    with (
+        closing(build_backend(options, stop)) as backend,
+        Progress(states) as progress,
+        LiveResults(run, states) as live,
+    ):
+        run_stages(
+            run.graph, backend, task=run.plan.task, root=options.root, forced=forced, stop=stop, watch=watch
+        )
 
 
 def nodes_called(graph: Graph, names: Sequence[str], option: str) -> frozenset[str]:
@@ -129,8 +157,8 @@ def stopping_on_interrupt(stop: threading.Event) -> Iterator[None]:
     def ask(number: int, frame: object) -> None:
         if stop.is_set():
             raise KeyboardInterrupt
-        log.warning("stopping: stages write their checkpoints; interrupt again to end at once")
         stop.set()
+        log.warning("stopping: stages write their checkpoints; interrupt again to end at once")
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

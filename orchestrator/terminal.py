@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.execution.outlook import Prospect
@@ -42,7 +43,7 @@ def prospects_table(prospects: Sequence[Prospect]) -> Table:
             _resources(node.config.resources),
             node.fingerprint,
             "[cyan]cached[/]" if prospect.is_cached else "[bold]new[/]",
-            prospect.reason,
+            escape(prospect.reason),
         )
     return table
 
@@ -63,7 +64,7 @@ def results_table(results: Mapping[str, Any]) -> Table:
             _percent(metrics, std, "validation/accuracy"),
             _percent(metrics, std, "test/accuracy"),
             _errors(metrics, std),
-            entry.get("error", ""),
+            escape(entry.get("error", "")),
         )
     return table
 
@@ -99,9 +100,9 @@ def _errors(metrics: Mapping[str, float], std: Mapping[str, float]) -> str:
 class Progress:
     """Shows the stages while they run: a live table on a terminal, a line per change elsewhere."""
 
-    def __init__(self) -> None:
+    def __init__(self, states: Mapping[str, NodeState]) -> None:
         self.console = console(stderr=True)
-        self.states: dict[str, NodeState] = {}
+        self.states = dict(states)
         self.shown: dict[str, tuple[str, str]] = {}
         self.started = time.monotonic()
         self.lock = threading.Lock()
@@ -118,15 +119,14 @@ class Progress:
         if self.live.is_started:
             self.live.stop()
 
-    def update(self, states: Mapping[str, NodeState]) -> None:
-        """Take the states after a change."""
+    def update(self, name: str, state: NodeState) -> None:
+        """Take a node's state after a change."""
         with self.lock:
-            self.states = dict(states)
-            for name, state in states.items():
-                now = (state.status, state.note)
-                if self.shown.get(name, ("waiting", "")) != now:
-                    self.shown[name] = now
-                    self._line(name, state)
+            self.states[name] = state
+            now = (state.status, state.note)
+            if self.shown.get(name, ("waiting", "")) != now:
+                self.shown[name] = now
+                self._line(name, state)
 
     def _line(self, name: str, state: NodeState) -> None:
         text = state.error or state.note
@@ -147,7 +147,7 @@ class Progress:
                 name,
                 f"[{STYLES[state.status]}]{state.status}[/]",
                 f"{state.seconds + running:.0f}",
-                state.error or state.note,
+                escape(state.error or state.note),
             )
         counts = {status: sum(state.status == status for state in states.values()) for status in STYLES}
         summary = "  ".join(f"{count} {status}" for status, count in counts.items() if count)

@@ -21,22 +21,22 @@ class LocalBackend:
         """Everything fits: there is one process, and it is this one."""
 
     def try_start(self, request: StageRequest) -> bool:
-        """Take one stage at a time; it runs in `wait`."""
+        """Take one stage; `wait` runs it."""
         if self._next is not None:
             return False
         self._next = request
         return True
 
     def wait(self, seconds: float) -> list[tuple[str, Outcome]]:
-        """Run the stage that was taken to its end."""
+        """Run the stage that was taken to its end, however long that is."""
+        if self._next is None or self._stop.is_set():
+            time.sleep(seconds)  # not `Event.wait`: a signal handler that sets the event would wait for us
+            return self.stop()
         request, self._next = self._next, None
-        if request is None:
-            time.sleep(seconds)
-            return []
         return [(request.name, run_stage(request, should_stop=self._stop.is_set, device=_device(request)))]
 
     def stop(self) -> list[tuple[str, Outcome]]:
-        """A stage that was taken but not run stops before it begins."""
+        """The stage that was taken and did not begin."""
         request, self._next = self._next, None
         return [] if request is None else [(request.name, Outcome("stopped"))]
 

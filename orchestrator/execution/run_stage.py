@@ -6,7 +6,7 @@ import subprocess
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -125,13 +125,25 @@ def _set_threads(request: StageRequest) -> None:
         torch.set_num_threads(threads)
 
 
+class _LogFile(logging.FileHandler):
+    """Says nothing when the disk is full: the stage's own files will."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line, or drop it."""
+        with suppress(OSError):
+            if self.stream is None:
+                self.stream = self._open()
+            self.stream.write(self.format(record) + self.terminator)
+            self.stream.flush()
+
+
 @contextmanager
 def _logging_to(path: Path, *, enabled: bool) -> Iterator[None]:
     if not enabled:
         yield
         return
     logger = logging.getLogger("orchestrator")
-    handler = logging.FileHandler(path)
+    handler = _LogFile(path, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
     level = logger.level
@@ -141,7 +153,8 @@ def _logging_to(path: Path, *, enabled: bool) -> Iterator[None]:
     finally:
         logger.setLevel(level)
         logger.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):
+            handler.close()
 
 
 @lru_cache(maxsize=1)

@@ -9,26 +9,27 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
-from orchestrator.errors import StoreError
+from orchestrator.errors import PlanError, StoreError
+from orchestrator.execution.ready import ReadyStages
 from orchestrator.execution.request import Backend, Outcome, build_request
 from orchestrator.plan.order import Graph, Node
 from orchestrator.runs.context import claim_attempt
-from orchestrator.runs.folder import RECORD, StageFolder
+from orchestrator.runs.folder import StageFolder
 from orchestrator.runs.lease import Leases
-from orchestrator.runs.plan_run import FINISHED, SUCCEEDED, NodeState
+from orchestrator.runs.plan_run import SUCCEEDED, NodeState, Status
 from orchestrator.runs.record import Record
 from tasks.task import Task
 
 MAX_ATTEMPTS = 4  # the first, and three after a process died
 POLL_SECONDS = 0.5
-RECHECK_SECONDS = 2.0  # between looks at a stage that another driver owns
+RECHECK_SECONDS = 2.0  # between looks at a stage that another driver owns, or that found no room
 
 log = logging.getLogger(__name__)
 
-Watcher = Callable[[Mapping[str, NodeState]], None]
+Watcher = Callable[[str, NodeState], None]
 
 
 def run_stages(
@@ -39,11 +40,12 @@ def run_stages(
     root: Path,
     forced: frozenset[str] = frozenset(),
     stop: threading.Event | None = None,
-    watch: Watcher = lambda states: None,
+    watch: Watcher = lambda name, state: None,
 ) -> dict[str, NodeState]:
     """Run every node that has no result yet; returns how each ended. `forced` nodes run again from the start.
 
-    Setting `stop` ends the running stages at their next checkpoint. `watch` is called after every change.
+    Setting `stop` makes the running stages write a checkpoint and end. `watch` is called with a node's name and state
+    after every change of it.
     """
     run = _Run(graph, backend, task, root, forced, stop or threading.Event(), watch)
     try:
@@ -66,137 +68,149 @@ class _Run:
         watch: Watcher,
     ) -> None:
         self.graph, self.backend, self.task, self.root = graph, backend, task, root
-        self.forced, self.stop, self.watch = set(forced), stop, watch
-        self.states = {name: NodeState() for name in graph.nodes}
-        self.leases = Leases()
+        self.stop, self.watch = stop, watch
+        # By folder: nodes that are the same stage share one, and it is made again once.
+        self.forced = {graph.nodes[name].folder for name in forced}
+        self.damaged: set[str] = set()
         self.sound: set[str] = set()
-        self.next_look: dict[str, float] = {}
-        self.work_below = _work_below(graph)
+        self.states = {name: NodeState() for name in graph.nodes}
+        self.ready = ReadyStages(graph)
+        self.leases = Leases()
 
     def until_finished(self) -> dict[str, NodeState]:
         """The story: look, start, wait, until nothing is left."""
         self._mark_cached()
-        waiting = [self.graph.nodes[name] for name, state in self.states.items() if state.status == "waiting"]
-        if waiting:
-            self.backend.check_feasible(waiting)
-        while not self.stop.is_set() and any(state.status not in FINISHED for state in self.states.values()):
+        if self.ready.unfinished:
+            self.backend.check_feasible(self._unfinished())
+        while self.ready.unfinished and not self.stop.is_set():
             self._start_ready()
-            for name, outcome in self.backend.wait(POLL_SECONDS if self._is_blocked() else 0.0):
-                self._ended(name, outcome)
+            if self.ready.unfinished:
+                for name, outcome in self.backend.wait(POLL_SECONDS):
+                    self._ended(name, outcome)
         if self.stop.is_set():
             self._stop_all()
         return self.states
 
     def _mark_cached(self) -> None:
-        for name in self.graph.nodes:
-            if name not in self.forced and self._has_result(name):
-                self._change(name, "cached")
+        for name, node in self.graph.nodes.items():
+            if self._has_result(node):
+                self._finish(name, "cached")
 
-    def _has_result(self, name: str) -> bool:
-        folder = self._folder(name)
+    def _has_result(self, node: Node) -> bool:
+        folder = self._folder(node)
+        if node.folder in self.forced:
+            return False
+        if node.folder in self.damaged:
+            return folder.damage() is None  # another driver may have made it again
         try:
             record = folder.record()
         except StoreError as error:
-            log.warning("%s: %s; the stage runs again", name, error.message)
+            self._note_damage(node, error.message)
             return False
         return record is not None and record.status == "done"
 
-    def _is_blocked(self) -> bool:
-        """Whether nothing can be done before something ends elsewhere."""
-        return all(
-            state.status != "waiting" or not self._is_ready(name) for name, state in self.states.items()
-        ) or any(state.status == "running" for state in self.states.values())
+    def _note_damage(self, node: Node, damage: str) -> None:
+        log.warning("%s: %s; the stage runs again", node.name, damage)
+        self.damaged.add(node.folder)
 
     def _start_ready(self) -> None:
-        ready = [
-            name for name, state in self.states.items() if state.status == "waiting" and self._is_ready(name)
-        ]
-        for name in sorted(ready, key=lambda name: -self.work_below[name]):
-            if self.stop.is_set():
-                return
-            if time.monotonic() >= self.next_look.get(name, 0.0):
-                self._try(name)
+        while not self.stop.is_set() and (name := self.ready.next()) is not None:
+            self._try(self.graph.nodes[name])
 
-    def _is_ready(self, name: str) -> bool:
-        return all(self.states[read].status in FINISHED for read in self.graph.nodes[name].reads)
-
-    def _try(self, name: str) -> None:
+    def _try(self, node: Node) -> None:
         """Skip, reuse, or start one node whose inputs are finished."""
-        node = self.graph.nodes[name]
-        lost = [read for read in node.reads if self.states[read].status not in SUCCEEDED]
-        if lost:
-            self._change(name, "skipped", note=f"needs `{lost[0]}`, which {_ended_how(self.states[lost[0]])}")
+        missing = [read for read in node.reads if self.states[read].status not in SUCCEEDED]
+        if missing:
+            how = _ended_how(self.states[missing[0]])
+            self._finish(node.name, "skipped", note=f"needs `{missing[0]}`, which {how}")
             return
         if not self._inputs_are_sound(node):
             return
-        folder = self._folder(name)
+        folder = self._folder(node)
         try:
-            folder.create(node.identity)
             if not self.leases.acquire(folder.path):
-                self._wait_for_other_driver(name)
-                return
-            if name not in self.forced and self._has_result(name):
+                self._wait_for_other_driver(node.name)
+            elif self._has_result(node):
                 self.leases.release(folder.path)
-                self._change(name, "cached")
-                return
-            self._start(node, folder)
+                self._finish(node.name, "cached")
+            else:
+                self._start(node, folder)
         except StoreError as error:
             self.leases.release(folder.path)
-            self._change(name, "failed", error=error.message)
+            self._finish(node.name, "failed", error=error.message)
 
     def _start(self, node: Node, folder: StageFolder) -> None:
         attempt = uuid.uuid4().hex
         request = build_request(node, self.graph, self.task, self.root, attempt)
-        if node.name in self.forced:
-            folder.forget()
-            folder.create(node.identity)
-            self.forced.discard(node.name)
-        (folder.path / RECORD).unlink(missing_ok=True)
+        self._prepare(node, folder)
         claim_attempt(folder, attempt)
         state = self.states[node.name]
-        state.started = time.monotonic()
         if not self.backend.try_start(request):
             self.leases.release(folder.path)
-            self.next_look[node.name] = time.monotonic() + POLL_SECONDS
+            self.ready.found_no_room(node.name, seconds=RECHECK_SECONDS)
             return
+        state.started = time.monotonic()
         state.attempts += 1
         self._change(node.name, "running")
+
+    def _prepare(self, node: Node, folder: StageFolder) -> None:
+        """Unfinished work of this very stage may stay; what must be made again may not."""
+        folder.create(node.identity)
+        if node.folder in self.forced | self.damaged:
+            folder.forget()
+            folder.create(node.identity)
+            self.forced.discard(node.folder)
+            self.damaged.discard(node.folder)
+        folder.unfinish()
 
     def _inputs_are_sound(self, node: Node) -> bool:
         """Check once what earlier runs left; damaged inputs are made again before this node starts."""
         for read in node.reads:
             if read in self.sound or self.states[read].status != "cached":
                 continue
-            if damage := self._folder(read).damage():
-                log.warning("%s: %s; the stage runs again", read, damage)
-                self.forced.add(read)
-                self._change(read, "waiting")
+            if damage := self._folder(self.graph.nodes[read]).damage():
+                self._note_damage(self.graph.nodes[read], damage)
+                self._make_again(read)
                 return False
             self.sound.add(read)
         return True
 
+    def _make_again(self, name: str) -> None:
+        self.ready.reopen(name)
+        try:
+            self.backend.check_feasible([self.graph.nodes[name]])
+        except PlanError as error:
+            self._finish(name, "failed", error=error.message)
+        else:
+            self._change(name, "waiting")
+
     def _wait_for_other_driver(self, name: str) -> None:
-        self.next_look[name] = time.monotonic() + RECHECK_SECONDS
+        self.ready.put_back(name, seconds=RECHECK_SECONDS)
         if not self.states[name].note:
             self._change(name, "waiting", note="another driver runs it")
 
     def _ended(self, name: str, outcome: Outcome) -> None:
-        state = self.states[name]
+        self.ready.make_room()
+        state, folder = self.states[name], self._folder(self.graph.nodes[name])
         state.seconds += outcome.seconds or (time.monotonic() - (state.started or time.monotonic()))
-        self.leases.release(self._folder(name).path)
-        # There is room now: whoever was refused is asked again, the longest chain first.
-        self.next_look = {name: look for name, look in self.next_look.items() if self.states[name].note}
-        if outcome.status == "lost" and state.attempts < MAX_ATTEMPTS:
-            log.warning(
-                "%s: %s; it continues from its last checkpoint", name, outcome.error or "its process died"
+        if not self.leases.is_ours(folder.path):
+            self._try_again(name, "another driver took it over while this one gave no sign of life")
+        elif outcome.status != "lost":
+            self._finish(name, outcome.status, error=outcome.error)
+        elif state.attempts < MAX_ATTEMPTS:
+            self._try_again(
+                name, f"{outcome.error or 'its process died'}; it continues from its last checkpoint"
             )
-            self._change(name, "waiting")
-        elif outcome.status == "lost":
-            self._record_loss(name, f"its process died {state.attempts} times: {outcome.error}")
         else:
-            self._change(name, outcome.status, error=outcome.error)
+            self._give_up(name, f"its process died {state.attempts} times: {outcome.error}")
+        self.leases.release(folder.path)
 
-    def _record_loss(self, name: str, error: str) -> None:
+    def _try_again(self, name: str, why: str) -> None:
+        log.warning("%s: %s", name, why)
+        self._change(name, "waiting")
+        self.ready.put_back(name)
+
+    def _give_up(self, name: str, error: str) -> None:
         node = self.graph.nodes[name]
         record = Record(
             kind=node.kind,
@@ -206,35 +220,33 @@ class _Run:
             finished=time.time(),
             error=error,
         )
-        self._folder(name).write_record(record)
-        self._change(name, "failed", error=error)
+        try:
+            self._folder(node).write_record(record)
+        except StoreError as second:  # a full disk must not hide the first error
+            log.error("%s: %s", name, second.message)
+        self._finish(name, "failed", error=error)
 
     def _stop_all(self) -> None:
         for name, outcome in self.backend.stop():
             self._ended(name, outcome)
-        for name, state in self.states.items():
-            if state.status not in FINISHED:
-                self._change(name, "stopped", note="the run was interrupted")
+        for node in self._unfinished():
+            self._finish(node.name, "stopped", note="the run was interrupted")
 
-    def _change(self, name: str, status: str, *, note: str = "", error: str | None = None) -> None:
+    def _finish(self, name: str, status: Status, *, note: str = "", error: str | None = None) -> None:
+        self.ready.finish(name)
+        self._change(name, status, note=note, error=error)
+
+    def _change(self, name: str, status: Status, *, note: str = "", error: str | None = None) -> None:
         state = self.states[name]
-        state.status, state.note, state.error = status, note, error  # type: ignore[assignment]
-        self.watch(self.states)
+        state.status, state.note, state.error = status, note, error
+        self.watch(name, state)
 
-    def _folder(self, name: str) -> StageFolder:
-        return StageFolder(self.root / self.graph.nodes[name].folder)
+    def _unfinished(self) -> list[Node]:
+        return [node for name, node in self.graph.nodes.items() if name in self.ready.unfinished]
+
+    def _folder(self, node: Node) -> StageFolder:
+        return StageFolder(self.root / node.folder)
 
 
 def _ended_how(state: NodeState) -> str:
     return {"failed": "failed", "skipped": "was skipped", "stopped": "was stopped"}[state.status]
-
-
-def _work_below(graph: Graph) -> dict[str, float]:
-    """Length of the longest chain of training epochs that waits for each node: the longest starts first."""
-    below = dict.fromkeys(graph.nodes, 0.0)
-    for name in reversed(list(graph.nodes)):
-        node = graph.nodes[name]
-        below[name] += float(getattr(node.config, "epochs", 1))
-        for read in node.reads:
-            below[read] = max(below[read], below[name])
-    return below

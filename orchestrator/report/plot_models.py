@@ -16,6 +16,7 @@ from orchestrator.report.words import count, mean, percent, shorten
 
 LINE_STYLES = ("-", (0, (5, 2)), (0, (1.2, 1.6)), (0, (6, 2, 1.2, 2)))
 WIDTH = 4.9  # inches
+LEADER = {"arrowstyle": "-", "lw": 0.6, "alpha": 0.6, "shrinkA": 1, "shrinkB": 0, "relpos": (0.0, 0.5)}
 LETTER = 5.1  # mean width of a letter in points
 
 
@@ -136,6 +137,8 @@ def draw_curves(lines: Sequence[Line], title: str, *, is_fraction: bool) -> Figu
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.grid(axis="y")
     axes.margins(x=0.01)
+    if max(line.epochs[-1] for line in lines) == min(line.epochs[0] for line in lines):
+        axes.set_xlim(lines[0].epochs[0] - 1, lines[0].epochs[0] + 1)
     _name_ends(axes, lines)
     return figure
 
@@ -188,14 +191,7 @@ def _name_ends(axes: Axes, lines: Sequence[Line]) -> None:
             va="center",
             color=colour,
             annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": colour,
-                "lw": 0.6,
-                "alpha": 0.6,
-                "shrinkA": 1,
-                "shrinkB": 0,
-            },
+            arrowprops={**LEADER, "color": colour},
         )
 
 

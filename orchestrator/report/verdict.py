@@ -88,10 +88,12 @@ def _precision_sentence(main: Competitor) -> str:
     assert main.samples is not None
     assert main.error_rate is not None
     low, high = wilson_interval(main.error_rate, main.samples)
+    replicas = ""
+    if main.errors is not None and main.errors.deviation is not None:
+        replicas = " ± is the standard deviation over replicas, which differ in their seed."
     return (
         f"{count(main.samples)} test samples leave the error rate of {percent(main.error_rate)} uncertain:"
-        f" {percent(low)} to {percent(high)} (95 % Wilson interval). ± is the standard deviation over replicas, which"
-        " differ in their seed."
+        f" {percent(low)} to {percent(high)} (95 % Wilson interval).{replicas}"
     )
 
 
@@ -195,6 +197,7 @@ def _agreements(story: Story) -> str:
 
 def _agreement_with_teacher(student: str, pair: Agreement) -> str:
     return (
-        f"It gives the same answer as its teacher ({escape(pair.other)}) on {percent(pair.same_answer / pair.samples)}"
-        f" of them, errs with it on {count(pair.both_wrong)} and without it on {count(pair.only_student_wrong)}."
+        f"{student} gives the same answer as its teacher ({escape(pair.other)}) on"
+        f" {percent(pair.same_answer / pair.samples)} of the test samples, errs with it on {count(pair.both_wrong)} and"
+        f" without it on {count(pair.only_student_wrong)}."
     )

@@ -106,8 +106,9 @@ class StageFolder:
 
     def forget(self) -> None:
         """Delete everything but the lease: the stage runs from the start."""
+        self.unfinish()  # first of all: a record of files that are gone would be a lie
         with store_errors(self.path, "empty the folder"):
-            for path in self.path.iterdir() if self.path.is_dir() else ():
+            for path in self.path.iterdir():
                 if path.name.startswith("lease"):
                     continue
                 if path.is_dir():

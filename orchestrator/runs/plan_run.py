@@ -23,7 +23,7 @@ from orchestrator.plan.stage_configs import (
     EvaluateConfig,
     PredictTargetsConfig,
 )
-from orchestrator.runs.files import make_folder, read_json, write_json
+from orchestrator.runs.files import atomic_write, make_folder, read_json, write_json
 from orchestrator.runs.folder import StageFolder
 from orchestrator.runs.record import Record
 from tasks.task import Task
@@ -57,11 +57,13 @@ class PlanRun:
         self.started = time.monotonic()
         self.folder = root / "plans" / plan.name / self.run_id
         self.mlflow: dict[str, Any] = {}
+        self._records: dict[str, Record | None] = {}
 
     def begin(self) -> None:
         """Make the folder and write the plan and its graph."""
         make_folder(self.folder)
-        (self.folder / "plan.yaml").write_text(plan_text(self.plan))
+        with atomic_write(self.folder / "plan.yaml") as temporary:
+            temporary.write_text(plan_text(self.plan))
         write_json(self.folder / "graph.json", graph_values(self.plan, self.graph, self.run_id))
 
     def write_results(self, states: Mapping[str, NodeState], status: str) -> dict[str, Any]:
@@ -88,7 +90,8 @@ class PlanRun:
 
     def _stages(self, states: Mapping[str, NodeState]) -> dict[str, Any]:
         entries = {
-            name: stage_entry(node, states[name], self.root) for name, node in self.graph.nodes.items()
+            name: stage_entry(node, states[name], self._record(node, states[name]))
+            for name, node in self.graph.nodes.items()
         }
         for stage, names in self.graph.replicas.items():
             members = [entries[name] for name in names if name in entries]
@@ -96,8 +99,17 @@ class PlanRun:
                 entries[stage] = replicas_entry(members)
         return entries
 
+    def _record(self, node: Node, state: NodeState) -> Record | None:
+        """The node's record, read once: results are written often, and a finished stage does not change."""
+        if state.status not in SUCCEEDED:
+            self._records.pop(node.name, None)
+            return None
+        if node.name not in self._records:
+            self._records[node.name] = finished_record(self.root / node.folder)
+        return self._records[node.name]
 
-def stage_entry(node: Node, state: NodeState, root: Path) -> dict[str, Any]:
+
+def stage_entry(node: Node, state: NodeState, record: Record | None) -> dict[str, Any]:
     """One stage of `results.json`."""
     entry: dict[str, Any] = {
         "stage": node.kind,
@@ -106,7 +118,6 @@ def stage_entry(node: Node, state: NodeState, root: Path) -> dict[str, Any]:
         "fingerprint": node.fingerprint,
         "folder": node.folder,
     }
-    record = finished_record(root / node.folder) if state.status in SUCCEEDED else None
     if record is not None:
         if record.parameters is not None:
             entry["parameters"] = record.parameters

@@ -7,7 +7,7 @@ from typing import Any
 from orchestrator.tracking.curves import is_number
 from orchestrator.tracking.plan_run import TrackedNode
 
-COMPARED = ("validation/", "test/")
+COMPARED = ("validation/accuracy", "test/accuracy", "test/errors", "test/loss", "test/ece")
 MAX_NOTE = 7800  # of the 8,000 characters that MLflow keeps of a tag
 
 
@@ -53,10 +53,10 @@ def failure_tags(error: str, record: Mapping[str, Any]) -> dict[str, str]:
 def judgement(entry: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """What is compared between stages, from an entry of results.json; with the deviation over replicas."""
     for key, value in entry.get("metrics", {}).items():
-        if key.startswith(COMPARED) and is_number(value):
+        if key in COMPARED and is_number(value):
             yield key, float(value)
     for key, value in entry.get("std", {}).items():
-        if key.startswith(COMPARED) and is_number(value):
+        if key in COMPARED and is_number(value):
             yield f"{key}/std", float(value)
 
 

@@ -18,7 +18,8 @@ def open_parent(session: Session) -> None:
     if state.run_id is not None:
         return
     state.experiment_id = store.open_experiment(session.client, session.uri, run.experiment, session.root)
-    state.run_id, _ = session.find_or_create(run.key, f"{run.plan} {run.run_id}", {}, run.started)
+    name = run.run_id if run.experiment == run.plan else f"{run.plan} {run.run_id}"
+    state.run_id, _ = session.find_or_create(run.key, name, {}, run.started)
     session.save()
 
 
@@ -47,7 +48,7 @@ def _trained_in(session: Session, node: TrackedNode, experiments: list[str]) -> 
 
 
 def push_comparison(session: Session) -> None:
-    """Every finished stage's judgement as metrics of the parent; replicas in sum when all is over."""
+    """Every finished stage's judgement as metrics of the parent; of replicas their mean and deviation."""
     state = session.state
     points = [point for point in _comparison(session) if point.key not in state.compared]
     if points:
@@ -57,23 +58,23 @@ def push_comparison(session: Session) -> None:
 
 
 def _comparison(session: Session) -> Iterator[Point]:
-    names = {node.name for node in session.run.nodes}
-    for name, entry in session.run.results.get("stages", {}).items():
-        if entry.get("status") not in SUCCEEDED or (name not in names and not session.is_over):
+    for stage, entry in session.run.results.get("stages", {}).items():
+        members = [node for node in session.run.nodes if node.stage == stage]
+        if entry.get("status") not in SUCCEEDED or not members:
             continue
-        members = [node for node in session.run.nodes if name in (node.name, node.stage)]
-        ended = max((node.record.get("finished", 0.0) for node in members), default=0.0)
+        ended = max(node.record.get("finished", 0.0) for node in members)
         for key, value in judgement(entry):
-            yield Point(f"{name}/{key}", value, int(ended * 1000), 0)
+            yield Point(f"{stage}/{key}", value, int(ended * 1000), 0)
 
 
 def push_table(session: Session) -> None:
-    """The table of stages as the parent's description, whenever it has changed."""
+    """The table of stages as the parent's description, whenever it has changed; targets are told only if missing."""
     state = session.state
     runs = {name: stage.run_id for name, stage in state.stages.items()} | state.cached
     address = f"#/experiments/{state.experiment_id}/runs"
     links = {name: f"{address}/{run_id}" for name, run_id in runs.items() if run_id}
-    table = table_of(session.run.nodes, links)
+    told = [node for node in session.run.nodes if node.role != "targets" or node.status not in SUCCEEDED]
+    table = table_of(told, links)
     digest = hashlib.sha256(table.encode()).hexdigest()
     if digest != state.table:
         session.log_tags(state.run_id, {"mlflow.note.content": table})

@@ -22,6 +22,9 @@ SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 DATABASES = ("sqlite:", "postgresql", "mysql", "mssql")
+EXPERIMENT_TAGS = {
+    "mlflow.experimentKind": "custom_model_development"
+}  # or the UI opens on pages about agents
 MAX_KEY, MAX_PARAM, MAX_TAG = 250, 6000, 8000
 
 
@@ -76,7 +79,7 @@ def _create_experiment(client: Any, uri: str, name: str, root: Path) -> Any:
     # A server decides where artifacts go; a database alone would put them below the working directory.
     location = (root.absolute() / "mlartifacts").as_uri() if uri.startswith(DATABASES) else None
     try:
-        client.create_experiment(name, artifact_location=location)
+        client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

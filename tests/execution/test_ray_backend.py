@@ -227,7 +227,9 @@ def test_stop_leaves_checkpoints_of_stages_and_groups(backend: RayBackend, stage
 
 
 @pytest.mark.ray
-def test_what_does_not_stop_is_ended(backend: RayBackend, stages: Stages, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_stop_is_ended(
+    backend: RayBackend, stages: Stages, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("orchestrator.execution.ray_backend.running.STOP_SECONDS", 1.0)
     model = {"name": "probes:meet", "folder": str(stages.traces), "count": 99}  # it waits for ever
     alone = stages.request("alone", model=model)
@@ -312,9 +314,11 @@ def test_a_fresh_driver_packs_four_stages_on_a_gpu_and_keeps_the_terminal_clean(
         for seed, name in enumerate(names)
     ]
     (tmp_path / "requests.json").write_text(json.dumps(requests))
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}
+    environment |= {"HOME": str(tmp_path), "RAY_OVERRIDE_RESOURCES": json.dumps({"GPU": 1})}
     driver = subprocess.run(
         [sys.executable, str(HERE / "fresh_driver.py"), "requests.json"],
-        env=os.environ | {"RAY_OVERRIDE_RESOURCES": json.dumps({"GPU": 1})},
+        env=environment,
         capture_output=True,
         text=True,
         timeout=PATIENCE,

@@ -279,6 +279,11 @@ REFUSED = {
         "13: stages.student.combine.weights.1",
         "should be a number, not `a`",
     ),
+    "text among weights, on its own line": (
+        student("combine:\n  weights:\n    - 1\n    - a"),
+        "16: stages.student.combine.weights.1",
+        "should be a number, not `a`",
+    ),
     "map for weights": (
         student("combine: {weights: {teacher: 1}}"),
         "13: stages.student.combine.weights",

@@ -3,7 +3,7 @@
     python data_parallel_worker.py RANK WORLD RENDEZVOUS_FILE REQUESTS.json
 
 A request may come with `stop_after`, a number of questions after which the main worker asks to stop. The outcomes of
-rank 0 are written beside the requests.
+each rank are written beside the requests.
 """
 
 import json
@@ -30,6 +30,7 @@ def main(rank: int, world: int, rendezvous: str, requests: Path) -> None:
             world=world,
         )
         outcomes.append([outcome.status, outcome.error])
+        distributed.barrier()  # no attempt begins before the one before it has ended on all ranks
     requests.with_name(f"outcomes-{rank}.json").write_text(json.dumps(outcomes))
     distributed.destroy_process_group()
 

@@ -56,7 +56,7 @@ def accuracies(stages: Any) -> list[float]:
 WEIGHTINGS = {
     "proportional": lambda accuracy: accuracy,
     "softmax": lambda accuracy: math.exp(100 * accuracy / 20),
-    "logodds": lambda accuracy: math.log(2 * accuracy / (1 - accuracy)),
+    "logodds": lambda accuracy: math.log(2 * min(accuracy, 0.9999) / (1 - min(accuracy, 0.9999))),
 }
 
 
@@ -97,7 +97,7 @@ def test_weights_come_from_the_teachers_validation_accuracy(
     stages.run(combined(two_targets, weights=weights, scale=20.0))
     good, weak = accuracies(stages)
     assert 1 / 3 < weak < good
-    raw = [WEIGHTINGS[weights](min(accuracy, 0.9999)) for accuracy in (good, weak)]
+    raw = [WEIGHTINGS[weights](accuracy) for accuracy in (good, weak)]
     metrics = stages.record("mix").metrics
     for member in (0, 1):
         assert metrics[f"targets/weight/{member}"] == pytest.approx(raw[member] / sum(raw), rel=1e-5)

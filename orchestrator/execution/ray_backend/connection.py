@@ -42,6 +42,7 @@ def connect(address: str | None, cpus: int | None = None) -> bool:
 
     if ray.is_initialized():
         return False
+    logging.getLogger("ray").setLevel(logging.ERROR)
     with _own_signal_handlers():
         if address == "local":
             _start(cpus)
@@ -108,7 +109,9 @@ def _prepare_environment(address: str) -> None:
     """Settings that Ray reads when it is imported or started; what the user has set stays."""
     for name, value in (ENVIRONMENT if address == "local" else ENVIRONMENT | JOINING).items():
         os.environ.setdefault(name, value)
-    if "ray" not in sys.modules and _has_token():  # later it would reach the processes we start, but not ourselves
+    if (
+        "ray" not in sys.modules and _has_token()
+    ):  # later it would reach the processes we start, but not ourselves
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 

@@ -1,0 +1,95 @@
+"""Which stage starts next: those whose inputs are finished, the longest chain of work first.
+
+Kept up to date at every change instead of looking through the graph, so that a stage costs the same in a large one.
+"""
+
+import heapq
+import time
+
+from orchestrator.plan.order import Graph
+from orchestrator.plan.training_configs import ResourcesConfig
+
+
+class ReadyStages:
+    """A queue per shape of resources: when one stage finds no room, no other of its shape does."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.unfinished = set(graph.nodes)
+        self._missing = {name: len(node.reads) for name, node in graph.nodes.items()}
+        self._readers: dict[str, list[str]] = {name: [] for name in graph.nodes}
+        for name, node in graph.nodes.items():
+            for read in node.reads:
+                self._readers[read].append(name)
+        self._rank = _ranks(graph)
+        self._names = {rank: name for name, rank in self._rank.items()}
+        self._queues: dict[ResourcesConfig, list[tuple[float, int]]] = {}
+        self._queued: set[str] = set()
+        self._full: dict[ResourcesConfig, float] = {}
+        self._later: list[tuple[float, str]] = []
+        for name in graph.nodes:
+            self.put_back(name)
+
+    def next(self) -> str | None:
+        """Take the stage that should start now; None when all that is ready waits for room or for its time."""
+        now = time.monotonic()
+        while self._later and self._later[0][0] <= now:
+            self.put_back(heapq.heappop(self._later)[1])
+        open_queues = [
+            queue for shape, queue in self._queues.items() if queue and self._full.get(shape, 0.0) <= now
+        ]
+        while open_queues:
+            queue = min(open_queues)
+            name = self._names[heapq.heappop(queue)]
+            self._queued.discard(name)
+            if name in self.unfinished and not self._missing[name]:
+                return name
+            open_queues = [queue for queue in open_queues if queue]
+        return None
+
+    def put_back(self, name: str, *, seconds: float = 0.0) -> None:
+        """It has not started, or not ended: ask for it again, at the earliest after `seconds`."""
+        if seconds:
+            heapq.heappush(self._later, (time.monotonic() + seconds, name))
+        elif not self._missing[name] and name not in self._queued:
+            self._queued.add(name)
+            heapq.heappush(self._queues.setdefault(self._shape(name), []), self._rank[name])
+
+    def found_no_room(self, name: str, *, seconds: float) -> None:
+        """Nothing of this shape before something ends, or `seconds` have passed."""
+        self._full[self._shape(name)] = time.monotonic() + seconds
+        self.put_back(name)
+
+    def make_room(self) -> None:
+        """Something ended: every shape may have room now."""
+        self._full.clear()
+
+    def finish(self, name: str) -> None:
+        """It ended, whichever way: its readers wait for one less."""
+        self.unfinished.discard(name)
+        for reader in self._readers[name]:
+            self._missing[reader] -= 1
+            if reader in self.unfinished:
+                self.put_back(reader)
+
+    def reopen(self, name: str) -> None:
+        """Its result turned out to be none: its readers wait for it again."""
+        self.unfinished.add(name)
+        for reader in self._readers[name]:
+            self._missing[reader] += 1
+        self.put_back(name)
+
+    def _shape(self, name: str) -> ResourcesConfig:
+        shape: ResourcesConfig = self.graph.nodes[name].config.resources
+        return shape
+
+
+def _ranks(graph: Graph) -> dict[str, tuple[float, int]]:
+    """By the training epochs of the longest chain that begins with a stage, the most first; then by order."""
+    below = dict.fromkeys(graph.nodes, 0.0)
+    for name in reversed(list(graph.nodes)):
+        node = graph.nodes[name]
+        below[name] += float(getattr(node.config, "epochs", 1))
+        for read in node.reads:
+            below[read] = max(below[read], below[name])
+    return {name: (-below[name], index) for index, name in enumerate(graph.nodes)}

@@ -1,0 +1,52 @@
+"""`results.json` while stages run: at most one write a second, so that a change costs nothing in a large graph."""
+
+import logging
+import threading
+from collections.abc import Mapping
+from types import TracebackType
+
+from orchestrator.errors import StoreError
+from orchestrator.runs.plan_run import NodeState, PlanRun
+
+SECONDS_BETWEEN = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class LiveResults:
+    """Writes, on a thread of its own, what `states` say soon after each `note_change`.
+
+    A write that fails delays the news and stops nothing: the last write, at the end of the run, is not made here.
+    """
+
+    def __init__(self, run: PlanRun, states: Mapping[str, NodeState]) -> None:
+        self._run, self._states = run, states
+        self._changed, self._over = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._work, name="results", daemon=True)
+
+    def __enter__(self) -> "LiveResults":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        self._changed.set()
+        self._thread.join()
+
+    def note_change(self) -> None:
+        """The states have changed."""
+        self._changed.set()
+
+    def _work(self) -> None:
+        while self._changed.wait() and not self._over.is_set():
+            self._changed.clear()
+            try:
+                self._run.write_results(self._states, "running")
+            except StoreError as error:
+                log.warning("%s; the run goes on", error.message)
+            self._over.wait(SECONDS_BETWEEN)
