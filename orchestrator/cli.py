@@ -26,8 +26,13 @@ class Group(click.Group):
         except DistillError as error:
             click.echo(f"error: {error.message}", err=True)
             sys.exit(FAILED)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command. click itself would turn an interrupt into exit code 1."""
+        try:
+            return super().invoke(ctx)
         except KeyboardInterrupt:
-            sys.exit(INTERRUPTED)
+            ctx.exit(INTERRUPTED)
 
 
 def plan_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -290,7 +295,7 @@ def _print_prospects(graph: Any, root: Path, plan_name: str, force: tuple[str, .
     out = console()
     out.print(prospects_table(prospects))
     new = sum(not prospect.is_cached for prospect in prospects)
-    out.print(f"\n{len(prospects)} stages: {new} to run, {len(prospects) - new} cached")
+    out.print(f"\n{len(prospects)} stage{'s' * (len(prospects) != 1)}: {new} to run, {len(prospects) - new} cached")
 
 
 def _relative(path: Path) -> Path:

@@ -20,6 +20,7 @@ from orchestrator.errors import DistillError
 from orchestrator.tracking import resolve_uri
 from orchestrator.tracking.store import open_client, public_uri, reason
 
+START_PAGE = "#/experiments?workflowType=machine_learning"  # else it opens on pages about agents
 START_SECONDS = 90.0
 STOP_SECONDS = 5.0
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
@@ -41,11 +42,11 @@ def serve(
         on_ready(f"the runs are tracked by a server that has pages of its own: {public_uri(uri)}")
         return
     _check_port(host, port)
-    _create_schema(uri)
+    _create_schema(uri, root)
     url = _url(host, port)
     with tempfile.TemporaryFile() as output, _server(_command(root, uri, host, port), output) as server:
         _wait_until_healthy(server, url, output)
-        on_ready(f"MLflow shows {public_uri(uri)} at {url} (interrupt to stop)")
+        on_ready(f"MLflow shows {public_uri(uri)} at {url}/{START_PAGE} (interrupt to stop)")
         with suppress(KeyboardInterrupt):
             server.wait()
             raise DistillError(f"the MLflow server ended: {_last_words(output)}")
@@ -116,10 +117,10 @@ def _check_port(host: str, port: int) -> None:
             ) from error
 
 
-def _create_schema(uri: str) -> None:
+def _create_schema(uri: str, root: Path) -> None:
     """Make a new database before the server's processes do it all at once and crash."""
     try:
-        open_client(uri).search_experiments(max_results=1)
+        open_client(uri, root).search_experiments(max_results=1)
     except Exception as error:  # whatever the database's driver raises
         raise DistillError(
             f"the tracking store `{public_uri(uri)}` cannot be opened: {reason(error)}"

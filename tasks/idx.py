@@ -1,14 +1,18 @@
 """The IDX format of MNIST and its successors (yann.lecun.com/exdb/mnist): big-endian sizes, then unsigned bytes."""
 
+from __future__ import annotations
+
 import gzip
 import struct
 from collections.abc import Iterable
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from tasks.task import Arrays
+
+if TYPE_CHECKING:  # a plan looks for files; only a stage reads them
+    import numpy as np
+    from numpy.typing import NDArray
 
 IDX_FILES = (
     "train-images-idx3-ubyte",
@@ -30,6 +34,8 @@ def find_idx_files(folders: Iterable[Path]) -> dict[str, Path] | None:
 
 def read_idx_splits(files: dict[str, Path]) -> dict[str, Arrays]:
     """Images as (N, 1, H, W) uint8; ids count through the training samples, then through the test samples."""
+    import numpy as np
+
     train_images, train_labels, test_images, test_labels = (read_idx(files[name]) for name in IDX_FILES)
     ids = np.arange(len(train_labels) + len(test_labels))
     boundary = len(train_labels)
@@ -41,6 +47,8 @@ def read_idx_splits(files: dict[str, Path]) -> dict[str, Arrays]:
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
     """The array in one file; `ValueError` names a file that is cut short or of another kind."""
+    import numpy as np
+
     content = _read_unpacked(path)
     if len(content) < 4 or content[:3] != bytes([0, 0, UNSIGNED_BYTE]):
         raise ValueError(f"`{path}` is not an IDX file of unsigned bytes")

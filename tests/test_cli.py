@@ -135,13 +135,7 @@ def test_the_exit_code_says_how_the_run_ended(
     ("error", "code"),
     [
         (StageError("the disk is full"), 1),
-        pytest.param(
-            KeyboardInterrupt(),
-            130,
-            marks=pytest.mark.xfail(
-                strict=True, reason="click turns the interrupt into code 1 before we see it"
-            ),
-        ),
+        (KeyboardInterrupt(), 130),
     ],
 )
 def test_an_error_of_ours_is_a_line_and_an_interrupt_is_130(

@@ -178,7 +178,7 @@ def _push_rest(
                 yield name, MirrorResult(public_uri(uri), problem=down[uri])
                 continue
             result = _push(folder, root, uri, give_up, driver_is_gone=True)
-        if result.problem is not None and not answers(uri):
+        if result.problem is not None and not answers(uri, root):
             down[uri] = result.problem
         yield name, result
 

@@ -39,7 +39,7 @@ class Session:
 
     @cached_property
     def _client(self) -> Any:
-        return store.open_client(self.uri)
+        return store.open_client(self.uri, self.root)
 
     def save(self) -> None:
         """Remember what has arrived."""
@@ -60,17 +60,18 @@ class Session:
         return str(created.info.run_id), False
 
     def is_deleted(self, run_id: str) -> bool:
-        """Whether somebody deleted the run in MLflow. Then it is not ours to bring back."""
-        return bool(self.client.get_run(run_id).info.lifecycle_stage == "deleted")
+        """Whether somebody deleted the run in MLflow, as far as the store tells. It is not ours to bring back."""
+        try:
+            return bool(self.client.get_run(run_id).info.lifecycle_stage == "deleted")
+        except Exception:  # the failure that made us ask is the one to report
+            return False
 
     def is_forgotten(self) -> bool:
         """Whether the store answers but has never heard of the plan run: a database that was deleted."""
-        from mlflow.exceptions import MlflowException
-
         try:
             self.client.get_run(self.state.run_id)
-        except MlflowException as error:
-            return bool(error.error_code == "RESOURCE_DOES_NOT_EXIST")
+        except Exception as error:
+            return getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST"
         return False
 
     def log_points(self, run_id: str | None, points: Sequence[Point]) -> None:

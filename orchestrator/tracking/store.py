@@ -53,18 +53,22 @@ def import_mlflow() -> Any:
     return mlflow
 
 
-def open_client(uri: str) -> Any:
-    """An `MlflowClient`. Nothing global is set, so that a script's own MLflow runs are left alone."""
+def open_client(uri: str, root: Path) -> Any:
+    """An `MlflowClient`; makes the schema of a new database.
+
+    Nothing global is set, so that a script's own MLflow runs are left alone.
+    """
+    mlflow = import_mlflow()
     registry = os.environ.get("MLFLOW_REGISTRY_URI", uri)
-    return import_mlflow().MlflowClient(tracking_uri=uri, registry_uri=registry)
+    with _alone(root):
+        return mlflow.MlflowClient(tracking_uri=uri, registry_uri=registry)
 
 
 def open_experiment(client: Any, uri: str, name: str, root: Path) -> str:
-    """The id of the experiment, made if there is none. The first call creates the schema of a new database."""
-    with _alone(root):
-        experiment = client.get_experiment_by_name(name)
-        if experiment is None:
-            experiment = _create_experiment(client, uri, name, root)
+    """The id of the experiment, made if there is none. Its files go below `root` unless a server decides."""
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        experiment = _create_experiment(client, uri, name, root)
     if experiment.lifecycle_stage == "deleted":
         raise DistillError(
             f"the experiment `{name}` was deleted in MLflow; restore it there, or name another one in the plan:"
@@ -94,10 +98,10 @@ def _alone(root: Path) -> Iterator[None]:
         yield
 
 
-def answers(uri: str) -> bool:
+def answers(uri: str, root: Path) -> bool:
     """Whether the store is there at all."""
     try:
-        open_client(uri).search_experiments(max_results=1)
+        open_client(uri, root).search_experiments(max_results=1)
     except Exception:  # of whatever kind: it does not serve us
         return False
     return True

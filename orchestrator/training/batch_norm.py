@@ -6,10 +6,11 @@ torch's own SyncBatchNorm runs on GPUs only, and counts the sample that a worker
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
+import torch.distributed as distributed
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
@@ -22,7 +23,9 @@ class GlobalBatchNorm:
     @contextmanager
     def spread_over_workers(self, model: nn.Module, world: int) -> Iterator[None]:
         """Inside, batch norms in train mode use the mean and variance of the global batch."""
-        modules = [module for module in model.modules() if isinstance(module, _BatchNorm)] if world > 1 else []
+        modules = (
+            [module for module in model.modules() if isinstance(module, _BatchNorm)] if world > 1 else []
+        )
         for module in modules:
             module.forward = partial(self._forward, module)  # type: ignore[method-assign]
         try:
@@ -38,15 +41,35 @@ class GlobalBatchNorm:
         axes, shape = [0, *range(2, inputs.dim())], [1, -1, *[1] * (inputs.dim() - 2)]
         values, own = inputs.float(), float(self.counts)
         size = values.new_full((1,), values.numel() / values.shape[1])
-        sums: Tensor = all_reduce(own * torch.cat([values.sum(axes), size]))
+        sums = sum_over_workers(own * torch.cat([values.sum(axes), size]))
         mean, count = sums[:-1] / sums[-1], sums[-1]
         centred = values - mean.view(shape)
-        variance: Tensor = all_reduce(own * centred.square().sum(axes)) / count
+        variance = sum_over_workers(own * centred.square().sum(axes)) / count
         _track(module, mean.detach(), variance.detach() * count / (count - 1).clamp(min=1))
         result = centred * (variance + module.eps).rsqrt().view(shape)
         if module.affine:
             result = result * module.weight.view(shape) + module.bias.view(shape)
         return result.to(inputs.dtype)
+
+
+def sum_over_workers(values: Tensor) -> Tensor:
+    """The sum of every worker's values, on every worker; gradients are summed on the way back."""
+    result: Tensor = _SumOverWorkers.apply(values)
+    return result
+
+
+class _SumOverWorkers(torch.autograd.Function):
+    """torch has this as `torch.distributed.nn.functional.all_reduce`, deprecated since 2.15 for a private one."""
+
+    @staticmethod
+    def forward(context: Any, values: Tensor) -> Tensor:
+        values = values.clone()
+        distributed.all_reduce(values)
+        return values
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Any:
+        return _SumOverWorkers.apply(gradient)
 
 
 @torch.no_grad()

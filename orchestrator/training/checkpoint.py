@@ -117,7 +117,9 @@ def _restore(
 
 
 def _weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key.removeprefix("learner."): value for key, value in tensors.items() if key.startswith("learner.")}
+    return {
+        key.removeprefix("learner."): value for key, value in tensors.items() if key.startswith("learner.")
+    }
 
 
 def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:

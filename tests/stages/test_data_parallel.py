@@ -1,7 +1,6 @@
-"""Two workers make what one makes, up to the rounding of sums: also where batches are uneven or smaller than the group."""
+"""Two workers make what one makes, up to rounding: also where a batch is uneven or smaller than the group."""
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -51,7 +50,9 @@ def plan_of(teacher: dict[str, Any], student: dict[str, Any], fragile: str) -> d
     }
 
 
-def run_together(requests: list[dict[str, Any]], folder: Path, world: int = 2) -> list[list[list[str | None]]]:
+def run_together(
+    requests: list[dict[str, Any]], folder: Path, world: int = 2
+) -> list[list[list[str | None]]]:
     """Run requests on `world` processes; the outcomes of each rank."""
     (folder / "requests.json").write_text(json.dumps(requests))
     path = os.pathsep.join([str(folder), *sys.path])
@@ -81,9 +82,12 @@ def check_same(one: Any, two: Any, name: str) -> None:
     for alone, together in lines:
         assert alone.keys() == together.keys()
         for key in alone:
-            np.testing.assert_allclose(together[key], alone[key], rtol=1e-4, atol=1e-5, err_msg=f"{name}: {key}")
+            np.testing.assert_allclose(
+                together[key], alone[key], rtol=1e-4, atol=1e-5, err_msg=f"{name}: {key}"
+            )
 
 
+@pytest.mark.slow  # three processes that import torch
 def test_two_workers_make_what_one_makes(
     stages: Any, teacher: dict[str, Any], student: dict[str, Any], tmp_path: Path, users_models: Any
 ) -> None:

@@ -36,7 +36,9 @@ def test_without_soft_weight_a_student_is_bit_for_bit_a_supervised_one(
         {
             "teacher": teacher,
             "plain": {"stage": "train", "model": model, **shared},
-            "student": student | {"student": model, "teachers": ["teacher"], "mode": mode, "method": HARD} | shared,
+            "student": student
+            | {"student": model, "teachers": ["teacher"], "mode": mode, "method": HARD}
+            | shared,
         }
     )
     assert weights(stages, "student") == weights(stages, "plain")
@@ -186,9 +188,7 @@ def test_an_unlabelled_transfer_set_is_enough_for_soft_targets(
     stages: Any, teacher: dict[str, Any], student: dict[str, Any]
 ) -> None:
     shared = student | {"teachers": ["teacher"], "method": SOFT}
-    stages.run(
-        {"teacher": teacher, "with": shared, "without": shared | {"transfer": {"labelled": False}}}
-    )
+    stages.run({"teacher": teacher, "with": shared, "without": shared | {"transfer": {"labelled": False}}})
     assert weights(stages, "with") == weights(stages, "without")
 
 

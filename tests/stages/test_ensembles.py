@@ -77,7 +77,9 @@ def test_the_geometric_mean_is_of_logits(
     stages.run(combined(two_targets, rule="geometric", weights=[3, 1]))
     good, weak = member_logits(stages)
     expected = ((0.75 * good + 0.25 * weak) / temperature).softmax(dim=1)
-    torch.testing.assert_close(stored_probabilities(stages, "mix", temperature), expected, rtol=2e-3, atol=1e-4)
+    torch.testing.assert_close(
+        stored_probabilities(stages, "mix", temperature), expected, rtol=2e-3, atol=1e-4
+    )
 
 
 def test_entropy_weighs_every_sample_by_how_sure_its_teachers_are(

@@ -38,7 +38,9 @@ def test_the_record_says_what_the_model_does(stages: Any, teacher: dict[str, Any
         torch.testing.assert_close(kept["logits"].float(), logits[rows], rtol=1e-3, atol=1e-3)
         right = (logits[rows].argmax(dim=1) == labels).double().mean().item()
         assert metrics[f"{split}/accuracy"] == pytest.approx(right)
-        assert metrics[f"{split}/loss"] == pytest.approx(F.cross_entropy(logits[rows], labels).item(), rel=1e-4)
+        assert metrics[f"{split}/loss"] == pytest.approx(
+            F.cross_entropy(logits[rows], labels).item(), rel=1e-4
+        )
     assert metrics["test/errors"] == round(metrics["test/samples"] * (1 - metrics["test/accuracy"]))
     assert metrics["test/accuracy"] > 0.6
 

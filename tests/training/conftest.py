@@ -58,9 +58,10 @@ class Bench:
     root: Path
     augment: tuple[AugmentConfig, ...] = ()
     channels_last: bool = False
-    mlp: Callable[..., nn.Module] = staticmethod(mlp)
-    cnn: Callable[..., nn.Module] = staticmethod(cnn)
     config: dict[str, Any] = field(default_factory=dict)
+
+    mlp = staticmethod(mlp)
+    cnn = staticmethod(cnn)
 
     def split(self, seed: int = 0, samples: int = SAMPLES) -> TensorSplit:
         generator = torch.Generator().manual_seed(seed)

@@ -1,5 +1,6 @@
 """Transfer sets and batches: what is chosen, in which order, and that neither place nor time changes a pixel."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ def test_a_fraction_has_its_size_and_contains_every_smaller_one() -> None:
     data = digits()
     sets = [chosen(data, fraction=fraction) for fraction in (0.05, 0.1, 0.5, 1.0)]
     assert [len(found) for found in sets] == [10, 20, 100, 200]
-    assert all(small < large for small, large in zip(sets, sets[1:], strict=False))
+    assert all(small < large for small, large in pairwise(sets))
 
 
 def test_a_fraction_follows_its_seed_and_the_ids_but_not_their_order() -> None:

@@ -206,7 +206,9 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_last_good_c
     good = bench.stopped(bench.mlp(), 7, "train-1")
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
     method = Spoilt(7, lambda loss: loss * value)
-    with pytest.raises(StageError, match=rf"loss is not finite at step 7 \(hard {value}\).*checkpoint is kept"):
+    with pytest.raises(
+        StageError, match=rf"loss is not finite at step 7 \(hard {value}\).*checkpoint is kept"
+    ):
         bench.train(bench.mlp(), "train-2", method=method)
     monkeypatch.undo()
     assert same_weights(bench.stopped(bench.mlp(), 1, "train-1"), bench.stopped(bench.mlp(), 1, "train-2"))

@@ -1,0 +1,96 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.errors import StoreError
+from orchestrator.runs.files import atomic_write, make_folder, read_json, write_json
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from orchestrator.runs import files
+path, moment = Path(sys.argv[1]), sys.argv[2]
+die = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+if moment == "before fsync":
+    os.fsync = die
+elif moment == "before rename":
+    Path.replace = die
+with files.atomic_write(path) as temporary:
+    temporary.write_text('{"value":')
+    if moment == "half-way":
+        die()
+    temporary.write_text('{"value": "new"}')
+"""
+
+
+@pytest.mark.parametrize("moment", ["half-way", "before fsync", "before rename"])
+def test_a_writer_that_is_killed_leaves_the_old_file(tmp_path: Path, moment: str) -> None:
+    path = tmp_path / "file.json"
+    write_json(path, {"value": "old"})
+    writer = subprocess.run([sys.executable, "-c", KILLED, str(path), moment])
+    assert writer.returncode == -9
+    assert read_json(path) == {"value": "old"}
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace", "open"])
+def test_a_full_disk_is_one_line_and_leaves_the_old_file_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "file.json"
+    write_json(path, "old")
+    with monkeypatch.context() as patch:
+        patch.setattr({"fsync": os, "replace": Path, "open": Path}[step], step, full)
+        with pytest.raises(StoreError) as error:
+            write_json(path, "new")
+    assert error.value.message == f"cannot write `{path}`: No space left on device"
+    assert read_json(path) == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_while_writing_flies_and_leaves_the_old_file_alone(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    write_json(path, "old")
+    def write_half(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), atomic_write(path) as temporary:
+        write_half(temporary)
+    assert read_json(path) == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder_is_one_line(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(StoreError, match="Permission denied"):
+        write_json(tmp_path / "file.json", 1)
+    with pytest.raises(StoreError, match="Permission denied"):
+        make_folder(tmp_path / "folder")
+
+
+def test_a_file_in_the_place_of_a_folder_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "runs").touch()
+    with pytest.raises(StoreError, match="cannot create the folder"):
+        make_folder(tmp_path / "runs" / "stages")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"a": 1', b"nonsense"])
+def test_damaged_json_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "file.json"
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match="is damaged") as error:
+        read_json(path)
+    assert str(path) in error.value.message
+
+
+def test_missing_json_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"file.json` is missing"):
+        read_json(tmp_path / "file.json")

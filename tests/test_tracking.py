@@ -1,0 +1,701 @@
+"""Tracking against folders written here by hand, and MLflow databases copied from one that is made once."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient
+from safetensors.torch import save_file
+
+from models.build import build_model
+from orchestrator.errors import DistillError
+from orchestrator.tracking import Mirror, mirror, store, sync
+from orchestrator.tracking import background as background_module
+
+# MLflow 3.17 still uses a loader strategy that SQLAlchemy 2.1 wants to drop; both are theirs.
+pytestmark = [
+    pytest.mark.filterwarnings(
+        "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
+    ),
+    # MLflow's own classes for agents, met when `mlflow.pyfunc` is imported.
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
+]
+
+NOWHERE = "http://127.0.0.1:9"
+START = 1_795_000_000.0
+
+
+# --- folders as a run leaves them -----------------------------------------------------------------------------------
+
+
+class Runs:
+    """A storage root, its tracking store, and words to write and read them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.uri = f"sqlite:///{root}/mlflow.db"
+        root.mkdir()
+
+    @property
+    def client(self) -> MlflowClient:
+        return MlflowClient(self.uri)
+
+    def stage(self, name: str, kind: str = "train", **config: Any) -> Path:
+        folder = self.root / "stages" / f"{kind}-{fingerprint(name)}"
+        folder.mkdir(parents=True, exist_ok=True)
+        identity = {"kind": kind, "version": 1, "task": {"name": "digits"}, "config": config or {"epochs": 3}}
+        write(folder / "config.json", identity)
+        return folder
+
+    def record(
+        self, folder: Path, status: str = "done", payload: Mapping[str, str] | None = None, **more: Any
+    ) -> None:
+        metrics = (
+            {"validation/accuracy": 0.75, "test/accuracy": 0.5, "test/errors": 5.0}
+            if status == "done"
+            else {}
+        )
+        values = {
+            "status": status,
+            "seconds": 8.0,
+            "finished": START + 8,
+            "metrics": metrics,
+            "payload": payload or {},
+        }
+        write(folder / "record.json", {**values, "git_commit": "c0ffee", "parameters": 42, **more})
+
+    def run(
+        self, run_id: str, status: str = "done", /, plan: str = "p", tracking: str = "{}", **stages: Any
+    ) -> Path:
+        """`stages`: name → status, or (status, role, reads, accuracy)."""
+        folder = self.root / "plans" / plan / run_id
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "plan.yaml").write_text(f"name: {plan}\ntracking: {tracking}\n")
+        nodes, entries = [], {}
+        for name, told in stages.items():
+            state, role, reads, accuracy = told if isinstance(told, tuple) else (told, "teacher", [], 0.5)
+            kind = "distill" if role == "student" else "train"
+            place = {"folder": f"stages/{kind}-{fingerprint(name)}", "fingerprint": fingerprint(name)}
+            nodes.append({"name": name, "stage": name, "kind": kind, "reads": reads, "role": role, **place})
+            metrics = {"validation/accuracy": accuracy, "test/accuracy": 0.5, "test/errors": 5}
+            entries[name] = {"status": state} | ({"metrics": metrics} if state in ("done", "cached") else {})
+            if state == "failed":
+                entries[name]["error"] = "the loss is NaN"
+        write(folder / "graph.json", {"plan": plan, "run_id": run_id, "nodes": nodes, "order": list(stages)})
+        write(folder / "results.json", {"status": status, "stages": entries})
+        return folder
+
+    def runs(self) -> dict[str, Any]:
+        """MLflow's runs by name; a name that comes twice fails the test."""
+        client = self.client
+        ids = [experiment.experiment_id for experiment in client.search_experiments()]
+        found = list(client.search_runs(ids))
+        names = [run.info.run_name for run in found]
+        assert len(names) == len(set(names))
+        return dict(zip(names, found, strict=True))
+
+    def curve(self, stage: str, key: str) -> list[tuple[int, float]]:
+        """(step, value) of every point of a metric, doubles included."""
+        run_id = self.runs()[stage].info.run_id
+        return sorted((point.step, point.value) for point in self.client.get_metric_history(run_id, key))
+
+
+def fingerprint(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:12]
+
+
+def write(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value))
+
+
+def lines(*steps: int, at: float = START, key: str = "train/loss") -> str:
+    """Lines of a metrics.jsonl; the value tells the step, the time tells the writing."""
+    return "".join(json.dumps({"step": step, "time": at + step / 7, key: step / 10}) + "\n" for step in steps)
+
+
+def points(*steps: int) -> list[tuple[int, float]]:
+    return [(step, step / 10) for step in steps]
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty tracking database: making the schema takes a second, copying it 20 ms."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    store.open_client(f"sqlite:///{path}", path.parent).search_experiments()
+    return path
+
+
+@pytest.fixture
+def runs(tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    made = Runs(tmp_path / "runs")
+    shutil.copy(template, made.root / "mlflow.db")
+    return made
+
+
+# --- what is shown --------------------------------------------------------------------------------------------------
+
+
+def test_importing_tracking_does_not_import_mlflow() -> None:
+    code = "import sys, orchestrator.tracking; print('mlflow' in sys.modules, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_a_stage_is_a_child_of_its_plan_run_with_its_config_as_params(runs: Runs) -> None:
+    config = {"epochs": 3, "student": {"name": "mlp", "options": {"widths": [30, 30]}}, "clip_norm": None}
+    config["teachers"] = [{"input": fingerprint("teacher")}]
+    runs.record(runs.stage("teacher"))
+    runs.record(runs.stage("student", "distill", **config))
+    # Its role is not `student`: nothing is to be exported here.
+    graph = runs.run("r1", teacher="done", student=("done", "assistant", ["teacher"], 0.5))
+    values = json.loads((graph / "graph.json").read_text())
+    values["nodes"][1] |= {"kind": "distill", "folder": f"stages/distill-{fingerprint('student')}"}
+    write(graph / "graph.json", values)
+
+    result = mirror(graph, runs.root)
+
+    assert result.is_complete
+    assert result.problem is None
+    found = runs.runs()
+    assert found["r1"].info.run_id == result.run_id
+    assert {found[name].data.tags["mlflow.parentRunId"] for name in ("teacher", "student")} == {result.run_id}
+    assert found["student"].data.params == {
+        "epochs": "3",
+        "student.name": "mlp",
+        "student.options.widths": "[30, 30]",
+        "clip_norm": "null",
+        "teachers": '["teacher"]',
+        "task": "digits",
+    }
+    tags = found["student"].data.tags
+    assert tags["fingerprint"] == fingerprint("student")
+    assert tags["reads.teacher"] == fingerprint("teacher")
+    assert (tags["kind"], tags["role"], tags["git_commit"]) == ("distill", "assistant", "c0ffee")
+    assert found["r1"].data.metrics["teacher/test/accuracy"] == 0.5
+    assert found["student"].info.end_time - found["student"].info.start_time == 8000
+    assert {run.info.status for run in found.values()} == {"FINISHED"}
+
+
+def test_how_stages_ended_shows_in_their_status(runs: Runs) -> None:
+    runs.record(runs.stage("good"))
+    runs.record(runs.stage("bad"), "failed", error="the loss is NaN", traceback="Traceback: here")
+    (runs.stage("halted") / "metrics.jsonl").write_text(lines(1))
+    folder = runs.run(
+        "r1", "failed", good="done", bad="failed", halted="stopped", later="skipped", never="waiting"
+    )
+    mirror(folder, runs.root)
+    found = runs.runs()
+    assert {name: run.info.status for name, run in found.items()} == {
+        "r1": "FAILED",
+        "good": "FINISHED",
+        "bad": "FAILED",
+        "halted": "KILLED",
+    }
+    assert found["bad"].data.tags["error"] == "the loss is NaN"
+    assert "Traceback: here" in found["bad"].data.tags["mlflow.note.content"]
+
+
+def test_a_cached_stage_is_linked_to_the_run_that_trained_it(runs: Runs) -> None:
+    runs.record(runs.stage("teacher"))
+    mirror(runs.run("r1", teacher="done", plan="first"), runs.root)
+    mirror(runs.run("r2", teacher="cached", lost="cached", plan="second"), runs.root)
+    found = runs.runs()
+    assert len(found) == 3
+    assert found["r2"].data.tags["cached.teacher"] == found["teacher"].info.run_id
+    assert "not in this store" in found["r2"].data.tags["cached.lost"]
+
+
+def test_replicas_are_compared_by_mean_and_deviation(runs: Runs) -> None:
+    folder = runs.run("r1")
+    nodes = []
+    for index in (0, 1):
+        runs.record(runs.stage(f"t.{index}"))
+        place = {
+            "folder": f"stages/train-{fingerprint(f't.{index}')}",
+            "fingerprint": fingerprint(f"t.{index}"),
+        }
+        nodes.append(
+            {"name": f"t.{index}", "stage": "t", "kind": "train", "reads": [], "role": "teacher", **place}
+        )
+    member = {"status": "done", "metrics": {"test/accuracy": 0.5}}
+    total = {"status": "done", "metrics": {"test/accuracy": 0.6}, "std": {"test/accuracy": 0.1}}
+    write(folder / "graph.json", {"plan": "p", "run_id": "r1", "nodes": nodes})
+    write(folder / "results.json", {"status": "done", "stages": {"t.0": member, "t.1": member, "t": total}})
+    mirror(folder, runs.root)
+    assert runs.runs()["r1"].data.metrics == {"t/test/accuracy": 0.6, "t/test/accuracy/std": 0.1}
+
+
+def test_plan_results_report_and_plots_are_artifacts(runs: Runs) -> None:
+    folder = runs.run("r1")
+    (folder / "report.html").write_text("old")
+    (folder / "plots").mkdir()
+    (folder / "plots" / "curves.png").write_bytes(b"picture")
+    result = mirror(folder, runs.root)
+    kept = runs.root / "mlartifacts" / str(result.run_id) / "artifacts"
+    shown = sorted(str(path.relative_to(kept)) for path in kept.rglob("*") if path.is_file())
+    assert shown == ["plan.yaml", "plots/curves.png", "report.html", "results.json"]
+    (folder / "report.html").write_text("drawn again")
+    mirror(folder, runs.root)
+    assert (kept / "report.html").read_text() == "drawn again"
+
+
+def test_the_plan_names_the_experiment(runs: Runs) -> None:
+    result = mirror(runs.run("r1", tracking="{experiment: everything}"), runs.root)
+    assert runs.client.get_experiment_by_name("everything").experiment_id == result.experiment_id
+    assert list(runs.runs()) == ["p r1"]
+
+
+def test_names_and_values_that_mlflow_refuses_are_made_acceptable(runs: Runs) -> None:
+    folder = runs.stage("teacher", note="x" * 9000, **{"odd + key": 1})
+    (folder / "metrics.jsonl").write_text(lines(1, key="targets/kl/a+b"))
+    runs.record(folder)
+    assert mirror(runs.run("r1", teacher=("done", "teacher", [], 0.5)), runs.root).problem is None
+    params = runs.runs()["teacher"].data.params
+    assert params["odd _ key"] == "1"
+    assert params["note"] == "x" * 6000
+    assert runs.curve("teacher", "targets/kl/a_b") == points(1)
+
+
+# --- curves ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_growing_file_becomes_one_curve(runs: Runs) -> None:
+    metrics = runs.stage("teacher") / "metrics.jsonl"
+    folder = runs.run("r1", "running", teacher="running")
+    for content in (lines(1, 2), lines(1, 2, 3), lines(1, 2, 3, 4)[:-5], lines(1, 2, 3, 4, 5)):
+        metrics.write_text(content)
+        assert mirror(folder, runs.root).problem is None
+    assert runs.curve("teacher", "train/loss") == points(1, 2, 3, 4, 5)
+    assert runs.runs()["teacher"].info.status == "RUNNING"
+
+
+@pytest.mark.parametrize("first_step_again", [1, 4, 6])
+@pytest.mark.parametrize("last_step", [7, 9, 14])
+def test_steps_that_a_resumed_stage_reports_again_are_sent_once(
+    runs: Runs, first_step_again: int, last_step: int
+) -> None:
+    metrics = runs.stage("teacher") / "metrics.jsonl"
+    folder = runs.run("r1", "running", teacher="running")
+    metrics.write_text(lines(*range(1, 9)))
+    mirror(folder, runs.root)
+    kept, again = range(1, first_step_again), range(first_step_again, last_step + 1)
+    # The second writing has shorter times, so that the old offset lies inside a line.
+    metrics.write_text(lines(*kept) + lines(*again, at=1e6))
+    mirror(folder, runs.root)
+    assert runs.curve("teacher", "train/loss") == points(*range(1, max(last_step, 8) + 1))
+
+
+def test_metrics_of_one_step_may_come_in_several_lines(runs: Runs) -> None:
+    metrics = runs.stage("teacher") / "metrics.jsonl"
+    folder = runs.run("r1", "running", teacher="running")
+    metrics.write_text(lines(1, 2))
+    mirror(folder, runs.root)
+    metrics.write_text(lines(1, 2) + lines(2, key="validation/accuracy"))
+    mirror(folder, runs.root)
+    assert runs.curve("teacher", "validation/accuracy") == points(2)
+
+
+def test_a_curve_longer_than_a_batch_arrives_whole(runs: Runs) -> None:
+    folder = runs.stage("teacher")
+    (folder / "metrics.jsonl").write_text(lines(*range(2500)))
+    runs.record(folder)
+    mirror(runs.run("r1", teacher="done"), runs.root)
+    assert runs.curve("teacher", "train/loss") == points(*range(2500))
+    assert runs.curve("teacher", "test/accuracy") == [(2499, 0.5)]
+
+
+# --- interruptions --------------------------------------------------------------------------------------------------
+
+
+class Flaky:
+    """A client whose every call fails the first time: before it reaches the store, or after, with the answer lost."""
+
+    def __init__(self, client: Any, failed: set[str], *, reaches: bool) -> None:
+        self.client, self.failed, self.reaches = client, failed, reaches
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            what = f"{name}{args}{sorted(kwargs)}{kwargs.get('tags')}{kwargs.get('metrics')}{kwargs.get('params')}"
+            if what in self.failed:
+                return getattr(self.client, name)(*args, **kwargs)
+            self.failed.add(what)
+            if self.reaches:
+                getattr(self.client, name)(*args, **kwargs)
+            raise ConnectionError(name)
+
+        return call
+
+
+def write_two_stages(runs: Runs) -> Path:
+    for name in ("teacher", "assistant"):
+        folder = runs.stage(name)
+        (folder / "metrics.jsonl").write_text(lines(*range(1200)))
+        (folder / "log.txt").write_text("done")
+        runs.record(folder)
+    return runs.run("r1", teacher="done", assistant=("done", "assistant", ["teacher"], 0.5), other="cached")
+
+
+def shown(runs: Runs) -> dict[str, Any]:
+    """All that MLflow shows but for ids."""
+    seen = {}
+    for name, run in runs.runs().items():
+        told = {key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.")}
+        curves = {key: runs.curve(name, key) for key in run.data.metrics}
+        seen[name] = (run.info.status, run.data.params, told, curves)
+    return seen
+
+
+@pytest.fixture
+def undisturbed(tmp_path: Path, template: Path) -> dict[str, Any]:
+    calm = Runs(tmp_path / "calm")
+    shutil.copy(template, calm.root / "mlflow.db")
+    assert mirror(write_two_stages(calm), calm.root).is_complete
+    return shown(calm)
+
+
+@pytest.mark.parametrize("reaches", [False, True])
+def test_a_push_that_dies_at_every_single_call_delivers_everything_once(
+    runs: Runs, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch, reaches: bool
+) -> None:
+    failed: set[str] = set()
+    real = store.open_client
+    monkeypatch.setattr(
+        store, "open_client", lambda uri, root: Flaky(real(uri, root), failed, reaches=reaches)
+    )
+    folder = write_two_stages(runs)
+    pushes = 1
+    while not mirror(folder, runs.root).is_complete:
+        pushes += 1
+        assert pushes < 100
+    assert pushes > 15
+    assert shown(runs) == undisturbed
+
+
+def test_a_batch_whose_arrival_nobody_saw_is_not_doubled_by_a_resumed_stage(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = runs.stage("teacher") / "metrics.jsonl"
+    folder = runs.run("r1", "running", teacher="running")
+    metrics.write_text(lines(1))
+    mirror(folder, runs.root)
+    metrics.write_text(lines(1, 2, 3))
+    real = store.open_client
+    monkeypatch.setattr(store, "open_client", lambda uri, root: Flaky(real(uri, root), set(), reaches=True))
+    assert mirror(folder, runs.root).problem == "ConnectionError: log_batch"
+    monkeypatch.undo()
+    metrics.write_text(lines(1) + lines(2, 3, 4, at=START + 500))
+    mirror(folder, runs.root)
+    assert runs.curve("teacher", "train/loss") == points(1, 2, 3, 4)
+
+
+def test_what_was_sent_is_found_again_when_the_notes_are_lost(
+    runs: Runs, undisturbed: dict[str, Any]
+) -> None:
+    folder = write_two_stages(runs)
+    mirror(folder, runs.root)
+    (folder / "tracking.json").write_text("{ torn")
+    later = "".join(lines(*range(1200), at=START + 900))
+    for metrics in runs.root.glob("stages/*/metrics.jsonl"):
+        metrics.write_text(later)
+    assert mirror(folder, runs.root).is_complete
+    assert shown(runs) == undisturbed
+
+
+def test_a_finished_run_is_not_sent_again(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_two_stages(runs)
+    first = mirror(folder, runs.root)
+    results = json.loads((folder / "results.json").read_text())
+    write(folder / "results.json", {**results, "mlflow": {"run_id": first.run_id}})
+    monkeypatch.setattr(store, "open_client", lambda uri, root: pytest.fail("the store was asked"))
+    assert mirror(folder, runs.root) == first
+    assert list(sync(runs.root)) == []
+
+
+def test_a_run_deleted_in_mlflow_stays_deleted(runs: Runs) -> None:
+    folder = write_two_stages(runs)
+    result = mirror(folder, runs.root)
+    runs.client.delete_run(result.run_id)
+    (folder / "report.html").write_text("new")
+    assert mirror(folder, runs.root).is_complete
+    assert "r1" not in runs.runs()
+    assert list(sync(runs.root)) == []
+
+
+def test_a_stage_deleted_in_mlflow_does_not_hold_up_the_others(runs: Runs) -> None:
+    first, second = (runs.stage(name) / "metrics.jsonl" for name in ("first", "second"))
+    folder = runs.run("r1", "running", first="running", second="running")
+    mirror(folder, runs.root)
+    runs.client.delete_run(runs.runs()["first"].info.run_id)
+    for metrics in (first, second):
+        metrics.write_text(lines(1))
+    assert mirror(folder, runs.root).problem is None
+    assert runs.curve("second", "train/loss") == points(1)
+
+
+def test_an_emptied_store_is_filled_anew(runs: Runs, template: Path) -> None:
+    folder = runs.stage("teacher")
+    (folder / "metrics.jsonl").write_text(lines(1, 2))
+    mirror(runs.run("r1", "running", teacher="running"), runs.root)
+    shutil.copy(template, runs.root / "empty.db")
+    plan_run = runs.run("r1", teacher="done")
+    runs.record(folder)
+    runs.uri = f"sqlite:///{runs.root}/empty.db"
+    state = json.loads((plan_run / "tracking.json").read_text())
+    write(plan_run / "tracking.json", {**state, "tracking_uri": runs.uri})
+    assert mirror(plan_run, runs.root, runs.uri).is_complete
+    assert sorted(runs.runs()) == ["r1", "teacher"]
+    assert runs.curve("teacher", "train/loss") == points(1, 2)
+
+
+# --- stores that do not answer --------------------------------------------------------------------------------------
+
+
+def test_an_unreachable_server_costs_little_and_sync_delivers_later(
+    runs: Runs, undisturbed: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_two_stages(runs)
+    started = time.monotonic()
+    result = mirror(folder, runs.root, NOWHERE)
+    assert time.monotonic() - started < 5
+    assert result.problem is not None
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert list(sync(runs.root, runs.uri)) == [f"p/r1 → {runs.uri}"]
+    assert shown(runs) == undisturbed
+    assert list(sync(runs.root)) == []
+
+
+def test_sync_goes_where_the_run_was_meant_for_and_says_when_it_cannot(runs: Runs) -> None:
+    mirror(write_two_stages(runs), runs.root, NOWHERE)
+    with pytest.raises(DistillError, match=f"p/r1 could not be sent to `{NOWHERE}`"):
+        list(sync(runs.root))
+    assert runs.runs() == {}
+
+
+def test_one_run_that_cannot_be_sent_does_not_hold_up_the_others(runs: Runs) -> None:
+    experiment = runs.client.create_experiment("gone")
+    runs.client.delete_experiment(experiment)
+    runs.run("r1", plan="a", tracking="{experiment: gone}")
+    runs.run("r2", plan="b")
+    lines_sent = sync(runs.root)
+    assert next(lines_sent) == f"b/r2 → {runs.uri}"
+    with pytest.raises(DistillError, match="`gone` was deleted in MLflow"):
+        next(lines_sent)
+
+
+def test_the_environment_names_the_store_and_passwords_are_not_written_down(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
+    folder = runs.run("r1")
+    assert mirror(folder, runs.root).tracking_uri == "http://me@127.0.0.1:9"
+    assert "secret" not in (folder / "tracking.json").read_text()
+
+
+def test_sync_closes_the_runs_of_a_dead_driver(runs: Runs) -> None:
+    (runs.stage("teacher") / "metrics.jsonl").write_text(lines(1, 2))
+    runs.run("r1", "running", teacher="running")
+    assert len(list(sync(runs.root))) == 1
+    assert {run.info.status for run in runs.runs().values()} == {"KILLED"}
+    assert runs.curve("teacher", "train/loss") == points(1, 2)
+
+
+# --- beside a running plan ------------------------------------------------------------------------------------------
+
+
+def wait_until(is_so: Callable[[], bool], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def quick_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background_module, "PERIOD", 0.05)
+
+
+@pytest.mark.usefixtures("quick_mirror")
+def test_the_mirror_shows_a_stage_while_it_runs_and_sync_leaves_it_alone(runs: Runs) -> None:
+    metrics = runs.stage("teacher") / "metrics.jsonl"
+    folder = runs.run("r1", "running", teacher="running")
+    mirroring = Mirror(folder, runs.root)
+    mirroring.start()
+    wait_until(lambda: "teacher" in runs.runs())
+    assert list(sync(runs.root)) == []
+    metrics.write_text(lines(1, 2, 3))
+    runs.record(metrics.parent)
+    runs.run("r1", teacher="done")
+    result = mirroring.finish()
+    assert result.is_complete
+    assert runs.curve("teacher", "train/loss") == points(1, 2, 3)
+    assert mirroring.description()["run_id"] == runs.runs()["r1"].info.run_id
+
+
+@pytest.mark.usefixtures("quick_mirror")
+def test_the_mirror_sends_what_an_earlier_run_could_not(runs: Runs) -> None:
+    runs.run("r1", plan="earlier")
+    mirroring = Mirror(runs.run("r2"), runs.root)
+    mirroring.start()
+    mirroring.finish()
+    assert sorted(runs.runs()) == ["r1", "r2"]
+
+
+@pytest.mark.usefixtures("quick_mirror")
+def test_a_store_that_hangs_delays_the_end_no_longer_than_allowed(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = threading.Event()
+    real = store.open_client
+
+    def open_slowly(uri: str, root: Path) -> Any:
+        answer.wait(60)
+        return real(uri, root)
+
+    monkeypatch.setattr(store, "open_client", open_slowly)
+    mirroring = Mirror(runs.run("r1"), runs.root)
+    mirroring.start()
+    started = time.monotonic()
+    assert not mirroring.finish(0.2).is_complete
+    assert time.monotonic() - started < 5
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    answer.set()
+    wait_until(lambda: list(sync(runs.root)) != [])
+    assert sorted(runs.runs()) == ["r1"]
+
+
+@pytest.mark.usefixtures("quick_mirror")
+def test_a_store_that_stays_away_is_told_of_once(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[str] = []
+    real = store.open_client
+
+    def open_and_count(uri: str, root: Path) -> Any:
+        asked.append(uri)
+        return real(uri, root)
+
+    monkeypatch.setattr(store, "open_client", open_and_count)
+    mirroring = Mirror(runs.run("r1"), runs.root, NOWHERE)
+    mirroring.start()
+    wait_until(lambda: len(asked) > 3)
+    mirroring.finish()
+    assert len(caplog.records) == 1
+    assert mirroring.description() == {"tracking_uri": NOWHERE, "experiment_id": None, "run_id": None}
+
+
+def test_two_drivers_make_a_new_store_at_once_without_a_word(tmp_path: Path) -> None:
+    new = Runs(tmp_path / "runs")
+    code = "import sys; from pathlib import Path; from orchestrator.tracking import mirror\n"
+    code += "sys.exit(0 if mirror(Path(sys.argv[1]), Path(sys.argv[2])).is_complete else 1)"
+    folders = [new.run(name, plan=name) for name in ("r1", "r2")]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW")}
+    drivers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(folder), str(new.root)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
+        for folder in folders
+    ]
+    assert [driver.communicate()[0] for driver in drivers] == [b"", b""]
+    assert [driver.returncode for driver in drivers] == [0, 0]
+    assert sorted(new.runs()) == ["r1", "r2"]
+
+
+# --- students -------------------------------------------------------------------------------------------------------
+
+NOT_EXPORTABLE = """
+from torch import nn
+
+class Moody(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.linear = nn.Linear(16, classes)
+
+    def forward(self, inputs):
+        values = self.linear(inputs.flatten(1))
+        return values if values.sum() > 0 else -values
+
+def build(num_classes):
+    return Moody(num_classes)
+"""
+
+
+def write_student(runs: Runs, name: str, model: Mapping[str, Any]) -> torch.nn.Module:
+    folder = runs.stage(name, "distill")
+    torch.manual_seed(len(name))
+    network = build_model(model["name"], model["options"], (1, 4, 4), 3)
+    save_file(network.state_dict(), folder / "model.safetensors")
+    description = {"model": model, "num_classes": 3, "input_shape": [1, 4, 4], "class_names": ["a", "b", "c"]}
+    write(
+        folder / "model.json",
+        {**description, "mean": [[[0.25]]], "std": [[[0.5]]], "task": {"name": "digits"}},
+    )
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    runs.record(folder, payload={"model.safetensors": digest})
+    return network.eval()
+
+
+@pytest.fixture
+def students(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> torch.nn.Module:
+    """Two students of one plan run, mirrored: `good`, and `moody`, whose forward depends on the data."""
+    (tmp_path / "moody_model.py").write_text(NOT_EXPORTABLE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    good = write_student(runs, "good", {"name": "mlp", "options": {"widths": [8]}})
+    write_student(runs, "moody", {"name": "moody_model:build", "options": {}})
+    tracking = "{register_student_as: digits}"
+    student = {"good": ("done", "student", [], 0.9), "moody": ("done", "student", [], 0.8)}
+    result = mirror(runs.run("r1", tracking=tracking, **student), runs.root)
+    assert result.problem is None
+    assert result.is_complete
+    assert "`moody` is not logged as a model" in caplog.text
+    return good
+
+
+def test_students_are_logged_as_models_or_as_weights_and_the_best_is_registered(
+    runs: Runs, students: torch.nn.Module
+) -> None:
+    from mlflow.models import get_model_info
+    from mlflow.pyfunc import load_model
+
+    found = runs.runs()
+    output = found["good"].outputs.model_outputs[0]
+    model = runs.client.get_logged_model(output.model_id)
+    assert (model.name, str(model.status)) == ("good", "READY")
+    assert {metric.key: metric.value for metric in model.metrics}["test/accuracy"] == 0.5
+
+    # A local folder, read directly: nothing global of MLflow is touched.
+    folder = model.artifact_location.removeprefix("file://")
+    signature = get_model_info(folder).signature
+    assert signature.inputs.inputs[0].shape == (-1, 1, 4, 4)
+    assert signature.outputs.inputs[0].shape == (-1, 3)
+    raw = np.random.default_rng(3).random((7, 1, 4, 4), dtype=np.float32)
+    with torch.no_grad():
+        ours = students((torch.from_numpy(raw) - 0.25) / 0.5).numpy()
+    np.testing.assert_allclose(load_model(folder).predict(raw), ours, atol=1e-6)
+
+    kept = runs.root / "mlartifacts" / found["moody"].info.run_id / "artifacts" / "model" / "moody"
+    assert sorted(path.name for path in kept.iterdir()) == ["model.json", "model.safetensors"]
+
+    again = {"good": ("cached", "student", [], 0.9), "moody": ("cached", "student", [], 0.8)}
+    mirror(runs.run("r2", tracking="{register_student_as: digits}", **again), runs.root)
+    mirror(runs.run("r3", tracking="{register_student_as: late}", **again), runs.root)
+    for name in ("digits", "late"):
+        versions = runs.client.search_model_versions(f"name = '{name}'")
+        assert [(version.version, version.tags["stage"]) for version in versions] == [(1, "good")]
+        assert versions[0].source == model.artifact_location
