@@ -110,7 +110,7 @@ def test_a_dry_run_shows_every_node_and_writes_nothing(plan: Path) -> None:
 
 def test_only_leaves_out_what_the_named_stage_does_not_read(plan: Path) -> None:
     result = distill("run", plan, "--dry-run", "--only", "teacher.1", "--force", "teacher.1")
-    assert "1 stages: 1 to run, 0 cached" in result.stdout
+    assert "1 stage: 1 to run, 0 cached" in result.stdout
     assert "forced" in result.stdout
 
 
