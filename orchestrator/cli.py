@@ -295,7 +295,9 @@ def _print_prospects(graph: Any, root: Path, plan_name: str, force: tuple[str, .
     out = console()
     out.print(prospects_table(prospects))
     new = sum(not prospect.is_cached for prospect in prospects)
-    out.print(f"\n{len(prospects)} stage{'s' * (len(prospects) != 1)}: {new} to run, {len(prospects) - new} cached")
+    out.print(
+        f"\n{len(prospects)} stage{'s' * (len(prospects) != 1)}: {new} to run, {len(prospects) - new} cached"
+    )
 
 
 def _relative(path: Path) -> Path:

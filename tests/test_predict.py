@@ -54,7 +54,8 @@ def test_an_image_file_gives_what_its_array_gives(student: Path, tmp_path: Path)
     Image.fromarray(pixels).convert("RGB").save(tmp_path / "colour.png")
     np.save(tmp_path / "digit.npy", pixels[None])
     ranked = [
-        predict_files(student, [tmp_path / name])[0].ranked for name in ("digit.png", "colour.png", "digit.npy")
+        predict_files(student, [tmp_path / name])[0].ranked
+        for name in ("digit.png", "colour.png", "digit.npy")
     ]
     assert ranked[0] == ranked[1] == ranked[2]
 
@@ -105,7 +106,9 @@ def test_a_damaged_model_is_not_used(student: Path, tmp_path: Path) -> None:
         ("missing.png", None, "does not exist"),
     ],
 )
-def test_an_input_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes | None, words: str) -> None:
+def test_an_input_that_cannot_be_read_is_named(
+    tmp_path: Path, name: str, content: bytes | None, words: str
+) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(PlanError, match=words) as caught:
@@ -134,7 +137,9 @@ def test_the_command_writes_a_table(student: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     rows = list(csv.DictReader(table.read_text().splitlines()))
     assert [row["rank"] for row in rows] == ["1", "2"] * 4
-    assert all(float(a["probability"]) >= float(b["probability"]) for a, b in zip(rows[::2], rows[1::2], strict=True))
+    assert all(
+        float(a["probability"]) >= float(b["probability"]) for a, b in zip(rows[::2], rows[1::2], strict=True)
+    )
 
 
 def test_a_folder_without_a_model_is_a_wrong_argument(tmp_path: Path) -> None:

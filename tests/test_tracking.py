@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from models.build import build_model
 from orchestrator.errors import DistillError
 from orchestrator.tracking import Mirror, mirror, store, sync
 from orchestrator.tracking import background as background_module
+from orchestrator.tracking import students as students_module
 
 # MLflow 3.17 still uses a loader strategy that SQLAlchemy 2.1 wants to drop; both are theirs.
 pytestmark = [
@@ -328,6 +330,7 @@ class Flaky:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             what = f"{name}{args}{sorted(kwargs)}{kwargs.get('tags')}{kwargs.get('metrics')}{kwargs.get('params')}"
+            what = re.sub(r"raydistill-\w+", "temporary folder", what)
             if what in self.failed:
                 return getattr(self.client, name)(*args, **kwargs)
             self.failed.add(what)
@@ -357,11 +360,11 @@ def shown(runs: Runs) -> dict[str, Any]:
     return seen
 
 
-@pytest.fixture
-def undisturbed(tmp_path: Path, template: Path) -> dict[str, Any]:
-    calm = Runs(tmp_path / "calm")
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, template: Path) -> dict[str, Any]:
+    calm = Runs(tmp_path_factory.mktemp("calm") / "runs")
     shutil.copy(template, calm.root / "mlflow.db")
-    assert mirror(write_two_stages(calm), calm.root).is_complete
+    assert mirror(write_two_stages(calm), calm.root, calm.uri).is_complete
     return shown(calm)
 
 
@@ -381,6 +384,34 @@ def test_a_push_that_dies_at_every_single_call_delivers_everything_once(
         assert pushes < 100
     assert pushes > 15
     assert shown(runs) == undisturbed
+
+
+@pytest.mark.parametrize("reaches", [False, True])
+def test_a_student_is_logged_and_registered_once_though_every_call_dies(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, reaches: bool
+) -> None:
+    def export(folders: Mapping[Path, Path], give_up: threading.Event) -> dict[Path, None]:
+        for target in folders:
+            target.mkdir()
+            (target / "MLmodel").write_text("what an export leaves")
+        return dict.fromkeys(folders)
+
+    failed: set[str] = set()
+    real = store.open_client
+    monkeypatch.setattr(
+        store, "open_client", lambda uri, root: Flaky(real(uri, root), failed, reaches=reaches)
+    )
+    monkeypatch.setattr(students_module, "export", export)
+    runs.record(runs.stage("student", "distill"))
+    folder = runs.run("r1", tracking="{register_student_as: digits}", student=("done", "student", [], 0.5))
+    while not mirror(folder, runs.root).is_complete:
+        assert len(failed) < 100
+    experiment = runs.client.get_experiment_by_name("p").experiment_id
+    models = runs.client.search_logged_models([experiment])
+    assert [(model.name, str(model.status)) for model in models] == [("student", "READY")]
+    assert [metric.value for metric in models[0].metrics if metric.key == "test/accuracy"] == [0.5]
+    assert len(runs.client.search_model_versions("name = 'digits'")) == 1
+    assert runs.curve("student", "test/accuracy") == [(0, 0.5)]
 
 
 def test_a_batch_whose_arrival_nobody_saw_is_not_doubled_by_a_resumed_stage(

@@ -43,6 +43,7 @@ def free_port() -> int:
         return port
 
 
+@pytest.mark.slow
 def test_the_server_shows_a_new_store_and_ends_with_the_command(tmp_path: Path) -> None:
     port = free_port()
     command = [sys.executable, "-c", SERVE, str(tmp_path), str(port)]

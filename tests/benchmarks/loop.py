@@ -48,6 +48,8 @@ StepDone = Callable[[], None]
 Variant = Callable[[StepDone], Any]
 
 BATCH, TEMPERATURE, CLASSES = 100, 4.0, 10
+# Small, so that all students stay alike: where more units are zero, pooling is up to a tenth faster.
+LEARNING_RATE = 1e-4
 MODELS: dict[str, dict[str, Any]] = {
     "mlp": {"name": "mlp", "widths": [1200, 1200]},
     "cnn": {"name": "cnn", "widths": [16, 32]},
@@ -141,7 +143,7 @@ class Bench:
         """The loop that anybody would write."""
         model = self.student()
         teacher = self.teacher_model() if with_teacher else None
-        optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+        optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, momentum=0.9)
         model.train()
         for rows in self.transfer.epoch_order(0, 0).split(BATCH):
             inputs, labels = self.inputs(rows), self.transfer.split.labels[rows]
@@ -187,7 +189,14 @@ def prepare(root: Path, model: dict[str, Any], samples: int) -> Bench:
     split = np.array([0] * samples + [2] * 100)
     np.savez(root / "data.npz", inputs=inputs, labels=draw.integers(CLASSES, size=len(inputs)), split=split)
     shared = {"epochs": 1, "batch_size": BATCH}
-    student = {"stage": "distill", "student": model, "teachers": ["teacher"], **shared}
+    optimizer = {"name": "sgd", "learning_rate": LEARNING_RATE}
+    student = {
+        "stage": "distill",
+        "student": model,
+        "teachers": ["teacher"],
+        "optimizer": optimizer,
+        **shared,
+    }
     plan = Plan.model_validate(
         {
             "name": "benchmark",
@@ -211,8 +220,8 @@ def check_same_weights(bench: Bench) -> None:
     plain, taught = (bench.bare(nothing, with_teacher=with_teacher) for with_teacher in (False, True))
     pairs = [
         (bench.fit(nothing, Supervised()), plain, 0.0),
-        (bench.fit(nothing, bench.hinton(), "live"), taught, 1e-5),
-        (bench.fit(nothing, bench.hinton(), "stored"), taught, 1e-3),
+        (bench.fit(nothing, bench.hinton(), "live"), taught, 1e-7),
+        (bench.fit(nothing, bench.hinton(), "stored"), taught, 1e-5),
     ]
     for ours, bare, tolerance in pairs:
         for one, other in zip(ours.parameters(), bare.parameters(), strict=True):

@@ -57,6 +57,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file_alone(
 def test_an_error_while_writing_flies_and_leaves_the_old_file_alone(tmp_path: Path) -> None:
     path = tmp_path / "file.json"
     write_json(path, "old")
+
     def write_half(temporary: Path) -> None:
         temporary.write_text("half")
         raise ZeroDivisionError

@@ -1,0 +1,108 @@
+"""What the scheduler costs per stage: 2,000 stages that do nothing, `results.json` and progress lines included.
+
+    python tests/benchmarks/scheduler.py
+
+Half the stages read one of the other half; 4 run at a time. The goal is at most 2 ms per stage. The second run finds
+all results. Stages' own files are not counted: the back end answers `done` at once, and leaves a record.
+"""
+
+import contextlib
+import io
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator import run_plan
+from orchestrator.execution.request import Outcome, StageRequest
+from orchestrator.plan.order import Graph, Node, order_stages
+from orchestrator.plan.schema import Plan
+from orchestrator.run_plan import RunOptions
+
+PAIRS, SLOTS = 1000, 4
+
+
+class Instant:
+    """Runs nothing, `SLOTS` at a time; counts the time that it takes to leave the records."""
+
+    def __init__(self) -> None:
+        self.running: list[StageRequest] = []
+        self.seconds = 0.0
+
+    def check_feasible(self, nodes: Sequence[Node]) -> None: ...
+
+    def try_start(self, request: StageRequest) -> bool:
+        if len(self.running) == SLOTS:
+            return False
+        self.running.append(request)
+        return True
+
+    def wait(self, seconds: float) -> list[tuple[str, Outcome]]:
+        started, request = time.perf_counter(), self.running.pop(0)
+        record = {"kind": request.kind, "fingerprint": request.fingerprint, "status": "done"}
+        content = json.dumps(record | {"seconds": 0.0, "finished": 0.0, "metrics": {"test/accuracy": 0.5}})
+        (Path(request.root) / request.folder / "record.json").write_text(content)
+        self.seconds += time.perf_counter() - started
+        return [(request.name, Outcome("done", 0.001))]
+
+    def stop(self) -> list[tuple[str, Outcome]]:
+        return []
+
+    def close(self) -> None: ...
+
+
+class NoTracking:
+    """Stands in for the mirror to MLflow."""
+
+    def __init__(self, *arguments: Any) -> None: ...
+    def start(self) -> None: ...
+    def finish(self, seconds: float) -> None: ...
+    def description(self) -> dict[str, Any]:
+        return {"tracking_uri": "nowhere"}
+
+
+def pairs() -> tuple[Plan, Graph]:
+    """Teachers with one student each."""
+    model = {"name": "mlp", "widths": [4]}
+    stages: dict[str, Any] = {}
+    for seed in range(PAIRS):
+        stages[f"teacher{seed}"] = {"stage": "train", "model": model, "epochs": 1, "seed": seed}
+        stages[f"student{seed}"] = {
+            "stage": "distill",
+            "student": model,
+            "teachers": [f"teacher{seed}"],
+            "mode": "live",
+            "epochs": 1,
+        }
+    plan = Plan.model_validate({"name": "pairs", "task": {"name": "mnist"}, "stages": stages})
+    return plan, order_stages(plan)
+
+
+def milliseconds_per_stage(plan: Plan, graph: Graph, root: Path) -> float:
+    """Of one whole run without report and tracking."""
+    backend = Instant()
+    run_plan.Mirror = NoTracking  # type: ignore[assignment, misc]
+    run_plan.write_report_of = lambda *arguments: None
+    run_plan.build_backend = lambda *arguments: backend
+    started = time.perf_counter()
+    with contextlib.redirect_stderr(io.StringIO()):
+        results = run_plan.run_plan(plan, graph, RunOptions(root))
+    seconds = time.perf_counter() - started - backend.seconds
+    assert results["status"] == "done"
+    return 1000 * seconds / len(graph.nodes)
+
+
+def main(folder: str | None = None) -> None:
+    """Print both numbers; the storage root is made in `folder`."""
+    plan, graph = pairs()
+    with tempfile.TemporaryDirectory(dir=folder) as root:
+        for name in ("first run", "second run"):
+            cost = milliseconds_per_stage(plan, graph, Path(root))
+            print(f"{name}: {cost:.2f} ms per stage, {len(graph.nodes)} stages")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,258 @@
+"""`distill run --local` from the command line to the exit code, with stages that only count."""
+
+import importlib
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from orchestrator import report, run_plan
+from orchestrator.cli import main
+from orchestrator.execution import run_stage
+from orchestrator.runs.context import StageContext
+from orchestrator.runs.plan_run import plan_text
+from orchestrator.terminal import console, results_table
+
+CHAIN: dict[str, dict[str, Any]] = {"teacher": {}, "student": {"reads": ["teacher"]}}
+NOWHERE = {"tracking_uri": "nowhere", "experiment_id": "1", "run_id": "2"}
+
+
+class NoTracking:
+    """Stands in for the mirror to MLflow."""
+
+    def __init__(self, folder: Path, root: Path, uri: str | None) -> None:
+        self.is_finished = False
+
+    def start(self) -> None:
+        pass
+
+    def finish(self, seconds: float) -> None:
+        self.is_finished = True
+
+    def description(self) -> dict[str, Any]:
+        assert self.is_finished
+        return NOWHERE
+
+
+class Bench:
+    """A folder with one plan and one storage root."""
+
+    def __init__(self, folder: Path, counting: ModuleType) -> None:
+        self.counting, self.root, self.plan = counting, folder / "runs", folder / "plan.yaml"
+
+    def run(self, stages: Mapping[str, Mapping[str, Any]], *options: str) -> Result:
+        self.plan.write_text(plan_text(self.counting.plan_of(stages)))
+        return CliRunner().invoke(
+            main, ["run", str(self.plan), "--local", "--runs", str(self.root), *options]
+        )
+
+    def tell(self, name: str, word: str) -> Path:
+        self.root.mkdir(exist_ok=True)
+        path = self.root / f"{name}.{word}"
+        path.touch()
+        return path
+
+    def results(self) -> dict[str, Any]:
+        """Of the last run."""
+        newest = max(self.root.glob("plans/p/*/results.json"), key=lambda path: path.stat().st_mtime_ns)
+        values: dict[str, Any] = json.loads(newest.read_text())
+        return values
+
+    def statuses(self) -> dict[str, str]:
+        return {name: stage["status"] for name, stage in self.results()["stages"].items()}
+
+    @property
+    def calls(self) -> list[str]:
+        calls: list[str] = self.counting.calls(self.root)
+        return calls
+
+
+@pytest.fixture
+def reports(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The run ids of reports that were made, not copied."""
+    made: list[str] = []
+
+    def write_report(folder: Path, root: Path) -> Path:
+        made.append(folder.name)
+        (folder / "report.html").write_text(folder.name)
+        return folder / "report.html"
+
+    monkeypatch.setattr(report, "write_report", write_report)
+    return made
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reports: list[str]) -> Bench:
+    monkeypatch.syspath_prepend(Path(__file__).parent / "execution")
+    counting = importlib.import_module("counting_stages")
+    for owner, name, value in counting.replacements():
+        monkeypatch.setattr(owner, name, value)
+    monkeypatch.setattr(run_plan, "Mirror", NoTracking)
+    return Bench(tmp_path, counting)
+
+
+def one_line(result: Result) -> str:
+    """The error, which must be all that there is to read of it."""
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert "Traceback" not in result.output
+    (line,) = errors
+    return line
+
+
+def test_a_plan_runs_to_the_end_and_again_without_starting_anything(bench: Bench, reports: list[str]) -> None:
+    first = bench.run(CHAIN)
+    assert first.exit_code == 0, first.output
+    results = bench.results()
+    assert results["status"] == "done"
+    assert results["mlflow"] == NOWHERE
+    assert results["storage"] == str(bench.root)
+    assert results["stages"]["student"]["metrics"] == {"test/accuracy": 0.6, "continued": 0.0}
+    assert results["stages"]["student"]["parameters"] == 7
+    again = bench.run(CHAIN)
+    assert again.exit_code == 0
+    assert bench.statuses() == {"teacher": "cached", "student": "cached"}
+    assert bench.calls == ["teacher", "student"]
+    assert reports == [results["run_id"]]
+    copied = bench.root / "plans" / "p" / bench.results()["run_id"] / "report.html"
+    assert copied.read_text() == results["run_id"]
+
+
+def test_a_failed_stage_is_exit_code_1_and_a_table_with_its_error(bench: Bench, reports: list[str]) -> None:
+    bench.tell("teacher", "fails")
+    result = bench.run(CHAIN | {"other": {}})
+    assert result.exit_code == 1
+    assert "Traceback" not in result.output
+    assert "teacher has a fault [/of] its own" in result.stdout
+    assert bench.results()["status"] == "failed"
+    assert bench.statuses() == {"teacher": "failed", "student": "skipped", "other": "done"}
+    assert bench.results()["stages"]["teacher"]["error"] == "teacher has a fault [/of] its own"
+    assert len(reports) == 1
+
+
+def test_an_interrupt_stops_the_stage_and_the_next_run_continues_it(bench: Bench) -> None:
+    hand = bench.tell("teacher", "interrupts")
+    result = bench.run(CHAIN)
+    assert result.exit_code == 130
+    assert bench.results()["status"] == "interrupted"
+    assert bench.statuses() == {"teacher": "stopped", "student": "stopped"}
+    hand.unlink()
+    assert bench.run(CHAIN).exit_code == 0
+    assert bench.results()["stages"]["teacher"]["metrics"]["continued"] == 1.0
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_interrupt_ends_a_stage_that_does_not_listen(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deaf(config: Any, context: StageContext) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert context.should_stop()
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("nobody stopped it")
+
+    monkeypatch.setattr(run_stage, "load_object", lambda path: deaf)
+    assert bench.run(CHAIN).exit_code == 130
+    assert bench.results()["status"] == "interrupted"
+    assert bench.statuses() == {"teacher": "stopped", "student": "stopped"}
+
+
+def test_results_say_what_runs_while_it_runs(bench: Bench) -> None:
+    brake = bench.tell("student", "waits")
+    seen: list[dict[str, Any]] = []
+
+    def look() -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not seen:
+            time.sleep(0.02)
+            if "student" in bench.calls and bench.statuses()["student"] == "running":
+                seen.append(bench.results())
+        brake.unlink()
+
+    spectator = threading.Thread(target=look)
+    spectator.start()
+    assert bench.run(CHAIN).exit_code == 0
+    spectator.join()
+    assert seen[0]["status"] == "running"
+    assert seen[0]["stages"]["teacher"]["status"] == "done"
+
+
+def test_only_and_force_choose_what_runs(bench: Bench) -> None:
+    bench.run(CHAIN, "--only", "teacher")
+    assert list(bench.statuses()) == ["teacher"]
+    bench.run(CHAIN, "--force", "teacher")
+    assert bench.calls == ["teacher", "teacher", "student"]
+
+
+def test_an_unknown_stage_is_exit_code_2_and_leaves_nothing(bench: Bench) -> None:
+    result = bench.run(CHAIN, "--force", "teachr")
+    assert result.exit_code == 2
+    assert "did you mean `teacher`?" in one_line(result)
+    assert not bench.root.exists()
+
+
+def test_a_root_that_cannot_be_made_is_one_line_and_exit_code_1(bench: Bench) -> None:
+    bench.root.write_text("a file is in the way")
+    result = bench.run(CHAIN)
+    assert result.exit_code == 1
+    assert str(bench.root) in one_line(result)
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
+def test_a_read_only_root_is_one_line_and_exit_code_1(bench: Bench) -> None:
+    bench.root.mkdir(mode=0o500)
+    result = bench.run(CHAIN)
+    assert result.exit_code == 1
+    assert "Permission denied" in one_line(result)
+
+
+def full(descriptor: int) -> None:
+    """What `fsync` says on a full disk."""
+    raise OSError(28, "No space left on device")
+
+
+def test_a_disk_that_is_full_from_the_start_is_one_line_and_exit_code_1(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        result = bench.run(CHAIN)
+    assert result.exit_code == 1
+    assert "No space left on device" in one_line(result)
+    assert bench.calls == []
+    assert bench.run(CHAIN).exit_code == 0
+
+
+def test_a_disk_that_fills_up_while_stages_run_is_one_line_and_loses_nothing_that_was_done(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+
+        def fill(config: Any, context: StageContext) -> dict[str, float]:
+            if context.name == "student":
+                patch.setattr(os, "fsync", full)
+            metrics: dict[str, float] = bench.counting.count(config, context)
+            return metrics
+
+        patch.setattr(run_stage, "load_object", lambda path: fill)
+        result = bench.run(CHAIN)
+    assert result.exit_code == 1
+    assert "No space left on device" in one_line(result)
+    assert bench.run(CHAIN).exit_code == 0
+    assert bench.statuses() == {"teacher": "cached", "student": "done"}
+    assert not list(bench.root.rglob(".*.tmp"))
+
+
+def test_the_table_shows_brackets_as_they_are() -> None:
+    stage = {"stage": "train", "status": "failed", "seconds": 1.0, "error": "sizes [3, 4] and [/bold] differ"}
+    out = console()
+    with out.capture() as captured:
+        out.print(results_table({"stages": {"teacher": stage}}))
+    assert "sizes [3, 4] and [/bold] differ" in captured.get()
