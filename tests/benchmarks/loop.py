@@ -108,11 +108,10 @@ class Bench:
         }
 
     def context(self, name: str, step_done: StepDone = nothing) -> StageContext:
-        """What the stage `name` receives; its folder is a scratch one."""
+        """What the stage `name` receives; its folder is new."""
         node = self.graph.nodes[name]
         reads = {read: self.graph.nodes[read].folder for read in node.reads}
-        folder = StageFolder(self.root / f"scratch-{name}")
-        folder.path.mkdir(exist_ok=True)
+        folder = StageFolder(Path(tempfile.mkdtemp(dir=self.root)))
 
         def should_stop() -> bool:
             step_done()
@@ -176,8 +175,6 @@ class Bench:
 
     def predict_targets(self, step_done: StepDone) -> None:
         context = self.context("teacher.targets", step_done)
-        for path in context.folder.path.iterdir():
-            path.unlink()
         predict_targets(self.graph.nodes["teacher.targets"].config, context)
         assert (context.folder.path / MANIFEST).exists()
 
@@ -274,6 +271,7 @@ class Runner:
 def report(name: str, steps: int, rounds: list[dict[str, list[float]]]) -> None:
     print(f"\n{name}, batches of {BATCH}")
     for ours, bare, limit in FIGURES:
+        assert {len(times[ours]) - len(times[bare]) for times in rounds} == {0}  # none ended early
         ratios = [sum(times[ours][1:]) / sum(times[bare][1:]) for times in rounds]
         each = 1000 * median(sum(times[bare][1:]) for times in rounds) / (steps - 1)
         print(
