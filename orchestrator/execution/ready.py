@@ -5,13 +5,18 @@ Kept up to date at every change instead of looking through the graph, so that a 
 
 import heapq
 import time
+from collections import Counter
 
 from orchestrator.plan.order import Graph
 from orchestrator.plan.training_configs import ResourcesConfig
 
 
 class ReadyStages:
-    """A queue per shape of resources: when one stage finds no room, no other of its shape does."""
+    """A queue per shape of resources: when one stage finds no room, no other of its shape does.
+
+    Asking for room costs files (a lease, an attempt). So a shape that was refused is not asked for again while the
+    same shapes run as then, at least for some seconds.
+    """
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
@@ -25,7 +30,8 @@ class ReadyStages:
         self._names = {rank: name for name, rank in self._rank.items()}
         self._queues: dict[ResourcesConfig, list[tuple[float, int]]] = {}
         self._queued: set[str] = set()
-        self._full: dict[ResourcesConfig, float] = {}
+        self._running: Counter[ResourcesConfig] = Counter()
+        self._full: dict[ResourcesConfig, tuple[Counter[ResourcesConfig], float]] = {}
         self._later: list[tuple[float, str]] = []
         for name in graph.nodes:
             self.put_back(name)
@@ -35,9 +41,7 @@ class ReadyStages:
         now = time.monotonic()
         while self._later and self._later[0][0] <= now:
             self.put_back(heapq.heappop(self._later)[1])
-        open_queues = [
-            queue for shape, queue in self._queues.items() if queue and self._full.get(shape, 0.0) <= now
-        ]
+        open_queues = [queue for shape, queue in self._queues.items() if queue and self._may_fit(shape, now)]
         while open_queues:
             queue = min(open_queues)
             name = self._names[heapq.heappop(queue)]
@@ -56,16 +60,20 @@ class ReadyStages:
             heapq.heappush(self._queues.setdefault(self._shape(name), []), self._rank[name])
 
     def found_no_room(self, name: str, *, seconds: float) -> None:
-        """Nothing of this shape before something ends, or `seconds` have passed."""
-        self._full[self._shape(name)] = time.monotonic() + seconds
+        """Nothing of this shape before something else runs than now, or `seconds` have passed."""
+        self._full[self._shape(name)] = (self._running.copy(), time.monotonic() + seconds)
         self.put_back(name)
 
-    def make_room(self) -> None:
-        """Something ended: every shape may have room now."""
-        self._full.clear()
+    def begin(self, name: str) -> None:
+        """It runs."""
+        self._running[self._shape(name)] += 1
+
+    def end(self, name: str) -> None:
+        """It runs no longer."""
+        self._running[self._shape(name)] -= 1
 
     def finish(self, name: str) -> None:
-        """It ended, whichever way: its readers wait for one less."""
+        """Nothing is left to do for it: its readers wait for one less."""
         self.unfinished.discard(name)
         for reader in self._readers[name]:
             self._missing[reader] -= 1
@@ -78,6 +86,10 @@ class ReadyStages:
         for reader in self._readers[name]:
             self._missing[reader] += 1
         self.put_back(name)
+
+    def _may_fit(self, shape: ResourcesConfig, now: float) -> bool:
+        running, until = self._full.get(shape, (None, 0.0))
+        return now >= until or running != self._running
 
     def _shape(self, name: str) -> ResourcesConfig:
         shape: ResourcesConfig = self.graph.nodes[name].config.resources

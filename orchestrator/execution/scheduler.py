@@ -149,6 +149,7 @@ class _Run:
             self.leases.release(folder.path)
             self.ready.found_no_room(node.name, seconds=RECHECK_SECONDS)
             return
+        self.ready.begin(node.name)
         state.started = time.monotonic()
         state.attempts += 1
         self._change(node.name, "running")
@@ -190,7 +191,7 @@ class _Run:
             self._change(name, "waiting", note="another driver runs it")
 
     def _ended(self, name: str, outcome: Outcome) -> None:
-        self.ready.make_room()
+        self.ready.end(name)
         state, folder = self.states[name], self._folder(self.graph.nodes[name])
         state.seconds += outcome.seconds or (time.monotonic() - (state.started or time.monotonic()))
         if not self.leases.is_ours(folder.path):

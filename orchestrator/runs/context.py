@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.errors import StageError, StoreError
-from orchestrator.runs.files import json_text, read_json, replaced_file, store_errors
+from orchestrator.runs.files import read_json, replaced_file, store_errors
 from orchestrator.runs.folder import METRICS, StageFolder
 from tasks.task import Task
 
@@ -104,4 +104,4 @@ class StageContext:
 def claim_attempt(folder: StageFolder, attempt: str) -> None:
     """Make `attempt` the only one that may publish to `folder`. Processes matter here, not power cuts: no fsync."""
     with replaced_file(folder.path / ATTEMPT) as temporary:
-        temporary.write_text(json_text({"attempt": attempt}))
+        temporary.write_text(json.dumps({"attempt": attempt}))

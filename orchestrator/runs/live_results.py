@@ -1,7 +1,8 @@
-"""`results.json` while stages run: at most one write a second, so that a change costs nothing in a large graph."""
+"""`results.json` while stages run: at most one write a second, so that a change costs little in a large graph."""
 
 import logging
 import threading
+import time
 from collections.abc import Mapping
 from types import TracebackType
 
@@ -9,6 +10,9 @@ from orchestrator.errors import StoreError
 from orchestrator.runs.plan_run import NodeState, PlanRun
 
 SECONDS_BETWEEN = 1.0
+TIMES_BETWEEN = (
+    10.0  # a write of thousands of stages takes a tenth of a second: never more than a tenth of the time
+)
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +49,10 @@ class LiveResults:
     def _work(self) -> None:
         while self._changed.wait() and not self._over.is_set():
             self._changed.clear()
+            started = time.monotonic()
             try:
                 self._run.write_results(self._states, "running")
             except StoreError as error:
                 log.warning("%s; the run goes on", error.message)
-            self._over.wait(SECONDS_BETWEEN)
+            took = time.monotonic() - started
+            self._over.wait(max(SECONDS_BETWEEN, TIMES_BETWEEN * took))

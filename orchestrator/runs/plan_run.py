@@ -31,6 +31,7 @@ from tasks.task import Task
 Status = Literal["waiting", "running", "done", "cached", "failed", "skipped", "stopped"]
 FINISHED: frozenset[Status] = frozenset({"done", "cached", "failed", "skipped", "stopped"})
 SUCCEEDED: frozenset[Status] = frozenset({"done", "cached"})
+FastDumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 @dataclass
@@ -216,7 +217,7 @@ def plan_text(plan: Plan) -> str:
         for key in ("model", "student"):
             if isinstance(stage.get(key), dict):
                 stage[key] |= stage[key].pop("options")
-    return yaml.safe_dump(values, sort_keys=False, width=100)
+    return str(yaml.dump(values, Dumper=FastDumper, sort_keys=False, width=100))
 
 
 def read_data_sizes(root: Path, task: Task) -> dict[str, int]:

@@ -89,8 +89,8 @@ def run(backend: RayBackend, request: StageRequest) -> Outcome:
     return finish(backend, [request])[request.name]
 
 
-def wait_until(claim: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + PATIENCE
+def wait_until(claim: Callable[[], Any], patience: float = PATIENCE) -> None:
+    deadline = time.monotonic() + patience
     while not claim():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -122,7 +122,7 @@ def backend(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[RayB
     backend = RayBackend()
     yield backend
     backend.close()
-    wait_until(nothing_is_held)
+    wait_until(nothing_is_held, patience=60.0)
 
 
 @pytest.mark.ray
@@ -238,7 +238,7 @@ def test_what_does_not_stop_is_ended(
     assert backend.try_start(group)
     wait_until(lambda: len(stages.pids()) == 2 and len(stages.pids(rank=1)) == 1)
     assert {name: outcome.status for name, outcome in backend.stop()} == {"alone": "lost", "group": "lost"}
-    wait_until(nothing_is_held)
+    wait_until(nothing_is_held, patience=60.0)
 
 
 @pytest.mark.ray

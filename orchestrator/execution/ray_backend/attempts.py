@@ -72,7 +72,7 @@ class GroupAttempt:
         self._name = request.name
         self._scratch = make_folder(Path(request.root).resolve() / SCRATCH / request.attempt)
         self.held = shape * request.shape.workers
-        launch = ray.remote(num_cpus=0, max_retries=0)(run_group)
+        launch = ray.remote(num_cpus=0, max_retries=0, runtime_env=_naming_this_cluster())(run_group)
         self.ref = launch.remote(
             {
                 "request": request.to_dict(),
@@ -104,6 +104,16 @@ class GroupAttempt:
         shutil.rmtree(self._scratch, ignore_errors=True)
         with suppress(OSError):  # other groups still use it
             self._scratch.parent.rmdir()
+
+
+def _naming_this_cluster() -> dict[str, Any]:
+    """The environment of a group's processes: which Ray cluster is theirs.
+
+    Ray Train has a process that frees the resources of a group whose controller was killed. It looks for the
+    controller in whatever Ray cluster it finds on the machine unless this names one; where two drivers run, or one
+    beside a `ray start`, it finds none or the other, and keeps the resources for ever or takes them at once.
+    """
+    return {"env_vars": {"RAY_API_SERVER_ADDRESS": ray.get_runtime_context().gcs_address}}
 
 
 def read_outcome(ref: Any, stage: str) -> Outcome:
