@@ -24,6 +24,7 @@ from orchestrator.errors import DistillError
 from orchestrator.tracking import Mirror, mirror, store, sync
 from orchestrator.tracking import background as background_module
 from orchestrator.tracking import students as students_module
+from orchestrator.tracking.session import GivenUp
 
 # MLflow 3.17 still uses a loader strategy that SQLAlchemy 2.1 wants to drop; both are theirs.
 pytestmark = [
@@ -404,8 +405,10 @@ def test_a_student_is_logged_and_registered_once_though_every_call_dies(
     monkeypatch.setattr(students_module, "export", export)
     runs.record(runs.stage("student", "distill"))
     folder = runs.run("r1", tracking="{register_student_as: digits}", student=("done", "student", [], 0.5))
+    pushes = 1
     while not mirror(folder, runs.root).is_complete:
-        assert len(failed) < 100
+        pushes += 1
+        assert pushes < 100
     experiment = runs.client.get_experiment_by_name("p").experiment_id
     models = runs.client.search_logged_models([experiment])
     assert [(model.name, str(model.status)) for model in models] == [("student", "READY")]
@@ -581,6 +584,27 @@ def test_the_mirror_sends_what_an_earlier_run_could_not(runs: Runs) -> None:
     mirroring.start()
     mirroring.finish()
     assert sorted(runs.runs()) == ["r1", "r2"]
+
+
+@pytest.mark.usefixtures("quick_mirror")
+def test_models_of_earlier_runs_do_not_hold_up_the_end_of_a_quick_run(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def export_for_ever(folders: Mapping[Path, Path], give_up: threading.Event) -> None:
+        give_up.wait(60)
+        raise GivenUp("another time")
+
+    monkeypatch.setattr(students_module, "export", export_for_ever)
+    runs.record(runs.stage("student", "distill"))
+    runs.run("r1", plan="earlier", student=("done", "student", [], 0.5))
+    mirroring = Mirror(runs.run("r2"), runs.root)
+    mirroring.start()
+    started = time.monotonic()
+    assert mirroring.finish(30).is_complete
+    assert time.monotonic() - started < 15
+    assert sorted(runs.runs()) == ["r1", "r2", "student"]
+    monkeypatch.setattr(students_module, "export", lambda folders, give_up: dict.fromkeys(folders, "no"))
+    assert list(sync(runs.root)) == [f"earlier/r1 → {runs.uri}"]
 
 
 @pytest.mark.usefixtures("quick_mirror")

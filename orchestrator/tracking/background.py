@@ -22,7 +22,7 @@ from orchestrator.tracking.plan_run import RAN, read_run
 from orchestrator.tracking.session import GivenUp, Session
 from orchestrator.tracking.state import State, read_state, try_lock
 from orchestrator.tracking.store import answers, import_mlflow, public_uri, reason, resolve_uri
-from orchestrator.tracking.students import push_students
+from orchestrator.tracking.students import has_students_left, push_students
 
 PERIOD = 2.0
 UNSENT = "tracking: `%s` gets nothing for now (%s); the next run or `distill sync` sends the rest"
@@ -62,7 +62,7 @@ class Mirror:
         self.result = MirrorResult(public_uri(self.uri))
         self._stop, self._give_up = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
-        self._has_warned = False
+        self._has_warned = self._has_pushed_rest = False
 
     def start(self) -> None:
         """Begin. MLflow is imported here: two threads that import big packages at once can meet half of one."""
@@ -74,30 +74,34 @@ class Mirror:
         self._thread.start()
 
     def finish(self, seconds: float = 20.0) -> MirrorResult:
-        """The last push, and with what is left of the time what earlier runs could not send."""
+        """The last push, and what earlier runs could not send as far as that is quick; at most so many seconds."""
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join(seconds)
             if self._thread.is_alive():
                 self._give_up.set()
                 if not self.result.is_complete:
-                    self._warn(f"not all was sent within {seconds:g} s")
+                    log.warning(
+                        "tracking: not all was sent to `%s` within %g s; the next run or `distill sync` sends the rest",
+                        self.result.tracking_uri,
+                        seconds,
+                    )
         return self.result
 
     def description(self) -> dict[str, Any]:
         """The entry `mlflow` of results.json."""
-        result = self.result
+        state = read_state(self.folder) or State(tracking_uri=self.result.tracking_uri)
         return {
-            "tracking_uri": result.tracking_uri,
-            "experiment_id": result.experiment_id,
-            "run_id": result.run_id,
+            "tracking_uri": state.tracking_uri,
+            "experiment_id": state.experiment_id,
+            "run_id": state.run_id,
         }
 
     def _work(self) -> None:
         try:
             self._mirror()
             if self.result.problem is None:
-                self._push_rest()
+                self._push_rest(self._give_up, has_time=False)
         except Exception as error:  # a full disk, a folder that is gone: tracking stops nothing
             log.debug("tracking", exc_info=True)
             self._warn(reason(error))
@@ -110,22 +114,25 @@ class Mirror:
                     is_last = self._stop.is_set()
                     self.result = _push(self.folder, self.root, self.uri, self._give_up)
                     self._note_problem()
+                    if not self._has_pushed_rest and self.result.problem is None:
+                        self._has_pushed_rest = True
+                        self._push_rest(self._stop, has_time=True)
                     self._stop.wait(PERIOD)
             is_last = is_last or self._stop.wait(0.1)
 
-    def _push_rest(self) -> None:
-        """What earlier runs could not send to this store."""
+    def _push_rest(self, give_up: threading.Event, *, has_time: bool) -> None:
+        """What earlier runs could not send to this store; their models only while the plan runs anyway."""
 
         def ours(folder: Path) -> str | None:
             meant = public_uri(_uri_of(folder, self.root, None))
             return self.uri if meant == self.result.tracking_uri else None
 
-        for name, result in _push_rest(self.root, ours, self._give_up):
+        for name, result in _push_rest(self.root, ours, give_up, has_time=has_time):
             if result.is_complete:
                 log.info("tracking: sent the earlier run %s", name)
 
     def _note_problem(self) -> None:
-        if self.result.problem is not None:
+        if self.result.problem is not None and not self._give_up.is_set():
             self._warn(self.result.problem)
         elif self._has_warned:
             log.info("tracking: `%s` answers again", self.result.tracking_uri)
@@ -159,7 +166,7 @@ def sync(root: Path, tracking_uri: str | None = None) -> Iterator[str]:
 
 
 def _push_rest(
-    root: Path, uri_of: Callable[[Path], str | None], give_up: threading.Event
+    root: Path, uri_of: Callable[[Path], str | None], give_up: threading.Event, *, has_time: bool = True
 ) -> Iterator[tuple[str, MirrorResult]]:
     """Push every plan run that nobody works on and that is not all sent. A store that is down is asked once.
 
@@ -177,8 +184,8 @@ def _push_rest(
             if uri in down:
                 yield name, MirrorResult(public_uri(uri), problem=down[uri])
                 continue
-            result = _push(folder, root, uri, give_up, driver_is_gone=True)
-        if result.problem is not None and not answers(uri, root):
+            result = _push(folder, root, uri, give_up, driver_is_gone=True, has_time=has_time)
+        if result.problem is not None and not give_up.is_set() and not answers(uri, root):
             down[uri] = result.problem
         yield name, result
 
@@ -203,7 +210,13 @@ def _is_all_sent(folder: Path, state: State) -> bool:
 
 
 def _push(
-    folder: Path, root: Path, uri: str, give_up: threading.Event, *, driver_is_gone: bool = False
+    folder: Path,
+    root: Path,
+    uri: str,
+    give_up: threading.Event,
+    *,
+    driver_is_gone: bool = False,
+    has_time: bool = True,
 ) -> MirrorResult:
     """One push under the lock. Whatever goes wrong becomes the result's `problem`: tracking stops nothing."""
     state = read_state(folder)
@@ -215,7 +228,7 @@ def _push(
         run = read_run(folder, root)
         is_over = driver_is_gone or run.status != "running"
         if not (is_over and _is_all_sent(folder, state)):
-            _push_all(Session(run, state, root, uri, give_up, is_over=is_over))
+            _push_all(Session(run, state, root, uri, give_up, is_over=is_over, has_time=has_time))
     except Exception as error:
         log.debug("tracking", exc_info=True)
         problem = error.message if isinstance(error, DistillError) else reason(error)
@@ -237,7 +250,10 @@ def _push_all(session: Session) -> None:
             raise
         else:
             session.state.files = signatures(session.run.folder)
-    session.state.is_finished = session.is_over
+            session.state.is_finished = session.is_over
+            session.save()
+            return
+    session.state.is_finished = session.is_over and not has_students_left(session)
     session.save()
 
 
@@ -252,4 +268,5 @@ def _push_parts(session: Session) -> None:
     push_files(session)
     if session.is_over:
         close_parent(session)
-        push_students(session)
+        if session.has_time:
+            push_students(session)

@@ -22,13 +22,24 @@ class GivenUp(DistillError):  # noqa: N818 - an outcome, not a fault
 
 
 class Session:
-    """What every part of a push needs. `is_over`: no driver works on the plan run, so what is open gets closed."""
+    """What every part of a push needs. `is_over`: no driver works on the plan run, so what is open gets closed.
+
+    `has_time`: exporting models, which takes seconds, is welcome.
+    """
 
     def __init__(
-        self, run: TrackedRun, state: State, root: Path, uri: str, give_up: threading.Event, *, is_over: bool
+        self,
+        run: TrackedRun,
+        state: State,
+        root: Path,
+        uri: str,
+        give_up: threading.Event,
+        *,
+        is_over: bool,
+        has_time: bool = True,
     ) -> None:
         self.run, self.state, self.root, self.uri = run, state, root, uri
-        self.give_up, self.is_over = give_up, is_over
+        self.give_up, self.is_over, self.has_time = give_up, is_over, has_time
 
     @property
     def client(self) -> Any:

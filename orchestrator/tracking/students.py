@@ -25,9 +25,27 @@ log = logging.getLogger(__name__)
 
 def push_students(session: Session) -> None:
     """Log every student that was trained now, once; register the best of all if the plan run is done."""
-    log_models(session, [node for node in session.run.students if node.status == "done"])
-    if session.run.status == "done" and session.run.register_student_as:
-        _register_best(session, session.run.register_student_as)
+    log_models(session, _trained_now(session))
+    if name := _name_to_register(session):
+        _register_best(session, name)
+
+
+def has_students_left(session: Session) -> bool:
+    """Whether `push_students` still has something to do."""
+    stages = session.state.stages
+    is_logged = all(stages[node.name].is_model_done for node in _trained_now(session))
+    return not is_logged or _name_to_register(session) is not None
+
+
+def _trained_now(session: Session) -> list[TrackedNode]:
+    return [node for node in session.run.students if node.status == "done"]
+
+
+def _name_to_register(session: Session) -> str | None:
+    """The name under which the best student is still to be registered."""
+    run = session.run
+    is_wanted = run.status == "done" and run.students and session.state.registered is None
+    return run.register_student_as if is_wanted else None
 
 
 def log_models(session: Session, nodes: Sequence[TrackedNode]) -> None:
@@ -139,8 +157,6 @@ def _log_files(session: Session, node: TrackedNode, error: str) -> None:
 
 def _register_best(session: Session, name: str) -> None:
     """Register the student with the best validation accuracy, unless this very student is registered already."""
-    if session.state.registered or not session.run.students:
-        return
     from mlflow.exceptions import MlflowException
 
     best = max(session.run.students, key=lambda node: node.metrics.get("validation/accuracy", 0.0))

@@ -123,7 +123,7 @@ def _weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
-    """Strides as the optimizer makes them: sums over other strides may round differently (channels_last)."""
+    """Strides as the optimizer makes them (channels_last): with others, a GPU takes a slow path for ever after."""
     if value.shape != parameter.shape:
         return value
     return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)

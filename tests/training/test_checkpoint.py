@@ -184,6 +184,21 @@ def test_tied_weights_are_stored_and_stay_tied(bench: Any) -> None:
     assert torch.equal(resumed[1].weight, resumed[2].weight)
 
 
+def test_optimizer_state_keeps_the_layout_of_its_weights(bench: Any) -> None:
+    bench.channels_last = True
+    bench.stopped(bench.cnn(), STOPPED_AT)
+    model = bench.cnn().to(memory_format=torch.channels_last)
+    config = bench.settings()
+    optimizer = build_optimizer(config.optimizer, model.parameters())
+    learner = nn.Module()
+    learner.model = model
+    schedule = build_schedule(config.schedule, optimizer, 3, 5)
+    assert load_checkpoint(bench.root / "train-0/checkpoint", learner, optimizer, schedule)
+    assert model[1].weight.is_contiguous(memory_format=torch.channels_last)
+    for parameter, slots in optimizer.state.items():
+        assert slots["momentum_buffer"].stride() == parameter.stride()
+
+
 def test_a_removed_checkpoint_leaves_no_folder(bench: Any, stopped: Path) -> None:
     remove_checkpoint(stopped)
     assert not stopped.exists()
