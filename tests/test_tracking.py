@@ -503,7 +503,7 @@ def test_an_unreachable_server_costs_little_and_sync_delivers_later(
     started = time.monotonic()
     result = mirror(folder, runs.root, NOWHERE)
     assert time.monotonic() - started < 5
-    assert "Connection refused" in str(result.problem)
+    assert result.problem is not None
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert list(sync(runs.root, runs.uri)) == [f"p/r1 → {runs.uri}"]
     assert shown(runs) == undisturbed

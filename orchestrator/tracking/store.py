@@ -121,11 +121,7 @@ def key_of(name: str) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """One short line for a warning: what the operating system said, if that is at the bottom of it."""
-    cause: BaseException | None = error
-    while cause is not None:
-        error = cause if isinstance(cause, OSError) else error
-        cause = cause.__cause__ or cause.__context__
+    """One short line for a warning."""
     lines = str(error).strip().splitlines() or [""]
     text = f"{type(error).__name__}: {lines[0]}"
     return text if len(text) <= 160 else text[:157] + "..."
