@@ -44,7 +44,7 @@ def run_plan(plan: Plan, graph: Graph, options: RunOptions) -> dict[str, Any]:
     forced = nodes_called(graph, options.force, "--force")
     make_folder(options.root / "stages")
     run = PlanRun(plan, graph, options.root, command=options.command, versions=versions())
-    previous = latest_run(options.root, plan.name)
+    previous = same_stages(latest_run(options.root, plan.name), graph)
     states = {name: NodeState() for name in graph.nodes}
     stop = threading.Event()
     with stopping_on_interrupt(stop):
@@ -52,10 +52,14 @@ def run_plan(plan: Plan, graph: Graph, options: RunOptions) -> dict[str, Any]:
         mirror = Mirror(run.folder, options.root, options.tracking_uri)
         try:
             with results_written(run, states, stop):
-                mirror.start()
+                if not (previous and mirror.has_sent(previous)):
+                    mirror.start()
                 run_on_backend(run, states, options, forced, stop)
-            if not stop.is_set():
-                write_report_of(run, previous, states)
+            if previous and all(state.status == "cached" for state in states.values()):
+                copy_report(previous, run.folder)
+                mirror.adopt(previous)
+            elif not stop.is_set():
+                write_report_of(run)
         finally:
             mirror.finish(MIRROR_SECONDS_INTERRUPTED if stop.is_set() else MIRROR_SECONDS)
     run.mlflow = mirror.description()
@@ -128,17 +132,22 @@ def status_of(states: Mapping[str, NodeState], *, interrupted: bool) -> str:
     return "interrupted" if interrupted else "failed"
 
 
-def write_report_of(run: PlanRun, previous: Path | None, states: Mapping[str, NodeState]) -> None:
-    """The run's report; that of the run before, when nothing was trained since. Never fails a run."""
+def same_stages(previous: Path | None, graph: Graph) -> Path | None:
+    """The run before, if it had the same stages: what it shows of them still stands when none of them runs again."""
     from orchestrator.runs.files import read_json
 
-    with suppress(DistillError, OSError, KeyError):
-        nothing_new = all(state.status == "cached" for state in states.values())
-        if nothing_new and previous is not None and (previous / "report.html").exists():
-            old = {node["name"]: node["fingerprint"] for node in read_json(previous / "graph.json")["nodes"]}
-            if old == {name: node.fingerprint for name, node in run.graph.nodes.items()}:
-                copy_report(previous, run.folder)
-                return
+    with suppress(DistillError, KeyError):
+        if previous is not None and (previous / "report.html").exists():
+            before = {
+                node["name"]: node["fingerprint"] for node in read_json(previous / "graph.json")["nodes"]
+            }
+            if before == {name: node.fingerprint for name, node in graph.nodes.items()}:
+                return previous
+    return None
+
+
+def write_report_of(run: PlanRun) -> None:
+    """The run's report. Never fails a run."""
     try:
         from orchestrator.report import write_report
 

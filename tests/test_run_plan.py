@@ -28,11 +28,19 @@ NOWHERE = {"tracking_uri": "nowhere", "experiment_id": "1", "run_id": "2"}
 class NoTracking:
     """Stands in for the mirror to MLflow."""
 
+    started = 0
+
     def __init__(self, folder: Path, root: Path, uri: str | None) -> None:
         self.is_finished = False
 
+    def has_sent(self, previous: Path) -> bool:
+        return (previous / "report.html").exists()
+
+    def adopt(self, previous: Path) -> None:
+        assert self.has_sent(previous)
+
     def start(self) -> None:
-        pass
+        NoTracking.started += 1
 
     def finish(self, seconds: float) -> None:
         self.is_finished = True
@@ -95,6 +103,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reports: list[str]) -
     counting = importlib.import_module("counting_stages")
     for owner, name, value in counting.replacements():
         monkeypatch.setattr(owner, name, value)
+    monkeypatch.setattr(NoTracking, "started", 0)
     monkeypatch.setattr(run_plan, "Mirror", NoTracking)
     return Bench(tmp_path, counting)
 
@@ -123,6 +132,9 @@ def test_a_plan_runs_to_the_end_and_again_without_starting_anything(bench: Bench
     assert reports == [results["run_id"]]
     copied = bench.root / "plans" / "p" / bench.results()["run_id"] / "report.html"
     assert copied.read_text() == results["run_id"]
+    assert NoTracking.started == 1
+    assert bench.run(CHAIN, "--force", "student").exit_code == 0
+    assert bench.calls == ["teacher", "student", "student"]
 
 
 def test_a_failed_stage_is_exit_code_1_and_a_table_with_its_error(bench: Bench, reports: list[str]) -> None:

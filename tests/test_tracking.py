@@ -587,6 +587,43 @@ def test_the_mirror_sends_what_an_earlier_run_could_not(runs: Runs) -> None:
 
 
 @pytest.mark.usefixtures("quick_mirror")
+def test_a_run_that_repeats_a_tracked_one_is_not_a_second_run_in_mlflow(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs.record(runs.stage("teacher"))
+    first = runs.run("r1", teacher="done")
+    assert mirror(first, runs.root).is_complete
+    again = runs.run("r2", teacher="cached")
+    mirroring = Mirror(again, runs.root)
+    assert mirroring.has_sent(first)
+    monkeypatch.setattr(background_module, "import_mlflow", lambda: pytest.fail("MLflow was imported"))
+    mirroring.adopt(first)
+    mirroring.finish()
+    assert mirroring.description()["run_id"] == runs.runs()["r1"].info.run_id
+    assert list(sync(runs.root)) == []
+    assert sorted(runs.runs()) == ["r1", "teacher"]
+
+
+@pytest.mark.usefixtures("quick_mirror")
+def test_a_run_stands_for_itself_when_the_one_before_is_not_all_in_this_store(
+    runs: Runs, tmp_path: Path
+) -> None:
+    first = runs.run("r1", teacher="failed")
+    assert not Mirror(first, runs.root).has_sent(first), "never sent"
+    assert mirror(first, runs.root).is_complete
+    mirroring = Mirror(runs.run("r2", teacher="cached"), runs.root)
+    assert not Mirror(first, runs.root, NOWHERE).has_sent(first), "another store"
+    (first / "report.html").write_text("made later")
+    assert not mirroring.has_sent(first), "sent without its report"
+    mirroring.adopt(first)
+    mirroring.finish()
+    assert sorted(runs.runs()) == ["r1", "r2", "teacher"]
+    assert mirror(first, runs.root).is_complete
+    (runs.root / "mlflow.db").unlink()
+    assert not Mirror(first, runs.root).has_sent(first), "the database was deleted"
+
+
+@pytest.mark.usefixtures("quick_mirror")
 def test_models_of_earlier_runs_do_not_hold_up_the_end_of_a_quick_run(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,7 @@ from orchestrator.tracking.parent import (
 from orchestrator.tracking.plan_run import RAN, read_run
 from orchestrator.tracking.session import GivenUp, Session
 from orchestrator.tracking.state import State, read_state, try_lock
-from orchestrator.tracking.store import answers, import_mlflow, public_uri, reason, resolve_uri
+from orchestrator.tracking.store import answers, import_mlflow, is_missing, public_uri, reason, resolve_uri
 from orchestrator.tracking.students import has_students_left, push_students
 
 PERIOD = 2.0
@@ -63,9 +63,34 @@ class Mirror:
         self._stop, self._give_up = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
         self._has_warned = self._has_pushed_rest = False
+        self._is_needed = True
+
+    def has_sent(self, previous: Path) -> bool:
+        """Whether an earlier plan run is wholly in the store that this one goes to, as far as files tell."""
+        state = read_state(previous)
+        return (
+            state is not None
+            and state.tracking_uri == public_uri(self.uri)
+            and _is_all_sent(previous, state)
+            and not is_missing(self.uri)
+        )
+
+    def adopt(self, previous: Path) -> None:
+        """Let an earlier run, which shows the same in MLflow, stand for this one: nothing is sent, nothing imported.
+
+        Does nothing when that run is not wholly sent, or this one has begun.
+        """
+        state = read_state(previous)
+        if self._thread.ident is None and state is not None and self.has_sent(previous):
+            state.files = signatures(self.folder)
+            state.save(self.folder)
+            self._is_needed = False
 
     def start(self) -> None:
         """Begin. MLflow is imported here: two threads that import big packages at once can meet half of one."""
+        if not self._is_needed:
+            return
+        self._is_needed = False
         try:
             import_mlflow()
         except Exception as error:
@@ -75,6 +100,7 @@ class Mirror:
 
     def finish(self, seconds: float = 20.0) -> MirrorResult:
         """The last push, and what earlier runs could not send as far as that is quick; at most so many seconds."""
+        self.start()
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join(seconds)

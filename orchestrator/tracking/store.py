@@ -42,6 +42,12 @@ def public_uri(uri: str) -> str:
     return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}@{host}"))
 
 
+def is_missing(uri: str) -> bool:
+    """Whether the store is a database file that is not there; of other stores only they themselves could tell."""
+    scheme, _, path = uri.partition(":///")
+    return scheme.startswith("sqlite") and not Path(path).exists()
+
+
 def import_mlflow() -> Any:
     """MLflow without its voice: no logs, no links on stdout, no progress bars. What the user has set stays."""
     for name, value in SETTINGS.items():
