@@ -11,7 +11,7 @@ from models import MODELS
 from orchestrator.errors import PlanError, did_you_mean
 from orchestrator.lookup import load_object
 from orchestrator.plan import augment_configs, training_configs
-from orchestrator.plan.method_configs import METHODS, HintonConfig
+from orchestrator.plan.method_configs import METHODS
 from orchestrator.plan.schema import Plan
 from orchestrator.plan.stage_configs import STAGES
 from tasks import TASKS
@@ -32,7 +32,7 @@ def explain(name: str | None) -> str:
 def _topics() -> dict[str, dict[str, Any]]:
     return {
         "stages": {name: kind.config for name, kind in STAGES.items()},
-        "methods": dict.fromkeys(METHODS, HintonConfig),
+        "methods": {name: kind.config for name, kind in METHODS.items()},
         "models": dict(MODELS),
         "tasks": dict(TASKS),
         "optimizers": {"sgd": training_configs.SgdConfig, "adamw": training_configs.AdamWConfig},
@@ -53,6 +53,7 @@ def _topics() -> dict[str, dict[str, Any]]:
             "plan": Plan,
             "transfer": training_configs.TransferConfig,
             "resources": training_configs.ResourcesConfig,
+            "early_stopping": training_configs.EarlyStoppingConfig,
         },
     }
 

@@ -134,6 +134,18 @@ class TargetsRef(StageRef):
     makes = "targets"
 
 
+class ClustersRef(StageRef):
+    """A stage that makes clusters of classes."""
+
+    makes = "clusters"
+
+
+class SpecialistRef(StageRef):
+    """A stage that makes specialists, models of a cluster's classes."""
+
+    makes = "specialist"
+
+
 def stage_refs(value: Any, path: Path = ()) -> Iterator[tuple[Path, StageRef]]:
     """Every `StageRef` inside a config, with the path of keys that leads to it."""
     if isinstance(value, StageRef):

@@ -16,8 +16,11 @@ LENGTH = 12  # hexadecimal digits: among 100,000 stages two collide with a chanc
 def stage_identity(
     kind: str, config: StageConfig, task: Mapping[str, Any], inputs: Mapping[str, str]
 ) -> dict[str, Any]:
-    """All that decides a stage's result, as JSON values. `inputs`: fingerprint of each stage that is read."""
-    values = config.model_dump(mode="json", exclude=set(StageKind.not_identity))
+    """All that decides a stage's result, as JSON values. `inputs`: fingerprint of each stage that is read.
+
+    What is not set (None) is no part of it, so that an option which is new leaves older results valid.
+    """
+    values = config.model_dump(mode="json", exclude=set(StageKind.not_identity), exclude_none=True)
     for field in type(config).model_fields:
         if isinstance(model := getattr(config, field), ModelConfig):
             values[field] = model_identity(model)

@@ -1,5 +1,6 @@
 """What a distillation method can be told. The implementations are in `methods/`, one file each."""
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -39,7 +40,15 @@ class HintonConfig(Config):
 MethodConfig = Annotated[HintonConfig, ChosenBy("method", "method")]
 
 
-# Method name → its implementation, built as `implementation(config, num_classes)`.
-METHODS: dict[str, str] = {
-    "hinton": "orchestrator.methods.hinton:Hinton",
+@dataclass(frozen=True)
+class MethodKind:
+    """A row of the table of methods: what it can be told, and its implementation, built as
+    `implementation(config, label_smoothing)`."""
+
+    config: type[Config]
+    implementation: str
+
+
+METHODS: dict[str, MethodKind] = {
+    "hinton": MethodKind(HintonConfig, "orchestrator.methods.hinton:Hinton"),
 }

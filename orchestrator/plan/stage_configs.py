@@ -23,6 +23,7 @@ from orchestrator.plan.mistakes import located_error
 from orchestrator.plan.model_config import ModelConfig
 from orchestrator.plan.training_configs import (
     ConstantSchedule,
+    EarlyStoppingConfig,
     OptimizerConfig,
     ResourcesConfig,
     ScheduleConfig,
@@ -57,6 +58,7 @@ class TrainingConfig(StageConfig):
     augment: tuple[AugmentConfig, ...] = ()
     transfer: TransferConfig = TransferConfig()
     label_smoothing: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    early_stopping: EarlyStoppingConfig | None = None
     clip_norm: Positive | None = None
     max_norm: Positive | None = None
     precision: Literal["float32", "bfloat16"] = "float32"

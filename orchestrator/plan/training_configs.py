@@ -111,6 +111,16 @@ class TransferConfig(Config):
         return self
 
 
+class EarlyStoppingConfig(Config):
+    """Stop when the validation split has not got better for `patience` epochs, and keep the best epoch's weights.
+
+    The best epoch's weights are kept also when training ran to its last epoch.
+    """
+
+    patience: Annotated[Integer, Field(ge=1)]
+    metric: Literal["accuracy", "loss"] = "accuracy"
+
+
 class ResourcesConfig(Config):
     """What each worker of a stage needs. Never part of a stage's identity.
 

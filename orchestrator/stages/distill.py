@@ -26,5 +26,6 @@ def distill(config: DistillConfig, context: StageContext) -> dict[str, float]:
 
 def build_method(config: DistillConfig) -> Method:
     """The method that the config names."""
-    method: Method = load_object(METHODS[config.method.method])(config.method, config.label_smoothing)
+    implementation = load_object(METHODS[config.method.method].implementation)
+    method: Method = implementation(config.method, config.label_smoothing)
     return method

@@ -6,6 +6,7 @@ never a wrong number.
 """
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,17 @@ log = logging.getLogger(__name__)
 
 
 def save_checkpoint(
-    folder: Path, progress: dict[str, Any], learner: nn.Module, optimizer: Optimizer, schedule: LRScheduler
+    folder: Path,
+    progress: dict[str, Any],
+    learner: nn.Module,
+    optimizer: Optimizer,
+    schedule: LRScheduler,
+    best: Mapping[str, Tensor],
 ) -> None:
-    """Write a checkpoint that replaces the one before. `progress["step"]` names it."""
+    """Write a checkpoint that replaces the one before. `progress["step"]` names it; `best`: weights kept aside."""
     make_folder(folder)
     tensors = {f"learner.{key}": value.contiguous() for key, value in learner.state_dict().items()}
+    tensors |= {f"best.{key}": value.contiguous() for key, value in best.items()}
     state = optimizer.state_dict()
     scalars: dict[str, Any] = {}
     for index, slots in state["state"].items():
@@ -60,8 +67,8 @@ def save_checkpoint(
 
 def load_checkpoint(
     folder: Path, learner: nn.Module, optimizer: Optimizer, schedule: LRScheduler
-) -> dict[str, Any] | None:
-    """Restore the last checkpoint and return its progress; None when there is none that is whole."""
+) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """Restore the last checkpoint and return its progress and the weights kept aside; None when none is whole."""
     if not (folder / STATE).exists():
         return None
     try:
@@ -72,7 +79,7 @@ def load_checkpoint(
         log.warning("the checkpoint in `%s` cannot be used (%s): starting from the beginning", folder, error)
         return None
     _restore(state, tensors, learner, optimizer, schedule)
-    return dict(state["progress"])
+    return dict(state["progress"]), _part(tensors, "best.")
 
 
 def _checked_state(folder: Path) -> dict[str, Any]:
@@ -111,15 +118,13 @@ def _restore(
     for key, scalar in state["scalars"].items():
         index, name = key.split(".", 1)
         slots.setdefault(int(index), {})[name] = scalar
-    learner.load_state_dict(_weights(tensors))
+    learner.load_state_dict(_part(tensors, "learner."))
     optimizer.load_state_dict({"state": slots, "param_groups": state["groups"]})
     schedule.load_state_dict(state["schedule"])
 
 
-def _weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        key.removeprefix("learner."): value for key, value in tensors.items() if key.startswith("learner.")
-    }
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
 def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
@@ -132,7 +137,7 @@ def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
 def _check_fits(learner: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Refuse a foreign checkpoint before a single weight is overwritten."""
     own = {key: value.shape for key, value in learner.state_dict().items()}
-    if own != {key: value.shape for key, value in _weights(tensors).items()}:
+    if own != {key: value.shape for key, value in _part(tensors, "learner.").items()}:
         raise StoreError("it belongs to another model")
 
 

@@ -7,7 +7,7 @@ randomness is a function of (seed, step), so that stopping anywhere and resuming
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,12 +62,17 @@ class Learner(nn.Module):
 
 @dataclass
 class Progress:
-    """Where a training is, and the sums of losses over the `steps` of this epoch."""
+    """Where a training is, and the sums of losses over the `steps` of this epoch.
+
+    `best_epoch` counts from 1; with early stopping its weights are kept.
+    """
 
     step: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     steps: int = 0
     metrics_size: int = 0
+    best_epoch: int = 0
+    best_value: float | None = None
 
 
 def fit(
@@ -96,6 +101,10 @@ class _Training:
         context: StageContext,
         teacher: Teacher | None,
     ) -> None:
+        if config.early_stopping and not (validation is not None and len(validation)):
+            raise StageError(
+                "early stopping needs validation samples; set the task's `validation_fraction` above 0"
+            )
         self.model, self.transfer, self.validation = model, transfer, validation
         self.config, self.context, self.teacher = config, context, teacher
         self.learner = Learner(model, method, bfloat16=config.precision == "bfloat16").to(context.device)
@@ -109,6 +118,7 @@ class _Training:
         self.batch_norms = GlobalBatchNorm()
         self.checkpoints = context.folder.path / "checkpoint"
         self.progress = Progress()
+        self.best: dict[str, Tensor] = {}
         self.pending: list[dict[str, Tensor]] = []
         self.saved = time.monotonic()
 
@@ -124,15 +134,20 @@ class _Training:
         if done == 0 and self.progress.steps:
             self._end_epoch(first_epoch - 1)  # stopped between an epoch's last step and its end
         for epoch in range(first_epoch, self.config.epochs):
+            if self._has_stopped_early(epoch):
+                break
             self.learner.train()
             for batch in self._batches(epoch):
                 self._step(step_function, batch)
             self._end_epoch(epoch)
+        if self.best:
+            log.info("kept the weights of epoch %d", self.progress.best_epoch)
+            self.model.load_state_dict(self.best)
 
     def _resume(self) -> None:
         saved = load_checkpoint(self.checkpoints, self.learner, self.optimizer, self.schedule)
         if saved is not None:
-            self.progress = Progress(**saved)
+            self.progress, self.best = Progress(**saved[0]), saved[1]
             log.info("resumed at step %d", self.progress.step)
         if self.context.world > 1:
             self._check_same_start()
@@ -246,8 +261,9 @@ class _Training:
         if self.context.is_main:
             self.progress.metrics_size = self.context.flush()
             self.context.check_current()
+            progress = self.progress.__dict__.copy()
             save_checkpoint(
-                self.checkpoints, self.progress.__dict__.copy(), self.learner, self.optimizer, self.schedule
+                self.checkpoints, progress, self.learner, self.optimizer, self.schedule, self.best
             )
         self.saved = time.monotonic()
 
@@ -259,8 +275,25 @@ class _Training:
         metrics["train/learning_rate"] = self.optimizer.param_groups[0]["lr"]
         if self.validation is not None and len(self.validation) and self.context.is_main:
             metrics |= self._validate()
+            self._keep_if_best(epoch, metrics)
         self.context.report(self.progress.step, metrics)
         self.progress.sums, self.progress.steps = {}, 0
+
+    def _keep_if_best(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        if (stopping := self.config.early_stopping) is None:
+            return
+        value = metrics[f"validation/{stopping.metric}"]
+        value = -value if stopping.metric == "loss" else value
+        if self.progress.best_value is None or value > self.progress.best_value:
+            self.progress.best_value, self.progress.best_epoch = value, epoch + 1
+            self.best = {key: tensor.clone() for key, tensor in self.model.state_dict().items()}
+
+    def _has_stopped_early(self, epoch: int) -> bool:
+        """Whether the `epoch` epochs so far end with as many that were no better than the best as patience allows."""
+        if (stopping := self.config.early_stopping) is None:
+            return False
+        (is_over,) = self._agreed(epoch - self.progress.best_epoch >= stopping.patience)
+        return is_over
 
     def _validate(self) -> dict[str, float]:
         self.learner.eval()

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.taps import Output
+from orchestrator.lookup import load_object
 from orchestrator.methods.hinton import Hinton
 from orchestrator.plan.method_configs import METHODS, HintonConfig
 from orchestrator.plan.stage_configs import TrainConfig
@@ -87,7 +88,7 @@ def test_smoothing_is_for_the_hard_labels_only() -> None:
 def test_it_says_that_it_needs_the_teachers_logits_and_trains_nothing_of_its_own() -> None:
     assert Hinton.needs == {Need.TEACHER_LOGITS}
     assert list(Hinton(HintonConfig()).parameters()) == []
-    assert METHODS["hinton"] == "orchestrator.methods.hinton:Hinton"
+    assert load_object(METHODS["hinton"].implementation) is Hinton
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])

@@ -37,7 +37,8 @@ def load(bench: Any, model: nn.Module, name: str = "train-0") -> dict[str, Any] 
     schedule = build_schedule(config.schedule, optimizer, 3, 5)
     learner = nn.Module()
     learner.model = model
-    return load_checkpoint(bench.root / name / "checkpoint", learner, optimizer, schedule)
+    saved = load_checkpoint(bench.root / name / "checkpoint", learner, optimizer, schedule)
+    return None if saved is None else saved[0]
 
 
 @pytest.fixture

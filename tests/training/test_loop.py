@@ -82,12 +82,21 @@ def adamw_without_schedule_and_a_connector(bench: Any) -> tuple[nn.Module, dict[
     return bench.mlp(dropout=0.2), {"method": WithConnector()}
 
 
+def early_stopping(bench: Any) -> tuple[nn.Module, dict[str, Any]]:
+    bench.config = {
+        "early_stopping": {"patience": 9, "metric": "loss"},
+        "optimizer": {"name": "sgd", "learning_rate": 0.9},
+    }
+    return bench.mlp(dropout=0.5), {}
+
+
 RECIPES = [
     mlp_with_step_schedule,
     augmented_cnn_with_one_cycle,
     mixup_with_cosine_and_bounds,
     channels_last_in_bfloat16,
     adamw_without_schedule_and_a_connector,
+    early_stopping,
 ]
 
 
@@ -363,3 +372,32 @@ def test_a_training_without_validation_samples_reports_none(bench: Any, tmp_path
     loop.fit(bench.mlp(), Supervised(), bench.transfer(), bench.split(1, 0), bench.settings(), context)
     context.flush()
     assert not any(key.startswith("validation") for line in bench.metrics() for key in line)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "loss"])
+def test_early_stopping_ends_after_its_patience_and_keeps_the_best_epoch(bench: Any, metric: str) -> None:
+    stopping = {"patience": 3, "metric": metric}
+    stopped = bench.train(bench.mlp(), "train-1", epochs=60, early_stopping=stopping)
+    values = [
+        line[f"validation/{metric}"] * (1 if metric == "accuracy" else -1)
+        for line in bench.metrics("train-1")
+    ]
+    best_epoch = values.index(max(values)) + 1
+    assert len(values) == best_epoch + 3 < 60
+    assert same_weights(stopped, bench.train(bench.mlp(), "train-2", epochs=best_epoch))
+
+
+def test_early_stopping_keeps_the_best_epoch_of_a_training_that_it_did_not_stop(bench: Any) -> None:
+    bench.config = {"optimizer": {"name": "sgd", "learning_rate": 0.9}}
+    kept = bench.train(bench.mlp(), "train-1", epochs=6, early_stopping={"patience": 6, "metric": "loss"})
+    losses = [line["validation/loss"] for line in bench.metrics("train-1")]
+    assert len(losses) == 6
+    assert losses[-1] > min(losses)
+    best_epoch = losses.index(min(losses)) + 1
+    assert same_weights(kept, bench.train(bench.mlp(), "train-2", epochs=best_epoch))
+
+
+def test_early_stopping_without_validation_samples_is_refused(bench: Any) -> None:
+    settings = bench.settings(early_stopping={"patience": 1})
+    with pytest.raises(StageError, match="validation_fraction"):
+        loop.fit(bench.mlp(), Supervised(), bench.transfer(), bench.split(1, 0), settings, bench.context("a"))
