@@ -1,5 +1,7 @@
 """Losses on logits, in float32 whatever the network computed in: summed over classes, averaged over the batch."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,14 +16,18 @@ def soft_loss(
     temperature: float,
     *,
     scale_by_temperature_squared: bool = True,
+    reduction: Literal["batchmean", "none"] = "batchmean",
 ) -> Tensor:
     """T² · KL(p̄^T ‖ q^T), the teachers' mean tempered probabilities against the student's (arXiv 1503.02531, eq. 1).
 
     student_logits (B, C). With one teacher the gradient in z is T · (q^T - p^T) / B. Zero means a perfect match.
+    With the reduction `none` the result is (B,), one divergence per sample.
     """
     student = F.log_softmax(student_logits.float() / temperature, dim=-1)
     target = tempered_probabilities(teacher, temperature).detach()
-    divergence = F.kl_div(student, target, reduction="batchmean")
+    divergence = F.kl_div(student, target, reduction=reduction)
+    if reduction == "none":
+        divergence = divergence.sum(dim=-1)
     return divergence * temperature**2 if scale_by_temperature_squared else divergence
 
 

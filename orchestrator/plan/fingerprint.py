@@ -8,7 +8,8 @@ from typing import Any
 from orchestrator.plan.config import Path, stage_refs
 from orchestrator.plan.model_config import ModelConfig
 from orchestrator.plan.model_sources import model_identity
-from orchestrator.plan.stage_configs import STAGES, StageConfig, StageKind
+from orchestrator.plan.stage_bases import StageConfig
+from orchestrator.plan.stage_configs import STAGES, StageKind
 
 LENGTH = 12  # hexadecimal digits: among 100,000 stages two collide with a chance of 2 in 100,000
 

@@ -161,20 +161,43 @@ def _values(node: yaml.Node, path: Path, source: Source) -> Any:
 
 
 def _mapping(node: yaml.MappingNode, path: Path, source: Source) -> dict[Any, Any]:
+    inherited = _inherited(node, path, source)
     values: dict[Any, Any] = {}
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
         key = key_node.value
         if key_node.tag == TAG + "merge":
-            raise _yaml_error(source, line, "merging with `<<` is not supported; write the keys out")
+            continue
         if not isinstance(key, str) or key_node.tag not in PLAIN_TAGS or not key.isprintable():
             raise _yaml_error(source, line, "a key must be a word")
         if key in values:
             first = source.lines[(*path, key)]
             raise PlanError(f"{source.at(line)}: `{key}` is written twice, first on line {first}; keep one")
+        if key in inherited:
+            _forget_lines(source, (*path, key))
         source.lines[(*path, key)] = line
         values[key] = _values(value_node, (*path, key), source)
+    return inherited | values
+
+
+def _inherited(node: yaml.MappingNode, path: Path, source: Source) -> dict[Any, Any]:
+    """What a mapping takes over with `<<: *other`, or with a list of such, of which the first wins."""
+    values: dict[Any, Any] = {}
+    for key_node, value_node in node.value:
+        if key_node.tag != TAG + "merge":
+            continue
+        others = value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+        for other in reversed(others):
+            if not isinstance(other, yaml.MappingNode):
+                line = key_node.start_mark.line + 1
+                raise _yaml_error(source, line, "`<<` takes over another mapping: `<<: *teacher`")
+            values |= _values(other, path, source)
     return values
+
+
+def _forget_lines(source: Source, path: Path) -> None:
+    for written in [written for written in source.lines if written[: len(path)] == path]:
+        del source.lines[written]
 
 
 def _scalar(node: yaml.ScalarNode, source: Source) -> Any:

@@ -15,14 +15,16 @@ from orchestrator.plan.fingerprint import fingerprint, stage_identity
 from orchestrator.plan.model_config import ModelConfig
 from orchestrator.plan.model_sources import missing_source
 from orchestrator.plan.schema import Plan
+from orchestrator.plan.specialist_configs import ConfusionClustersConfig, TrainSpecialistsConfig
+from orchestrator.plan.stage_bases import StageConfig, TrainingConfig
 from orchestrator.plan.stage_configs import (
     STAGES,
+    AdjustClassBiasConfig,
     CombineConfig,
     CombineTargetsConfig,
+    CommitteeConfig,
     DistillConfig,
     PredictTargetsConfig,
-    StageConfig,
-    TrainingConfig,
 )
 
 Locate = Callable[[Path, str], PlanError]
@@ -96,15 +98,24 @@ class _Expansion:
         names = self._ordered_names()
         for name in names:
             self._check_label_space(name, self.plan.stages[name])
+            self._check_clusters(name, self.plan.stages[name])
         for name in names:
             config = self.plan.stages[name]
-            count = config.replicas if isinstance(config, TrainingConfig) else 1
-            nodes = (name,) if count == 1 else tuple(f"{name}.{index}" for index in range(count))
-            self.graph.replicas[name] = nodes
+            self.graph.replicas[name] = self._replicas(name)
             resolved = self._resolve(name, config)
-            for index, node in enumerate(nodes):
-                self._add(node, name, _with_seed(resolved, index))
+            for index, node in enumerate(self.graph.replicas[name]):
+                self._add(node, name, _with_index(resolved, index))
         return self.graph
+
+    def _replicas(self, name: str) -> tuple[str, ...]:
+        """The nodes of a stage: one, or one per replica, or one per cluster of classes."""
+        config = self.plan.stages[name]
+        if isinstance(config, TrainSpecialistsConfig):
+            clusters = self.plan.stages.get(config.clusters)
+            count = clusters.count if isinstance(clusters, ConfusionClustersConfig) else 1
+            return tuple(f"{name}.{index}" for index in range(count))
+        count = config.replicas if isinstance(config, TrainingConfig) else 1
+        return (name,) if count == 1 else tuple(f"{name}.{index}" for index in range(count))
 
     def _ordered_names(self) -> list[str]:
         """The stages, each after what it reads; those that make targets as early as that allows.
@@ -171,15 +182,15 @@ class _Expansion:
                 )
 
     def _check_replica(self, place: Path, ref: str, stage: str) -> None:
-        count = getattr(self.plan.stages[stage], "replicas", 1)
-        replicas = [f"{stage}.{index}" for index in range(count)] if count > 1 else []
+        replicas = [node for node in self._replicas(stage) if node != stage]
         if ref != stage and ref not in replicas:
             has = f"has the replicas `{replicas[0]}` to `{replicas[-1]}`" if replicas else "has no replicas"
             raise self.locate(place, f"`{ref}` is not there: `{stage}` {has}")
         is_single = not isinstance(place[-1], int)
-        if is_single and ref == stage and count > 1:
+        if is_single and ref == stage and len(replicas) > 1:
             raise self.locate(
-                place, f"one stage is read here, but `{stage}` has {count} replicas; write `{stage}.0`"
+                place,
+                f"one stage is read here, but `{stage}` has {len(replicas)} replicas; write `{stage}.0`",
             )
 
     def _check_model(self, name: str, config: StageConfig) -> None:
@@ -189,6 +200,8 @@ class _Expansion:
                 raise self.locate(("stages", name, field_name), missing)
 
     def _check_transfer(self, name: str, config: StageConfig) -> None:
+        for index, label in enumerate(config.classes if isinstance(config, AdjustClassBiasConfig) else ()):
+            self._check_class(("stages", name, "classes", index), label)
         if (transfer := getattr(config, "transfer", None)) is None:
             return
         for key in ("only_classes", "omit_classes"):
@@ -209,6 +222,31 @@ class _Expansion:
             )
         if isinstance(label, int) and not 0 <= label < task.num_classes:
             raise self.locate(place, f"class {label} is not one of the task's 0 to {task.num_classes - 1}")
+
+    def _check_clusters(self, name: str, config: StageConfig) -> None:
+        """Clusters fit into the task's classes."""
+        if not isinstance(config, ConfusionClustersConfig):
+            return
+        count, place = self.plan.task.num_classes, ("stages", name)
+        for index, cluster in enumerate(config.given or ()):
+            for position, label in enumerate(cluster):
+                self._check_class((*place, "given", index, position), label)
+            if len(set(cluster)) >= count:
+                raise self.locate((*place, "given", index), "a cluster of all classes needs no specialist")
+        if config.size is not None and config.size >= count:
+            raise self.locate((*place, "size"), f"the task has {count} classes; a cluster holds fewer")
+        if config.given is None and config.mode == "partition":
+            least, most = config.count * config.minimum_size, config.count * (config.maximum_size or count)
+            if least > count:
+                raise self.locate(
+                    (*place, "clusters"),
+                    f"{config.count} clusters of at least {config.minimum_size} of {count} classes are too many",
+                )
+            if most < count:
+                raise self.locate(
+                    (*place, "maximum_size"),
+                    f"{config.count} clusters of at most {config.maximum_size} do not hold {count} classes",
+                )
 
     def _check_label_space(self, name: str, config: StageConfig) -> None:
         """Labels fit into the model's outputs; teachers, members of an ensemble and student have the same ones."""
@@ -234,10 +272,19 @@ class _Expansion:
         model = getattr(config, "student", None) or getattr(config, "model", None)
         if isinstance(model, ModelConfig):
             return model.num_classes or self.plan.task.num_classes
-        return self._num_classes(self._stage_of(next(ref for _, ref in stage_refs(config))))
+        source = next((ref for _, ref in stage_refs(config)), None)
+        return self.plan.task.num_classes if source is None else self._num_classes(self._stage_of(source))
 
     def _resolve(self, name: str, config: Any) -> Any:
         """The config with references to concrete nodes, and stored targets in place of teachers."""
+        resolved = self._with_nodes(config)
+        self._check_members(name, resolved)
+        if isinstance(resolved, DistillConfig):
+            return self._with_targets(name, resolved)
+        return resolved
+
+    def _with_nodes(self, config: Any) -> Any:
+        """The config, and the configs in it, with the nodes of every stage that they name."""
         changes: dict[str, Any] = {}
         for field_name in type(config).model_fields:
             value = getattr(config, field_name)
@@ -245,14 +292,14 @@ class _Expansion:
                 changes[field_name] = tuple(type(ref)(node) for ref in value for node in self._nodes_of(ref))
             elif isinstance(value, StageRef):
                 changes[field_name] = type(value)(self._nodes_of(value)[0])
-        resolved = config.replace(**changes)
-        self._check_members(name, resolved)
-        if isinstance(resolved, DistillConfig):
-            return self._with_targets(name, resolved)
-        return resolved
+            elif isinstance(value, CommitteeConfig):
+                changes[field_name] = self._with_nodes(value)
+        return config.replace(**changes)
 
     def _check_members(self, name: str, config: Any) -> None:
         """Nobody is counted twice, and everybody has a weight."""
+        if committee := getattr(config, "committee", None):
+            self._check_distinct(("stages", name, "committee", "specialists"), committee.specialists)
         for key in ("teachers", "targets", "models"):
             members = getattr(config, key, None)
             if not isinstance(members, tuple) or not members:
@@ -288,8 +335,11 @@ class _Expansion:
         if config.mode == "live":
             return config
         targets = tuple(self._insert_prediction(teacher, config) for teacher in config.teachers)
-        source = targets[0] if len(targets) == 1 else self._insert_combination(name, targets, config)
-        return config.replace(teachers=(), targets=TargetsRef(source), combine=CombineConfig())
+        is_one = len(targets) == 1 and config.committee is None
+        source = targets[0] if is_one else self._insert_combination(name, targets, config)
+        return config.replace(
+            teachers=(), targets=TargetsRef(source), combine=CombineConfig(), committee=None
+        )
 
     def _check_same_views(self, name: str, config: DistillConfig, targets: Node) -> None:
         if isinstance(targets.config, CombineTargetsConfig):
@@ -331,8 +381,13 @@ class _Expansion:
             rule=combine.rule,
             weights=combine.weights,
             scale=combine.scale,
+            committee=student.committee,
         )
-        stages = dict.fromkeys(self.graph.nodes[ref].stage for ref in self.plan_teachers(targets))
+        members = [
+            *self.plan_teachers(targets),
+            *(student.committee.specialists if student.committee else ()),
+        ]
+        stages = dict.fromkeys(self.graph.nodes[member].stage for member in members)
         return self._insert(f"{'+'.join(stages)}.targets", config)
 
     def plan_teachers(self, targets: tuple[str, ...]) -> list[str]:
@@ -362,9 +417,10 @@ class _Expansion:
         return Node(name, stage, config.stage, config, identity, fingerprint(identity), reads, inserted)
 
 
-def _with_seed(config: Any, index: int) -> Any:
-    return (
-        config.replace(seed=config.seed + index, replicas=1)
-        if index or hasattr(config, "replicas")
-        else config
-    )
+def _with_index(config: Any, index: int) -> Any:
+    """The config of one replica, which has a seed of its own, or of one cluster's specialist."""
+    if isinstance(config, TrainSpecialistsConfig):
+        return config.replace(cluster=index)
+    if isinstance(config, TrainingConfig):
+        return config.replace(seed=config.seed + index, replicas=1)
+    return config

@@ -1,5 +1,6 @@
 """The kinds of stages and what each can be told. The functions that do the work are in `stages/`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -7,7 +8,6 @@ from pydantic import Field, model_validator
 
 from orchestrator.plan.augment_configs import AugmentConfig
 from orchestrator.plan.config import (
-    Boolean,
     ChosenBy,
     Config,
     Integer,
@@ -16,67 +16,18 @@ from orchestrator.plan.config import (
     Number,
     Positive,
     Seed,
+    SpecialistRef,
     TargetsRef,
 )
 from orchestrator.plan.method_configs import HintonConfig, MethodConfig
 from orchestrator.plan.mistakes import located_error
 from orchestrator.plan.model_config import ModelConfig
-from orchestrator.plan.training_configs import (
-    ConstantSchedule,
-    EarlyStoppingConfig,
-    OptimizerConfig,
-    ResourcesConfig,
-    ScheduleConfig,
-    SgdConfig,
-    StepSchedule,
-    TransferConfig,
-)
+from orchestrator.plan.specialist_configs import ConfusionClustersConfig, TrainSpecialistsConfig
+from orchestrator.plan.stage_bases import BatchSize, StageConfig, TrainingConfig
+from orchestrator.plan.training_configs import TransferConfig
 
 Rule = Literal["arithmetic", "geometric"]
 Weighting = Literal["uniform", "proportional", "softmax", "logodds", "entropy"]
-BatchSize = Annotated[Integer, Field(ge=1, le=1_000_000)]
-
-
-class StageConfig(Config):
-    """What every stage has."""
-
-    resources: ResourcesConfig = ResourcesConfig()
-
-
-class TrainingConfig(StageConfig):
-    """What every stage that trains a model has.
-
-    `max_norm` bounds the Euclidean length of each unit's incoming weights after every step (Srivastava et al.
-    2014); `clip_norm` bounds the gradient's norm. `precision: bfloat16` runs the network under autocast; losses
-    stay in float32.
-    """
-
-    epochs: Annotated[Integer, Field(ge=1, le=1_000_000)]
-    batch_size: BatchSize = 128
-    optimizer: OptimizerConfig = SgdConfig()
-    schedule: ScheduleConfig = ConstantSchedule()
-    augment: tuple[AugmentConfig, ...] = ()
-    transfer: TransferConfig = TransferConfig()
-    label_smoothing: Annotated[Number, Field(ge=0, lt=1)] = 0.0
-    early_stopping: EarlyStoppingConfig | None = None
-    clip_norm: Positive | None = None
-    max_norm: Positive | None = None
-    precision: Literal["float32", "bfloat16"] = "float32"
-    channels_last: Boolean = False
-    compile: Boolean = False
-    seed: Seed = 0
-    replicas: Annotated[Integer, Field(ge=1, le=1000)] = 1
-
-    @model_validator(mode="after")
-    def _milestones_within_epochs(self) -> "TrainingConfig":
-        if isinstance(self.schedule, StepSchedule) and self.schedule.milestones[-1] >= self.epochs:
-            raise located_error(
-                f"milestone {self.schedule.milestones[-1]} never comes: training ends after {self.epochs}"
-                f" epoch{'s' * (self.epochs > 1)}; milestones lie below that",
-                "schedule",
-                "milestones",
-            )
-        return self
 
 
 class TrainConfig(TrainingConfig):
@@ -117,19 +68,41 @@ class CombineConfig(Config):
         return self
 
 
+class CommitteeConfig(Config):
+    """A generalist and class-cluster specialists that answer as one (arXiv 1503.02531, section 5.4).
+
+    For every sample the specialists are asked whose cluster holds one of the generalist's `active` most probable
+    classes; their answers are fused with the generalist's by minimising the sum of KL(p ‖ q) over the answers p
+    (`forward`, as in the paper) or of KL(q ‖ p) (`reverse`).
+    """
+
+    specialists: tuple[SpecialistRef, ...] = Field(min_length=1)
+    active: Annotated[Integer, Field(ge=1)] = 1
+    direction: Literal["forward", "reverse"] = "forward"
+
+
+def _check_one_generalist(committee: CommitteeConfig | None, members: Sequence[str], key: str) -> None:
+    if committee is not None and len(members) != 1:
+        raise located_error(
+            f"a committee has one generalist, but `{key}` names {len(members)}; name one", key
+        )
+
+
 class DistillConfig(TrainingConfig):
     """Train a student to match its teachers.
 
     `teachers` are stages that made a model; the graph inserts the stages that store their soft targets. With
     `mode: live` the teachers run inside the student's loop instead. `targets` names a stage of targets that the
     plan defines itself. With stored targets an augmented student needs `views`: how many augmented versions of
-    each sample the teachers saw (0: the clean input); epoch e then trains on view e mod `views`.
+    each sample the teachers saw (0: the clean input); epoch e then trains on view e mod `views`. A `committee`
+    adds specialists to the one teacher, the generalist.
     """
 
     stage: Literal["distill"]
     student: ModelConfig
     teachers: tuple[ModelRef, ...] = ()
     targets: TargetsRef | None = None
+    committee: CommitteeConfig | None = None
     mode: Literal["stored", "live"] = "stored"
     combine: CombineConfig = CombineConfig()
     method: MethodConfig = HintonConfig()
@@ -144,6 +117,12 @@ class DistillConfig(TrainingConfig):
             raise located_error("nobody teaches: name `teachers`, or stored `targets`", "teachers")
         if self.mode == "live" and self.targets is not None:
             raise located_error("`mode: live` runs `teachers`, not stored `targets`", "mode")
+        if self.committee is not None and self.targets is not None:
+            raise located_error("`targets` are made already; a `committee` goes with `teachers`", "committee")
+        if self.committee is not None and self.mode == "live":
+            raise located_error("a committee teaches through stored targets; leave `mode` out", "mode")
+        if self.teachers:
+            _check_one_generalist(self.committee, self.teachers, "teachers")
         return self
 
     @model_validator(mode="after")
@@ -188,17 +167,28 @@ class PredictTargetsConfig(StageConfig):
 
 
 class CombineTargetsConfig(CombineConfig, StageConfig):
-    """Combine stored targets of several teachers into targets of one."""
+    """Combine stored targets of several teachers into targets of one.
+
+    With a `committee` the one `targets` are the generalist's: the specialists that its predictions call are run on
+    the same samples and views, and the fused log-probabilities are stored.
+    """
 
     stage: Literal["combine_targets"]
     targets: tuple[TargetsRef, ...] = Field(min_length=1)
+    committee: CommitteeConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_generalist(self) -> "CombineTargetsConfig":
+        _check_one_generalist(self.committee, self.targets, "targets")
+        return self
 
 
 class EvaluateConfig(StageConfig):
-    """Judge a model, or several as an ensemble, on a split."""
+    """Judge a model, or several as an ensemble, or a generalist with its `committee` of specialists, on a split."""
 
     stage: Literal["evaluate"]
     models: tuple[ModelRef, ...] = Field(min_length=1)
+    committee: CommitteeConfig | None = None
     split: Literal["validation", "test"] = "test"
     rule: Rule = "arithmetic"
     weights: tuple[NonNegative, ...] | Literal["uniform"] = "uniform"
@@ -207,11 +197,43 @@ class EvaluateConfig(StageConfig):
     @model_validator(mode="after")
     def _some_weight(self) -> "EvaluateConfig":
         _check_some_weight(self.weights)
+        _check_one_generalist(self.committee, self.models, "models")
+        return self
+
+
+class AdjustClassBiasConfig(StageConfig):
+    """Shift the logits of some `classes` of a trained model by one number, for a student that saw too few or too many
+    of them (arXiv 1503.02531, section 3).
+
+    `prior`: the classes' mean predicted probability on the transfer set, whose labels are not looked at, becomes their
+    known `prior`, by default their share of the training split. `validation`: the shift with the fewest errors on the
+    validation split. `test_oracle`: on the test split, as in the paper; its test errors are no honest estimate.
+    """
+
+    stage: Literal["adjust_class_bias"]
+    model: ModelRef
+    classes: tuple[Integer | str, ...] = Field(min_length=1)
+    by: Literal["prior", "validation", "test_oracle"] = "prior"
+    prior: Annotated[Number, Field(gt=0, lt=1)] | None = None
+    transfer: TransferConfig = TransferConfig()
+    batch_size: BatchSize = 500
+
+    @model_validator(mode="after")
+    def _prior_is_looked_at(self) -> "AdjustClassBiasConfig":
+        if self.prior is not None and self.by != "prior":
+            raise located_error(f"`by: {self.by}` asks for no `prior`; leave it out", "prior")
         return self
 
 
 AnyStageConfig = Annotated[
-    TrainConfig | DistillConfig | PredictTargetsConfig | CombineTargetsConfig | EvaluateConfig,
+    TrainConfig
+    | DistillConfig
+    | PredictTargetsConfig
+    | CombineTargetsConfig
+    | EvaluateConfig
+    | ConfusionClustersConfig
+    | TrainSpecialistsConfig
+    | AdjustClassBiasConfig,
     ChosenBy("stage", "stage kind"),
 ]
 
@@ -227,7 +249,7 @@ class StageKind:
     config: type[StageConfig]
     run: str
     version: int
-    makes: Literal["model", "targets", "judgement"]
+    makes: Literal["model", "targets", "judgement", "clusters", "specialist"]
 
     not_identity: ClassVar[frozenset[str]] = frozenset({"resources", "replicas"})
 
@@ -242,4 +264,13 @@ STAGES: dict[str, StageKind] = {
         CombineTargetsConfig, "orchestrator.stages.combine_targets:combine_targets", 1, "targets"
     ),
     "evaluate": StageKind(EvaluateConfig, "orchestrator.stages.evaluate:evaluate", 1, "judgement"),
+    "confusion_clusters": StageKind(
+        ConfusionClustersConfig, "orchestrator.stages.confusion_clusters:confusion_clusters", 1, "clusters"
+    ),
+    "train_specialists": StageKind(
+        TrainSpecialistsConfig, "orchestrator.stages.train_specialists:train_specialists", 1, "specialist"
+    ),
+    "adjust_class_bias": StageKind(
+        AdjustClassBiasConfig, "orchestrator.stages.adjust_class_bias:adjust_class_bias", 1, "model"
+    ),
 }

@@ -17,8 +17,11 @@ from orchestrator.errors import StoreError
 from orchestrator.plan.fingerprint import fingerprint
 from orchestrator.plan.order import Graph, Node
 from orchestrator.plan.schema import Plan
+from orchestrator.plan.specialist_configs import ConfusionClustersConfig, TrainSpecialistsConfig
 from orchestrator.plan.stage_configs import (
+    AdjustClassBiasConfig,
     CombineTargetsConfig,
+    CommitteeConfig,
     DistillConfig,
     EvaluateConfig,
     PredictTargetsConfig,
@@ -188,21 +191,34 @@ def graph_values(plan: Plan, graph: Graph, run_id: str) -> dict[str, Any]:
 
 
 def node_roles(graph: Graph) -> dict[str, str]:
-    """The part each node plays: teacher, assistant, student, baseline, targets, ensemble or evaluation."""
+    """The part each node plays: teacher, specialist, assistant, student, baseline, targets, clusters, ensemble or
+    committee, or a mere evaluation."""
     teaching: set[str] = set()
     for node in graph.nodes.values():
         if isinstance(node.config, PredictTargetsConfig):
             teaching.add(node.config.teacher)
         elif isinstance(node.config, DistillConfig):
             teaching.update(node.config.teachers)
+        elif isinstance(node.config, TrainSpecialistsConfig):
+            teaching.add(node.config.generalist)
     has_student = any(isinstance(node.config, DistillConfig) for node in graph.nodes.values())
-    return {name: _role(node, name in teaching, has_student) for name, node in graph.nodes.items()}
+    roles: dict[str, str] = {}
+    for name, node in graph.nodes.items():
+        is_adjusted = isinstance(node.config, AdjustClassBiasConfig)
+        roles[name] = roles[node.config.model] if is_adjusted else _role(node, name in teaching, has_student)
+    return roles
 
 
 def _role(node: Node, teaches: bool, has_student: bool) -> str:
     match node.config:
         case PredictTargetsConfig() | CombineTargetsConfig():
             return "targets"
+        case ConfusionClustersConfig():
+            return "clusters"
+        case TrainSpecialistsConfig():
+            return "specialist"
+        case EvaluateConfig(committee=CommitteeConfig()):
+            return "committee"
         case EvaluateConfig():
             return "ensemble" if len(node.config.models) > 1 else "evaluation"
         case DistillConfig():

@@ -1,18 +1,83 @@
 """Combine the stored targets of several teachers into one."""
 
+import math
+
+from pydantic import TypeAdapter
+
+from orchestrator.errors import StageStopped
+from orchestrator.plan.augment_configs import AugmentConfig
 from orchestrator.plan.stage_configs import CombineTargetsConfig
+from orchestrator.plan.training_configs import TransferConfig
 from orchestrator.runs.context import StageContext
+from orchestrator.stages.committees import load_committee
+from orchestrator.stages.predict_targets import batches_from
 from orchestrator.stages.teachers import fixed_weights
+from orchestrator.stages.training_stage import load_data
 from orchestrator.targets.combine import EntropyWeights, combine
-from orchestrator.targets.store import MANIFEST, load_manifest
+from orchestrator.targets.reader import Targets, open_targets
+from orchestrator.targets.store import MANIFEST, TargetWriter, load_manifest
+from orchestrator.training.data import TransferSet, Views, build_transfer_set
+
+LEAST_LOG_PROBABILITY = math.log(1e-8)
+SAMPLES_AT_ONCE = 500
 
 
 def combine_targets(config: CombineTargetsConfig, context: StageContext) -> dict[str, float]:
-    """Arithmetic mean (a mixture, formed when read) or geometric mean (logits of its own)."""
-    members = [context.input(ref).path for ref in config.targets]
-    is_entropy = config.weights == "entropy"
-    weights = EntropyWeights(config.scale) if is_entropy else fixed_weights(config, config.targets, context)
-    metrics = combine(context.folder.path, members, root=context.root, rule=config.rule, weights=weights)
+    """Arithmetic mean (a mixture, formed when read), geometric mean (logits of its own), or a committee's log q."""
+    metrics = _mean(config, context) if config.committee is None else _fused(config, context)
     manifest = load_manifest(context.folder.path)
     context.payload.update([MANIFEST, *(shard.file for shard in (*manifest.shards, *manifest.weight_shards))])
     return metrics
+
+
+def _mean(config: CombineTargetsConfig, context: StageContext) -> dict[str, float]:
+    members = [context.input(ref).path for ref in config.targets]
+    is_entropy = config.weights == "entropy"
+    weights = EntropyWeights(config.scale) if is_entropy else fixed_weights(config, config.targets, context)
+    return combine(context.folder.path, members, root=context.root, rule=config.rule, weights=weights)
+
+
+def _fused(config: CombineTargetsConfig, context: StageContext) -> dict[str, float]:
+    """Store log q of the generalist's stored predictions and the specialists that these call for."""
+    assert config.committee is not None
+    generalist = open_targets(context.input(config.targets[0]).path, root=context.root, expect=None)
+    transfer = _transfer_set_of(generalist, context)
+    committee = load_committee(config.committee, context, context.task.class_names)
+    rows = generalist.rows_of(transfer.split.ids)
+    description = generalist.description.description().model_copy(
+        update={
+            "rule": "kl_fusion",
+            "teachers": (
+                *generalist.description.teachers,
+                *(context.input(ref).done_record().fingerprint for ref in config.committee.specialists),
+            ),
+        }
+    )
+    writer = TargetWriter(context.folder.path, description)
+    answers = 0
+    for batch in batches_from(transfer, writer.rows_done, description.views_stored, SAMPLES_AT_ONCE):
+        if context.should_stop():
+            raise StageStopped(f"stopped after {writer.rows_done} rows; run the plan again to continue")
+        logits = generalist.read(rows[batch.rows], batch.view).logits[:, 0].to(context.device)
+        answer = committee.answer(batch.inputs, logits)
+        answers += int(answer.active.sum())
+        known = writer.rows_done - (batch.view * len(transfer) + int(batch.rows[0]))
+        log_probabilities = answer.log_probabilities.clamp(min=LEAST_LOG_PROBABILITY)
+        writer.append(batch.ids[known:], log_probabilities[known:])
+    writer.close()
+    return {
+        "targets/rows": float(description.rows * description.views_stored),
+        "targets/answers": float(answers),
+    }
+
+
+def _transfer_set_of(targets: Targets, context: StageContext) -> TransferSet:
+    """The samples and views that stored targets are about."""
+    description = targets.description
+    steps = TypeAdapter(tuple[AugmentConfig, ...]).validate_python(description.augment)
+    return build_transfer_set(
+        load_data(context),
+        TransferConfig.model_validate(description.transfer),
+        Views(steps, description.view_seed, description.views or None),
+        context.device,
+    )

@@ -6,6 +6,7 @@ from torch import Tensor
 from orchestrator.errors import StageError
 from orchestrator.plan.stage_configs import EvaluateConfig
 from orchestrator.runs.context import StageContext
+from orchestrator.stages.committees import judge_committee
 from orchestrator.stages.training_stage import load_data
 from orchestrator.targets.combine import normalise
 from orchestrator.targets.mixing import (
@@ -23,6 +24,8 @@ def evaluate(config: EvaluateConfig, context: StageContext) -> dict[str, float]:
     split = data.validation if config.split == "validation" else data.test
     if not len(split):
         raise StageError(f"the {config.split} split is empty; set the task's `validation_fraction` above 0")
+    if config.committee is not None:
+        return judge_committee(config, context, split.to(context.device))
     members = [model_files.load(context.input(ref), context.device) for ref in config.models]
     context.parameters = sum(p.numel() for member in members for p in member.model.parameters())
     fixed = normalise(config.weights if isinstance(config.weights, tuple) else None, len(members))

@@ -15,6 +15,7 @@ from orchestrator.targets.reader import Expectation, open_targets
 from orchestrator.training import model_files
 from orchestrator.training.data import Batch, TransferSet
 from orchestrator.training.loop import Teacher
+from orchestrator.training.model_files import TrainedModel
 
 
 def stored_teacher(config: DistillConfig, context: StageContext, transfer: TransferSet) -> Teacher:
@@ -56,6 +57,17 @@ def live_teacher(config: DistillConfig, context: StageContext) -> Teacher:
         if config.combine.rule == "geometric":
             return TeacherTargets(mean_logits(targets).unsqueeze(1), torch.ones_like(targets.weights[:, :1]))
         return targets
+
+    return run
+
+
+def frozen_teacher(teacher: TrainedModel) -> Teacher:
+    """One teacher that sees the student's own batch."""
+
+    @torch.no_grad()
+    def run(batch: Batch) -> TeacherTargets:
+        logits = teacher.model(batch.inputs).float().unsqueeze(1)
+        return TeacherTargets(logits, torch.ones_like(logits[:, :, 0]))
 
     return run
 

@@ -4,7 +4,7 @@ import torch
 
 from orchestrator.errors import StageError
 from orchestrator.plan.model_config import ModelConfig
-from orchestrator.plan.stage_configs import TrainingConfig
+from orchestrator.plan.stage_bases import TrainingConfig
 from orchestrator.runs.context import StageContext
 from orchestrator.runs.plan_run import write_data_sizes
 from orchestrator.training import model_files

@@ -42,8 +42,8 @@ class Description(BaseModel):
     augment: tuple[dict[str, Any], ...] = ()
     teachers: tuple[str, ...] = Field(min_length=1)
     """Fingerprints of the teachers that gave the logits."""
-    rule: Literal["arithmetic", "geometric"] | None = None
-    """How several teachers were combined; None for one teacher's own logits."""
+    rule: Literal["arithmetic", "geometric", "kl_fusion"] | None = None
+    """How several teachers were combined; None for one teacher's own logits. `kl_fusion`: the logits are log q."""
 
     @property
     def views_stored(self) -> int:

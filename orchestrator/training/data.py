@@ -5,7 +5,7 @@ batch is the same whatever came before it, on however many workers.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -72,6 +72,15 @@ class TransferSet:
 
     def __len__(self) -> int:
         return len(self.split)
+
+    def of(self, split: Split) -> "TransferSet":
+        """Other samples, seen in the same way."""
+        return replace(self, split=split)
+
+    @property
+    def samples_per_epoch(self) -> int:
+        """How many positions an epoch's order has."""
+        return len(self)
 
     def epoch_order(self, seed: int, epoch: int) -> Tensor:
         """A permutation of all positions (N,) for one epoch, the same on every worker."""

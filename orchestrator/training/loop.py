@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from models.taps import Output
 from orchestrator.errors import StageError, StageStopped
-from orchestrator.plan.stage_configs import TrainingConfig
+from orchestrator.plan.stage_bases import TrainingConfig
 from orchestrator.runs.context import StageContext
 from orchestrator.targets.mixing import TeacherTargets
 from orchestrator.training.batch_norm import GlobalBatchNorm
@@ -35,34 +35,43 @@ STEP = 13  # purpose of the per-step seeds
 AGREE_EVERY = 10  # steps between agreements of several workers on checkpoints
 LOOK_EVERY = 50  # steps between looks at the losses: each look waits for the device
 CHECKPOINT_SECONDS = 20.0
+LOSS = "loss/"
 
 log = logging.getLogger(__name__)
 
 Teacher = Callable[[Batch], TeacherTargets]
-StepFunction = Callable[[Batch, TeacherTargets | None], dict[str, Tensor]]
+StepFunction = Callable[[Batch, TeacherTargets | None], tuple[dict[str, Tensor], dict[str, Tensor]]]
 
 
 class Learner(nn.Module):
     """The student and its method as one module, so that both are optimised, distributed and checkpointed."""
 
-    def __init__(self, model: nn.Module, method: Method, *, bfloat16: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, method: Method, *, bfloat16: bool = False, labelled: bool = True
+    ) -> None:
         super().__init__()
         self.model = model
         self.method = method
         self.autocasts = bfloat16
+        self.labelled = labelled
 
-    def forward(self, batch: Batch, teacher: TeacherTargets | None) -> dict[str, Tensor]:
-        """Named losses of a batch."""
+    def forward(
+        self, batch: Batch, teacher: TeacherTargets | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Named losses of a batch, and what else is told of it: its accuracy, if it has labels of its own."""
         with torch.autocast(batch.inputs.device.type, torch.bfloat16) if self.autocasts else nullcontext():
             output = self.model(batch.inputs)
         if not isinstance(output, Output):
             output = Output(output, {})
-        return self.method.losses(output, teacher, batch)
+        seen = {}
+        if self.labelled and batch.weights is None:
+            seen["accuracy"] = (output.logits.detach().argmax(dim=1) == batch.labels).float().mean()
+        return self.method.losses(output, teacher, batch), seen
 
 
 @dataclass
 class Progress:
-    """Where a training is, and the sums of losses over the `steps` of this epoch.
+    """Where a training is, and the sums of losses and accuracy over the `steps` of this epoch.
 
     `best_epoch` counts from 1; with early stopping its weights are kept.
     """
@@ -107,12 +116,14 @@ class _Training:
             )
         self.model, self.transfer, self.validation = model, transfer, validation
         self.config, self.context, self.teacher = config, context, teacher
-        self.learner = Learner(model, method, bfloat16=config.precision == "bfloat16").to(context.device)
+        self.learner = Learner(
+            model, method, bfloat16=config.precision == "bfloat16", labelled=config.transfer.labelled
+        ).to(context.device)
         if config.channels_last:
             self.learner.to(memory_format=torch.channels_last)
         self.parameters = [p for p in self.learner.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(config.optimizer, self.parameters)
-        self.steps_per_epoch = -(-len(transfer) // config.batch_size)
+        self.steps_per_epoch = -(-transfer.samples_per_epoch // config.batch_size)
         self.schedule = build_schedule(config.schedule, self.optimizer, config.epochs, self.steps_per_epoch)
         self.max_norm = MaxNorm(model, config.max_norm) if config.max_norm else None
         self.batch_norms = GlobalBatchNorm()
@@ -187,9 +198,10 @@ class _Training:
         seed_generators(seed, batch.inputs.device)
         targets = None if self.teacher is None else self.teacher(batch)
         self.batch_norms.counts = batch.share > 0
-        losses = step_function(batch, targets)
+        losses, seen = step_function(batch, targets)
         if batch.share != 1.0:
             losses = {name: loss * batch.share for name, loss in losses.items()}
+            seen = {name: value * batch.share for name, value in seen.items()}
         self.optimizer.zero_grad(set_to_none=True)
         torch.stack(list(losses.values())).sum().backward()
         if self.config.clip_norm:
@@ -199,7 +211,8 @@ class _Training:
         if self.max_norm is not None:
             self.max_norm.apply()
         self.progress.step += 1
-        self.pending.append({name: loss.detach() for name, loss in losses.items()})
+        told = {f"{LOSS}{name}": loss.detach() for name, loss in losses.items()}
+        self.pending.append(told | seen)
         if len(self.pending) >= LOOK_EVERY:
             self._look()
         if self.context.world == 1 or self.progress.step % AGREE_EVERY == 0:
@@ -224,11 +237,12 @@ class _Training:
         self.pending.clear()
 
     def _check_finite(self, names: list[str], values: Tensor) -> None:
-        """Losses (steps, terms) of the steps since the last look, and the weights that they led to."""
+        """What was told (steps, terms) of the steps since the last look, and the weights that they led to."""
         is_finite = torch.isfinite(values).all(dim=1)
         if not is_finite.all():
             bad = int((~is_finite).nonzero()[0])
-            terms = [f"{name} {value:g}" for name, value in zip(names, values[bad].tolist(), strict=True)]
+            told = zip(names, values[bad].tolist(), strict=True)
+            terms = [f"{name.removeprefix(LOSS)} {value:g}" for name, value in told if name.startswith(LOSS)]
             raise self._not_finite("loss", self.progress.step - len(values) + bad, f" ({', '.join(terms)})")
         if not nn.utils.get_total_norm(self.parameters).isfinite():
             raise self._not_finite("norm of the weights", self.progress.step - 1)
@@ -270,8 +284,10 @@ class _Training:
     def _end_epoch(self, epoch: int) -> None:
         self._look()
         count = max(self.progress.steps, 1)
-        metrics = {f"train/loss/{name}": value / count for name, value in self.progress.sums.items()}
-        metrics = {"epoch": epoch + 1, "train/loss": sum(metrics.values()), **metrics}
+        means = {name: value / count for name, value in self.progress.sums.items()}
+        loss = sum(value for name, value in means.items() if name.startswith(LOSS))
+        metrics = {"epoch": epoch + 1, "train/loss": loss}
+        metrics |= {f"train/{name}": value for name, value in means.items()}
         metrics["train/learning_rate"] = self.optimizer.param_groups[0]["lr"]
         if self.validation is not None and len(self.validation) and self.context.is_main:
             metrics |= self._validate()

@@ -1,5 +1,6 @@
 """A trained model on disk: weights as safetensors, and the JSON that is needed to build and use it anywhere."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,18 @@ class TrainedModel:
         return self.model((inputs - self.mean) / self.std).float()
 
 
+def classifier_keys(config: ModelConfig, task: Task) -> list[str]:
+    """The entries of a model's state that have a row per class: those whose shape follows the number of classes."""
+
+    def shapes(num_classes: int) -> dict[str, torch.Size]:
+        with torch.device("meta"):
+            model = build(config.replace(num_classes=num_classes), task)
+        return {key: value.shape for key, value in model.state_dict().items()}
+
+    few, many = shapes(2), shapes(3)
+    return [key for key, shape in few.items() if many[key] != shape]
+
+
 def build(config: ModelConfig, task: Task) -> nn.Module:
     """A fresh model for a task; its weights are drawn from torch's current random state."""
     try:
@@ -48,8 +61,28 @@ def build(config: ModelConfig, task: Task) -> nn.Module:
         raise StageError(str(error)) from error
 
 
-def save(context: StageContext, model: nn.Module, config: ModelConfig, data: TaskData) -> None:
-    """Write the weights and the description as payload of the stage."""
+class OffsetLogits(nn.Module):
+    """A model whose logits are shifted by a constant per class (C,): another prior, without other weights."""
+
+    offset: Tensor
+
+    def __init__(self, model: nn.Module, offset: Sequence[float]) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("offset", torch.tensor(offset))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.model(inputs)
+        return logits + self.offset
+
+
+def save(
+    context: StageContext, model: nn.Module, config: ModelConfig, data: TaskData, **more: object
+) -> None:
+    """Write the weights and the description as payload of the stage. `more` is added to the description.
+
+    An entry `logit_offset` (C,) is added to the logits wherever the model is loaded.
+    """
     with atomic_write(context.path(WEIGHTS)) as temporary:
         save_model(model, str(temporary))
     task = context.task
@@ -63,6 +96,7 @@ def save(context: StageContext, model: nn.Module, config: ModelConfig, data: Tas
             "mean": data.mean.tolist(),
             "std": data.std.tolist(),
             "task": task.model_dump(mode="json"),
+            **more,
         },
     )
 
@@ -83,6 +117,8 @@ def load_files(folder: Path, device: str = "cpu") -> TrainedModel:
         load_model(model, str(folder / WEIGHTS))
     except (ValueError, RuntimeError, OSError) as error:
         raise StageError(f"the weights in `{folder}` cannot be loaded: {error}") from error
+    if offset := description.get("logit_offset"):
+        model = OffsetLogits(model, offset)
     model.to(device).eval().requires_grad_(False)
     return TrainedModel(
         model,

@@ -175,3 +175,22 @@ def test_a_plan_written_out_with_its_defaults_is_the_same_plan(path: Path) -> No
     assert {name: node.fingerprint for name, node in before.nodes.items()} == {
         name: node.fingerprint for name, node in after.nodes.items()
     }
+
+
+def test_a_stage_takes_over_what_another_one_has_and_changes_some_of_it(tmp_path: Path) -> None:
+    file = tmp_path / "plan.yaml"
+    file.write_text(
+        """
+name: probe
+task: {name: mnist}
+stages:
+  small: &small {stage: train, model: &network {name: mlp, widths: [30]}, epochs: 2, seed: 1}
+  large: {epochs: 5, <<: *small, model: {<<: *network, widths: [90]}}
+  both: {<<: [{seed: 7}, *small]}
+"""
+    )
+    stages = load_plan(file).stages
+    assert (stages["large"].epochs, stages["large"].seed) == (5, 1)
+    assert stages["large"].model.options["widths"] == [90]
+    assert stages["small"].model.options["widths"] == [30]
+    assert (stages["both"].seed, stages["both"].epochs) == (7, 2)

@@ -73,6 +73,20 @@ def stage(text: str) -> str:
     return PLAN + f"  {text}\n"
 
 
+def clusters(text: str) -> str:
+    """The plan with a stage called `clusters`, on line 13."""
+    return stage(f"clusters: {text}")
+
+
+def specialists(more: str) -> str:
+    """The plan with two given clusters, and specialists with more options, on lines 13 and 14."""
+    text = f"generalist: teacher, clusters: clusters, epochs: 1{', ' * bool(more)}{more}"
+    return (
+        clusters("{stage: confusion_clusters, given: [[1, 2], [3, 4]]}")
+        + f"  specialists: {{stage: train_specialists, {text}}}\n"
+    )
+
+
 REFUSED = {
     # keys that do not exist
     "key of the plan": (PLAN + "stage: {}\n", "13: stage", "unknown key `stage`; did you mean `stages`?"),
@@ -143,7 +157,7 @@ REFUSED = {
     "kind that is a list": (
         change("stage: train", "stage: [a]"),
         "5: stages.teacher.stage",
-        "known: `combine",
+        "known: `adjust_class_bias`, `combine",
     ),
     "method": (student("method: {method: hintn}"), "13: stages.student.method.method", "`hinton`?"),
     "optimizer": (
@@ -763,10 +777,21 @@ REFUSED = {
         "7: not valid in a plan",
         "`2020-13-45` is no timestamp",
     ),
-    "merge key": (
-        change("epochs: 2", "<<: {epochs: 3}"),
+    "merge of what is no mapping": (
+        change("epochs: 2", "<<: 3"),
         "7: not valid in a plan",
-        "merging with `<<` is not supported; write the keys out",
+        "`<<` takes over another mapping: `<<: *teacher`",
+    ),
+    "mistake in what was merged": (
+        change("teacher:\n", "teacher: &common\n").replace("epochs: 2", "epochs: none", 1)
+        + "  other: {<<: *common, seed: 3}\n",
+        "7: stages.teacher.epochs",
+        "should be a whole number, not `none`",
+    ),
+    "mistake beside what was merged": (
+        change("teacher:\n", "teacher: &common\n") + "  other: {<<: *common, model: {name: mlp, depth: 3}}\n",
+        "13: stages.other.model.depth",
+        "model `mlp` has no option `depth`",
     ),
     "list as a key": ("? [a]\n: b\n", "1: not valid in a plan", "a key must be a word"),
     "line end in a key": (PLAN + '"sta\\nge": {}\n', "13: not valid in a plan", "a key must be a word"),
@@ -774,6 +799,125 @@ REFUSED = {
         PLAN.replace("probe", "pröbe").encode("latin-1"),
         "1",
         "save the plan as UTF-8",
+    ),
+    # clusters, specialists, committees
+    "clusters of nobody": (
+        clusters("{stage: confusion_clusters, clusters: 3}"),
+        "13: stages.clusters",
+        "name the `generalist` whose confusions count, and how many `clusters`; or write them as `given`",
+    ),
+    "clusters both found and given": (
+        clusters("{stage: confusion_clusters, generalist: teacher, clusters: 1, given: [[1, 2]]}"),
+        "13: stages.clusters.given",
+        "need neither `generalist` nor `clusters`",
+    ),
+    "cluster with a class that does not exist": (
+        clusters("{stage: confusion_clusters, given: [[1, 2], [3, ten]]}"),
+        "13: stages.clusters.given.1.1",
+        "task `mnist` has no class `ten`",
+    ),
+    "cluster with a class out of range": (
+        clusters("{stage: confusion_clusters, given: [[1, 10]]}"),
+        "13: stages.clusters.given.0.1",
+        "class 10 is not one of the task's 0 to 9",
+    ),
+    "cluster of one class": (
+        clusters("{stage: confusion_clusters, given: [[1, 2], [3]]}"),
+        "13: stages.clusters.given.1",
+        "a cluster of one class leaves nothing to tell apart; add one",
+    ),
+    "cluster of all classes": (
+        clusters("{stage: confusion_clusters, given: [[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]]}"),
+        "13: stages.clusters.given.0",
+        "a cluster of all classes needs no specialist",
+    ),
+    "class twice in a cluster": (
+        clusters("{stage: confusion_clusters, given: [[1, 2, 1]]}"),
+        "13: stages.clusters.given.0",
+        "a class is listed twice",
+    ),
+    "file of clusters that is not there": (
+        clusters("{stage: confusion_clusters, given: nowhere.yaml}"),
+        "13: stages.clusters.given",
+        "`nowhere.yaml` cannot be read",
+    ),
+    "more clusters than the classes fill": (
+        clusters("{stage: confusion_clusters, generalist: teacher, clusters: 6}"),
+        "13: stages.clusters.clusters",
+        "6 clusters of at least 2 of 10 classes are too many",
+    ),
+    "clusters that do not hold all classes": (
+        clusters("{stage: confusion_clusters, generalist: teacher, clusters: 2, maximum_size: 4}"),
+        "13: stages.clusters.maximum_size",
+        "2 clusters of at most 4 do not hold 10 classes",
+    ),
+    "overlapping clusters without a size": (
+        clusters("{stage: confusion_clusters, generalist: teacher, clusters: 2, mode: overlap}"),
+        "13: stages.clusters.size",
+        "`size` says how many classes each overlapping cluster has",
+    ),
+    "overlapping clusters of all classes": (
+        clusters("{stage: confusion_clusters, generalist: teacher, clusters: 2, mode: overlap, size: 10}"),
+        "13: stages.clusters.size",
+        "the task has 10 classes; a cluster holds fewer",
+    ),
+    "bounds of clusters the wrong way round": (
+        clusters(
+            "{stage: confusion_clusters, generalist: teacher, clusters: 2, minimum_size: 5, maximum_size: 4}"
+        ),
+        "13: stages.clusters.maximum_size",
+        "`maximum_size` is below `minimum_size`",
+    ),
+    "views of the validation split": (
+        clusters(
+            "{stage: confusion_clusters, generalist: teacher, clusters: 2, views: 2, augment: [{name: shift}]}"
+        ),
+        "13: stages.clusters.views",
+        "write `split: train`",
+    ),
+    "specialists with replicas": (
+        specialists("replicas: 2"),
+        "14: stages.specialists.replicas",
+        "there is one specialist per cluster",
+    ),
+    "specialists without labels": (
+        specialists("transfer: {labelled: false}"),
+        "14: stages.specialists.transfer",
+        "specialists learn from labels",
+    ),
+    "specialists that see mixtures": (
+        specialists("augment: [{name: mixup}]"),
+        "14: stages.specialists.augment",
+        "mixup would mix special and other samples",
+    ),
+    "specialists of a stage that makes no clusters": (
+        clusters("{stage: train_specialists, generalist: teacher, clusters: student, epochs: 1}"),
+        "13: stages.clusters.clusters",
+        "`student` makes no clusters: its kind is `distill`; name a stage of `confusion_clusters`",
+    ),
+    "specialists as teachers": (
+        specialists("")
+        + "  two: {stage: distill, student: {name: mlp}, teachers: [specialists], epochs: 1}\n",
+        "15: stages.two.teachers.0",
+        "`specialists` makes no model",
+    ),
+    "committee of two generalists": (
+        specialists("")
+        + "  two: {stage: evaluate, models: [teacher, student], committee: {specialists: [specialists]}}\n",
+        "15: stages.two.models",
+        "a committee has one generalist, but `models` names 2",
+    ),
+    "committee that teaches live": (
+        specialists("")
+        + "  two: {stage: distill, student: {name: mlp}, teachers: [teacher], epochs: 1, mode: live,"
+        + " committee: {specialists: [specialists]}}\n",
+        "15: stages.two.mode",
+        "a committee teaches through stored targets",
+    ),
+    "early stopping without patience": (
+        teacher("early_stopping: {patience: 0}"),
+        "8: stages.teacher.early_stopping.patience",
+        "at least 1",
     ),
 }
 

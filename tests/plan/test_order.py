@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from itertools import chain, combinations
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -250,3 +251,78 @@ def test_every_node_comes_after_what_it_reads_in_whatever_order_the_stages_are_w
     assert sorted(prints(as_drawn).values()) == sorted(prints(shuffled).values())
     written = [name for name, node in as_drawn.nodes.items() if not node.inserted]
     assert [prints(shuffled)[name] for name in written] == [prints(as_drawn)[name] for name in written]
+
+
+def specialised(clusters: dict[str, Any], **student: Any) -> Stages:
+    return {
+        "generalist": train(),
+        "clusters": {"stage": "confusion_clusters", **clusters},
+        "specialists": {
+            "stage": "train_specialists",
+            "generalist": "generalist",
+            "clusters": "clusters",
+            "epochs": 2,
+        },
+        "student": distill("generalist", committee={"specialists": ["specialists"], "active": 2}, **student),
+    }
+
+
+def test_every_cluster_gets_a_specialist_and_the_committee_its_targets() -> None:
+    graph = order(specialised({"generalist": "generalist", "clusters": 3}))
+    names = tuple(f"specialists.{index}" for index in range(3))
+    assert reads(graph) == {
+        "generalist": (),
+        "clusters": ("generalist",),
+        **dict.fromkeys(names, ("generalist", "clusters")),
+        "generalist.targets": ("generalist",),
+        "generalist+specialists.targets": ("generalist.targets", *names),
+        "student": ("generalist+specialists.targets",),
+    }
+    assert [graph.nodes[name].config.cluster for name in names] == [0, 1, 2]
+    assert len({graph.nodes[name].fingerprint for name in names}) == 3
+    fused = graph.nodes["generalist+specialists.targets"]
+    assert (fused.kind, fused.inserted) == ("combine_targets", True)
+    assert (fused.config.committee.active, fused.config.committee.specialists) == (2, names)
+
+
+def test_given_clusters_need_no_generalist_and_may_come_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "clusters.json"
+    file.write_text('[[1, 7], ["3", 5, 8]]')
+    graph = order(specialised({"given": str(file)}))
+    assert reads(graph)["clusters"] == ()
+    assert graph.nodes["clusters"].config.given == ((1, 7), ("3", 5, 8))
+    assert graph.replicas["specialists"] == ("specialists.0", "specialists.1")
+    written_out = order(specialised({"given": [[1, 7], ["3", 5, 8]]}))
+    assert prints(graph) == prints(written_out)
+
+
+def test_a_committee_of_other_specialists_is_another_student() -> None:
+    clusters = {"given": [[1, 7], [3, 5], [0, 9]]}
+    everybody = order(specialised(clusters))
+    some = specialised(clusters)
+    some["student"]["committee"] = {"specialists": ["specialists.0", "specialists.2"], "active": 2}
+    assert reads(order(some))["generalist+specialists.targets"] == (
+        "generalist.targets",
+        "specialists.0",
+        "specialists.2",
+    )
+    assert prints(order(some))["student"] != prints(everybody)["student"]
+    assert prints(order(some))["specialists.2"] == prints(everybody)["specialists.2"]
+
+
+def test_a_student_of_a_committee_sees_the_pixels_of_its_generalist() -> None:
+    views = {"views": 2, "augment": [{"name": "shift", "pixels": 1}]}
+    graph = order(specialised({"given": [[1, 7]]}, **views))
+    assert graph.nodes["generalist.targets"].config.views == 2
+    targets = graph.nodes["student"].config.targets
+    stages = specialised({"given": [[1, 7]]}, **views)
+    stages["targets"] = {"stage": "predict_targets", "teacher": "generalist", **views}
+    stages["fused"] = {
+        "stage": "combine_targets",
+        "targets": ["targets"],
+        "committee": {"specialists": ["specialists"], "active": 2},
+    }
+    stages["student"] = distill(targets="fused", **views)
+    written_out = order(stages)
+    assert prints(written_out)["fused"] == graph.nodes[targets].fingerprint
+    assert prints(written_out)["student"] == prints(graph)["student"]

@@ -14,6 +14,7 @@ from models.taps import Output
 from orchestrator.errors import StageError
 from orchestrator.methods.supervised import Supervised
 from orchestrator.plan.augment_configs import CutoutConfig, FlipConfig, MixupConfig, ShiftConfig
+from orchestrator.plan.training_configs import TransferConfig
 from orchestrator.runs.context import claim_attempt
 from orchestrator.targets.mixing import TeacherTargets
 from orchestrator.training import loop
@@ -401,3 +402,27 @@ def test_early_stopping_without_validation_samples_is_refused(bench: Any) -> Non
     settings = bench.settings(early_stopping={"patience": 1})
     with pytest.raises(StageError, match="validation_fraction"):
         loop.fit(bench.mlp(), Supervised(), bench.transfer(), bench.split(1, 0), settings, bench.context("a"))
+
+
+def test_the_training_accuracy_is_that_of_the_batches_as_they_were_trained_on(bench: Any) -> None:
+    seen: list[float] = []
+
+    class Listening(Supervised):
+        def losses(self, student: Output, teacher: TeacherTargets | None, batch: Batch) -> dict[str, Tensor]:
+            seen.append((student.logits.argmax(dim=1) == batch.labels).double().mean().item())
+            return super().losses(student, teacher, batch)
+
+    bench.train(bench.mlp(), method=Listening())
+    for epoch, line in enumerate(bench.metrics()):
+        assert line["train/accuracy"] == pytest.approx(sum(seen[5 * epoch : 5 * epoch + 5]) / 5)
+
+
+@pytest.mark.parametrize("augment", [(), (MixupConfig(alpha=0.4),)])
+def test_a_training_without_labels_of_its_own_tells_no_accuracy(bench: Any, augment: Any) -> None:
+    bench.augment = augment
+    config = bench.settings().replace(transfer=TransferConfig(labelled=bool(augment)))
+    context = bench.context("train-0")
+    loop.fit(bench.mlp(), Supervised(), bench.transfer(), bench.split(1, 12), config, context)
+    context.flush()
+    assert "train/accuracy" not in bench.metrics()[0]
+    assert "train/loss/hard" in bench.metrics()[0]

@@ -1,0 +1,130 @@
+"""The stages that make class-cluster specialists (Hinton, Vinyals, Dean 2015, arXiv 1503.02531, section 5)."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, field_validator, model_validator
+
+from orchestrator.plan.augment_configs import AugmentConfig, MixupConfig
+from orchestrator.plan.config import ClustersRef, Integer, ModelRef, NonNegative, Number, Positive, Seed
+from orchestrator.plan.mistakes import located_error
+from orchestrator.plan.stage_bases import BatchSize, StageConfig, TrainingConfig
+from orchestrator.plan.training_configs import TransferConfig
+
+
+class ConfusionClustersConfig(StageConfig):
+    """Group the classes that a generalist confuses, for one specialist per group (arXiv 1503.02531, section 5.2).
+
+    K-means on the columns of the correlation (or covariance) matrix of its predictions, without the diagonal, on the
+    validation split, or on `views` augmented versions of the transfer set. `partition`: every class is in one cluster
+    of `minimum_size` to `maximum_size` classes; `overlap`: the `size` classes nearest to each centre. Clusters of your
+    own are written out as `given`, lists of classes by index or name, or the name of a YAML or JSON file that holds
+    such lists.
+    """
+
+    stage: Literal["confusion_clusters"]
+    generalist: ModelRef | None = None
+    clusters: Annotated[Integer, Field(ge=1, le=100_000)] | None = None
+    given: tuple[tuple[Integer | str, ...], ...] | None = Field(None, min_length=1)
+    mode: Literal["partition", "overlap"] = "partition"
+    size: Annotated[Integer, Field(ge=2)] | None = None
+    minimum_size: Annotated[Integer, Field(ge=2)] = 2
+    maximum_size: Annotated[Integer, Field(ge=2)] | None = None
+    matrix: Literal["correlation", "covariance"] = "correlation"
+    temperature: Positive = 1.0
+    split: Literal["validation", "train"] = "validation"
+    transfer: TransferConfig = TransferConfig()
+    augment: tuple[AugmentConfig, ...] = ()
+    views: Annotated[Integer, Field(ge=0, le=10_000)] = 0
+    view_seed: Seed = 0
+    restarts: Annotated[Integer, Field(ge=1, le=1000)] = 10
+    seed: Seed = 0
+    batch_size: BatchSize = 500
+
+    @property
+    def count(self) -> int:
+        """How many clusters, and with them specialists, there are."""
+        return len(self.given) if self.given is not None else self.clusters or 0
+
+    @field_validator("given", mode="before")
+    @classmethod
+    def _read_file(cls, given: Any) -> Any:
+        return _clusters_in_file(given) if isinstance(given, str) else given
+
+    @model_validator(mode="after")
+    def _found_or_given(self) -> "ConfusionClustersConfig":
+        if self.given is not None and (self.generalist is not None or self.clusters is not None):
+            raise located_error("clusters that are `given` need neither `generalist` nor `clusters`", "given")
+        if self.given is None and (self.generalist is None or self.clusters is None):
+            raise located_error(
+                "name the `generalist` whose confusions count, and how many `clusters`; or write them as `given`"
+            )
+        if (self.mode == "overlap") != (self.size is not None):
+            raise located_error(
+                "`size` says how many classes each overlapping cluster has: `mode: overlap`", "size"
+            )
+        if self.maximum_size is not None and self.maximum_size < self.minimum_size:
+            raise located_error("`maximum_size` is below `minimum_size`", "maximum_size")
+        return self
+
+    @model_validator(mode="after")
+    def _views_of_the_training_split(self) -> "ConfusionClustersConfig":
+        if bool(self.views) != bool(self.augment):
+            raise located_error("`views` and `augment` go together: give both or neither", "views")
+        if self.views and self.split == "validation":
+            raise located_error("views are of the training split; write `split: train`", "views")
+        return self
+
+    @model_validator(mode="after")
+    def _given_clusters_are_some(self) -> "ConfusionClustersConfig":
+        for index, cluster in enumerate(self.given or ()):
+            if len(cluster) < 2:
+                raise located_error(
+                    "a cluster of one class leaves nothing to tell apart; add one", "given", index
+                )
+            if len(set(cluster)) < len(cluster):
+                raise located_error("a class is listed twice", "given", index)
+        return self
+
+
+def _clusters_in_file(name: str) -> Any:
+    try:
+        return yaml.safe_load(Path(name).expanduser().read_text())
+    except OSError as error:
+        raise located_error(
+            f"`{name}` cannot be read: {error.strerror}; a file with lists of classes"
+        ) from None
+    except yaml.YAMLError:
+        raise located_error(f"`{name}` is neither YAML nor JSON; it should hold lists of classes") from None
+
+
+class TrainSpecialistsConfig(TrainingConfig):
+    """Train one specialist per cluster of classes, each a stage of its own (arXiv 1503.02531, sections 5.1 to 5.5).
+
+    A specialist starts as the generalist. Of what it sees, `special_fraction` are its own classes, the rest is drawn
+    from all other classes; the prior that this changes is put right in the stored model. `head: dustbin`: its classes
+    and one output for all others. `head: full`: all classes, hard labels on its own, and against forgetting the
+    generalist's soft targets at `temperature` with `soft_weight` on the others (`soft_on: all`: on all samples).
+    """
+
+    stage: Literal["train_specialists"]
+    generalist: ModelRef
+    clusters: ClustersRef
+    cluster: Annotated[Integer, Field(ge=0)] | None = Field(None, description="the graph writes it")
+    head: Literal["dustbin", "full"] = "dustbin"
+    special_fraction: Annotated[Number, Field(gt=0, lt=1)] = 0.5
+    initial_dustbin: Literal["mean", "random"] = "mean"
+    temperature: Positive = 2.0
+    soft_weight: NonNegative = 1.0
+    soft_on: Literal["others", "all"] = "others"
+
+    @model_validator(mode="after")
+    def _one_per_cluster(self) -> "TrainSpecialistsConfig":
+        if self.replicas != 1:
+            raise located_error("there is one specialist per cluster; leave `replicas` out", "replicas")
+        if not self.transfer.labelled:
+            raise located_error("specialists learn from labels; leave `labelled: false` out", "transfer")
+        if any(isinstance(step, MixupConfig) for step in self.augment):
+            raise located_error("mixup would mix special and other samples; leave it out", "augment")
+        return self

@@ -1,0 +1,63 @@
+"""What several kinds of stages have in common."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from orchestrator.plan.augment_configs import AugmentConfig
+from orchestrator.plan.config import Boolean, Config, Integer, Number, Positive, Seed
+from orchestrator.plan.mistakes import located_error
+from orchestrator.plan.training_configs import (
+    ConstantSchedule,
+    EarlyStoppingConfig,
+    OptimizerConfig,
+    ResourcesConfig,
+    ScheduleConfig,
+    SgdConfig,
+    StepSchedule,
+    TransferConfig,
+)
+
+BatchSize = Annotated[Integer, Field(ge=1, le=1_000_000)]
+
+
+class StageConfig(Config):
+    """What every stage has."""
+
+    resources: ResourcesConfig = ResourcesConfig()
+
+
+class TrainingConfig(StageConfig):
+    """What every stage that trains a model has.
+
+    `max_norm` bounds the Euclidean length of each unit's incoming weights after every step (Srivastava et al.
+    2014); `clip_norm` bounds the gradient's norm. `precision: bfloat16` runs the network under autocast; losses
+    stay in float32.
+    """
+
+    epochs: Annotated[Integer, Field(ge=1, le=1_000_000)]
+    batch_size: BatchSize = 128
+    optimizer: OptimizerConfig = SgdConfig()
+    schedule: ScheduleConfig = ConstantSchedule()
+    augment: tuple[AugmentConfig, ...] = ()
+    transfer: TransferConfig = TransferConfig()
+    label_smoothing: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    early_stopping: EarlyStoppingConfig | None = None
+    clip_norm: Positive | None = None
+    max_norm: Positive | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
+    channels_last: Boolean = False
+    compile: Boolean = False
+    seed: Seed = 0
+    replicas: Annotated[Integer, Field(ge=1, le=1000)] = 1
+
+    @model_validator(mode="after")
+    def _milestones_within_epochs(self) -> "TrainingConfig":
+        if isinstance(self.schedule, StepSchedule) and self.schedule.milestones[-1] >= self.epochs:
+            raise located_error(
+                f"milestone {self.schedule.milestones[-1]} never comes: training ends after {self.epochs}"
+                f" epoch{'s' * (self.epochs > 1)}; milestones lie below that",
+                "schedule",
+                "milestones",
+            )
+        return self

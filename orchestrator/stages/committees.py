@@ -1,0 +1,75 @@
+"""A committee in a stage: its specialists loaded, its answers on a split judged beside its generalist's."""
+
+from collections.abc import Sequence
+
+import torch
+
+from orchestrator.plan.stage_configs import CommitteeConfig, EvaluateConfig
+from orchestrator.runs.context import StageContext
+from orchestrator.runs.files import write_json
+from orchestrator.training import model_files
+from orchestrator.training.committee import Committee
+from orchestrator.training.committee_tables import committee_tables
+from orchestrator.training.evaluation import judge, save_predictions
+from tasks.splits import Split
+
+TABLES = "committee.json"
+
+
+def load_committee(
+    config: CommitteeConfig, context: StageContext, generalist_names: Sequence[str]
+) -> Committee:
+    """The specialists that the config names, for a generalist whose classes are `generalist_names`."""
+    specialists = [model_files.load(context.input(ref), context.device) for ref in config.specialists]
+    return Committee(
+        specialists,
+        config.specialists,
+        generalist_names,
+        active=config.active,
+        direction=config.direction,
+        device=context.device,
+    )
+
+
+@torch.no_grad()
+def judge_committee(config: EvaluateConfig, context: StageContext, split: Split) -> dict[str, float]:
+    """Metrics of the committee on a split; its tables beside the generalist are payload of the stage."""
+    assert config.committee is not None
+    generalist = model_files.load(context.input(config.models[0]), context.device)
+    committee = load_committee(config.committee, context, generalist.class_names)
+    modules = [generalist.model, *committee.models]
+    context.parameters = sum(p.numel() for module in modules for p in module.parameters())
+    alone, fused, active = [], [], []
+    for inputs in split.batches(torch.arange(len(split)).split(config.batch_size), None):
+        logits = generalist.logits(inputs)
+        answer = committee.answer((inputs - generalist.mean) / generalist.std, logits)
+        alone.append(logits.cpu())
+        fused.append(answer.log_probabilities.float().cpu())
+        active.append(answer.active.cpu())
+    logits, before = torch.cat(fused), torch.cat(alone)
+    save_predictions(context, config.split, split, logits)
+    tables = committee_tables(
+        before, logits, split.labels.cpu(), committee.membership.members.cpu(), torch.cat(active)
+    )
+    write_json(
+        context.path(TABLES), {**tables, "cost": {**tables["cost"], **_training_seconds(config, context)}}
+    )
+    judged = {f"{config.split}/{key}": value for key, value in judge(logits, split.labels).items()}
+    return judged | {
+        f"{config.split}/conditional_accuracy": tables["committee"]["conditional"],
+        f"{config.split}/generalist_accuracy": tables["generalist"]["accuracy"],
+        f"{config.split}/generalist_conditional_accuracy": tables["generalist"]["conditional"],
+        "committee/specialists": float(len(committee.models)),
+        "committee/active": tables["cost"]["active"],
+    }
+
+
+def _training_seconds(config: EvaluateConfig, context: StageContext) -> dict[str, float]:
+    """What the specialists' training took one after the other, and side by side on machines enough for all."""
+    assert config.committee is not None
+    seconds = [context.input(ref).done_record().seconds for ref in config.committee.specialists]
+    return {
+        "generalist_seconds": context.input(config.models[0]).done_record().seconds,
+        "specialists_seconds_serial": sum(seconds),
+        "specialists_seconds_parallel": max(seconds),
+    }

@@ -1,0 +1,120 @@
+"""Group the classes that a generalist confuses."""
+
+import logging
+from collections.abc import Iterator
+
+import torch
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from orchestrator.errors import StageError, StageStopped
+from orchestrator.plan.specialist_configs import ConfusionClustersConfig
+from orchestrator.runs.context import StageContext
+from orchestrator.runs.files import atomic_write, read_json, write_json
+from orchestrator.runs.folder import StageFolder
+from orchestrator.stages.training_stage import load_data
+from orchestrator.targets.clusters import (
+    find_centres,
+    nearest_classes,
+    partition,
+    squared_distances,
+    unit_columns,
+)
+from orchestrator.targets.confusion import Moments
+from orchestrator.training import model_files
+from orchestrator.training.data import Views, build_transfer_set
+from tasks.splits import TaskData
+
+CLUSTERS = "clusters.json"
+SIMILARITY = "similarity.safetensors"
+LOPSIDED = 4  # times the mean size
+
+log = logging.getLogger(__name__)
+
+
+def confusion_clusters(config: ConfusionClustersConfig, context: StageContext) -> dict[str, float]:
+    """Cluster the classes by the generalist's predictions, or take the clusters that the plan gives."""
+    names = context.task.class_names
+    if config.given is None:
+        clusters = _find_clusters(config, context)
+    else:
+        clusters = [
+            [names.index(label) if isinstance(label, str) else label for label in cluster]
+            for cluster in config.given
+        ]
+    _warn_of_odd_sizes(clusters, len(names))
+    write_json(
+        context.path(CLUSTERS),
+        {"clusters": clusters, "names": [[names[label] for label in cluster] for cluster in clusters]},
+    )
+    sizes = [len(cluster) for cluster in clusters]
+    covered = len({label for cluster in clusters for label in cluster})
+    return {
+        "clusters/count": float(len(clusters)),
+        "clusters/smallest": float(min(sizes)),
+        "clusters/largest": float(max(sizes)),
+        "clusters/uncovered": float(len(names) - covered),
+    }
+
+
+def read_clusters(folder: StageFolder) -> list[list[int]]:
+    """The clusters of a finished stage, as lists of classes."""
+    clusters: list[list[int]] = read_json(folder.payload(CLUSTERS))["clusters"]
+    return clusters
+
+
+def _find_clusters(config: ConfusionClustersConfig, context: StageContext) -> list[list[int]]:
+    assert config.clusters is not None
+    moments = Moments.empty(context.task.num_classes)
+    for probabilities in _predictions(config, context, load_data(context)):
+        moments.add(probabilities.cpu().numpy())
+    similarity = moments.similarity(config.matrix)
+    with atomic_write(context.path(SIMILARITY)) as temporary:
+        save_file({"similarity": similarity.astype("float32")}, temporary)
+    columns = unit_columns(similarity)
+    centres = find_centres(columns, config.clusters, restarts=config.restarts, seed=config.seed)
+    distances = squared_distances(columns, centres)
+    if config.mode == "overlap":
+        assert config.size is not None
+        return nearest_classes(distances, config.size)
+    return partition(distances, config.minimum_size, config.maximum_size)
+
+
+@torch.no_grad()
+def _predictions(config: ConfusionClustersConfig, context: StageContext, data: TaskData) -> Iterator[Tensor]:
+    """The generalist's probabilities (B, C), batch after batch, of the split or of the views."""
+    assert config.generalist is not None
+    generalist = model_files.load(context.input(config.generalist), context.device)
+    views = Views(config.augment, config.view_seed, config.views or None)
+    transfer = build_transfer_set(data, config.transfer, views, context.device)
+    if config.split == "validation":
+        if not len(data.validation):
+            raise StageError("the validation split is empty; set the task's `validation_fraction` above 0")
+        transfer = transfer.of(data.validation.to(context.device))
+    elif not config.views:
+        log.warning(
+            "clusters from clean training samples: a generalist that knows them by heart confuses none; better"
+            " `split: validation`, or `augment` and `views`"
+        )
+    order = torch.arange(len(transfer)).split(config.batch_size)
+    for view in range(max(config.views, 1)):
+        for batch in transfer.batches(order, view):
+            if context.should_stop():
+                raise StageStopped("stopped before the clusters were found; run the plan again")
+            yield torch.softmax(generalist.model(batch.inputs).float() / config.temperature, dim=1)
+
+
+def _warn_of_odd_sizes(clusters: list[list[int]], num_classes: int) -> None:
+    mean = sum(len(cluster) for cluster in clusters) / len(clusters)
+    largest = max(len(cluster) for cluster in clusters)
+    if len(clusters) > 1 and largest > LOPSIDED * mean:
+        log.warning(
+            "the largest of %d clusters has %d of %d classes; set `maximum_size`, or `matrix: correlation`",
+            len(clusters),
+            largest,
+            num_classes,
+        )
+    if uncovered := num_classes - len({label for cluster in clusters for label in cluster}):
+        log.warning(
+            "%d of %d classes are in no cluster: the generalist alone decides them", uncovered, num_classes
+        )

@@ -1,0 +1,109 @@
+"""Train one specialist for a cluster of classes."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from orchestrator.methods.full_head import FullHead
+from orchestrator.methods.supervised import Supervised
+from orchestrator.plan.model_config import ModelConfig
+from orchestrator.plan.specialist_configs import TrainSpecialistsConfig
+from orchestrator.runs.context import StageContext
+from orchestrator.stages.confusion_clusters import read_clusters
+from orchestrator.stages.teachers import frozen_teacher
+from orchestrator.stages.training_stage import build_seeded_model, load_data
+from orchestrator.training import model_files
+from orchestrator.training.checkpoint import remove_checkpoint
+from orchestrator.training.data import Views, build_transfer_set
+from orchestrator.training.evaluation import judge_splits
+from orchestrator.training.loop import fit, predictor
+from orchestrator.training.model_files import TrainedModel
+from orchestrator.training.specialist import (
+    Relabelled,
+    as_trained_on,
+    dustbin_correction,
+    local_labels,
+    logit_offset,
+    special_transfer_set,
+    specialist_state,
+)
+from tasks.splits import Split
+
+OTHER_CLASSES = "other classes"
+
+
+def train_specialists(config: TrainSpecialistsConfig, context: StageContext) -> dict[str, float]:
+    """Train the specialist of `config.cluster`, and judge it on its classes and others in the proportion of training.
+
+    Its stored logits are corrected for the true prior of its classes. It is judged without the correction, so that
+    validation says something about its classes, however few of all they are.
+    """
+    data = load_data(context)
+    generalist = model_files.load(context.input(config.generalist), context.device)
+    cluster = _cluster(config, context)
+    is_full = config.head == "full"
+    views = Views(config.augment, config.seed)
+    whole = build_transfer_set(
+        data, config.transfer, views, context.device, channels_last=config.channels_last
+    )
+    special = special_transfer_set(whole, cluster, config.special_fraction, data.class_names)
+    table = torch.arange(data.num_classes) if is_full else local_labels(cluster, data.num_classes)
+
+    def shown(split: Split) -> Split:
+        return Relabelled(as_trained_on(split, cluster, config.special_fraction), table).to(context.device)
+
+    transfer = special.of(Relabelled(special.split, table.to(context.device)))
+    model_config = ModelConfig.model_validate(generalist.description["model"])
+    if not is_full:
+        model_config = model_config.replace(num_classes=len(cluster) + 1)
+    model = _initial_model(model_config, generalist, cluster, config, context)
+    method = FullHead(config, cluster) if is_full else Supervised(config.label_smoothing)
+    teacher = frozen_teacher(generalist) if is_full else None
+    validation = shown(data.validation)
+    fit(model, method, transfer, validation, config, context, teacher)
+    if not context.is_main:
+        return {}
+    model.eval()
+    context.parameters = sum(parameter.numel() for parameter in model.parameters())
+    names = [data.class_names[label] for label in cluster]
+    prior = len(special.special) / len(whole)
+    offset = logit_offset(
+        cluster, data.num_classes, dustbin_correction(prior, config.special_fraction), is_full=is_full
+    )
+    model_files.save(
+        context,
+        model,
+        model_config,
+        data,
+        class_names=list(data.class_names) if is_full else [*names, OTHER_CLASSES],
+        specialist={"classes": cluster, "head": config.head},
+        logit_offset=offset,
+    )
+    splits = {"validation": validation, "test": shown(data.test)}
+    metrics = judge_splits(context, predictor(model, transfer, config), splits)
+    remove_checkpoint(context.folder.path / "checkpoint")
+    return metrics | {"specialist/classes": float(len(cluster)), "specialist/prior": prior}
+
+
+def _cluster(config: TrainSpecialistsConfig, context: StageContext) -> list[int]:
+    assert config.cluster is not None, "the graph gives every specialist its cluster"
+    return read_clusters(context.input(config.clusters))[config.cluster]
+
+
+def _initial_model(
+    model_config: ModelConfig,
+    generalist: TrainedModel,
+    cluster: Sequence[int],
+    config: TrainSpecialistsConfig,
+    context: StageContext,
+) -> nn.Module:
+    """The generalist's weights, with a classifier for the cluster; a full head starts as the generalist itself."""
+    model = build_seeded_model(model_config, config, context).to(context.device)
+    state = generalist.model.state_dict()
+    if config.head == "dustbin":
+        classifier = model_files.classifier_keys(model_config, context.task)
+        keep = config.initial_dustbin == "random"
+        state = specialist_state(model.state_dict(), state, classifier, cluster, keep_dustbin=keep)
+    model.load_state_dict(state)
+    return model

@@ -1,0 +1,132 @@
+"""Confusion statistics against numpy's own; clusters against groups that were planted."""
+
+from itertools import chain
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from orchestrator.targets.clusters import (
+    find_centres,
+    nearest_classes,
+    partition,
+    squared_distances,
+    unit_columns,
+)
+from orchestrator.targets.confusion import Moments
+
+
+def softmax(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    powers = np.exp(values - values.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def planted(classes: int, groups: int, samples: int, own: float = 0.0) -> NDArray[np.float64]:
+    """Predictions (samples, classes) of a generalist that confuses classes of one group (c mod `groups`).
+
+    `own`: how much surer it is of the right class than of its group.
+    """
+    random = np.random.default_rng(0)
+    labels = random.integers(classes, size=samples)
+    is_near = (np.arange(classes)[None] % groups) == (labels % groups)[:, None]
+    is_right = np.arange(classes)[None] == labels[:, None]
+    return softmax(random.normal(size=(samples, classes)) + 3.0 * is_near + own * is_right)
+
+
+def moments_of(probabilities: NDArray[np.float64]) -> Moments:
+    moments = Moments.empty(probabilities.shape[1])
+    for part in np.array_split(probabilities, 3):
+        moments.add(part)
+    return moments
+
+
+def clusters_of(similarity: NDArray[np.floating], count: int) -> list[list[int]]:
+    columns = unit_columns(similarity)
+    return partition(squared_distances(columns, find_centres(columns, count, restarts=10, seed=0)), 2, None)
+
+
+def purity(clusters: list[list[int]], groups: int) -> float:
+    """Share of classes that are of the planted group which is most frequent in their cluster."""
+    most = [np.bincount(np.array(cluster) % groups).max() for cluster in clusters]
+    return float(sum(most) / sum(len(cluster) for cluster in clusters))
+
+
+@pytest.mark.parametrize("matrix", ["correlation", "covariance"])
+def test_similarity_is_that_of_numpy_without_its_diagonal(matrix: str) -> None:
+    probabilities = planted(12, 3, 500)
+    own = np.corrcoef(probabilities.T) if matrix == "correlation" else np.cov(probabilities.T, bias=True)
+    np.fill_diagonal(own, 0)
+    np.testing.assert_allclose(moments_of(probabilities).similarity(matrix), own, atol=1e-12)
+
+
+def test_merged_parts_equal_a_single_pass() -> None:
+    probabilities = planted(20, 4, 1000)
+    whole, parts = Moments.empty(20), [Moments.empty(20) for _ in range(4)]
+    whole.add(probabilities)
+    for part, values in zip(parts, np.array_split(probabilities, [50, 51, 700]), strict=True):
+        part.add(values)
+    merged = parts.pop()
+    for part in parts:
+        merged.merge(part)
+    assert merged.count == 1000
+    np.testing.assert_allclose(merged.similarity("covariance"), whole.similarity("covariance"), atol=1e-10)
+
+
+def test_a_class_that_is_never_predicted_is_like_no_other() -> None:
+    probabilities = planted(6, 2, 200)
+    probabilities[:, 3] = 0
+    similarity = moments_of(probabilities).similarity("correlation")
+    assert not similarity[3].any()
+    assert np.isfinite(similarity).all()
+    assert sorted(chain(*clusters_of(similarity, 2))) == list(range(6))
+
+
+def test_planted_groups_are_found_again() -> None:
+    similarity = moments_of(planted(60, 6, 6000)).similarity("correlation")
+    assert purity(clusters_of(similarity, 6), 6) == 1.0
+
+
+def test_the_diagonal_would_hide_the_groups() -> None:
+    probabilities = planted(60, 6, 6000, own=6.0)
+    similarity = moments_of(probabilities).similarity("covariance")
+    with_diagonal = np.cov(probabilities.T)
+    assert purity(clusters_of(similarity, 6), 6) > purity(clusters_of(with_diagonal, 6), 6) + 0.2
+
+
+def test_equal_seeds_give_equal_clusters() -> None:
+    columns = unit_columns(moments_of(planted(60, 6, 300)).similarity("correlation"))
+    first, again = (find_centres(columns, 5, restarts=2, seed=4) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+
+
+def test_distances_are_those_of_a_loop() -> None:
+    random = np.random.default_rng(0)
+    columns, centres = random.normal(size=(7, 4)), random.normal(size=(3, 4))
+    expected = [[((one - other) ** 2).sum() for other in centres] for one in columns]
+    np.testing.assert_allclose(squared_distances(columns, centres), expected, atol=1e-12)
+
+
+def test_a_partition_without_bounds_takes_the_nearest_centre() -> None:
+    distances = np.random.default_rng(1).random((50, 4))
+    clusters = partition(distances, 2, None)
+    assert [distances[label].argmin() for cluster in clusters for label in cluster] == [
+        index for index, cluster in enumerate(clusters) for _ in cluster
+    ]
+
+
+@pytest.mark.parametrize(("minimum", "maximum"), [(2, 13), (10, None), (12, 13)])
+def test_a_partition_keeps_to_its_bounds_and_loses_no_class(minimum: int, maximum: int | None) -> None:
+    distances = np.random.default_rng(2).random((50, 4)) * [1, 5, 5, 50]
+    clusters = partition(distances, minimum, maximum)
+    assert sorted(chain(*clusters)) == list(range(50))
+    assert all(minimum <= len(cluster) <= (maximum or 50) for cluster in clusters)
+
+
+def test_classes_with_most_to_lose_choose_first() -> None:
+    distances = np.array([[0.0, 1.0], [0.1, 9.0], [0.0, 0.2], [0.0, 0.1]])
+    assert partition(distances, 2, 2) == [[0, 1], [2, 3]]
+
+
+def test_overlapping_clusters_are_the_nearest_classes_of_every_centre() -> None:
+    distances = np.array([[0.1, 0.1], [0.2, 0.9], [0.3, 0.2], [0.9, 0.3]])
+    assert nearest_classes(distances, 3) == [[0, 1, 2], [0, 2, 3]]

@@ -1,0 +1,59 @@
+"""Shifts of classes against a search over a grid, and against priors that are known."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from orchestrator.training.class_bias import offset_of_fewest_errors, offset_to_prior
+
+CLASSES = torch.tensor([3, 1])
+
+
+def shifted(logits: Tensor, offset: float) -> Tensor:
+    logits = logits.double().clone()
+    logits[:, CLASSES] += offset
+    return logits
+
+
+def errors(logits: Tensor, labels: Tensor, offset: float) -> int:
+    return int((shifted(logits, offset).argmax(dim=1) != labels).sum())
+
+
+@pytest.mark.parametrize("prior", [0.01, 0.4, 0.97])
+def test_the_mean_probability_becomes_the_prior(prior: float) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(200, 5) * 3
+    offset = offset_to_prior(logits, CLASSES, prior)
+    mass = shifted(logits, offset).softmax(dim=1)[:, CLASSES].sum(dim=1).mean()
+    assert mass.item() == pytest.approx(prior, abs=1e-8)
+
+
+def test_a_known_shift_is_found_again() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(200, 5) * 3
+    prior = logits.double().softmax(dim=1)[:, CLASSES].sum(dim=1).mean().item()
+    assert offset_to_prior(shifted(logits, -3.5).float(), CLASSES, prior) == pytest.approx(3.5, abs=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_offset_of_a_grid_makes_fewer_errors(seed: int) -> None:
+    torch.manual_seed(seed)
+    labels = torch.randint(5, (150,))
+    logits = shifted(torch.randn(150, 5) + 2.5 * torch.nn.functional.one_hot(labels, 5), -2.0)
+    offset = offset_of_fewest_errors(logits, labels, CLASSES)
+    fewest = min(errors(logits, labels, value) for value in torch.linspace(-20, 20, 4001).tolist())
+    assert errors(logits, labels, offset) == fewest
+    assert 0.5 < offset < 3.5
+
+
+def test_a_model_that_needs_no_shift_gets_none() -> None:
+    labels = torch.arange(5)
+    assert offset_of_fewest_errors(torch.eye(5) * 4, labels, CLASSES) == 0.0
+
+
+def test_classes_that_never_occur_are_never_predicted() -> None:
+    logits = torch.zeros(10, 5)
+    logits[:, 3] = 2.0
+    logits[:, 0] = 1.0
+    labels = torch.zeros(10, dtype=torch.int64)
+    assert errors(logits, labels, offset_of_fewest_errors(logits, labels, CLASSES)) == 0
