@@ -104,12 +104,16 @@ class _Expansion:
             self.graph.replicas[name] = self._replicas(name)
             resolved = self._resolve(name, config)
             for index, node in enumerate(self.graph.replicas[name]):
-                self._add(node, name, _with_index(resolved, index))
+                self._add(node, name, self._with_index(config, resolved, index))
         return self.graph
 
-    def _replicas(self, name: str) -> tuple[str, ...]:
-        """The nodes of a stage: one, or one per replica, or one per cluster of classes."""
+    def _replicas(self, name: str, before: tuple[str, ...] = ()) -> tuple[str, ...]:
+        """The nodes of a stage: one, or one per replica of its own or of its model, or one per cluster of classes."""
         config = self.plan.stages[name]
+        if isinstance(config, AdjustClassBiasConfig):
+            is_there = config.model in self.plan.stages and config.model not in (*before, name)
+            count = len(self._replicas(config.model, (*before, name))) if is_there else 1
+            return (name,) if count == 1 else tuple(f"{name}.{index}" for index in range(count))
         if isinstance(config, TrainSpecialistsConfig):
             clusters = self.plan.stages.get(config.clusters)
             count = clusters.count if isinstance(clusters, ConfusionClustersConfig) else 1
@@ -186,7 +190,8 @@ class _Expansion:
         if ref != stage and ref not in replicas:
             has = f"has the replicas `{replicas[0]}` to `{replicas[-1]}`" if replicas else "has no replicas"
             raise self.locate(place, f"`{ref}` is not there: `{stage}` {has}")
-        is_single = not isinstance(place[-1], int)
+        follows = isinstance(self.plan.stages[place[1]], AdjustClassBiasConfig)
+        is_single = not isinstance(place[-1], int) and not follows
         if is_single and ref == stage and len(replicas) > 1:
             raise self.locate(
                 place,
@@ -281,6 +286,16 @@ class _Expansion:
         self._check_members(name, resolved)
         if isinstance(resolved, DistillConfig):
             return self._with_targets(name, resolved)
+        return resolved
+
+    def _with_index(self, config: Any, resolved: Any, index: int) -> Any:
+        """The config of one replica, which has its own seed or model, or of one cluster's specialist."""
+        if isinstance(config, TrainSpecialistsConfig):
+            return resolved.replace(cluster=index)
+        if isinstance(config, TrainingConfig):
+            return resolved.replace(seed=config.seed + index, replicas=1)
+        if isinstance(config, AdjustClassBiasConfig):
+            return resolved.replace(model=ModelRef(self._nodes_of(config.model)[index]))
         return resolved
 
     def _with_nodes(self, config: Any) -> Any:
@@ -415,12 +430,3 @@ class _Expansion:
         fingerprints = {ref: self.graph.nodes[ref].fingerprint for ref in reads}
         identity = stage_identity(config.stage, config, self.graph.task, fingerprints)
         return Node(name, stage, config.stage, config, identity, fingerprint(identity), reads, inserted)
-
-
-def _with_index(config: Any, index: int) -> Any:
-    """The config of one replica, which has a seed of its own, or of one cluster's specialist."""
-    if isinstance(config, TrainSpecialistsConfig):
-        return config.replace(cluster=index)
-    if isinstance(config, TrainingConfig):
-        return config.replace(seed=config.seed + index, replicas=1)
-    return config

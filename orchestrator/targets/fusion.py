@@ -33,7 +33,7 @@ __all__ = [
 Direction = Literal["forward", "reverse"]
 
 SMALLEST = 1e-12  # a probability of 0 would stay 0 whatever the specialists say
-BLOCK_ELEMENTS = 1 << 18
+BLOCK_ELEMENTS = 1 << 19
 
 
 def fuse(

@@ -914,6 +914,23 @@ REFUSED = {
         "15: stages.two.mode",
         "a committee teaches through stored targets",
     ),
+    "biases adjusted in a circle": (
+        PLAN
+        + "  one: {stage: adjust_class_bias, model: two, classes: [3]}\n"
+        + "  two: {stage: adjust_class_bias, model: one, classes: [3]}\n",
+        "13: stages.one.model",
+        "stages read one another in a circle: one → two → one",
+    ),
+    "bias of a class that does not exist": (
+        stage("one: {stage: adjust_class_bias, model: student, classes: [3, 12]}"),
+        "13: stages.one.classes.1",
+        "class 12 is not one of the task's 0 to 9",
+    ),
+    "prior that nobody looks at": (
+        stage("one: {stage: adjust_class_bias, model: student, classes: [3], by: validation, prior: 0.1}"),
+        "13: stages.one.prior",
+        "`by: validation` asks for no `prior`",
+    ),
     "early stopping without patience": (
         teacher("early_stopping: {patience: 0}"),
         "8: stages.teacher.early_stopping.patience",

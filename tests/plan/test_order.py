@@ -326,3 +326,13 @@ def test_a_student_of_a_committee_sees_the_pixels_of_its_generalist() -> None:
     written_out = order(stages)
     assert prints(written_out)["fused"] == graph.nodes[targets].fingerprint
     assert prints(written_out)["student"] == prints(graph)["student"]
+
+
+def test_every_replica_of_a_model_is_adjusted() -> None:
+    adjusted = {"stage": "adjust_class_bias", "model": "teacher", "classes": [3]}
+    graph = order(
+        {"teacher": train(replicas=2), "adjusted": adjusted, "one": {**adjusted, "model": "teacher.1"}}
+    )
+    assert graph.replicas["adjusted"] == ("adjusted.0", "adjusted.1")
+    assert reads(graph)["adjusted.1"] == reads(graph)["one"] == ("teacher.1",)
+    assert reads(order({"teacher": train(), "adjusted": adjusted}))["adjusted"] == ("teacher",)
