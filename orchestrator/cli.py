@@ -159,7 +159,9 @@ def report(plan_file: Path, overrides: tuple[str, ...], root: Path) -> None:
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--split", type=click.Choice(["validation", "test"]), default="validation", show_default=True)
 def evaluate(model: Path, split: str) -> None:
-    """Judge a trained model on a split of its task. MODEL is a stage's folder or an exported one.
+    """Judge a trained model on a split of its task.
+
+    MODEL is a stage's folder or an exported one; that of an `evaluate` stage stands for its ensemble or committee.
 
     \b
     distill evaluate runs/stages/distill-1f0c92ab34de --split test
@@ -178,6 +180,8 @@ def evaluate(model: Path, split: str) -> None:
 @click.option("--output", type=click.Path(path_type=Path), help="Write a CSV file instead of printing.")
 def predict(model: Path, inputs: tuple[Path, ...], top: int, output: Path | None) -> None:
     """Label images or arrays: INPUTS are image files, or .npy files of shape (N, ...) or (...).
+
+    MODEL is a stage's folder or an exported one; that of an `evaluate` stage stands for its ensemble or committee.
 
     \b
     distill predict runs/stages/distill-1f0c92ab34de digit.png more.npy

@@ -3,8 +3,9 @@
 import csv
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from torch import Tensor, nn
 
 from orchestrator.errors import PlanError, StoreError
 from orchestrator.plan.schema import build_task
-from orchestrator.runs.folder import RECORD, StageFolder
+from orchestrator.runs.files import read_json
+from orchestrator.runs.folder import CONFIG, RECORD, StageFolder
 from orchestrator.training import model_files
+from orchestrator.training.committee import Committee
+from orchestrator.training.ensemble import Ensemble
 from orchestrator.training.evaluation import judge, predict_split
 from orchestrator.training.model_files import DESCRIPTION, WEIGHTS, TrainedModel
 
@@ -40,25 +44,68 @@ def load_model(folder: Path) -> TrainedModel:
     return model_files.load_files(folder)
 
 
+@dataclass(frozen=True)
+class Predictor:
+    """Whatever answers: a model, an ensemble, or a generalist with its committee. `first` says what it is about."""
+
+    logits: Callable[[Tensor], Tensor]
+    first: TrainedModel
+
+
+def load_predictor(folder: Path) -> Predictor:
+    """The model in a folder, or the models that a stage of kind `evaluate` judged together."""
+    folder = folder.absolute()
+    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    if config.get("kind") != "evaluate":
+        model = load_model(folder)
+        return Predictor(model.logits, model)
+    return _load_together(folder.parent, config["config"])
+
+
+def _load_together(stages: Path, config: Mapping[str, Any]) -> Predictor:
+    members = [load_model(_stage_of(stages, ref)) for ref in config["models"]]
+    if (committee := config.get("committee")) is None:
+        weights = config["weights"] if isinstance(config["weights"], list) else None
+        return Predictor(Ensemble(members, config["rule"], weights).logits, members[0])
+    folders = [_stage_of(stages, ref) for ref in committee["specialists"]]
+    together = Committee(
+        [load_model(path) for path in folders],
+        [path.name for path in folders],
+        members[0].class_names,
+        active=committee["active"],
+        direction=committee["direction"],
+        device="cpu",
+    )
+    return Predictor(partial(together.logits, members[0]), members[0])
+
+
+def _stage_of(stages: Path, ref: Mapping[str, str]) -> Path:
+    """The folder of a stage that another one's identity names by its fingerprint."""
+    found = next(stages.glob(f"*-{ref['input']}"), None)
+    if found is None:
+        raise StoreError(f"`{stages}` no longer holds the stage `{ref['input']}`; run the plan again")
+    return found
+
+
 def evaluate_model(folder: Path, split: str) -> dict[str, float]:
-    """Metrics of a model on the validation or test split of the task it was trained on."""
-    model = load_model(folder)
+    """Metrics of a model, or of several as one, on the validation or test split of the task it was trained on."""
+    predictor = load_predictor(folder)
     try:
-        data = build_task(model.description["task"]).load()
+        data = build_task(predictor.first.description["task"]).load()
     except FileNotFoundError as error:
         raise PlanError(str(error)) from None
     chosen = data.validation if split == "validation" else data.test
-    return judge(predict_split(model.logits, chosen), chosen.labels)
+    return judge(predict_split(predictor.logits, chosen), chosen.labels)
 
 
 def predict_files(folder: Path, files: Sequence[Path], top: int = 3) -> list[Prediction]:
     """Label every input in `files`."""
-    model = load_model(folder)
+    predictor = load_predictor(folder)
     predictions: list[Prediction] = []
     for file in files:
-        names, inputs = read_inputs(file, model.input_shape)
-        logits = torch.cat([model.logits(part) for part in inputs.split(BATCH)])
-        predictions.extend(_ranked(names, logits, model.class_names, top))
+        names, inputs = read_inputs(file, predictor.first.input_shape)
+        logits = torch.cat([predictor.logits(part) for part in inputs.split(BATCH)])
+        predictions.extend(_ranked(names, logits, predictor.first.class_names, top))
     return predictions
 
 

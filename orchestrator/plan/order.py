@@ -190,7 +190,7 @@ class _Expansion:
         if ref != stage and ref not in replicas:
             has = f"has the replicas `{replicas[0]}` to `{replicas[-1]}`" if replicas else "has no replicas"
             raise self.locate(place, f"`{ref}` is not there: `{stage}` {has}")
-        follows = isinstance(self.plan.stages[place[1]], AdjustClassBiasConfig)
+        follows = isinstance(self.plan.stages[str(place[1])], AdjustClassBiasConfig)
         is_single = not isinstance(place[-1], int) and not follows
         if is_single and ref == stage and len(replicas) > 1:
             raise self.locate(

@@ -51,6 +51,11 @@ class Committee:
         answers = [self._ask(model, inputs, active[:, index]) for index, model in enumerate(self.models)]
         return Answer(fuse(generalist, answers, active, self.membership, direction=self.direction), active)
 
+    def logits(self, generalist: TrainedModel, inputs: Tensor) -> Tensor:
+        """Fused log-probabilities (B, C) of raw inputs (B, ...)."""
+        normalised = (inputs - generalist.mean) / generalist.std
+        return self.answer(normalised, generalist.logits(inputs)).log_probabilities
+
     @staticmethod
     def _ask(model: torch.nn.Module, inputs: Tensor, is_asked: Tensor) -> Tensor | None:
         if not is_asked.any():
