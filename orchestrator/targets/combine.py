@@ -1,4 +1,4 @@
-"""Combining the targets of several teachers into one store (methods.md §4).
+"""Combining the targets of several teachers into one store (Hinton et al. 2015, arXiv 1503.02531).
 
 The arithmetic mean becomes a mixture, formed when it is read because it depends on the temperature. The geometric
 mean has logits of its own, the mean of the members' logits, so it becomes a dense store. Either way the members are
@@ -41,7 +41,7 @@ PERFECT_ACCURACY = 1 - 1e-4
 
 @dataclass(frozen=True)
 class EntropyWeights:
-    """Weights per sample, w_m ∝ exp(-H_m / tau): the teacher that is surer counts more (§4.5)."""
+    """Weights per sample, w_m ∝ exp(-H_m / tau): the teacher that is surer counts more."""
 
     tau: float = 1.0
 
@@ -100,7 +100,7 @@ def accuracy_weights(
     num_classes: int,
     tau: float = 1.0,
 ) -> tuple[float, ...]:
-    """Weights from validation accuracies between 0 and 1 (§4.4).
+    """Weights from validation accuracies between 0 and 1.
 
     proportional: w ∝ a. softmax: w ∝ exp(a / tau), a and tau in percentage points. logodds: w ∝ log((C - 1) a /
     (1 - a)), the best vote of independent, equally confused classifiers; 0 at chance and below, and an accuracy

@@ -1,4 +1,4 @@
-"""KL fusion: one distribution from a generalist and the specialists that an image calls for (methods.md §3.6, §4.8).
+"""KL fusion: one distribution from a generalist and specialists (arXiv 1503.02531, section 5.4).
 
 The fused q minimises w_g KL(p^g ‖ q) + Σ_m w_m KL(p^m ‖ A_m q) over the active specialists m, A_m q being q as
 specialist m sees it: its own classes, and the sum of all others as its dustbin. Fuse at T = 1 and temper log q
@@ -18,17 +18,7 @@ from torch import Tensor
 
 from orchestrator.errors import StageError
 from orchestrator.targets.fusion_cells import BITS, ForwardCells, ReverseCells, number_cells
-from orchestrator.targets.membership import Head, Membership, active_specialists, build_membership
-
-__all__ = [
-    "Direction",
-    "Head",
-    "Membership",
-    "active_specialists",
-    "build_membership",
-    "fuse",
-    "objective",
-]
+from orchestrator.targets.membership import Membership
 
 Direction = Literal["forward", "reverse"]
 

@@ -1,4 +1,4 @@
-"""Masses of cells, the small problem that is left of a KL fusion (methods.md §4.8), for a batch of images.
+"""Masses of cells: the small problem that is left of a KL fusion (arXiv 1503.02531, section 5.4), in batches.
 
 A cell P holds the classes of an image that lie in the same sets of its A active specialists. Within a cell the
 fused q is proportional to its `evidence`; here the cells' masses s are found. With D_m = Σ_{P outside m} s_P, the

@@ -1,4 +1,4 @@
-"""Which classes each specialist knows, and which images call for it (methods.md §3.6)."""
+"""Which classes each specialist knows, and which images call for it (arXiv 1503.02531, section 5.4)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -75,7 +75,7 @@ def _check_classes(specialist: int, classes: Sequence[int], num_classes: int) ->
 
 
 def active_specialists(generalist_log_probabilities: Tensor, membership: Membership, n: int = 1) -> Tensor:
-    """The specialists whose set has one of the generalist's n most probable classes, (B, M) bool (§3.6)."""
+    """The specialists whose set has one of the generalist's n most probable classes, (B, M) bool."""
     if not 1 <= n <= membership.num_classes:
         raise StageError(f"n must be from 1 to the {membership.num_classes} classes, not {n}")
     by_class = membership.members.T.contiguous()

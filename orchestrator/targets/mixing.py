@@ -1,4 +1,4 @@
-"""From the logits of several teachers to one target distribution (methods.md §4).
+"""From the logits of several teachers to one target distribution (Hinton et al. 2015, arXiv 1503.02531).
 
 Everything is computed in float32 and over dim -1 = classes. Nothing here is a matrix product on purpose: autocast
 would run it in half precision.
@@ -19,7 +19,7 @@ class TeacherTargets(NamedTuple):
 
 
 def tempered_probabilities(targets: TeacherTargets, temperature: float) -> Tensor:
-    """Arithmetic mean Σ_m w_m softmax(v^m / T), (B, C); tempered inside the mean (§4.2)."""
+    """Arithmetic mean Σ_m w_m softmax(v^m / T), (B, C); tempered inside the mean."""
     members = torch.softmax(targets.logits.float() / temperature, dim=-1)
     if members.shape[1] == 1:
         return members[:, 0]
@@ -35,12 +35,12 @@ def tempered_log_probabilities(targets: TeacherTargets, temperature: float) -> T
 
 
 def mean_logits(targets: TeacherTargets) -> Tensor:
-    """Σ_m w_m v^m, (B, C): logits of the geometric mean at any temperature (§4.3)."""
+    """Σ_m w_m v^m, (B, C): logits of the geometric mean at any temperature."""
     return (targets.logits.float() * targets.weights.float().unsqueeze(-1)).sum(dim=1)
 
 
 def geometric_log_probabilities(targets: TeacherTargets, temperature: float) -> Tensor:
-    """log softmax(Σ_m w_m v^m / T), (B, C): the normalised product Π_m (p^m)^w_m (§4.3)."""
+    """log softmax(Σ_m w_m v^m / T), (B, C): the normalised product Π_m (p^m)^w_m."""
     return torch.log_softmax(mean_logits(targets) / temperature, dim=-1)
 
 
@@ -51,7 +51,7 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def entropy_weights(logits: Tensor, tau: float) -> Tensor:
-    """Weights per sample w_m ∝ exp(-H_m / τ), H at T = 1: (B, M) from logits (B, M, C) (§4.5)."""
+    """Weights per sample w_m ∝ exp(-H_m / τ), H at T = 1: (B, M) from logits (B, M, C)."""
     if not (tau > 0 and math.isfinite(tau)):
         raise ValueError(f"the entropy weights' tau must be above 0, not {tau}")
     return torch.softmax(-entropy(logits) / tau, dim=-1)

@@ -1,4 +1,4 @@
-"""The losses on logits against values by hand, closed forms and torch's own pieces (methods.md §1, §2.9, §4, §17)."""
+"""The losses on logits against values by hand, closed forms and torch's own pieces."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from orchestrator.methods.losses import hard_loss, soft_loss
 from orchestrator.targets.mixing import TeacherTargets, tempered_probabilities
 from orchestrator.training.data import Batch
 
-# §17: T, KL, T² · KL, T (q - p) for z = (1, 2, 3) and v = (3, 1, 0.5).
+# T, KL, T² · KL, T (q - p) for z = (1, 2, 3) and v = (3, 1, 0.5).
 TABLE = [
     (1, 1.573961, 1.573961, (-0.731378, 0.133563, 0.597816)),
     (2, 0.453638, 1.814553, (-0.836262, 0.169659, 0.666603)),
@@ -138,7 +138,7 @@ def test_the_scale_is_the_temperature_squared(temperature: float) -> None:
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_several_teachers_teach_as_the_mean_of_their_losses(temperature: float) -> None:
-    # §4.2: Σ w KL(p_m ‖ q) = KL(p̄ ‖ q) + Σ w KL(p_m ‖ p̄), the last term without q.
+    # Σ w KL(p_m ‖ q) = KL(p̄ ‖ q) + Σ w KL(p_m ‖ p̄), the last term without q.
     student, _ = random_logits()
     members = torch.stack([random_logits(seed=seed)[1] for seed in (1, 2, 3)], dim=1)
     weights = torch.tensor([0.5, 0.3, 0.2])

@@ -42,7 +42,7 @@ def only(plan: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 def fused_by_hand(generalist: Tensor, specialist: Tensor, cluster: list[int]) -> Tensor:
-    """The closed form for one active specialist (§4.8): inside the mean, outside the generalist's conditional."""
+    """The closed form for one active specialist: inside the mean, outside the generalist's conditional."""
     others = [label for label in range(3) if label not in cluster]
     p, own = generalist.double().softmax(dim=0), specialist.double().softmax(dim=0)
     q = torch.empty(3, dtype=torch.float64)

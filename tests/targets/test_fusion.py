@@ -1,4 +1,4 @@
-"""KL fusion against the closed forms of methods.md §4.8 and §17, gradient descent, plain EM, and invariances."""
+"""KL fusion against closed forms, gradient descent, plain EM, and invariances."""
 
 import math
 import runpy
@@ -37,7 +37,7 @@ def logs(*probabilities: float) -> Tensor:
 def one_image(
     *specialists: tuple[list[int], Sequence[float]], heads: Sequence[Head] | None = None
 ) -> Problem:
-    """The generalist of §4.8 and, all active, specialists given by their classes and their answer."""
+    """The generalist of the worked examples and, all active, specialists given by their classes and their answer."""
     membership = build_membership([classes for classes, _ in specialists], 4, heads)
     answers = [logs(*answer) for _, answer in specialists]
     return Problem(logs(*GENERALIST), answers, torch.ones(1, len(specialists), dtype=torch.bool), membership)

@@ -1,4 +1,4 @@
-"""Mixing against the closed forms of methods.md §4.2, §4.3, §4.5, §17 and against slow loops."""
+"""Mixing against closed forms and against slow loops."""
 
 import math
 
