@@ -11,6 +11,8 @@ TASKS: dict[str, str] = {
     "cifar100": "tasks.cifar:Cifar100",
     "svhn": "tasks.svhn:Svhn",
     "image_folder": "tasks.image_folder:ImageFolder",
+    "many_class": "tasks.many_class:ManyClass",
+    "speech_frames": "tasks.speech_frames:SpeechFrames",
     "tensors": "tasks.tensors:Tensors",
 }
 """Name in a plan → "module:class"."""

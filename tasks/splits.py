@@ -96,21 +96,21 @@ class TensorSplit:
 
 def build_task_data(task: Task, parts: Mapping[str, Arrays]) -> TaskData:
     """The splits of a task that fits in memory. `ValueError` names the first sample that is not valid."""
-    parts = _three_parts(task, parts)
+    parts = three_parts(task, parts)
     for name, part in parts.items():
         _check_inputs(task, name, part)
     splits = {name: _tensor_split(part) for name, part in parts.items()}
     mean, std = channel_statistics(splits["train"].inputs)
-    return _task_data(task, splits, mean, std)
+    return task_data(task, splits, mean, std)
 
 
 def build_folder_data(task: ImageFolder, parts: Mapping[str, Arrays]) -> TaskData:
     """The splits of pictures in folders, with ImageNet's usual mean and standard deviation."""
     from tasks.folder_split import FolderSplit
 
-    splits = {name: FolderSplit.of(task, part) for name, part in _three_parts(task, parts).items()}
+    splits = {name: FolderSplit.of(task, part) for name, part in three_parts(task, parts).items()}
     mean, std = torch.tensor(IMAGENET_MEAN).view(3, 1, 1), torch.tensor(IMAGENET_STD).view(3, 1, 1)
-    return _task_data(task, splits, mean, std)
+    return task_data(task, splits, mean, std)
 
 
 def channel_statistics(inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,12 +134,14 @@ def channel_statistics(inputs: Tensor) -> tuple[Tensor, Tensor]:
     return _float_tensor(mean / scale, shape), _float_tensor(std, shape)
 
 
-def _task_data(task: Task, splits: Mapping[str, Split], mean: Tensor, std: Tensor) -> TaskData:
+def task_data(task: Task, splits: Mapping[str, Split], mean: Tensor, std: Tensor) -> TaskData:
+    """A task with these splits, and the normalisation that fits them."""
     names = task.class_names
     return TaskData(splits["train"], splits["validation"], splits["test"], len(names), names, mean, std)
 
 
-def _three_parts(task: Task, parts: Mapping[str, Arrays]) -> dict[str, Arrays]:
+def three_parts(task: Task, parts: Mapping[str, Arrays]) -> dict[str, Arrays]:
+    """Training, validation (cut from training samples if the data brings none) and test, after checks."""
     train, validation = parts["train"], parts.get("validation")
     if validation is None:
         chosen = cut(train.ids, task.validation_fraction, fold_key(task.split_seed, VALIDATION_CUT))

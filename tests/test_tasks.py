@@ -1,6 +1,7 @@
 """Tasks against small files written here in the published formats."""
 
 import gzip
+import importlib
 import io
 import pickle
 import struct
@@ -235,10 +236,9 @@ def test_class_names_are_those_of_torchvision() -> None:
 
 
 def test_every_task_in_the_list_carries_its_own_name() -> None:
-    assert set(TASKS) == {"mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "image_folder", "tensors"}
     for name, place in TASKS.items():
         module, kind = place.split(":")
-        fields = getattr(sys.modules[module], kind).model_fields
+        fields = getattr(importlib.import_module(module), kind).model_fields
         assert fields["name"].default == name
 
 

@@ -1,0 +1,128 @@
+"""Pictures of very many classes in sharded Parquet, read from disk while training.
+
+`tasks.shards` says what a shard is, `tasks.pixel_cache` how pixels are read, and `python -m tasks.glyphs` makes such
+shards from the fonts of the machine.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from tasks.task import Arrays, Task, UserPath
+
+if TYPE_CHECKING:
+    from tasks.pixel_cache import CachedPixels
+    from tasks.splits import TaskData
+
+logger = logging.getLogger(__name__)
+
+
+class ManyClass(Task):
+    """`train-*.parquet`, `test-*.parquet` and perhaps `validation-*.parquet`, with `classes.json` beside them.
+
+    Labels and ids are held in memory, pixels are not: they are laid out once in a file under `cache`.
+    """
+
+    name: Literal["many_class"] = "many_class"
+    folder: UserPath
+    image_size: int | None = Field(default=None, ge=1)
+    """Height and width that encoded pictures are scaled to; without it, all must be as large as the first."""
+    channels: Literal[1, 3] | None = None
+    """1 for grey, 3 for colour; without it, encoded pictures are taken as the first one is."""
+    on_error: Literal["fail", "skip"] = "fail"
+    """A picture that cannot be decoded ends the run, or is left out, which a warning counts."""
+    cache: UserPath | None = None
+    """Where the pixels are laid out; without it, in `.pixels` in `folder`."""
+    workers: int = Field(default=2, ge=0)
+    """Threads that decode pictures on first use."""
+
+    not_identity: ClassVar[frozenset[str]] = Task.not_identity | {"cache"}
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        from tasks.shards import read_class_names
+
+        return read_class_names(self.folder)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        from tasks.pixel_cache import picture_shape
+
+        self.require_files()
+        return picture_shape(self._files()["train"][0], self.channels, self.image_size)
+
+    def missing_files(self) -> str | None:
+        from tasks.shards import CLASSES
+
+        files = self._files()
+        absent = [f"{split}-*.parquet" for split in ("train", "test") if split not in files]
+        if not (self.folder / CLASSES).is_file():
+            absent.append(CLASSES)
+        if not absent:
+            return None
+        return (
+            f"task `many_class` finds no `{absent[0]}` in `{self.folder}`: make a data set of characters with "
+            f"`python -m tasks.glyphs --out {self.folder} --classes 200`, put shards of your own there with the "
+            "columns `pixels` or `image`, `label` and `id`, or name another `folder`; nothing can be downloaded"
+        )
+
+    def content(self) -> str:
+        from tasks.digests import digest_text
+        from tasks.shards import digest_shards
+
+        files = [file for part in self._files().values() for file in part]
+        return digest_text("\n".join([*self.class_names, digest_shards(self.folder, files)]))
+
+    def read(self) -> dict[str, Arrays]:
+        """Inputs are row numbers in the pixels of their split; pictures that cannot be decoded are left out."""
+        return self._open()[0]
+
+    def load(self) -> TaskData:
+        from tasks.shards_split import build_shards_data
+
+        self.require_files()
+        parts, pixels = self._open()
+        return build_shards_data(self, parts, {name: part.pixels for name, part in pixels.items()})
+
+    def _open(self) -> tuple[dict[str, Arrays], dict[str, CachedPixels]]:
+        from tasks.shards import read_samples
+
+        # First the small columns: what is wrong there should not wait for the pixels.
+        samples = {split: read_samples(files) for split, files in self._files().items()}
+        pixels = self._pixels()
+        return {split: self._readable(split, part, pixels[split]) for split, part in samples.items()}, pixels
+
+    def _files(self) -> dict[str, list[Path]]:
+        from tasks.shards import shard_files
+
+        files = {split: shard_files(self.folder, split) for split in ("train", "validation", "test")}
+        return {split: found for split, found in files.items() if found}
+
+    def _pixels(self) -> dict[str, CachedPixels]:
+        from tasks.pixel_cache import PixelSource, cached_pixels
+
+        cache, scales = self.cache or self.folder / ".pixels", self.image_size is not None
+        return {
+            split: cached_pixels(
+                PixelSource(self.folder, tuple(files), self.input_shape, scales),
+                cache,
+                on_error=self.on_error,
+                threads=self.workers,
+            )
+            for split, files in self._files().items()
+        }
+
+    def _readable(self, split: str, part: Arrays, pixels: CachedPixels) -> Arrays:
+        import numpy as np
+
+        if not pixels.unreadable:
+            return part
+        logger.warning(
+            "task `many_class`: left out %d of %d samples of `%s`; the first: %s",
+            len(pixels.unreadable), len(part.ids), split, next(iter(pixels.unreadable.values())),
+        )  # fmt: skip
+        return part.take(~np.isin(part.inputs, list(pixels.unreadable)))

@@ -1,0 +1,280 @@
+"""The pixels of a split's shards in one memory-mapped file, made on first use.
+
+Parquet is read by row groups: one random sample costs the decompression of thousands. So the pixels are laid out once
+as a plain .npy file, and from then on a batch is a gather from the page cache, as fast as from memory; processes on one
+machine share its pages. Encoded pictures are decoded then too, once instead of in every epoch. The price is disk: one
+byte per value, 1 GB per million pictures of 32 x 32. (Random crops of big pictures are the work of `image_folder`.)
+
+A file's name holds the digest of its shards and of the options that change pixels, it is written beside and renamed,
+and who comes second finds it: two processes that start together both write the same. Nothing deletes old ones.
+"""
+
+import io
+import json
+import logging
+import os
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.digests import digest_text, stamp
+from tasks.shards import ROWS_AT_ONCE, check_shard, digest_shards, opened_shard, read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+Shape = tuple[int, ...]
+Pixels = NDArray[np.uint8]
+OnError = Literal["fail", "skip"]
+
+
+@dataclass(frozen=True)
+class PixelSource:
+    """Shards of one split, and how their pictures become arrays of one shape (channels, height, width)."""
+
+    folder: Path
+    files: tuple[Path, ...]
+    shape: Shape
+    scales: bool
+    """Scale encoded pictures to `shape`; otherwise another size is an error."""
+
+    def digest(self) -> str:
+        """Names the pixels: equal for equal shards, whatever folder they lie in."""
+        return digest_text(f"{digest_shards(self.folder, self.files)} {self.shape} {self.scales}")
+
+
+@dataclass(frozen=True)
+class CachedPixels:
+    """pixels (M, C, H, W), memory-mapped; `unreadable` has the error of every row whose picture is none."""
+
+    pixels: Pixels
+    unreadable: Mapping[int, str]
+
+
+def cached_pixels(source: PixelSource, cache: Path, *, on_error: OnError, threads: int) -> CachedPixels:
+    """All pixels of the shards, from `cache`, where they are laid out if they are not there yet.
+
+    `ValueError` names the shard that is damaged, and with `fail` the first picture that cannot be decoded.
+    """
+    place = cache / f"{source.files[0].name.split('-')[0]}-{source.digest()[:16]}"
+    pixel_file, list_file = place.with_suffix(".npy"), place.with_suffix(".json")
+    if not (pixel_file.is_file() and list_file.is_file()):
+        _lay_out(source, pixel_file, list_file, on_error, threads)
+    unreadable = {int(row): reason for row, reason in read_json(list_file).items()}
+    if unreadable and on_error == "fail":
+        raise unreadable_picture(next(iter(unreadable.values())))
+    return CachedPixels(_map(pixel_file), unreadable)
+
+
+def unreadable_picture(reason: str) -> ValueError:
+    """The error for a picture that cannot be decoded."""
+    return ValueError(f"{reason}; repair it, or leave such samples out with `on_error: skip`")
+
+
+def _map(file: Path) -> Pixels:
+    try:
+        # Copy-on-write: torch wants memory that it could write to, and nobody does.
+        mapped: Pixels = np.load(file, mmap_mode="c", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"`{file}` is damaged: {error}; delete it, it is made again") from error
+    return mapped
+
+
+def _lay_out(source: PixelSource, pixel_file: Path, list_file: Path, on_error: OnError, threads: int) -> None:
+    count = sum(_count_rows(file) for file in source.files)
+    if not count:
+        raise ValueError(f"shard `{source.files[0]}` and those beside it have no rows")
+    logger.info("reading %d pictures from %d shards into `%s`, once", count, len(source.files), pixel_file)
+    unreadable: dict[int, str] = {}
+    with _replaced(pixel_file) as temporary, temporary.open("wb") as stream:
+        _write_header(stream, (count, *source.shape))
+        row = 0
+        for pixels, reasons in _batches(source, threads):
+            if reasons and on_error == "fail":
+                raise unreadable_picture(next(iter(reasons.values())))
+            unreadable |= {row + place: reason for place, reason in reasons.items()}
+            stream.write(pixels.data)
+            row += len(pixels)
+        stream.flush()
+        os.fsync(stream.fileno())
+        # First the list: the pixels' own name says that both are there.
+        with _replaced(list_file) as beside:
+            write_json(beside, unreadable)
+
+
+def _count_rows(file: Path) -> int:
+    with opened_shard(file) as shard:
+        return int(shard.metadata.num_rows)
+
+
+def _write_header(stream: IO[bytes], shape: Shape) -> None:
+    # Not through `open_memmap`: a disk that runs full is then an error, not a killed process.
+    description: dict[str, Any] = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, description)
+
+
+@contextmanager
+def _replaced(file: Path) -> Iterator[Path]:
+    """A temporary sibling that takes the name `file` on success."""
+    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.replace(file)
+    except OSError as error:
+        raise ValueError(
+            f"pixels cannot be laid out as `{file}`: {error.strerror or error}; name another folder with `cache`"
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _batches(source: PixelSource, threads: int) -> Iterator[tuple[Pixels, dict[int, str]]]:
+    """Pixels (B, C, H, W) of consecutive rows, and why places (B,) among them have none: those are zero."""
+    with ThreadPoolExecutor(max(threads, 1)) as executor:
+        for file in source.files:
+            check_shard(source.folder, file)
+            with opened_shard(file) as shard:
+                if picture_column(file, shard) == "pixels":
+                    yield from _read_arrays(source, file, shard)
+                else:
+                    yield from _decode_pictures(source, file, shard, executor)
+
+
+def picture_column(file: Path, shard: Any) -> str:
+    """`pixels` or `image`, whichever the shard has."""
+    names = shard.schema_arrow.names
+    for column in ("pixels", "image"):
+        if column in names:
+            return column
+    raise ValueError(f"shard `{file}` has neither `pixels` nor `image`; it has {', '.join(names)}")
+
+
+def picture_shape(file: Path, channels: int | None, image_size: int | None) -> Shape:
+    """(channels, height, width) of the pictures: from the metadata, or from the first encoded one and the options."""
+    return _picture_shape(file, channels, image_size, stamp(file))
+
+
+@lru_cache(maxsize=16)
+def _picture_shape(
+    file: Path, channels: int | None, image_size: int | None, changed: tuple[int, int]
+) -> Shape:
+    with opened_shard(file) as shard:
+        column = picture_column(file, shard)
+        if column == "pixels":
+            if image_size is not None or channels is not None:
+                raise ValueError(
+                    f"`image_size` and `channels` are for encoded pictures; `{file}` has `pixels`"
+                )
+            return declared_shape(file, shard)
+        if not shard.metadata.num_rows:
+            raise ValueError(f"shard `{file}` has no rows")
+        first = next(shard.iter_batches(1, columns=["image"]))
+    return _first_shape(file, first, channels, image_size)
+
+
+def declared_shape(file: Path, shard: Any) -> Shape:
+    """The entry `shape` of the schema's metadata."""
+    text = (shard.schema_arrow.metadata or {}).get(b"shape", b"null")
+    try:
+        shape = json.loads(text)
+    except ValueError:
+        shape = None
+    if isinstance(shape, list) and len(shape) == 3 and all(isinstance(n, int) and n > 0 for n in shape):
+        return tuple(shape)
+    raise ValueError(
+        f"shard `{file}` does not say the shape of its `pixels`: its schema's metadata should have `shape`, "
+        f"such as [1, 32, 32], and has {text.decode(errors='replace')}"
+    )
+
+
+def _first_shape(file: Path, first: Any, channels: int | None, image_size: int | None) -> Shape:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(first.column("image")[0].as_py() or b"")) as picture:
+            width, height = (image_size, image_size) if image_size is not None else picture.size
+            return channels or (1 if picture.mode in ("1", "L") else 3), height, width
+    except OSError as error:
+        if image_size is not None and channels is not None:
+            return channels, image_size, image_size
+        raise ValueError(
+            f"the first picture of `{file}` cannot be decoded: {error}; "
+            "say the shape of all with `channels` and `image_size`"
+        ) from error
+
+
+def _read_arrays(source: PixelSource, file: Path, shard: Any) -> Iterator[tuple[Pixels, dict[int, str]]]:
+    shape = declared_shape(file, shard)
+    if shape != source.shape:
+        raise ValueError(f"pictures of `{file}` are {shape}, those of `{source.files[0]}` {source.shape}")
+    for batch in shard.iter_batches(ROWS_AT_ONCE, columns=["pixels", "id"]):
+        column, ids = batch.column("pixels"), batch.column("id")
+        if column.null_count:
+            empty = column.is_null().to_pylist().index(True)
+            raise ValueError(f"sample {ids[empty].as_py()} of `{file}` has no `pixels`")
+        yield _bytes_of(file, column, int(np.prod(shape))).reshape(len(column), *shape), {}
+
+
+def _bytes_of(file: Path, column: Any, size: int) -> Pixels:
+    """A column without empty cells as (N * size,) uint8."""
+    import pyarrow
+    import pyarrow.compute
+
+    if pyarrow.types.is_fixed_size_binary(column.type) and column.type.byte_width == size:
+        start = column.offset * size
+        return np.frombuffer(column.buffers()[1], np.uint8)[start : start + len(column) * size]
+    if pyarrow.types.is_nested(column.type) and column.type.value_type == pyarrow.uint8():
+        lengths = pyarrow.compute.list_value_length(column).to_numpy(zero_copy_only=False)
+        if (lengths == size).all():
+            values: Pixels = column.flatten().to_numpy(zero_copy_only=False)
+            return values
+    raise ValueError(
+        f"`pixels` of `{file}` are {column.type}; {size} bytes or uint8 per picture are expected"
+    )
+
+
+def _decode_pictures(
+    source: PixelSource, file: Path, shard: Any, executor: Executor
+) -> Iterator[tuple[Pixels, dict[int, str]]]:
+    decode: Callable[[bytes | None], Pixels | str] = partial(
+        _decode, shape=source.shape, scales=source.scales
+    )
+    for batch in shard.iter_batches(ROWS_AT_ONCE, columns=["image", "id"]):
+        ids = batch.column("id")
+        pixels = np.zeros((len(ids), *source.shape), dtype=np.uint8)
+        reasons: dict[int, str] = {}
+        for place, decoded in enumerate(executor.map(decode, batch.column("image").to_pylist())):
+            if isinstance(decoded, str):
+                reasons[place] = f"sample {ids[place].as_py()} of `{file}` cannot be decoded: {decoded}"
+            else:
+                pixels[place] = decoded
+        yield pixels, reasons
+
+
+def _decode(content: bytes | None, *, shape: Shape, scales: bool) -> Pixels | str:
+    """The picture as uint8 (C, H, W), or what is wrong with it."""
+    from PIL import Image
+
+    channels, height, width = shape
+    try:
+        with Image.open(io.BytesIO(content or b"")) as picture:
+            if not scales and picture.size != (width, height):
+                return (
+                    f"it is {picture.size[0]} x {picture.size[1]}, not {width} x {height} (see `image_size`)"
+                )
+            grey_or_colour = picture.convert("L" if channels == 1 else "RGB")
+            if scales:
+                grey_or_colour = grey_or_colour.resize((width, height), Image.Resampling.BILINEAR)
+    except Exception as error:  # every decoder has its own errors for what is damaged
+        return str(error) or type(error).__name__
+    values = np.asarray(grey_or_colour, dtype=np.uint8)
+    return values[None] if channels == 1 else values.transpose(2, 0, 1)

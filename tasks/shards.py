@@ -1,0 +1,202 @@
+"""Samples in Parquet shards: `train-00000.parquet`, `test-*.parquet` and perhaps `validation-*.parquet` in one folder.
+
+A shard has the columns `label` and `id` (integers) and either `pixels` (uint8 arrays, as fixed-size binary or lists,
+whose shape (channels, height, width) is the entry `shape` of the schema's metadata) or `image` (encoded PNG or JPEG).
+Beside the shards lie `classes.json`, a list with one name per label, and, where `write_manifest` made it,
+`manifest.json` with the SHA-256 of every shard.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.array_files import open_array
+from tasks.digests import digest_file, digest_text, stamp
+from tasks.task import Arrays
+
+CLASSES, MANIFEST = "classes.json", "manifest.json"
+ROWS_PER_SHARD, ROWS_AT_ONCE = 16_384, 4_096
+FOOTER_END = 8  # a Parquet file ends with the length of its footer, four bytes, and "PAR1"
+
+
+def shard_files(folder: Path, split: str) -> list[Path]:
+    """The shards of one split, in the order of their names."""
+    return sorted(folder.glob(f"{split}-*.parquet"))
+
+
+def read_class_names(folder: Path) -> tuple[str, ...]:
+    """Names from `classes.json`. `ValueError` when it is not a list of different names."""
+    return _class_names(folder / CLASSES, stamp(folder / CLASSES))
+
+
+@lru_cache(maxsize=16)
+def _class_names(file: Path, changed: tuple[int, int]) -> tuple[str, ...]:
+    names = read_json(file)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"`{file}` should be a JSON list with one name per label")
+    if len(set(names)) < len(names):
+        raise ValueError(f"`{file}` names a class twice")
+    return tuple(names)
+
+
+def digest_shards(folder: Path, files: Iterable[Path]) -> str:
+    """One digest for what the shards hold: cheap, because a dry run waits for it.
+
+    The manifest's digests where it has them; they are checked when the pixels are first read. Otherwise each file's
+    size and footer, which tell apart everything but uncompressed shards that differ in nothing but pixels.
+    """
+    known = _manifest_shards(folder)
+    return digest_text("".join(f"{file.name} {_digest_shard(file, known)}\n" for file in files))
+
+
+def _digest_shard(file: Path, known: Mapping[str, Any]) -> str:
+    size, changed = stamp(file)
+    if file.name not in known:
+        return _digest_footer(file, size, changed)
+    if known[file.name]["bytes"] != size:
+        raise ValueError(
+            f"shard `{file}` has {size} bytes, `{MANIFEST}` says {known[file.name]['bytes']}: "
+            f"bring the shard it describes, or delete `{MANIFEST}` when the change is meant"
+        )
+    return str(known[file.name]["sha256"])
+
+
+@lru_cache(maxsize=4096)
+def _digest_footer(file: Path, size: int, changed: int) -> str:
+    with file.open("rb") as stream:
+        stream.seek(max(size - FOOTER_END, 0))
+        length = int.from_bytes(stream.read(4), "little")
+        stream.seek(max(size - FOOTER_END - length, 0))
+        return f"footer {size} {hashlib.sha256(stream.read()).hexdigest()}"
+
+
+def check_shard(folder: Path, file: Path) -> None:
+    """`ValueError` when the file is not the one that the manifest describes."""
+    known = _manifest_shards(folder).get(file.name)
+    if known is not None and known["sha256"] != digest_file(file):
+        raise ValueError(
+            f"shard `{file}` is damaged: its content is not what `{MANIFEST}` says; bring it again, "
+            f"or delete `{MANIFEST}` when the change is meant"
+        )
+
+
+def _manifest_shards(folder: Path) -> Mapping[str, Any]:
+    file = folder / MANIFEST
+    return _manifest(file, stamp(file)) if file.is_file() else {}
+
+
+@lru_cache(maxsize=16)
+def _manifest(file: Path, changed: tuple[int, int]) -> Mapping[str, Any]:
+    shards = read_json(file).get("shards")
+    if not isinstance(shards, dict):
+        raise ValueError(f"`{file}` has no `shards`; delete it, or write it again")
+    return shards
+
+
+def read_json(file: Path) -> Any:
+    """What a JSON file holds. `ValueError` names the file when it is damaged."""
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"`{file}` is damaged: {error}") from error
+
+
+def read_samples(files: Sequence[Path]) -> Arrays:
+    """Labels and ids of all shards; the inputs are row numbers (N,), counted through the shards."""
+    labels = np.concatenate([_integers(file, "label") for file in files])
+    ids = np.concatenate([_integers(file, "id") for file in files])
+    return Arrays(np.arange(len(labels)), labels, ids)
+
+
+def _integers(file: Path, name: str) -> NDArray[np.int64]:
+    values = open_array(file, name)
+    if values.ndim != 1 or values.dtype.kind not in "iu":
+        raise ValueError(f"`{name}` of `{file}` should be one integer per row, not {values.dtype}")
+    return values.astype(np.int64)
+
+
+@contextmanager
+def opened_shard(file: Path) -> Iterator[Any]:
+    """A shard as a memory-mapped `pyarrow.parquet.ParquetFile`; what goes wrong in it becomes a `ValueError`."""
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(file, memory_map=True) as source:
+            yield source
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"shard `{file}` is damaged or cannot be read: {error}") from error
+
+
+def write_shards(folder: Path, split: str, batches: Iterable[Arrays]) -> None:
+    """Write batches of uint8 inputs (N, C, H, W) as shards of `ROWS_PER_SHARD` rows."""
+    import pyarrow.parquet
+
+    for number, batch in enumerate(_regrouped(batches, ROWS_PER_SHARD)):
+        table = _table(batch)
+        pyarrow.parquet.write_table(
+            table, folder / f"{split}-{number:05}.parquet", row_group_size=ROWS_AT_ONCE, compression="zstd"
+        )
+
+
+def write_manifest(folder: Path, **about: Any) -> None:
+    """Write size and SHA-256 of every shard into `manifest.json`, after what else there is to say about them."""
+    shards = {
+        file.name: {"bytes": file.stat().st_size, "sha256": digest_file(file)}
+        for file in sorted(folder.glob("*-*.parquet"))
+    }
+    write_json(folder / MANIFEST, {**about, "shards": shards})
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write indented JSON with every character as it is."""
+    file.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def _table(batch: Arrays) -> Any:
+    import pyarrow
+
+    shape = batch.inputs.shape[1:]
+    width = int(np.prod(shape))
+    pixels = np.ascontiguousarray(batch.inputs, dtype=np.uint8)
+    column = pyarrow.FixedSizeBinaryArray.from_buffers(
+        pyarrow.binary(width), len(pixels), [None, pyarrow.py_buffer(pixels)]
+    )
+    table = pyarrow.table({"pixels": column, "label": batch.labels, "id": batch.ids})
+    return table.replace_schema_metadata({"shape": json.dumps(shape)})
+
+
+def _regrouped(batches: Iterable[Arrays], rows: int) -> Iterator[Arrays]:
+    """The same samples in batches of exactly `rows`, the last one smaller."""
+    waiting: list[Arrays] = []
+    for batch in batches:
+        waiting.append(batch)
+        if sum(len(part.ids) for part in waiting) < rows:
+            continue
+        whole = _joined(waiting)
+        full = len(whole.ids) - len(whole.ids) % rows
+        for start in range(0, full, rows):
+            yield _piece(whole, slice(start, start + rows))
+        waiting = [_piece(whole, slice(full, None))]
+    rest = _joined(waiting) if waiting else None
+    if rest is not None and len(rest.ids):
+        yield rest
+
+
+def _joined(parts: Sequence[Arrays]) -> Arrays:
+    return Arrays(
+        np.concatenate([part.inputs for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        np.concatenate([part.ids for part in parts]),
+    )
+
+
+def _piece(whole: Arrays, place: slice) -> Arrays:
+    return Arrays(whole.inputs[place], whole.labels[place], whole.ids[place])

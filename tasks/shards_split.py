@@ -1,0 +1,75 @@
+"""A split whose pixels are memory-mapped: a batch is gathered from the page cache, and never all of it is in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tasks.hashing import fold_key, smallest_hashes
+from tasks.splits import TaskData, View, channel_statistics, task_data, three_parts
+from tasks.task import Arrays
+
+if TYPE_CHECKING:
+    from tasks.many_class import ManyClass
+    from tasks.pixel_cache import Pixels
+
+STATISTICS_BYTES = 2**28
+STATISTICS = 13  # purpose of the hash that chooses pictures for the statistics
+
+
+@dataclass(frozen=True, eq=False)
+class ShardsSplit:
+    """Rows (N,) of `pixels` (M, C, H, W) uint8, both in the machine's memory; delivered on the labels' device."""
+
+    pixels: Tensor
+    rows: Tensor
+    labels: Tensor
+    ids: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, positions: Tensor) -> ShardsSplit:
+        positions = positions.to(self.labels.device)
+        return replace(
+            self, rows=self.rows[positions.cpu()], labels=self.labels[positions], ids=self.ids[positions]
+        )
+
+    def to(self, device: torch.device | str) -> ShardsSplit:
+        return replace(self, labels=self.labels.to(device), ids=self.ids.to(device))
+
+    def batches(self, order: Sequence[Tensor], view: View | None) -> Iterator[Tensor]:
+        device = self.labels.device
+        # All at once: each copy from a GPU would wait for the step before it.
+        for rows in [self.rows[positions.cpu()] for positions in order]:
+            pixels = self.pixels.index_select(0, rows)
+            if device.type == "cuda":
+                pixels = pixels.pin_memory()
+            yield pixels.to(device, non_blocking=True).float().div_(255)
+
+
+def build_shards_data(task: ManyClass, parts: Mapping[str, Arrays], pixels: Mapping[str, Pixels]) -> TaskData:
+    """The splits of `parts`, whose inputs are rows of `pixels`.
+
+    Mean and standard deviation are those of the training pictures, or of as many, chosen by hash, as fit into
+    `STATISTICS_BYTES`.
+    """
+    files = {name: torch.from_numpy(values) for name, values in pixels.items()}
+    splits = {
+        name: _split(files.get(name, files["train"]), part) for name, part in three_parts(task, parts).items()
+    }
+    train = splits["train"]
+    count = min(len(train), STATISTICS_BYTES // max(train.pixels[:1].numel(), 1))
+    chosen = torch.from_numpy(smallest_hashes(train.ids.numpy(), count, fold_key(STATISTICS)))
+    mean, std = channel_statistics(train.pixels.index_select(0, train.rows[chosen]))
+    return task_data(task, splits, mean, std)
+
+
+def _split(pixels: Tensor, part: Arrays) -> ShardsSplit:
+    return ShardsSplit(
+        pixels, torch.from_numpy(part.inputs), torch.from_numpy(part.labels), torch.from_numpy(part.ids)
+    )

@@ -1,0 +1,194 @@
+"""Frames of speech and the HMM states they belong to, from utterances in Parquet files (arXiv 1503.02531, section 4).
+
+A sample is a frame; its input is that frame between its neighbours, spliced when a batch is asked for: no spliced
+frame is ever stored. `python -m tasks.speech_align` writes such files from recordings and transcripts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from tasks.digests import digest_files, stamp
+from tasks.hashing import VALIDATION_CUT, cut, fold_key
+from tasks.task import Task, UserPath
+
+if TYPE_CHECKING:  # numpy and pyarrow are loaded by what reads the files, not by a dry run's description
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from tasks.splits import TaskData
+
+PARTS = ("train", "validation", "test")
+FRAME_BITS = 19
+LONGEST = 2**FRAME_BITS  # frames of one utterance: 87 minutes
+
+
+@dataclass(frozen=True)
+class Utterances:
+    """U utterances, one after the other: frames (F, coefficients) float32, labels (F,) int64, bounds (U + 1,) int64.
+
+    Utterance u has the frames bounds[u] to bounds[u + 1]. `names` (U,) are the ids as text, `keys` (U,) int64 their
+    44-bit hashes, `speakers` (U,) names.
+    """
+
+    frames: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    bounds: NDArray[np.int64]
+    names: NDArray[np.str_]
+    keys: NDArray[np.int64]
+    speakers: NDArray[np.str_]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Frames of each utterance (U,)."""
+        lengths: NDArray[np.int64] = self.bounds[1:] - self.bounds[:-1]
+        return lengths
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """One id per frame (F,): the utterance's key, then the frame's place in it; both can be read back from it."""
+        import numpy as np
+
+        place = np.arange(len(self.labels)) - np.repeat(self.bounds[:-1], self.lengths)
+        ids: NDArray[np.int64] = np.repeat(self.keys << FRAME_BITS, self.lengths) + place
+        return ids
+
+    def take(self, chosen: NDArray[np.bool_]) -> Utterances:
+        """The utterances that a mask (U,) marks, in the order they have."""
+        import numpy as np
+
+        frames = np.repeat(chosen, self.lengths)
+        bounds = np.concatenate([[0], np.cumsum(self.lengths[chosen])]).astype(np.int64)
+        of_utterances = (self.names[chosen], self.keys[chosen], self.speakers[chosen])
+        return Utterances(self.frames[frames], self.labels[frames], bounds, *of_utterances)
+
+
+class SpeechFrames(Task):
+    """Frames of speech, spliced with their context, to be told the state of a forced alignment.
+
+    `folder` holds `train*.parquet`, `test*.parquet` and maybe `validation*.parquet`; a row is an utterance with the
+    columns `features` (T lists of `coefficients` numbers), `labels` (T integers), `id` (integer or text) and maybe
+    `speaker`. All frames lie in memory, 160 bytes each at 40 coefficients.
+
+    Every coefficient is brought to mean 0 and variance 1 over all frames of its speaker in a split's files, of its
+    utterance where there is no speaker. Where the context reaches over an utterance's end its first or last
+    frame is repeated, as Kaldi's splice-feats does; so an utterance may be shorter than the context. An utterance
+    without frames is refused. Without `validation*.parquet`, whole utterances of `train` are set aside.
+    """
+
+    name: Literal["speech_frames"] = "speech_frames"
+    folder: UserPath
+    coefficients: int = Field(default=40, ge=1)
+    """Features of one frame."""
+    frames_before: int = Field(default=20, ge=0)
+    """Frames of context before the one that is told."""
+    frames_after: int = Field(default=5, ge=0)
+    """Frames of context after it. With the defaults it is the 21st of 26 (arXiv 1503.02531, section 4)."""
+    classes: int | None = Field(default=None, ge=1)
+    """Number of states; without it, `classes.json` (a list of names) in the folder or the largest label decides."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        names = self.folder / "classes.json"
+        if names.is_file():
+            return self._named_classes(names)
+        count = self.classes
+        if count is None:
+            self.require_files()
+            count = 1 + max(_largest_label(file, stamp(file)) for file in self.files().values())
+        return tuple(str(label) for label in range(count))
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return (self.frames_before + 1 + self.frames_after, self.coefficients)
+
+    def files(self) -> dict[str, Path]:
+        """The Parquet files by name, those of a split in the order of their names."""
+        return {path.name: path for part in PARTS for path in self._files_of(part)}
+
+    def missing_files(self) -> str | None:
+        for part in ("train", "test"):
+            if not self._files_of(part):
+                return (
+                    f"task `speech_frames` finds no `{part}*.parquet` in `{self.folder}`: write utterances there "
+                    "with `python -m tasks.speech_align`, or name another `folder`; nothing can be downloaded"
+                )
+        return None
+
+    def content(self) -> str:
+        names = self.folder / "classes.json"
+        return digest_files(self.files() | ({names.name: names} if names.is_file() else {}))
+
+    def read_utterances(self) -> dict[str, Utterances]:
+        """The three splits as they will be spliced: checked, normalised, validation set aside."""
+        from tasks.speech_files import read_utterances
+
+        found = {
+            part: read_utterances(files, self.coefficients, self.num_classes)
+            for part in PARTS
+            if (files := self._files_of(part))
+        }
+        if "validation" not in found:
+            train = found["train"]
+            chosen = cut(train.keys, self.validation_fraction, fold_key(self.split_seed, VALIDATION_CUT))
+            found |= {"train": train.take(~chosen), "validation": train.take(chosen)}
+        _check_apart(found)
+        return {part: found[part] for part in PARTS}
+
+    def load(self) -> TaskData:
+        from tasks.frame_split import build_frame_data
+
+        self.require_files()
+        return build_frame_data(self, self.read_utterances())
+
+    def _files_of(self, part: str) -> list[Path]:
+        return sorted(self.folder.glob(f"{part}*.parquet"))
+
+    def _named_classes(self, file: Path) -> tuple[str, ...]:
+        names = _read_names(file, stamp(file))
+        if self.classes is not None and self.classes != len(names):
+            raise ValueError(f"`classes` is {self.classes}, but `{file}` names {len(names)}")
+        return names
+
+
+def utterance_key(name: object) -> int:
+    """44 bits of a hash of an utterance's id, an integer or a text: it stays when others come or go."""
+    digest = hashlib.blake2b(str(name).encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> (FRAME_BITS + 1)
+
+
+def _check_apart(parts: dict[str, Utterances]) -> None:
+    import numpy as np
+
+    keys = np.concatenate([part.keys for part in parts.values()])
+    _, places, counts = np.unique(keys, return_index=True, return_counts=True)
+    if (counts > 1).any():
+        name = np.concatenate([part.names for part in parts.values()])[places[counts > 1][0]]
+        raise ValueError(f"task `speech_frames`: utterance `{name}` occurs twice, or in more than one split")
+
+
+@lru_cache(maxsize=8)
+def _read_names(file: Path, changed: tuple[int, int]) -> tuple[str, ...]:
+    try:
+        names: Any = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"`{file}` is damaged: {error}") from error
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"`{file}` should be a list of the states' names, in the order of the labels")
+    if len(set(names)) < len(names):
+        raise ValueError(f"`{file}` names a state twice")
+    return tuple(names)
+
+
+@lru_cache(maxsize=64)
+def _largest_label(file: Path, changed: tuple[int, int]) -> int:
+    from tasks.speech_files import largest_label
+
+    return largest_label(file)
