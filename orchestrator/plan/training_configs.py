@@ -133,6 +133,14 @@ class ResourcesConfig(Config):
     gpus: NonNegative | None = None
     memory: Memory | None = Field(None, description="such as 4GiB")
 
+    @model_validator(mode="after")
+    def _many_gpus_are_whole(self) -> "ResourcesConfig":
+        if self.gpus is not None and self.gpus > 1 and self.gpus != int(self.gpus):
+            raise located_error(
+                f"{self.gpus:g} GPUs: only a single GPU can be shared; write a whole number", "gpus"
+            )
+        return self
+
     @property
     def memory_bytes(self) -> int:
         """Bytes per worker; 0 when nothing was asked for."""

@@ -931,6 +931,11 @@ REFUSED = {
         "13: stages.one.prior",
         "`by: validation` asks for no `prior`",
     ),
+    "one and a half GPUs": (
+        teacher("resources: {gpus: 1.5}"),
+        "8: stages.teacher.resources.gpus",
+        "1.5 GPUs: only a single GPU can be shared",
+    ),
     "early stopping without patience": (
         teacher("early_stopping: {patience: 0}"),
         "8: stages.teacher.early_stopping.patience",
