@@ -9,7 +9,7 @@ from orchestrator.methods.losses import hard_loss, soft_loss
 from orchestrator.plan.method_configs import HintonConfig
 from orchestrator.targets.mixing import TeacherTargets
 from orchestrator.training.data import Batch
-from orchestrator.training.method import Method, Need
+from orchestrator.training.method import NO_SETTING, Method, Need, Setting
 
 
 class Hinton(Method):
@@ -17,10 +17,10 @@ class Hinton(Method):
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.TEACHER_LOGITS})
 
-    def __init__(self, config: HintonConfig, label_smoothing: float = 0.0) -> None:
+    def __init__(self, config: HintonConfig, setting: Setting = NO_SETTING) -> None:
         super().__init__()
         self.config = config
-        self.label_smoothing = label_smoothing
+        self.label_smoothing = setting.label_smoothing
 
     def losses(self, student: Output, teacher: TeacherTargets | None, batch: Batch) -> dict[str, Tensor]:
         config, terms = self.config, {}

@@ -240,18 +240,17 @@ class _Expansion:
                 raise self.locate((*place, "given", index), "a cluster of all classes needs no specialist")
         if config.size is not None and config.size >= count:
             raise self.locate((*place, "size"), f"the task has {count} classes; a cluster holds fewer")
-        if config.given is None and config.mode == "partition":
-            least, most = config.count * config.minimum_size, config.count * (config.maximum_size or count)
-            if least > count:
-                raise self.locate(
-                    (*place, "clusters"),
-                    f"{config.count} clusters of at least {config.minimum_size} of {count} classes are too many",
-                )
-            if most < count:
-                raise self.locate(
-                    (*place, "maximum_size"),
-                    f"{config.count} clusters of at most {config.maximum_size} do not hold {count} classes",
-                )
+        smallest, largest = config.minimum_size or 2, config.maximum_size or config.size or count
+        if config.given is None and config.count * smallest > count and config.mode == "partition":
+            raise self.locate(
+                (*place, "clusters"),
+                f"{config.count} clusters of at least {smallest} of {count} classes are too many",
+            )
+        if config.given is None and config.count * largest < count:
+            key = "size" if config.mode == "overlap" else "maximum_size"
+            raise self.locate(
+                (*place, key), f"{config.count} clusters of at most {largest} do not hold {count} classes"
+            )
 
     def _check_label_space(self, name: str, config: StageConfig) -> None:
         """Labels fit into the model's outputs; teachers, members of an ensemble and student have the same ones."""
@@ -265,7 +264,7 @@ class _Expansion:
             )
         for path, ref in stage_refs(config):
             classes = self._num_classes(self._stage_of(ref))
-            if classes != own:
+            if classes != own and path != ("initial",):
                 raise self.locate(
                     ("stages", name, *path),
                     f"`{ref}` has {classes} classes and `{name}` {own}; soft targets need the same classes",
@@ -277,7 +276,7 @@ class _Expansion:
         model = getattr(config, "student", None) or getattr(config, "model", None)
         if isinstance(model, ModelConfig):
             return model.num_classes or self.plan.task.num_classes
-        source = next((ref for _, ref in stage_refs(config)), None)
+        source = next((ref for path, ref in stage_refs(config) if path != ("initial",)), None)
         return self.plan.task.num_classes if source is None else self._num_classes(self._stage_of(source))
 
     def _resolve(self, name: str, config: Any) -> Any:

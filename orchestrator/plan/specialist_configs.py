@@ -18,9 +18,9 @@ class ConfusionClustersConfig(StageConfig):
 
     K-means on the columns of the correlation (or covariance) matrix of its predictions, without the diagonal, on the
     validation split, or on `views` augmented versions of the transfer set. `partition`: every class is in one cluster
-    of `minimum_size` to `maximum_size` classes; `overlap`: the `size` classes nearest to each centre. Clusters of your
-    own are written out as `given`, lists of classes by index or name, or the name of a YAML or JSON file that holds
-    such lists.
+    of `minimum_size` to `maximum_size` classes, half to twice the mean if left out; `overlap`: such clusters, each
+    filled up to `size` with the classes nearest to its centre. Clusters of your own are written out as `given`: lists
+    of classes by index or name, or the name of a YAML or JSON file that holds such lists.
     """
 
     stage: Literal["confusion_clusters"]
@@ -29,7 +29,7 @@ class ConfusionClustersConfig(StageConfig):
     given: tuple[tuple[Integer | str, ...], ...] | None = Field(None, min_length=1)
     mode: Literal["partition", "overlap"] = "partition"
     size: Annotated[Integer, Field(ge=2)] | None = None
-    minimum_size: Annotated[Integer, Field(ge=2)] = 2
+    minimum_size: Annotated[Integer, Field(ge=2)] | None = None
     maximum_size: Annotated[Integer, Field(ge=2)] | None = None
     matrix: Literal["correlation", "covariance"] = "correlation"
     temperature: Positive = 1.0
@@ -64,7 +64,7 @@ class ConfusionClustersConfig(StageConfig):
             raise located_error(
                 "`size` says how many classes each overlapping cluster has: `mode: overlap`", "size"
             )
-        if self.maximum_size is not None and self.maximum_size < self.minimum_size:
+        if (self.maximum_size or self.minimum_size or 0) < (self.minimum_size or 0):
             raise located_error("`maximum_size` is below `minimum_size`", "maximum_size")
         return self
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from orchestrator.plan.augment_configs import AugmentConfig
-from orchestrator.plan.config import Boolean, Config, Integer, Number, Positive, Seed
+from orchestrator.plan.config import Boolean, Config, Integer, ModelRef, Number, Positive, Seed
 from orchestrator.plan.mistakes import located_error
 from orchestrator.plan.training_configs import (
     ConstantSchedule,
@@ -30,11 +30,14 @@ class StageConfig(Config):
 class TrainingConfig(StageConfig):
     """What every stage that trains a model has.
 
+    `initial` names a stage whose weights are the first ones; its model has the same architecture.
+
     `max_norm` bounds the Euclidean length of each unit's incoming weights after every step (Srivastava et al.
     2014); `clip_norm` bounds the gradient's norm. `precision: bfloat16` runs the network under autocast; losses
     stay in float32.
     """
 
+    initial: ModelRef | None = None
     epochs: Annotated[Integer, Field(ge=1, le=1_000_000)]
     batch_size: BatchSize = 128
     optimizer: OptimizerConfig = SgdConfig()

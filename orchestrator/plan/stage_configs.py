@@ -1,8 +1,8 @@
 """The kinds of stages and what each can be told. The functions that do the work are in `stages/`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -19,7 +19,7 @@ from orchestrator.plan.config import (
     SpecialistRef,
     TargetsRef,
 )
-from orchestrator.plan.method_configs import HintonConfig, MethodConfig
+from orchestrator.plan.method_configs import HintonConfig, MethodConfig, MethodOptions
 from orchestrator.plan.mistakes import located_error
 from orchestrator.plan.model_config import ModelConfig
 from orchestrator.plan.specialist_configs import ConfusionClustersConfig, TrainSpecialistsConfig
@@ -95,7 +95,7 @@ class DistillConfig(TrainingConfig):
     `mode: live` the teachers run inside the student's loop instead. `targets` names a stage of targets that the
     plan defines itself. With stored targets an augmented student needs `views`: how many augmented versions of
     each sample the teachers saw (0: the clean input); epoch e then trains on view e mod `views`. A `committee`
-    adds specialists to the one teacher, the generalist.
+    adds specialists to the one teacher, the generalist. `methods` sums the losses of several methods.
     """
 
     stage: Literal["distill"]
@@ -105,7 +105,8 @@ class DistillConfig(TrainingConfig):
     committee: CommitteeConfig | None = None
     mode: Literal["stored", "live"] = "stored"
     combine: CombineConfig = CombineConfig()
-    method: MethodConfig = HintonConfig()
+    method: MethodConfig | None = HintonConfig()
+    methods: tuple[MethodConfig, ...] = ()
     views: Annotated[Integer, Field(ge=0, le=10_000)] = 0
     view_seed: Seed = 0
 
@@ -125,6 +126,45 @@ class DistillConfig(TrainingConfig):
             _check_one_generalist(self.committee, self.teachers, "teachers")
         return self
 
+    @property
+    def all_methods(self) -> tuple[MethodOptions, ...]:
+        """The methods whose losses are summed: `methods`, or the one `method`."""
+        return self.methods if self.method is None else (self.method,)
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether some method looks at features."""
+        return any(method.needs_features for method in self.all_methods)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _methods_replace_the_default(cls, raw: Any) -> Any:
+        is_one = not isinstance(raw, Mapping) or not raw.get("methods")
+        return raw if is_one else {"method": None, **raw}
+
+    @model_validator(mode="after")
+    def _method_or_methods(self) -> "DistillConfig":
+        if bool(self.methods) == (self.method is not None):
+            raise located_error("write one `method`, or several as `methods`, not both", "methods")
+        names = [method.method for method in self.methods]
+        if len(set(names)) < len(names):
+            raise located_error("a method is listed twice; give the one its full weight", "methods")
+        return self
+
+    @model_validator(mode="after")
+    def _features_are_live(self) -> "DistillConfig":
+        for method in self.all_methods:
+            if method.needs_features and self.mode != "live":
+                raise located_error(
+                    f"`{method.method}` looks at the teacher's features, which are not stored; set `mode: live`",
+                    "mode",
+                )
+            if method.needs_features and len(self.teachers) > 1:
+                raise located_error(
+                    f"`{method.method}` looks at the features of one teacher; name one", "teachers"
+                )
+        return self
+
     @model_validator(mode="after")
     def _views_can_be_replayed(self) -> "DistillConfig":
         if self.mode == "live" and self.views:
@@ -141,10 +181,9 @@ class DistillConfig(TrainingConfig):
 
     @model_validator(mode="after")
     def _labels_are_not_hidden(self) -> "DistillConfig":
-        if self.method.needs_labels and not self.transfer.labelled:
-            raise located_error(
-                "an unlabelled transfer set has no hard labels; set `hard_weight: 0`", "method"
-            )
+        if not self.transfer.labelled and any(method.needs_labels for method in self.all_methods):
+            key = "methods" if self.methods else "method"
+            raise located_error("an unlabelled transfer set has no hard labels; set `hard_weight: 0`", key)
         return self
 
 

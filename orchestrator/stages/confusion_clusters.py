@@ -14,8 +14,9 @@ from orchestrator.runs.files import atomic_write, read_json, write_json
 from orchestrator.runs.folder import StageFolder
 from orchestrator.stages.training_stage import load_data
 from orchestrator.targets.clusters import (
+    balanced_sizes,
     find_centres,
-    nearest_classes,
+    overlapping,
     partition,
     squared_distances,
     unit_columns,
@@ -76,8 +77,9 @@ def _find_clusters(config: ConfusionClustersConfig, context: StageContext) -> li
     distances = squared_distances(columns, centres)
     if config.mode == "overlap":
         assert config.size is not None
-        return nearest_classes(distances, config.size)
-    return partition(distances, config.minimum_size, config.maximum_size)
+        return overlapping(distances, config.size)
+    least, most = balanced_sizes(len(columns), config.clusters)
+    return partition(distances, config.minimum_size or least, config.maximum_size or most)
 
 
 @torch.no_grad()

@@ -1,13 +1,21 @@
 """Train a student to match its teachers."""
 
+from collections.abc import Sequence
+
+from torch import nn
+
+from orchestrator.errors import StageError
 from orchestrator.lookup import load_object
+from orchestrator.methods.combined import Combined
 from orchestrator.plan.method_configs import METHODS
 from orchestrator.plan.stage_configs import DistillConfig
 from orchestrator.runs.context import StageContext
 from orchestrator.stages.teachers import live_teacher, stored_teacher
-from orchestrator.stages.training_stage import load_data, train_model
+from orchestrator.stages.training_stage import build_initial_model, load_data, train_model
+from orchestrator.training import model_files
 from orchestrator.training.data import Views, build_transfer_set
-from orchestrator.training.method import Method
+from orchestrator.training.method import Features, Method, Setting
+from orchestrator.training.model_files import TrainedModel
 
 
 def distill(config: DistillConfig, context: StageContext) -> dict[str, float]:
@@ -20,12 +28,41 @@ def distill(config: DistillConfig, context: StageContext) -> dict[str, float]:
     transfer = build_transfer_set(
         data, config.transfer, views, context.device, channels_last=config.channels_last
     )
-    teacher = stored_teacher(config, context, transfer) if is_stored else live_teacher(config, context)
-    return train_model(config.student, build_method(config), transfer, data, config, context, teacher)
+    model = build_initial_model(config.student, config, context)
+    teachers = (
+        [] if is_stored else [model_files.load(context.input(ref), context.device) for ref in config.teachers]
+    )
+    method = build_method(config, setting_of(config, context, model, teachers))
+    if is_stored:
+        teacher = stored_teacher(config, context, transfer)
+    else:
+        teacher = live_teacher(config, context, teachers, method)
+    return train_model(model, config.student, method, transfer, data, config, context, teacher)
 
 
-def build_method(config: DistillConfig) -> Method:
-    """The method that the config names."""
-    implementation = load_object(METHODS[config.method.method].implementation)
-    method: Method = implementation(config.method, config.label_smoothing)
-    return method
+def setting_of(
+    config: DistillConfig, context: StageContext, student: nn.Module, teachers: Sequence[TrainedModel]
+) -> Setting:
+    """What the methods of a student are built for."""
+    shape = context.task.input_shape
+    return Setting(
+        student=Features(student, shape),
+        teacher=Features(teachers[0].model, shape) if len(teachers) == 1 else None,
+        num_classes=config.student.num_classes or context.task.num_classes,
+        batch_size=-(-config.batch_size // context.world),
+        epochs=config.epochs,
+        label_smoothing=config.label_smoothing,
+    )
+
+
+def build_method(config: DistillConfig, setting: Setting) -> Method:
+    """The sum of the methods that the config names."""
+    names = [options.method for options in config.all_methods]
+    try:
+        methods = [
+            load_object(METHODS[name].implementation)(options, setting)
+            for name, options in zip(names, config.all_methods, strict=True)
+        ]
+    except ValueError as error:
+        raise StageError(str(error)) from error
+    return Combined(methods, config.all_methods, names)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from models.taps import Tapped
 from orchestrator.errors import StageError
 from orchestrator.plan.fingerprint import digest
 from orchestrator.plan.stage_configs import CombineConfig, DistillConfig
@@ -12,9 +13,9 @@ from orchestrator.runs.context import StageContext
 from orchestrator.targets.combine import accuracy_weights
 from orchestrator.targets.mixing import TeacherTargets, entropy_weights, mean_logits
 from orchestrator.targets.reader import Expectation, open_targets
-from orchestrator.training import model_files
 from orchestrator.training.data import Batch, TransferSet
 from orchestrator.training.loop import Teacher
+from orchestrator.training.method import Method
 from orchestrator.training.model_files import TrainedModel
 
 
@@ -35,7 +36,8 @@ def stored_teacher(config: DistillConfig, context: StageContext, transfer: Trans
 
     def read(batch: Batch) -> TeacherTargets:
         stored = targets.read(rows[batch.rows], batch.view if config.views else 0)
-        return TeacherTargets(*(_sent(values, batch.inputs.device) for values in stored))
+        device = batch.inputs.device
+        return TeacherTargets(_sent(stored.logits, device), _sent(stored.weights, device))
 
     return read
 
@@ -45,17 +47,25 @@ def _sent(values: Tensor, device: torch.device) -> Tensor:
     return values if device.type == "cpu" else values.pin_memory().to(device, non_blocking=True)
 
 
-def live_teacher(config: DistillConfig, context: StageContext) -> Teacher:
-    """Teachers that see the student's own batch: frozen, in eval mode, without gradients."""
-    teachers = [model_files.load(context.input(ref), context.device) for ref in config.teachers]
+def live_teacher(
+    config: DistillConfig, context: StageContext, teachers: Sequence[TrainedModel], method: Method
+) -> Teacher:
+    """Teachers that see the student's own batch: frozen, without gradients, in eval mode unless the method objects."""
     weigh = weigher(config.combine, config.teachers, context)
+    models = [Tapped(teacher.model, method.teacher_features) for teacher in teachers]
+    if method.teacher_in_training_mode:
+        for model in models:
+            model.train()
 
     @torch.no_grad()
     def run(batch: Batch) -> TeacherTargets:
-        logits = torch.stack([teacher.model(batch.inputs).float() for teacher in teachers], dim=1)
-        targets = TeacherTargets(logits, weigh(logits))
+        outputs = [model(batch.inputs) for model in models]
+        logits = torch.stack([output.logits.float() for output in outputs], dim=1)
+        targets = TeacherTargets(logits, weigh(logits), outputs[0].features)
         if config.combine.rule == "geometric":
-            return TeacherTargets(mean_logits(targets).unsqueeze(1), torch.ones_like(targets.weights[:, :1]))
+            return targets._replace(
+                logits=mean_logits(targets).unsqueeze(1), weights=torch.ones_like(targets.weights[:, :1])
+            )
         return targets
 
     return run

@@ -3,7 +3,7 @@
 from orchestrator.methods.supervised import Supervised
 from orchestrator.plan.stage_configs import TrainConfig
 from orchestrator.runs.context import StageContext
-from orchestrator.stages.training_stage import load_data, train_model
+from orchestrator.stages.training_stage import build_initial_model, load_data, train_model
 from orchestrator.training.data import Views, build_transfer_set
 
 
@@ -14,4 +14,6 @@ def train(config: TrainConfig, context: StageContext) -> dict[str, float]:
     transfer = build_transfer_set(
         data, config.transfer, views, context.device, channels_last=config.channels_last
     )
-    return train_model(config.model, Supervised(config.label_smoothing), transfer, data, config, context)
+    model = build_initial_model(config.model, config, context)
+    method = Supervised(config.label_smoothing)
+    return train_model(model, config.model, method, transfer, data, config, context)

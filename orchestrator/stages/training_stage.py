@@ -2,6 +2,7 @@
 
 import torch
 
+from models.taps import Tapped
 from orchestrator.errors import StageError
 from orchestrator.plan.model_config import ModelConfig
 from orchestrator.plan.stage_bases import TrainingConfig
@@ -37,7 +38,29 @@ def build_seeded_model(model: ModelConfig, config: TrainingConfig, context: Stag
     return model_files.build(model, context.task)
 
 
+def build_initial_model(model: ModelConfig, config: TrainingConfig, context: StageContext) -> torch.nn.Module:
+    """The model as training begins: drawn from the stage's seed, or with the weights of the stage `initial`.
+
+    A classifier for another number of classes stays as it was drawn.
+    """
+    built = build_seeded_model(model, config, context).to(context.device)
+    if config.initial is not None:
+        weights = model_files.load_weights(context.input(config.initial))
+        anew = () if model_files.fits(built, weights) else model_files.classifier_keys(model, context.task)
+        state = built.state_dict()
+        weights = {key: value for key, value in weights.items() if key not in anew} | {
+            key: state[key] for key in anew
+        }
+        if not model_files.fits(built, weights):
+            raise StageError(
+                f"`{config.initial}` has another architecture; its weights do not fit `{model.name}`"
+            )
+        built.load_state_dict(weights)
+    return built
+
+
 def train_model(
+    model: torch.nn.Module,
     model_config: ModelConfig,
     method: Method,
     transfer: TransferSet,
@@ -47,9 +70,10 @@ def train_model(
     teacher: Teacher | None = None,
 ) -> dict[str, float]:
     """Train, store and judge a model. The test split is looked at here, once, after the last epoch."""
-    model = build_seeded_model(model_config, config, context).to(context.device)
     validation = data.validation.to(context.device)
-    fit(model, method, transfer, validation, config, context, teacher)
+    tapped = Tapped(model, method.student_features)
+    fit(tapped if tapped.names else model, method, transfer, validation, config, context, teacher)
+    tapped.remove_hooks()
     if not context.is_main:
         return {}
     model.eval()

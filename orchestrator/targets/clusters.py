@@ -78,7 +78,18 @@ def _fill_up(owner: NDArray[np.int64], distances: NDArray[np.floating], minimum_
         owner[np.where(sizes[owner] > minimum_size, loss, np.inf).argmin()] = poor
 
 
-def nearest_classes(distances: NDArray[np.floating], size: int) -> list[list[int]]:
-    """The `size` classes nearest to each centre: K lists of equal length, from distances (C, K), that may overlap."""
-    order = np.argsort(distances, axis=0, kind="stable")[:size]
-    return [sorted(column.tolist()) for column in order.T]
+def overlapping(distances: NDArray[np.floating], size: int) -> list[list[int]]:
+    """K lists of `size` classes each, from distances (C, K): a partition, filled up with the nearest classes.
+
+    Without the partition, centres that lie close together would share their classes, and leave others to nobody.
+    """
+    clusters = partition(distances, 0, size)
+    for cluster, column in zip(clusters, np.argsort(distances, axis=0, kind="stable").T, strict=True):
+        others = [label for label in column.tolist() if label not in set(cluster)]
+        cluster.extend(others[: size - len(cluster)])
+    return [sorted(cluster) for cluster in clusters]
+
+
+def balanced_sizes(num_classes: int, count: int) -> tuple[int, int]:
+    """The default bounds of a partition: half and twice the mean size, and never below 2."""
+    return max(2, num_classes // (2 * count)), max(2, -(-2 * num_classes // count))

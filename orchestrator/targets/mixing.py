@@ -5,6 +5,8 @@ would run it in half precision.
 """
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -12,10 +14,14 @@ from torch import Tensor
 
 
 class TeacherTargets(NamedTuple):
-    """What M teachers say about a batch: `logits` (B, M, C) and `weights` (B, M), float32, weights sum to 1."""
+    """What M teachers say about a batch: `logits` (B, M, C) and `weights` (B, M), float32, weights sum to 1.
+
+    `features` by name, of a single live teacher, where a method looks at them.
+    """
 
     logits: Tensor
     weights: Tensor
+    features: Mapping[str, Tensor] = MappingProxyType({})
 
 
 def tempered_probabilities(targets: TeacherTargets, temperature: float) -> Tensor:

@@ -27,7 +27,8 @@ class Batch:
     inputs (B, ...) float32, normalised; labels and ids (B,) int64; rows (B,) int64 are positions in the transfer set,
     on the CPU, where stored targets are looked up without waiting for the device.
     Under mixup each input is `weights` (B,) of itself and the rest of a sample labelled `partner_labels` (B,).
-    `share` scales the mean over this part so that workers' gradients average to that of the whole batch.
+    `share` scales the mean over this part so that workers' gradients average to that of the whole batch. `epoch`
+    counts from 0.
     """
 
     inputs: Tensor
@@ -38,6 +39,7 @@ class Batch:
     partner_labels: Tensor | None = None
     weights: Tensor | None = None
     share: float = 1.0
+    epoch: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class TransferSet:
         return torch.randperm(len(self), generator=generator)
 
     def batches(
-        self, parts: Sequence[Tensor], view: int, shares: Sequence[float] | None = None
+        self, parts: Sequence[Tensor], view: int, shares: Sequence[float] | None = None, epoch: int = 0
     ) -> Iterator[Batch]:
         """Batches at these positions, as this view shows them."""
         split, steps, device = self.split, self.views.steps, self.split.labels.device
@@ -101,13 +103,14 @@ class TransferSet:
             inputs = augment(inputs, ids, steps, self.views.seed, view)
             share = 1.0 if shares is None else shares[index]
             if partners is None:
-                yield Batch(self.normalised(inputs), labels, ids, rows, view, share=share)
+                yield Batch(self.normalised(inputs), labels, ids, rows, view, share=share, epoch=epoch)
                 continue
             partner_rows, weights, partner_inputs = next(partners)
             partner_inputs = augment(partner_inputs, split.ids[partner_rows], steps, self.views.seed, view)
             own = weights.view(-1, *[1] * (inputs.dim() - 1))
             mixed = self.normalised(own * inputs + (1 - own) * partner_inputs)
-            yield Batch(mixed, labels, ids, rows, view, split.labels[partner_rows], weights, share)
+            partner_labels = split.labels[partner_rows]
+            yield Batch(mixed, labels, ids, rows, view, partner_labels, weights, share, epoch)
 
     def _partners(self, parts: Sequence[Tensor], view: int) -> Iterator[tuple[Tensor, Tensor, Tensor]] | None:
         mixup = self.views.mixup

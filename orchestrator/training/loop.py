@@ -5,6 +5,7 @@ randomness is a function of (seed, step), so that stopping anywhere and resuming
 `torch.distributed` group each take their part of the same global batches.
 """
 
+import copy
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -121,6 +122,8 @@ class _Training:
         ).to(context.device)
         if config.channels_last:
             self.learner.to(memory_format=torch.channels_last)
+        if method.student_features:
+            self._freeze_what_no_loss_reaches()
         self.parameters = [p for p in self.learner.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(config.optimizer, self.parameters)
         self.steps_per_epoch = -(-transfer.samples_per_epoch // config.batch_size)
@@ -164,6 +167,16 @@ class _Training:
             self._check_same_start()
         self.context.rewind_metrics(self.progress.metrics_size)
 
+    def _freeze_what_no_loss_reaches(self) -> None:
+        """Layers above all features that the losses look at: left out of the optimizer, its weight decay, and DDP."""
+        rows = torch.arange(min(2, len(self.transfer)))
+        (batch,) = self.transfer.batches([rows], self.transfer.views.of_epoch(0))
+        targets = None if self.teacher is None else self.teacher(batch)
+        probe = copy.deepcopy(self.learner).eval()
+        torch.stack(list(probe(batch, targets)[0].values())).sum().backward()
+        for own, probed in zip(self.learner.parameters(), probe.parameters(), strict=True):
+            own.requires_grad_(own.requires_grad and probed.grad is not None)
+
     def _check_same_start(self) -> None:
         ends = torch.tensor([-self.progress.step, self.progress.step], device=self.context.device)
         distributed.all_reduce(ends, distributed.ReduceOp.MAX)
@@ -191,7 +204,7 @@ class _Training:
             *(split_batch(row, self.context.rank, self.context.world) for row in rows), strict=True
         )
         view = self.transfer.views.of_epoch(epoch)
-        return self.transfer.batches(parts, view, shares)
+        return self.transfer.batches(parts, view, shares, epoch)
 
     def _step(self, step_function: StepFunction, batch: Batch) -> None:
         seed = fold_key(self.config.seed, STEP, self.progress.step, self.context.rank)

@@ -1,11 +1,14 @@
 """What a method is: it says what it needs, which modules it trains beside the student, and its named losses."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from models.taps import Output
+from models.taps import Output, Tapped
 from orchestrator.targets.mixing import TeacherTargets
 from orchestrator.training.data import Batch
 
@@ -16,11 +19,68 @@ class Need(Enum):
     TEACHER_LOGITS = auto()
 
 
+@dataclass(frozen=True)
+class Features:
+    """A model whose features can be asked for, on inputs of `input_shape`, without the batch."""
+
+    model: nn.Module
+    input_shape: tuple[int, ...]
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The names of the features after each stage of the network, in order."""
+        named: dict[str, str] = getattr(self.model, "feature_paths", {})
+        return tuple(name for name in named if name.startswith("stage") and name[5:].isdigit())
+
+    def shapes(self, names: Sequence[str]) -> list[torch.Size]:
+        """Shapes of features, without the batch; `ValueError` names one that the model does not have."""
+        like = next(self.model.parameters())
+        mode = self.model.training
+        tapped = Tapped(self.model.eval(), names)
+        try:
+            with torch.no_grad():
+                output = tapped(torch.zeros(2, *self.input_shape, dtype=like.dtype, device=like.device))
+        finally:
+            tapped.remove_hooks()
+            self.model.train(mode)
+        return [output.features[name].shape[1:] for name in names]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method is built for. `batch_size` is that of one worker; `teacher` is there for a single live one."""
+
+    student: Features | None = None
+    teacher: Features | None = None
+    num_classes: int = 0
+    batch_size: int = 0
+    epochs: int = 1
+    label_smoothing: float = 0.0
+
+    def both(self) -> tuple[Features, Features]:
+        """The student and its one live teacher, of which the plan makes sure where a method needs features."""
+        assert self.student is not None
+        assert self.teacher is not None
+        return self.student, self.teacher
+
+
+NO_SETTING = Setting()
+
+
 class Method(nn.Module):
-    """A training objective. Submodules of a method (connectors, regressors) train with the student, are
-    checkpointed with it, and are left out of the exported model."""
+    """A training objective, built as `Kind(config, setting)`.
+
+    Submodules of a method (connectors, regressors) train with the student, are checkpointed with it, and are left out
+    of the exported model. A constructor raises `ValueError` when the student's and the teacher's shapes do not suit.
+    """
 
     needs: ClassVar[frozenset[Need]] = frozenset()
+    student_features: tuple[str, ...] = ()
+    """Names of the student's features that the losses look at."""
+    teacher_features: tuple[str, ...] = ()
+    """Names of the teacher's features that the losses look at."""
+    teacher_in_training_mode: bool = False
+    """Whether the teacher normalises by the statistics of the batch; its own are private to this training."""
 
     def losses(self, student: Output, teacher: TeacherTargets | None, batch: Batch) -> dict[str, Tensor]:
         """Named terms of the loss, each a mean over the batch with its weight applied; the loop adds them up."""

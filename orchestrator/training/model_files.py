@@ -1,12 +1,12 @@
 """A trained model on disk: weights as safetensors, and the JSON that is needed to build and use it anywhere."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, load_model, save_model
 from torch import Tensor, nn
 
 from models.build import build_model
@@ -69,6 +69,8 @@ class OffsetLogits(nn.Module):
     def __init__(self, model: nn.Module, offset: Sequence[float]) -> None:
         super().__init__()
         self.model = model
+        named: dict[str, str] = getattr(model, "feature_paths", {})
+        self.feature_paths = {name: f"model.{path}" for name, path in named.items()}
         self.register_buffer("offset", torch.tensor(offset))
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -99,6 +101,17 @@ def save(
             **more,
         },
     )
+
+
+def load_weights(folder: StageFolder) -> dict[str, Tensor]:
+    """The weights of a finished stage's model, checked against the record."""
+    return load_file(folder.payload(WEIGHTS))
+
+
+def fits(model: nn.Module, weights: Mapping[str, Tensor]) -> bool:
+    """Whether the weights have the names and shapes of the model's; a tied weight is stored under one of its names."""
+    shapes = {key: value.shape for key, value in model.state_dict().items()}
+    return {key: value.shape for key, value in weights.items()} == shapes
 
 
 def load(folder: StageFolder, device: str = "cpu") -> TrainedModel:

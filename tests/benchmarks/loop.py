@@ -130,7 +130,8 @@ class Bench:
         config, context = self.graph.nodes[name].config, self.context(name)
         if name == "stored":
             return stored_teacher(config, context, self.transfer)
-        return live_teacher(config, context)
+        teachers = [model_files.load(context.input(ref)) for ref in config.teachers]
+        return live_teacher(config, context, teachers, self.hinton())
 
     def fit(self, step_done: StepDone, method: Method, teacher: str | None = None) -> nn.Module:
         model, config = self.student(), self.graph.nodes["live"].config

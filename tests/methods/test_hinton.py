@@ -19,7 +19,7 @@ from orchestrator.runs.folder import StageFolder
 from orchestrator.targets.mixing import TeacherTargets
 from orchestrator.training.data import Batch, TransferSet
 from orchestrator.training.loop import fit
-from orchestrator.training.method import Need
+from orchestrator.training.method import Need, Setting
 from tasks.mnist import Mnist
 from tasks.splits import TensorSplit
 
@@ -77,7 +77,9 @@ def test_smoothing_is_for_the_hard_labels_only() -> None:
     student, teacher, labels = random_case()
     targets = TeacherTargets(teacher.unsqueeze(1), torch.ones(12, 1))
     plain, smooth = (
-        Hinton(HintonConfig(), smoothing).losses(Output(student, {}), targets, batch_of(labels))
+        Hinton(HintonConfig(), Setting(label_smoothing=smoothing)).losses(
+            Output(student, {}), targets, batch_of(labels)
+        )
         for smoothing in (0.0, 0.2)
     )
     assert torch.equal(plain["soft"], smooth["soft"])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.execution.run_stage import run_stage
-from orchestrator.stages import teachers
+from orchestrator.stages import distill
 from orchestrator.training import model_files
 
 SOFT = {"method": "hinton", "temperature": 2.0, "soft_weight": 1.0, "hard_weight": 0.0}
@@ -109,7 +109,7 @@ def test_a_live_teacher_with_batch_norm_does_not_move(
         return loaded[-1]
 
     fake = type("ModelFiles", (), {"load": staticmethod(load_and_remember)})
-    monkeypatch.setattr(teachers, "model_files", fake)
+    monkeypatch.setattr(distill, "model_files", fake)
     network = {"name": "cnn", "widths": [4], "batch_norm": True}
     stages.run(
         {

@@ -61,8 +61,8 @@ def test_given_clusters_are_kept_with_their_names(stages: Any, plan: dict[str, A
 @pytest.mark.parametrize(
     "options",
     [
-        {"clusters": 1},
-        {"clusters": 1, "split": "train", "views": 2, "augment": [{"name": "shift", "pixels": 1}]},
+        {"clusters": 2},
+        {"clusters": 2, "split": "train", "views": 2, "augment": [{"name": "shift", "pixels": 1}]},
     ],
 )
 def test_clusters_are_found_from_the_generalists_predictions(
@@ -70,8 +70,9 @@ def test_clusters_are_found_from_the_generalists_predictions(
 ) -> None:
     clusters = {"stage": "confusion_clusters", "generalist": "generalist", "mode": "overlap", "size": 2}
     stages.run({"generalist": plan["generalist"], "clusters": clusters | options})
-    (found,) = read_json(stages.folder("clusters").path / "clusters.json")["clusters"]
-    assert len(set(found)) == 2
+    found = read_json(stages.folder("clusters").path / "clusters.json")["clusters"]
+    assert [len(set(cluster)) for cluster in found] == [2, 2]
+    assert {label for cluster in found for label in cluster} == {0, 1, 2}
     assert "similarity.safetensors" in stages.record("clusters").payload
 
 

@@ -7,8 +7,9 @@ import pytest
 from numpy.typing import NDArray
 
 from orchestrator.targets.clusters import (
+    balanced_sizes,
     find_centres,
-    nearest_classes,
+    overlapping,
     partition,
     squared_distances,
     unit_columns,
@@ -127,6 +128,21 @@ def test_classes_with_most_to_lose_choose_first() -> None:
     assert partition(distances, 2, 2) == [[0, 1], [2, 3]]
 
 
-def test_overlapping_clusters_are_the_nearest_classes_of_every_centre() -> None:
-    distances = np.array([[0.1, 0.1], [0.2, 0.9], [0.3, 0.2], [0.9, 0.3]])
-    assert nearest_classes(distances, 3) == [[0, 1, 2], [0, 2, 3]]
+def test_overlapping_clusters_are_the_nearest_classes_of_centres_that_lie_apart() -> None:
+    distances = np.array([[0.1, 0.9], [0.2, 0.8], [0.6, 0.2], [0.9, 0.1]])
+    assert overlapping(distances, 3) == [[0, 1, 2], [1, 2, 3]]
+
+
+def test_overlapping_clusters_leave_no_class_out_where_centres_lie_together() -> None:
+    random = np.random.default_rng(0)
+    distances = np.sort(random.random((60, 1)), axis=0) + 0.01 * random.random((60, 4))
+    clusters = overlapping(distances, 20)
+    assert [len(set(cluster)) for cluster in clusters] == [20] * 4
+    assert set(chain(*clusters)) == set(range(60))
+
+
+def test_the_default_bounds_hold_all_classes() -> None:
+    for classes, count in [(10, 3), (10, 5), (200, 10), (1000, 61)]:
+        least, most = balanced_sizes(classes, count)
+        assert 2 <= least <= classes / count <= most
+        assert least * count <= classes <= most * count

@@ -1,0 +1,55 @@
+"""Several methods whose losses are summed, each with a weight that may change over the epochs."""
+
+import math
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from typing import cast
+
+from torch import Tensor, nn
+
+from models.taps import Output
+from orchestrator.plan.method_configs import MethodOptions, RampConfig
+from orchestrator.targets.mixing import TeacherTargets
+from orchestrator.training.data import Batch
+from orchestrator.training.method import Method
+
+
+class Combined(Method):
+    """The sum of methods. With more than one, a loss is called `method/loss`."""
+
+    def __init__(
+        self, methods: Sequence[Method], options: Sequence[MethodOptions], names: Sequence[str]
+    ) -> None:
+        super().__init__()
+        self.methods = nn.ModuleList(methods)
+        self.options, self.names = tuple(options), tuple(names)
+        self.student_features = _distinct(method.student_features for method in methods)
+        self.teacher_features = _distinct(method.teacher_features for method in methods)
+        self.teacher_in_training_mode = any(method.teacher_in_training_mode for method in methods)
+
+    def losses(self, student: Output, teacher: TeacherTargets | None, batch: Batch) -> dict[str, Tensor]:
+        terms: dict[str, Tensor] = {}
+        for name, options, method in zip(self.names, self.options, self.methods, strict=True):
+            if options.weight == 0:
+                continue
+            # A ramp at 0 still computes its losses: what training reaches may not depend on the epoch.
+            weight = options.weight * (1.0 if options.ramp is None else ramp(options.ramp, batch.epoch))
+            prefix = f"{name}/" if len(self.names) > 1 else ""
+            own = cast(Method, method).losses(student, teacher, batch)
+            terms |= {prefix + term: loss if weight == 1 else weight * loss for term, loss in own.items()}
+        return terms
+
+
+def ramp(config: RampConfig, epoch: int) -> float:
+    """The factor of a weight in an epoch, counted from 0."""
+    part = min(epoch / config.epochs, 1.0)
+    risen = {
+        "linear": part,
+        "cosine": (1 - math.cos(math.pi * part)) / 2,
+        "exponential": math.exp(-5 * (1 - part) ** 2),
+    }[config.shape]
+    return config.start + (config.end - config.start) * risen
+
+
+def _distinct(groups: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(chain.from_iterable(groups)))
