@@ -8,7 +8,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from models.taps import Output
-from orchestrator.plan.method_configs import MethodOptions, RampConfig
+from orchestrator.plan.method_options import MethodOptions, RampConfig
 from orchestrator.targets.mixing import TeacherTargets
 from orchestrator.training.data import Batch
 from orchestrator.training.method import Method

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.taps import Output
-from orchestrator.plan.method_configs import FspConfig
+from orchestrator.plan.feature_method_configs import FspConfig
 from orchestrator.targets.mixing import TeacherTargets
 from orchestrator.training.data import Batch
 from orchestrator.training.method import Features, Method, Setting

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from models.taps import Output
-from orchestrator.plan.method_configs import HintsConfig
+from orchestrator.plan.feature_method_configs import HintsConfig
 from orchestrator.targets.mixing import TeacherTargets
 from orchestrator.training.data import Batch
 from orchestrator.training.method import Features, Method, Setting

@@ -19,7 +19,8 @@ from orchestrator.plan.config import (
     SpecialistRef,
     TargetsRef,
 )
-from orchestrator.plan.method_configs import HintonConfig, MethodConfig, MethodOptions
+from orchestrator.plan.method_configs import HintonConfig, MethodConfig
+from orchestrator.plan.method_options import MethodOptions
 from orchestrator.plan.mistakes import located_error
 from orchestrator.plan.model_config import ModelConfig
 from orchestrator.plan.specialist_configs import ConfusionClustersConfig, TrainSpecialistsConfig
