@@ -100,8 +100,10 @@ def write_result(
     accuracies: Sequence[float] = (),
     class_names: Sequence[str] = (),
     metrics: Mapping[str, float] | None = None,
+    files: Mapping[str, str | Mapping[str, np.ndarray]] | None = None,
+    lines: Sequence[Mapping[str, float]] = (),
 ) -> None:
-    """Record, curves and predictions of a finished stage."""
+    """Record, curves, predictions and other `files` (text or tensors) of a finished stage."""
     payload: list[str] = []
     if logits is not None and labels is not None:
         samples, errors = len(labels), int((logits.argmax(axis=1) != labels).sum())
@@ -117,11 +119,17 @@ def write_result(
         names = [str(name) for name in class_names or range(logits.shape[1])]
         (folder.path / "model.json").write_text(json.dumps({"class_names": names, "task": dict(task)}))
         payload = [PREDICTIONS, "model.json"]
+    for name, content in (files or {}).items():
+        if isinstance(content, str):
+            (folder.path / name).write_text(content)
+        else:
+            save_file(dict(content), folder.path / name)
+        payload.append(name)
     measured = dict(metrics or {})
     if errors is not None:
-        measured |= {"test/errors": errors, "test/samples": samples, "test/accuracy": 1 - errors / samples}
-        measured |= {"test/ece": 0.031, "validation/accuracy": 0.91}
-    lines = [
+        judged = {"test/errors": errors, "test/samples": samples, "test/accuracy": 1 - errors / samples}
+        measured = judged | {"test/ece": 0.031, "validation/accuracy": 0.91} | measured
+    lines = lines or [
         {"step": 10 * epoch, "epoch": epoch, "train/loss": 2.0 / epoch, "validation/accuracy": accuracy}
         for epoch, accuracy in enumerate(accuracies, start=1)
     ]

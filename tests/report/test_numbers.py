@@ -17,8 +17,14 @@ from orchestrator.report.comparison import (
 )
 from orchestrator.report.data import read_run
 from orchestrator.report.examples import choose_samples, describe_examples, load_pictures, to_picture
-from orchestrator.report.predictions import Predictions, Teaching, read_predictions, read_teaching
-from orchestrator.report.story import agreement, choose_main, tell
+from orchestrator.report.predictions import (
+    Predictions,
+    Teaching,
+    agreement,
+    read_predictions,
+    read_teaching,
+)
+from orchestrator.report.story import choose_main, tell
 from orchestrator.report.words import (
     count,
     duration,

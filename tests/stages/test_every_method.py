@@ -1,0 +1,95 @@
+"""What holds for every method, through whole stages: a row per method, and nothing that asks for its name."""
+
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from models.build import build_model
+from orchestrator.plan.method_configs import METHODS
+
+CNN = {"name": "cnn", "widths": [4, 6], "batch_norm": True}
+LARGE = {"name": "cnn", "widths": [6, 6], "batch_norm": True}
+
+# Name of the case → options of the method; the models are those above unless the case says otherwise.
+CASES: dict[str, dict[str, Any]] = {
+    "hinton": {"method": "hinton"},
+    "hints": {"method": "hints", "reduction": "mean"},
+    "fsp": {"method": "fsp", "student": LARGE, "reduction": "mean"},
+}
+
+
+def plan_of(case: str, teacher: dict[str, Any], student: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    options = dict(CASES[case])
+    model = options.pop("student", CNN)
+    taught = student | {"student": model, "teachers": ["teacher"], "mode": "live", "methods": [options]}
+    return {"teacher": teacher | {"model": LARGE}, "student": taught | changes}
+
+
+def test_every_method_has_a_row() -> None:
+    assert {case["method"] for case in CASES.values()} == set(METHODS)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_exported_student_is_the_plain_architecture_and_the_teacher_did_not_move(
+    stages: Any, teacher: dict[str, Any], student: dict[str, Any], case: str
+) -> None:
+    plan = plan_of(case, teacher, student)
+    stages.write(plan)
+    assert stages.attempt("teacher").status == "done"
+    before = load_file(stages.folder("teacher").path / "model.safetensors")
+    outcome = stages.attempt("student")
+    assert outcome.status == "done", outcome.error
+    weights = load_file(stages.folder("student").path / "model.safetensors")
+    options = {key: value for key, value in plan["student"]["student"].items() if key != "name"}
+    plain = build_model("cnn", options, (1, 8, 8), 3)
+    plain.load_state_dict(weights)
+    trained = stages.model("student")
+    inputs = torch.rand(5, 1, 8, 8)
+    expected = plain.eval()((inputs - trained.mean) / trained.std)
+    torch.testing.assert_close(trained.logits(inputs), expected)
+    after = load_file(stages.folder("teacher").path / "model.safetensors")
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_stopping_and_resuming_equals_not_stopping(
+    stages: Any, teacher: dict[str, Any], student: dict[str, Any], case: str
+) -> None:
+    plan = plan_of(case, teacher, student)
+    whole = stages.run(plan).model("student").model.state_dict()
+    other = stages.elsewhere("again")
+    other.write(plan)
+    assert other.attempt("teacher").status == "done"
+    assert other.attempt("student", iter([False] * 4 + [True]).__next__).status == "stopped"
+    assert other.attempt("student").status == "done"
+    resumed = other.model("student").model.state_dict()
+    assert all(torch.equal(resumed[key], value) for key, value in whole.items())
+    assert other.metrics("student") == stages.metrics("student")
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != "hinton"])
+def test_a_method_of_no_weight_is_as_good_as_none(
+    stages: Any, teacher: dict[str, Any], student: dict[str, Any], case: str
+) -> None:
+    hinton = {"method": "hinton"}
+    plan = plan_of(case, teacher, student)
+    nothing = {**plan["student"]["methods"][0], "weight": 0}
+    plan["beside"] = {**plan["student"], "methods": [hinton, nothing]}
+    plan["alone"] = {**plan["student"], "methods": [hinton]}
+    stages.run(plan)
+    alone = stages.model("alone").model.state_dict()
+    assert all(
+        torch.equal(value, alone[key]) for key, value in stages.model("beside").model.state_dict().items()
+    )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_losses_are_finite_under_bfloat16_and_fall(
+    stages: Any, teacher: dict[str, Any], student: dict[str, Any], case: str
+) -> None:
+    plan = plan_of(case, teacher, student, precision="bfloat16", epochs=8)
+    stages.run(plan)
+    losses = [line["train/loss"] for line in stages.metrics("student")]
+    assert losses[-1] < losses[0]
