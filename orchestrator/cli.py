@@ -113,6 +113,10 @@ def run(
         _known_stages(graph, only, "--only")
         graph = graph.needed_for(only)
     _known_stages(graph, force, "--force")
+    if graph.compares_features:  # which takes torch, and with it more than a second
+        from orchestrator.stages.feature_check import check_features
+
+        check_features(graph, plan.task, source.error)
     root = root.absolute()
     if dry_run:
         _print_prospects(graph, root, plan.name, force)

@@ -60,6 +60,14 @@ class Graph:
     nodes: dict[str, Node] = field(default_factory=dict)
     replicas: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
+    @property
+    def compares_features(self) -> bool:
+        """Whether some student looks at the features of its teacher."""
+        return any(
+            isinstance(node.config, DistillConfig) and node.config.needs_features
+            for node in self.nodes.values()
+        )
+
     def needed_for(self, names: Iterable[str]) -> "Graph":
         """The part of the graph that makes the stages or nodes called `names`."""
         wanted = [node for name in names for node in self.replicas.get(name, (name,))]
