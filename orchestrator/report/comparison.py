@@ -2,13 +2,14 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from orchestrator.report.data import Run, StageResult
 
-ROLES = ("teacher", "ensemble", "assistant", "student", "baseline", "model")
+ROLES = ("teacher", "ensemble", "committee", "assistant", "student", "baseline", "model")
+TOGETHER = ("ensemble", "committee")
 NORMAL_95 = 1.959964
 
 
@@ -20,11 +21,26 @@ class Spread(NamedTuple):
     values: tuple[float, ...]
 
 
+class Adjustment(NamedTuple):
+    """By how much the logits of some classes were shifted after training, and how that was chosen."""
+
+    source: str
+    classes: tuple[int | str, ...]
+    by: str
+    offset: Spread | None
+
+    @property
+    def is_oracle(self) -> bool:
+        """Whether the shift was chosen on the test split."""
+        return self.by == "test_oracle"
+
+
 @dataclass(frozen=True)
 class Competitor:
-    """A model of the plan, or an ensemble, with the results of its replicas.
+    """A model of the plan, an ensemble or a committee, with the results of its replicas.
 
-    `computed` marks a row that no stage stands for: its numbers come from stored predictions.
+    `computed` marks a row that no stage stands for: its numbers come from stored predictions. `adjusted` tells what was
+    shifted in a model that was adjusted after its training.
     """
 
     name: str
@@ -36,6 +52,7 @@ class Competitor:
     ece: Spread | None = None
     parameters: int | None = None
     computed: bool = False
+    adjusted: "Adjustment | None" = None
 
     @property
     def results(self) -> list[StageResult]:
@@ -75,26 +92,40 @@ class Comparison:
 
 
 def compare(run: Run) -> Comparison:
-    """Put all models of a run side by side, in the order teacher, ensemble, assistant, student, baseline."""
+    """Put all models of a run side by side, in the order of `ROLES`; what was adjusted, below what it was made from."""
     groups: dict[str, list[StageResult]] = {}
     for stage in run.stages.values():
         if is_competitor(stage):
             groups.setdefault(stage.group, []).append(stage)
-    competitors = [_competitor(name, members) for name, members in groups.items()]
-    return Comparison(tuple(sorted(competitors, key=_rank)))
+    competitors = sorted((_competitor(run, name, members) for name, members in groups.items()), key=_rank)
+    return Comparison(tuple(_below_their_source(competitors)))
+
+
+def _below_their_source(competitors: Sequence[Competitor]) -> Iterator[Competitor]:
+    """Each competitor followed by what was adjusted from it."""
+    by_source: dict[str, list[Competitor]] = {}
+    for competitor in competitors:
+        by_source.setdefault(competitor.adjusted.source if competitor.adjusted else "", []).append(competitor)
+    waiting = by_source.get("", [])[::-1]
+    while waiting:
+        yield (competitor := waiting.pop())
+        waiting += by_source.get(competitor.name, [])[::-1]
 
 
 def is_competitor(stage: StageResult) -> bool:
-    """Models and ensembles; a judgement of a single model, or on validation only, is none."""
+    """Models, ensembles and committees; a judgement of a single model, or on validation only, is none.
+
+    Neither is a specialist: it is judged on its own classes and as many other samples as it was trained on.
+    """
     if stage.makes_model:
         return True
-    return stage.role == "ensemble" and (not stage.has_result or stage.metric("test/errors") is not None)
+    return stage.role in TOGETHER and (not stage.has_result or stage.metric("test/errors") is not None)
 
 
 def original_teachers(run: Run, competitor: Competitor) -> list[StageResult]:
-    """The teachers at the start of the chain that a model was distilled along."""
+    """The teachers at the start of the chain that a model was distilled along, specialists among them."""
     found = [stage for member in competitor.members[:1] for stage in run.ancestors(member.name)]
-    return [stage for stage in found if stage.role == "teacher"]
+    return [stage for stage in found if stage.role in ("teacher", "specialist") and not stage.is_adjusted]
 
 
 def total_parameters(stages: Iterable[StageResult]) -> int | None:
@@ -119,7 +150,7 @@ def wilson_interval(rate: float, samples: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def _competitor(name: str, members: list[StageResult]) -> Competitor:
+def _competitor(run: Run, name: str, members: list[StageResult]) -> Competitor:
     samples = _values(members, "test/samples")
     return Competitor(
         name=name,
@@ -130,6 +161,18 @@ def _competitor(name: str, members: list[StageResult]) -> Competitor:
         validation=spread(_values(members, "validation/accuracy")),
         ece=spread(_values(members, "test/ece")),
         parameters=next((member.parameters for member in members if member.parameters is not None), None),
+        adjusted=_adjustment(run, members) if members[0].is_adjusted else None,
+    )
+
+
+def _adjustment(run: Run, members: Sequence[StageResult]) -> Adjustment:
+    first = members[0]
+    classes = first.config.get("classes")
+    return Adjustment(
+        source=run.stages[first.reads[0]].group if first.reads else "",
+        classes=tuple(classes) if isinstance(classes, list) else (),
+        by=str(first.config.get("by", "prior")),
+        offset=spread(_values(members, "class_bias/offset")),
     )
 
 

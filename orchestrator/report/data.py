@@ -2,11 +2,11 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from orchestrator.errors import StoreError
 from orchestrator.runs.files import read_json
@@ -14,7 +14,9 @@ from orchestrator.runs.folder import CONFIG, METRICS, StageFolder
 from orchestrator.runs.record import Record
 
 SUCCEEDED = frozenset({"done", "cached"})
-MODEL_KINDS = frozenset({"train", "distill"})
+ADJUST = "adjust_class_bias"
+Made = TypeVar("Made")
+MODEL_KINDS = frozenset({"train", "distill", ADJUST})
 
 
 class Curve(NamedTuple):
@@ -48,12 +50,17 @@ class StageResult:
 
     @property
     def makes_model(self) -> bool:
-        """Whether the stage trains a model."""
+        """Whether the stage makes a model of its own; a specialist answers only as part of a committee."""
         return self.kind in MODEL_KINDS
 
     @property
+    def is_adjusted(self) -> bool:
+        """Whether the model is another one with the logits of some classes shifted."""
+        return self.kind == ADJUST
+
+    @property
     def parameters(self) -> int | None:
-        """Size of the model, or of all models of an ensemble."""
+        """Size of the model, or of all models of an ensemble or a committee."""
         return self.record.parameters if self.record and self.has_result else None
 
     def metric(self, name: str) -> float | None:
@@ -124,6 +131,19 @@ class Run:
     def blamed(self, name: str) -> list[StageResult]:
         """The failed stages because of which a stage was skipped."""
         return [stage for stage in self.ancestors(name) if stage.status == "failed"]
+
+
+def read_in_role(run: Run, role: str, read: Callable[[StageResult], Made]) -> tuple[list[Made], list[str]]:
+    """What `read` finds in the finished stages of a role, and why others cannot be read."""
+    found, problems = [], []
+    for stage in run.in_role(role):
+        if not stage.has_result:
+            continue
+        try:
+            found.append(read(stage))
+        except StoreError as error:
+            problems.append(error.message)
+    return found, problems
 
 
 def read_run(folder: Path, root: Path) -> Run:

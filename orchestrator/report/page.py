@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from orchestrator.report.parts import figures
 from orchestrator.report.prediction_sections import calibration, confusion, soft_targets
+from orchestrator.report.series_sections import temperatures, transfers
+from orchestrator.report.specialist_sections import clusters, committees
 from orchestrator.report.stage_sections import failures, graph, reproduce, stages
 from orchestrator.report.story import Story
 from orchestrator.report.theme import STYLE
@@ -27,6 +29,10 @@ def build_page(story: Story, plots: "Sequence[Plot]") -> str:
         lead(story),
         failures(story),
         comparison(story, plots),
+        temperatures(story, plots),
+        transfers(story, plots),
+        committees(story),
+        clusters(story, plots),
         graph(story),
         stages(story),
         _curves(plots),

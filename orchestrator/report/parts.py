@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from orchestrator.report.plots import Plot
 
 
+def cluster_section(stage: str) -> str:
+    """Where the plots of a stage's clusters belong."""
+    return f"clusters-{stage}"
+
+
 def figures(plots: "Sequence[Plot]", section: str, style: str = "figures") -> str:
     """The plots of a section side by side, as far as there is room; without a style, one after another."""
     figures = "".join(f"<figure>{plot.svg}</figure>" for plot in plots if plot.section == section)

@@ -27,7 +27,8 @@ def draw_errors(rows: Sequence[Competitor]) -> Figure:
     for place, row in enumerate(rows):
         assert row.errors is not None
         colour = light(role_colour(row.role))
-        axes.barh(place, row.errors.mean, height=0.62, color=colour, alpha=0.85, linewidth=0)
+        alpha = 0.45 if row.adjusted else 0.85
+        axes.barh(place, row.errors.mean, height=0.62, color=colour, alpha=alpha, linewidth=0)
         if len(row.errors.values) > 1:
             values = row.errors.values
             axes.plot(
@@ -66,7 +67,8 @@ def _replicated(row: Competitor) -> str:
 def _errors_text(row: Competitor) -> str:
     assert row.errors is not None
     rate = f" ({percent(row.error_rate)})" if row.error_rate is not None else ""
-    return f"{mean(row.errors)}{rate}"
+    oracle = " oracle" if row.adjusted and row.adjusted.is_oracle else ""
+    return f"{mean(row.errors)}{rate}{oracle}"
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ def draw_curves(lines: Sequence[Line], title: str, *, is_fraction: bool) -> Figu
     axes.margins(x=0.01)
     if max(line.epochs[-1] for line in lines) == min(line.epochs[0] for line in lines):
         axes.set_xlim(lines[0].epochs[0] - 1, lines[0].epochs[0] + 1)
-    _name_ends(axes, lines)
+    name_ends(axes, lines, [light(role_colour(line.role)) for line in lines])
     return figure
 
 
@@ -170,7 +172,7 @@ def lower_limit(lines: Sequence[Line]) -> float:
     return max(0.0, bottom, lowest - 0.1 * (top - lowest) - 0.002)
 
 
-def _name_ends(axes: Axes, lines: Sequence[Line]) -> None:
+def name_ends(axes: Axes, lines: Sequence[Line], colours: Sequence[str]) -> None:
     """Write each label beside the end of its line, moved apart where they would touch."""
     axes.set_xlim(axes.get_xlim())
     axes.set_ylim(axes.get_ylim())
@@ -180,8 +182,7 @@ def _name_ends(axes: Axes, lines: Sequence[Line]) -> None:
     height = axes.bbox.height * 0.72  # the label's line in points, before the axes are laid out
     places = spread_apart([min(1.0, max(0.0, float(ends[index][1]))) for index in order], 12.5 / height)
     for index, place in zip(order, places, strict=True):
-        line, (x, y) = lines[index], ends[index]
-        colour = light(role_colour(line.role))
+        line, colour, (x, y) = lines[index], colours[index], ends[index]
         axes.annotate(
             shorten(line.label, 24),
             xy=(x, min(1.0, max(0.0, y))),

@@ -16,8 +16,10 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from orchestrator.report.graph import draw_graph
 from orchestrator.report.layout import place_graph
+from orchestrator.report.parts import cluster_section
 from orchestrator.report.plot_models import draw_curves, draw_errors, learning_curves
 from orchestrator.report.plot_predictions import draw_confusion, draw_examples, draw_reliability
+from orchestrator.report.plot_series import draw_similarity, draw_temperatures, draw_transfers
 from orchestrator.report.story import Story
 from orchestrator.report.theme import light, themed
 
@@ -80,6 +82,7 @@ def _drawings(story: Story) -> Iterable[Drawing]:
     rows = [competitor for competitor in story.comparison.competitors if competitor.errors]
     if rows:
         yield "comparison", "comparison", "Errors on the test split", draw_errors(rows)
+    yield from _draw_series(story)
     yield from _draw_curves(story)
     if story.confusion is not None and story.student is not None:
         names = [story.class_name(label) for label in range(len(story.confusion))]
@@ -95,6 +98,25 @@ def _drawings(story: Story) -> Iterable[Drawing]:
         )
     if story.examples:
         yield "soft-targets", "png-only", "Soft targets of a few test pictures", draw_examples(story)
+
+
+def _draw_series(story: Story) -> Iterable[Drawing]:
+    for clustering in story.clusterings:
+        if clustering.cells is not None:
+            section = cluster_section(clustering.stage.name)
+            title = f"Similarity of the classes by cluster: {clustering.stage.name}"
+            yield (
+                file_name(f"similarity-{clustering.stage.name}"),
+                section,
+                title,
+                draw_similarity(clustering),
+            )
+    if story.sweep is not None:
+        yield "temperatures", "temperatures", "Test errors by temperature", draw_temperatures(story.sweep)
+    for place, group in enumerate(story.transfers):
+        if (figure := draw_transfers(group)) is not None:
+            title = "Accuracy in training and on validation"
+            yield f"transfers-{place}", f"transfers-{place}", title, figure
 
 
 def _draw_curves(story: Story) -> Iterable[Drawing]:

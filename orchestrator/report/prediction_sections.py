@@ -84,7 +84,7 @@ def soft_targets(story: Story) -> str:
     """Test pictures beside the probabilities that teacher and student give them."""
     title = '<h2 id="soft-targets">What the teacher sees</h2>'
     if not story.examples or story.teaching is None:
-        if story.student is not None and story.student.kind == "train":
+        if story.student is not None and story.student.kind != "distill":
             return ""
         return f"{title}{gap(story, 'examples')}"
     role, student = story.teaching.role, story.student.name if story.student else ""

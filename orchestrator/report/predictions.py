@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -10,12 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.errors import StoreError
+from orchestrator.report.comparison import TOGETHER
 from orchestrator.report.data import Run, StageResult
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
-
-TEST_PREDICTIONS = "predictions-test.safetensors"
 
 
 class Predictions(NamedTuple):
@@ -36,6 +35,17 @@ class Predictions(NamedTuple):
     def predicted(self) -> Integers:
         """The class of the largest logit, (N,)."""
         return self.logits.argmax(axis=1).astype(np.int64)
+
+
+class Agreement(NamedTuple):
+    """Two models on the same test samples."""
+
+    other: str
+    both_wrong: int
+    only_other_wrong: int
+    only_student_wrong: int
+    same_answer: int
+    samples: int
 
 
 @dataclass(frozen=True)
@@ -72,19 +82,38 @@ class Teaching:
         return sum_of(weight * member.probabilities(temperature) for member, weight in pairs)
 
 
-def read_predictions(stage: StageResult) -> Predictions:
-    """A stage's predictions on the test split. `StoreError` says why there are none."""
+def read_predictions(stage: StageResult, split: str = "test") -> Predictions:
+    """A stage's predictions on a split. `StoreError` says why there are none."""
     if not stage.has_result:
         raise StoreError(f"`{stage.name}` has no result ({stage.status})")
-    if stage.record is None or TEST_PREDICTIONS not in stage.record.payload:
-        raise StoreError(f"`{stage.name}` stored no predictions on the test split")
-    path = stage.folder.payload(TEST_PREDICTIONS)
+    name = f"predictions-{split}.safetensors"
+    if stage.record is None or name not in stage.record.payload:
+        raise StoreError(f"`{stage.name}` stored no predictions on the {split} split")
+    path = stage.folder.payload(name)
     from safetensors.numpy import load_file
 
     tensors: dict[str, NDArray[Any]] = load_file(path)
     if missing := {"ids", "labels", "logits"} - tensors.keys():
         raise StoreError(f"`{path}` has no {', '.join(sorted(missing))}")
     return Predictions(tensors["ids"], tensors["labels"], tensors["logits"].astype(np.float32))
+
+
+def agreement(
+    name: str, answers: NDArray[Any], student: Predictions, ids: NDArray[np.int64]
+) -> Agreement | None:
+    """Compare another model's answers with the student's; None when it was asked about other samples."""
+    if len(ids) != len(student.ids) or (ids != student.ids).any():
+        return None
+    own = student.predicted()
+    wrong, other_wrong = own != student.labels, answers != student.labels
+    return Agreement(
+        name,
+        int((wrong & other_wrong).sum()),
+        int((~wrong & other_wrong).sum()),
+        int((wrong & ~other_wrong).sum()),
+        int((own == answers).sum()),
+        len(ids),
+    )
 
 
 def read_teaching(run: Run, student: StageResult, predictions: Predictions) -> Teaching:
@@ -124,6 +153,8 @@ def _name_together(stages: Sequence[StageResult]) -> str:
 
 def _teachers_of(run: Run, student: StageResult) -> tuple[list[tuple[StageResult, float]], str]:
     """Teachers with their weights, and the rule that combines them."""
+    if student.role in TOGETHER:
+        return [], ""
     reads = [run.stages[name] for name in student.reads]
     targets = [stage for stage in reads if not stage.makes_model]
     if not targets:
@@ -138,10 +169,30 @@ def _leaves(run: Run, stage: StageResult, weight: float) -> Iterator[tuple[Stage
     if stage.makes_model:
         yield stage, weight
         return
+    if stage.config.get("committee"):
+        yield _judged_committee(run, stage), weight
+        return
     recorded = [stage.metric(f"targets/weight/{index}") for index in range(len(stage.reads))]
     for name, part in zip(stage.reads, recorded, strict=True):
         share = part if part is not None else 1 / len(stage.reads)
         yield from _leaves(run, run.stages[name], weight * share)
+
+
+def _judged_committee(run: Run, targets: StageResult) -> StageResult:
+    """The stage that judges, on the test split, the same committee whose answers became these targets."""
+    generalist = run.stages[targets.reads[0]].reads
+    for stage in run.in_role("committee"):
+        is_same = stage.reads == (*generalist, *targets.reads[1:])
+        if is_same and stage.config.get("committee") == targets.config["committee"] and _is_on_test(stage):
+            return stage
+    raise StoreError(
+        f"no stage of the plan judges the committee behind `{targets.name}`: an `evaluate` stage with the same"
+        " `committee` would"
+    )
+
+
+def _is_on_test(stage: StageResult) -> bool:
+    return bool(stage.config.get("split", "test") == "test")
 
 
 def _weights_of(written: Any, count: int) -> list[float]:
@@ -150,11 +201,19 @@ def _weights_of(written: Any, count: int) -> list[float]:
     return [1 / max(count, 1)] * count
 
 
+def methods_of(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The options of the methods that taught a student: its one `method`, or those whose losses were summed."""
+    written = config.get("methods") or [config.get("method")]
+    return [method for method in written if isinstance(method, dict)] if isinstance(written, list) else []
+
+
 def temperature_of(student: StageResult) -> float:
     """The temperature a student was taught at; 1 for methods that have none."""
-    temperature = student.config.get("method", {}).get("temperature", 1.0)
-    is_number = isinstance(temperature, int | float) and math.isfinite(temperature) and temperature > 0
-    return float(temperature) if is_number else 1.0
+    for method in methods_of(student.config):
+        temperature = method.get("temperature")
+        if isinstance(temperature, int | float) and math.isfinite(temperature) and temperature > 0:
+            return float(temperature)
+    return 1.0
 
 
 def softmax(logits: Floats, temperature: float = 1.0) -> Floats:

@@ -91,7 +91,17 @@ def stages(story: Story) -> str:
     rows = "".join(_box_rows(box) for box in group_stages(story.run).values())
     return (
         f'<h2 id="stages">Stages</h2>{table(head, rows)}<p class="note">Validation and test are accuracies after the'
-        " last epoch. Cached stages show the time of the run that made them.</p>"
+        " last epoch, with early stopping those of the epoch that was kept. Cached stages show the time of the run that"
+        f" made them.{_note_on_specialists(story)}</p>"
+    )
+
+
+def _note_on_specialists(story: Story) -> str:
+    if not any(stage.role == "specialist" for stage in story.run.stages.values()):
+        return ""
+    return (
+        " Specialists are judged on samples of their own classes and on others in the proportion of their training:"
+        " their numbers do not compare with those of other stages."
     )
 
 

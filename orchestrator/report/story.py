@@ -8,16 +8,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.errors import StoreError
+from orchestrator.report.clusters import Clustering, read_clusterings
+from orchestrator.report.committees import CommitteeResult, read_committees
 from orchestrator.report.comparison import Comparison, Competitor, compare, spread, total_parameters
 from orchestrator.report.data import Run, StageResult
 from orchestrator.report.examples import Example, choose_samples, describe_examples, load_pictures
 from orchestrator.report.predictions import (
+    Agreement,
     Predictions,
     Teaching,
+    agreement,
     read_predictions,
     read_teaching,
     temperature_of,
 )
+from orchestrator.report.sweep import Sweep, find_sweep
+from orchestrator.report.transfers import TransferGroup, group_by_model
 from orchestrator.runs.files import read_json
 from orchestrator.training.judgement import ReliabilityBins, confusion_matrix, reliability_bins
 
@@ -29,17 +35,6 @@ class Calibration(NamedTuple):
     role: str
     bins: ReliabilityBins
     error: float
-
-
-class Agreement(NamedTuple):
-    """Two models on the same test samples."""
-
-    other: str
-    both_wrong: int
-    only_other_wrong: int
-    only_student_wrong: int
-    same_answer: int
-    samples: int
 
 
 @dataclass(frozen=True)
@@ -58,6 +53,10 @@ class Story:
     with_baseline: Agreement | None = None
     examples: tuple[Example, ...] = ()
     teaching: Teaching | None = None
+    clusterings: tuple[Clustering, ...] = ()
+    committees: tuple[CommitteeResult, ...] = ()
+    transfers: tuple[TransferGroup, ...] = ()
+    sweep: Sweep | None = None
     gaps: dict[str, str] = field(default_factory=dict)
 
     def class_name(self, label: int) -> str:
@@ -67,28 +66,54 @@ class Story:
 
 def tell(run: Run) -> Story:
     """Work out the story of a run; what is missing leaves a gap, not an error."""
-    story = Story(run, compare(run))
-    main = choose_main(story.comparison)
+    story = _with_series(Story(run, compare(run)))
+    main = choose_main(story.comparison, story.sweep)
     if main is None:
-        return replace(
-            story, gaps=dict.fromkeys(("confusion", "calibration", "examples"), "No model was trained.")
-        )
+        return _without_predictions(story, "No model was trained.")
     student = main.results[0] if main.results else main.members[0]
     story = replace(story, main=main, student=student, temperature=temperature_of(student))
     try:
         predictions = read_predictions(student)
     except StoreError as error:
-        return replace(story, gaps=dict.fromkeys(("confusion", "calibration", "examples"), error.message))
+        return _without_predictions(story, error.message)
     story = replace(story, class_names=_class_names(student, predictions.logits.shape[1]))
     return _with_examples(_with_judgements(story, student, predictions), student, predictions)
 
 
-def choose_main(comparison: Comparison) -> Competitor | None:
+def _with_series(story: Story) -> Story:
+    """What several stages tell only together: clusters and committees, parts of the data, temperatures."""
+    clusterings, no_clusters = read_clusterings(story.run)
+    committees, no_committees = read_committees(story.run)
+    gaps = {"clusters": "; ".join(no_clusters), "committees": "; ".join(no_committees)}
+    return replace(
+        story,
+        clusterings=tuple(clusterings),
+        committees=tuple(committees),
+        transfers=tuple(group_by_model(story.comparison.competitors)),
+        sweep=find_sweep(story.comparison.competitors),
+        gaps={section: reason for section, reason in gaps.items() if reason},
+    )
+
+
+def _without_predictions(story: Story, reason: str) -> Story:
+    gaps = dict.fromkeys(("confusion", "calibration", "examples"), reason)
+    return replace(story, gaps={**story.gaps, **gaps})
+
+
+def choose_main(comparison: Comparison, sweep: Sweep | None = None) -> Competitor | None:
     """The model the report is about: the stage called `student`, else the last student, else the last model.
 
-    Those with results come first.
+    Those with results come first. What was adjusted after training is told beside the model it was made from. Of the
+    students of a sweep over temperatures, it is the one that validation chooses.
     """
-    for candidates in (comparison.in_role("student"), list(comparison.competitors)):
+    last = _last_student(comparison)
+    is_one_of_many = sweep is not None and last in sweep.students and last.name != "student"
+    return sweep.chosen if sweep is not None and is_one_of_many else last
+
+
+def _last_student(comparison: Comparison) -> Competitor | None:
+    trained = [competitor for competitor in comparison.competitors if not competitor.adjusted]
+    for candidates in ([row for row in trained if row.role == "student"], trained):
         measured = [candidate for candidate in candidates if candidate.results] or candidates
         named = [candidate for candidate in measured if candidate.name == "student"]
         if measured:
@@ -142,24 +167,6 @@ def _with_examples(story: Story, student: StageResult, predictions: Predictions)
         return replace(story, gaps={**story.gaps, "examples": pictures})
     examples = describe_examples(positions, predictions, story.teaching, story.temperature, pictures)
     return replace(story, examples=tuple(examples))
-
-
-def agreement(
-    name: str, answers: NDArray[Any], student: Predictions, ids: NDArray[np.int64]
-) -> Agreement | None:
-    """Compare another model's answers with the student's; None when it was asked about other samples."""
-    if len(ids) != len(student.ids) or (ids != student.ids).any():
-        return None
-    own = student.predicted()
-    wrong, other_wrong = own != student.labels, answers != student.labels
-    return Agreement(
-        name,
-        int((wrong & other_wrong).sum()),
-        int((~wrong & other_wrong).sum()),
-        int((wrong & ~other_wrong).sum()),
-        int((own == answers).sum()),
-        len(ids),
-    )
 
 
 def _with_teacher_row(

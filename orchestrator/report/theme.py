@@ -8,6 +8,9 @@ COLOURS = {
     "raised": ("#f4f5f7", "#1e242c"),
     "teacher": ("#1f6fb4", "#6cb2ef"),
     "ensemble": ("#7a4fb5", "#b99bf0"),
+    "committee": ("#b02a6b", "#f084b6"),
+    "specialist": ("#0b7f95", "#4cc3d9"),
+    "clusters": ("#5f7a1c", "#a9c45c"),
     "assistant": ("#0f8467", "#4cc9a4"),
     "student": ("#cc4a0b", "#ff9a66"),
     "baseline": ("#7b7166", "#b8ada0"),
@@ -21,6 +24,9 @@ COLOURS = {
 ROLE_LABELS = {
     "teacher": "teacher",
     "ensemble": "ensemble",
+    "committee": "committee",
+    "specialist": "specialist",
+    "clusters": "clusters of classes",
     "assistant": "assistant",
     "student": "student",
     "baseline": "baseline",
@@ -63,6 +69,7 @@ h1{font-size:1.9rem;line-height:1.2;letter-spacing:-.015em;margin:0 0 .4rem;over
 h2{font-size:1.25rem;line-height:1.3;letter-spacing:-.005em;margin:3.2rem 0 .5rem;padding-top:.9rem;
  border-top:1px solid var(--rule)}
 h3{font-size:1rem;margin:1.6rem 0 .4rem}
+h4{font-size:.9rem;margin:.9rem 0 0;color:var(--muted)}
 p{margin:.4rem 0 .9rem;max-width:44rem}
 .muted,figcaption,.note{color:var(--muted)}
 .note,figcaption{font-size:.875rem;line-height:1.5}
@@ -81,6 +88,8 @@ figure{margin:.6rem 0 1rem;min-width:0}
 .figures figure{flex:1 1 19rem;max-width:30rem;margin:.4rem 0}
 .figures.small figure{flex:1 1 15rem;max-width:19rem}
 .wide{max-width:34rem}
+.wider{max-width:52rem}
+.narrow{max-width:34rem}
 svg{display:block;width:100%;height:auto;overflow:visible}
 svg text{font-family:inherit;font-variant-numeric:tabular-nums}
 .scroll{overflow-x:auto;margin:.6rem 0 .9rem;-webkit-overflow-scrolling:touch}
@@ -123,7 +132,8 @@ tr.chosen td{font-weight:600}
 .bar i{display:block;height:.5rem;border-radius:1px;min-width:1px;flex:none}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.15rem 1.2rem;font-size:.9rem;margin:.4rem 0 1rem}
 dt{color:var(--muted)}dd{margin:0;overflow-wrap:anywhere}
-details{margin:.6rem 0}summary{cursor:pointer;font-weight:600;font-size:.95rem}
+details{margin:.6rem 0}details.names{margin:0}details.names summary{font-weight:400;font-size:inherit}
+summary{cursor:pointer;font-weight:600;font-size:.95rem}
 @media (max-width:36rem){main{padding:1.4rem 1rem 3rem}h1{font-size:1.55rem}.lead{font-size:1.08rem}
  h2{margin-top:2.4rem}}
 @media print{:root{color-scheme:light}.scroll{overflow:visible}details{display:block}}

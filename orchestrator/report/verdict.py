@@ -5,6 +5,8 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from orchestrator.report.comparison import (
+    TOGETHER,
+    Adjustment,
     Competitor,
     original_teachers,
     total_parameters,
@@ -13,10 +15,22 @@ from orchestrator.report.comparison import (
 from orchestrator.report.data import StageResult
 from orchestrator.report.parts import figures, number, swatch, table, times
 from orchestrator.report.story import Agreement, Story
-from orchestrator.report.words import count, mean, mean_percent, percent, ratio, size
+from orchestrator.report.words import (
+    count,
+    listing,
+    mean,
+    mean_percent,
+    percent,
+    ratio,
+    shorten,
+    signed,
+    size,
+)
 
 if TYPE_CHECKING:
     from orchestrator.report.plots import Plot
+
+NAMED_CLASSES = 4
 
 
 def lead(story: Story) -> str:
@@ -26,10 +40,15 @@ def lead(story: Story) -> str:
         return '<p class="lead">This plan trains no model.</p>'
     if main.errors is None or not main.samples:
         return f'<p class="lead"><b>{escape(main.name)}</b> has no test result: {escape(_statuses(main.members))}.</p>'
-    sentences = [_errors_sentence(story, main), _size_sentence(story, main), _gap_sentence(story, main)]
+    sentences = [
+        _errors_sentence(story, main),
+        _adjusted_sentence(story, main),
+        _size_sentence(story, main),
+        _gap_sentence(story, main),
+    ]
     return (
         f'<p class="lead">{" ".join(sentence for sentence in sentences if sentence)}</p>'
-        f'<p class="note">{_precision_sentence(main)}</p>'
+        f'<p class="note">{_choice_sentence(story, main)}{_precision_sentence(main)}</p>'
     )
 
 
@@ -51,14 +70,48 @@ def _errors_sentence(story: Story, main: Competitor) -> str:
     return f"{own} That is <b>{share:.2f} times</b> {theirs}, {kind}."
 
 
+def _adjusted_sentence(story: Story, main: Competitor) -> str:
+    """What the honest adjustments of the main model's class bias changed."""
+    adjusted = [
+        (row.adjusted, row.errors)
+        for row in story.comparison.competitors
+        if row.errors and row.adjusted and row.adjusted.source == main.name and not row.adjusted.is_oracle
+    ]
+    if not adjusted:
+        return ""
+    classes = {_classes(story, adjustment) for adjustment, _ in adjusted}
+    whose = classes.pop() if len(classes) == 1 else "some classes"
+    how = {"prior": "chosen by their known frequency", "validation": "chosen on validation"}
+    results = [
+        f"{mean(errors)} ({how.get(adjustment.by, escape(adjustment.by))})" for adjustment, errors in adjusted
+    ]
+    return f"With the bias of {whose} adjusted after training it makes {listing(results)}."
+
+
+def _classes(story: Story, adjustment: Adjustment) -> str:
+    names = [
+        escape(shorten(story.class_name(label) if isinstance(label, int) else label, 16))
+        for label in adjustment.classes
+    ]
+    return listing(names) if len(names) <= NAMED_CLASSES else f"{len(names)} classes"
+
+
+def _shift(story: Story, adjustment: Adjustment) -> str:
+    """`3: +2.70 ± 0.05 by validation`."""
+    by = "test" if adjustment.is_oracle else escape(adjustment.by)
+    return f"{_classes(story, adjustment)}: {signed(adjustment.offset, 2)} by {by}"
+
+
 def _size_sentence(story: Story, main: Competitor) -> str:
     teachers = original_teachers(story.run, main)
     total = total_parameters(teachers)
     if not main.parameters:
         return ""
-    if not total:
+    if not total or main.role in TOGETHER:
         return f"It has {size(main.parameters)} parameters."
     whose = "its teacher" if len(teachers) == 1 else f"its {len(teachers)} teachers together"
+    if any(stage.role == "specialist" for stage in teachers):
+        whose = "generalist and specialists together"
     sizes = f"({size(main.parameters)} against {size(total)} parameters)"
     if total <= main.parameters:
         return f"It is no smaller than {whose} {sizes}."
@@ -81,6 +134,15 @@ def _gap_sentence(story: Story, main: Competitor) -> str:
     return (
         f"It went {went} from the baseline to what taught it, {escape(teacher.name)}"
         f" ({mean(teacher.errors)} errors)."
+    )
+
+
+def _choice_sentence(story: Story, main: Competitor) -> str:
+    if story.sweep is None or main is not story.sweep.chosen:
+        return ""
+    return (
+        f"{escape(main.name)} has the best validation accuracy of {len(story.sweep.students)} students that differ in"
+        ' temperature: see <a href="#temperatures">below</a>. '
     )
 
 
@@ -135,7 +197,7 @@ def comparison(story: Story, plots: "Sequence[Plot]") -> str:
 
 
 def _competitor(story: Story, row: Competitor) -> str:
-    teachers = total_parameters(original_teachers(story.run, row)) if row.role != "ensemble" else None
+    teachers = total_parameters(original_teachers(story.run, row)) if row.role not in TOGETHER else None
     compression = ratio(teachers / row.parameters) if teachers and row.parameters else ""
     share = story.comparison.share_of_baseline(row)
     baseline = story.comparison.baseline_of(row)
@@ -144,6 +206,8 @@ def _competitor(story: Story, row: Competitor) -> str:
     missing = len(row.members) - len(row.results)
     why = row.members[0].status if len(row.members) == 1 else f"{missing} without result"
     note = f" <small>{escape(why)}</small>" if missing else ""
+    if row.adjusted:
+        note += f"<br><small>{_shift(story, row.adjusted)}</small>"
     ours = " <small>*</small>" if row.computed else ""
     cells = [
         f"<td>{swatch(row.role)}{escape(row.name)}{times(row)}{ours}{note}</td>",
@@ -153,9 +217,15 @@ def _competitor(story: Story, row: Competitor) -> str:
         number(size(row.parameters), row.parameters),
         number(compression),
         number(mean_percent(row.ece)),
-        f'<td class="aside">{escape(row.role)}</td>',
+        f'<td class="aside">{escape(row.role)}{_adjusted_role(row)}</td>',
     ]
     return f"<tr{chosen}>{''.join(cells)}</tr>"
+
+
+def _adjusted_role(row: Competitor) -> str:
+    if row.adjusted is None:
+        return ""
+    return ', <b class="bad">oracle</b>' if row.adjusted.is_oracle else ", adjusted"
 
 
 def _comparison_notes(story: Story) -> str:
@@ -166,6 +236,11 @@ def _comparison_notes(story: Story) -> str:
     notes.append("ECE is the expected calibration error on the test split (15 bins).")
     if any(original_teachers(story.run, row) for row in rows):
         notes.append("“Teachers ÷ it”: parameters of all original teachers together over those of the model.")
+    if any(row.role == "committee" for row in rows):
+        notes.append("A committee's parameters are those of its generalist and all its specialists.")
+    if any(stage.role == "specialist" for stage in story.run.stages.values()):
+        notes.append("Specialists answer only in a committee and are no row of their own.")
+    notes += _adjusted_notes(rows)
     if any(_is_marked(story, row) for row in rows):
         notes.append("† The baseline has another size.")
     if any(row.computed for row in rows):
@@ -174,6 +249,22 @@ def _comparison_notes(story: Story) -> str:
             " of its members."
         )
     return f'<p class="note">{" ".join(notes)}</p>'
+
+
+def _adjusted_notes(rows: Iterable[Competitor]) -> list[str]:
+    adjusted = [row.adjusted for row in rows if row.adjusted]
+    notes = []
+    if adjusted:
+        notes.append(
+            "Adjusted: the same model with one number added to the logits of the classes named after its training: by"
+            " prior, their known frequency; by validation, the fewest errors on it."
+        )
+    if any(adjustment.is_oracle for adjustment in adjusted):
+        notes.append(
+            "Oracle: that number was chosen on the test split itself, as the paper did; its test errors are no honest"
+            " estimate."
+        )
+    return notes
 
 
 def _is_marked(story: Story, row: Competitor) -> bool:

@@ -56,6 +56,25 @@ def mean(spread: Spread, decimals: int = 1) -> str:
     return f"{spread.mean:,.{decimals}f}{SPACE}±{SPACE}{spread.deviation:.{decimals}f}"
 
 
+def signed(spread: Spread | None, decimals: int) -> str:
+    """A change, with its sign: +2.70 ± 0.05."""
+    if spread is None:
+        return "–"
+    text = f"{spread.mean:+,.{decimals}f}".replace("-", "−")
+    return text if spread.deviation is None else f"{text}{SPACE}±{SPACE}{spread.deviation:.{decimals}f}"
+
+
+def change(number: int) -> str:
+    """A change of a whole number, with its sign: +88, −3, 0."""
+    return f"{number:+,}".replace("-", "−") if number else "0"
+
+
+def change_percent(fraction: float, decimals: int = 1) -> str:
+    """A relative change, with its sign: +4.4 %."""
+    text = f"{100 * fraction:+.{decimals}f}".replace("-", "−")
+    return f"{text}{SPACE}%"
+
+
 def mean_percent(spread: Spread | None, decimals: int = 1) -> str:
     """Like `mean`, of fractions: 89.9 ± 0.4 %."""
     if spread is None:

@@ -7,7 +7,16 @@ from typing import Any
 from orchestrator.tracking.curves import is_number
 from orchestrator.tracking.plan_run import TrackedNode
 
-COMPARED = ("validation/accuracy", "test/accuracy", "test/errors", "test/loss", "test/ece")
+COMPARED = (
+    "validation/accuracy",
+    "test/accuracy",
+    "test/conditional_accuracy",
+    "test/errors",
+    "test/loss",
+    "test/ece",
+    "committee/active",
+    "class_bias/offset",
+)
 MAX_NOTE = 7800  # of the 8,000 characters that MLflow keeps of a tag
 
 

@@ -155,6 +155,20 @@ def add_sweep(
             )
 
 
+def test_a_sum_of_methods_has_the_temperature_of_the_one_that_has_any(
+    tmp_path: Path, fake_run: Start
+) -> None:
+    run = fake_run(tmp_path)
+    for heat in (1.0, 2.0, 4.0):
+        methods = [{"method": "fsp", "weight": 0.1}, soft(heat)["method"]]
+        config = {"student": MLP, "method": None, "methods": methods}
+        run.stage(f"t{heat:g}", "distill", role="student", config=config, errors=9)
+    sweep = find_sweep(compare(read_run(run.write(), tmp_path)).competitors)
+    assert sweep is not None
+    assert sweep.temperatures == [1, 2, 4]
+    assert tell(read_run(run.write(), tmp_path)).temperature in (1, 2, 4)
+
+
 def test_the_best_temperature_is_the_one_of_validation_not_of_test(tmp_path: Path, fake_run: Start) -> None:
     run = fake_run(tmp_path)
     points = {1.0: ([40, 44], [0.90, 0.92]), 4.0: ([20, 22], [0.91, 0.93]), 8.0: ([30, 30], [0.94, 0.95])}

@@ -228,6 +228,7 @@ def test_a_committee_shows_the_tables_of_the_paper(tmp_path: Path, fake_run: Sta
         run, "committee", tables([(0, 100, 80, 0), (1, 60, 50, 9), (2, 40, 30, 5)]), **predict(labels, 10, 26)
     )
     text = text_of(run)
+    assert "committee makes 26 errors on 200 test samples: 13.0 %. It has 200 parameters." in text
     assert "The 2 specialists pay : with them 14 more of 200 samples are right" in text
     assert "generalist 43.1 % 80.0 %" in text
     assert "committee + 2 specialists 45.9 % 87.0 % +8.8 % +14 14, 0" in text
