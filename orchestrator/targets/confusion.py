@@ -1,6 +1,7 @@
 """Which classes a generalist confuses: second moments of its predictions (arXiv 1503.02531, section 5.2).
 
-The moments are sums over samples, so that parts of the data can be summed anywhere and merged by adding.
+The moments are sums over samples, so that parts of the data can be summed anywhere and merged by adding. With very
+many classes their matrix is what memory goes to; it exists once.
 """
 
 from dataclasses import dataclass
@@ -12,11 +13,12 @@ from numpy.typing import NDArray
 Matrix = Literal["correlation", "covariance"]
 
 SMALLEST_VARIANCE = 1e-12  # a class that is never predicted is correlated with nothing
+ROWS_AT_ONCE = 256
 
 
 @dataclass
 class Moments:
-    """`count` samples, the sum of their probabilities (C,), and of the products of any two (C, C)."""
+    """`count` samples, sums of their probabilities (C,) and of the products of any two, (C, C), lower triangle."""
 
     count: int
     first: NDArray[np.float64]
@@ -26,14 +28,17 @@ class Moments:
     def empty(cls, num_classes: int) -> "Moments":
         """No samples yet. Above 4,000 classes products are summed in float32: half of a matrix that is C² large."""
         kind = np.float64 if num_classes <= 4000 else np.float32
-        return cls(0, np.zeros(num_classes), np.zeros((num_classes, num_classes), kind))
+        return cls(0, np.zeros(num_classes), np.zeros((num_classes, num_classes), kind, order="F"))
 
     def add(self, probabilities: NDArray[np.float32]) -> None:
         """Take the predictions (B, C) of more samples."""
-        values = probabilities.astype(self.second.dtype)
-        self.count += len(values)
-        self.first += values.sum(axis=0, dtype=np.float64)
-        self.second += values.T @ values
+        from scipy.linalg.blas import dsyrk, ssyrk
+
+        values = np.asfortranarray(probabilities.T, dtype=self.second.dtype)
+        self.count += values.shape[1]
+        self.first += values.sum(axis=1, dtype=np.float64)
+        add_products = ssyrk if self.second.dtype == np.float32 else dsyrk
+        self.second = add_products(1.0, values, beta=1.0, c=self.second, lower=True, overwrite_c=True)
 
     def merge(self, other: "Moments") -> None:
         """Take the samples of another part."""
@@ -44,16 +49,29 @@ class Moments:
     def similarity(self, matrix: Matrix) -> NDArray[np.floating]:
         """Covariance or correlation of the classes' probabilities, (C, C), with zeros on the diagonal.
 
-        The diagonal goes because a column's own variance is larger than all else in it: with it, every class is far
-        from every other.
+        Uses the sums up: the result lies in their place. The diagonal goes because a column's own variance is larger
+        than all else in it: with it, every class is far from every other.
         """
-        mean = self.first / self.count
-        result = self.second / self.count
-        result -= np.outer(mean, mean).astype(result.dtype)
+        result, mean = self.second, self.first / self.count
+        _mirror_lower_triangle(result)
+        variance = np.maximum(np.diagonal(result) / self.count - mean**2, 0)
+        scale = np.ones_like(mean)
         if matrix == "correlation":
-            deviation = np.sqrt(np.maximum(np.diagonal(result), 0)).astype(np.float64)
-            scale = np.where(deviation**2 > SMALLEST_VARIANCE, 1 / np.maximum(deviation, 1e-30), 0)
-            result *= scale[:, None].astype(result.dtype)
-            result *= scale[None, :].astype(result.dtype)
+            scale = np.where(
+                variance > SMALLEST_VARIANCE, 1 / np.sqrt(np.maximum(variance, SMALLEST_VARIANCE)), 0
+            )
+        for start in range(0, len(mean), ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
+            centred = result[rows] / self.count - np.outer(mean[rows], mean)
+            result[rows] = centred * np.outer(scale[rows], scale)
         np.fill_diagonal(result, 0)
         return result
+
+
+def _mirror_lower_triangle(matrix: NDArray[np.floating]) -> None:
+    """Make a square matrix symmetric in place, block by block."""
+    for start in range(0, len(matrix), ROWS_AT_ONCE):
+        end = start + ROWS_AT_ONCE
+        square = matrix[start:end, start:end]
+        square[...] = np.tril(square) + np.tril(square, -1).T
+        matrix[start:end, end:] = matrix[end:, start:end].T
