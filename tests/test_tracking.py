@@ -687,6 +687,7 @@ def test_a_store_that_stays_away_is_told_of_once(
     assert mirroring.description() == {"tracking_uri": NOWHERE, "experiment_id": None, "run_id": None}
 
 
+@pytest.mark.slow
 def test_two_drivers_make_a_new_store_at_once_without_a_word(tmp_path: Path) -> None:
     new = Runs(tmp_path / "runs")
     code = "import sys; from pathlib import Path; from orchestrator.tracking import mirror\n"
@@ -759,6 +760,7 @@ def students(
     return good
 
 
+@pytest.mark.slow
 def test_students_are_logged_as_models_or_as_weights_and_the_best_is_registered(
     runs: Runs, students: torch.nn.Module
 ) -> None:

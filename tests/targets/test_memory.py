@@ -11,7 +11,7 @@ from orchestrator.targets.combine import EntropyWeights, combine
 from orchestrator.targets.reader import open_targets
 from orchestrator.targets.store import Description, TargetWriter
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
 
 MEGABYTE = 1 << 20
 ROWS, CLASSES, ROWS_PER_SHARD = 400_000, 200, 8192  # 153 MB of logits, in shards of 3 MB
