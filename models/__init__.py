@@ -7,6 +7,7 @@ Features have the same names in every family, so that a method can ask for them 
     head                      the last 1x1 convolution of MobileNetV2 and ShuffleNetV2
     X_pre                     what the ReLU that closes X reads; X is what it gives
     embedding                 the input of the last linear layer, one row per sample
+    branch0, branch1, …, gate of a branched network: each branch's logits, and the weights that mix them
 
 Two families differ, and say so: in wide ResNets a stage is the raw sum, and the ReLU of its batch norm is `X_post`;
 a stage of MobileNetV2 ends without a ReLU, so X and X_pre are the same tensor.
@@ -21,6 +22,7 @@ from pydantic import ValidationError
 from models.names import suggestion
 from models.options import (
     AcousticOptions,
+    BranchedOptions,
     CnnOptions,
     LeNetOptions,
     MlpOptions,
@@ -122,5 +124,6 @@ MODELS: dict[str, Architecture] = {
         "models.mobilenet:build_mobilenet_v2", MobileNetV2Options, {"width_multiplier": 0.5}
     ),
     "shufflenet_v2": Architecture("models.shufflenet:build_shufflenet_v2", ShuffleNetV2Options),
+    "branched": Architecture("models.branched:build_branched", BranchedOptions),
     "torchvision": Architecture("models.imagenet:build_torchvision", TorchvisionOptions),
 }

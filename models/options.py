@@ -3,7 +3,7 @@
 Defaults are the published setting of the family; a name in `models.MODELS` decides some of the fields.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -155,6 +155,36 @@ class ShuffleNetV2Options(Options):
         if width_multiplier not in (0.5, 1.0, 1.5, 2.0):
             raise ValueError(f"the paper has the widths 0.5, 1.0, 1.5 and 2.0, not {width_multiplier}")
         return width_multiplier
+
+
+class BranchedOptions(Options):
+    """A network whose last stage and head stand several times on a shared trunk (ONE, arXiv 1806.04606).
+
+    A gate mixes the branches' logits for each sample; `train_branches` trains them to teach one another.
+    """
+
+    model: dict[str, Any] = Field(description="the plain network, e.g. `{name: resnet20}`")
+    branches: int = Field(3, ge=2, description="how often, the network's own included")
+
+    @model_validator(mode="after")
+    def _is_one_of_ours(self) -> Self:
+        from models import find_architecture  # the table of models is made of these options
+
+        name = self.model.get("name")
+        if not isinstance(name, str):
+            raise ValueError("`model` is written `{name: resnet20}`, with its options beside the name")
+        find_architecture(name).read_options(self.model_options)
+        return self
+
+    @property
+    def model_name(self) -> str:
+        """Name of the plain network."""
+        return str(self.model["name"])
+
+    @property
+    def model_options(self) -> dict[str, Any]:
+        """Options of the plain network."""
+        return {key: value for key, value in self.model.items() if key != "name"}
 
 
 class TorchvisionOptions(Options):

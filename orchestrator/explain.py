@@ -54,6 +54,7 @@ def _topics() -> dict[str, dict[str, Any]]:
             "transfer": training_configs.TransferConfig,
             "resources": training_configs.ResourcesConfig,
             "early_stopping": training_configs.EarlyStoppingConfig,
+            "net2net": training_configs.Net2NetConfig,
         },
     }
 

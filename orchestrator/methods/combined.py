@@ -1,7 +1,7 @@
 """Several methods whose losses are summed, each with a weight that may change over the epochs."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import cast
 
@@ -25,19 +25,29 @@ class Combined(Method):
         self.options, self.names = tuple(options), tuple(names)
         self.student_features = _distinct(method.student_features for method in methods)
         self.teacher_features = _distinct(method.teacher_features for method in methods)
-        self.teacher_in_training_mode = any(method.teacher_in_training_mode for method in methods)
+        self.teacher_in_training_mode = any(method.teacher_in_training_mode for _, _, method in self._used())
 
     def losses(self, student: Output, teacher: TeacherTargets | None, batch: Batch) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}
-        for name, options, method in zip(self.names, self.options, self.methods, strict=True):
-            if options.weight == 0:
-                continue
+        for prefix, options, method in self._used():
             # A ramp at 0 still computes its losses: what training reaches may not depend on the epoch.
             weight = options.weight * (1.0 if options.ramp is None else ramp(options.ramp, batch.epoch))
-            prefix = f"{name}/" if len(self.names) > 1 else ""
-            own = cast(Method, method).losses(student, teacher, batch)
+            own = method.losses(student, teacher, batch)
             terms |= {prefix + term: loss if weight == 1 else weight * loss for term, loss in own.items()}
         return terms
+
+    def observations(self) -> dict[str, Tensor]:
+        return {
+            prefix + name: value
+            for prefix, _, method in self._used()
+            for name, value in method.observations().items()
+        }
+
+    def _used(self) -> Iterator[tuple[str, MethodOptions, Method]]:
+        """The methods of some weight, with what goes before the names of their losses."""
+        for name, options, method in zip(self.names, self.options, self.methods, strict=True):
+            if options.weight > 0:
+                yield f"{name}/" if len(self.names) > 1 else "", options, cast(Method, method)
 
 
 def ramp(config: RampConfig, epoch: int) -> float:

@@ -39,3 +39,10 @@ def hard_loss(student_logits: Tensor, batch: Batch, label_smoothing: float = 0.0
     own = F.cross_entropy(logits, batch.labels, reduction="none", label_smoothing=label_smoothing)
     partner = F.cross_entropy(logits, batch.partner_labels, reduction="none", label_smoothing=label_smoothing)
     return torch.lerp(partner, own, batch.weights).mean()
+
+
+def divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """T² · KL(softmax(v/T) ‖ softmax(z/T)) of logits (B, C), whose gradient reaches both unless one is detached."""
+    student = F.log_softmax(student_logits.float() / temperature, dim=-1)
+    teacher = F.log_softmax(teacher_logits.float() / temperature, dim=-1)
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2

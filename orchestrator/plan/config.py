@@ -146,6 +146,18 @@ class SpecialistRef(StageRef):
     makes = "specialist"
 
 
+class StatisticsRef(StageRef):
+    """A stage that makes statistics of a teacher's activations."""
+
+    makes = "statistics"
+
+
+class SynthesizedRef(StageRef):
+    """A stage that makes samples."""
+
+    makes = "samples"
+
+
 def stage_refs(value: Any, path: Path = ()) -> Iterator[tuple[Path, StageRef]]:
     """Every `StageRef` inside a config, with the path of keys that leads to it."""
     if isinstance(value, StageRef):

@@ -4,6 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from orchestrator.plan.config import NonNegative
 from orchestrator.plan.method_options import MethodOptions
 
 
@@ -43,5 +44,69 @@ class FspConfig(MethodOptions):
     )
     pool: Literal["max", "average"] = "max"
     reduction: Literal["sum", "mean"] = "sum"
+
+    needs_features: ClassVar[bool] = True
+
+
+class SemckdConfig(MethodOptions):
+    """Semantic calibration (SemCKD, Chen et al., AAAI 2021): every stage of a student learns from all of the teacher's.
+
+    How much from which is decided per sample by attention, so that no pairs of layers need to be chosen by hand.
+    loss = weight · mean over samples and student stages s of Σ_t α_st · mean of (P_st(F_s) - F_t)², with
+    α_s· = softmax over t of ⟨Q_s, K_t⟩; Q and K are unit vectors, made by small networks from each sample's inner
+    products with the rest of the batch; P_st are 1x1, 3x3, 1x1 convolutions; the larger map is pooled to the smaller.
+
+    The paper adds labels and soft targets, both with weight 1; alone, this trains no classifier:
+      methods: [{method: hinton, temperature: 4, soft_weight: 1, hard_weight: 1}, {method: semckd}]
+    Weight: 400 on CIFAR-100, 50 on ImageNet (release), with teachers of 64 to 512 channels. A channel pulls with
+    weight / channels, so that a narrow teacher wants less: with 6 channels and a learning rate of 0.05, 400 diverges.
+    Published, CIFAR-100 top-1: ResNet-32x4 (79.42) → ResNet-8x4 73.09, soft targets 74.42, SemCKD 76.23; → VGG-8
+    70.46, 72.73, 75.27.
+    Pitfalls: the batch of one worker is built into the networks behind Q and K, so that other numbers of workers train
+    another thing; it must have 4 samples. In a shorter last batch, which the release skips, the samples that are not
+    there count as zeros. Energies lie in [-1, 1]: attention never gets sharp, with 3 stages it stays in
+    [0.063, 0.787]. Its mean over an epoch is logged as `train/semckd/attention/STUDENT_STAGE/TEACHER_STAGE`.
+    """
+
+    method: Literal["semckd"]
+    weight: NonNegative = 400.0
+    student_features: tuple[str, ...] | None = Field(
+        None, min_length=1, description="all stages when left out"
+    )
+    teacher_features: tuple[str, ...] | None = Field(
+        None, min_length=1, description="all stages when left out"
+    )
+
+    needs_features: ClassVar[bool] = True
+
+
+class OfdConfig(MethodOptions):
+    """Overhaul of feature distillation (OFD, Heo et al., ICCV 2019): stage ends are compared before their ReLU.
+
+    The teacher's feature passes a margin ReLU, T = max(t, m), with the mean m of each channel's negative responses; a
+    1x1 convolution and batch norm bring the student's feature s to it; where s ≤ T ≤ 0 both are silent, and nothing is
+    to be learned: loss = weight · Σ_l 2^(l - L) / B · Σ over s > T or T > 0 of (T - s)², summed over samples, channels
+    and places. m = μ - σ φ(μ/σ) / Φ(-μ/σ) follows from the bias μ and scale σ of the batch norm that made the feature
+    (in a residual block the branch's last, as in the release); -3σ if a channel is hardly ever negative.
+
+    The paper adds labels alone; without them, no classifier is trained:
+      methods: [{method: hinton, soft_weight: 0, hard_weight: 1}, {method: ofd}]
+    Weight: 1e-3 on 32x32 inputs, 1e-4 on 224x224 (release). `teacher_bn: batch` is the release's choice: the
+    teacher, a copy of this stage's own, normalises with the statistics of each batch, of each worker's part of it;
+    `running`: with its stored ones. Other methods of the stage see the same teacher. Published, CIFAR-100 error:
+    WRN-28-4 (21.09) → WRN-16-4 22.72, OFD 20.89; → WRN-16-2 27.32, 24.08.
+    Pitfalls: needs as many stages, equal grids, and batch norm in the teacher; the loss is a sum, so its size grows
+    with the maps: lower the weight for larger inputs.
+    """
+
+    method: Literal["ofd"]
+    weight: NonNegative = 1e-3
+    teacher_bn: Literal["batch", "running"] = "batch"
+    student_features: tuple[str, ...] | None = Field(
+        None, min_length=1, description="all stages before their ReLU when left out"
+    )
+    teacher_features: tuple[str, ...] | None = Field(
+        None, min_length=1, description="all stages before their ReLU when left out"
+    )
 
     needs_features: ClassVar[bool] = True

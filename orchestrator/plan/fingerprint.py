@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from orchestrator.plan.config import Path, stage_refs
-from orchestrator.plan.model_config import ModelConfig
+from orchestrator.plan.model_config import models_in
 from orchestrator.plan.model_sources import model_identity
 from orchestrator.plan.stage_bases import StageConfig
 from orchestrator.plan.stage_configs import STAGES, StageKind
@@ -22,9 +22,8 @@ def stage_identity(
     What is not set (None) is no part of it, so that an option which is new leaves older results valid.
     """
     values = config.model_dump(mode="json", exclude=set(StageKind.not_identity), exclude_none=True)
-    for field in type(config).model_fields:
-        if isinstance(model := getattr(config, field), ModelConfig):
-            values[field] = model_identity(model)
+    for path, model in models_in(config):
+        _replace(values, path, model_identity(model))
     for path, ref in stage_refs(config):
         _replace(values, path, {"input": inputs[ref]})
     return {"kind": kind, "version": STAGES[kind].version, "task": dict(task), "config": values}

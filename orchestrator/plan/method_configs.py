@@ -3,15 +3,19 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from orchestrator.plan.committee_method_configs import (
+    AeKdConfig,
+    CaMkdConfig,
+    EbkdConfig,
+    TeacherSwitchingConfig,
+)
+from orchestrator.plan.config import Boolean, ChosenBy, NonNegative
+from orchestrator.plan.feature_method_configs import FspConfig, HintsConfig, OfdConfig, SemckdConfig
+from orchestrator.plan.method_options import MethodOptions, SoftTargetOptions
+from orchestrator.plan.relation_method_configs import RelationalConfig, TripletConfig, TripletLogitsConfig
 
-from orchestrator.plan.config import Boolean, ChosenBy, NonNegative, Number
-from orchestrator.plan.feature_method_configs import FspConfig, HintsConfig
-from orchestrator.plan.method_options import MethodOptions
-from orchestrator.plan.mistakes import located_error
 
-
-class HintonConfig(MethodOptions):
+class HintonConfig(SoftTargetOptions):
     """Soft targets: match the teacher's softened distribution (Hinton et al. 2015, arXiv 1503.02531).
 
     loss = soft_weight · T² · KL(softmax(v/T) ‖ softmax(z/T)) + hard_weight · CE(y, softmax(z)), with student
@@ -20,26 +24,26 @@ class HintonConfig(MethodOptions):
     """
 
     method: Literal["hinton"] = "hinton"
-    temperature: Annotated[Number, Field(gt=0, le=1e6)] = 4.0
     soft_weight: NonNegative = 0.9
     hard_weight: NonNegative = 0.1
     scale_by_temperature_squared: Boolean = True
 
-    @model_validator(mode="after")
-    def _something_to_learn_from(self) -> "HintonConfig":
-        if self.soft_weight == self.hard_weight == 0:
-            raise located_error(
-                "`soft_weight` and `hard_weight` are both 0: nothing to learn from; raise one", "soft_weight"
-            )
-        return self
 
-    @property
-    def needs_labels(self) -> bool:
-        """Whether the loss looks at the true labels."""
-        return self.hard_weight > 0
-
-
-MethodConfig = Annotated[HintonConfig | HintsConfig | FspConfig, ChosenBy("method", "method")]
+MethodConfig = Annotated[
+    HintonConfig
+    | HintsConfig
+    | FspConfig
+    | SemckdConfig
+    | OfdConfig
+    | TripletConfig
+    | TripletLogitsConfig
+    | RelationalConfig
+    | EbkdConfig
+    | CaMkdConfig
+    | AeKdConfig
+    | TeacherSwitchingConfig,
+    ChosenBy("method", "method"),
+]
 
 
 @dataclass(frozen=True)
@@ -55,4 +59,15 @@ METHODS: dict[str, MethodKind] = {
     "hinton": MethodKind(HintonConfig, "orchestrator.methods.hinton:Hinton"),
     "hints": MethodKind(HintsConfig, "orchestrator.methods.hints:Hints"),
     "fsp": MethodKind(FspConfig, "orchestrator.methods.fsp:Fsp"),
+    "semckd": MethodKind(SemckdConfig, "orchestrator.methods.semckd:Semckd"),
+    "ofd": MethodKind(OfdConfig, "orchestrator.methods.ofd:Ofd"),
+    "triplet": MethodKind(TripletConfig, "orchestrator.methods.triplet:Triplet"),
+    "triplet_logits": MethodKind(TripletLogitsConfig, "orchestrator.methods.triplet_logits:TripletLogits"),
+    "relational": MethodKind(RelationalConfig, "orchestrator.methods.relational:Relational"),
+    "ebkd": MethodKind(EbkdConfig, "orchestrator.methods.ebkd:Ebkd"),
+    "ca_mkd": MethodKind(CaMkdConfig, "orchestrator.methods.ca_mkd:CaMkd"),
+    "ae_kd": MethodKind(AeKdConfig, "orchestrator.methods.ae_kd:AeKd"),
+    "teacher_switching": MethodKind(
+        TeacherSwitchingConfig, "orchestrator.methods.teacher_switching:TeacherSwitching"
+    ),
 }

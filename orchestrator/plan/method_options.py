@@ -2,9 +2,10 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from orchestrator.plan.config import Config, Integer, NonNegative
+from orchestrator.plan.config import Config, Integer, NonNegative, Number
+from orchestrator.plan.mistakes import located_error
 
 
 class RampConfig(Config):
@@ -28,8 +29,31 @@ class MethodOptions(Config):
 
     needs_features: ClassVar[bool] = False
     """Whether the losses look at the teacher's features, which are never stored: `mode: live`, one teacher."""
+    weighs_teachers: ClassVar[bool] = False
+    """Whether the losses weigh the teachers by themselves, from the logits of each: nothing is left to `combine`."""
 
     @property
     def needs_labels(self) -> bool:
         """Whether the losses look at the true labels."""
         return False
+
+
+class SoftTargetOptions(MethodOptions):
+    """What methods that match softened distributions, and the labels beside them, can be told."""
+
+    temperature: Annotated[Number, Field(gt=0, le=1e6)] = 4.0
+    soft_weight: NonNegative = 1.0
+    hard_weight: NonNegative = 1.0
+
+    @model_validator(mode="after")
+    def _something_to_learn_from(self) -> "SoftTargetOptions":
+        if self.soft_weight == self.hard_weight == 0:
+            raise located_error(
+                "`soft_weight` and `hard_weight` are both 0: nothing to learn from; raise one", "soft_weight"
+            )
+        return self
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the loss looks at the true labels."""
+        return self.hard_weight > 0

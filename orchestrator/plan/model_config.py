@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 from models import MODELS, Architecture
 from orchestrator.errors import did_you_mean
 from orchestrator.plan.config import Config, Integer, read_options
-from orchestrator.plan.mistakes import located_error, relocated, shown
+from orchestrator.plan.mistakes import Path, located_error, relocated, shown
 
 
 class ModelConfig(Config):
@@ -37,6 +37,18 @@ class ModelConfig(Config):
         if not isinstance(nested, Mapping):
             raise located_error("options are written beside the model's `name`", "options")
         return {**own, "options": _checked_options(raw["name"], {**options, **nested})}
+
+
+def models_in(config: Config) -> Iterator[tuple[Path, ModelConfig]]:
+    """Every model that a stage builds, with its place in the stage's config."""
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        if isinstance(value, ModelConfig):
+            yield (name,), value
+        elif isinstance(value, tuple):
+            for index, item in enumerate(value):
+                if isinstance(item, ModelConfig):
+                    yield (name, index), item
 
 
 def _checked_options(name: str, options: dict[str, Any]) -> dict[str, Any]:

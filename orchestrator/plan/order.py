@@ -11,8 +11,9 @@ from typing import Any
 from orchestrator.errors import PlanError, did_you_mean
 from orchestrator.plan.augment_configs import MixupConfig
 from orchestrator.plan.config import ModelRef, Path, StageRef, TargetsRef, stage_refs
+from orchestrator.plan.data_free_configs import SynthesizeConfig
 from orchestrator.plan.fingerprint import fingerprint, stage_identity
-from orchestrator.plan.model_config import ModelConfig
+from orchestrator.plan.model_config import models_in
 from orchestrator.plan.model_sources import missing_source
 from orchestrator.plan.schema import Plan
 from orchestrator.plan.specialist_configs import ConfusionClustersConfig, TrainSpecialistsConfig
@@ -26,6 +27,7 @@ from orchestrator.plan.stage_configs import (
     DistillConfig,
     PredictTargetsConfig,
 )
+from orchestrator.plan.training_configs import TransferConfig
 
 Locate = Callable[[Path, str], PlanError]
 
@@ -116,7 +118,7 @@ class _Expansion:
         return self.graph
 
     def _replicas(self, name: str, before: tuple[str, ...] = ()) -> tuple[str, ...]:
-        """The nodes of a stage: one, or one per replica of its own or of its model, or one per cluster of classes."""
+        """The nodes of a stage: one, or one per replica of its own or of its model, per cluster, per shard."""
         config = self.plan.stages[name]
         if isinstance(config, AdjustClassBiasConfig):
             is_there = config.model in self.plan.stages and config.model not in (*before, name)
@@ -127,6 +129,8 @@ class _Expansion:
             count = clusters.count if isinstance(clusters, ConfusionClustersConfig) else 1
             return tuple(f"{name}.{index}" for index in range(count))
         count = config.replicas if isinstance(config, TrainingConfig) else 1
+        if isinstance(config, SynthesizeConfig):
+            count = config.shards
         return (name,) if count == 1 else tuple(f"{name}.{index}" for index in range(count))
 
     def _ordered_names(self) -> list[str]:
@@ -207,10 +211,9 @@ class _Expansion:
             )
 
     def _check_model(self, name: str, config: StageConfig) -> None:
-        for field_name in type(config).model_fields:
-            model = getattr(config, field_name)
-            if isinstance(model, ModelConfig) and (missing := missing_source(model)):
-                raise self.locate(("stages", name, field_name), missing)
+        for path, model in models_in(config):
+            if missing := missing_source(model):
+                raise self.locate(("stages", name, *path), missing)
 
     def _check_transfer(self, name: str, config: StageConfig) -> None:
         for index, label in enumerate(config.classes if isinstance(config, AdjustClassBiasConfig) else ()):
@@ -264,9 +267,9 @@ class _Expansion:
         """Labels fit into the model's outputs; teachers, members of an ensemble and student have the same ones."""
         own = self._num_classes(name)
         if isinstance(config, TrainingConfig) and own < self.plan.task.num_classes:
-            model = "student" if isinstance(config, DistillConfig) else "model"
+            place = next((path for path, _ in models_in(config)), ("model",))
             raise self.locate(
-                ("stages", name, model, "num_classes"),
+                ("stages", name, *place, "num_classes"),
                 f"{own} outputs are too few for the task's {self.plan.task.num_classes} classes; leave"
                 " `num_classes` out",
             )
@@ -281,8 +284,7 @@ class _Expansion:
     def _num_classes(self, name: str) -> int:
         """Outputs of the stage's model; of the first model that it reads, when it has none of its own."""
         config = self.plan.stages[name]
-        model = getattr(config, "student", None) or getattr(config, "model", None)
-        if isinstance(model, ModelConfig):
+        for _, model in models_in(config):
             return model.num_classes or self.plan.task.num_classes
         source = next((ref for path, ref in stage_refs(config) if path != ("initial",)), None)
         return self.plan.task.num_classes if source is None else self._num_classes(self._stage_of(source))
@@ -291,14 +293,18 @@ class _Expansion:
         """The config with references to concrete nodes, and stored targets in place of teachers."""
         resolved = self._with_nodes(config)
         self._check_members(name, resolved)
+        if isinstance(resolved, SynthesizeConfig):
+            self._check_statistics(name, resolved)
         if isinstance(resolved, DistillConfig):
             return self._with_targets(name, resolved)
         return resolved
 
     def _with_index(self, config: Any, resolved: Any, index: int) -> Any:
-        """The config of one replica, which has its own seed or model, or of one cluster's specialist."""
+        """The config of one replica, which has its own seed or model, of one cluster's specialist, or of one shard."""
         if isinstance(config, TrainSpecialistsConfig):
             return resolved.replace(cluster=index)
+        if isinstance(config, SynthesizeConfig):
+            return resolved.replace(shard=index)
         if isinstance(config, TrainingConfig):
             return resolved.replace(seed=config.seed + index, replicas=1)
         if isinstance(config, AdjustClassBiasConfig):
@@ -314,9 +320,27 @@ class _Expansion:
                 changes[field_name] = tuple(type(ref)(node) for ref in value for node in self._nodes_of(ref))
             elif isinstance(value, StageRef):
                 changes[field_name] = type(value)(self._nodes_of(value)[0])
-            elif isinstance(value, CommitteeConfig):
+            elif isinstance(value, CommitteeConfig | TransferConfig):
                 changes[field_name] = self._with_nodes(value)
         return config.replace(**changes)
+
+    def _check_statistics(self, name: str, config: SynthesizeConfig) -> None:
+        """The statistics are those of the teacher, and of the layers that the objective looks at."""
+        statistics = self.graph.nodes[config.statistics].config
+        if statistics.teacher != config.teacher:
+            raise self.locate(
+                ("stages", name, "teacher"),
+                f"`{config.statistics}` are statistics of `{statistics.teacher}`, not of `{config.teacher}`; name"
+                f" `{statistics.teacher}`",
+            )
+        if config.objective != "top" and statistics.layers == "top":
+            raise self.locate(
+                ("stages", name, "objective"),
+                f"`objective: {config.objective}` looks at all layers, but `{config.statistics}` recorded the top one;"
+                " set its `layers: all`",
+            )
+        if config.smooth_every is not None and len(self.plan.task.input_shape) != 3:
+            raise self.locate(("stages", name, "smooth_every"), "the inputs are no images; leave it out")
 
     def _check_members(self, name: str, config: Any) -> None:
         """Nobody is counted twice, and everybody has a weight."""
@@ -370,6 +394,12 @@ class _Expansion:
             return
         stored = targets.config.replace(transfer=targets.config.transfer.replace(labelled=True))
         config = config.replace(transfer=config.transfer.replace(labelled=True))
+        if set(config.transfer.synthesized or ()) != set(stored.transfer.synthesized or ()):
+            raise self.locate(
+                ("stages", name, "transfer"),
+                f"the student and its targets `{targets.name}` must be about the same samples; write the same"
+                " `synthesized` in the `transfer` of both",
+            )
         keys = ["views", "view_seed", "augment"]
         if any(isinstance(step, MixupConfig) for step in config.augment):
             keys.append("transfer")  # mixup's partners are drawn from the transfer set

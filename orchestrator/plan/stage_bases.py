@@ -10,6 +10,7 @@ from orchestrator.plan.mistakes import located_error
 from orchestrator.plan.training_configs import (
     ConstantSchedule,
     EarlyStoppingConfig,
+    GrowConfig,
     OptimizerConfig,
     ResourcesConfig,
     ScheduleConfig,
@@ -30,7 +31,8 @@ class StageConfig(Config):
 class TrainingConfig(StageConfig):
     """What every stage that trains a model has.
 
-    `initial` names a stage whose weights are the first ones; its model has the same architecture.
+    `initial` names a stage whose weights are the first ones; its model has the same architecture, or with
+    `grow: {name: net2net}` a smaller one of the same family.
 
     `max_norm` bounds the Euclidean length of each unit's incoming weights after every step (Srivastava et al.
     2014); `clip_norm` bounds the gradient's norm. `precision: bfloat16` runs the network under autocast; losses
@@ -38,6 +40,7 @@ class TrainingConfig(StageConfig):
     """
 
     initial: ModelRef | None = None
+    grow: GrowConfig | None = None
     epochs: Annotated[Integer, Field(ge=1, le=1_000_000)]
     batch_size: BatchSize = 128
     optimizer: OptimizerConfig = SgdConfig()
@@ -53,6 +56,12 @@ class TrainingConfig(StageConfig):
     compile: Boolean = False
     seed: Seed = 0
     replicas: Annotated[Integer, Field(ge=1, le=1000)] = 1
+
+    @model_validator(mode="after")
+    def _grows_from_something(self) -> "TrainingConfig":
+        if self.grow is not None and self.initial is None:
+            raise located_error("name the stage of the smaller network as `initial`", "grow")
+        return self
 
     @model_validator(mode="after")
     def _milestones_within_epochs(self) -> "TrainingConfig":

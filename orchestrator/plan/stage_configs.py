@@ -19,10 +19,16 @@ from orchestrator.plan.config import (
     SpecialistRef,
     TargetsRef,
 )
+from orchestrator.plan.data_free_configs import (
+    DistillWithGeneratorConfig,
+    RecordStatisticsConfig,
+    SynthesizeConfig,
+)
 from orchestrator.plan.method_configs import HintonConfig, MethodConfig
 from orchestrator.plan.method_options import MethodOptions
 from orchestrator.plan.mistakes import located_error
 from orchestrator.plan.model_config import ModelConfig
+from orchestrator.plan.online_configs import TrainBranchesConfig, TrainPeersConfig
 from orchestrator.plan.specialist_configs import ConfusionClustersConfig, TrainSpecialistsConfig
 from orchestrator.plan.stage_bases import BatchSize, StageConfig, TrainingConfig
 from orchestrator.plan.training_configs import TransferConfig
@@ -167,6 +173,21 @@ class DistillConfig(TrainingConfig):
         return self
 
     @model_validator(mode="after")
+    def _one_weighs_the_teachers(self) -> "DistillConfig":
+        for method in self.all_methods:
+            if method.weighs_teachers and self.combine != CombineConfig():
+                raise located_error(
+                    f"`{method.method}` weighs the teachers by itself; leave `combine` out, or take `hinton`",
+                    "combine",
+                )
+            if method.weighs_teachers and self.committee is not None:
+                raise located_error(
+                    f"`{method.method}` weighs several teachers, but a committee answers as one; take `hinton`",
+                    "committee",
+                )
+        return self
+
+    @model_validator(mode="after")
     def _views_can_be_replayed(self) -> "DistillConfig":
         if self.mode == "live" and self.views:
             raise located_error("live teachers see every fresh view; `views` is for stored targets", "views")
@@ -183,8 +204,10 @@ class DistillConfig(TrainingConfig):
     @model_validator(mode="after")
     def _labels_are_not_hidden(self) -> "DistillConfig":
         if not self.transfer.labelled and any(method.needs_labels for method in self.all_methods):
-            key = "methods" if self.methods else "method"
-            raise located_error("an unlabelled transfer set has no hard labels; set `hard_weight: 0`", key)
+            raise located_error(
+                "an unlabelled transfer set has no hard labels; set `hard_weight: 0`, or take a method without labels",
+                "methods" if self.methods else "method",
+            )
         return self
 
 
@@ -274,7 +297,12 @@ AnyStageConfig = Annotated[
     | EvaluateConfig
     | ConfusionClustersConfig
     | TrainSpecialistsConfig
-    | AdjustClassBiasConfig,
+    | AdjustClassBiasConfig
+    | RecordStatisticsConfig
+    | SynthesizeConfig
+    | DistillWithGeneratorConfig
+    | TrainBranchesConfig
+    | TrainPeersConfig,
     ChosenBy("stage", "stage kind"),
 ]
 
@@ -290,7 +318,7 @@ class StageKind:
     config: type[StageConfig]
     run: str
     version: int
-    makes: Literal["model", "targets", "judgement", "clusters", "specialist"]
+    makes: Literal["model", "targets", "judgement", "clusters", "specialist", "statistics", "samples"]
 
     not_identity: ClassVar[frozenset[str]] = frozenset({"resources", "replicas"})
 
@@ -314,4 +342,18 @@ STAGES: dict[str, StageKind] = {
     "adjust_class_bias": StageKind(
         AdjustClassBiasConfig, "orchestrator.stages.adjust_class_bias:adjust_class_bias", 1, "model"
     ),
+    "record_statistics": StageKind(
+        RecordStatisticsConfig, "orchestrator.stages.record_statistics:record_statistics", 1, "statistics"
+    ),
+    "synthesize": StageKind(SynthesizeConfig, "orchestrator.stages.synthesize:synthesize", 1, "samples"),
+    "distill_with_generator": StageKind(
+        DistillWithGeneratorConfig,
+        "orchestrator.stages.distill_with_generator:distill_with_generator",
+        1,
+        "model",
+    ),
+    "train_branches": StageKind(
+        TrainBranchesConfig, "orchestrator.stages.train_branches:train_branches", 1, "model"
+    ),
+    "train_peers": StageKind(TrainPeersConfig, "orchestrator.stages.train_peers:train_peers", 1, "model"),
 }

@@ -1,8 +1,8 @@
 """How a model is trained: optimizer, schedule, transfer set, resources. Shared by all training stages."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from orchestrator.plan.config import (
     Boolean,
@@ -13,6 +13,7 @@ from orchestrator.plan.config import (
     Number,
     Positive,
     Seed,
+    SynthesizedRef,
     text_like,
 )
 from orchestrator.plan.mistakes import located_error
@@ -90,17 +91,24 @@ ScheduleConfig = Annotated[
 
 
 class TransferConfig(Config):
-    """Which part of the training split is used. A class is written by index or by name.
+    """Which part of the training split is used, or of samples that the stages `synthesized` made instead: then the
+    training split is not looked at. A class is written by index or by name.
 
     The part is the `fraction` of samples with the smallest hash of (`seed`, sample id), so that a larger
     fraction contains every smaller one.
     """
 
+    synthesized: tuple[SynthesizedRef, ...] | None = Field(None, min_length=1)
     fraction: Annotated[Number, Field(gt=0, le=1)] = 1.0
     only_classes: tuple[Integer | str, ...] | None = Field(None, min_length=1)
     omit_classes: tuple[Integer | str, ...] = ()
     labelled: Boolean = True
     seed: Seed = 0
+
+    @field_validator("synthesized", mode="before")
+    @classmethod
+    def _one_stage_without_a_list(cls, raw: Any) -> Any:
+        return (raw,) if isinstance(raw, str) else raw
 
     @model_validator(mode="after")
     def _one_kind_of_selection(self) -> "TransferConfig":
@@ -109,6 +117,22 @@ class TransferConfig(Config):
                 "`only_classes` and `omit_classes` exclude each other; keep one", "omit_classes"
             )
         return self
+
+
+class Net2NetConfig(Config):
+    """Begin as a smaller network of the family that computes the same (Net2Net, Chen et al. 2016, arXiv 1511.05641).
+
+    For `mlp`, `cnn`, `vgg` and the like: units beyond the smaller network's are copies of random ones of them, whose
+    outgoing weights they share; layers that it lacks are the identity. `noise` times the spread of a layer's weights is
+    added to what copies read, or they never differ (dropout does it too); with 0 the function is the same to rounding.
+    Train on with about a tenth of the learning rate.
+    """
+
+    name: Literal["net2net"] = "net2net"
+    noise: NonNegative = 0.01
+
+
+GrowConfig = Annotated[Net2NetConfig, ChosenBy("name", "way of growing")]
 
 
 class EarlyStoppingConfig(Config):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from orchestrator.errors import StoreError
+from orchestrator.plan.stage_configs import STAGES
 from orchestrator.runs.files import read_json
 from orchestrator.runs.folder import CONFIG, METRICS, StageFolder
 from orchestrator.runs.record import Record
@@ -16,7 +17,7 @@ from orchestrator.runs.record import Record
 SUCCEEDED = frozenset({"done", "cached"})
 ADJUST = "adjust_class_bias"
 Made = TypeVar("Made")
-MODEL_KINDS = frozenset({"train", "distill", ADJUST})
+MODEL_KINDS = frozenset(name for name, kind in STAGES.items() if kind.makes == "model")
 
 
 class Curve(NamedTuple):

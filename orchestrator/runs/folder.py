@@ -47,6 +47,14 @@ class StageFolder:
         with replaced_file(config) as temporary:  # `write_record` waits for the disk
             temporary.write_text(json_text(identity))
 
+    @classmethod
+    def of_fingerprint(cls, fingerprint: str, root: Path) -> "StageFolder":
+        """The folder below the storage root of a stage that another one names by its fingerprint."""
+        found = sorted((root / "stages").glob(f"*-{fingerprint}"))
+        if not found:
+            raise StoreError(f"the stage `{fingerprint}` is gone; run the plan again")
+        return cls(found[0])
+
     def record(self) -> Record | None:
         """The record, or None for unfinished work. `StoreError` when the file is damaged or of another stage."""
         path = self.path / RECORD

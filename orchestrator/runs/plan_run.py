@@ -14,7 +14,9 @@ from typing import Any, Literal
 import yaml
 
 from orchestrator.errors import StoreError
+from orchestrator.plan.data_free_configs import DistillWithGeneratorConfig
 from orchestrator.plan.fingerprint import fingerprint
+from orchestrator.plan.online_configs import OnlineConfig
 from orchestrator.plan.order import Graph, Node
 from orchestrator.plan.schema import Plan
 from orchestrator.plan.specialist_configs import ConfusionClustersConfig, TrainSpecialistsConfig
@@ -195,13 +197,13 @@ def node_roles(graph: Graph) -> dict[str, str]:
     committee, or a mere evaluation."""
     teaching: set[str] = set()
     for node in graph.nodes.values():
-        if isinstance(node.config, PredictTargetsConfig):
+        if isinstance(node.config, PredictTargetsConfig | DistillWithGeneratorConfig):
             teaching.add(node.config.teacher)
         elif isinstance(node.config, DistillConfig):
             teaching.update(node.config.teachers)
         elif isinstance(node.config, TrainSpecialistsConfig):
             teaching.add(node.config.generalist)
-    has_student = any(isinstance(node.config, DistillConfig) for node in graph.nodes.values())
+    has_student = any(isinstance(node.config, DistillConfig | OnlineConfig) for node in graph.nodes.values())
     roles: dict[str, str] = {}
     for name, node in graph.nodes.items():
         is_adjusted = isinstance(node.config, AdjustClassBiasConfig)
@@ -223,6 +225,10 @@ def _role(node: Node, teaches: bool, has_student: bool) -> str:
             return "ensemble" if len(node.config.models) > 1 else "evaluation"
         case DistillConfig():
             return "assistant" if teaches else "student"
+        case DistillWithGeneratorConfig():
+            return "student"
+        case OnlineConfig() if not teaches:
+            return "student"
     return "teacher" if teaches else ("baseline" if has_student else "model")
 
 
@@ -230,9 +236,9 @@ def plan_text(plan: Plan) -> str:
     """The plan with all defaults, as YAML that `distill run` takes."""
     values = json.loads(plan.model_dump_json())
     for stage in values["stages"].values():
-        for key in ("model", "student"):
-            if isinstance(stage.get(key), dict):
-                stage[key] |= stage[key].pop("options")
+        for model in (stage.get("model"), stage.get("student"), *stage.get("peers", ())):
+            if isinstance(model, dict):
+                model |= model.pop("options")
     return str(yaml.dump(values, Dumper=FastDumper, sort_keys=False, width=100))
 
 

@@ -9,9 +9,10 @@ from orchestrator.plan.stage_configs import AdjustClassBiasConfig
 from orchestrator.runs.context import StageContext
 from orchestrator.runs.files import atomic_write, write_json
 from orchestrator.stages.training_stage import load_data
+from orchestrator.stages.transfer_data import load_transfer_set
 from orchestrator.training import model_files
 from orchestrator.training.class_bias import offset_of_fewest_errors, offset_to_prior
-from orchestrator.training.data import Views, build_transfer_set, class_indices
+from orchestrator.training.data import Views, class_indices
 from orchestrator.training.evaluation import judge_splits, predict_split
 from orchestrator.training.model_files import TrainedModel
 from tasks.splits import TaskData
@@ -48,7 +49,7 @@ def _shift(
     classes: torch.Tensor,
 ) -> float:
     if config.by == "prior":
-        transfer = build_transfer_set(data, config.transfer, Views(), context.device)
+        transfer = load_transfer_set(config.transfer, Views(), context, data)
         prior = config.prior or torch.isin(data.train.labels.cpu(), classes).double().mean().item()
         if not 0 < prior < 1:
             raise StageError(

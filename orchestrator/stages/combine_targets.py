@@ -2,21 +2,17 @@
 
 import math
 
-from pydantic import TypeAdapter
-
 from orchestrator.errors import StageStopped
-from orchestrator.plan.augment_configs import AugmentConfig
 from orchestrator.plan.stage_configs import CombineTargetsConfig
-from orchestrator.plan.training_configs import TransferConfig
 from orchestrator.runs.context import StageContext
 from orchestrator.stages.committees import load_committee
 from orchestrator.stages.predict_targets import batches_from
 from orchestrator.stages.teachers import fixed_weights
 from orchestrator.stages.training_stage import load_data
+from orchestrator.stages.transfer_data import described_transfer_set
 from orchestrator.targets.combine import EntropyWeights, combine
-from orchestrator.targets.reader import Targets, open_targets
+from orchestrator.targets.reader import open_targets
 from orchestrator.targets.store import MANIFEST, TargetWriter, load_manifest
-from orchestrator.training.data import TransferSet, Views, build_transfer_set
 
 LEAST_LOG_PROBABILITY = math.log(1e-8)
 SAMPLES_AT_ONCE = 500
@@ -41,7 +37,9 @@ def _fused(config: CombineTargetsConfig, context: StageContext) -> dict[str, flo
     """Store log q of the generalist's stored predictions and the specialists that these call for."""
     assert config.committee is not None
     generalist = open_targets(context.input(config.targets[0]).path, root=context.root, expect=None)
-    transfer = _transfer_set_of(generalist, context)
+    transfer = described_transfer_set(
+        generalist.description, context.root, context.task, lambda: load_data(context), context.device
+    )
     committee = load_committee(config.committee, context, context.task.class_names)
     rows = generalist.rows_of(transfer.split.ids)
     description = generalist.description.description().model_copy(
@@ -69,15 +67,3 @@ def _fused(config: CombineTargetsConfig, context: StageContext) -> dict[str, flo
         "targets/rows": float(description.rows * description.views_stored),
         "targets/answers": float(answers),
     }
-
-
-def _transfer_set_of(targets: Targets, context: StageContext) -> TransferSet:
-    """The samples and views that stored targets are about."""
-    description = targets.description
-    steps = TypeAdapter(tuple[AugmentConfig, ...]).validate_python(description.augment)
-    return build_transfer_set(
-        load_data(context),
-        TransferConfig.model_validate(description.transfer),
-        Views(steps, description.view_seed, description.views or None),
-        context.device,
-    )

@@ -13,6 +13,7 @@ from orchestrator.runs.context import StageContext
 from orchestrator.runs.files import atomic_write, read_json, write_json
 from orchestrator.runs.folder import StageFolder
 from orchestrator.stages.training_stage import load_data
+from orchestrator.stages.transfer_data import load_transfer_set
 from orchestrator.targets.clusters import (
     balanced_sizes,
     find_centres,
@@ -23,7 +24,7 @@ from orchestrator.targets.clusters import (
 )
 from orchestrator.targets.confusion import Moments
 from orchestrator.training import model_files
-from orchestrator.training.data import Views, build_transfer_set
+from orchestrator.training.data import Views
 from tasks.splits import TaskData
 
 CLUSTERS = "clusters.json"
@@ -88,7 +89,7 @@ def _predictions(config: ConfusionClustersConfig, context: StageContext, data: T
     assert config.generalist is not None
     generalist = model_files.load(context.input(config.generalist), context.device)
     views = Views(config.augment, config.view_seed, config.views or None)
-    transfer = build_transfer_set(data, config.transfer, views, context.device)
+    transfer = load_transfer_set(config.transfer, views, context, data)
     if config.split == "validation":
         if not len(data.validation):
             raise StageError("the validation split is empty; set the task's `validation_fraction` above 0")

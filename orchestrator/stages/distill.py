@@ -12,22 +12,25 @@ from orchestrator.plan.stage_configs import DistillConfig
 from orchestrator.runs.context import StageContext
 from orchestrator.stages.teachers import live_teacher, stored_teacher
 from orchestrator.stages.training_stage import build_initial_model, load_data, train_model
+from orchestrator.stages.transfer_data import load_transfer_set
 from orchestrator.training import model_files
-from orchestrator.training.data import Views, build_transfer_set
+from orchestrator.training.data import Views
 from orchestrator.training.method import Features, Method, Setting
 from orchestrator.training.model_files import TrainedModel
 
 
 def distill(config: DistillConfig, context: StageContext) -> dict[str, float]:
-    """Train an assistant or a student, from stored targets or from live teachers."""
+    """Train an assistant or a student, from stored targets or from live teachers.
+
+    With a synthesised transfer set the task's data only judges: validation after every epoch (on which early stopping,
+    if asked for, chooses), test at the end. Nothing is learned from its samples.
+    """
     data = load_data(context)
     is_stored = config.mode == "stored"
     views = Views(
         config.augment, config.view_seed if is_stored else config.seed, config.views if is_stored else None
     )
-    transfer = build_transfer_set(
-        data, config.transfer, views, context.device, channels_last=config.channels_last
-    )
+    transfer = load_transfer_set(config.transfer, views, context, data, channels_last=config.channels_last)
     model = build_initial_model(config.student, config, context)
     teachers = (
         [] if is_stored else [model_files.load(context.input(ref), context.device) for ref in config.teachers]

@@ -9,11 +9,11 @@ from orchestrator.errors import StageStopped
 from orchestrator.plan.fingerprint import digest
 from orchestrator.plan.stage_configs import PredictTargetsConfig
 from orchestrator.runs.context import StageContext
-from orchestrator.stages.training_stage import load_data
+from orchestrator.stages.transfer_data import load_transfer_set, sources_of, split_name
 from orchestrator.targets.reader import open_targets
 from orchestrator.targets.store import MANIFEST, Description, TargetWriter
 from orchestrator.training import model_files
-from orchestrator.training.data import Batch, TransferSet, Views, build_transfer_set
+from orchestrator.training.data import Batch, TransferSet, Views
 
 COUNT_ROWS = 8192
 
@@ -22,12 +22,8 @@ def predict_targets(config: PredictTargetsConfig, context: StageContext) -> dict
     """Run the teacher once over the transfer set, for every view; resumes at the last finished shard."""
     folder = context.input(config.teacher)
     teacher = model_files.load(folder, context.device)
-    transfer = build_transfer_set(
-        load_data(context),
-        config.transfer,
-        Views(config.augment, config.view_seed, config.views or None),
-        context.device,
-    )
+    views = Views(config.augment, config.view_seed, config.views or None)
+    transfer = load_transfer_set(config.transfer, views, context)
     description = describe(config, context, teacher.description, len(transfer))
     writer = TargetWriter(context.folder.path, description)
     for batch in batches_from(transfer, writer.rows_done, description.views_stored, config.batch_size):
@@ -51,10 +47,12 @@ def describe(
     config: PredictTargetsConfig, context: StageContext, teacher: dict[str, object], rows: int
 ) -> Description:
     """What the store will say it is."""
+    sources = sources_of(config.transfer, context)
+    transfer = config.transfer.model_dump(mode="json", exclude={"synthesized"})
     return Description(
         task=digest(context.task.identity()),
-        split="train",
-        transfer=config.transfer.model_dump(mode="json"),
+        split=split_name(sources),
+        transfer=transfer | ({"synthesized": sources} if sources else {}),
         num_classes=int(str(teacher["num_classes"])),
         rows=rows,
         views=config.views,

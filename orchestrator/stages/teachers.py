@@ -3,13 +3,15 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.taps import Tapped
 from orchestrator.errors import StageError
 from orchestrator.plan.fingerprint import digest
 from orchestrator.plan.stage_configs import CombineConfig, DistillConfig
 from orchestrator.runs.context import StageContext
+from orchestrator.stages.transfer_data import sources_of, split_name
 from orchestrator.targets.combine import accuracy_weights
 from orchestrator.targets.mixing import TeacherTargets, entropy_weights, mean_logits
 from orchestrator.targets.reader import Expectation, open_targets
@@ -25,7 +27,7 @@ def stored_teacher(config: DistillConfig, context: StageContext, transfer: Trans
     task = context.task
     expectation = Expectation(
         task=digest(task.identity()),
-        split="train",
+        split=split_name(sources_of(config.transfer, context)),
         num_classes=config.student.num_classes or task.num_classes,
         views=config.views,
         view_seed=config.view_seed,
@@ -55,7 +57,7 @@ def live_teacher(
     models = [Tapped(teacher.model, method.teacher_features) for teacher in teachers]
     if method.teacher_in_training_mode:
         for model in models:
-            model.train()
+            normalise_by_batch(model)
 
     @torch.no_grad()
     def run(batch: Batch) -> TeacherTargets:
@@ -69,6 +71,17 @@ def live_teacher(
         return targets
 
     return run
+
+
+def normalise_by_batch(model: nn.Module) -> None:
+    """Batch norms use the statistics of each batch, on each worker of its part; their own do not move.
+
+    All else, such as dropout, stays in eval mode.
+    """
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.train()
+            module.track_running_stats = False
 
 
 def frozen_teacher(teacher: TrainedModel) -> Teacher:

@@ -4,16 +4,15 @@ from orchestrator.methods.supervised import Supervised
 from orchestrator.plan.stage_configs import TrainConfig
 from orchestrator.runs.context import StageContext
 from orchestrator.stages.training_stage import build_initial_model, load_data, train_model
-from orchestrator.training.data import Views, build_transfer_set
+from orchestrator.stages.transfer_data import load_transfer_set
+from orchestrator.training.data import Views
 
 
 def train(config: TrainConfig, context: StageContext) -> dict[str, float]:
     """Train a teacher, a generalist or a baseline."""
     data = load_data(context)
     views = Views(config.augment, config.seed)
-    transfer = build_transfer_set(
-        data, config.transfer, views, context.device, channels_last=config.channels_last
-    )
+    transfer = load_transfer_set(config.transfer, views, context, data, channels_last=config.channels_last)
     model = build_initial_model(config.model, config, context)
     method = Supervised(config.label_smoothing)
     return train_model(model, config.model, method, transfer, data, config, context)

@@ -13,9 +13,10 @@ from orchestrator.runs.context import StageContext
 from orchestrator.stages.confusion_clusters import read_clusters
 from orchestrator.stages.teachers import frozen_teacher
 from orchestrator.stages.training_stage import build_seeded_model, load_data
+from orchestrator.stages.transfer_data import load_transfer_set
 from orchestrator.training import model_files
 from orchestrator.training.checkpoint import remove_checkpoint
-from orchestrator.training.data import Views, build_transfer_set
+from orchestrator.training.data import Views
 from orchestrator.training.evaluation import judge_splits
 from orchestrator.training.loop import fit, predictor
 from orchestrator.training.model_files import TrainedModel
@@ -44,9 +45,7 @@ def train_specialists(config: TrainSpecialistsConfig, context: StageContext) -> 
     cluster = _cluster(config, context)
     is_full = config.head == "full"
     views = Views(config.augment, config.seed)
-    whole = build_transfer_set(
-        data, config.transfer, views, context.device, channels_last=config.channels_last
-    )
+    whole = load_transfer_set(config.transfer, views, context, data, channels_last=config.channels_last)
     special = special_transfer_set(whole, cluster, config.special_fraction, data.class_names)
     table = torch.arange(data.num_classes) if is_full else local_labels(cluster, data.num_classes)
 

@@ -8,7 +8,7 @@ from orchestrator.plan.model_config import ModelConfig
 from orchestrator.plan.stage_bases import TrainingConfig
 from orchestrator.runs.context import StageContext
 from orchestrator.runs.plan_run import write_data_sizes
-from orchestrator.training import model_files
+from orchestrator.training import model_files, net2net
 from orchestrator.training.checkpoint import remove_checkpoint
 from orchestrator.training.data import TransferSet
 from orchestrator.training.evaluation import judge_splits
@@ -18,6 +18,7 @@ from tasks.hashing import fold_key
 from tasks.splits import TaskData
 
 INITIAL = 14  # purpose of the seed of the initial weights
+GROWTH = 16  # and of what is drawn when a smaller network grows
 
 
 def load_data(context: StageContext) -> TaskData:
@@ -39,12 +40,15 @@ def build_seeded_model(model: ModelConfig, config: TrainingConfig, context: Stag
 
 
 def build_initial_model(model: ModelConfig, config: TrainingConfig, context: StageContext) -> torch.nn.Module:
-    """The model as training begins: drawn from the stage's seed, or with the weights of the stage `initial`.
+    """The model as training begins: drawn from the stage's seed, or with the weights of the stage `initial`, grown
+    where the config says so.
 
     A classifier for another number of classes stays as it was drawn.
     """
     built = build_seeded_model(model, config, context).to(context.device)
-    if config.initial is not None:
+    if config.grow is not None:
+        built.load_state_dict(_grown_state(built, model, config, context))
+    elif config.initial is not None:
         weights = model_files.load_weights(context.input(config.initial))
         anew = () if model_files.fits(built, weights) else model_files.classifier_keys(model, context.task)
         state = built.state_dict()
@@ -59,6 +63,18 @@ def build_initial_model(model: ModelConfig, config: TrainingConfig, context: Sta
     return built
 
 
+def _grown_state(
+    built: torch.nn.Module, model: ModelConfig, config: TrainingConfig, context: StageContext
+) -> dict[str, torch.Tensor]:
+    assert config.grow is not None
+    assert config.initial is not None
+    smaller = model_files.load(context.input(config.initial), context.device).model
+    try:
+        return net2net.grow(smaller, built, seed=fold_key(config.seed, GROWTH), noise=config.grow.noise)
+    except ValueError as error:
+        raise StageError(f"`{config.initial}` cannot grow into `{model.name}`: {error}") from error
+
+
 def train_model(
     model: torch.nn.Module,
     model_config: ModelConfig,
@@ -69,17 +85,45 @@ def train_model(
     context: StageContext,
     teacher: Teacher | None = None,
 ) -> dict[str, float]:
-    """Train, store and judge a model. The test split is looked at here, once, after the last epoch."""
-    validation = data.validation.to(context.device)
-    tapped = Tapped(model, method.student_features)
-    fit(tapped if tapped.names else model, method, transfer, validation, config, context, teacher)
-    tapped.remove_hooks()
+    """Train, store and judge a model."""
+    fit_model(model, method, transfer, data, config, context, teacher)
     if not context.is_main:
         return {}
+    return store_model(model, model_config, transfer, data, config, context)
+
+
+def fit_model(
+    model: torch.nn.Module,
+    method: Method,
+    transfer: TransferSet,
+    data: TaskData,
+    config: TrainingConfig,
+    context: StageContext,
+    teacher: Teacher | None = None,
+) -> None:
+    """Train a model in place, with the features that the method looks at."""
+    tapped = Tapped(model, method.student_features)
+    validation = data.validation.to(context.device)
+    fit(tapped if tapped.names else model, method, transfer, validation, config, context, teacher)
+    tapped.remove_hooks()
+
+
+def store_model(
+    model: torch.nn.Module,
+    model_config: ModelConfig,
+    transfer: TransferSet,
+    data: TaskData,
+    config: TrainingConfig,
+    context: StageContext,
+) -> dict[str, float]:
+    """Store and judge a trained model, on the main process. The test split is looked at after the last epoch only."""
     model.eval()
     context.parameters = sum(parameter.numel() for parameter in model.parameters())
     model_files.save(context, model, model_config, data)
-    splits = {"validation": validation, "test": data.test.to(context.device)}
+    splits = {
+        name: split.to(context.device)
+        for name, split in (("validation", data.validation), ("test", data.test))
+    }
     metrics = judge_splits(context, predictor(model, transfer, config), splits)
     remove_checkpoint(context.folder.path / "checkpoint")
     return metrics

@@ -9,11 +9,11 @@ from orchestrator.plan.schema import build_task
 from orchestrator.plan.stage_configs import PredictTargetsConfig
 from orchestrator.runs.files import read_json
 from orchestrator.runs.folder import CONFIG, StageFolder
+from orchestrator.stages.transfer_data import described_transfer_set
 from orchestrator.targets.reader import open_targets
 from orchestrator.targets.store import load_manifest
 from orchestrator.targets.verify import VerifyResult, compare_rows
 from orchestrator.training import model_files
-from orchestrator.training.data import Views, build_transfer_set
 
 
 def verify_targets(folder: Path, root: Path, rows: int, seed: int = 0) -> dict[str, VerifyResult]:
@@ -39,11 +39,11 @@ def verify_targets(folder: Path, root: Path, rows: int, seed: int = 0) -> dict[s
 
 def _verify_dense(folder: Path, root: Path, rows: int, seed: int) -> VerifyResult:
     config = PredictTargetsConfig.model_validate(_config_of(folder))
-    teacher = model_files.load(_teacher_folder(folder, root))
-    data = build_task(teacher.description["task"]).load()
-    views = Views(config.augment, config.view_seed, config.views or None)
-    transfer = build_transfer_set(data, config.transfer, views, "cpu")
+    fingerprint = read_json(folder / CONFIG)["config"]["teacher"]["input"]
+    teacher = model_files.load(StageFolder.of_fingerprint(fingerprint, root))
+    task = build_task(teacher.description["task"])
     targets = open_targets(folder, root=root, expect=None)
+    transfer = described_transfer_set(targets.description, root, task, task.load, "cpu")
     generator = torch.Generator().manual_seed(seed)
     view = int(torch.randint(max(config.views, 1), (1,), generator=generator))
     chosen = torch.randperm(len(transfer), generator=generator)[:rows].sort().values
@@ -59,12 +59,5 @@ def _verify_dense(folder: Path, root: Path, rows: int, seed: int) -> VerifyResul
 
 def _config_of(folder: Path) -> dict[str, object]:
     values = dict(read_json(folder / CONFIG)["config"])
-    return {**values, "teacher": "teacher"}  # stored as a fingerprint; the name does not matter here
-
-
-def _teacher_folder(folder: Path, root: Path) -> StageFolder:
-    teacher = read_json(folder / CONFIG)["config"]["teacher"]["input"]
-    found = sorted((root / "stages").glob(f"*-{teacher}"))
-    if not found:
-        raise StoreError(f"the teacher `{teacher}` of `{folder}` is gone; run the plan again")
-    return StageFolder(found[0])
+    # Other stages are stored as fingerprints; here their names do not matter, and the manifest tells the transfer set.
+    return {**values, "teacher": "teacher", "transfer": {}}

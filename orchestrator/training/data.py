@@ -135,6 +135,8 @@ def build_transfer_set(
     data: TaskData, transfer: TransferConfig, views: Views, device: str, *, channels_last: bool = False
 ) -> TransferSet:
     """The part of the training split that `transfer` describes, on `device`."""
+    if transfer.synthesized is not None:
+        raise StageError("this kind of stage takes no synthesised samples; leave `synthesized` out")
     positions = transfer_positions(data, transfer)
     whole = len(positions) == len(data.train)
     split = (data.train if whole else data.train.select(positions)).to(device)

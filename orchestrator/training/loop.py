@@ -28,7 +28,7 @@ from orchestrator.training.checkpoint import load_checkpoint, save_checkpoint
 from orchestrator.training.data import Batch, TransferSet, split_batch
 from orchestrator.training.evaluation import judge, predict_split
 from orchestrator.training.method import Method
-from orchestrator.training.optimizer import MaxNorm, build_optimizer, build_schedule
+from orchestrator.training.optimizer import MaxNorm, build_optimizers, build_schedule
 from tasks.hashing import fold_key
 from tasks.splits import Split
 
@@ -59,7 +59,8 @@ class Learner(nn.Module):
     def forward(
         self, batch: Batch, teacher: TeacherTargets | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Named losses of a batch, and what else is told of it: its accuracy, if it has labels of its own."""
+        """Named losses of a batch, and what else is told of it: its accuracy, if it has labels of its own, and what
+        the method observes."""
         with torch.autocast(batch.inputs.device.type, torch.bfloat16) if self.autocasts else nullcontext():
             output = self.model(batch.inputs)
         if not isinstance(output, Output):
@@ -67,7 +68,8 @@ class Learner(nn.Module):
         seen = {}
         if self.labelled and batch.weights is None:
             seen["accuracy"] = (output.logits.detach().argmax(dim=1) == batch.labels).float().mean()
-        return self.method.losses(output, teacher, batch), seen
+        losses = self.method.losses(output, teacher, batch)
+        return losses, seen | self.method.observations()
 
 
 @dataclass
@@ -125,7 +127,7 @@ class _Training:
         if method.student_features:
             self._freeze_what_no_loss_reaches()
         self.parameters = [p for p in self.learner.parameters() if p.requires_grad]
-        self.optimizer = build_optimizer(config.optimizer, self.parameters)
+        self.optimizer = build_optimizers(config.optimizer, self.parameters, method.own_optimizer)
         self.steps_per_epoch = -(-transfer.samples_per_epoch // config.batch_size)
         self.schedule = build_schedule(config.schedule, self.optimizer, config.epochs, self.steps_per_epoch)
         self.max_norm = MaxNorm(model, config.max_norm) if config.max_norm else None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.taps import Output, Tapped
+from orchestrator.plan.training_configs import OptimizerConfig
 from orchestrator.targets.mixing import TeacherTargets
 from orchestrator.training.data import Batch
 
@@ -34,16 +35,21 @@ class Features:
 
     def shapes(self, names: Sequence[str]) -> list[torch.Size]:
         """Shapes of features, without the batch; `ValueError` names one that the model does not have."""
+        with torch.no_grad():
+            return [feature.shape[1:] for feature in self.probe(names)]
+
+    def probe(self, names: Sequence[str]) -> list[Tensor]:
+        """The features of two inputs of zeros in eval mode, with the graph that led to them where gradients are on."""
         like = next(self.model.parameters())
+        inputs = torch.zeros(2, *self.input_shape, dtype=like.dtype, device=like.device).requires_grad_()
         mode = self.model.training
         tapped = Tapped(self.model.eval(), names)
         try:
-            with torch.no_grad():
-                output = tapped(torch.zeros(2, *self.input_shape, dtype=like.dtype, device=like.device))
+            output = tapped(inputs.clone())  # a model may change what it is given in place, but no leaf
         finally:
             tapped.remove_hooks()
             self.model.train(mode)
-        return [output.features[name].shape[1:] for name in names]
+        return [output.features[name] for name in names]
 
 
 @dataclass(frozen=True)
@@ -80,8 +86,15 @@ class Method(nn.Module):
     teacher_features: tuple[str, ...] = ()
     """Names of the teacher's features that the losses look at."""
     teacher_in_training_mode: bool = False
-    """Whether the teacher normalises by the statistics of the batch; its own are private to this training."""
+    """Whether the teacher's batch norms use the statistics of the batch; its own, and its dropout, stay as they are."""
+
+    own_optimizer: tuple[OptimizerConfig, nn.Module] | None = None
+    """An optimizer of its own for a module that trains beside the student, such as a generator; schedules leave it."""
 
     def losses(self, student: Output, teacher: TeacherTargets | None, batch: Batch) -> dict[str, Tensor]:
         """Named terms of the loss, each a mean over the batch with its weight applied; the loop adds them up."""
         raise NotImplementedError
+
+    def observations(self) -> dict[str, Tensor]:
+        """Detached scalars that the last `losses` came across, by name: averaged over the epoch as losses are."""
+        return {}

@@ -1,6 +1,6 @@
 """Optimizers and schedules by torch's own implementations, and the max-norm constraint."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -41,10 +41,50 @@ def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter])
     )
 
 
+class OptimizerPair(Optimizer):
+    """Two optimizers of different parameters that step together; a schedule moves the first. Saved as one."""
+
+    def __init__(self, first: Optimizer, second: Optimizer) -> None:
+        super().__init__([*first.param_groups, *second.param_groups], {})
+        self.first, self.second = first, second
+        self._share()
+
+    def _share(self) -> None:
+        """One state and one list of groups, of which each optimizer sees its part."""
+        count = len(self.first.param_groups)
+        self.first.param_groups, self.second.param_groups = (
+            self.param_groups[:count],
+            self.param_groups[count:],
+        )
+        self.first.state = self.second.state = self.state
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        self.first.step()
+        self.second.step()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._share()
+
+
+def build_optimizers(
+    config: OptimizerConfig,
+    parameters: Sequence[nn.Parameter],
+    own: tuple[OptimizerConfig, nn.Module] | None,
+) -> Optimizer:
+    """The optimizer over all parameters; those of a module that has an optimizer of its `own` get that one."""
+    if own is None:
+        return build_optimizer(config, parameters)
+    apart = {id(parameter) for parameter in own[1].parameters()}
+    rest = [parameter for parameter in parameters if id(parameter) not in apart]
+    return OptimizerPair(build_optimizer(config, rest), build_optimizer(own[0], own[1].parameters()))
+
+
 def build_schedule(
     config: ScheduleConfig, optimizer: Optimizer, epochs: int, steps_per_epoch: int
 ) -> LRScheduler:
     """The learning-rate schedule, advanced once per step."""
+    optimizer = optimizer.first if isinstance(optimizer, OptimizerPair) else optimizer
     steps = epochs * steps_per_epoch
     match config:
         case StepSchedule():

@@ -26,9 +26,10 @@ def main() -> None:
         moments.add(probabilities)
     added = time.perf_counter()
     moments.similarity("correlation")
+    finished = time.perf_counter()
     matrix = moments.second.nbytes / 2**20
     print(
-        f"{classes} classes: {4 * BATCH / (added - started):.0f} samples/s, similarity {time.perf_counter() - added:.1f} s"
+        f"{classes} classes: {4 * BATCH / (added - started):.0f} samples/s, similarity {finished - added:.1f} s"
     )
     print(f"peak {largest_megabytes() - before:.0f} MB, of which the matrix is {matrix:.0f} MB")
 

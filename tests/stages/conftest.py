@@ -3,7 +3,7 @@
 import json
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from orchestrator.runs.context import claim_attempt, never
 from orchestrator.runs.folder import StageFolder
 from orchestrator.runs.record import Record
 from orchestrator.training import model_files
+from tasks.tensors import Tensors
 
 TEACHER = {"stage": "train", "epochs": 4, "batch_size": 16, "model": {"name": "mlp", "widths": [16]}}
 STUDENT = {"stage": "distill", "epochs": 2, "batch_size": 16, "student": {"name": "mlp", "widths": [6]}}
@@ -124,3 +125,24 @@ def users_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[s
         return name
 
     return write
+
+
+class Untouchable:
+    """Stands in for a training split of which nothing may be asked but whether it is empty."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getattr__(self, name: str) -> None:
+        raise AssertionError(f"`{name}` of the training split was asked for")
+
+
+@pytest.fixture
+def hide_training_split(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From the call on, the task's training split cannot be looked at."""
+
+    def hide() -> None:
+        load = Tensors.load
+        monkeypatch.setattr(Tensors, "load", lambda task: replace(load(task), train=Untouchable()))
+
+    return hide

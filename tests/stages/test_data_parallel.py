@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 WORKER = Path(__file__).with_name("data_parallel_worker.py")
 NORMED = {"name": "cnn", "widths": [4], "batch_norm": True, "hidden": [8]}
+STAGED = {"name": "cnn", "widths": [4, 6], "batch_norm": True}
 AUGMENT = [{"name": "shift", "pixels": 1}, {"name": "mixup", "alpha": 0.5}]
 FRAGILE = """
 import torch
@@ -38,6 +39,7 @@ def build(num_classes):
 def plan_of(teacher: dict[str, Any], student: dict[str, Any], fragile: str) -> dict[str, Any]:
     """108 training samples: batches of 25 leave 8 for the last, batches of 107 leave one."""
     bounded = {"clip_norm": 0.5, "max_norm": 0.8, "label_smoothing": 0.1, "schedule": {"name": "cosine"}}
+    online = {"epochs": 2, "batch_size": 107, "optimizer": {"name": "sgd", "learning_rate": 5e-3}}
     return {
         "plain": teacher | {"batch_size": 25, "epochs": 2},
         "lonely": teacher | {"batch_size": 107, "optimizer": {"name": "adamw"}},
@@ -46,6 +48,8 @@ def plan_of(teacher: dict[str, Any], student: dict[str, Any], fragile: str) -> d
         "stopped": teacher | {"batch_size": 5, "seed": 7},
         "targets": {"stage": "predict_targets", "teacher": "plain"},
         "student": student | {"targets": "targets", "batch_size": 25},
+        "branches": {"stage": "train_branches", "model": STAGED, "deploy": "ensemble"} | online,
+        "peers": {"stage": "train_peers", "peers": [STAGED, NORMED]} | online,
         "fragile": teacher | {"model": {"name": f"{fragile}:build"}},
     }
 
@@ -102,7 +106,7 @@ def test_two_workers_make_what_one_makes(
     assert [status for status, _ in first] == ["done"] * len(names) + ["stopped", "done", "failed"]
     assert [status for status, _ in second] == [status for status, _ in first]
 
-    for name in ("plain", "lonely", "stopped", "normed", "bounded"):
+    for name in ("plain", "lonely", "stopped", "normed", "bounded", "branches", "peers"):
         check_same(alone, together, name)
     for _, error in (first[-1], second[-1]):  # a loss that only one worker sees stops both, at the same step
         assert "the loss is not finite at step 3" in (error or "")

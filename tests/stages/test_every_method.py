@@ -17,6 +17,16 @@ CASES: dict[str, dict[str, Any]] = {
     "hinton": {"method": "hinton"},
     "hints": {"method": "hints", "reduction": "mean"},
     "fsp": {"method": "fsp", "student": LARGE, "reduction": "mean"},
+    "semckd": {"method": "semckd", "weight": 1},
+    "ofd": {"method": "ofd", "weight": 0.01},
+    "ofd, running": {"method": "ofd", "weight": 0.01, "teacher_bn": "running"},
+    "triplet": {"method": "triplet"},
+    "triplet_logits": {"method": "triplet_logits"},
+    "relational": {"method": "relational"},
+    "ebkd": {"method": "ebkd"},
+    "ca_mkd": {"method": "ca_mkd"},
+    "ae_kd": {"method": "ae_kd"},
+    "teacher_switching": {"method": "teacher_switching"},
 }
 
 

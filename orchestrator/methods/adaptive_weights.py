@@ -1,0 +1,53 @@
+"""What methods share that weigh several teachers anew for every sample or batch; each says only how it weighs."""
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.taps import Output
+from orchestrator.methods.losses import hard_loss
+from orchestrator.plan.committee_method_configs import AdaptiveWeightsOptions
+from orchestrator.targets.mixing import TeacherTargets
+from orchestrator.training.data import Batch
+from orchestrator.training.method import NO_SETTING, Method, Need, Setting
+
+
+class AdaptiveWeights(Method):
+    """soft_weight · mean over the batch of Σ_m w_m T² KL(p_m^T ‖ q^T), and the labels with a weight of their own.
+
+    KL is linear in what the teachers say: the gradient is that of the target Σ_m w_m p_m / Σ_m w_m.
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.TEACHER_LOGITS})
+
+    def __init__(self, config: AdaptiveWeightsOptions, setting: Setting = NO_SETTING) -> None:
+        super().__init__()
+        self.temperature = config.temperature
+        self.soft_weight, self.hard_weight = config.soft_weight, config.hard_weight
+        self.label_smoothing = setting.label_smoothing
+
+    def weights(self, student_logits: Tensor, teacher_logits: Tensor, batch: Batch) -> Tensor:
+        """Weights (B, M) of teachers' logits (B, M, C) for student logits (B, C), all float32 and without gradient."""
+        raise NotImplementedError
+
+    def losses(self, student: Output, teacher: TeacherTargets | None, batch: Batch) -> dict[str, Tensor]:
+        terms = {}
+        if self.soft_weight > 0:
+            assert teacher is not None
+            own, logits = student.logits.float(), teacher.logits.detach().float()
+            with torch.no_grad():
+                weights = self.weights(own, logits, batch)
+            soft = (weights * member_losses(own, logits, self.temperature)).sum(dim=1).mean()
+            terms["soft"] = self.soft_weight * soft
+        if self.hard_weight > 0:
+            terms["hard"] = self.hard_weight * hard_loss(student.logits, batch, self.label_smoothing)
+        return terms
+
+
+def member_losses(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """T² · KL(p_m^T ‖ q^T) of each teacher, (B, M), from logits (B, C) and (B, M, C)."""
+    student = F.log_softmax(student_logits / temperature, dim=-1).unsqueeze(1)
+    members = F.log_softmax(teacher_logits / temperature, dim=-1)
+    return temperature**2 * F.kl_div(student, members, reduction="none", log_target=True).sum(dim=-1)

@@ -1,0 +1,55 @@
+"""RKD (Park et al., CVPR 2019, arXiv 1904.05068): the student's samples lie to each other as the teacher's do."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.taps import Output
+from orchestrator.methods.embedding import EmbeddingMethod
+from orchestrator.plan.relation_method_configs import RelationalConfig
+from orchestrator.targets.mixing import TeacherTargets
+from orchestrator.training.data import Batch
+from orchestrator.training.method import Setting
+
+
+class Relational(EmbeddingMethod):
+    """Smooth L1 between the two networks' relative distances, and between their angles."""
+
+    def __init__(self, config: RelationalConfig, setting: Setting) -> None:
+        super().__init__(config, setting)
+        self.distance_weight, self.angle_weight = config.distance_weight, config.angle_weight
+
+    def losses(self, student: Output, teacher: TeacherTargets | None, batch: Batch) -> dict[str, Tensor]:
+        own, other = (distances(vectors) for vectors in self.embeddings(student, teacher))
+        terms = {}
+        if self.distance_weight > 0:
+            distance = F.smooth_l1_loss(relative_distances(own), relative_distances(other))
+            terms["distance"] = self.distance_weight * distance
+        if self.angle_weight > 0:
+            terms["angle"] = self.angle_weight * F.smooth_l1_loss(angles(own), angles(other))
+        return terms
+
+
+def distances(embeddings: Tensor) -> Tensor:
+    """‖f_i - f_j‖ at [i, j], (B, B) from (B, d); equal samples have no gradient.
+
+    From differences: by inner products, near samples would lose their digits.
+    """
+    return torch.cdist(embeddings, embeddings, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def relative_distances(lengths: Tensor) -> Tensor:
+    """Distances (B, B) divided by their mean over the pairs that differ; all zero where none differ."""
+    mean = lengths.sum() / (lengths > 0).sum().clamp(min=1)
+    return lengths / mean.masked_fill(mean == 0, 1)
+
+
+def angles(lengths: Tensor) -> Tensor:
+    """cos of the angle at f_j between f_i and f_k, at [j, i, k], (B, B, B); 0 where a side has no length.
+
+    By the law of cosines, so that no difference of embeddings (B, B, d) is kept.
+    """
+    squares = lengths.square()
+    sides = lengths[:, :, None] * lengths[:, None, :]
+    cosines = (squares[:, :, None] + squares[:, None, :] - squares) / (2 * sides.masked_fill(sides == 0, 1))
+    return cosines * (sides > 0)

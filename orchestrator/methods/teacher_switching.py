@@ -1,0 +1,30 @@
+"""One teacher per minibatch (Fukuda et al., Interspeech 2017)."""
+
+import torch
+from torch import Tensor
+
+from orchestrator.methods.adaptive_weights import AdaptiveWeights
+from orchestrator.plan.committee_method_configs import TeacherSwitchingConfig
+from orchestrator.training.data import Batch
+from orchestrator.training.method import NO_SETTING, Setting
+from tasks.hashing import fold_key
+
+SWITCH = 16  # purpose, so that equal seeds do not give equal draws
+
+
+class TeacherSwitching(AdaptiveWeights):
+    """All weight to one teacher, drawn for the batch."""
+
+    def __init__(self, config: TeacherSwitchingConfig, setting: Setting = NO_SETTING) -> None:
+        super().__init__(config, setting)
+        self.seed = config.switch_seed
+
+    def weights(self, student_logits: Tensor, teacher_logits: Tensor, batch: Batch) -> Tensor:
+        weights = torch.zeros_like(teacher_logits[:, :, 0])
+        weights[:, drawn_teacher(self.seed, batch, weights.shape[1])] = 1
+        return weights
+
+
+def drawn_teacher(seed: int, batch: Batch, count: int) -> int:
+    """A number below `count`, a function of the seed, the epoch and the batch's first row, which no other batch has."""
+    return fold_key(seed, SWITCH, batch.epoch, int(batch.rows[0])) % count

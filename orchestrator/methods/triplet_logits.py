@@ -1,0 +1,39 @@
+"""Triplets of logits (Oki et al. 2020, arXiv 2004.08116): anchor the teacher's, both others the student's."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from models.taps import Output
+from orchestrator.plan.relation_method_configs import TripletLogitsConfig
+from orchestrator.targets.mixing import TeacherTargets, mean_logits
+from orchestrator.training.data import Batch
+from orchestrator.training.method import NO_SETTING, Method, Need, Setting
+
+
+class TripletLogits(Method):
+    """Closer to the teacher's logits of the same sample than the student's of a sample of another class."""
+
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.TEACHER_LOGITS})
+
+    def __init__(self, config: TripletLogitsConfig, setting: Setting = NO_SETTING) -> None:
+        super().__init__()
+        self.margin, self.is_hard = config.margin, config.negative == "hard"
+
+    def losses(self, student: Output, teacher: TeacherTargets | None, batch: Batch) -> dict[str, Tensor]:
+        assert teacher is not None
+        own, anchors = student.logits.float(), mean_logits(teacher).detach()
+        is_other = batch.labels[:, None] != batch.labels
+        # `cdist` may lose digits to cancellation: good enough to choose by, and the distances themselves are exact.
+        score = (
+            -torch.cdist(anchors, own.detach())
+            if self.is_hard
+            else torch.rand_like(is_other, dtype=own.dtype)
+        )
+        negatives = score.masked_fill(~is_other, -torch.inf).argmax(dim=1)
+        near = torch.linalg.vector_norm(anchors - own, dim=1)
+        far = torch.linalg.vector_norm(anchors - own[negatives], dim=1)
+        is_valid = is_other.any(dim=1)
+        hinge = (near - far + self.margin).relu() * is_valid
+        return {"triplet": hinge.sum() / is_valid.sum().clamp(min=1)}

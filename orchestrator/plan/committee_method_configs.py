@@ -1,0 +1,90 @@
+"""Methods that weigh several teachers anew for every sample or every batch."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from orchestrator.plan.config import Boolean, NonNegative, Number, Seed
+from orchestrator.plan.method_options import SoftTargetOptions
+
+
+class AdaptiveWeightsOptions(SoftTargetOptions):
+    """What methods that weigh several teachers can be told."""
+
+    weighs_teachers: ClassVar[bool] = True
+
+
+class EbkdConfig(AdaptiveWeightsOptions):
+    """Teachers weighed by their entropy, per sample (EBKD, Kwon et al. 2020, as coded in the release of CA-MKD).
+
+    The surer a teacher is of a sample, the more it counts there. loss = soft_weight · mean over the batch of
+    Σ_m w_m T² KL(softmax(v_m/T) ‖ softmax(z/T)) / M + hard_weight · CE, with w_m = 1 - H_m / Σ_j H_j and the entropies
+    H at T = 1. These weights sum to M - 1, so that the release's soft term has a factor of (M - 1) / M;
+    `sum_to_one: true` removes it.
+
+    Needs the logits of each teacher, stored or live. Confidently wrong teachers are rewarded; with many teachers the
+    weights become uniform. For w ∝ exp(-H/τ) there is `combine: {weights: entropy}`. T = 4, weights 1 and 1 are the
+    release's.
+    """
+
+    method: Literal["ebkd"]
+    sum_to_one: Boolean = False
+
+
+class CaMkdConfig(AdaptiveWeightsOptions):
+    """Teachers weighed by their error on the true label, per sample (CA-MKD, Zhang et al., ICASSP 2022,
+    arXiv 2201.00007).
+
+    The better a teacher knows a sample's label, the more it counts there. loss = soft_weight · mean over the batch of
+    Σ_m w_m T² KL(softmax(v_m/T) ‖ softmax(z/T)) / M + hard_weight · CE, with w_m = (1 - softmax_m(CE_m)) / (M - 1) and
+    CE_m the teacher's own cross-entropy at T = 1. The division by M is the release's; `sum_to_one: true` removes it.
+
+    Needs labels and the logits of each teacher, stored or live. The logit part only: the paper's second term (weight
+    50) looks at the features of several teachers, and those are not available. T = 4, weights 1 and 1 are the
+    release's, with three teachers of one architecture. The label leaks into the soft target. One teacher has weight 1.
+    """
+
+    method: Literal["ca_mkd"]
+    sum_to_one: Boolean = False
+
+    @property
+    def needs_labels(self) -> bool:
+        """The weights look at the true labels."""
+        return True
+
+
+class AeKdConfig(AdaptiveWeightsOptions):
+    """Teachers weighed so that the student's gradient does none of them harm, per batch (AE-KD, Du et al., "Agree to
+    disagree", NeurIPS 2020).
+
+    Each teacher's loss is an objective; the student moves along the shortest convex combination of their gradients.
+    loss = soft_weight · Σ_m α_m l_m + hard_weight · CE, with l_m = T² KL(softmax(v_m/T) ‖ softmax(z/T)),
+    g_m the batch mean of its gradient in z, and α = argmin ‖Σ_m α_m g_m‖² subject to Σ α_m = 1 and 0 ≤ α_m ≤ cap,
+    solved exactly and taken as constant. `normalize`: of g_m / ‖g_m‖, α divided by ‖g_m‖ and scaled to sum to 1.
+
+    Needs the logits of each teacher, stored or live. cap = 1 lets one teacher have all the weight; cap ≤ 1/M makes them
+    equal. T = 4, weights 0.9 and 1 and cap 0.6 are the paper's; its script ignores its cap. The mean over the batch
+    hides what teachers disagree about sample by sample; each worker has the mean of its own part.
+    """
+
+    method: Literal["ae_kd"]
+    soft_weight: NonNegative = 0.9
+    cap: Annotated[Number, Field(gt=0, le=1)] = 0.6
+    normalize: Boolean = False
+
+
+class TeacherSwitchingConfig(AdaptiveWeightsOptions):
+    """One teacher per minibatch (Fukuda et al., Interspeech 2017, "Efficient knowledge distillation from an ensemble
+    of teachers").
+
+    For every batch one of the M teachers is drawn, all equally likely. loss = soft_weight · T² KL(softmax(v_m/T) ‖
+    softmax(z/T)) + hard_weight · CE. In expectation the gradient is that of the arithmetic mean of the teachers, with a
+    higher variance. The draw is a function of (`switch_seed`, epoch, batch), so that a training that was stopped goes
+    on with the same teachers; each worker draws for its own part of a batch.
+
+    Needs the logits of each teacher, stored or live; live teachers are all run, also those that were not drawn. The
+    paper's tables are for speech; its other form, every sample once per teacher, is `hinton` with several teachers.
+    """
+
+    method: Literal["teacher_switching"]
+    switch_seed: Seed = 0

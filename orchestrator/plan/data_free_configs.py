@@ -1,0 +1,117 @@
+"""The stages of distillation without data (Lopes, Fenu, Starner 2017, arXiv 1710.07535).
+
+Whoever has the data records statistics of the teacher's activations; whoever has only these and the teacher's weights
+reconstructs inputs from them and distils on those: `transfer: {synthesized: <stage>}`.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from orchestrator.plan.config import (
+    Integer,
+    ModelRef,
+    NonNegative,
+    Number,
+    Positive,
+    Seed,
+    StatisticsRef,
+)
+from orchestrator.plan.mistakes import located_error
+from orchestrator.plan.model_config import ModelConfig
+from orchestrator.plan.stage_bases import BatchSize, StageConfig, TrainingConfig
+from orchestrator.plan.training_configs import AdamWConfig, OptimizerConfig, TransferConfig
+
+Count = Annotated[Integer, Field(ge=1, le=1_000_000)]
+
+
+class RecordStatisticsConfig(StageConfig):
+    """Record, per class, the means and covariances of a teacher's activations on its own data: what data-free
+    distillation needs besides the teacher's weights (Lopes et al. 2017, arXiv 1710.07535).
+
+    `layers: top` records logits / `temperature`; `all` also the features that end in `_pre`, before each ReLU; a list
+    names features. A layer of more than `largest_covariance` units keeps standard deviations alone. The files hold no
+    sample, but a class mean of a first layer can be seen as a mean image: think before you hand them on.
+    """
+
+    stage: Literal["record_statistics"]
+    teacher: ModelRef
+    layers: Literal["top", "all"] | tuple[str, ...] = "top"
+    temperature: Positive = 8.0
+    largest_covariance: Count = 2048
+    transfer: TransferConfig = TransferConfig()
+    batch_size: BatchSize = 500
+
+    @model_validator(mode="after")
+    def _classes_are_known(self) -> "RecordStatisticsConfig":
+        if not self.transfer.labelled:
+            raise located_error("statistics are per class; leave `labelled: false` out", "transfer")
+        return self
+
+
+class SynthesizeConfig(StageConfig):
+    """Reconstruct inputs from a teacher's weights and the `statistics` of its activations, without any data
+    (Lopes et al. 2017, arXiv 1710.07535). `transfer: {synthesized: <this stage>}` then trains on them.
+
+    Per class and batch, activations r = μ + L ε (ε normal, L Lᵀ the class's covariance) are drawn, and Adam changes
+    random inputs until the teacher has them: Σ_l w_l · mean((relu(r_l) - relu(h_l(x)))²). `objective`: `top` looks at
+    logits / temperature, `all` at every recorded layer, `dropout` at every layer of a network thinned by masks that are
+    drawn anew for each batch, kept units not rescaled. `layer_weights: inverse_size` is w_l = 1 / units as released;
+    `equal` is 1. The ReLU leaves negative logits unmatched.
+
+    Inputs start as N(`initial_mean`, `initial_std`²) in the task's units, pixels from 0 to 1: for digits the release
+    has 0.15 and 0.1; left out, they are the teacher's input normalisation. `steps: 0` leaves this noise as it is, a
+    baseline. `smooth_every` blurs by 3x3 and clips to [0, 1] every so many steps. Each of `shards` runs as a stage of
+    its own; (class, batch, seed) gives the same images in whichever. The task's data is never read.
+    """
+
+    stage: Literal["synthesize"]
+    teacher: ModelRef
+    statistics: StatisticsRef
+    objective: Literal["top", "all", "dropout"] = "top"
+    layer_weights: Literal["inverse_size", "equal"] = "inverse_size"
+    batches: Count = Field(100, description="per class")
+    batch_size: BatchSize = 64
+    steps: Annotated[Integer, Field(ge=0, le=1_000_000)] = 1000
+    learning_rate: Positive = 0.07
+    initial_mean: Number | None = None
+    initial_std: Positive | None = None
+    smooth_every: Count | None = None
+    seed: Seed = 0
+    shards: Annotated[Integer, Field(ge=1, le=1000)] = 1
+    shard: Annotated[Integer, Field(ge=0)] | None = Field(None, description="the graph writes it")
+
+
+class DistillWithGeneratorConfig(TrainingConfig):
+    """DAFL: a generator learns to please the teacher while a student learns from what it draws (Chen et al. 2019,
+    arXiv 1904.01186). The task's data teaches nothing, it judges: validation after every epoch, test at the end.
+
+    x = G(z), v and f are the teacher's logits and `feature` of x, u = softmax(v), ū its mean over the batch.
+    loss of G = `one_hot_weight` · CE(v, argmax v) + `entropy_weight` · Σ ū log10 ū - `activation_weight` · mean |f|;
+    loss of the student = KL(u ‖ softmax(student(x))), which G does not see. Each has an optimizer of its own: Adam with
+    `generator_learning_rate` for G, `optimizer` and `schedule` for the student. Needs images whose sides are multiples
+    of 4. Defaults are the release's for MNIST; for CIFAR-10: 2000 epochs, batches of 1024, latent 1000, weights 0.05, 5
+    and 0.01, rates 0.02 for G and SGD 0.1 for the student. Published: LeNet-5 to its half 98.20 % (data: 98.91), for
+    CIFAR-10 ResNet-34 to ResNet-18 92.22 % (data: 94.34), at the epoch that was best on test; here it is the last.
+    """
+
+    stage: Literal["distill_with_generator"]
+    teacher: ModelRef
+    student: ModelConfig
+    epochs: Count = 200
+    iterations: Count = Field(120, description="per epoch")
+    batch_size: BatchSize = 512
+    optimizer: OptimizerConfig = AdamWConfig(name="adamw", learning_rate=2e-3)
+    generator_learning_rate: Positive = 0.2
+    latent: Count = 100
+    feature: str = "embedding"
+    one_hot_weight: NonNegative = 1.0
+    entropy_weight: NonNegative = 5.0
+    activation_weight: NonNegative = 0.1
+
+    @model_validator(mode="after")
+    def _the_generator_makes_the_samples(self) -> "DistillWithGeneratorConfig":
+        for key in ("transfer", "augment"):
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise located_error("the generator makes all samples; leave it out", key)
+        return self

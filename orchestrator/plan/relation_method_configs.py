@@ -1,0 +1,104 @@
+"""Methods that compare relations between the samples of a batch: triplets, distances, angles."""
+
+from typing import ClassVar, Literal
+
+from pydantic import model_validator
+
+from orchestrator.plan.config import NonNegative
+from orchestrator.plan.method_options import MethodOptions
+from orchestrator.plan.mistakes import located_error
+
+
+class EmbeddingOptions(MethodOptions):
+    """What methods that look at one embedding of each network can be told."""
+
+    student_feature: str = "embedding"
+    teacher_feature: str = "embedding"
+
+    needs_features: ClassVar[bool] = True
+
+
+class TripletConfig(EmbeddingOptions):
+    """Triplets of embeddings with the teacher's margin (Feng et al. 2019, "Triplet distillation for deep face
+    recognition", arXiv 1905.04457).
+
+    Samples of one class shall be closer than samples of different ones, by a margin that is larger where the teacher
+    sees them further apart. loss = weight · mean over anchors of max(D(a,p) - D(a,n) + F(d), 0), D and 𝒯 squared
+    distances of the student's and the teacher's L2-normalised embeddings, d = max(𝒯(a,n) - 𝒯(a,p), 0) and
+    F(d) = min_margin + (max_margin - min_margin) · d / max of d. Batch-hard: p is the farthest sample of the anchor's
+    class in the student's embedding, n the nearest of another. Margins 0.2 and 0.5 and the squared distance are from
+    secondary sources.
+
+    Needs labels, a live teacher, batches with several samples of a class; an anchor without p or n counts for nothing,
+    nor does the class of a mixup partner. Sizes may differ. Each worker mines its own part of a batch. The classifier
+    gets no gradient: add `{method: hinton, soft_weight: 0, hard_weight: 1}`.
+    """
+
+    method: Literal["triplet"]
+    min_margin: NonNegative = 0.2
+    max_margin: NonNegative = 0.5
+
+    @model_validator(mode="after")
+    def _margins_are_in_order(self) -> "TripletConfig":
+        if self.max_margin < self.min_margin:
+            raise located_error(
+                "`max_margin` is below `min_margin`; raise the one or lower the other", "max_margin"
+            )
+        return self
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the loss looks at the true labels."""
+        return True
+
+
+class TripletLogitsConfig(MethodOptions):
+    """Triplets of logits around the teacher's (Oki et al. 2020, "Triplet loss for knowledge distillation",
+    arXiv 2004.08116).
+
+    The student's logits z of a sample come closer to the teacher's v of it than the student's logits z' of a sample of
+    another class. loss = weight · mean over samples of max(‖v - z‖ - ‖v - z'‖ + margin, 0). z' comes from the
+    same batch: any sample of another class (`random`, as published, there with a second forward pass), or the one that
+    is nearest to v (`hard`). Several teachers speak through their mean logits.
+
+    The paper's sum is `methods: [{method: hinton, temperature: 1, soft_weight: 1, hard_weight: 1}, {method:
+    triplet_logits, weight: 2}]`, CIFAR-10, SGD 0.01, 100 epochs, batches of 100. The published script leaves its
+    teacher untrained, so there is no number to compare with. Needs labels; works from stored targets. The distance is
+    not blind to a constant added to all logits, as soft targets are: fused targets, stored as logarithms of
+    probabilities, pull at the student's level too.
+    """
+
+    method: Literal["triplet_logits"]
+    margin: NonNegative = 5.0
+    negative: Literal["random", "hard"] = "random"
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the loss looks at the true labels."""
+        return True
+
+
+class RelationalConfig(EmbeddingOptions):
+    """Distances and angles between samples (RKD, Park et al., CVPR 2019, arXiv 1904.05068).
+
+    The student's embeddings lie to each other as the teacher's do, up to scale, rotation and place. loss = weight ·
+    (distance_weight · mean over pairs of h(ψ_D^S - ψ_D^T) + angle_weight · mean over triples of h(ψ_A^S - ψ_A^T)), with
+    ψ_D(i,j) = ‖f_i - f_j‖ / mean distance, ψ_A(i,j,k) = cos of the angle at j, h smooth L1. Weights 25 and 50 are those
+    of the CIFAR-100 benchmark (RepDistiller), there beside cross-entropy of weight 1.
+
+    Needs a live teacher, no labels; sizes may differ. Angles take the batch's size cubed of memory and time: 64 samples
+    1 MB, 512 samples 0.5 GB. Each worker compares its own part of a batch. A single sample has no relations: zero loss.
+    """
+
+    method: Literal["relational"]
+    distance_weight: NonNegative = 25.0
+    angle_weight: NonNegative = 50.0
+
+    @model_validator(mode="after")
+    def _something_to_compare(self) -> "RelationalConfig":
+        if self.distance_weight == self.angle_weight == 0:
+            raise located_error(
+                "`distance_weight` and `angle_weight` are both 0: nothing to learn from; raise one",
+                "distance_weight",
+            )
+        return self

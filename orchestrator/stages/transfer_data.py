@@ -1,0 +1,88 @@
+"""What a stage's transfer set is a part of: the task's training split, or samples that other stages synthesised."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from pydantic import TypeAdapter
+from safetensors.torch import load_file
+
+from orchestrator.errors import StageError
+from orchestrator.plan.augment_configs import AugmentConfig
+from orchestrator.plan.fingerprint import digest
+from orchestrator.plan.training_configs import TransferConfig
+from orchestrator.runs.context import StageContext
+from orchestrator.runs.files import read_json
+from orchestrator.runs.folder import StageFolder
+from orchestrator.stages.training_stage import load_data
+from orchestrator.targets.store import Description
+from orchestrator.training.data import TransferSet, Views, build_transfer_set
+from tasks.splits import TaskData, TensorSplit
+from tasks.task import Task
+
+SAMPLES = "samples.json"
+
+
+def load_transfer_set(
+    transfer: TransferConfig,
+    views: Views,
+    context: StageContext,
+    data: TaskData | None = None,
+    *,
+    channels_last: bool = False,
+) -> TransferSet:
+    """The part that `transfer` describes of the task's training split, with `data` loaded unless it is given; or of
+    synthesised samples, without a look at the task's data."""
+    if transfer.synthesized is None:
+        data = load_data(context) if data is None else data
+    else:
+        data = synthesized_data([context.input(ref) for ref in transfer.synthesized], context.task)
+        transfer = transfer.replace(synthesized=None)
+    return build_transfer_set(data, transfer, views, context.device, channels_last=channels_last)
+
+
+def synthesized_data(folders: Sequence[StageFolder], task: Task) -> TaskData:
+    """The samples of finished `synthesize` stages as training split; validation and test are empty.
+
+    The normalisation is that of the teacher they were made with. They are ordered by id, however many stages made them.
+    """
+    parts = []
+    for folder in folders:
+        description = read_json(folder.payload(SAMPLES))
+        parts += [load_file(folder.payload(file)) for file in description["files"]]
+    inputs, labels, ids = (torch.cat([part[name] for part in parts]) for name in ("inputs", "labels", "ids"))
+    order = ids.argsort()
+    if not ids[order].diff().all():
+        raise StageError(
+            "samples with the same ids were synthesised: name the shards of one stage, each once"
+        )
+    split = TensorSplit(inputs[order].float(), labels[order], ids[order])
+    nothing = split.select(order[:0])
+    mean, std = torch.tensor(description["mean"]), torch.tensor(description["std"])
+    return TaskData(split, nothing, nothing, task.num_classes, task.class_names, mean, std)
+
+
+def sources_of(transfer: TransferConfig, context: StageContext) -> list[str]:
+    """Fingerprints of the stages that synthesised the transfer set; none when it is a part of the training split."""
+    return sorted(context.input(ref).done_record().fingerprint for ref in transfer.synthesized or ())
+
+
+def described_transfer_set(
+    description: Description, root: Path, task: Task, load: Callable[[], TaskData], device: str
+) -> TransferSet:
+    """The samples and views that stored targets are about; `load` gives the task's data, if they are a part of it."""
+    selection = dict(description.transfer)
+    sources = selection.pop("synthesized", None)
+    folders = [StageFolder.of_fingerprint(source, root) for source in sources or ()]
+    steps = TypeAdapter(tuple[AugmentConfig, ...]).validate_python(description.augment)
+    return build_transfer_set(
+        synthesized_data(folders, task) if folders else load(),
+        TransferConfig.model_validate(selection),
+        Views(steps, description.view_seed, description.views or None),
+        device,
+    )
+
+
+def split_name(sources: Sequence[str]) -> str:
+    """What a store of targets calls the split that it is about; ids of synthesised samples alone say nothing."""
+    return f"synthesized-{digest({'sources': list(sources)})[:12]}" if sources else "train"
