@@ -123,6 +123,8 @@ class TrainSpecialistsConfig(TrainingConfig):
     def _one_per_cluster(self) -> "TrainSpecialistsConfig":
         if self.replicas != 1:
             raise located_error("there is one specialist per cluster; leave `replicas` out", "replicas")
+        if self.initial is not None:
+            raise located_error("a specialist starts as its generalist; leave `initial` out", "initial")
         if not self.transfer.labelled:
             raise located_error("specialists learn from labels; leave `labelled: false` out", "transfer")
         if any(isinstance(step, MixupConfig) for step in self.augment):

@@ -880,6 +880,11 @@ REFUSED = {
         "14: stages.specialists.replicas",
         "there is one specialist per cluster",
     ),
+    "specialists that start elsewhere": (
+        specialists("initial: student"),
+        "14: stages.specialists.initial",
+        "a specialist starts as its generalist",
+    ),
     "specialists without labels": (
         specialists("transfer: {labelled: false}"),
         "14: stages.specialists.transfer",
