@@ -286,7 +286,6 @@ def test_a_fault_of_one_rank_ends_its_group_at_once_and_is_what_the_record_says(
         ({"gpus": 1}, ["1 GPU", "0 GPUs"]),
         ({"workers": 3, "cpus": 2}, ["3 workers of 2 CPUs"]),
         ({"memory": "900000GiB"}, ["900000.0 GiB"]),
-        ({"gpus": 1.5}, ["not divided"]),
     ],
 )
 def test_what_never_fits_is_refused_before_anything_starts(

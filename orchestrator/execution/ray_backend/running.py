@@ -9,7 +9,6 @@ import ray
 
 from orchestrator.errors import PlanError
 from orchestrator.execution.ray_backend.amounts import (
-    WHOLE,
     Amount,
     amount_of_machine,
     amount_of_worker,
@@ -113,10 +112,6 @@ def _machines() -> list[Amount]:
 def _check_node(node: Node, machines: list[Amount]) -> None:
     resources = node.config.resources
     worker = amount_of_worker(resources, machines)
-    if worker.gpus > WHOLE and worker.gpus % WHOLE:
-        raise PlanError(
-            f"stage `{node.name}` asks for {resources.gpus} GPUs per worker; above one, GPUs are not divided"
-        )
     if sum(capacity(machine, worker) for machine in machines) >= resources.workers:
         return
     largest = max(machines, key=lambda machine: (capacity(machine, worker), machine.gpus, machine.cpus))
