@@ -3,13 +3,13 @@
 import logging
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import DistillError, PlanError, did_you_mean
+from orchestrator.errors import DistillError
 from orchestrator.execution.request import Backend
 from orchestrator.execution.scheduler import run_stages
 from orchestrator.plan.order import Graph
@@ -41,7 +41,7 @@ def run_plan(plan: Plan, graph: Graph, options: RunOptions) -> dict[str, Any]:
     """Run what has no result yet, track it, report it; returns what `results.json` holds."""
     from orchestrator.execution.run_stage import versions
 
-    forced = nodes_called(graph, options.force, "--force")
+    forced = graph.called(options.force, "--force")
     make_folder(options.root / "stages")
     run = PlanRun(plan, graph, options.root, command=options.command, versions=versions())
     previous = same_stages(latest_run(options.root, plan.name), graph)
@@ -101,17 +101,6 @@ def run_on_backend(
         run_stages(
             run.graph, backend, task=run.plan.task, root=options.root, forced=forced, stop=stop, watch=watch
         )
-
-
-def nodes_called(graph: Graph, names: Sequence[str], option: str) -> frozenset[str]:
-    """The nodes of stages or replicas called `names`; `PlanError` for one that is not there."""
-    nodes: set[str] = set()
-    for name in names:
-        if name not in graph.nodes and name not in graph.replicas:
-            known = [*graph.replicas, *graph.nodes]
-            raise PlanError(f"{option} {name}: the plan has no such stage{did_you_mean(name, known)}")
-        nodes.update(graph.replicas.get(name, (name,)))
-    return frozenset(nodes)
 
 
 def build_backend(options: RunOptions, stop: threading.Event) -> Backend:

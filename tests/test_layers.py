@@ -12,9 +12,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROWS = (
     ("cli",),
+    ("search",),
     ("run_plan",),
     ("terminal",),
-    ("search", "report", "predict", "ui", "explain"),
+    ("report", "predict", "ui", "explain"),
     ("execution",),
     ("stages",),
     ("methods",),

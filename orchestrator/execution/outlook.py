@@ -1,6 +1,6 @@
 """What a run would do: for every node whether its result is there, and if not, why not."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ class Prospect:
     reason: str
 
 
-def look_ahead(graph: Graph, root: Path, plan_name: str, forced: Sequence[str] = ()) -> list[Prospect]:
+def look_ahead(graph: Graph, root: Path, plan_name: str, forced: Collection[str] = ()) -> list[Prospect]:
     """Judge every node of a graph without starting anything."""
     before = _earlier_folders(root, plan_name)
     return list(_prospects(graph, root, before, set(forced)))

@@ -70,6 +70,16 @@ class Graph:
             for node in self.nodes.values()
         )
 
+    def called(self, names: Iterable[str], option: str) -> frozenset[str]:
+        """The nodes of the stages or replicas called `names`; `PlanError` for one that is not there."""
+        nodes: set[str] = set()
+        for name in names:
+            if name not in self.nodes and name not in self.replicas:
+                known = {*self.replicas, *self.nodes}
+                raise PlanError(f"{option} {name}: the plan has no such stage{did_you_mean(name, known)}")
+            nodes.update(self.replicas.get(name, (name,)))
+        return frozenset(nodes)
+
     def needed_for(self, names: Iterable[str]) -> "Graph":
         """The part of the graph that makes the stages or nodes called `names`."""
         wanted = [node for name in names for node in self.replicas.get(name, (name,))]

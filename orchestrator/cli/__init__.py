@@ -1,0 +1,36 @@
+"""The `distill` command. Arguments are parsed first; heavy parts are imported inside the commands."""
+
+import logging
+import sys
+from pathlib import Path
+
+import click
+
+from orchestrator.cli.explain import explain
+from orchestrator.cli.group import Group
+from orchestrator.cli.models import evaluate, export, predict, verify
+from orchestrator.cli.run import report, run
+from orchestrator.cli.tracking import sync, ui
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="raydistill", prog_name="distill")
+@click.option("-v", "--verbose", is_flag=True, help="Log more.")
+def main(verbose: bool) -> None:
+    """Knowledge distillation on Ray: one plan file in, a small trained student out.
+
+    \b
+    distill run configs/mnist_quickstart.yaml
+    distill run configs/mnist_quickstart.yaml --dry-run
+    distill ui
+    """
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.INFO if verbose else logging.WARNING)  # stages log more, to their own files
+    logging.basicConfig(format="%(message)s", handlers=[handler])
+    logging.getLogger("orchestrator").setLevel(handler.level)
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # the user's own models
+
+
+for command in (run, report, evaluate, predict, export, verify, sync, explain, ui):
+    main.add_command(command)

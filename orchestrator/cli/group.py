@@ -1,0 +1,31 @@
+"""The group of commands: errors become one line and an exit code."""
+
+import sys
+from typing import Any
+
+import click
+
+from orchestrator.errors import DistillError, PlanError
+
+DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
+
+
+class Group(click.Group):
+    """Turns our errors into one line and an exit code."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().main(*args, **kwargs)
+        except PlanError as error:
+            click.echo(f"error: {error.message}", err=True)
+            sys.exit(WRONG)
+        except DistillError as error:
+            click.echo(f"error: {error.message}", err=True)
+            sys.exit(FAILED)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command. click itself would turn an interrupt into exit code 1."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            ctx.exit(INTERRUPTED)

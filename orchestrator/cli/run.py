@@ -1,0 +1,93 @@
+"""Commands that take a plan and run it here, or show what a run left."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from orchestrator.cli.graphs import load_graph
+from orchestrator.cli.group import DONE, FAILED, INTERRUPTED
+from orchestrator.cli.options import plan_options, runs_option
+from orchestrator.errors import PlanError
+
+
+@click.command()
+@plan_options
+def run(
+    plan_file: Path,
+    overrides: tuple[str, ...],
+    only: tuple[str, ...],
+    force: tuple[str, ...],
+    dry_run: bool,
+    local: bool,
+    address: str | None,
+    root: Path,
+    tracking_uri: str | None,
+) -> None:
+    """Run a plan: train what has no result yet, and end with a table.
+
+    \b
+    distill run configs/mnist_quickstart.yaml
+    distill run plan.yaml --set stages.student.epochs=10 --only student
+    """
+    plan, graph = load_graph(plan_file, overrides, only)
+    forced = graph.called(force, "--force")
+    root = root.absolute()
+    if dry_run:
+        _print_prospects(graph, root, plan.name, forced)
+        return
+    from orchestrator.run_plan import RunOptions, run_plan
+    from orchestrator.terminal import console, results_table
+
+    command = shlex.join(["distill", *sys.argv[1:]])
+    options = RunOptions(root, command, local, address, tracking_uri, force)
+    results = run_plan(plan, graph, options)
+    out = console()
+    out.print(results_table(results))
+    folder = root / "plans" / plan.name / results["run_id"]
+    out.print(
+        f"\n{results['status']} in {results['seconds']:.1f} s; report: {_relative(folder / 'report.html')}"
+    )
+    sys.exit({"done": DONE, "failed": FAILED, "interrupted": INTERRUPTED}[results["status"]])
+
+
+@click.command()
+@click.argument("plan_file", metavar="PLAN", type=click.Path(path_type=Path))
+@click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change a value of the plan.")
+@runs_option
+def report(plan_file: Path, overrides: tuple[str, ...], root: Path) -> None:
+    """Write the report of a plan's last run again, and print where it is.
+
+    \b
+    distill report configs/mnist_quickstart.yaml
+    """
+    from orchestrator.plan.load import load_plan
+    from orchestrator.report import write_report
+    from orchestrator.runs.plan_run import latest_run
+
+    plan = load_plan(plan_file, overrides)
+    folder = latest_run(root.absolute(), plan.name)
+    if folder is None:
+        raise PlanError(
+            f"plan `{plan.name}` has no run under `{root}`; start one with `distill run {plan_file}`"
+        )
+    click.echo(str(_relative(write_report(folder, root.absolute()))))
+
+
+def _print_prospects(graph: Any, root: Path, plan_name: str, forced: frozenset[str]) -> None:
+    from orchestrator.execution.outlook import look_ahead
+    from orchestrator.terminal import console, prospects_table
+
+    prospects = look_ahead(graph, root, plan_name, forced)
+    out = console()
+    out.print(prospects_table(prospects))
+    new = sum(not prospect.is_cached for prospect in prospects)
+    out.print(
+        f"\n{len(prospects)} stage{'s' * (len(prospects) != 1)}: {new} to run, {len(prospects) - new} cached"
+    )
+
+
+def _relative(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
