@@ -85,6 +85,7 @@ def _finish(request: StageRequest, context: StageContext, metrics: dict[str, flo
         finished=time.time(),
         metrics={name: float(value) for name, value in metrics.items()},
         parameters=context.parameters,
+        costs=context.costs,
         payload=context.folder.checksums(context.payload),
         versions=versions(),
         git_commit=git_commit(),

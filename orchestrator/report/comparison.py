@@ -59,6 +59,11 @@ class Competitor:
         """Replicas that have a result."""
         return [member for member in self.members if member.has_result]
 
+    def cost(self, name: str) -> Spread | None:
+        """What the trainings of the replicas cost: `seconds_per_step`, `peak_bytes` or `trained_parameters`."""
+        records = [result.record for result in self.results if result.record]
+        return spread([record.costs[name] for record in records if name in record.costs])
+
     @property
     def error_rate(self) -> float | None:
         """Test errors as a fraction."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
+from orchestrator.report.cost_sections import costs
 from orchestrator.report.parts import figures
 from orchestrator.report.prediction_sections import calibration, confusion, soft_targets
 from orchestrator.report.series_sections import temperatures, transfers
@@ -29,6 +30,7 @@ def build_page(story: Story, plots: "Sequence[Plot]") -> str:
         lead(story),
         failures(story),
         comparison(story, plots),
+        costs(story),
         temperatures(story, plots),
         transfers(story, plots),
         committees(story),

@@ -36,6 +36,7 @@ class StageContext:
     root: Path
     task: Task
     reads: Mapping[str, str] = field(default_factory=dict)
+    siblings: Mapping[str, str] = field(default_factory=dict)
     attempt: str = ""
     rank: int = 0
     world: int = 1
@@ -43,6 +44,7 @@ class StageContext:
     should_stop: Callable[[], bool] = never
     payload: set[str] = field(default_factory=set)
     parameters: int | None = None
+    costs: dict[str, float] = field(default_factory=dict)
     _lines: list[str] = field(default_factory=list)
     _flushed: float = field(default_factory=time.monotonic)
 
@@ -54,6 +56,10 @@ class StageContext:
     def input(self, name: str) -> StageFolder:
         """The folder of a finished stage that this one reads."""
         return StageFolder(self.root / self.reads[name])
+
+    def sibling(self, name: str) -> StageFolder:
+        """The folder of a stage that runs beside this one: it may be unfinished, or not there at all."""
+        return StageFolder(self.root / self.siblings[name])
 
     def path(self, name: str) -> Path:
         """Where to write the payload file `name`; it enters the record when the stage is done."""

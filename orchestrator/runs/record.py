@@ -6,7 +6,11 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Record(BaseModel):
-    """The outcome of one stage. `payload` holds the SHA-256 of every file that the stage made."""
+    """The outcome of one stage. `payload` holds the SHA-256 of every file that the stage made.
+
+    `costs` are those of a training: `trained_parameters`, among them what the stored model leaves out,
+    `seconds_per_step` and `peak_bytes`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -17,6 +21,7 @@ class Record(BaseModel):
     finished: float
     metrics: dict[str, float] = {}
     parameters: int | None = None
+    costs: dict[str, float] = {}
     payload: dict[str, str] = {}
     versions: dict[str, str] = {}
     git_commit: str | None = None

@@ -48,7 +48,8 @@ def last_lines(record: Mapping[str, Any], step: int) -> list[dict[str, Any]]:
     if not record:
         return []
     own = {key: record[key] for key in ("seconds", "parameters") if is_number(record.get(key))}
-    return [{"step": step, "time": record["finished"], **record.get("metrics", {}), **own}]
+    costs = {f"cost/{key}": value for key, value in record.get("costs", {}).items()}
+    return [{"step": step, "time": record["finished"], **record.get("metrics", {}), **costs, **own}]
 
 
 def failure_tags(error: str, record: Mapping[str, Any]) -> dict[str, str]:

@@ -25,6 +25,7 @@ from orchestrator.runs.context import StageContext
 from orchestrator.targets.mixing import TeacherTargets
 from orchestrator.training.batch_norm import GlobalBatchNorm
 from orchestrator.training.checkpoint import load_checkpoint, save_checkpoint
+from orchestrator.training.cost import Cost
 from orchestrator.training.data import Batch, TransferSet, split_batch
 from orchestrator.training.evaluation import judge, predict_split
 from orchestrator.training.method import Method
@@ -137,6 +138,7 @@ class _Training:
         self.best: dict[str, Tensor] = {}
         self.pending: list[dict[str, Tensor]] = []
         self.saved = time.monotonic()
+        self.cost = Cost(self.learner, context.device)
 
     def run(self) -> None:
         """All epochs that are left."""
@@ -144,6 +146,7 @@ class _Training:
         step_function = self._step_function()
         with self.batch_norms.spread_over_workers(self.learner, self.context.world):
             self._train(step_function)
+        self.context.costs.update(self.cost.to_dict())
 
     def _train(self, step_function: StepFunction) -> None:
         first_epoch, done = divmod(self.progress.step, self.steps_per_epoch)
@@ -153,6 +156,7 @@ class _Training:
             if self._has_stopped_early(epoch):
                 break
             self.learner.train()
+            self.cost.begin_epoch(self.progress.step)
             for batch in self._batches(epoch):
                 self._step(step_function, batch)
             self._end_epoch(epoch)
@@ -298,6 +302,7 @@ class _Training:
 
     def _end_epoch(self, epoch: int) -> None:
         self._look()
+        self.cost.end_epoch(self.progress.step)
         count = max(self.progress.steps, 1)
         means = {name: value / count for name, value in self.progress.sums.items()}
         loss = sum(value for name, value in means.items() if name.startswith(LOSS))

@@ -100,6 +100,7 @@ def write_result(
     accuracies: Sequence[float] = (),
     class_names: Sequence[str] = (),
     metrics: Mapping[str, float] | None = None,
+    costs: Mapping[str, float] | None = None,
     files: Mapping[str, str | Mapping[str, np.ndarray]] | None = None,
     lines: Sequence[Mapping[str, float]] = (),
 ) -> None:
@@ -143,6 +144,7 @@ def write_result(
             finished=0.0,
             metrics=measured,
             parameters=parameters,
+            costs=dict(costs or {}),
             payload=folder.checksums(payload),
             git_commit="c0ffee",
         )

@@ -1,0 +1,59 @@
+"""What a training costs besides its samples: seconds of a step, parameters that it trains, memory at its peak."""
+
+import math
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch import nn
+
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+RESET_PEAK = "5"  # proc(5): set the peak of the resident memory to what it is now
+
+
+class Cost:
+    """The cost of one training on this process, from its making on.
+
+    A step's seconds are the mean over the fastest epoch: other work on the machine can only make them more. Memory is
+    that of the device; on a CPU, the resident memory of the whole process, and unknown where the system does not tell.
+    """
+
+    def __init__(self, learner: nn.Module, device: torch.device | str) -> None:
+        self.trained_parameters = sum(p.numel() for p in learner.parameters() if p.requires_grad)
+        self.seconds_per_step = math.inf
+        self._device = torch.device(device)
+        self._began = (0, 0.0)
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        else:
+            with suppress(OSError):
+                RESET.write_text(RESET_PEAK)
+
+    def begin_epoch(self, step: int) -> None:
+        """Training goes on at `step` of all steps."""
+        self._began = step, time.perf_counter()
+
+    def end_epoch(self, step: int) -> None:
+        """The steps before `step` are done, on the device too."""
+        first, began = self._began
+        if step > first:
+            self.seconds_per_step = min(self.seconds_per_step, (time.perf_counter() - began) / (step - first))
+
+    def to_dict(self) -> dict[str, float]:
+        """`trained_parameters`, `seconds_per_step` and `peak_bytes`, as far as they are known."""
+        known: dict[str, float] = {"trained_parameters": self.trained_parameters}
+        if math.isfinite(self.seconds_per_step):
+            known["seconds_per_step"] = self.seconds_per_step
+        if (peak := self._peak_bytes()) is not None:
+            known["peak_bytes"] = peak
+        return known
+
+    def _peak_bytes(self) -> int | None:
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device)
+        with suppress(OSError):
+            for line in STATUS.read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return 1024 * int(line.split()[1])
+        return None

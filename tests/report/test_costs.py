@@ -1,0 +1,74 @@
+"""Which method should I pick? Rivals of one size, by errors and by what their trainings cost."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from orchestrator.report.cost_sections import costs
+from orchestrator.report.data import read_run
+from orchestrator.report.story import tell
+
+COST = {"seconds_per_step": 0.02, "peak_bytes": 700 * 2**20, "trained_parameters": 1000}
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of the table's rows, without markup."""
+    body = text.partition("<tbody>")[2].partition("</tbody>")[0]
+    return [
+        [re.sub(r"<[^>]+>", "", cell).replace("\N{NO-BREAK SPACE}", " ") for cell in row.split("</td>")[:-1]]
+        for row in body.split("<tr>")[1:]
+    ]
+
+
+def section(run: Any) -> str:
+    return costs(tell(read_run(run.write(), run.root)))
+
+
+def test_rivals_are_ordered_by_errors_and_measured_against_plain_training(
+    tmp_path: Path, fake_run: Callable[..., Any]
+) -> None:
+    run = fake_run(tmp_path)
+    run.stage("plain", role="baseline", parameters=1000, errors=50, costs=COST)
+    for index, seconds in enumerate((0.05, 0.03)):  # the slower one was disturbed
+        run.stage(
+            f"hints.{index}",
+            "distill",
+            role="student",
+            parameters=1000,
+            errors=40 + 2 * index,
+            costs=COST | {"seconds_per_step": seconds, "trained_parameters": 1600},
+            config={"methods": [{"method": "hinton"}, {"method": "hints"}]},
+        )
+    run.stage(
+        "soft",
+        "distill",
+        role="student",
+        parameters=1000,
+        errors=45,
+        costs=COST,
+        config={"method": {"method": "hinton"}},
+    )
+    assert rows(section(run)) == [
+        ["hints ×2", "hinton and hints", "41.0 ± 1.4", "1.50", "600", "700 MiB"],
+        ["soft", "hinton", "45", "1.00", "0", "700 MiB"],
+        ["plain", "labels alone", "50", "1.00", "0", "700 MiB"],
+    ]
+
+
+def test_a_single_student_has_no_rivals(tmp_path: Path, fake_run: Callable[..., Any]) -> None:
+    run = fake_run(tmp_path)
+    run.stage("plain", role="baseline", parameters=1000, errors=50, costs=COST)
+    run.stage("soft", "distill", role="student", parameters=1000, errors=45, costs=COST)
+    assert section(run) == ""
+
+
+def test_models_of_another_size_and_results_without_costs_are_no_rivals(
+    tmp_path: Path, fake_run: Callable[..., Any]
+) -> None:
+    run = fake_run(tmp_path)
+    run.stage("plain", role="baseline", parameters=1000, errors=50, costs=COST)
+    run.stage("soft", "distill", role="student", parameters=1000, errors=45, costs=COST)
+    run.stage("big", "distill", role="student", parameters=2000, errors=45, costs=COST)
+    run.stage("old", "distill", role="student", parameters=1000, errors=45)
+    assert section(run) == ""
