@@ -59,18 +59,18 @@ def load_predictor(folder: Path) -> Predictor:
     if config.get("kind") != "evaluate":
         model = load_model(folder)
         return Predictor(model.logits, model)
-    return _load_together(folder.parent, config["config"])
+    return _load_together(folder.parent.parent, config["config"])
 
 
-def _load_together(stages: Path, config: Mapping[str, Any]) -> Predictor:
-    members = [load_model(_stage_of(stages, ref)) for ref in config["models"]]
+def _load_together(root: Path, config: Mapping[str, Any]) -> Predictor:
+    members = [model_files.load(folder) for folder in _folders(config["models"], root)]
     if (committee := config.get("committee")) is None:
         weights = config["weights"] if isinstance(config["weights"], list) else None
         return Predictor(Ensemble(members, config["rule"], weights).logits, members[0])
-    folders = [_stage_of(stages, ref) for ref in committee["specialists"]]
+    folders = _folders(committee["specialists"], root)
     together = Committee(
-        [load_model(path) for path in folders],
-        [path.name for path in folders],
+        [model_files.load(folder) for folder in folders],
+        [folder.path.name for folder in folders],
         members[0].class_names,
         active=committee["active"],
         direction=committee["direction"],
@@ -79,12 +79,9 @@ def _load_together(stages: Path, config: Mapping[str, Any]) -> Predictor:
     return Predictor(partial(together.logits, members[0]), members[0])
 
 
-def _stage_of(stages: Path, ref: Mapping[str, str]) -> Path:
-    """The folder of a stage that another one's identity names by its fingerprint."""
-    found = next(stages.glob(f"*-{ref['input']}"), None)
-    if found is None:
-        raise StoreError(f"`{stages}` no longer holds the stage `{ref['input']}`; run the plan again")
-    return found
+def _folders(references: Iterable[Mapping[str, str]], root: Path) -> list[StageFolder]:
+    """The folders of stages that another one's identity names by their fingerprints."""
+    return [StageFolder.of_fingerprint(reference["input"], root) for reference in references]
 
 
 def evaluate_model(folder: Path, split: str) -> dict[str, float]:

@@ -24,7 +24,7 @@ from orchestrator.targets.clusters import (
 )
 from orchestrator.targets.confusion import Moments
 from orchestrator.training import model_files
-from orchestrator.training.data import Views
+from orchestrator.training.data import TransferSet, Views
 from tasks.splits import TaskData
 
 CLUSTERS = "clusters.json"
@@ -88,17 +88,18 @@ def _predictions(config: ConfusionClustersConfig, context: StageContext, data: T
     """The generalist's probabilities (B, C), batch after batch, of the split or of the views."""
     assert config.generalist is not None
     generalist = model_files.load(context.input(config.generalist), context.device)
-    views = Views(config.augment, config.view_seed, config.views or None)
-    transfer = load_transfer_set(config.transfer, views, context, data)
     if config.split == "validation":
         if not len(data.validation):
             raise StageError("the validation split is empty; set the task's `validation_fraction` above 0")
-        transfer = transfer.of(data.validation.to(context.device))
-    elif not config.views:
-        log.warning(
-            "clusters from clean training samples: a generalist that knows them by heart confuses none; better"
-            " `split: validation`, or `augment` and `views`"
-        )
+        transfer = TransferSet(data.validation.to(context.device), generalist.mean, generalist.std)
+    else:
+        views = Views(config.augment, config.view_seed, config.views or None)
+        transfer = load_transfer_set(config.transfer, views, context, data)
+        if not config.views:
+            log.warning(
+                "clusters from clean training samples: a generalist that knows them by heart confuses none; better"
+                " `split: validation`, or `augment` and `views`"
+            )
     order = torch.arange(len(transfer)).split(config.batch_size)
     for view in range(max(config.views, 1)):
         for batch in transfer.batches(order, view):

@@ -16,7 +16,7 @@ from orchestrator.stages.transfer_data import load_transfer_set
 from orchestrator.training import model_files
 from orchestrator.training.data import Views
 from orchestrator.training.method import Features, Method, Setting
-from orchestrator.training.model_files import TrainedModel
+from tasks.task import Task
 
 
 def distill(config: DistillConfig, context: StageContext) -> dict[str, float]:
@@ -35,7 +35,10 @@ def distill(config: DistillConfig, context: StageContext) -> dict[str, float]:
     teachers = (
         [] if is_stored else [model_files.load(context.input(ref), context.device) for ref in config.teachers]
     )
-    method = build_method(config, setting_of(config, context, model, teachers))
+    setting = setting_of(
+        config, context.task, model, [teacher.model for teacher in teachers], world=context.world
+    )
+    method = build_method(config, setting)
     if is_stored:
         teacher = stored_teacher(config, context, transfer)
     else:
@@ -44,15 +47,15 @@ def distill(config: DistillConfig, context: StageContext) -> dict[str, float]:
 
 
 def setting_of(
-    config: DistillConfig, context: StageContext, student: nn.Module, teachers: Sequence[TrainedModel]
+    config: DistillConfig, task: Task, student: nn.Module, teachers: Sequence[nn.Module], *, world: int = 1
 ) -> Setting:
-    """What the methods of a student are built for."""
-    shape = context.task.input_shape
+    """What the methods of a student are built for, when each of `world` workers has its part of the batch."""
+    shape = task.input_shape
     return Setting(
         student=Features(student, shape),
-        teacher=Features(teachers[0].model, shape) if len(teachers) == 1 else None,
-        num_classes=config.student.num_classes or context.task.num_classes,
-        batch_size=-(-config.batch_size // context.world),
+        teacher=Features(teachers[0], shape) if len(teachers) == 1 else None,
+        num_classes=config.student.num_classes or task.num_classes,
+        batch_size=-(-config.batch_size // world),
         epochs=config.epochs,
         label_smoothing=config.label_smoothing,
     )

@@ -6,9 +6,9 @@ from orchestrator.errors import StageError
 from orchestrator.plan.model_config import ModelConfig
 from orchestrator.plan.order import Graph, Locate, Node
 from orchestrator.plan.stage_configs import AdjustClassBiasConfig, DistillConfig
-from orchestrator.stages.distill import build_method
+from orchestrator.stages.distill import build_method, setting_of
 from orchestrator.training import model_files
-from orchestrator.training.method import Features, Setting
+from orchestrator.training.method import Setting
 from tasks.task import Task
 
 
@@ -30,14 +30,8 @@ def check_features(graph: Graph, task: Task, locate: Locate) -> None:
 def _setting(config: DistillConfig, graph: Graph, task: Task) -> Setting:
     with torch.device("meta"):
         student = model_files.build(config.student, task)
-        teacher = model_files.build(_model_of(graph.nodes[config.teachers[0]], graph), task)
-    return Setting(
-        Features(student, task.input_shape),
-        Features(teacher, task.input_shape),
-        num_classes=config.student.num_classes or task.num_classes,
-        batch_size=config.batch_size,
-        epochs=config.epochs,
-    )
+        teachers = [model_files.build(_model_of(graph.nodes[name], graph), task) for name in config.teachers]
+    return setting_of(config, task, student, teachers)
 
 
 def _model_of(node: Node, graph: Graph) -> ModelConfig:

@@ -1,45 +1,71 @@
-"""Members that were trained as one model: each judged beside their ensemble, and the best one found."""
+"""Members that are trained as one model: each is judged beside their ensemble, and the best one found."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from models.taps import Output, Tapped
 from orchestrator.errors import StageError
+from orchestrator.plan.model_config import ModelConfig
+from orchestrator.plan.online_configs import TrainBranchesConfig, TrainPeersConfig
 from orchestrator.plan.stage_bases import TrainingConfig
-from orchestrator.training.data import TransferSet
+from orchestrator.runs.context import StageContext
+from orchestrator.stages.training_stage import fit_model, load_data, store_model
+from orchestrator.stages.transfer_data import load_transfer_set
+from orchestrator.training.data import TransferSet, Views
 from orchestrator.training.evaluation import judge, predict_split
 from orchestrator.training.loop import predictor
+from orchestrator.training.method import Method
 from tasks.splits import Split, TaskData
 
 
-@dataclass(frozen=True)
-class Judged:
-    """What `validation` and `test` say about the members and their ensemble; `best` is the best on validation."""
+class Deployed(NamedTuple):
+    """What is kept of the members: the `member` of this index, or all of them."""
 
-    metrics: dict[str, float]
-    best: int
+    model: nn.Module
+    config: ModelConfig
+    member: int | None = None
 
 
-def check_best_can_be_told(data: TaskData) -> None:
-    """`StageError` when there is nothing to tell the best member by."""
-    if not len(data.validation):
+def train_members(
+    model: nn.Module,
+    method: Method,
+    deploy: Callable[[int], Deployed],
+    config: TrainBranchesConfig | TrainPeersConfig,
+    context: StageContext,
+) -> dict[str, float]:
+    """Train a model whose members are the features that its method looks at, and judge them; store what `deploy` makes
+    of the index of the best one."""
+    data = load_data(context)
+    if config.deploy == "best" and not len(data.validation):
         raise StageError(
             "`deploy: best` needs validation samples; set the task's `validation_fraction` above 0, or say which one"
         )
+    views = Views(config.augment, config.seed)
+    transfer = load_transfer_set(config.transfer, views, context, data, channels_last=config.channels_last)
+    fit_model(model, method, transfer, data, config, context)
+    if not context.is_main:
+        return {}
+    judged, best = _judge_members(
+        model.eval(), method.student_features, transfer, data, config, context.device
+    )
+    deployed = deploy(best)
+    metrics = store_model(deployed.model, deployed.config, transfer, data, config, context)
+    return metrics | judged | ({} if deployed.member is None else {"deployed": deployed.member})
 
 
-def judge_members(
+def _judge_members(
     model: nn.Module,
     names: Sequence[str],
     transfer: TransferSet,
     data: TaskData,
     config: TrainingConfig,
     device: str,
-) -> Judged:
-    """Judge the members, which are the features `names` of a model (in eval mode) whose logits are the ensemble's.
+) -> tuple[dict[str, float], int]:
+    """What validation and test say about the members, which are the features `names` of a model (in eval mode), and
+    about their ensemble, whose logits are the model's; and which member is the best on validation.
 
     Of members with as many errors the one with the smaller loss is the better one.
     """
@@ -55,7 +81,7 @@ def judge_members(
             metrics[f"{split_name}/{name}_accuracy"] = member["accuracy"]
         if split_name == "validation":
             order.sort(key=lambda index: (members[index]["errors"], members[index]["loss"]))
-    return Judged(metrics, order[0])
+    return metrics, order[0]
 
 
 def _all_logits(

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from orchestrator.errors import StageError, StageStopped
@@ -146,9 +147,14 @@ class _Maker:
 
 
 def _metrics(context: StageContext, files: list[str]) -> dict[str, float]:
-    made = [load_file(context.folder.path / name) for name in files]
+    samples, losses, agreed = 0, [], []
+    for name in files:
+        with safe_open(context.folder.path / name, "pt") as made:
+            samples += made.get_slice("ids").get_shape()[0]
+            losses.append(made.get_tensor("loss"))
+            agreed.append(made.get_tensor("agreed"))
     return {
-        "synthesize/samples": float(sum(len(part["ids"]) for part in made)),
-        "synthesize/loss": torch.cat([part["loss"] for part in made]).mean().item(),
-        "synthesize/agreement": torch.cat([part["agreed"] for part in made]).mean().item(),
+        "synthesize/samples": float(samples),
+        "synthesize/loss": torch.cat(losses).mean().item(),
+        "synthesize/agreement": torch.cat(agreed).mean().item(),
     }

@@ -53,22 +53,34 @@ def live_teacher(
     config: DistillConfig, context: StageContext, teachers: Sequence[TrainedModel], method: Method
 ) -> Teacher:
     """Teachers that see the student's own batch: frozen, without gradients, in eval mode unless the method objects."""
-    weigh = weigher(config.combine, config.teachers, context)
     models = [Tapped(teacher.model, method.teacher_features) for teacher in teachers]
     if method.teacher_in_training_mode:
         for model in models:
             normalise_by_batch(model)
+    run = _frozen(models, weigher(config.combine, config.teachers, context))
+    if config.combine.rule != "geometric":
+        return run
 
+    def run_as_one(batch: Batch) -> TeacherTargets:
+        targets = run(batch)
+        return targets._replace(
+            logits=mean_logits(targets).unsqueeze(1), weights=torch.ones_like(targets.weights[:, :1])
+        )
+
+    return run_as_one
+
+
+def frozen_teacher(teacher: TrainedModel) -> Teacher:
+    """One teacher that sees the student's own batch."""
+    return _frozen([Tapped(teacher.model, ())], lambda logits: torch.ones_like(logits[:, :, 0]))
+
+
+def _frozen(models: Sequence[Tapped], weigh: Callable[[Tensor], Tensor]) -> Teacher:
     @torch.no_grad()
     def run(batch: Batch) -> TeacherTargets:
         outputs = [model(batch.inputs) for model in models]
         logits = torch.stack([output.logits.float() for output in outputs], dim=1)
-        targets = TeacherTargets(logits, weigh(logits), outputs[0].features)
-        if config.combine.rule == "geometric":
-            return targets._replace(
-                logits=mean_logits(targets).unsqueeze(1), weights=torch.ones_like(targets.weights[:, :1])
-            )
-        return targets
+        return TeacherTargets(logits, weigh(logits), outputs[0].features)
 
     return run
 
@@ -82,17 +94,6 @@ def normalise_by_batch(model: nn.Module) -> None:
         if isinstance(module, _BatchNorm):
             module.train()
             module.track_running_stats = False
-
-
-def frozen_teacher(teacher: TrainedModel) -> Teacher:
-    """One teacher that sees the student's own batch."""
-
-    @torch.no_grad()
-    def run(batch: Batch) -> TeacherTargets:
-        logits = teacher.model(batch.inputs).float().unsqueeze(1)
-        return TeacherTargets(logits, torch.ones_like(logits[:, :, 0]))
-
-    return run
 
 
 def weigher(

@@ -1,6 +1,7 @@
 """Train one specialist for a cluster of classes."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -12,13 +13,10 @@ from orchestrator.plan.specialist_configs import TrainSpecialistsConfig
 from orchestrator.runs.context import StageContext
 from orchestrator.stages.confusion_clusters import read_clusters
 from orchestrator.stages.teachers import frozen_teacher
-from orchestrator.stages.training_stage import build_seeded_model, load_data
+from orchestrator.stages.training_stage import build_seeded_model, load_data, train_model
 from orchestrator.stages.transfer_data import load_transfer_set
 from orchestrator.training import model_files
-from orchestrator.training.checkpoint import remove_checkpoint
 from orchestrator.training.data import Views
-from orchestrator.training.evaluation import judge_splits
-from orchestrator.training.loop import fit, predictor
 from orchestrator.training.model_files import TrainedModel
 from orchestrator.training.specialist import (
     Relabelled,
@@ -50,7 +48,7 @@ def train_specialists(config: TrainSpecialistsConfig, context: StageContext) -> 
     table = torch.arange(data.num_classes) if is_full else local_labels(cluster, data.num_classes)
 
     def shown(split: Split) -> Split:
-        return Relabelled(as_trained_on(split, cluster, config.special_fraction), table).to(context.device)
+        return Relabelled(as_trained_on(split, cluster, config.special_fraction), table)
 
     transfer = special.of(Relabelled(special.split, table.to(context.device)))
     model_config = ModelConfig.model_validate(generalist.description["model"])
@@ -59,29 +57,22 @@ def train_specialists(config: TrainSpecialistsConfig, context: StageContext) -> 
     model = _initial_model(model_config, generalist, cluster, config, context)
     method = FullHead(config, cluster) if is_full else Supervised(config.label_smoothing)
     teacher = frozen_teacher(generalist) if is_full else None
-    validation = shown(data.validation)
-    fit(model, method, transfer, validation, config, context, teacher)
-    if not context.is_main:
-        return {}
-    model.eval()
-    context.parameters = sum(parameter.numel() for parameter in model.parameters())
     names = [data.class_names[label] for label in cluster]
     prior = len(special.special) / len(whole)
-    offset = logit_offset(
-        cluster, data.num_classes, dustbin_correction(prior, config.special_fraction), is_full=is_full
-    )
-    model_files.save(
-        context,
+    correction = dustbin_correction(prior, config.special_fraction)
+    metrics = train_model(
         model,
         model_config,
-        data,
+        method,
+        transfer,
+        replace(data, validation=shown(data.validation), test=shown(data.test)),
+        config,
+        context,
+        teacher,
         class_names=list(data.class_names) if is_full else [*names, OTHER_CLASSES],
         specialist={"classes": cluster, "head": config.head},
-        logit_offset=offset,
+        logit_offset=logit_offset(cluster, data.num_classes, correction, is_full=is_full),
     )
-    splits = {"validation": validation, "test": shown(data.test)}
-    metrics = judge_splits(context, predictor(model, transfer, config), splits)
-    remove_checkpoint(context.folder.path / "checkpoint")
     return metrics | {"specialist/classes": float(len(cluster)), "specialist/prior": prior}
 
 
@@ -98,8 +89,8 @@ def _initial_model(
     context: StageContext,
 ) -> nn.Module:
     """The generalist's weights, with a classifier for the cluster; a full head starts as the generalist itself."""
-    model = build_seeded_model(model_config, config, context).to(context.device)
-    state = generalist.model.state_dict()
+    model = build_seeded_model(model_config, config, context)
+    state = generalist.plain.state_dict()
     if config.head == "dustbin":
         classifier = model_files.classifier_keys(model_config, context.task)
         keep = config.initial_dustbin == "random"

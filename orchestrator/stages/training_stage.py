@@ -34,9 +34,9 @@ def load_data(context: StageContext) -> TaskData:
 
 
 def build_seeded_model(model: ModelConfig, config: TrainingConfig, context: StageContext) -> torch.nn.Module:
-    """The model with initial weights that depend on the stage's seed alone."""
+    """The model, on the stage's device, with initial weights that depend on the stage's seed alone."""
     torch.manual_seed(fold_key(config.seed, INITIAL))
-    return model_files.build(model, context.task)
+    return model_files.build(model, context.task).to(context.device)
 
 
 def build_initial_model(model: ModelConfig, config: TrainingConfig, context: StageContext) -> torch.nn.Module:
@@ -45,34 +45,28 @@ def build_initial_model(model: ModelConfig, config: TrainingConfig, context: Sta
 
     A classifier for another number of classes stays as it was drawn.
     """
-    built = build_seeded_model(model, config, context).to(context.device)
+    if config.initial is None:
+        return build_seeded_model(model, config, context)
+    # Building a model draws numbers: the one that is loaded comes before what is drawn from the seed.
+    initial = model_files.load(context.input(config.initial), context.device)
+    built = build_seeded_model(model, config, context)
     if config.grow is not None:
-        built.load_state_dict(_grown_state(built, model, config, context))
-    elif config.initial is not None:
-        weights = model_files.load_weights(context.input(config.initial))
-        anew = () if model_files.fits(built, weights) else model_files.classifier_keys(model, context.task)
-        state = built.state_dict()
-        weights = {key: value for key, value in weights.items() if key not in anew} | {
-            key: state[key] for key in anew
-        }
-        if not model_files.fits(built, weights):
-            raise StageError(
-                f"`{config.initial}` has another architecture; its weights do not fit `{model.name}`"
-            )
-        built.load_state_dict(weights)
-    return built
-
-
-def _grown_state(
-    built: torch.nn.Module, model: ModelConfig, config: TrainingConfig, context: StageContext
-) -> dict[str, torch.Tensor]:
-    assert config.grow is not None
-    assert config.initial is not None
-    smaller = model_files.load(context.input(config.initial), context.device).model
+        seed, noise = fold_key(config.seed, GROWTH), config.grow.noise
+        try:
+            built.load_state_dict(net2net.grow(initial.plain, built, seed=seed, noise=noise))
+        except ValueError as error:
+            raise StageError(f"`{config.initial}` cannot grow into `{model.name}`: {error}") from error
+        return built
+    state, own = initial.plain.state_dict(), built.state_dict()
+    if initial.description["num_classes"] != (model.num_classes or context.task.num_classes):
+        state |= {key: own[key] for key in model_files.classifier_keys(model, context.task)}
     try:
-        return net2net.grow(smaller, built, seed=fold_key(config.seed, GROWTH), noise=config.grow.noise)
-    except ValueError as error:
-        raise StageError(f"`{config.initial}` cannot grow into `{model.name}`: {error}") from error
+        built.load_state_dict(state)
+    except RuntimeError as error:
+        raise StageError(
+            f"`{config.initial}` has another architecture; its weights do not fit `{model.name}`"
+        ) from error
+    return built
 
 
 def train_model(
@@ -84,12 +78,13 @@ def train_model(
     config: TrainingConfig,
     context: StageContext,
     teacher: Teacher | None = None,
+    **description: object,
 ) -> dict[str, float]:
-    """Train, store and judge a model."""
+    """Train, store and judge a model. `description` is added to what is stored about it."""
     fit_model(model, method, transfer, data, config, context, teacher)
     if not context.is_main:
         return {}
-    return store_model(model, model_config, transfer, data, config, context)
+    return store_model(model, model_config, transfer, data, config, context, **description)
 
 
 def fit_model(
@@ -115,11 +110,12 @@ def store_model(
     data: TaskData,
     config: TrainingConfig,
     context: StageContext,
+    **description: object,
 ) -> dict[str, float]:
     """Store and judge a trained model, on the main process. The test split is looked at after the last epoch only."""
     model.eval()
     context.parameters = sum(parameter.numel() for parameter in model.parameters())
-    model_files.save(context, model, model_config, data)
+    model_files.save(context, model, model_config, data, **description)
     splits = {
         name: split.to(context.device)
         for name, split in (("validation", data.validation), ("test", data.test))

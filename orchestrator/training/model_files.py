@@ -1,12 +1,12 @@
 """A trained model on disk: weights as safetensors, and the JSON that is needed to build and use it anywhere."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, load_model, save_model
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from models.build import build_model
@@ -32,6 +32,11 @@ class TrainedModel:
     class_names: tuple[str, ...]
     input_shape: tuple[int, ...]
     description: dict[str, Any]
+
+    @property
+    def plain(self) -> nn.Module:
+        """The network itself, without a shift of its logits: what other networks take weights from."""
+        return self.model.model if isinstance(self.model, OffsetLogits) else self.model
 
     @torch.no_grad()
     def logits(self, inputs: Tensor) -> Tensor:
@@ -101,17 +106,6 @@ def save(
             **more,
         },
     )
-
-
-def load_weights(folder: StageFolder) -> dict[str, Tensor]:
-    """The weights of a finished stage's model, checked against the record."""
-    return load_file(folder.payload(WEIGHTS))
-
-
-def fits(model: nn.Module, weights: Mapping[str, Tensor]) -> bool:
-    """Whether the weights have the names and shapes of the model's; a tied weight is stored under one of its names."""
-    shapes = {key: value.shape for key, value in model.state_dict().items()}
-    return {key: value.shape for key, value in weights.items()} == shapes
 
 
 def load(folder: StageFolder, device: str = "cpu") -> TrainedModel:

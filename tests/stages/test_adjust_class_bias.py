@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 import torch
 
+STILL = {"name": "sgd", "learning_rate": 1e-30}
+
 
 @pytest.fixture
 def plan(teacher: dict[str, Any], student: dict[str, Any]) -> dict[str, Any]:
@@ -48,3 +50,36 @@ def test_a_second_shift_is_added_to_the_first(stages: Any, plan: dict[str, Any])
     first, second = (stages.record(name).metrics["class_bias/offset"] for name in ("adjusted", "again"))
     assert second > 0
     assert stages.model("again").description["logit_offset"][1] == pytest.approx(first + second)
+
+
+@pytest.mark.parametrize("widths", [[6], [9, 9]], ids=["initial", "grow"])
+def test_training_goes_on_from_an_adjusted_model_without_the_shift(
+    stages: Any, plan: dict[str, Any], teacher: dict[str, Any], widths: list[int]
+) -> None:
+    grown = {"grow": {"name": "net2net", "noise": 0}} if len(widths) > 1 else {}
+    more = {
+        "model": {"name": "mlp", "widths": widths},
+        "initial": "adjusted",
+        "optimizer": STILL,
+        "epochs": 1,
+    }
+    stages.run(plan | {"more": teacher | more | grown})
+    torch.testing.assert_close(stages.logits("more"), stages.logits("student"), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["dustbin", "full"])
+def test_specialists_of_an_adjusted_generalist_begin_as_it_was_without_the_shift(
+    stages: Any, plan: dict[str, Any], head: str
+) -> None:
+    cluster = [2, 0]
+    plan["clusters"] = {"stage": "confusion_clusters", "given": [cluster]}
+    specialists = {
+        "stage": "train_specialists",
+        "generalist": "adjusted",
+        "clusters": "clusters",
+        "head": head,
+    }
+    stages.run(plan | {"specialists": specialists | {"epochs": 1, "batch_size": 16, "optimizer": STILL}})
+    own = cluster if head == "full" else [0, 1]
+    begun = stages.logits("specialists.0")[:, own]  # the correction of the prior is on the others alone
+    torch.testing.assert_close(begun, stages.logits("student")[:, cluster], rtol=1e-5, atol=1e-5)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,16 @@ def test_clusters_are_found_from_the_generalists_predictions(
     assert [len(set(cluster)) for cluster in found] == [2, 2]
     assert {label for cluster in found for label in cluster} == {0, 1, 2}
     assert "similarity.safetensors" in stages.record("clusters").payload
+
+
+def test_clusters_from_the_validation_split_look_at_no_training_sample(
+    stages: Any, plan: dict[str, Any], hide_training_split: Callable[[], None]
+) -> None:
+    clusters = {"stage": "confusion_clusters", "generalist": "generalist", "clusters": 1}
+    stages.write({"generalist": plan["generalist"], "clusters": clusters})
+    assert stages.attempt("generalist").status == "done"
+    hide_training_split()
+    assert stages.attempt("clusters").status == "done"
 
 
 def test_a_specialist_knows_its_classes_and_the_prior_of_the_data(stages: Any, plan: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """`train` from end to end: what it leaves, that it resumes, and how it fails."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,22 @@ from safetensors.torch import load_file
 from models.build import build_model
 from orchestrator.execution.run_stage import run_stage
 from orchestrator.runs.context import claim_attempt
+
+TIED = """
+from torch import nn
+
+class Tied(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, num_classes)
+        self.second.weight = self.first.weight
+
+    def forward(self, inputs):
+        return self.head(self.second(self.first(inputs.flatten(1)).relu()).relu())
+
+def build(num_classes):
+    return Tied(num_classes)
+"""
 
 
 def test_exported_weights_load_into_the_plain_architecture(stages: Any, teacher: dict[str, Any]) -> None:
@@ -120,3 +137,29 @@ def test_resources_do_not_change_the_result(stages: Any, teacher: dict[str, Any]
     stages.run({"teacher": teacher})
     other = stages.elsewhere("other").run({"teacher": teacher | {"resources": {"memory": "1GiB"}}})
     assert stages.record("teacher").payload == other.record("teacher").payload
+
+
+def test_training_goes_on_from_a_users_model_with_a_tied_weight(
+    stages: Any, teacher: dict[str, Any], users_models: Callable[[str], str]
+) -> None:
+    begun = teacher | {"model": {"name": f"{users_models(TIED)}:build"}}
+    still = {"initial": "begun", "epochs": 1, "optimizer": {"name": "sgd", "learning_rate": 1e-30}}
+    stages.run({"begun": begun, "more": begun | still})
+    torch.testing.assert_close(stages.logits("more"), stages.logits("begun"))
+
+
+def test_a_classifier_for_other_classes_stays_as_it_was_drawn(stages: Any, teacher: dict[str, Any]) -> None:
+    still = {"epochs": 1, "optimizer": {"name": "sgd", "learning_rate": 1e-30}}
+    wide = teacher | still | {"model": teacher["model"] | {"num_classes": 5}}
+    stages.run({"begun": teacher, "more": wide | {"initial": "begun"}, "drawn": wide})
+    begun, more, drawn = (stages.model(name).model.state_dict() for name in ("begun", "more", "drawn"))
+    for key, value in more.items():
+        torch.testing.assert_close(value, (drawn if key.startswith("classifier") else begun)[key])
+
+
+def test_the_weights_of_another_architecture_are_refused(stages: Any, teacher: dict[str, Any]) -> None:
+    wider = teacher | {"model": {"name": "mlp", "widths": [17]}, "initial": "begun"}
+    stages.write({"begun": teacher, "wider": wider})
+    assert stages.attempt("begun").status == "done"
+    error = str(stages.attempt("wider").error)
+    assert error == "`begun` has another architecture; its weights do not fit `mlp`"
