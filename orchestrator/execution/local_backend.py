@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Sequence
 
+from orchestrator.errors import PlanError
 from orchestrator.execution.request import Outcome, StageRequest
 from orchestrator.execution.run_stage import run_stage
 from orchestrator.plan.order import Node
@@ -18,7 +19,13 @@ class LocalBackend:
         self._next: StageRequest | None = None
 
     def check_feasible(self, nodes: Sequence[Node]) -> None:
-        """Everything fits: there is one process, and it is this one."""
+        """Everything fits into this process, one after another; `PlanError` for what only makes sense side by side."""
+        for node in nodes:
+            if node.siblings:
+                raise PlanError(
+                    f"stage `{node.name}` learns from `{node.siblings[0]}` while both train, but with `--local` stages"
+                    " run one after another; leave `--local` out, or take `train_peers`: peers in one process"
+                )
 
     def try_start(self, request: StageRequest) -> bool:
         """Take one stage; `wait` runs it."""

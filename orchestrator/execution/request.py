@@ -12,7 +12,10 @@ from tasks.task import Task
 
 @dataclass(frozen=True)
 class StageRequest:
-    """One attempt at one stage. All fields are JSON values; `reads` maps node names to folders below `root`."""
+    """One attempt at one stage. All fields are JSON values.
+
+    `reads` and `siblings` map node names to folders below `root`.
+    """
 
     name: str
     kind: str
@@ -25,6 +28,7 @@ class StageRequest:
     reads: dict[str, str]
     attempt: str
     resources: dict[str, Any] = field(default_factory=dict)
+    siblings: dict[str, str] = field(default_factory=dict)
 
     @property
     def shape(self) -> ResourcesConfig:
@@ -83,4 +87,5 @@ def build_request(node: Node, graph: Graph, task: Task, root: Path, attempt: str
         reads={name: graph.nodes[name].folder for name in node.reads},
         attempt=attempt,
         resources=node.config.resources.model_dump(mode="json"),
+        siblings={name: graph.nodes[name].folder for name in node.siblings},
     )

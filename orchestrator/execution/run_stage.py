@@ -46,6 +46,7 @@ def run_stage(
         reads=request.reads,
         attempt=request.attempt,
         rank=rank,
+        siblings=request.siblings,
         world=world,
         device=device,
         should_stop=should_stop,

@@ -36,6 +36,10 @@ class Combined(Method):
             terms |= {prefix + term: loss if weight == 1 else weight * loss for term, loss in own.items()}
         return terms
 
+    def at_step(self, step: int) -> None:
+        for _, _, method in self._used():
+            method.at_step(step)
+
     def observations(self) -> dict[str, Tensor]:
         return {
             prefix + name: value

@@ -4,7 +4,8 @@ Whoever has the data records statistics of the teacher's activations; whoever ha
 reconstructs inputs from them and distils on those: `transfer: {synthesized: <stage>}`.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -80,6 +81,14 @@ class SynthesizeConfig(StageConfig):
     seed: Seed = 0
     shards: Annotated[Integer, Field(ge=1, le=1000)] = 1
     shard: Annotated[Integer, Field(ge=0)] | None = Field(None, description="the graph writes it")
+
+    def copies(self, stages: Mapping[str, StageConfig]) -> int | None:
+        """One per shard."""
+        return self.shards if self.shards > 1 else None
+
+    def numbered(self, index: int) -> Self:
+        """All shards have the same seed."""
+        return self.replace(shard=index)
 
 
 class DistillWithGeneratorConfig(TrainingConfig):

@@ -4,7 +4,7 @@ The graph is finished before anything starts, so that a dry run shows exactly wh
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
@@ -16,7 +16,7 @@ from orchestrator.plan.fingerprint import fingerprint, stage_identity
 from orchestrator.plan.model_config import models_in
 from orchestrator.plan.model_sources import missing_source
 from orchestrator.plan.schema import Plan
-from orchestrator.plan.specialist_configs import ConfusionClustersConfig, TrainSpecialistsConfig
+from orchestrator.plan.specialist_configs import ConfusionClustersConfig
 from orchestrator.plan.stage_bases import StageConfig, TrainingConfig
 from orchestrator.plan.stage_configs import (
     STAGES,
@@ -36,7 +36,8 @@ Locate = Callable[[Path, str], PlanError]
 class Node:
     """One stage to run: a replica, or a stage that the graph inserted.
 
-    `config` names concrete nodes; `stage` is the name in the user's plan that this node belongs to.
+    `config` names concrete nodes; `stage` is the name in the user's plan that this node belongs to. It waits for what
+    it `reads`; `siblings` run beside it and are looked at as they are.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Node:
     fingerprint: str
     reads: tuple[str, ...]
     inserted: bool = False
+    siblings: tuple[str, ...] = ()
 
     @property
     def folder(self) -> str:
@@ -88,7 +90,7 @@ class Graph:
             name = wanted.pop()
             if name not in keep:
                 keep.add(name)
-                wanted.extend(self.nodes[name].reads)
+                wanted.extend((*self.nodes[name].reads, *self.nodes[name].siblings))
         nodes = {name: node for name, node in self.nodes.items() if name in keep}
         return Graph(self.task, nodes, self.replicas)
 
@@ -123,25 +125,16 @@ class _Expansion:
             config = self.plan.stages[name]
             self.graph.replicas[name] = self._replicas(name)
             resolved = self._resolve(name, config)
-            for index, node in enumerate(self.graph.replicas[name]):
-                self._add(node, name, self._with_index(config, resolved, index))
+            nodes = self.graph.replicas[name]
+            for index, node in enumerate(nodes):
+                siblings = tuple(nodes[sibling] for sibling in config.siblings(index))
+                self._add(node, name, self._with_index(config, resolved, index), siblings)
         return self.graph
 
-    def _replicas(self, name: str, before: tuple[str, ...] = ()) -> tuple[str, ...]:
-        """The nodes of a stage: one, or one per replica of its own or of its model, per cluster, per shard."""
-        config = self.plan.stages[name]
-        if isinstance(config, AdjustClassBiasConfig):
-            is_there = config.model in self.plan.stages and config.model not in (*before, name)
-            count = len(self._replicas(config.model, (*before, name))) if is_there else 1
-            return (name,) if count == 1 else tuple(f"{name}.{index}" for index in range(count))
-        if isinstance(config, TrainSpecialistsConfig):
-            clusters = self.plan.stages.get(config.clusters)
-            count = clusters.count if isinstance(clusters, ConfusionClustersConfig) else 1
-            return tuple(f"{name}.{index}" for index in range(count))
-        count = config.replicas if isinstance(config, TrainingConfig) else 1
-        if isinstance(config, SynthesizeConfig):
-            count = config.shards
-        return (name,) if count == 1 else tuple(f"{name}.{index}" for index in range(count))
+    def _replicas(self, name: str) -> tuple[str, ...]:
+        """The nodes of a stage: one, or one per copy."""
+        count = self.plan.stages[name].copies(self.plan.stages)
+        return (name,) if count is None else tuple(f"{name}.{index}" for index in range(count))
 
     def _ordered_names(self) -> list[str]:
         """The stages, each after what it reads; those that make targets as early as that allows.
@@ -212,7 +205,7 @@ class _Expansion:
         if ref != stage and ref not in replicas:
             has = f"has the replicas `{replicas[0]}` to `{replicas[-1]}`" if replicas else "has no replicas"
             raise self.locate(place, f"`{ref}` is not there: `{stage}` {has}")
-        follows = isinstance(self.plan.stages[str(place[1])], AdjustClassBiasConfig)
+        follows = place[-1] in self.plan.stages[str(place[1])].follows
         is_single = not isinstance(place[-1], int) and not follows
         if is_single and ref == stage and len(replicas) > 1:
             raise self.locate(
@@ -310,16 +303,10 @@ class _Expansion:
         return resolved
 
     def _with_index(self, config: Any, resolved: Any, index: int) -> Any:
-        """The config of one replica, which has its own seed or model, of one cluster's specialist, or of one shard."""
-        if isinstance(config, TrainSpecialistsConfig):
-            return resolved.replace(cluster=index)
-        if isinstance(config, SynthesizeConfig):
-            return resolved.replace(shard=index)
-        if isinstance(config, TrainingConfig):
-            return resolved.replace(seed=config.seed + index, replicas=1)
-        if isinstance(config, AdjustClassBiasConfig):
-            return resolved.replace(model=ModelRef(self._nodes_of(config.model)[index]))
-        return resolved
+        """The config of one copy, which reads the same copy of the stages that it follows."""
+        followed = {key: getattr(config, key) for key in config.follows}
+        nodes = {key: type(ref)(self._nodes_of(ref)[index]) for key, ref in followed.items()}
+        return resolved.numbered(index).replace(**nodes)
 
     def _with_nodes(self, config: Any) -> Any:
         """The config, and the configs in it, with the nodes of every stage that they name."""
@@ -466,11 +453,12 @@ class _Expansion:
         while name in self.graph.nodes:
             name = f"{probe.name}.{number}"
             number += 1
-        self._add(name, name, config, inserted=True)
+        self.graph.nodes[name] = self._node(name, name, config, inserted=True)
         return name
 
-    def _add(self, name: str, stage: str, config: StageConfig, *, inserted: bool = False) -> None:
-        self.graph.nodes[name] = self._node(name, stage, config, inserted=inserted)
+    def _add(self, name: str, stage: str, config: StageConfig, siblings: tuple[str, ...]) -> None:
+        node = self._node(name, stage, config, inserted=False)
+        self.graph.nodes[name] = replace(node, siblings=siblings)
 
     def _node(self, name: str, stage: str, config: Any, *, inserted: bool) -> Node:
         reads = tuple(dict.fromkeys(str(ref) for _, ref in stage_refs(config)))

@@ -1,7 +1,8 @@
 """The stages that make class-cluster specialists (Hinton, Vinyals, Dean 2015, arXiv 1503.02531, section 5)."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, field_validator, model_validator
@@ -130,3 +131,12 @@ class TrainSpecialistsConfig(TrainingConfig):
         if any(isinstance(step, MixupConfig) for step in self.augment):
             raise located_error("mixup would mix special and other samples; leave it out", "augment")
         return self
+
+    def copies(self, stages: Mapping[str, StageConfig]) -> int | None:
+        """One per cluster, numbered even if there is one."""
+        clusters = stages.get(self.clusters)
+        return clusters.count if isinstance(clusters, ConfusionClustersConfig) else 1
+
+    def numbered(self, index: int) -> Self:
+        """All specialists have the same seed."""
+        return self.replace(cluster=index)

@@ -1,6 +1,7 @@
 """What several kinds of stages have in common."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -25,7 +26,25 @@ BatchSize = Annotated[Integer, Field(ge=1, le=1_000_000)]
 class StageConfig(Config):
     """What every stage has."""
 
+    follows: ClassVar[frozenset[str]] = frozenset()
+    """Keys under which each copy reads the copy of the same number."""
+
     resources: ResourcesConfig = ResourcesConfig()
+
+    def copies(self, stages: Mapping[str, "StageConfig"]) -> int | None:
+        """How many numbered nodes of the graph this is; None for a single one without a number.
+
+        Not everything that it reads need be among the plan's `stages`.
+        """
+        return None
+
+    def numbered(self, index: int) -> Self:
+        """The config of one copy, counted from 0."""
+        return self
+
+    def siblings(self, index: int) -> tuple[int, ...]:
+        """The copies that one copy looks at while they all run; it waits for none of them."""
+        return ()
 
 
 class TrainingConfig(StageConfig):
@@ -73,3 +92,11 @@ class TrainingConfig(StageConfig):
                 "milestones",
             )
         return self
+
+    def copies(self, stages: Mapping[str, StageConfig]) -> int | None:
+        """One per replica."""
+        return self.replicas if self.replicas > 1 else None
+
+    def numbered(self, index: int) -> Self:
+        """A replica has its own seed."""
+        return self.replace(seed=self.seed + index, replicas=1)

@@ -28,7 +28,7 @@ from orchestrator.plan.method_configs import HintonConfig, MethodConfig
 from orchestrator.plan.method_options import MethodOptions
 from orchestrator.plan.mistakes import located_error
 from orchestrator.plan.model_config import ModelConfig
-from orchestrator.plan.online_configs import TrainBranchesConfig, TrainPeersConfig
+from orchestrator.plan.online_configs import CodistillConfig, TrainBranchesConfig, TrainPeersConfig
 from orchestrator.plan.specialist_configs import ConfusionClustersConfig, TrainSpecialistsConfig
 from orchestrator.plan.stage_bases import BatchSize, StageConfig, TrainingConfig
 from orchestrator.plan.training_configs import TransferConfig
@@ -275,6 +275,8 @@ class AdjustClassBiasConfig(StageConfig):
     with replicas is adjusted once per replica.
     """
 
+    follows: ClassVar[frozenset[str]] = frozenset({"model"})
+
     stage: Literal["adjust_class_bias"]
     model: ModelRef
     classes: tuple[Integer | str, ...] = Field(min_length=1)
@@ -288,6 +290,11 @@ class AdjustClassBiasConfig(StageConfig):
         if self.prior is not None and self.by != "prior":
             raise located_error(f"`by: {self.by}` asks for no `prior`; leave it out", "prior")
         return self
+
+    def copies(self, stages: Mapping[str, StageConfig]) -> int | None:
+        """As many as its model has, unless they read one another in a circle."""
+        others = {name: stage for name, stage in stages.items() if stage is not self}
+        return others[self.model].copies(others) if self.model in others else None
 
 
 AnyStageConfig = Annotated[
@@ -303,7 +310,8 @@ AnyStageConfig = Annotated[
     | SynthesizeConfig
     | DistillWithGeneratorConfig
     | TrainBranchesConfig
-    | TrainPeersConfig,
+    | TrainPeersConfig
+    | CodistillConfig,
     ChosenBy("stage", "stage kind"),
 ]
 
@@ -357,4 +365,5 @@ STAGES: dict[str, StageKind] = {
         TrainBranchesConfig, "orchestrator.stages.train_branches:train_branches", 1, "model"
     ),
     "train_peers": StageKind(TrainPeersConfig, "orchestrator.stages.train_peers:train_peers", 1, "model"),
+    "codistill": StageKind(CodistillConfig, "orchestrator.stages.codistill:codistill", 1, "model"),
 }

@@ -8,6 +8,8 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +18,7 @@ import yaml
 from orchestrator.errors import StoreError
 from orchestrator.plan.data_free_configs import DistillWithGeneratorConfig
 from orchestrator.plan.fingerprint import fingerprint
+from orchestrator.plan.model_config import models_in
 from orchestrator.plan.online_configs import OnlineConfig
 from orchestrator.plan.order import Graph, Node
 from orchestrator.plan.schema import Plan
@@ -235,10 +238,10 @@ def _role(node: Node, teaches: bool, has_student: bool) -> str:
 def plan_text(plan: Plan) -> str:
     """The plan with all defaults, as YAML that `distill run` takes."""
     values = json.loads(plan.model_dump_json())
-    for stage in values["stages"].values():
-        for model in (stage.get("model"), stage.get("student"), *stage.get("peers", ())):
-            if isinstance(model, dict):
-                model |= model.pop("options")
+    for name, config in plan.stages.items():
+        for path, _ in models_in(config):
+            model = reduce(getitem, path, values["stages"][name])
+            model |= model.pop("options")
     return str(yaml.dump(values, Dumper=FastDumper, sort_keys=False, width=100))
 
 

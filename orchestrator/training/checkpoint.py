@@ -49,7 +49,7 @@ def save_checkpoint(
                 scalars[f"{index}.{key}"] = value
     name = f"step-{progress['step']}.safetensors"
     with atomic_write(folder / name) as temporary:
-        save_file(_without_sharing(tensors), temporary)
+        save_file(without_sharing(tensors), temporary)
     content = {
         "stage": folder.parent.name,
         "tensors": name,
@@ -141,7 +141,7 @@ def _check_fits(learner: nn.Module, tensors: dict[str, Tensor]) -> None:
         raise StoreError("it belongs to another model")
 
 
-def _without_sharing(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def without_sharing(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Tied weights lie in one memory, which safetensors refuses: store copies."""
     seen: set[int] = set()
     result = {}

@@ -152,6 +152,7 @@ class _Training:
         first_epoch, done = divmod(self.progress.step, self.steps_per_epoch)
         if done == 0 and self.progress.steps:
             self._end_epoch(first_epoch - 1)  # stopped between an epoch's last step and its end
+        self.learner.method.at_step(self.progress.step)
         for epoch in range(first_epoch, self.config.epochs):
             if self._has_stopped_early(epoch):
                 break
@@ -232,6 +233,7 @@ class _Training:
         self.progress.step += 1
         told = {f"{LOSS}{name}": loss.detach() for name, loss in losses.items()}
         self.pending.append(told | seen)
+        self.learner.method.at_step(self.progress.step)
         if len(self.pending) >= LOOK_EVERY:
             self._look()
         if self.context.world == 1 or self.progress.step % AGREE_EVERY == 0:

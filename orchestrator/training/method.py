@@ -95,6 +95,9 @@ class Method(nn.Module):
         """Named terms of the loss, each a mean over the batch with its weight applied; the loop adds them up."""
         raise NotImplementedError
 
+    def at_step(self, step: int) -> None:
+        """Called where a training begins or goes on, and after every step, with the number of steps done."""
+
     def observations(self) -> dict[str, Tensor]:
         """Detached scalars that the last `losses` came across, by name: averaged over the epoch as losses are."""
         return {}

@@ -157,7 +157,7 @@ REFUSED = {
     "kind that is a list": (
         change("stage: train", "stage: [a]"),
         "5: stages.teacher.stage",
-        "known: `adjust_class_bias`, `combine",
+        "known: `adjust_class_bias`, `codistill`, `combine",
     ),
     "method": (student("method: {method: hintn}"), "13: stages.student.method.method", "`hinton`?"),
     "optimizer": (

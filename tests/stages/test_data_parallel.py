@@ -50,6 +50,7 @@ def plan_of(teacher: dict[str, Any], student: dict[str, Any], fragile: str) -> d
         "student": student | {"targets": "targets", "batch_size": 25},
         "branches": {"stage": "train_branches", "model": STAGED, "deploy": "ensemble"} | online,
         "peers": {"stage": "train_peers", "peers": [STAGED, NORMED]} | online,
+        "codistilled": {"stage": "codistill", "model": NORMED, "burn_in": 0.5, "exchange_every": 1} | online,
         "fragile": teacher | {"model": {"name": f"{fragile}:build"}},
     }
 
@@ -106,7 +107,7 @@ def test_two_workers_make_what_one_makes(
     assert [status for status, _ in first] == ["done"] * len(names) + ["stopped", "done", "failed"]
     assert [status for status, _ in second] == [status for status, _ in first]
 
-    for name in ("plain", "lonely", "stopped", "normed", "bounded", "branches", "peers"):
+    for name in ("plain", "lonely", "stopped", "normed", "bounded", "branches", "peers", "codistilled.1"):
         check_same(alone, together, name)
     for _, error in (first[-1], second[-1]):  # a loss that only one worker sees stops both, at the same step
         assert "the loss is not finite at step 3" in (error or "")

@@ -36,10 +36,15 @@ class RunningStages:
         self._running: dict[str, Attempt] = {}
 
     def check_feasible(self, nodes: Sequence[Node]) -> None:
-        """`PlanError` when the machines, all of them idle, have no room for a node: Ray would wait for ever."""
+        """`PlanError` when the machines, all of them idle, have no room for a node: Ray would wait for ever.
+
+        Nor may nodes that learn from one another have to wait for one another.
+        """
         machines = _machines()
+        names = {node.name for node in nodes}
         for node in nodes:
             _check_node(node, machines)
+            _check_side_by_side(node, 1 + len(names.intersection(node.siblings)), machines)
 
     def try_start(self, request: StageRequest) -> bool:
         """Start a stage if there is room."""
@@ -115,9 +120,26 @@ def _check_node(node: Node, machines: list[Amount]) -> None:
     if sum(capacity(machine, worker) for machine in machines) >= resources.workers:
         return
     largest = max(machines, key=lambda machine: (capacity(machine, worker), machine.gpus, machine.cpus))
-    each = f"{resources.workers} workers of {worker} each" if resources.workers > 1 else str(worker)
+    each = _each(resources.workers, worker)
     raise PlanError(
         f"stage `{node.name}` asks for {each}, which the Ray cluster never has: its largest machine, of"
         f" {len(machines)}, has {largest}; lower `stages.{node.stage}.resources`, or name a larger Ray cluster with"
         " `--address`"
     )
+
+
+def _check_side_by_side(node: Node, count: int, machines: list[Amount]) -> None:
+    """Whether `count` nodes like this one fit at the same time."""
+    resources = node.config.resources
+    worker = amount_of_worker(resources, machines)
+    fitting = sum(capacity(machine, worker) for machine in machines) // resources.workers
+    if fitting < count:
+        raise PlanError(
+            f"`{node.stage}` trains {count} models side by side, each on {_each(resources.workers, worker)}, but the"
+            f" Ray cluster has room for {fitting} at once; lower `stages.{node.stage}.resources`, or name a larger Ray"
+            " cluster with `--address`"
+        )
+
+
+def _each(workers: int, worker: Amount) -> str:
+    return f"{workers} workers of {worker} each" if workers > 1 else str(worker)

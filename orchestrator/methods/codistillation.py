@@ -1,0 +1,89 @@
+"""Co-distillation (Anil et al. 2018, arXiv 1804.03235): peers learn from one another's old predictions."""
+
+import torch
+from torch import Tensor
+
+from models.taps import Output
+from orchestrator.methods.losses import divergence, hard_loss
+from orchestrator.plan.online_configs import CodistillConfig
+from orchestrator.targets.mixing import TeacherTargets
+from orchestrator.training.data import Batch
+from orchestrator.training.exchange import Exchange
+from orchestrator.training.method import Method
+
+
+class Codistillation(Method):
+    """Cross-entropy, and after `burn_in` steps the mean distance from the peers that can be heard.
+
+    Its `teach` is the teacher of the loop. What it counts are buffers, so that a training which is resumed goes on
+    counting.
+    """
+
+    steps: Tensor
+    heard: Tensor
+    staleness: Tensor
+
+    def __init__(self, config: CodistillConfig, exchange: Exchange, burn_in: int) -> None:
+        super().__init__()
+        self.config, self.exchange, self.burn_in = config, exchange, burn_in
+        self.step: int | None = None
+        for name in ("steps", "heard", "staleness"):
+            self.register_buffer(name, torch.zeros((), dtype=torch.int64))
+        self.seen: dict[str, Tensor] = {}
+
+    def at_step(self, step: int) -> None:
+        """Publish and look: every so many steps, and where a training begins or goes on."""
+        if self.step is None or step % self.config.exchange_every == 0:
+            self.exchange.publish(step)
+            self.exchange.look()
+        self.step = step
+
+    def teach(self, batch: Batch) -> TeacherTargets:
+        """Predictions (B, M, C) of the peers that count in this step; M is 0 while the weight is."""
+        assert self.step is not None
+        if self.step < self.burn_in or not self.config.weight:
+            self._count(batch, [])
+            return _equal_weights(batch.inputs.new_zeros(len(batch.inputs), 0, 0))
+        self.steps += 1
+        self._count(batch, [self.step - other for other in self.exchange.steps.values()])
+        is_half = self.config.precision == "bfloat16"
+        with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=is_half):
+            return _equal_weights(self.exchange.predictions(batch.inputs))
+
+    def losses(self, student: Output, teacher: TeacherTargets | None, batch: Batch) -> dict[str, Tensor]:
+        terms = {"hard": hard_loss(student.logits, batch, self.config.label_smoothing)}
+        if self.config.weight and teacher is not None:
+            distance = mean_divergence(student.logits, teacher.logits, self.config.temperature)
+            terms["soft"] = self.config.weight * distance
+        return terms
+
+    def observations(self) -> dict[str, Tensor]:
+        return self.seen
+
+    def summary(self) -> dict[str, float]:
+        """Over the steps after the burn-in: how many peers were heard on average, and how many steps ago they were
+        as they were heard."""
+        steps, heard, staleness = (int(value) for value in (self.steps, self.heard, self.staleness))
+        summary = {"peers_heard": heard / max(steps, 1)}
+        return summary | {"staleness": staleness / heard} if heard else summary
+
+    def _count(self, batch: Batch, staleness: list[int]) -> None:
+        count, total = len(staleness), sum(staleness)
+        self.heard += count
+        self.staleness += total
+        values = {"peers_heard": float(count), "staleness": total / max(count, 1)}
+        device = batch.inputs.device
+        self.seen = {name: torch.full((), value, device=device) for name, value in values.items()}
+
+
+def mean_divergence(student_logits: Tensor, peers: Tensor, temperature: float) -> Tensor:
+    """The mean of T² · KL(softmax(v_m/T) ‖ softmax(z/T)) over M peers (B, M, C), who are constants; 0 without any."""
+    if not peers.shape[1]:
+        return student_logits.new_zeros((), dtype=torch.float32)
+    apart = [divergence(student_logits, logits, temperature) for logits in peers.detach().unbind(dim=1)]
+    return torch.stack(apart).mean()
+
+
+def _equal_weights(logits: Tensor) -> TeacherTargets:
+    count = max(logits.shape[1], 1)
+    return TeacherTargets(logits, logits.new_full(logits.shape[:2], 1 / count, dtype=torch.float32))

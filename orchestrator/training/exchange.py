@@ -1,0 +1,129 @@
+"""How models that train beside one another see each other: weights and buffers of a while ago, in files.
+
+Each publishes one file in its own stage's folder, replaced as a whole, and looks at those of its siblings. Nobody waits
+for anybody, and no file of another can do harm: one that is missing, half-written, damaged, of another architecture or
+not finite does not count until the next look.
+"""
+
+import copy
+import logging
+from pathlib import Path
+
+import safetensors.torch
+import torch
+import torch.distributed as distributed
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from orchestrator.errors import StoreError
+from orchestrator.runs.context import StageContext
+from orchestrator.runs.files import replaced_file
+from orchestrator.training.checkpoint import without_sharing
+
+PUBLISHED = "published.safetensors"
+STEP, MODEL = "step", "model."
+NOTHING = -1  # the step of who cannot be heard
+
+log = logging.getLogger(__name__)
+
+Stamp = tuple[int, int]
+
+
+def publish(path: Path, model: nn.Module, step: int) -> None:
+    """Write a model as it is after `step` steps. Processes matter here, not power cuts: no fsync."""
+    tensors = {f"{MODEL}{key}": value.contiguous() for key, value in model.state_dict().items()}
+    with replaced_file(path) as temporary:
+        safetensors.torch.save_file(without_sharing({STEP: torch.tensor(step), **tensors}), temporary)
+
+
+def read_published(path: Path) -> tuple[int, dict[str, Tensor]]:
+    """The step and the state of a published model, on the CPU; `StoreError` when there is nothing whole."""
+    try:
+        # Not mapped into memory: on a network file system, a file that is replaced meanwhile would kill the reader.
+        tensors = safetensors.torch.load(path.read_bytes())
+        step = int(tensors.pop(STEP))
+    except (OSError, SafetensorError, KeyError) as error:
+        raise StoreError(f"`{path}` cannot be read: {error}") from error
+    if not all(value.isfinite().all() for value in tensors.values()):
+        raise StoreError(f"`{path}` is not finite: that training diverges")
+    return step, {key.removeprefix(MODEL): value for key, value in tensors.items()}
+
+
+class Exchange:
+    """The siblings of one model, as private copies that never train: frozen, in eval mode, on the model's device.
+
+    `steps`: of the siblings that can be heard, after how many of their own steps they were as their copies are now. Of
+    several workers the main one reads the files and sends what it read to the others.
+    """
+
+    def __init__(self, model: nn.Module, context: StageContext) -> None:
+        self.model, self.context = model, context
+        self.copies = {name: copy.deepcopy(model).eval().requires_grad_(False) for name in context.siblings}
+        self.steps: dict[str, int] = {}
+        self._stamps: dict[str, Stamp] = {}
+
+    def publish(self, step: int) -> None:
+        """Let the siblings see the model, unless another attempt at this stage has taken over."""
+        if self.context.is_main:
+            self.context.check_current()
+            publish(self.context.folder.path / PUBLISHED, self.model, step)
+
+    def look(self) -> None:
+        """Bring the copies up to date with what the siblings have published by now."""
+        found = [self._look_at(name) if self.context.is_main else (NOTHING, False) for name in self.copies]
+        if self.context.world > 1:
+            found = self._sent(found)
+        self.steps = {
+            name: step for name, (step, _) in zip(self.copies, found, strict=True) if step != NOTHING
+        }
+
+    @torch.no_grad()
+    def predictions(self, inputs: Tensor) -> Tensor:
+        """Logits (B, M, C) float32 of the M siblings that can be heard."""
+        logits = [self.copies[name](inputs).float() for name in self.steps]
+        return torch.stack(logits, dim=1) if logits else inputs.new_zeros(len(inputs), 0, 0)
+
+    def _look_at(self, name: str) -> tuple[int, bool]:
+        """The step of what a sibling has published, `NOTHING` if nothing whole is there; and whether it is new."""
+        path = self.context.sibling(name).path / PUBLISHED
+        try:
+            stamp = _stamp(path)
+            if stamp == self._stamps.get(name):
+                return self.steps[name], False
+            step, state = read_published(path)
+            self.copies[name].load_state_dict(state)
+        except (StoreError, RuntimeError) as error:  # the latter by torch: another architecture
+            if self._stamps.pop(name, None) is not None:
+                log.warning("`%s` is not heard for now: %s", name, error)
+            return NOTHING, False
+        if name not in self._stamps:
+            log.info("hears `%s`, from its step %d on", name, step)
+        self._stamps[name] = stamp
+        return step, True
+
+    def _sent(self, found: list[tuple[int, bool]]) -> list[tuple[int, bool]]:
+        """What the main process found, on every process, and the copies that it loaded."""
+        table = torch.tensor(found, dtype=torch.int64, device=self.context.device)
+        distributed.broadcast(table, 0)
+        found = [(step, bool(is_new)) for step, is_new in table.tolist()]
+        for model, (_, is_new) in zip(self.copies.values(), found, strict=True):
+            if is_new:
+                _send(model)
+        return found
+
+
+def _send(model: nn.Module) -> None:
+    """The main process's weights and buffers, to every process."""
+    for value in model.state_dict().values():
+        sent = value.contiguous()  # channels_last is not, and back ends differ in what they take
+        distributed.broadcast(sent, 0)
+        value.copy_(sent)
+
+
+def _stamp(path: Path) -> Stamp:
+    """What changes when a file is replaced."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise StoreError(f"`{path}` is not there: {error.strerror}") from error
+    return status.st_mtime_ns, status.st_ino
