@@ -4,12 +4,14 @@
 
 Half the stages read one of the other half; 4 run at a time. The goal is at most 2 ms per stage. The second run finds
 all results. Time on the processor stands beside the time on the clock, which on a busy machine says little. Stages'
-own files are not counted: the back end answers `done` at once, and leaves a record.
+own files are not counted: the back end answers `done` at once, and leaves a record. Last, the most memory that the
+driver had.
 """
 
 import contextlib
 import io
 import json
+import resource
 import sys
 import tempfile
 import time
@@ -98,6 +100,7 @@ def main(folder: str | None = None) -> None:
         for name in ("first run", "second run"):
             clock, work = milliseconds_per_stage(plan, graph, Path(root))
             print(f"{name}: {clock:.2f} ms per stage, {work:.2f} ms of work, {len(graph.nodes)} stages")
+    print(f"driver: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB at its peak")
 
 
 if __name__ == "__main__":
