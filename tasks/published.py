@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import ClassVar
 
 from tasks.digests import digest_files
-from tasks.task import Arrays, Task, UserPath
+from tasks.task import Arrays, Task, UserPath, data_root
 
 
 class PublishedTask(Task):
     """A public data set in torchvision's files."""
 
     folder: UserPath | None = None
-    """Where the files are (torchvision's `root`); without it, `~/.cache/raydistill`."""
+    """Where the files are (torchvision's `root`); without it, `$RAYDISTILL_DATA`, or `~/.cache/raydistill`."""
     download: bool = False
     """Let torchvision download what is missing."""
 
@@ -31,7 +31,7 @@ class PublishedTask(Task):
 
     def roots(self) -> list[Path]:
         """Folders to look in, best first; a download goes to the first."""
-        return [self.folder or Path.home() / ".cache" / "raydistill"]
+        return [self.folder or data_root()]
 
     def missing_files(self) -> str | None:
         if self.download or self.locate() is not None:

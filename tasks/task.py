@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer
 
 if TYPE_CHECKING:  # numpy takes a third of the time of a dry run, and a description needs none of it
     import numpy as np
@@ -14,8 +15,31 @@ if TYPE_CHECKING:  # numpy takes a third of the time of a dry run, and a descrip
 
     from tasks.splits import TaskData
 
-# Absolute at once: workers of a Ray cluster start in other working directories than the driver.
-UserPath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+DATA_ROOT = "RAYDISTILL_DATA"
+
+
+def data_root() -> Path:
+    """Where this machine keeps data: `RAYDISTILL_DATA`, or `~/.cache/raydistill`."""
+    return Path(os.environ.get(DATA_ROOT) or Path.home() / ".cache" / "raydistill").expanduser().absolute()
+
+
+def _read_path(path: Path) -> Path:
+    # Absolute at once: workers of a Ray cluster start in other working directories than the driver.
+    if path.parts[:1] in ((f"${DATA_ROOT}",), (f"${{{DATA_ROOT}}}",)):
+        return data_root().joinpath(*path.parts[1:])
+    return path.expanduser().absolute()
+
+
+def _write_path(path: Path) -> str:
+    """What lies below this machine's data root is written as such: each node of a Ray cluster reads its own."""
+    if DATA_ROOT in os.environ and path.is_relative_to(data_root()):
+        return str(Path(f"${DATA_ROOT}") / path.relative_to(data_root()))
+    return str(path)
+
+
+UserPath = Annotated[
+    Path, AfterValidator(_read_path), PlainSerializer(_write_path, return_type=str, when_used="json")
+]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from orchestrator.cli.cluster import doctor, jobs, submit
 from orchestrator.cli.explain import explain
 from orchestrator.cli.group import Group
 from orchestrator.cli.models import evaluate, export, predict, verify
@@ -32,5 +33,5 @@ def main(verbose: bool) -> None:
         sys.path.insert(0, str(Path.cwd()))  # the user's own models
 
 
-for command in (run, report, evaluate, predict, export, verify, sync, explain, ui):
+for command in (run, submit, jobs, doctor, report, evaluate, predict, export, verify, sync, explain, ui):
     main.add_command(command)

@@ -7,12 +7,14 @@ Ray reads part of its environment once, while it is being imported.
 import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.execution.ray_backend.connection import connect
+from orchestrator.execution.ray_backend.connection import connect, leave
 
 if TYPE_CHECKING:
     from orchestrator.execution.ray_backend.running import RunningStages
+    from orchestrator.execution.ray_backend.storage import SharedStorage
     from orchestrator.execution.request import Outcome, StageRequest
     from orchestrator.plan.order import Node
 
@@ -28,6 +30,7 @@ class RayBackend:
         self._address = address
         self._cpus = cpus
         self._stages: RunningStages | None = None
+        self._storage: SharedStorage | None = None
         self._owns_ray = False
 
     def check_feasible(self, nodes: Sequence["Node"]) -> None:
@@ -36,8 +39,13 @@ class RayBackend:
             self._connected().check_feasible(nodes)
 
     def try_start(self, request: "StageRequest") -> bool:
-        """Start a stage if the Ray cluster has room for it beside what runs; False leaves it waiting."""
-        return self._connected().try_start(request)
+        """Start a stage if the Ray cluster has room for it beside what runs; False leaves it waiting.
+
+        `PlanError`, before the first one starts, when a node does not see the storage root.
+        """
+        stages = self._connected()
+        self._check_storage(request.root)
+        return stages.try_start(request)
 
     def wait(self, seconds: float) -> list[tuple[str, "Outcome"]]:
         """Names and outcomes of attempts that ended; returns at once when there are some, else after `seconds`."""
@@ -55,11 +63,16 @@ class RayBackend:
         if self._stages is None:
             return
         self._stages.close()
-        self._stages = None
+        self._stages = self._storage = None
         if self._owns_ray:
-            import ray
+            leave()
 
-            ray.shutdown()
+    def _check_storage(self, root: str) -> None:
+        from orchestrator.execution.ray_backend.storage import SharedStorage
+
+        if self._storage is None:
+            self._storage = SharedStorage()
+        self._storage.check(Path(root).resolve())
 
     def _connected(self) -> "RunningStages":
         if self._stages is None:

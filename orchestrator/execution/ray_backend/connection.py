@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -26,6 +27,11 @@ ENVIRONMENT = {
 
 JOINING = {"RAY_NUM_REDIS_GET_RETRIES": "5"}  # seconds until a refused client gives up, in place of 20
 
+TOKEN_HINT = (
+    "copy the Ray cluster's `~/.ray/auth_token` to this machine (mode 600), or set `RAY_AUTH_TOKEN` to its content, and"
+    " set `RAY_AUTH_MODE=token`"
+)
+
 log = logging.getLogger(__name__)
 
 
@@ -49,6 +55,13 @@ def connect(address: str | None, cpus: int | None = None) -> bool:
         else:
             _join(address)
     return True
+
+
+def leave() -> None:
+    """Part from the Ray cluster; one that was started here ends."""
+    import ray
+
+    ray.shutdown()
 
 
 def _start(cpus: int | None) -> None:
@@ -83,12 +96,24 @@ def _join(address: str) -> None:
             messages.seek(0)
             if isinstance(error, ray.exceptions.AuthenticationError) or "AuthToken" in messages.read():
                 raise PlanError(
-                    f"the Ray cluster at `{address}` refuses this client's token: copy the cluster's"
-                    " `~/.ray/auth_token` to this machine (mode 600), or set `RAY_AUTH_TOKEN` to its content, and set"
-                    " `RAY_AUTH_MODE=token`"
+                    f"the Ray cluster at `{address}` refuses this client's token: {TOKEN_HINT}"
                 ) from error
+            if mismatch := _other_versions(str(error)):
+                raise PlanError(f"the Ray cluster at `{address}` {mismatch}") from error
             raise PlanError(f"cannot use the Ray cluster at `{address}`: {summary_of(error)}") from error
     log.info("joined the Ray cluster at %s", address)
+
+
+def _other_versions(message: str) -> str | None:
+    """What Ray says over several lines when versions differ, in one."""
+    found = re.findall(r"Ray: (\S+)\s+Python: (\S+)", message)
+    if "ersion mismatch" not in message or len(found) < 2:
+        return None
+    (ray, python), (own_ray, own_python) = found[:2]
+    return (
+        f"runs Ray {ray} on Python {python}, this machine Ray {own_ray} on Python {own_python}: make them equal, or let"
+        " `distill submit` run the plan with the Ray cluster's own versions"
+    )
 
 
 @contextmanager
@@ -109,18 +134,39 @@ def _prepare_environment(address: str) -> None:
     """Settings that Ray reads when it is imported or started; what the user has set stays."""
     for name, value in (ENVIRONMENT if address == "local" else ENVIRONMENT | JOINING).items():
         os.environ.setdefault(name, value)
-    if (
-        "ray" not in sys.modules and _has_token()
-    ):  # later it would reach the processes we start, but not ourselves
+    use_token()
+
+
+def use_token() -> str | None:
+    """Let Ray's clients in this process use the user's token, if there is one; returns it.
+
+    Ray reads the mode once, while it is imported; later it would reach the processes we start, but not ourselves. A
+    client in token mode also works against an open Ray cluster.
+    """
+    if os.environ.get("RAY_AUTH_MODE") == "disabled":
+        return None
+    token = read_token()
+    if token and "ray" not in sys.modules:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+    return token
 
 
-def _has_token() -> bool:
-    """Whether this user has a token for Ray, in the places where Ray looks for one."""
-    if os.environ.get("RAY_AUTH_TOKEN"):
-        return True
-    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    return (Path(path) if path else Path.home() / ".ray" / "auth_token").is_file()
+def read_token() -> str | None:
+    """This user's token, from where Ray looks for it; `PlanError` when a file that should hold it cannot be read."""
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        return token.strip()
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    path = Path(named).expanduser() if named else Path.home() / ".ray" / "auth_token"
+    if not named and not path.exists():
+        return None
+    try:
+        token = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise PlanError(f"Ray's token file `{path}` cannot be read: {reason}; {TOKEN_HINT}") from None
+    if not token:
+        raise PlanError(f"Ray's token file `{path}` is empty; {TOKEN_HINT}")
+    return token
 
 
 def _check_reachable(address: str) -> None:

@@ -1,0 +1,303 @@
+"""Whether this machine, or every node of a Ray cluster, is fit for a plan: one finding per check and place.
+
+Nothing is left behind but the storage root itself. Without a Ray cluster the same questions are put to this process.
+"""
+
+import http.client
+import os
+import shutil
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from orchestrator.errors import DistillError
+from orchestrator.execution.ray_backend import probes
+from orchestrator.execution.ray_backend.connection import TOKEN_HINT, connect, leave, use_token
+from orchestrator.execution.user_modules import user_modules
+from orchestrator.plan.schema import Plan
+from orchestrator.tracking.store import answers, is_missing, public_uri, resolve_uri
+
+Verdict = Literal["ok", "warn", "fail"]
+
+PACKAGES = ("raydistill", "ray", "torch", "torchvision", "mlflow", "pyarrow", "pydantic", "numpy")
+MUST_AGREE = ("python", "ray")  # or processes do not talk to one another
+GIB = 2**30
+LEAST_FREE = 5 * GIB
+MOST_SECONDS_APART = 2.0
+REACH_SECONDS = 5.0
+HERE = "here"
+DIGEST = 32  # characters of it that tell two apart
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found in one place."""
+
+    check: str
+    where: str
+    verdict: Verdict
+    text: str
+    way_out: str = ""
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What is looked at. Without an `address`, `RAY_ADDRESS` names the Ray cluster; without both, there is none."""
+
+    root: Path
+    plan: Plan | None = None
+    address: str | None = None
+    tracking_uri: str | None = None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a place said, or why it said nothing."""
+
+    where: str
+    value: Any = None
+    error: str | None = None
+
+
+Asker = Callable[..., list[Reply]]
+
+
+def examine(examination: Examination) -> list[Finding]:
+    """All findings, in the order in which a person would put things right."""
+    address = examination.address or os.environ.get("RAY_ADDRESS")
+    findings = list(_authentication())
+    joined = owned = False
+    if address is not None and not any(finding.verdict == "fail" for finding in findings):
+        try:
+            owned, joined = connect(address), True
+        except DistillError as error:
+            findings.append(Finding("Ray cluster", address, "fail", error.message))
+    try:
+        ask = _ask_nodes if joined else _ask_here
+        findings += _nodes() if joined else []
+        findings += _machines(ask)
+        findings += _storage(examination.root)
+        findings += _shared_storage(examination.root) if joined else []
+        findings += _clocks(ask) if joined else []
+        findings += _tracking(examination.root, examination.tracking_uri)
+        findings += [] if examination.plan is None else _needs_of(examination.plan, ask)
+    finally:
+        if owned:
+            leave()
+    return findings
+
+
+def _ask_here(question: Callable[..., Any], *arguments: Any) -> list[Reply]:
+    return [Reply(HERE, question(*arguments))]
+
+
+def _ask_nodes(question: Callable[..., Any], *arguments: Any) -> list[Reply]:
+    from orchestrator.execution.ray_backend.nodes import ask_nodes, list_nodes
+
+    nodes = [node for node in list_nodes() if node.is_alive]
+    return [
+        Reply(str(answer.node), answer.value, answer.error)
+        for answer in ask_nodes(nodes, question, lambda node: arguments)
+    ]
+
+
+def _authentication() -> Iterator[Finding]:
+    try:
+        token = use_token()
+    except DistillError as error:
+        yield Finding("Ray token", HERE, "fail", error.message)
+        return
+    if token:
+        yield Finding("Ray token", HERE, "ok", "present")
+    elif os.environ.get("RAY_AUTH_MODE") == "token":
+        yield Finding("Ray token", HERE, "fail", "`RAY_AUTH_MODE=token`, but there is none", TOKEN_HINT)
+    else:
+        yield Finding(
+            "Ray token",
+            HERE,
+            "warn",
+            "none: whoever reaches a Ray cluster without one runs code on it",
+            "`ray get-auth-token --generate`; copy `~/.ray/auth_token` to every node; `RAY_AUTH_MODE=token`",
+        )
+
+
+def _nodes() -> Iterator[Finding]:
+    from orchestrator.execution.ray_backend.nodes import list_nodes
+
+    for node in list_nodes():
+        if node.is_alive:
+            yield Finding("node", str(node), "ok", str(node.amount))
+        else:
+            yield Finding("node", str(node), "warn", "dead", "start it again, or go on without it")
+
+
+def _machines(ask: Asker) -> Iterator[Finding]:
+    """Versions, against those of this process, and GPUs."""
+    own = probes.read_versions(PACKAGES)
+    for reply in ask(probes.read_versions, PACKAGES):
+        if reply.error is not None:
+            yield Finding("versions", reply.where, "fail", reply.error, "see the node's Ray logs")
+        else:
+            yield _versions(reply.where, reply.value, own)
+    for reply in ask(probes.list_gpus):
+        problem = reply.error or reply.value.get("problem")
+        if problem:
+            yield Finding(
+                "GPUs", reply.where, "fail", f"torch cannot be used: {problem}", "install torch there again"
+            )
+        else:
+            yield Finding(
+                "GPUs", reply.where, "ok", ", ".join(reply.value["names"]) or "none that torch sees"
+            )
+
+
+def _versions(where: str, found: dict[str, str | None], own: dict[str, str | None]) -> Finding:
+    text = ", ".join(f"{name} {number or 'missing'}" for name, number in found.items())
+    # A job brings our own code along: it need not be installed there.
+    missing = [name for name, number in found.items() if number is None and name != "raydistill"]
+    others = [f"{name} {own[name]} here" for name, number in found.items() if number != own[name]]
+    if missing:
+        return Finding("versions", where, "fail", text, f"install {', '.join(missing)} there")
+    if any(found[name] != own[name] for name in MUST_AGREE):
+        return Finding("versions", where, "fail", text, f"make them equal: {', '.join(others)}")
+    if others:
+        return Finding("versions", where, "warn", text, f"numbers may differ: {', '.join(others)}")
+    return Finding("versions", where, "ok", text)
+
+
+def _storage(root: Path) -> Iterator[Finding]:
+    """The storage root, or the folder that it would be made in, as this process sees it."""
+    place = next(path for path in (root, *root.parents) if path.exists())
+    if not place.is_dir():
+        yield Finding(
+            "storage root", HERE, "fail", f"`{place}` is no folder", "name another one with `--runs`"
+        )
+    elif not os.access(place, os.W_OK | os.X_OK):
+        yield Finding(
+            "storage root", HERE, "fail", f"`{place}` cannot be written to", "`--runs`, or its permissions"
+        )
+    else:
+        free = shutil.disk_usage(place).free
+        text = f"`{root}`{'' if place == root else ', not there yet'}, {free / GIB:,.1f} GiB free"
+        if free < LEAST_FREE:
+            yield Finding(
+                "storage root", HERE, "warn", text, "free some space; soft targets and checkpoints are large"
+            )
+        else:
+            yield Finding("storage root", HERE, "ok", text)
+
+
+def _shared_storage(root: Path) -> Iterator[Finding]:
+    from orchestrator.execution.ray_backend.nodes import list_nodes
+    from orchestrator.execution.ray_backend.storage import storage_problems
+
+    nodes = [node for node in list_nodes() if node.is_alive]
+    try:
+        problems = storage_problems(root, nodes)
+    except DistillError as error:
+        yield Finding("shared storage", HERE, "fail", error.message)
+        return
+    for node in nodes:
+        if problem := problems.get(node):
+            way_out = "mount the same file system there, or name one that all nodes have with `--runs`"
+            yield Finding("shared storage", str(node), "fail", f"it {problem}", way_out)
+        else:
+            yield Finding("shared storage", str(node), "ok", "reads and writes the same files")
+
+
+def _clocks(ask: Asker) -> Iterator[Finding]:
+    """How far a clock is off at the least: it must read a time between question and answer."""
+    asked = time.time()
+    replies = ask(probes.read_clock)
+    received = time.time()
+    for reply in replies:
+        if reply.error is None:
+            yield _clock(reply.where, max(asked - reply.value, reply.value - received))
+
+
+def _clock(where: str, apart: float) -> Finding:
+    if apart <= 0:
+        return Finding("clock", where, "ok", "as here")
+    verdict: Verdict = "warn" if apart > MOST_SECONDS_APART else "ok"
+    way_out = "run a time service (chrony, ntpd) on every node" if verdict == "warn" else ""
+    return Finding("clock", where, verdict, f"at least {apart:.1f} s off", way_out)
+
+
+def _tracking(root: Path, tracking_uri: str | None) -> Iterator[Finding]:
+    uri = resolve_uri(root, tracking_uri)
+    shown = public_uri(uri)
+    if uri.startswith(("http://", "https://")):
+        yield _tracking_server(uri.rstrip("/"), shown)
+    elif is_missing(uri):
+        yield Finding("tracking", HERE, "ok", f"`{shown}`, which the first run makes")
+    elif answers(uri, root):
+        yield Finding("tracking", HERE, "ok", f"`{shown}`, MLflow {version('mlflow')}")
+    else:
+        text = f"`{shown}` does not open with MLflow {version('mlflow')}"
+        yield Finding(
+            "tracking", HERE, "fail", text, "another MLflow may have made it: `mlflow db upgrade URI`"
+        )
+
+
+def _tracking_server(uri: str, shown: str) -> Finding:
+    own = version("mlflow")
+    try:
+        with urllib.request.urlopen(f"{uri}/version", timeout=REACH_SECONDS) as answer:
+            theirs = answer.read(100).decode(errors="replace").strip()
+    except urllib.error.HTTPError as error:
+        hint = (
+            "start it with `--allowed-hosts`, or write its IP"
+            if error.code == 403
+            else "is this an MLflow server?"
+        )
+        return Finding("tracking", HERE, "fail", f"`{shown}` answers with error {error.code}", hint)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        text = f"nobody answers at `{shown}` ({getattr(error, 'reason', error)})"
+        return Finding(
+            "tracking", HERE, "fail", text, "start `mlflow server`; runs meanwhile wait for `distill sync`"
+        )
+    if theirs.partition(".")[0] != own.partition(".")[0]:
+        text = f"`{shown}` is MLflow {theirs}, here it is {own}"
+        return Finding("tracking", HERE, "fail", text, "use the same major version on both sides")
+    return Finding("tracking", HERE, "ok", f"`{shown}`, MLflow {theirs}")
+
+
+def _needs_of(plan: Plan, ask: Asker) -> Iterator[Finding]:
+    """The plan's data and the user's modules, wherever stages may run."""
+    yield from _data(ask(probes.find_data, plan.task.model_dump(mode="json")))
+    if modules := user_modules(plan):
+        for reply in ask(probes.find_modules, modules, str(Path.cwd())):
+            yield _imports(reply, modules)
+
+
+def _data(replies: Sequence[Reply]) -> Iterator[Finding]:
+    first = next(
+        (reply.value["content"] for reply in replies if reply.value and "content" in reply.value), None
+    )
+    for reply in replies:
+        problem = reply.error or reply.value.get("problem")
+        if problem:
+            yield Finding(
+                "data", reply.where, "fail", problem, "`RAYDISTILL_DATA` names the node's own data root"
+            )
+        elif reply.value["content"] != first:
+            text = f"other data than `{replies[0].where}`"
+            yield Finding("data", reply.where, "fail", text, "copy the same files to every node")
+        else:
+            yield Finding("data", reply.where, "ok", str(first)[:DIGEST])
+
+
+def _imports(reply: Reply, modules: Sequence[str]) -> Finding:
+    if reply.error is not None:
+        return Finding("modules", reply.where, "fail", reply.error)
+    if not reply.value:
+        return Finding("modules", reply.where, "ok", ", ".join(modules))
+    text = "; ".join(f"`{name}`: {problem}" for name, problem in reply.value.items())
+    return Finding(
+        "modules", reply.where, "fail", text, "`distill submit` sends them along; or install them there"
+    )

@@ -1,0 +1,73 @@
+"""Whether every node sees the storage root: each must find a file of the driver's there, and answer with its own."""
+
+import logging
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from orchestrator.errors import PlanError
+from orchestrator.execution.ray_backend.nodes import ClusterNode, ask_nodes, list_nodes
+from orchestrator.execution.ray_backend.probes import DRIVER, answer_probe, appears
+from orchestrator.runs.files import make_folder
+
+log = logging.getLogger(__name__)
+
+
+class SharedStorage:
+    """Remembers which nodes have been asked: those that join later are asked when they are first seen."""
+
+    def __init__(self) -> None:
+        self._asked: dict[Path, set[str]] = {}
+
+    def check(self, root: Path) -> None:
+        """`PlanError` when a node that is there from the start does not see the root. One node costs nothing."""
+        nodes = [node for node in list_nodes() if node.is_alive]
+        asked = self._asked.get(root, set())
+        new = [node for node in nodes if node.id not in asked and not node.is_own]
+        self._asked[root] = asked | {node.id for node in nodes}
+        if not new:
+            return
+        problems = storage_problems(root, new)
+        for node, problem in problems.items():
+            message = _explained(node, root, problem)
+            if not asked:
+                raise PlanError(message)
+            log.warning("%s", message)  # the run goes on; stages that Ray places there will fail, and say so
+
+
+def storage_problems(root: Path, nodes: Sequence[ClusterNode]) -> dict[ClusterNode, str]:
+    """Those of the nodes that do not share the storage root with this process, and what each of them does instead."""
+    content = uuid.uuid4().hex
+    with _probe_folder(root, content) as folder:
+        answers = ask_nodes(
+            nodes, answer_probe, lambda node: (str(root), str(folder), f"node-{node.id}", content)
+        )
+        found = {}
+        for answer in answers:
+            node, problem = answer.node, answer.error or answer.value
+            if problem is None and not appears(folder / f"node-{node.id}", content):
+                problem = "writes files there that this machine does not see"
+            if problem is not None:
+                found[node] = problem
+    return found
+
+
+@contextmanager
+def _probe_folder(root: Path, content: str) -> Iterator[Path]:
+    folder = make_folder(root / f".probe-{content}")
+    try:
+        (folder / DRIVER).write_text(content)
+        yield folder
+    except OSError as error:
+        raise PlanError(f"the storage root `{root}` cannot be used: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _explained(node: ClusterNode, root: Path, problem: str) -> str:
+    return (
+        f"node {node} of the Ray cluster does not share the storage root `{root}`: it {problem}; name a folder that all"
+        " nodes mount with `--runs`, or leave `--address` out to run on this machine alone"
+    )

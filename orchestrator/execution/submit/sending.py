@@ -1,0 +1,109 @@
+"""From a checked plan to a job on the Ray cluster."""
+
+import getpass
+import re
+import socket
+import tempfile
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import PlanError
+from orchestrator.execution.submit.client import JobsClient
+from orchestrator.execution.submit.command import JobCommand
+from orchestrator.execution.submit.package import Package, own_packages, write_zip
+from orchestrator.execution.user_modules import user_modules
+from orchestrator.plan.load import Source
+from orchestrator.plan.schema import Plan
+
+NEVER_OWN = ["__pycache__", "*.pyc"]
+PATHS_OF_TASKS = ("folder", "file", "cache")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job before it is sent. `requirements` are what `installer`, `pip` or `uv`, adds to what the nodes have."""
+
+    id: str
+    command: JobCommand
+    package: Package
+    name: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+    requirements: tuple[str, ...] = ()
+    installer: str = "pip"
+
+
+def send(submission: Submission, client: JobsClient) -> str:
+    """Pack, upload what the Ray cluster does not have yet, and start; returns the job's id."""
+    with tempfile.TemporaryDirectory(prefix="distill-submit-") as scratch:
+        archive = Path(scratch) / "project.zip"
+        write_zip(submission.package, archive)
+        runtime_env: dict[str, Any] = {
+            "working_dir": str(archive),
+            "py_modules": [str(folder) for folder in own_packages()],
+            "excludes": NEVER_OWN,
+            "env_vars": dict(submission.environment),
+        }
+        if submission.requirements:
+            runtime_env[submission.installer] = list(submission.requirements)
+        return client.submit(submission.command.to_shell(), submission.id, runtime_env, _metadata(submission))
+
+
+def new_id(name: str) -> str:
+    """An id that says what runs and since when."""
+    word = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[:60] or "job"
+    return f"{word}-{time.strftime('%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
+
+
+def choose_installer(pip: Sequence[str], uv: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """Which of the two installs, and what."""
+    if pip and uv:
+        raise PlanError(
+            "`--pip` and `--uv` cannot be mixed: Ray makes one environment; name all with one of them"
+        )
+    return ("uv", tuple(uv)) if uv else ("pip", tuple(pip))
+
+
+def check_paths(source: Source, package: Package) -> None:
+    """`PlanError` for data that the plan names relative to this folder and that is not sent."""
+    task = source.values["task"]
+    for key in PATHS_OF_TASKS:
+        value = task.get(key)
+        if not isinstance(value, str) or value.startswith(("/", "~", "$")):
+            continue
+        if not package.holds(package.folder / value):
+            raise source.error(
+                ("task", key),
+                f"`{value}` is not sent to the Ray cluster; name a path that every node sees, such as"
+                f" `--set task.{key}=/shared/{Path(value).name}`, or send small data with `--include {value}`",
+            )
+
+
+def modules_not_sent(plan: Plan, package: Package) -> list[str]:
+    """Those of them that the package does not hold: the nodes must have them installed."""
+    return [
+        name
+        for name in user_modules(plan)
+        if not package.holds(package.folder / (top := name.partition(".")[0]))
+        and not package.holds(package.folder / f"{top}.py")
+    ]
+
+
+def _metadata(submission: Submission) -> dict[str, str]:
+    return {
+        "raydistill": version("raydistill"),
+        "plan": submission.name,
+        "runs": submission.command.root,
+        "submitted_by": f"{_user()}@{socket.gethostname()}",
+    }
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's number without a name
+        return "unknown"
