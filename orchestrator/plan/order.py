@@ -13,6 +13,7 @@ from orchestrator.plan.augment_configs import MixupConfig
 from orchestrator.plan.config import ModelRef, Path, StageRef, TargetsRef, stage_refs
 from orchestrator.plan.data_free_configs import SynthesizeConfig
 from orchestrator.plan.fingerprint import fingerprint, stage_identity
+from orchestrator.plan.kept_classes import mistakes_of_top_k
 from orchestrator.plan.model_config import models_in
 from orchestrator.plan.model_sources import missing_source
 from orchestrator.plan.schema import Plan
@@ -121,6 +122,7 @@ class _Expansion:
         for name in names:
             self._check_label_space(name, self.plan.stages[name])
             self._check_clusters(name, self.plan.stages[name])
+            self._check_top_k(name, self.plan.stages[name])
         for name in names:
             config = self.plan.stages[name]
             self.graph.replicas[name] = self._replicas(name)
@@ -283,6 +285,10 @@ class _Expansion:
                     ("stages", name, *path),
                     f"`{ref}` has {classes} classes and `{name}` {own}; soft targets need the same classes",
                 )
+
+    def _check_top_k(self, name: str, config: StageConfig) -> None:
+        for place, message in mistakes_of_top_k(config, self._num_classes(name), self.plan.stages):
+            raise self.locate(("stages", name, *place), message)
 
     def _num_classes(self, name: str) -> int:
         """Outputs of the stage's model; of the first model that it reads, when it has none of its own."""

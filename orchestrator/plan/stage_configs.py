@@ -33,6 +33,8 @@ from orchestrator.plan.specialist_configs import ConfusionClustersConfig, TrainS
 from orchestrator.plan.stage_bases import BatchSize, StageConfig, TrainingConfig
 from orchestrator.plan.training_configs import TransferConfig
 
+MOST_TOP_K_CLASSES = 1 << 16  # they are numbered with 16 bits
+
 Rule = Literal["arithmetic", "geometric"]
 Weighting = Literal["uniform", "proportional", "softmax", "logodds", "entropy"]
 
@@ -213,7 +215,14 @@ class DistillConfig(TrainingConfig):
 
 
 class PredictTargetsConfig(StageConfig):
-    """Store a teacher's logits on a transfer set: once on the clean inputs, or on `views` augmented ones."""
+    """Store a teacher's logits on a transfer set: once on the clean inputs, or on `views` augmented ones.
+
+    All of them, 2 bytes a class; or with `top_k` only the most probable classes of each row, with the mass of all
+    others at T = 1, 2, 4, 8 and 20, in 4 · top_k + 20 bytes: for label spaces of thousands of classes. A target then
+    has the teacher's probabilities for the kept classes and its tail's mass, in equal parts, for the others; at
+    temperatures between those five the mass is interpolated. A student reads them as `targets: NAME`, with
+    `method: hinton` at T ≥ 1; several of them can be combined with `rule: arithmetic`.
+    """
 
     stage: Literal["predict_targets"]
     teacher: ModelRef
@@ -221,6 +230,9 @@ class PredictTargetsConfig(StageConfig):
     augment: tuple[AugmentConfig, ...] = ()
     views: Annotated[Integer, Field(ge=0, le=10_000)] = 0
     view_seed: Seed = 0
+    top_k: Annotated[Integer, Field(ge=1, le=MOST_TOP_K_CLASSES)] | None = Field(
+        None, description="all classes when left out"
+    )
     batch_size: BatchSize = 500
 
     @model_validator(mode="after")
@@ -234,7 +246,8 @@ class CombineTargetsConfig(CombineConfig, StageConfig):
     """Combine stored targets of several teachers into targets of one.
 
     With a `committee` the one `targets` are the generalist's: the specialists that its predictions call are run on
-    the same samples and views, and the fused log-probabilities are stored.
+    the same samples and views, and the fused log-probabilities are stored. Targets with `top_k` have an arithmetic mean
+    with fixed weights; a geometric mean, weights from entropy and a committee look at all classes.
     """
 
     stage: Literal["combine_targets"]

@@ -2,7 +2,7 @@
 
 import math
 
-from orchestrator.errors import StageStopped
+from orchestrator.errors import StageError, StageStopped
 from orchestrator.plan.stage_configs import CombineTargetsConfig
 from orchestrator.runs.context import StageContext
 from orchestrator.stages.committees import load_committee
@@ -37,6 +37,11 @@ def _fused(config: CombineTargetsConfig, context: StageContext) -> dict[str, flo
     """Store log q of the generalist's stored predictions and the specialists that these call for."""
     assert config.committee is not None
     generalist = open_targets(context.input(config.targets[0]).path, root=context.root, expect=None)
+    if generalist.top_k is not None:
+        raise StageError(
+            f"`{config.targets[0]}` keeps {generalist.top_k.kept} classes of each prediction, but specialists are fused"
+            " with all of it; leave its `top_k` out"
+        )
     transfer = described_transfer_set(
         generalist.description, context.root, context.task, lambda: load_data(context), context.device
     )

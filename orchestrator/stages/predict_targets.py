@@ -15,17 +15,20 @@ from orchestrator.targets.store import MANIFEST, Description, TargetWriter
 from orchestrator.training import model_files
 from orchestrator.training.data import Batch, TransferSet, Views
 
-COUNT_ROWS = 8192
+COUNT_ELEMENTS = 1 << 22  # 16 MB of float32 logits, whatever the number of classes
 
 
 def predict_targets(config: PredictTargetsConfig, context: StageContext) -> dict[str, float]:
-    """Run the teacher once over the transfer set, for every view; resumes at the last finished shard."""
+    """Run the teacher once over the transfer set, for every view; resumes at the last finished shard.
+
+    No more than one batch of logits is ever there; of each row the store takes all, or its `top_k`.
+    """
     folder = context.input(config.teacher)
     teacher = model_files.load(folder, context.device)
     views = Views(config.augment, config.view_seed, config.views or None)
     transfer = load_transfer_set(config.transfer, views, context)
     description = describe(config, context, teacher.description, len(transfer))
-    writer = TargetWriter(context.folder.path, description)
+    writer = TargetWriter(context.folder.path, description, top_k=config.top_k)
     for batch in batches_from(transfer, writer.rows_done, description.views_stored, config.batch_size):
         if context.should_stop():
             raise StageStopped(f"stopped after {writer.rows_done} rows; run the plan again to continue")
@@ -81,8 +84,9 @@ def count_errors(context: StageContext, transfer: TransferSet) -> int:
     """Stored rows, of all views, whose largest logit is not at the label."""
     targets = open_targets(context.folder.path, root=context.root, expect=None, verify_checksums=False)
     labels, views = transfer.split.labels.cpu(), max(targets.views, 1)
+    size = max(1, COUNT_ELEMENTS // targets.num_classes)
     return sum(
         int((targets.read(rows, view).logits[:, 0].argmax(dim=1) != labels[rows]).sum())
         for view in range(views)
-        for rows in torch.arange(len(transfer)).split(COUNT_ROWS)
+        for rows in torch.arange(len(transfer)).split(size)
     )

@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from models.taps import Tapped
 from orchestrator.errors import StageError
 from orchestrator.plan.fingerprint import digest
+from orchestrator.plan.method_options import SoftTargetOptions
 from orchestrator.plan.stage_configs import CombineConfig, DistillConfig
 from orchestrator.runs.context import StageContext
 from orchestrator.stages.transfer_data import sources_of, split_name
@@ -35,18 +36,15 @@ def stored_teacher(config: DistillConfig, context: StageContext, transfer: Trans
     )
     targets = open_targets(context.input(config.targets).path, root=context.root, expect=expectation)
     rows = targets.rows_of(transfer.split.ids)
+    # The graph lets top-k targets through only to a single method that looks at them, at one temperature.
+    softened = [method for method in config.all_methods if isinstance(method, SoftTargetOptions)]
+    temperature = softened[0].temperature if softened else 1.0
 
     def read(batch: Batch) -> TeacherTargets:
-        stored = targets.read(rows[batch.rows], batch.view if config.views else 0)
-        device = batch.inputs.device
-        return TeacherTargets(_sent(stored.logits, device), _sent(stored.weights, device))
+        view = batch.view if config.views else 0
+        return targets.read(rows[batch.rows], view, temperature=temperature, device=batch.inputs.device)
 
     return read
-
-
-def _sent(values: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device; from pinned memory, or the host would wait for all that the device has to do."""
-    return values if device.type == "cpu" else values.pin_memory().to(device, non_blocking=True)
 
 
 def live_teacher(

@@ -17,7 +17,7 @@ from orchestrator.training import model_files
 
 
 def verify_targets(folder: Path, root: Path, rows: int, seed: int = 0) -> dict[str, VerifyResult]:
-    """Compare `rows` random rows of each dense store with its teacher; of a mixture, each member's."""
+    """Compare `rows` random rows of a dense or top-k store with its teacher; of a mixture, each member's."""
     if not folder.is_dir():
         raise StoreError(f"`{folder}` does not exist; targets lie in `{root}/stages/predict_targets-…`")
     if damage := StageFolder(folder).damage():
@@ -34,10 +34,10 @@ def verify_targets(folder: Path, root: Path, rows: int, seed: int = 0) -> dict[s
         raise StoreError(
             f"`{folder}` was combined from several teachers; verify the targets it was combined from"
         )
-    return {folder.name: _verify_dense(folder, root, rows, seed)}
+    return {folder.name: _verify_teacher(folder, root, rows, seed)}
 
 
-def _verify_dense(folder: Path, root: Path, rows: int, seed: int) -> VerifyResult:
+def _verify_teacher(folder: Path, root: Path, rows: int, seed: int) -> VerifyResult:
     config = PredictTargetsConfig.model_validate(_config_of(folder))
     fingerprint = read_json(folder / CONFIG)["config"]["teacher"]["input"]
     teacher = model_files.load(StageFolder.of_fingerprint(fingerprint, root))

@@ -3,6 +3,9 @@
 The arithmetic mean becomes a mixture, formed when it is read because it depends on the temperature. The geometric
 mean has logits of its own, the mean of the members' logits, so it becomes a dense store. Either way the members are
 read once, block by block, to measure how far each of them is from the mean.
+
+Members of the top-k form, whose tails are known by their mass only, have an arithmetic mean: equal parts of each tail
+add up. Logarithms of tails whose shape is unknown have no mean, and no entropy.
 """
 
 import math
@@ -24,8 +27,8 @@ from orchestrator.targets.mixing import (
     mean_logits,
     tempered_log_probabilities,
 )
-from orchestrator.targets.reader import Targets, open_members, path_in_stages
-from orchestrator.targets.shards import ShardedRows, ShardWriter
+from orchestrator.targets.reader import Member, Targets, open_members, path_in_stages
+from orchestrator.targets.shards import ShardWriter
 from orchestrator.targets.store import (
     MANIFEST,
     ROWS_PER_SHARD,
@@ -59,26 +62,38 @@ def combine(
     weights: Weights = None,
     rows_per_shard: int = ROWS_PER_SHARD,
 ) -> dict[str, float]:
-    """Write the combined targets of dense stores to `folder`; None means equal weights, numbers are normalised.
+    """Write the combined targets of several stores to `folder`; None means equal weights, numbers are normalised.
 
-    Returns, for each member m, `targets/kl/m` (mean KL(p^m ‖ p̄) at T = 1, in nats) and `targets/weight/m` (mean
-    weight): a broken teacher is far from the mean. Raises `StoreError` when the members do not agree.
+    Returns, for each member m, `targets/kl/m` (mean KL(p^m ‖ p̄) at T = 1, in nats; tails of the top-k form count as
+    uniform) and `targets/weight/m` (mean weight): a broken teacher is far from the mean. Raises `StoreError` when the
+    members do not agree, `StageError` when top-k members shall have a geometric mean or weights from their entropy.
     """
     if not members:
         raise StageError("there are no targets to combine")
     fixed = None if isinstance(weights, EntropyWeights) else normalise(weights, len(members))
     opened = open_members(members, root=root)
+    if rule == "geometric" or fixed is None:
+        _check_dense([manifest for manifest, _ in opened])
     first = opened[0][0]
     teachers = tuple(teacher for manifest, _ in opened for teacher in manifest.teachers)
     description = first.description().model_copy(update={"teachers": teachers, "rule": rule})
-    columns = [column for _, column in opened]
+    stores = [member for _, member in opened]
     names = tuple(path_in_stages(member, root) for member in members)
-    blocks = _read_blocks(description, columns, fixed if fixed else weights)
+    blocks = _read_blocks(description, stores, fixed if fixed else weights)
     if rule == "geometric":
         return _write_geometric(folder, description, blocks, rows_per_shard)
     if fixed:
         return _write_mixture(folder, description, names, fixed, blocks)
     return _write_weighted_mixture(folder, description, names, blocks, rows_per_shard)
+
+
+def _check_dense(manifests: Sequence[Manifest]) -> None:
+    for manifest in manifests:
+        if manifest.top_k is not None:
+            raise StageError(
+                f"the targets of {', '.join(manifest.teachers)} keep {manifest.top_k.kept} of {manifest.num_classes}"
+                " classes: a geometric mean and entropies look at all; leave `top_k` out where they are predicted"
+            )
 
 
 def normalise(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
@@ -137,14 +152,12 @@ class _Block(NamedTuple):
     targets: TeacherTargets
 
 
-def _read_blocks(
-    description: Description, columns: Sequence[ShardedRows], weights: Weights
-) -> Iterator[_Block]:
+def _read_blocks(description: Description, members: Sequence[Member], weights: Weights) -> Iterator[_Block]:
     """Ids and targets of all rows, view after view, in blocks of bounded size."""
     is_per_sample = isinstance(weights, EntropyWeights)
-    fixed = torch.full((len(columns),), 1 / len(columns)) if is_per_sample else torch.tensor(weights)
-    targets = Targets(description, columns, fixed)
-    size = max(1, BLOCK_ELEMENTS // (len(columns) * description.num_classes))
+    fixed = torch.full((len(members),), 1 / len(members)) if is_per_sample else torch.tensor(weights)
+    targets = Targets(description, members, fixed)
+    size = max(1, BLOCK_ELEMENTS // (len(members) * description.num_classes))
     for view in range(description.views_stored):
         for rows in torch.arange(description.rows).split(size):
             block = targets.read(rows, view)

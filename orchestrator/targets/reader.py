@@ -14,6 +14,7 @@ from orchestrator.errors import StoreError
 from orchestrator.targets.mixing import TeacherTargets
 from orchestrator.targets.shards import ShardedRows
 from orchestrator.targets.store import Description, Manifest, load_manifest
+from orchestrator.targets.top_k import Kept, TopK
 
 AGREEMENT = ("task", "split", "transfer", "num_classes", "rows", "views", "view_seed", "augment")
 
@@ -30,6 +31,23 @@ class Expectation:
     augment: Sequence[dict[str, Any]] = ()
 
 
+@dataclass(frozen=True)
+class Member:
+    """The rows of one store: its logits, or with `top_k` what is kept of them."""
+
+    rows: ShardedRows
+    top_k: TopK | None = None
+
+    def read_into(self, logits: Tensor, positions: np.ndarray, temperature: float) -> None:
+        """Fill `logits` (B, C) float32; rows travel to its device as they are stored."""
+        stored = torch.from_numpy(self.rows.gather(positions))
+        if self.top_k is None:
+            logits.copy_(_sent(stored, logits.device))
+        else:
+            packed = _sent(stored.view(torch.int16), logits.device).view(torch.uint16)
+            self.top_k.expand_into(logits, packed, temperature)
+
+
 class Targets:
     """Soft targets, ready to be read: the logits of `num_teachers` teachers for every sample and view.
 
@@ -37,10 +55,10 @@ class Targets:
     """
 
     def __init__(
-        self, description: Description, members: Sequence[ShardedRows], weights: Tensor | ShardedRows
+        self, description: Description, members: Sequence[Member], weights: Tensor | ShardedRows
     ) -> None:
         self.description = description
-        self.ids = torch.from_numpy(members[0].ids_between(0, description.rows))
+        self.ids = torch.from_numpy(members[0].rows.ids_between(0, description.rows))
         self._members = tuple(members)
         self._weights = weights
 
@@ -58,6 +76,11 @@ class Targets:
         """0: the clean input, read as view 0. n: views 0 … n - 1."""
         return self.description.views
 
+    @property
+    def top_k(self) -> TopK | None:
+        """The form of a single top-k store."""
+        return self._members[0].top_k if self.num_teachers == 1 else None
+
     def rows_of(self, ids: Tensor) -> Tensor:
         """Rows (N,) of the samples `ids` (N,); `StoreError` names a sample that is not here."""
         ids = ids.to("cpu", torch.int64)
@@ -73,17 +96,40 @@ class Targets:
             )
         return order[places]
 
-    def read(self, rows: Tensor, view: int = 0) -> TeacherTargets:
-        """Logits (B, M, C) and weights (B, M) of the samples at `rows` (B,), float32, on the CPU."""
+    def read(
+        self,
+        rows: Tensor,
+        view: int = 0,
+        *,
+        temperature: float = 1.0,
+        device: torch.device | str = "cpu",
+    ) -> TeacherTargets:
+        """Logits (B, M, C) and weights (B, M) of the samples at `rows` (B,), float32, on the device.
+
+        Dense logits are good for every temperature. Those of top-k stores are made for the one that is asked for: there
+        their softmax is the target, elsewhere it is not.
+        """
         if not 0 <= view < self.description.views_stored:
             raise StoreError(f"the targets have no view {view}; they have {self.description.views_stored}")
-        positions = rows.cpu().numpy() + view * self.description.rows
-        logits = torch.empty(len(positions), self.num_teachers, self.num_classes)
+        if temperature < 1 and any(member.top_k for member in self._members):
+            raise StoreError(
+                f"top-k targets know temperatures from 1 up, not {temperature:g}; raise it, or store dense targets"
+            )
+        positions, device = rows.cpu().numpy() + view * self.description.rows, torch.device(device)
+        logits = torch.empty(len(positions), self.num_teachers, self.num_classes, device=device)
         for index, member in enumerate(self._members):
-            logits[:, index] = torch.from_numpy(member.gather(positions))
+            member.read_into(logits[:, index], positions, temperature)
         if isinstance(self._weights, ShardedRows):
-            return TeacherTargets(logits, torch.from_numpy(self._weights.gather(positions)))
-        return TeacherTargets(logits, self._weights.expand(len(positions), -1))
+            weights = torch.from_numpy(self._weights.gather(positions))
+        else:
+            weights = self._weights.expand(len(positions), -1)
+        return TeacherTargets(logits, _sent(weights, device))
+
+    def kept(self, rows: Tensor, view: int = 0) -> Kept:
+        """What a single top-k store keeps of the samples at `rows` (B,), on the CPU."""
+        assert self.top_k is not None
+        positions = rows.cpu().numpy() + view * self.description.rows
+        return self.top_k.unpack(torch.from_numpy(self._members[0].rows.gather(positions)))
 
     @cached_property
     def _sorted(self) -> tuple[Tensor, Tensor]:
@@ -94,10 +140,15 @@ class Targets:
         return sorted_ids, order
 
 
+def _sent(values: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device; from pinned memory, or the host would wait for all that the device has to do."""
+    return values if device.type == "cpu" else values.pin_memory().to(device, non_blocking=True)
+
+
 def open_targets(
     folder: Path, *, root: Path, expect: Expectation | None, verify_checksums: bool = True
 ) -> Targets:
-    """Open a dense store or a mixture below the storage root `root`.
+    """Open a store of any form below the storage root `root`.
 
     Raises `StoreError` for whatever is damaged, foreign, outside of `root`, or not what `expect` asks for; the
     message says what differs and what to change. `expect=None` takes the store for what it says it is.
@@ -105,37 +156,36 @@ def open_targets(
     manifest = load_manifest(folder)
     if expect is not None:
         _check_expectation(folder, manifest, expect)
-    if manifest.form == "dense":
-        logits = ShardedRows(folder, manifest.layout(), manifest.shards, verify_checksums=verify_checksums)
-        return Targets(manifest, [logits], torch.ones(1))
+    if manifest.form != "mixture":
+        return Targets(manifest, [_rows_of_store(folder, manifest, verify_checksums)], torch.ones(1))
     members = open_members(
         [root / "stages" / member for member in manifest.members],
         root=root,
         verify_checksums=verify_checksums,
     )
     _check_members(folder, manifest, members)
-    columns = [column for _, column in members]
+    stores = [member for _, member in members]
     if manifest.weights:
-        return Targets(manifest, columns, torch.tensor(manifest.weights))
+        return Targets(manifest, stores, torch.tensor(manifest.weights))
     weights = ShardedRows(
         folder, manifest.weights_layout, manifest.weight_shards, verify_checksums=verify_checksums
     )
-    return Targets(manifest, columns, weights)
+    return Targets(manifest, stores, weights)
 
 
 def open_members(
     folders: Sequence[Path], *, root: Path, verify_checksums: bool = True
-) -> list[tuple[Manifest, ShardedRows]]:
-    """Open dense stores that are about the same samples; `StoreError` says in what two of them differ."""
+) -> list[tuple[Manifest, Member]]:
+    """Open dense or top-k stores that are about the same samples; `StoreError` says in what two of them differ."""
     opened = [_open_member(folder, root, verify_checksums) for folder in folders]
-    for folder, (manifest, column) in zip(folders[1:], opened[1:], strict=True):
+    for folder, (manifest, member) in zip(folders[1:], opened[1:], strict=True):
         for field, here, there in _differences(opened[0][0], manifest):
             raise StoreError(
                 f"`{folders[0]}` and `{folder}` cannot be combined: their `{field}` differ, {here} and {there};"
                 " predict both targets over the same samples"
             )
         if not np.array_equal(
-            opened[0][1].ids_between(0, manifest.rows), column.ids_between(0, manifest.rows)
+            opened[0][1].rows.ids_between(0, manifest.rows), member.rows.ids_between(0, manifest.rows)
         ):
             raise StoreError(
                 f"`{folders[0]}` and `{folder}` cannot be combined: their samples differ, or their order"
@@ -154,19 +204,23 @@ def path_in_stages(folder: Path, root: Path) -> str:
     return resolved.relative_to(stages).as_posix()
 
 
-def _open_member(folder: Path, root: Path, verify_checksums: bool) -> tuple[Manifest, ShardedRows]:
+def _open_member(folder: Path, root: Path, verify_checksums: bool) -> tuple[Manifest, Member]:
     path_in_stages(folder, root)
     manifest = load_manifest(folder)
-    if manifest.form != "dense":
+    if manifest.form == "mixture":
         raise StoreError(
             f"`{folder}` is a mixture and cannot be a member of another; name its members instead"
         )
-    return manifest, ShardedRows(
-        folder, manifest.layout(), manifest.shards, verify_checksums=verify_checksums
-    )
+    return manifest, _rows_of_store(folder, manifest, verify_checksums)
 
 
-def _check_members(folder: Path, manifest: Manifest, members: list[tuple[Manifest, ShardedRows]]) -> None:
+def _rows_of_store(folder: Path, manifest: Manifest, verify_checksums: bool) -> Member:
+    layout = manifest.rows_layout(manifest.top_k)
+    rows = ShardedRows(folder, layout, manifest.shards, verify_checksums=verify_checksums)
+    return Member(rows, manifest.top_k)
+
+
+def _check_members(folder: Path, manifest: Manifest, members: list[tuple[Manifest, Member]]) -> None:
     for field, here, there in _differences(manifest, members[0][0]):
         raise StoreError(
             f"`{folder}` says `{field}` is {here}, its members say {there}; combine these targets again"

@@ -24,7 +24,11 @@ from orchestrator.errors import StoreError
 from orchestrator.runs.files import atomic_write, make_folder, read_json, sha256_file, write_json
 
 CHECK_ROWS = 1 << 16
-ELEMENTS = {"float16": (pa.float16(), torch.float16), "float32": (pa.float32(), torch.float32)}
+ELEMENTS = {
+    "float16": (pa.float16(), torch.float16),
+    "float32": (pa.float32(), torch.float32),
+    "uint16": (pa.uint16(), torch.uint16),
+}
 
 
 class Shard(BaseModel):

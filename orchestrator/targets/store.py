@@ -1,8 +1,9 @@
 """What a folder of soft targets is, and how it is written.
 
 `manifest.json` is written last: a folder without it is unfinished. A *dense* store holds logits (natural-log scale,
-float16), one row per sample and view. A *mixture* holds none: it names dense stores and their weights, because the
-mean of tempered probabilities depends on the temperature and can only be formed when it is read.
+float16), one row per sample and view. A *top_k* store holds of each row the largest log-probabilities and the mass of
+the others. A *mixture* holds no rows: it names stores of the other forms and their weights, because the mean of
+tempered probabilities depends on the temperature and can only be formed when it is read.
 """
 
 from pathlib import Path, PurePosixPath
@@ -15,9 +16,10 @@ from torch import Tensor
 from orchestrator.errors import StageError, StoreError
 from orchestrator.runs.files import read_json, write_json
 from orchestrator.targets.shards import Layout, Shard, ShardWriter, digest_of
+from orchestrator.targets.top_k import TopK
 
 MANIFEST = "manifest.json"
-FORMS = ("dense", "mixture")
+FORMS = ("dense", "top_k", "mixture")
 ROWS_PER_SHARD = 65536
 FLOAT16_LARGEST = 65504
 
@@ -50,7 +52,7 @@ class Description(BaseModel):
         return max(self.views, 1)
 
     def layout(self, column: str = "logits", dtype: str = "float16", width: int | None = None) -> Layout:
-        """How a column of this store lies in shards; the logits unless told otherwise."""
+        """How a column of this store lies in shards; dense logits unless told otherwise."""
         return Layout(
             column=column,
             dtype=dtype,
@@ -60,6 +62,10 @@ class Description(BaseModel):
             identity=digest_of([column, self.description().model_dump(mode="json")]),
         )
 
+    def rows_layout(self, top_k: TopK | None) -> Layout:
+        """How the logits, or what is kept of them, lie in shards."""
+        return self.layout() if top_k is None else self.layout(top_k.column, "uint16", top_k.width)
+
     def description(self) -> "Description":
         """This, without anything a subclass adds."""
         return Description.model_validate(self.model_dump(include=set(Description.model_fields)))
@@ -68,19 +74,25 @@ class Description(BaseModel):
 class Manifest(Description):
     """A finished store: its description, and where its numbers are."""
 
-    form: Literal["dense", "mixture"]
+    form: Literal["dense", "top_k", "mixture"]
     shards: tuple[Shard, ...] = ()
-    """Dense: the logits."""
+    """Dense: the logits. Top-k: what is kept of them."""
+    top_k: TopK | None = None
+    """Top-k: how its rows are to be read."""
     members: tuple[str, ...] = ()
-    """Mixture: dense stores, as paths below the storage root's `stages` folder."""
+    """Mixture: dense or top-k stores, as paths below the storage root's `stages` folder."""
     weights: tuple[float, ...] = ()
     """Mixture: one weight per member, sum 1; or empty, and the weights of every sample are in `weight_shards`."""
     weight_shards: tuple[Shard, ...] = ()
 
     @model_validator(mode="after")
     def _has_what_its_form_needs(self) -> Self:
-        if self.form == "dense" and (not self.shards or self.members or self.weights or self.weight_shards):
-            raise ValueError("a dense store has shards of logits, neither members nor weights")
+        if (self.form == "top_k") != (self.top_k is not None):
+            raise ValueError("a top-k store, and no other, says how its rows are to be read")
+        if self.top_k is not None and (misfit := self.top_k.misfit(self.num_classes)):
+            raise ValueError(misfit)
+        if self.form != "mixture" and (not self.shards or self.members or self.weights or self.weight_shards):
+            raise ValueError(f"a {self.form} store has shards of its own, neither members nor weights")
         if self.form == "mixture":
             if self.shards or not self.members or self.rule != "arithmetic":
                 raise ValueError("a mixture has members and the rule `arithmetic`, no logits of its own")
@@ -115,7 +127,9 @@ def load_manifest(folder: Path) -> Manifest:
         raise StoreError(f"`{path}` is damaged: it holds no manifest; write these targets again")
     form = content.get("form")
     if form not in FORMS:
-        raise StoreError(f"`{path}` has the form `{form}`; this version reads {' and '.join(FORMS)}")
+        raise StoreError(
+            f"`{path}` has the form `{form}`; this version reads {', '.join(FORMS[:-1])} and {FORMS[-1]}"
+        )
     digest = content.pop("digest", None)
     if digest != digest_of(content):
         raise StoreError(f"`{path}` is damaged: its digest does not fit; write these targets again")
@@ -130,18 +144,26 @@ def load_manifest(folder: Path) -> Manifest:
 
 
 class TargetWriter:
-    """Writes a dense store: rows in the transfer set's order, view after view.
+    """Writes a dense store, or with `top_k` one of so many classes a row, in the transfer set's order, view after view.
 
     Resumes: continue with the row at position `rows_done`, where sample `row` of view `view` has the position
     `view * rows + row`. Memory: one shard, whatever the number of rows.
     """
 
     def __init__(
-        self, folder: Path, description: Description, *, rows_per_shard: int = ROWS_PER_SHARD
+        self,
+        folder: Path,
+        description: Description,
+        *,
+        top_k: int | None = None,
+        rows_per_shard: int = ROWS_PER_SHARD,
     ) -> None:
         self.folder = folder
         self.description = description
-        self._writer = ShardWriter(folder, description.layout(), rows_per_shard=rows_per_shard)
+        self.top_k = None if top_k is None else TopK(kept=top_k)
+        if self.top_k is not None and (misfit := self.top_k.misfit(description.num_classes)):
+            raise StageError(f"{misfit}; set another `top_k`, or leave it out")
+        self._writer = ShardWriter(folder, description.rows_layout(self.top_k), rows_per_shard=rows_per_shard)
         if self.rows_done < self._writer.layout.total:
             (folder / MANIFEST).unlink(missing_ok=True)
 
@@ -153,23 +175,34 @@ class TargetWriter:
     def append(self, ids: Tensor, logits: Tensor) -> None:
         """Take the next rows: `ids` (B,) and `logits` (B, C), of any float type, on any device.
 
-        Raises `StageError` when a logit is not finite or too large for float16.
+        Raises `StageError` when a logit is not finite, or when what would be stored is too large for float16.
         """
         if logits.shape != (len(ids), self.description.num_classes):
             raise StageError(
                 f"teacher {self._teachers} gave logits of shape {tuple(logits.shape)} for {len(ids)} samples"
                 f" of {self.description.num_classes} classes"
             )
-        ids, rounded = ids.cpu(), logits.detach().to("cpu", torch.float16)
-        is_finite = torch.isfinite(rounded).all(dim=1)
-        if not is_finite.all():
-            self._refuse(int(is_finite.to(torch.int8).argmin()), ids, logits)
-        self._writer.append(ids, rounded)
+        ids, logits = ids.cpu(), logits.detach()
+        if self.top_k is None:
+            stored = logits.to("cpu", torch.float16)
+            is_sound = torch.isfinite(stored).all(dim=1)
+        else:
+            kept = self.top_k.keep(logits)
+            stored = self.top_k.pack(kept).cpu()
+            # The least of them is the last; one that is no number makes the whole row none.
+            fits = torch.isfinite(kept.log_probabilities[:, -1].half())
+            is_sound = (fits & torch.isfinite(logits).all(dim=1)).cpu()
+        if not is_sound.all():
+            self._refuse(int(is_sound.to(torch.int8).argmin()), ids, logits)
+        self._writer.append(ids, stored)
 
     def close(self) -> Manifest:
         """Write the manifest; all rows must be there."""
         manifest = Manifest(
-            **self.description.description().model_dump(), form="dense", shards=self._writer.close()
+            **self.description.description().model_dump(),
+            form="dense" if self.top_k is None else "top_k",
+            top_k=self.top_k,
+            shards=self._writer.close(),
         )
         write_manifest(self.folder, manifest)
         return manifest
@@ -180,10 +213,12 @@ class TargetWriter:
 
     def _refuse(self, row: int, ids: Tensor, logits: Tensor) -> None:
         view = (self.rows_done + row) // self.description.rows
-        values = logits[row].detach().cpu().double()
+        values, name = logits[row].cpu().double(), "logit"
+        if self.top_k is not None and torch.isfinite(values).all():
+            values, name = torch.log_softmax(values, dim=-1), "log-probability"
         broken = values[~torch.isfinite(values.half())][0]
         reason = f"it does not fit into float16 (±{FLOAT16_LARGEST})" if broken.isfinite() else "not finite"
         raise StageError(
-            f"teacher {self._teachers} gave the logit {broken.item():g} for sample {int(ids[row])}"
+            f"teacher {self._teachers} gave the {name} {broken.item():g} for sample {int(ids[row])}"
             f" in view {view}: {reason}"
         )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from orchestrator.plan.augment_configs import FlipConfig, ShiftConfig
 from orchestrator.stages import predict_targets
+from orchestrator.stages.verify_targets import verify_targets
 from orchestrator.targets.reader import Targets, open_targets
 from orchestrator.targets.store import TargetWriter
 from orchestrator.training.augment import augment
@@ -189,3 +190,95 @@ def private_memory() -> int:
     """Bytes of this process that no file backs."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_each_top_k_row_keeps_what_the_teacher_finds_most_probable(
+    stages: Any, teacher: dict[str, Any], top_k: int
+) -> None:
+    stages.run(predicting(teacher, top_k=top_k, **VIEWS))
+    targets = open_store(stages)
+    inputs, steps = inputs_of(stages, targets.ids), [ShiftConfig(pixels=1), FlipConfig()]
+    for view in range(3):
+        logits = stages.model("teacher").logits(augment(inputs, targets.ids, steps, 8, view))
+        for temperature in (1.0, 4.0):
+            expected = torch.softmax(logits / temperature, dim=1)
+            kept = logits.argsort(dim=1, descending=True)[:, :top_k]
+            read = targets.read(torch.arange(len(targets.ids)), view, temperature=temperature)
+            found = torch.softmax(read.logits[:, 0] / temperature, dim=1)
+            torch.testing.assert_close(found.gather(1, kept), expected.gather(1, kept), rtol=5e-3, atol=1e-5)
+
+
+def test_a_top_k_store_counts_the_errors_of_the_dense_one_and_verifies(
+    stages: Any, teacher: dict[str, Any]
+) -> None:
+    plan = predicting(teacher | {"epochs": 1}, **VIEWS)
+    plan["some"] = plan["targets"] | {"top_k": 2}
+    stages.run(plan)
+    dense, some = (stages.record(name).metrics for name in ("targets", "some"))
+    assert dense["targets/errors"] > 0
+    assert some == dense
+    (result,) = verify_targets(stages.folder("some").path, stages.root, rows=40).values()
+    assert result.passed
+
+
+def test_a_student_of_every_class_kept_is_that_of_dense_targets(
+    stages: Any, teacher: dict[str, Any], student: dict[str, Any]
+) -> None:
+    """And one of the two most probable of three classes, whose tail is one class, differs by rounding as well."""
+    plan = predicting(teacher)
+    method = {"method": "hinton", "temperature": 4.0}
+    for name, top_k in (("all", 3), ("most", 2)):
+        plan[name] = plan["targets"] | {"top_k": top_k}
+    for name in ("targets", "all", "most"):
+        plan[f"from_{name}"] = student | {"targets": name, "method": method}
+    stages.run(plan)
+    dense = stages.logits("from_targets")
+    assert dense.std() > 0.1
+    for name in ("from_all", "from_most"):
+        difference = (stages.logits(name) - dense).abs().max()
+        assert difference < 1e-3 * dense.abs().max()
+
+
+# In eval mode the coarse one gives its best class what it has at T = 4, and the others equal parts of the rest.
+COARSE = """
+import torch
+from torch import nn
+
+class Coarse(nn.Module):
+    def __init__(self, num_classes, coarse):
+        super().__init__()
+        self.linear, self.coarse = nn.Linear(64, num_classes), coarse
+
+    def forward(self, inputs):
+        logits = self.linear(inputs.flatten(1))
+        if self.training or not self.coarse:
+            return logits
+        best, place = torch.softmax(logits / 4, dim=1).max(dim=1, keepdim=True)
+        rest = (1 - best) / (logits.shape[1] - 1)
+        return 4 * rest.expand(logits.shape).scatter(1, place, best).log()
+
+def build(num_classes, coarse=False):
+    return Coarse(num_classes, coarse)
+"""
+
+
+def test_a_student_gets_the_tail_of_its_own_temperature(
+    stages: Any,
+    users_models: Callable[[str], str],
+    teacher: dict[str, Any],
+    student: dict[str, Any],
+) -> None:
+    name = f"{users_models(COARSE)}:build"
+    plan = {}
+    for who, coarse, options in (("fine", False, {"top_k": 1}), ("coarse", True, {}), ("dense", False, {})):
+        plan |= {
+            who: teacher | {"model": {"name": name, "coarse": coarse}, "seed": 3},
+            f"{who}_targets": {"stage": "predict_targets", "teacher": who, **options},
+            f"{who}_student": student
+            | {"targets": f"{who}_targets", "method": {"method": "hinton", "temperature": 4}},
+        }
+    stages.run(plan)
+    expected = stages.logits("coarse_student")
+    assert (stages.logits("fine_student") - expected).abs().max() < 1e-3 * expected.abs().max()
+    assert (stages.logits("dense_student") - expected).abs().max() > 1e-2 * expected.abs().max()

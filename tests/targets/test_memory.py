@@ -69,3 +69,30 @@ def test_writing_reading_and_combining_need_no_more_memory_for_many_samples_than
     growths("few", FEW)
     assert max(growths("many", ROWS)) < ALLOWED
     assert sum(path.stat().st_size for path in (root / "stages/many").iterdir()) > 3 * ALLOWED
+
+
+def test_many_classes_of_which_few_are_kept_need_the_memory_of_a_batch(
+    root: Path, describe: Callable[..., Description]
+) -> None:
+    """Dense, the rows would be 58 MB as they are stored and 115 MB as they are read; a batch is 2 MB."""
+    classes, rows = 15_000, 1920
+    folder = root / "stages/kept"
+    logits = torch.randn(32, classes)
+
+    def write_kept() -> Iterator[None]:
+        description = describe(rows=rows, num_classes=classes)
+        writer = TargetWriter(folder, description, top_k=100, rows_per_shard=512)
+        for ids in torch.arange(rows).split(32):
+            writer.append(ids, logits)
+            yield
+        writer.close()
+
+    def read_kept() -> Iterator[None]:
+        targets = open_targets(folder, root=root, expect=None)
+        for batch in torch.arange(rows).flip(0).split(32):
+            assert targets.read(batch, temperature=4.0).logits.shape == (32, 1, classes)
+            yield
+
+    assert growth(write_kept()) < ALLOWED
+    assert growth(read_kept()) < ALLOWED
+    assert sum(path.stat().st_size for path in folder.glob("*.arrow")) < rows * (4 * 100 + 20 + 12 + 8)

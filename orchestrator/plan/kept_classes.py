@@ -1,0 +1,72 @@
+"""Targets that keep only some classes of each row (`top_k`): who may read them, and for what."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from orchestrator.plan.config import Path
+from orchestrator.plan.method_options import SoftTargetOptions
+from orchestrator.plan.stage_configs import (
+    MOST_TOP_K_CLASSES,
+    CombineTargetsConfig,
+    DistillConfig,
+    PredictTargetsConfig,
+)
+
+Mistake = tuple[Path, str]
+
+
+def mistakes_of_top_k(config: Any, num_classes: int, stages: Mapping[str, Any]) -> Iterator[Mistake]:
+    """Places in a stage's config and what is wrong there; the references name stages, or replicas of them."""
+    if isinstance(config, PredictTargetsConfig) and config.top_k is not None:
+        if config.top_k > num_classes:
+            yield ("top_k",), f"there are {num_classes} classes; keep fewer, or leave `top_k` out"
+        if num_classes > MOST_TOP_K_CLASSES:
+            yield ("top_k",), f"{num_classes} classes are more than {MOST_TOP_K_CLASSES}; leave `top_k` out"
+    keeper = next((name for ref in _targets_of(config) if (name := _keeper(ref, stages))), None)
+    if keeper is not None:
+        for place, reason, way_out in _needs_all_classes(config):
+            yield (
+                place,
+                f"{reason}, but `{keeper}` stores only some (`top_k`); {way_out}, or leave its `top_k` out",
+            )
+
+
+def _targets_of(config: Any) -> tuple[str, ...]:
+    if isinstance(config, DistillConfig):
+        return () if config.targets is None else (config.targets,)
+    return config.targets if isinstance(config, CombineTargetsConfig) else ()
+
+
+def _keeper(ref: str, stages: Mapping[str, Any]) -> str | None:
+    """The stage that keeps only some classes, among those that make the targets `ref`."""
+    name = ref if ref in stages else ref.rpartition(".")[0]
+    if isinstance(stages[name], PredictTargetsConfig):
+        return None if stages[name].top_k is None else name
+    return next((found for each in _targets_of(stages[name]) if (found := _keeper(each, stages))), None)
+
+
+def _needs_all_classes(config: Any) -> Iterator[tuple[Path, str, str]]:
+    """What in a reader of targets looks at every class: its place, the reason, and what to write instead."""
+    if isinstance(config, CombineTargetsConfig):
+        if config.committee is not None:
+            yield ("committee",), "a committee looks at the generalist's logits of all classes", "take it out"
+        if config.rule == "geometric":
+            yield ("rule",), "a geometric mean looks at the logits of all classes", "write `arithmetic`"
+        if config.weights == "entropy":
+            yield (
+                ("weights",),
+                "the entropy is that of the probabilities of all classes",
+                "write `uniform`, or numbers",
+            )
+        return
+    for index, method in enumerate(config.all_methods):
+        place: Path = ("methods", index) if config.methods else ("method",)
+        if method.weighs_teachers or not isinstance(method, SoftTargetOptions):
+            yield (
+                (*place, "method"),
+                f"`{method.method}` looks at the logits of all classes",
+                "take `hinton`",
+            )
+        elif method.temperature < 1:
+            reason = "a tail below T = 1 would be a sum over all classes"
+            yield (*place, "temperature"), reason, "set it to 1 or more"
