@@ -16,6 +16,15 @@ class Network(nn.Sequential):
         super().__init__(OrderedDict(parts))
         self.feature_paths = dict(feature_paths)
 
+    def behind(self, feature: str) -> nn.Sequential:
+        """The parts that lead from a feature to the logits; `ValueError` unless the feature is what a part returns."""
+        names, path = list(self._modules), self.feature_paths.get(feature, feature)
+        if path not in names:
+            raise ValueError(
+                f"`{feature}` lies inside a part of the network; name the output of one of {names}"
+            )
+        return nn.Sequential(*list(self)[names.index(path) + 1 :])
+
 
 class ResidualBlock(nn.Module):
     """relu(branch(x) + shortcut(x)); the sum passes through `pre_activation`, where it can be tapped."""

@@ -35,9 +35,7 @@ class Hints(Method):
 
 def middle_stage(features: Features, key: str) -> str:
     """The network's middle stage; `ValueError` asks for a name where the network has no stages."""
-    stages = features.stages
-    if not stages:
-        raise ValueError(f"the model names no stages; say which feature is meant with `{key}`")
+    stages = features.stages_unless(key)
     return stages[(len(stages) - 1) // 2]
 
 

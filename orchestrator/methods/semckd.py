@@ -28,8 +28,8 @@ class Semckd(Method):
                 f"SemCKD compares the samples of a worker's batch and needs 4 or more, not {setting.batch_size};"
                 " raise `batch_size`, or use fewer workers"
             )
-        self.student_features = config.student_features or _all_stages(student, "student_features")
-        self.teacher_features = config.teacher_features or _all_stages(teacher, "teacher_features")
+        self.student_features = config.student_features or student.stages_unless("student_features")
+        self.teacher_features = config.teacher_features or teacher.stages_unless("teacher_features")
         channels = _channels(student, self.student_features)
         targets = _channels(teacher, self.teacher_features)
         self.queries = nn.ModuleList(Embedding(setting.batch_size) for _ in channels)
@@ -116,12 +116,6 @@ def build_projection(channels: int, target: int) -> nn.Module:
         nn.ReLU(),
         nn.Conv2d(2 * target, target, 1, bias=False),
     )
-
-
-def _all_stages(features: Features, key: str) -> tuple[str, ...]:
-    if not features.stages:
-        raise ValueError(f"the model names no stages; write the features that are meant as `{key}`")
-    return features.stages
 
 
 def _channels(features: Features, names: Sequence[str]) -> list[int]:

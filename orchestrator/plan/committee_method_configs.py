@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from orchestrator.plan.config import Boolean, NonNegative, Number, Seed
+from orchestrator.plan.config import Boolean, Integer, NonNegative, Number, Seed
 from orchestrator.plan.method_options import SoftTargetOptions
 
 
@@ -39,13 +39,30 @@ class CaMkdConfig(AdaptiveWeightsOptions):
     Σ_m w_m T² KL(softmax(v_m/T) ‖ softmax(z/T)) / M + hard_weight · CE, with w_m = (1 - softmax_m(CE_m)) / (M - 1) and
     CE_m the teacher's own cross-entropy at T = 1. The division by M is the release's; `sum_to_one: true` removes it.
 
-    Needs labels and the logits of each teacher, stored or live. The logit part only: the paper's second term (weight
-    50) looks at the features of several teachers, and those are not available. T = 4, weights 1 and 1 are the
-    release's, with three teachers of one architecture. The label leaks into the soft target. One teacher has weight 1.
+    With `feature_weight` above 0 the paper's second term is added: feature_weight · mean over the batch of
+    Σ_m u_m · mean of squares of (F_m - r_m(F)) / M, with the student's feature F, brought to the grid of the teacher's
+    feature F_m, and a regressor r_m of its own (1x1 convolution, batch norm, ReLU) per teacher. u_m is formed as w_m
+    is, from the error of what the teacher makes of r_m(F): its layers behind the feature give the logits. As in the
+    release the gradient flows through u_m too, and the term is left out in the first `logits_only_epochs`.
+
+    Needs labels and the logits of each teacher, stored or live; the second term `mode: live` and networks that are
+    chains (all but those of torchvision). T = 4 and weights 1, 1 and 50 are the release's, with three teachers of one
+    architecture and the features of the last stages; the published figures are those of both terms, the default here is
+    the logits' alone. Of wide ResNets name `stage3_post`, behind the ReLU. The label leaks into the soft target. One
+    teacher has weight 1.
     """
 
     method: Literal["ca_mkd"]
     sum_to_one: Boolean = False
+    feature_weight: NonNegative = Field(0.0, description="50 in the release")
+    student_feature: str | None = Field(None, description="the last stage when left out")
+    teacher_feature: str | None = Field(None, description="of every teacher; the last stage when left out")
+    logits_only_epochs: Annotated[Integer, Field(ge=0)] = 1
+
+    @property
+    def needs_member_features(self) -> bool:
+        """The second term looks at the features of all teachers."""
+        return self.feature_weight > 0
 
     @property
     def needs_labels(self) -> bool:

@@ -65,7 +65,9 @@ class SemckdConfig(MethodOptions):
     Pitfalls: the batch of one worker is built into the networks behind Q and K, so that other numbers of workers train
     another thing; it must have 4 samples. In a shorter last batch, which the release skips, the samples that are not
     there count as zeros. Energies lie in [-1, 1]: attention never gets sharp, with 3 stages it stays in
-    [0.063, 0.787]. Its mean over an epoch is logged as `train/semckd/attention/STUDENT_STAGE/TEACHER_STAGE`.
+    [0.063, 0.787]. Nothing but the loss trains it, so it goes to what is easiest to match: every stage of a student of
+    `configs/fashion_compare.yaml` ends at that bound on the teacher's first stage (map in the report). Its mean over an
+    epoch is logged as `train/semckd/attention/STUDENT_STAGE/TEACHER_STAGE`.
     """
 
     method: Literal["semckd"]

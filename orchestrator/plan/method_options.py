@@ -28,13 +28,18 @@ class MethodOptions(Config):
     ramp: RampConfig | None = None
 
     needs_features: ClassVar[bool] = False
-    """Whether the losses look at the teacher's features, which are never stored: `mode: live`, one teacher."""
+    """Whether the losses look at features, and at nothing else: never stored, so `mode: live`, of one teacher."""
     weighs_teachers: ClassVar[bool] = False
     """Whether the losses weigh the teachers by themselves, from the logits of each: nothing is left to `combine`."""
 
     @property
     def needs_labels(self) -> bool:
         """Whether the losses look at the true labels."""
+        return False
+
+    @property
+    def needs_member_features(self) -> bool:
+        """Whether the losses look at the features of each of several teachers: `mode: live`."""
         return False
 
 

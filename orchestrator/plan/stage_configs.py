@@ -144,7 +144,12 @@ class DistillConfig(TrainingConfig):
     @property
     def needs_features(self) -> bool:
         """Whether some method looks at features."""
-        return any(method.needs_features for method in self.all_methods)
+        return any(method.needs_features or method.needs_member_features for method in self.all_methods)
+
+    @property
+    def trains_classifier(self) -> bool:
+        """Whether some method of any weight looks at logits; those that need features look at these alone."""
+        return any(method.weight > 0 and not method.needs_features for method in self.all_methods)
 
     @model_validator(mode="before")
     @classmethod
@@ -164,7 +169,7 @@ class DistillConfig(TrainingConfig):
     @model_validator(mode="after")
     def _features_are_live(self) -> "DistillConfig":
         for method in self.all_methods:
-            if method.needs_features and self.mode != "live":
+            if (method.needs_features or method.needs_member_features) and self.mode != "live":
                 raise located_error(
                     f"`{method.method}` looks at the teacher's features, which are not stored; set `mode: live`",
                     "mode",

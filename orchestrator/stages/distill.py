@@ -58,6 +58,7 @@ def setting_of(
         batch_size=-(-config.batch_size // world),
         epochs=config.epochs,
         label_smoothing=config.label_smoothing,
+        teachers=tuple(Features(teacher, shape) for teacher in teachers),
     )
 
 

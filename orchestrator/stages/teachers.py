@@ -78,7 +78,8 @@ def _frozen(models: Sequence[Tapped], weigh: Callable[[Tensor], Tensor]) -> Teac
     def run(batch: Batch) -> TeacherTargets:
         outputs = [model(batch.inputs) for model in models]
         logits = torch.stack([output.logits.float() for output in outputs], dim=1)
-        return TeacherTargets(logits, weigh(logits), outputs[0].features)
+        features = tuple(output.features for output in outputs)
+        return TeacherTargets(logits, weigh(logits), features[0], features)
 
     return run
 

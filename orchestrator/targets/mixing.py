@@ -16,12 +16,13 @@ from torch import Tensor
 class TeacherTargets(NamedTuple):
     """What M teachers say about a batch: `logits` (B, M, C) and `weights` (B, M), float32, weights sum to 1.
 
-    `features` by name, of a single live teacher, where a method looks at them.
+    Where a method looks at them, `features` by name: of the first live teacher, and of each in `member_features`.
     """
 
     logits: Tensor
     weights: Tensor
     features: Mapping[str, Tensor] = MappingProxyType({})
+    member_features: tuple[Mapping[str, Tensor], ...] = ()
 
 
 def tempered_probabilities(targets: TeacherTargets, temperature: float) -> Tensor:

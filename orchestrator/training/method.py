@@ -33,6 +33,12 @@ class Features:
         named: dict[str, str] = getattr(self.model, "feature_paths", {})
         return tuple(name for name in named if name.startswith("stage") and name[5:].isdigit())
 
+    def stages_unless(self, key: str) -> tuple[str, ...]:
+        """`stages`; where the network names none, `ValueError` asks for the setting `key`."""
+        if not self.stages:
+            raise ValueError(f"the model names no stages; say which feature is meant with `{key}`")
+        return self.stages
+
     def shapes(self, names: Sequence[str]) -> list[torch.Size]:
         """Shapes of features, without the batch; `ValueError` names one that the model does not have."""
         with torch.no_grad():
@@ -54,7 +60,8 @@ class Features:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a method is built for. `batch_size` is that of one worker; `teacher` is there for a single live one."""
+    """What a method is built for. `batch_size` is that of one worker; `teacher` is there for a single live one, and
+    `teachers` are all live ones."""
 
     student: Features | None = None
     teacher: Features | None = None
@@ -62,6 +69,7 @@ class Setting:
     batch_size: int = 0
     epochs: int = 1
     label_smoothing: float = 0.0
+    teachers: tuple[Features, ...] = ()
 
     def both(self) -> tuple[Features, Features]:
         """The student and its one live teacher, of which the plan makes sure where a method needs features."""

@@ -318,7 +318,5 @@ def test_a_batch_too_small_for_attention_is_refused(pair) -> None:
 
 
 def test_a_model_without_stages_is_asked_for_names(pair) -> None:
-    with pytest.raises(
-        ValueError, match="no stages; write the features that are meant as `student_features`"
-    ):
+    with pytest.raises(ValueError, match="say which feature is meant with `student_features`"):
         pair.of({"name": "mlp"}, TEACHER).method("semckd")

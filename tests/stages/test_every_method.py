@@ -25,6 +25,7 @@ CASES: dict[str, dict[str, Any]] = {
     "relational": {"method": "relational"},
     "ebkd": {"method": "ebkd"},
     "ca_mkd": {"method": "ca_mkd"},
+    "ca_mkd, features": {"method": "ca_mkd", "feature_weight": 5},
     "ae_kd": {"method": "ae_kd"},
     "teacher_switching": {"method": "teacher_switching"},
 }

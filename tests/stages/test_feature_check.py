@@ -40,6 +40,16 @@ stages:
         ("name: cnn, widths: [16, 32]}\n    teachers", "name: mlp}\n    teachers", "fewer than two stages"),
         ("    mode: live\n", "", "which are not stored; set `mode: live`"),
         ("teachers: [teacher]", "teachers: [teacher, other]", "the features of one teacher; name one"),
+        (
+            "{method: fsp}",
+            "{method: ca_mkd, feature_weight: 50, teacher_feature: stage3}",
+            "no feature `stage3`",
+        ),
+        (
+            "    mode: live\n    methods:\n      - {method: hinton}\n      - {method: fsp}\n",
+            "    method: {method: ca_mkd, feature_weight: 50}\n",
+            "which are not stored; set `mode: live`",
+        ),
         ("- {method: fsp}", "- {method: hinton}", "a method is listed twice"),
         ("    methods:\n", "    method: {method: hinton}\n    methods:\n", "write one `method`, or several"),
     ],
