@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
@@ -100,6 +101,25 @@ def text_like(pattern: str, meaning: str) -> AfterValidator:
         return text
 
     return AfterValidator(check)
+
+
+def _with_unit(raw: Any) -> Any:
+    """A bare number is of seconds."""
+    return f"{raw}s" if isinstance(raw, (int, float)) and not isinstance(raw, bool) else raw
+
+
+Duration = Annotated[
+    str,
+    text_like(
+        r"[0-9]{1,6}(\.[0-9]+)?[smh]", "a number with its unit (or of seconds), such as `90s`, `30m` or `2h`"
+    ),
+    BeforeValidator(_with_unit),
+]
+
+
+def seconds_of(duration: str) -> float:
+    """A `Duration` in seconds."""
+    return float(duration[:-1]) * {"s": 1, "m": 60, "h": 3600}[duration[-1]]
 
 
 def read_options(kind: type[Options], values: Mapping[str, Any]) -> Options:

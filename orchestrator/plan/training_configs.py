@@ -8,12 +8,14 @@ from orchestrator.plan.config import (
     Boolean,
     ChosenBy,
     Config,
+    Duration,
     Integer,
     NonNegative,
     Number,
     Positive,
     Seed,
     SynthesizedRef,
+    seconds_of,
     text_like,
 )
 from orchestrator.plan.mistakes import located_error
@@ -150,20 +152,32 @@ class ResourcesConfig(Config):
 
     `gpus` may be a fraction, so that several small models share one; left out, a stage takes one GPU where the
     Ray cluster has any. `workers` above one train data-parallel under Ray Train.
+
+    A stage that runs longer than its `timeout` (without waiting for room; each attempt anew) fails: what each of its
+    threads was doing then is in its record and in `stacks-rank0.txt` of its folder, its last checkpoint stays. One that
+    hangs is ended. With `--local`, and in trials of a search, it is the driver that hangs: nothing can end it but you.
     """
 
     workers: Annotated[Integer, Field(ge=1)] = 1
     cpus: Positive = 1.0
     gpus: NonNegative | None = None
     memory: Memory | None = Field(None, description="such as 4GiB")
+    timeout: Duration | None = Field(None, description="such as 90s, 30m or 2h")
 
     @model_validator(mode="after")
-    def _many_gpus_are_whole(self) -> "ResourcesConfig":
+    def _sensible(self) -> "ResourcesConfig":
         if self.gpus is not None and self.gpus > 1 and self.gpus != int(self.gpus):
             raise located_error(
                 f"{self.gpus:g} GPUs: only a single GPU can be shared; write a whole number", "gpus"
             )
+        if self.timeout_seconds == 0:
+            raise located_error("no stage ends in no time; leave `timeout` out for none", "timeout")
         return self
+
+    @property
+    def timeout_seconds(self) -> float | None:
+        """Seconds for an attempt; None: as long as it takes."""
+        return None if self.timeout is None else seconds_of(self.timeout)
 
     @property
     def memory_bytes(self) -> int:

@@ -2,6 +2,7 @@
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -34,8 +35,24 @@ def fail_on_last_rank(num_classes: int, input_shape: tuple[int, ...]) -> nn.Modu
     return nn.Linear(input_shape[0], num_classes)
 
 
+def fail_late(seconds: float, num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
+    """Fail, but not at once."""
+    time.sleep(seconds)
+    raise ValueError("a fault of its own")
+
+
+def eat_memory(most: int, num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
+    """Take 32 MiB after 32 MiB, up to `most` bytes; whoever is to end this has a minute then."""
+    eaten = []
+    while len(eaten) << 25 < most:
+        eaten.append(bytearray(os.urandom(1 << 20) * 32))
+        time.sleep(0.02)
+    time.sleep(60.0)
+    raise MemoryError("nobody ended this")
+
+
 def slow(folder: str, num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
-    """Steps of 20 ms and frequent checkpoints, as long as the file `slow` is in the folder."""
+    """Steps of 20 ms, or what it says, and frequent checkpoints, as long as the file `slow` is in the folder."""
     from orchestrator.training import loop
 
     loop.CHECKPOINT_SECONDS = 0.2
@@ -53,7 +70,8 @@ class Slow(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         if self.training and self.brake.exists():
-            time.sleep(0.02)
+            with suppress(FileNotFoundError):
+                time.sleep(float(self.brake.read_text() or 0.02))
         return self.linear(inputs)
 
 

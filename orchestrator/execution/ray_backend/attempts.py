@@ -1,5 +1,6 @@
 """Attempts that run on the Ray cluster: on one stage worker, or on a group under Ray Train."""
 
+import logging
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -7,8 +8,10 @@ from typing import Any, Protocol
 
 import ray
 
+from orchestrator.errors import StoreError
+from orchestrator.execution.deadline import DeadlineWatch, hung, read_stacks
 from orchestrator.execution.ray_backend.amounts import Amount
-from orchestrator.execution.ray_backend.losses import describe_loss
+from orchestrator.execution.ray_backend.losses import describe_loss, record_failure
 from orchestrator.execution.ray_backend.pool import PooledWorker, WorkerPool
 from orchestrator.execution.ray_backend.worker import STOP, run_group
 from orchestrator.execution.request import Outcome, StageRequest
@@ -18,10 +21,14 @@ from orchestrator.runs.record import summary_of
 SCRATCH = ".ray-train"
 CANCEL_SECONDS = 5.0
 
+log = logging.getLogger(__name__)
+
 
 class Attempt(Protocol):
     """A running attempt. `ref` is ready when it has ended; `held` is what it holds outside the pool."""
 
+    request: StageRequest
+    deadline: DeadlineWatch
     ref: Any
     held: Amount
 
@@ -44,12 +51,13 @@ class WorkerAttempt:
     held = Amount()
 
     def __init__(self, request: StageRequest, worker: PooledWorker, pool: WorkerPool) -> None:
-        self._request, self._worker, self._pool = request, worker, pool
+        self.request, self.deadline = request, DeadlineWatch(request)
+        self._worker, self._pool = worker, pool
         self.ref = worker.actor.run.remote(request.to_dict())
 
     def ask_to_stop(self) -> None:
         """The worker's second thread hears it."""
-        self._worker.actor.stop.remote(self._request.attempt)
+        self._worker.actor.stop.remote(self.request.attempt)
 
     def end(self) -> None:
         """Kill the worker."""
@@ -57,7 +65,7 @@ class WorkerAttempt:
 
     def outcome(self) -> Outcome:
         """How it ended."""
-        outcome = read_outcome(self.ref, self._request.name)
+        outcome = read_outcome(self.ref, self.request.name)
         if outcome.status in ("done", "stopped"):
             self._pool.give_back(self._worker)
         else:
@@ -69,7 +77,7 @@ class GroupAttempt:
     """A stage on several workers. The call that runs Ray Train holds nothing; the group's workers hold `held`."""
 
     def __init__(self, request: StageRequest, shape: Amount, working_folder: str) -> None:
-        self._name = request.name
+        self.request, self.deadline = request, DeadlineWatch(request)
         self._scratch = make_folder(Path(request.root).resolve() / SCRATCH / request.attempt)
         self.held = shape * request.shape.workers
         launch = ray.remote(num_cpus=0, max_retries=0, runtime_env=_naming_this_cluster())(run_group)
@@ -96,7 +104,7 @@ class GroupAttempt:
 
     def outcome(self) -> Outcome:
         """How it ended."""
-        outcome = read_outcome(self.ref, self._name)
+        outcome = read_outcome(self.ref, self.request.name)
         self._clean_up()
         return outcome
 
@@ -114,6 +122,17 @@ def _naming_this_cluster() -> dict[str, Any]:
     beside a `ray start`, it finds none or the other, and keeps the resources for ever or takes them at once.
     """
     return {"env_vars": {"RAY_API_SERVER_ADDRESS": ray.get_runtime_context().gcs_address}}
+
+
+def end_overdue(attempt: Attempt) -> Outcome:
+    """End an attempt that hangs. Its record says where."""
+    attempt.end()
+    error = hung(attempt.request)
+    try:
+        record_failure(attempt.request.to_dict(), error, read_stacks(attempt.request))
+    except StoreError as second:  # a full disk must not hide the first error
+        log.error("%s", second.message)
+    return Outcome("failed", error=error)
 
 
 def read_outcome(ref: Any, stage: str) -> Outcome:

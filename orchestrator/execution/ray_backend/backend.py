@@ -41,9 +41,12 @@ class RayBackend:
     def try_start(self, request: "StageRequest") -> bool:
         """Start a stage if the Ray cluster has room for it beside what runs; False leaves it waiting.
 
-        `PlanError`, before the first one starts, when a node does not see the storage root.
+        `PlanError`, before the first one starts, when a node does not see the storage root; `StageError` when the Ray
+        cluster is gone.
         """
         stages = self._connected()
+        if not stages.has_ray():
+            return False
         self._check_storage(request.root)
         return stages.try_start(request)
 

@@ -5,7 +5,6 @@ group at once: Ray Train retries whatever a worker raises, but not what a callba
 """
 
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,9 @@ from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, 
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.callback import UserCallback
 
-from orchestrator.execution.ray_backend.losses import describe_loss
+from orchestrator.execution.ray_backend.losses import describe_loss, record_failure
 from orchestrator.execution.ray_backend.worker import PeerLost, StageFailed, enter_folder, run_rank
-from orchestrator.runs.record import Record, summary_of
+from orchestrator.runs.record import summary_of
 
 MAX_RESTARTS = 3
 
@@ -57,7 +56,7 @@ def fit_group(arguments: dict[str, Any]) -> dict[str, Any]:
         outcome = error.controller_failure.args[0]
     except WorkerGroupError as error:
         why = _why(arguments["request"]["name"], error)
-        _record_failure(arguments["request"], why)
+        record_failure(arguments["request"], why)
         return {"status": "failed", "error": why}
     return outcome
 
@@ -90,18 +89,3 @@ def _why(stage: str, error: WorkerGroupError) -> str:
     failures = sorted(error.worker_failures.values(), key=lambda failure: isinstance(failure, PeerLost))
     cause = getattr(failures[0], "health_check_failure", failures[0])
     return f"{describe_loss(stage, cause)} (after {MAX_RESTARTS} restarts)"
-
-
-def _record_failure(request: dict[str, Any], error: str) -> None:
-    """No rank has recorded this: those that died could not, the others only missed them."""
-    from orchestrator.runs.folder import StageFolder
-
-    record = Record(
-        kind=request["kind"],
-        fingerprint=request["fingerprint"],
-        status="failed",
-        seconds=0.0,
-        finished=time.time(),
-        error=error,
-    )
-    StageFolder(Path(request["root"]) / request["folder"]).write_record(record)

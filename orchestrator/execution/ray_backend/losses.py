@@ -1,8 +1,12 @@
-"""Why a process is gone, in one line that says what to change."""
+"""Why a process is gone, in one line that says what to change; and the record that it could not write."""
+
+import time
+from pathlib import Path
+from typing import Any
 
 from ray.exceptions import OutOfMemoryError, RayError
 
-from orchestrator.runs.record import summary_of
+from orchestrator.runs.record import Record, summary_of
 
 # What Ray's memory monitor and a kernel that killed a process leave in a message.
 OUT_OF_MEMORY = ("memory monitor", "memory on the node", "running low on memory")
@@ -26,3 +30,25 @@ def describe_loss(stage: str, error: BaseException) -> str:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether Ray says that it ended a process for the memory it, or its neighbours, used."""
     return isinstance(error, OutOfMemoryError) or any(text in str(error) for text in OUT_OF_MEMORY)
+
+
+def record_failure(request: dict[str, Any], error: str, traceback: str | None = None) -> None:
+    """No process has recorded this: those that died could not, the others only missed them.
+
+    Whatever is left of the attempt may not publish any more.
+    """
+    from orchestrator.runs.context import claim_attempt
+    from orchestrator.runs.folder import StageFolder
+
+    folder = StageFolder(Path(request["root"]) / request["folder"])
+    claim_attempt(folder, f"{request['attempt']}-ended")
+    record = Record(
+        kind=request["kind"],
+        fingerprint=request["fingerprint"],
+        status="failed",
+        seconds=0.0,
+        finished=time.time(),
+        error=error,
+        traceback=traceback,
+    )
+    folder.write_record(record)

@@ -15,7 +15,13 @@ from orchestrator.execution.ray_backend.amounts import (
     capacity,
     total,
 )
-from orchestrator.execution.ray_backend.attempts import Attempt, GroupAttempt, WorkerAttempt
+from orchestrator.execution.ray_backend.attempts import (
+    Attempt,
+    GroupAttempt,
+    WorkerAttempt,
+    end_overdue,
+)
+from orchestrator.execution.ray_backend.lifelines import Lifelines
 from orchestrator.execution.ray_backend.pool import WorkerPool
 from orchestrator.execution.request import Outcome, StageRequest
 from orchestrator.plan.order import Node
@@ -32,6 +38,7 @@ class RunningStages:
 
     def __init__(self, working_folder: str) -> None:
         self._working_folder = working_folder
+        self._lifelines = Lifelines()
         self._pool = WorkerPool(working_folder)
         self._running: dict[str, Attempt] = {}
 
@@ -46,6 +53,10 @@ class RunningStages:
             _check_node(node, machines)
             _check_side_by_side(node, 1 + len(names.intersection(node.siblings)), machines)
 
+    def has_ray(self) -> bool:
+        """Whether Ray can be asked for anything now; `StageError` when it never will again."""
+        return self._lifelines.hold()
+
     def try_start(self, request: StageRequest) -> bool:
         """Start a stage if there is room."""
         machines = _machines()
@@ -58,8 +69,12 @@ class RunningStages:
         return True
 
     def wait(self, seconds: float) -> list[tuple[str, Outcome]]:
-        """Attempts that ended, as soon as there are some, at the latest after `seconds`."""
-        self._pool.end_long_idle()
+        """Attempts that ended, as soon as there are some, at the latest after `seconds`.
+
+        `StageError` when the Ray cluster is gone: then none of them is to blame.
+        """
+        if self.has_ray():
+            self._pool.end_long_idle()
         if not self._running:
             time.sleep(seconds)
             return []
@@ -67,7 +82,11 @@ class RunningStages:
         ready, _ = ray.wait(list(names), num_returns=1, timeout=seconds)
         if ready:
             ready, _ = ray.wait(list(names), num_returns=len(names), timeout=0)
-        return [(names[ref], self._running.pop(names[ref]).outcome()) for ref in ready]
+            if not self.has_ray():
+                time.sleep(seconds)
+                return []
+        ended = [(names[ref], self._running.pop(names[ref]).outcome()) for ref in ready]
+        return ended + self._end_overdue()
 
     def stop(self) -> list[tuple[str, Outcome]]:
         """End everything: by asking, and after `STOP_SECONDS` by force."""
@@ -80,7 +99,9 @@ class RunningStages:
         return ended + self._end_all()
 
     def close(self) -> None:
-        """End every process."""
+        """End every process; those of a Ray cluster that is gone end without us."""
+        if self._lifelines.are_lost:
+            return
         self._end_all()
         self._pool.close()
 
@@ -97,6 +118,10 @@ class RunningStages:
 
     def _held(self) -> Amount:
         return self._pool.held + total(attempt.held for attempt in self._running.values())
+
+    def _end_overdue(self) -> list[tuple[str, Outcome]]:
+        names = [name for name, attempt in self._running.items() if attempt.deadline.is_over()]
+        return [(name, end_overdue(self._running.pop(name))) for name in names]
 
     def _end_all(self) -> list[tuple[str, Outcome]]:
         ended = []
