@@ -35,6 +35,7 @@ class RunOptions:
     address: str | None = None
     tracking_uri: str | None = None
     force: tuple[str, ...] = ()
+    is_reported: bool = True
 
 
 def run_plan(plan: Plan, graph: Graph, options: RunOptions) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def run_plan(plan: Plan, graph: Graph, options: RunOptions) -> dict[str, Any]:
             if previous and all(state.status == "cached" for state in states.values()):
                 copy_report(previous, run.folder)
                 mirror.adopt(previous)
-            elif not stop.is_set():
+            elif options.is_reported and not stop.is_set():
                 write_report_of(run)
         finally:
             mirror.finish(MIRROR_SECONDS_INTERRUPTED if stop.is_set() else MIRROR_SECONDS)

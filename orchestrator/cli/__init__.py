@@ -12,6 +12,7 @@ from orchestrator.cli.group import Group
 from orchestrator.cli.models import evaluate, export, predict, verify
 from orchestrator.cli.run import report, run
 from orchestrator.cli.tracking import sync, ui
+from orchestrator.cli.tune import tune
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -33,5 +34,19 @@ def main(verbose: bool) -> None:
         sys.path.insert(0, str(Path.cwd()))  # the user's own models
 
 
-for command in (run, submit, jobs, doctor, report, evaluate, predict, export, verify, sync, explain, ui):
+for command in (
+    run,
+    tune,
+    submit,
+    jobs,
+    doctor,
+    report,
+    evaluate,
+    predict,
+    export,
+    verify,
+    sync,
+    explain,
+    ui,
+):
     main.add_command(command)

@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
 if TYPE_CHECKING:
+    from orchestrator.plan.load import Source
     from orchestrator.plan.order import Graph
     from orchestrator.plan.schema import Plan
 
@@ -13,16 +16,27 @@ def load_graph(
     plan_file: Path, overrides: Sequence[str] = (), only: Sequence[str] = ()
 ) -> "tuple[Plan, Graph]":
     """The checked plan and its ordered stages: those called `only` and what they read, or all."""
+    _, plan, graph = load_source_graph(plan_file, overrides, only)
+    return plan, graph
+
+
+def load_source_graph(
+    plan_file: Path, overrides: Sequence[str] = (), only: Sequence[str] = ()
+) -> "tuple[Source, Plan, Graph]":
+    """The same, and before them the plan as it is written."""
+    from orchestrator.plan.advice import advice
     from orchestrator.plan.load import check_plan, read_source
     from orchestrator.plan.order import order_stages
 
     source = read_source(plan_file, overrides)
     plan = check_plan(source)
     graph = order_stages(plan, source.error)
+    for line in advice(plan, source.error):
+        click.echo(f"warning: {line}", err=True)
     if only:
         graph = graph.needed_for(graph.called(only, "--only"))
     if graph.compares_features:  # which takes torch, and with it more than a second
         from orchestrator.stages.feature_check import check_features
 
         check_features(graph, plan.task, source.error)
-    return plan, graph
+    return source, plan, graph

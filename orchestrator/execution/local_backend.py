@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from orchestrator.errors import PlanError
 from orchestrator.execution.request import Outcome, StageRequest
@@ -12,10 +13,15 @@ from orchestrator.plan.order import Node
 
 class LocalBackend:
     """The twin of the Ray back end without Ray. A stage that asks for several workers runs on one: its batches
-    are the same global batches."""
+    are the same global batches. `on_report` hears the name of a stage and what it reports."""
 
-    def __init__(self, stop: threading.Event | None = None) -> None:
+    def __init__(
+        self,
+        stop: threading.Event | None = None,
+        on_report: Callable[[str, Mapping[str, float]], None] | None = None,
+    ) -> None:
         self._stop = stop or threading.Event()
+        self._on_report = on_report
         self._next: StageRequest | None = None
 
     def check_feasible(self, nodes: Sequence[Node]) -> None:
@@ -40,7 +46,13 @@ class LocalBackend:
             time.sleep(seconds)  # not `Event.wait`: a signal handler that sets the event would wait for us
             return self.stop()
         request, self._next = self._next, None
-        return [(request.name, run_stage(request, should_stop=self._stop.is_set, device=_device(request)))]
+        outcome = run_stage(
+            request,
+            should_stop=self._stop.is_set,
+            on_report=self._on_report and partial(self._on_report, request.name),
+            device=_device(request),
+        )
+        return [(request.name, outcome)]
 
     def stop(self) -> list[tuple[str, Outcome]]:
         """The stage that was taken and did not begin."""

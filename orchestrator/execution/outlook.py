@@ -42,7 +42,7 @@ def _prospects(graph: Graph, root: Path, before: dict[str, Path], forced: set[st
             yield Prospect(node, False, error.message)
             continue
         if record is not None and record.status == "done":
-            yield Prospect(node, True, "")
+            yield Prospect(node, not record.untested, "to be judged on the test split" * record.untested)
         elif record is not None:
             yield Prospect(node, False, f"failed before: {record.error}")
         elif (root / node.folder / "checkpoint").is_dir():

@@ -29,6 +29,7 @@ class StageRequest:
     attempt: str
     resources: dict[str, Any] = field(default_factory=dict)
     siblings: dict[str, str] = field(default_factory=dict)
+    sees_test: bool = True
 
     @property
     def shape(self) -> ResourcesConfig:
@@ -73,7 +74,9 @@ class Backend(Protocol):
         ...
 
 
-def build_request(node: Node, graph: Graph, task: Task, root: Path, attempt: str) -> StageRequest:
+def build_request(
+    node: Node, graph: Graph, task: Task, root: Path, attempt: str, *, sees_test: bool = True
+) -> StageRequest:
     """The request for one node of a graph."""
     return StageRequest(
         name=node.name,
@@ -88,4 +91,5 @@ def build_request(node: Node, graph: Graph, task: Task, root: Path, attempt: str
         attempt=attempt,
         resources=node.config.resources.model_dump(mode="json"),
         siblings={name: graph.nodes[name].folder for name in node.siblings},
+        sees_test=sees_test,
     )

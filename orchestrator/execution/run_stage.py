@@ -5,19 +5,21 @@ import platform
 import subprocess
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
 from orchestrator.errors import StageError, StageStopped
+from orchestrator.execution.deadline import Deadline
 from orchestrator.execution.request import Outcome, StageRequest
 from orchestrator.lookup import load_object
 from orchestrator.plan.schema import build_task
 from orchestrator.plan.stage_configs import STAGES
 from orchestrator.runs.context import StageContext, never
 from orchestrator.runs.folder import LOG, StageFolder
+from orchestrator.runs.plan_run import finished_record
 from orchestrator.runs.record import Record, summary_of
 
 log = logging.getLogger(__name__)
@@ -27,6 +29,7 @@ def run_stage(
     request: StageRequest,
     *,
     should_stop: Callable[[], bool] = never,
+    on_report: Callable[[Mapping[str, float]], None] | None = None,
     rank: int = 0,
     world: int = 1,
     device: str = "cpu",
@@ -38,24 +41,28 @@ def run_stage(
     """
     started = time.monotonic()
     folder = StageFolder(Path(request.root) / request.folder)
+    deadline = Deadline(request, rank)
     context = StageContext(
         name=request.name,
         folder=folder,
         root=Path(request.root),
         task=build_task(request.task),
         reads=request.reads,
+        siblings=request.siblings,
         attempt=request.attempt,
         rank=rank,
-        siblings=request.siblings,
         world=world,
         device=device,
-        should_stop=should_stop,
+        should_stop=lambda: should_stop() or deadline.has_passed(),
+        sees_test=request.sees_test,
+        on_report=on_report,
     )
     with _logging_to(folder.path / LOG, enabled=rank == 0):
         try:
             _set_threads(request)
             log.info("started (attempt %s, rank %d of %d, %s)", request.attempt, rank, world, device)
-            metrics = _call(request, context)
+            with deadline:
+                metrics = _call(request, context)
             if rank == 0:
                 _finish(request, context, metrics, time.monotonic() - started)
         except StageStopped as error:
@@ -78,15 +85,17 @@ def _call(request: StageRequest, context: StageContext) -> dict[str, float]:
 def _finish(request: StageRequest, context: StageContext, metrics: dict[str, float], seconds: float) -> None:
     context.flush()
     context.check_current()
+    trained = finished_record(context.folder.path)  # by a trial that did not see the test split
     record = Record(
         kind=request.kind,
         fingerprint=request.fingerprint,
         status="done",
-        seconds=seconds,
+        untested=context.is_untested,
+        seconds=seconds + (trained.seconds if trained else 0.0),
         finished=time.time(),
         metrics={name: float(value) for name, value in metrics.items()},
         parameters=context.parameters,
-        costs=context.costs,
+        costs=trained.costs if trained else context.costs,
         payload=context.folder.checksums(context.payload),
         versions=versions(),
         git_commit=git_commit(),

@@ -19,7 +19,7 @@ from orchestrator.plan.order import Graph, Node
 from orchestrator.runs.context import claim_attempt
 from orchestrator.runs.folder import StageFolder
 from orchestrator.runs.lease import Leases
-from orchestrator.runs.plan_run import SUCCEEDED, NodeState, Status
+from orchestrator.runs.plan_run import SUCCEEDED, NodeState, Status, finished_record
 from orchestrator.runs.record import Record
 from tasks.task import Task
 
@@ -41,13 +41,15 @@ def run_stages(
     forced: frozenset[str] = frozenset(),
     stop: threading.Event | None = None,
     watch: Watcher = lambda name, state: None,
+    sees_test: bool = True,
 ) -> dict[str, NodeState]:
     """Run every node that has no result yet; returns how each ended. `forced` nodes run again from the start.
 
     Setting `stop` makes the running stages write a checkpoint and end. `watch` is called with a node's name and state
-    after every change of it.
+    after every change of it. With `sees_test` False no stage sees the test split, and results without its judgement
+    are good enough.
     """
-    run = _Run(graph, backend, task, root, forced, stop or threading.Event(), watch)
+    run = _Run(graph, backend, task, root, forced, stop or threading.Event(), watch, sees_test)
     try:
         return run.until_finished()
     finally:
@@ -66,9 +68,10 @@ class _Run:
         forced: frozenset[str],
         stop: threading.Event,
         watch: Watcher,
+        sees_test: bool,
     ) -> None:
         self.graph, self.backend, self.task, self.root = graph, backend, task, root
-        self.stop, self.watch = stop, watch
+        self.stop, self.watch, self.sees_test = stop, watch, sees_test
         # By folder: nodes that are the same stage share one, and it is made again once.
         self.forced = {graph.nodes[name].folder for name in forced}
         self.damaged: set[str] = set()
@@ -107,7 +110,7 @@ class _Run:
         except StoreError as error:
             self._note_damage(node, error.message)
             return False
-        return record is not None and record.status == "done"
+        return record is not None and record.status == "done" and not (record.untested and self.sees_test)
 
     def _note_damage(self, node: Node, damage: str) -> None:
         log.warning("%s: %s; the stage runs again", node.name, damage)
@@ -141,7 +144,7 @@ class _Run:
 
     def _start(self, node: Node, folder: StageFolder) -> None:
         attempt = uuid.uuid4().hex
-        request = build_request(node, self.graph, self.task, self.root, attempt)
+        request = build_request(node, self.graph, self.task, self.root, attempt, sees_test=self.sees_test)
         self._prepare(node, folder)
         claim_attempt(folder, attempt)
         state = self.states[node.name]
@@ -155,14 +158,18 @@ class _Run:
         self._change(node.name, "running")
 
     def _prepare(self, node: Node, folder: StageFolder) -> None:
-        """Unfinished work of this very stage may stay; what must be made again may not."""
+        """Unfinished work of this very stage may stay; what must be made again may not.
+
+        A result that only lacks its judgement on the test split stays one meanwhile.
+        """
         folder.create(node.identity)
         if node.folder in self.forced | self.damaged:
             folder.forget()
             folder.create(node.identity)
             self.forced.discard(node.folder)
             self.damaged.discard(node.folder)
-        folder.unfinish()
+        if finished_record(folder.path) is None:
+            folder.unfinish()
 
     def _inputs_are_sound(self, node: Node) -> bool:
         """Check once what earlier runs left; damaged inputs are made again before this node starts."""

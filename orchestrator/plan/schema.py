@@ -9,6 +9,7 @@ from orchestrator.errors import did_you_mean
 from orchestrator.lookup import load_object
 from orchestrator.plan.config import Config, read_options, text_like
 from orchestrator.plan.mistakes import located_error, relocated, shown
+from orchestrator.plan.search_configs import SearchConfig
 from orchestrator.plan.stage_configs import AnyStageConfig
 from tasks import TASKS
 from tasks.task import Task
@@ -52,9 +53,10 @@ class TrackingConfig(Config):
 
 
 class Plan(Config):
-    """What a user writes: one task, and stages that read one another."""
+    """What a user writes: one task, and stages that read one another. `search` is for `distill tune` alone."""
 
     name: PlanName
     task: Annotated[SerializeAsAny[Task], BeforeValidator(build_task)]
     stages: Annotated[dict[StageName, AnyStageConfig], Field(min_length=1)]
     tracking: TrackingConfig = TrackingConfig()
+    search: SearchConfig | None = None

@@ -1,15 +1,22 @@
-"""The report of a plan run: one page that answers whether the student is good enough, and the same plots as PNG.
+"""The reports of plan runs and of searches: one page that answers first, and the same plots as PNG.
 
 `data` reads what the run left, `comparison` and `predictions` work out what there is to say, `layout` places the
-graph, `plots` draws, `page` writes. Every number comes from a record or from predictions that a stage stored.
+graph, `plots` draws, `page` writes; for a search these are `search_story`, `importance`, `plot_search`, `search_page`.
+Every number comes from a record or from predictions that a stage stored.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator.report.data import read_run
 from orchestrator.report.page import build_page
 from orchestrator.report.story import tell
 from orchestrator.runs.files import atomic_write, make_folder
+from orchestrator.runs.search_run import SearchRun
+
+if TYPE_CHECKING:
+    from orchestrator.report.plots import Plot
 
 REPORT = "report.html"
 PLOTS = "plots"
@@ -25,10 +32,28 @@ def write_report(plan_run_folder: Path, root: Path) -> Path:
 
     story = tell(read_run(plan_run_folder, root))
     plots = draw_plots(story)
-    _write_pictures(plan_run_folder / PLOTS, {plot.name: plot.png for plot in plots})
-    report = plan_run_folder / REPORT
+    return _write(plan_run_folder, build_page(story, plots), plots)
+
+
+def write_search_report(run: SearchRun) -> Path:
+    """Write `report.html` and `plots/*.png` into the folder of a search. `StoreError` when it has no description."""
+    from orchestrator.report.importance import measure_importance
+    from orchestrator.report.plot_search import search_drawings
+    from orchestrator.report.plots import finished
+    from orchestrator.report.search_page import build_search_page
+    from orchestrator.report.search_story import read_search
+
+    story = read_search(run)
+    importance = measure_importance(story)
+    plots = finished(search_drawings(story, importance))
+    return _write(run.folder, build_search_page(story, importance, plots), plots)
+
+
+def _write(folder: Path, page: str, plots: "Sequence[Plot]") -> Path:
+    _write_pictures(folder / PLOTS, {plot.name: plot.png for plot in plots})
+    report = folder / REPORT
     with atomic_write(report) as temporary:
-        temporary.write_text(build_page(story, plots), encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8")
     return report
 
 

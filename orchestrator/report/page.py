@@ -8,13 +8,12 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from orchestrator.report.cost_sections import costs
-from orchestrator.report.parts import figures
+from orchestrator.report.parts import document, figures
 from orchestrator.report.prediction_sections import calibration, confusion, soft_targets
 from orchestrator.report.series_sections import temperatures, transfers
 from orchestrator.report.specialist_sections import clusters, committees
 from orchestrator.report.stage_sections import failures, graph, reproduce, stages
 from orchestrator.report.story import Story
-from orchestrator.report.theme import STYLE
 from orchestrator.report.verdict import comparison, lead
 from orchestrator.report.words import count, duration
 
@@ -38,17 +37,13 @@ def build_page(story: Story, plots: "Sequence[Plot]") -> str:
         graph(story),
         stages(story),
         _curves(plots),
+        _attention(plots),
         confusion(story, plots),
         calibration(story, plots),
         soft_targets(story),
         reproduce(story),
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(run.plan)} · {escape(run.run_id)}</title><style>{STYLE}</style></head>\n"
-        "<body><main>\n" + "\n".join(section for section in sections if section) + "\n</main></body></html>\n"
-    )
+    return document(f"{run.plan} · {run.run_id}", sections)
 
 
 def _head(story: Story) -> str:
@@ -76,4 +71,16 @@ def _curves(plots: "Sequence[Plot]") -> str:
         " the lowest to the highest. The beginning of a curve may lie below the picture. Training losses of different"
         " stages measure different things (hard labels, softened targets) and are to be compared within a stage"
         " only.</p>"
+    )
+
+
+def _attention(plots: "Sequence[Plot]") -> str:
+    shown = figures(plots, "attention")
+    if not shown:
+        return ""
+    return (
+        f'<h2 id="attention">Attention</h2>{shown}<p class="note">How much each layer of a student listens to each'
+        " layer of its teacher: the mean over the samples of the last epoch and over replicas; each row sums to 1."
+        " The curves show the same over the epochs, in the colours of the teacher’s layers; at the dashed line a layer"
+        " would count as much as any other.</p>"
     )

@@ -1,16 +1,26 @@
 """Pieces of HTML that every section of the page is made of. What comes from files is escaped by the caller."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
 from orchestrator.report.comparison import Competitor
 from orchestrator.report.story import Story
-from orchestrator.report.theme import role_colour
+from orchestrator.report.theme import STYLE, role_colour
 from orchestrator.report.words import count
 
 if TYPE_CHECKING:
     from orchestrator.report.plots import Plot
+
+
+def document(title: str, sections: Iterable[str]) -> str:
+    """A whole page of those sections that are not empty."""
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
+        "<body><main>\n" + "\n".join(section for section in sections if section) + "\n</main></body></html>\n"
+    )
 
 
 def cluster_section(stage: str) -> str:

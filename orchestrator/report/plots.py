@@ -17,6 +17,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from orchestrator.report.graph import draw_graph
 from orchestrator.report.layout import place_graph
 from orchestrator.report.parts import cluster_section
+from orchestrator.report.plot_attention import draw_attention
 from orchestrator.report.plot_models import draw_curves, draw_errors, learning_curves
 from orchestrator.report.plot_predictions import draw_confusion, draw_examples, draw_reliability
 from orchestrator.report.plot_series import draw_similarity, draw_temperatures, draw_transfers
@@ -67,10 +68,15 @@ class Plot:
 
 def draw_plots(story: Story) -> list[Plot]:
     """Everything there is to draw about a run."""
+    return finished(_drawings(story))
+
+
+def finished(drawings: "Iterable[Drawing]") -> list[Plot]:
+    """Plots in our style. The drawings are made here, one after another, as the style holds only here."""
     with matplotlib.rc_context(SETTINGS), warnings.catch_warnings():
         # A class name in a script that the font lacks is drawn as boxes in the PNG, and by the browser in the page.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        return [_finish(*drawing) for drawing in _drawings(story)]
+        return [_finish(*drawing) for drawing in drawings]
 
 
 Drawing = tuple[str, str, str, Figure]
@@ -117,6 +123,9 @@ def _draw_series(story: Story) -> Iterable[Drawing]:
         if (figure := draw_transfers(group)) is not None:
             title = "Accuracy in training and on validation"
             yield f"transfers-{place}", f"transfers-{place}", title, figure
+    for found in story.attention:
+        title = f"Attention of {found.name}"
+        yield file_name(f"attention-{found.name}"), "attention", title, draw_attention(found)
 
 
 def _draw_curves(story: Story) -> Iterable[Drawing]:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.errors import StoreError
+from orchestrator.report.attention import AttentionMap, read_attention
 from orchestrator.report.clusters import Clustering, read_clusterings
 from orchestrator.report.committees import CommitteeResult, read_committees
 from orchestrator.report.comparison import Comparison, Competitor, compare, spread, total_parameters
@@ -57,6 +58,7 @@ class Story:
     committees: tuple[CommitteeResult, ...] = ()
     transfers: tuple[TransferGroup, ...] = ()
     sweep: Sweep | None = None
+    attention: tuple[AttentionMap, ...] = ()
     gaps: dict[str, str] = field(default_factory=dict)
 
     def class_name(self, label: int) -> str:
@@ -81,7 +83,7 @@ def tell(run: Run) -> Story:
 
 
 def _with_series(story: Story) -> Story:
-    """What several stages tell only together: clusters and committees, parts of the data, temperatures."""
+    """What several stages tell only together: clusters and committees, parts of the data, temperatures, attention."""
     clusterings, no_clusters = read_clusterings(story.run)
     committees, no_committees = read_committees(story.run)
     gaps = {"clusters": "; ".join(no_clusters), "committees": "; ".join(no_committees)}
@@ -91,6 +93,7 @@ def _with_series(story: Story) -> Story:
         committees=tuple(committees),
         transfers=tuple(group_by_model(story.comparison.competitors)),
         sweep=find_sweep(story.comparison.competitors),
+        attention=read_attention(story.comparison.competitors),
         gaps={section: reason for section, reason in gaps.items() if reason},
     )
 

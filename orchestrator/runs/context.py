@@ -29,6 +29,9 @@ class StageContext:
 
     Only the main process (rank 0) writes. An attempt that was superseded, because its driver was taken for dead,
     may not publish: `check_current` raises.
+
+    With `sees_test` False the test split is withheld: trials of a search are chosen by validation alone. A stage that
+    would have judged a model by it sets `is_untested`. `on_report` hears what is reported, on the main process.
     """
 
     name: str
@@ -42,6 +45,9 @@ class StageContext:
     world: int = 1
     device: str = "cpu"
     should_stop: Callable[[], bool] = never
+    sees_test: bool = True
+    is_untested: bool = False
+    on_report: Callable[[Mapping[str, float]], None] | None = None
     payload: set[str] = field(default_factory=set)
     parameters: int | None = None
     costs: dict[str, float] = field(default_factory=dict)
@@ -73,6 +79,8 @@ class StageContext:
         self._lines.append(json.dumps({"step": step, "time": round(time.time(), 3), **metrics}))
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
+        if self.on_report is not None:
+            self.on_report(metrics)
 
     def flush(self) -> int:
         """Write buffered metrics; returns the size of the file in bytes."""

@@ -10,6 +10,9 @@ class Record(BaseModel):
 
     `costs` are those of a training: `trained_parameters`, among them what the stored model leaves out,
     `seconds_per_step` and `peak_bytes`.
+
+    `untested`: a trial of a search left it without a look at the test split, and kept the last checkpoint. A run of a
+    plan completes it from there without training again.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -17,6 +20,7 @@ class Record(BaseModel):
     kind: str
     fingerprint: str
     status: Literal["done", "failed"]
+    untested: bool = False
     seconds: float
     finished: float
     metrics: dict[str, float] = {}

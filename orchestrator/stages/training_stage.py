@@ -1,5 +1,7 @@
 """What `train` and `distill` share: build the model, fit it, store it, judge it."""
 
+from dataclasses import replace
+
 import torch
 
 from models.taps import Tapped
@@ -22,7 +24,8 @@ GROWTH = 16  # and of what is drawn when a smaller network grows
 
 
 def load_data(context: StageContext) -> TaskData:
-    """The task's data; a broken or missing file is the stage's error. Leaves a note of the splits' sizes."""
+    """The task's data, without a test split for a stage that may not see it; a broken or missing file is the stage's
+    error. Leaves a note of the splits' sizes."""
     try:
         data = context.task.load()
     except (ValueError, OSError) as error:
@@ -30,7 +33,7 @@ def load_data(context: StageContext) -> TaskData:
     if context.is_main:
         sizes = {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)}
         write_data_sizes(context.root, context.task, sizes)
-    return data
+    return data if context.sees_test else replace(data, test=data.test.select(torch.arange(0)))
 
 
 def build_seeded_model(model: ModelConfig, config: TrainingConfig, context: StageContext) -> torch.nn.Module:
@@ -121,5 +124,6 @@ def store_model(
         for name, split in (("validation", data.validation), ("test", data.test))
     }
     metrics = judge_splits(context, predictor(model, transfer, config), splits)
-    remove_checkpoint(context.folder.path / "checkpoint")
+    if not context.is_untested:  # the run that judges it on the test split goes on from there
+        remove_checkpoint(context.folder.path / "checkpoint")
     return metrics

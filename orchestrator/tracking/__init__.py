@@ -1,17 +1,19 @@
-"""MLflow shows what the files say: one parent run per plan run, one child run per stage that really ran.
+"""MLflow shows what the files say: one parent run per plan run, one child run per stage that really ran; a
+search is a run of its own beside them, with one child run per trial.
 
-Tracking is a function of files. `mirror` reads a plan run's folder and the folders of its stages, and pushes whatever
-was not pushed yet; what was pushed is remembered in `tracking.json` beside them. So it may be killed at any point
-and called again, by this run, by the next one, or by `distill sync`, and nothing arrives twice. A server that is
-down, slow or wrong delays the mirror and stops nothing.
+Tracking is a function of files. `mirror` reads the folder of a plan run or a search, and those of its stages, and
+pushes whatever was not pushed yet; what was pushed is remembered in `tracking.json` beside them. So it may be killed
+at any point and called again, by this run, by the next one, or by `distill sync`, and nothing arrives twice. A server
+that is down, slow or wrong delays the mirror and stops nothing.
 
-    plan_run.py     what a plan run left on disk
+    plan_run.py     what a plan run left on disk; search_run.py, what a search left
     curves.py       new lines of a metrics.jsonl that grows, and is cut back when a stage resumes
     state.py        tracking.json
     store.py        the MLflow client: late, silent, quick to give up
     session.py      one push: run, state and client
     parent.py       the MLflow run of the plan run
     children.py     the MLflow runs of its stages
+    search.py       the MLflow runs of a search and its trials
     students.py     students as logged models, exported by a process of their own (export_student.py)
     background.py   the thread that mirrors while a plan runs, and `sync`
 """

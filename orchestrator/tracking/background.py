@@ -4,8 +4,9 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from orchestrator.errors import DistillError
 from orchestrator.tracking.children import push_stage
@@ -18,10 +19,20 @@ from orchestrator.tracking.parent import (
     push_table,
     signatures,
 )
-from orchestrator.tracking.plan_run import RAN, read_run
+from orchestrator.tracking.plan_run import RAN, TrackedRun, read_run
+from orchestrator.tracking.search import push_search
+from orchestrator.tracking.search_run import TrackedSearch, is_search, read_search
 from orchestrator.tracking.session import GivenUp, Session
 from orchestrator.tracking.state import State, read_state, try_lock
-from orchestrator.tracking.store import answers, import_mlflow, is_missing, public_uri, reason, resolve_uri
+from orchestrator.tracking.store import (
+    answers,
+    import_mlflow,
+    is_missing,
+    public_uri,
+    reason,
+    resolve_uri,
+    version_conflict,
+)
 from orchestrator.tracking.students import has_students_left, push_students
 
 PERIOD = 2.0
@@ -42,7 +53,7 @@ class MirrorResult:
 
 
 def mirror(folder: Path, root: Path, tracking_uri: str | None = None) -> MirrorResult:
-    """Push what the plan run in `folder` left and MLflow does not know. Never raises for what the store does."""
+    """Push what the run or search in `folder` left and MLflow does not know. Never raises for what the store does."""
     uri = resolve_uri(root, tracking_uri)
     with try_lock(folder) as is_mine:
         if not is_mine:
@@ -54,7 +65,7 @@ def mirror(folder: Path, root: Path, tracking_uri: str | None = None) -> MirrorR
 
 
 class Mirror:
-    """Mirrors one plan run every `PERIOD` seconds, on a thread, from `start` to `finish`."""
+    """Mirrors one plan run or search every `PERIOD` seconds, on a thread, from `start` to `finish`."""
 
     def __init__(self, folder: Path, root: Path, tracking_uri: str | None = None) -> None:
         self.folder, self.root = folder, root
@@ -125,6 +136,7 @@ class Mirror:
 
     def _work(self) -> None:
         try:
+            _warn_of_version(self.uri)
             self._mirror()
             if self.result.problem is None:
                 self._push_rest(self._give_up, has_time=False)
@@ -170,6 +182,13 @@ class Mirror:
         self._has_warned = True
 
 
+@cache
+def _warn_of_version(uri: str) -> None:
+    """Once per process: a search mirrors several runs."""
+    if conflict := version_conflict(uri):
+        log.warning("tracking: %s", conflict)
+
+
 def sync(root: Path, tracking_uri: str | None = None) -> Iterator[str]:
     """Send what earlier plan runs could not; yields a line for each run sent.
 
@@ -179,7 +198,9 @@ def sync(root: Path, tracking_uri: str | None = None) -> Iterator[str]:
     problems = []
 
     def meant(folder: Path) -> str:
-        return _uri_of(folder, root, tracking_uri)
+        uri = _uri_of(folder, root, tracking_uri)
+        _warn_of_version(uri)
+        return uri
 
     for name, result in _push_rest(root, meant, threading.Event()):
         if result.is_complete:
@@ -194,13 +215,13 @@ def sync(root: Path, tracking_uri: str | None = None) -> Iterator[str]:
 def _push_rest(
     root: Path, uri_of: Callable[[Path], str | None], give_up: threading.Event, *, has_time: bool = True
 ) -> Iterator[tuple[str, MirrorResult]]:
-    """Push every plan run that nobody works on and that is not all sent. A store that is down is asked once.
+    """Push every plan run and search that nobody works on and that is not all sent. A store that is down is asked once.
 
-    `uri_of` names the store for a plan run's folder, or None to leave it alone.
+    `uri_of` names the store for a run's folder, or None to leave it alone.
     """
     down: dict[str, str] = {}
-    for graph in sorted(root.glob("plans/*/*/graph.json")):
-        folder = graph.parent
+    found = [*sorted(root.glob("plans/*/*/graph.json")), *sorted(root.glob("searches/*/search.json"))]
+    for folder in (path.parent for path in found):
         if give_up.is_set() or _is_delivered(folder) or (uri := uri_of(folder)) is None:
             continue
         name = f"{folder.parent.name}/{folder.name}"
@@ -251,7 +272,7 @@ def _push(
         state.save(folder)  # first of all, so that `sync` knows which store the run was meant for
     problem = None
     try:
-        run = read_run(folder, root)
+        run = read_search(folder) if is_search(folder) else read_run(folder, root)
         is_over = driver_is_gone or run.status != "running"
         if not (is_over and _is_all_sent(folder, state)):
             _push_all(Session(run, state, root, uri, give_up, is_over=is_over, has_time=has_time))
@@ -261,8 +282,8 @@ def _push(
     return MirrorResult(state.tracking_uri, state.experiment_id, state.run_id, state.is_finished, problem)
 
 
-def _push_all(session: Session) -> None:
-    """Push a plan run. One that was deleted in MLflow stays deleted; in an emptied store it is made anew."""
+def _push_all(session: Session[TrackedRun | TrackedSearch]) -> None:
+    """Push a run or a search. One that was deleted in MLflow stays deleted; in an emptied store it is made anew."""
     is_known = session.state.run_id is not None
     try:
         _push_parts(session)
@@ -278,12 +299,20 @@ def _push_all(session: Session) -> None:
             session.state.files = signatures(session.run.folder)
             session.state.is_finished = session.is_over
             session.save()
-            return
-    session.state.is_finished = session.is_over and not has_students_left(session)
+
+
+def _push_parts(session: Session[TrackedRun | TrackedSearch]) -> None:
+    if isinstance(session.run, TrackedSearch):
+        push_search(cast(Session[TrackedSearch], session))
+        session.state.is_finished = session.is_over
+    else:
+        plan_session = cast(Session[TrackedRun], session)
+        _push_plan_run(plan_session)
+        session.state.is_finished = session.is_over and not has_students_left(plan_session)
     session.save()
 
 
-def _push_parts(session: Session) -> None:
+def _push_plan_run(session: Session[TrackedRun]) -> None:
     open_parent(session)
     for node in session.run.nodes:
         if node.status in RAN:

@@ -11,30 +11,25 @@ from typing import Any
 from orchestrator.tracking import store
 from orchestrator.tracking.curves import Position, fresh_points, read_lines
 from orchestrator.tracking.description import failure_tags, flatten, last_lines, with_names
-from orchestrator.tracking.plan_run import TrackedNode
-from orchestrator.tracking.session import METRICS_PER_BATCH, Session
-from orchestrator.tracking.state import CLOSED_AS, StageState
+from orchestrator.tracking.plan_run import TrackedNode, TrackedRun
+from orchestrator.tracking.session import METRICS_PER_BATCH, Run, Session
+from orchestrator.tracking.state import CLOSED_AS, ChildState
 
 
-def push_stage(session: Session, node: TrackedNode) -> None:
+def push_stage(session: Session[TrackedRun], node: TrackedNode) -> None:
     """Everything new of a stage that runs, or ran, in this plan run."""
-    state = session.state.stages.setdefault(node.name, StageState())
+    state = session.state.stages.setdefault(node.name, ChildState())
     if state.is_finished:
         return
-    try:
+    with session.passing_over_deleted(state):
         _open(session, node, state)
         _describe(session, node, state)
         _push_curves(session, node, state)
         if session.is_over or node.status != "running":
             _close(session, node, state)
-    except Exception:
-        if state.run_id is None or not session.is_deleted(state.run_id):
-            raise
-        state.is_finished = state.is_model_done = True
-        session.save()
 
 
-def _open(session: Session, node: TrackedNode, state: StageState) -> None:
+def _open(session: Session[TrackedRun], node: TrackedNode, state: ChildState) -> None:
     if state.run_id is not None:
         return
     fingerprints = {other.name: other.fingerprint for other in session.run.nodes}
@@ -59,7 +54,7 @@ def _started(node: TrackedNode) -> float:
     return attempt.stat().st_mtime if attempt.exists() else time.time()
 
 
-def _describe(session: Session, node: TrackedNode, state: StageState) -> None:
+def _describe(session: Session[TrackedRun], node: TrackedNode, state: ChildState) -> None:
     identity = node.identity
     if state.is_described or not identity:
         return
@@ -71,16 +66,17 @@ def _describe(session: Session, node: TrackedNode, state: StageState) -> None:
     session.save()
 
 
-def _push_curves(session: Session, node: TrackedNode, state: StageState) -> None:
+def _push_curves(session: Session[TrackedRun], node: TrackedNode, state: ChildState) -> None:
     before = Position(state.offset, state.tail)
     lines, position = read_lines(node.folder / "metrics.jsonl", before)
-    _push_lines(session, state, lines)
+    push_lines(session, state, lines)
     if position != before:
         state.offset, state.tail = position.offset, position.tail
         session.save()
 
 
-def _push_lines(session: Session, state: StageState, lines: Sequence[Mapping[str, Any]]) -> None:
+def push_lines(session: Session[Run], state: ChildState, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Send the points of lines like those of a metrics.jsonl that are above what arrived."""
     if state.is_in_doubt:
         _ask(session, state, {key for line in lines for key in line} - {"step", "time"})
     points = list(fresh_points(lines, state.steps))
@@ -94,7 +90,7 @@ def _push_lines(session: Session, state: StageState, lines: Sequence[Mapping[str
         session.save()
 
 
-def _ask(session: Session, state: StageState, keys: set[str]) -> None:
+def _ask(session: Session[Run], state: ChildState, keys: set[str]) -> None:
     """Learn from MLflow how far the sender came who was interrupted."""
     for key in keys:
         history = session.client.get_metric_history(state.run_id, store.key_of(key))
@@ -102,9 +98,9 @@ def _ask(session: Session, state: StageState, keys: set[str]) -> None:
             state.steps[key] = max(point.step for point in history)
 
 
-def _close(session: Session, node: TrackedNode, state: StageState) -> None:
+def _close(session: Session[TrackedRun], node: TrackedNode, state: ChildState) -> None:
     record = node.record if node.status in ("done", "failed") else {}
-    _push_lines(session, state, last_lines(record, max(state.steps.values(), default=0)))
+    push_lines(session, state, last_lines(record, max(state.steps.values(), default=0)))
     if error := node.error or record.get("error"):
         session.log_tags(state.run_id, failure_tags(error, record))
     if record.get("git_commit"):

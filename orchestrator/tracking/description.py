@@ -70,6 +70,11 @@ def judgement(entry: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
             yield f"{key}/std", float(value)
 
 
+def address(experiment_id: str | None, run_id: str) -> str:
+    """Where the UI shows a run; without the last part, between pages about agents."""
+    return f"#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
+
+
 def table_of(nodes: Iterable[TrackedNode], links: Mapping[str, str]) -> str:
     """A Markdown table, one line per stage; `links` lead to the MLflow run of a stage."""
     lines = [

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from orchestrator.tracking import store
 from orchestrator.tracking.curves import Point
-from orchestrator.tracking.description import judgement, table_of
-from orchestrator.tracking.plan_run import SUCCEEDED, TrackedNode
-from orchestrator.tracking.session import Session
+from orchestrator.tracking.description import address, judgement, table_of
+from orchestrator.tracking.plan_run import SUCCEEDED, TrackedNode, TrackedRun
+from orchestrator.tracking.session import Run, Session
 from orchestrator.tracking.state import CLOSED_AS
 
 
-def open_parent(session: Session) -> None:
+def open_parent(session: Session[TrackedRun]) -> None:
     """Make the experiment and the parent run, or find them."""
     run, state = session.run, session.state
     if state.run_id is not None:
@@ -23,7 +23,7 @@ def open_parent(session: Session) -> None:
     session.save()
 
 
-def link_cached(session: Session) -> None:
+def link_cached(session: Session[TrackedRun]) -> None:
     """Tag the parent with the runs that trained the stages which did not run now."""
     known = session.state.cached
     cached = [node for node in session.run.nodes if node.status == "cached" and node.name not in known]
@@ -42,12 +42,12 @@ def link_cached(session: Session) -> None:
     session.save()
 
 
-def _trained_in(session: Session, node: TrackedNode, experiments: list[str]) -> str:
+def _trained_in(session: Session[TrackedRun], node: TrackedNode, experiments: list[str]) -> str:
     condition = f"tags.fingerprint = '{node.fingerprint}' and attributes.status = 'FINISHED'"
     return store.find_run(session.client, experiments, condition) or ""
 
 
-def push_comparison(session: Session) -> None:
+def push_comparison(session: Session[TrackedRun]) -> None:
     """Every finished stage's judgement as metrics of the parent; of replicas their mean and deviation."""
     state = session.state
     points = [point for point in _comparison(session) if point.key not in state.compared]
@@ -57,7 +57,7 @@ def push_comparison(session: Session) -> None:
         session.save()
 
 
-def _comparison(session: Session) -> Iterator[Point]:
+def _comparison(session: Session[TrackedRun]) -> Iterator[Point]:
     for stage, entry in session.run.results.get("stages", {}).items():
         members = [node for node in session.run.nodes if node.stage == stage]
         if entry.get("status") not in SUCCEEDED or not members:
@@ -67,23 +67,26 @@ def _comparison(session: Session) -> Iterator[Point]:
             yield Point(f"{stage}/{key}", value, int(ended * 1000), 0)
 
 
-def push_table(session: Session) -> None:
+def push_table(session: Session[TrackedRun]) -> None:
     """The table of stages as the parent's description, whenever it has changed; targets are told only if missing."""
     state = session.state
     runs = {name: stage.run_id for name, stage in state.stages.items()} | state.cached
-    address = f"#/experiments/{state.experiment_id}/runs"
-    links = {name: f"{address}/{run_id}" for name, run_id in runs.items() if run_id}
+    links = {name: address(state.experiment_id, run_id) for name, run_id in runs.items() if run_id}
     told = [node for node in session.run.nodes if node.role != "targets" or node.status not in SUCCEEDED]
-    table = table_of(told, links)
-    digest = hashlib.sha256(table.encode()).hexdigest()
+    push_note(session, table_of(told, links))
+
+
+def push_note(session: Session[Run], note: str) -> None:
+    """The parent's description, whenever it has changed."""
+    state, digest = session.state, hashlib.sha256(note.encode()).hexdigest()
     if digest != state.table:
-        session.log_tags(state.run_id, {"mlflow.note.content": table})
+        session.log_tags(state.run_id, {"mlflow.note.content": note})
         state.table = digest
         session.save()
 
 
-def push_files(session: Session) -> None:
-    """The plan at once; results, report and plots when all is over, and again when they have changed."""
+def push_files(session: Session[Run]) -> None:
+    """The plan at once; results, best plan, report and plots when all is over, and again when they have changed."""
     state, folder = session.state, session.run.folder
     for name, signature in signatures(folder).items():
         if state.files.get(name) == signature or not (session.is_over or name == "plan.yaml"):
@@ -94,26 +97,33 @@ def push_files(session: Session) -> None:
         session.save()
 
 
-def close_parent(session: Session) -> None:
+def close_parent(session: Session[TrackedRun]) -> None:
     """Give the parent its final status, and the commit that all of its new stages came from."""
-    state, run = session.state, session.run
-    status = CLOSED_AS[run.status]
+    if session.state.closed_as == CLOSED_AS[session.run.status]:
+        return
+    commits = {node.record.get("git_commit") for node in session.run.nodes if node.status == "done"} - {None}
+    if len(commits) == 1:
+        session.log_tags(session.state.run_id, {"git_commit": str(commits.pop())})
+    give_final_status(session)
+
+
+def give_final_status(session: Session[Run]) -> None:
+    """Close a parent as its files say it ended."""
+    state, status = session.state, CLOSED_AS[session.run.status]
     if state.closed_as == status:
         return
-    commits = {node.record.get("git_commit") for node in run.nodes if node.status == "done"} - {None}
-    if len(commits) == 1:
-        session.log_tags(state.run_id, {"git_commit": str(commits.pop())})
-    session.client.set_terminated(state.run_id, status, int(run.ended * 1000))
+    session.client.set_terminated(state.run_id, status, int(session.run.ended * 1000))
     state.closed_as = status
     session.save()
 
 
 def signatures(folder: Path) -> dict[str, str]:
-    """The files of a plan run that MLflow shows, each with a text that changes when the file does.
+    """The files of a plan run or a search that MLflow shows, each with a text that changes when the file does.
 
     Results count once: when they are final, only our own run id is still added to them.
     """
-    files = [folder / name for name in ("plan.yaml", "results.json", "report.html")]
+    names = ("plan.yaml", "results.json", "search.json", "best.yaml", "report.html")
+    files = [folder / name for name in names]
     found: dict[str, str] = {}
     for path in [*files, *sorted(folder.glob("plots/*"))]:
         if path.is_file():

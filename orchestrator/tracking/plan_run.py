@@ -56,6 +56,11 @@ class TrackedRun:
         return f"{self.plan}/{self.run_id}"
 
     @property
+    def tags(self) -> dict[str, str]:
+        """Of its MLflow run and of those of its stages."""
+        return {"plan": self.plan, "plan_run": self.run_id}
+
+    @property
     def students(self) -> list[TrackedNode]:
         """The finished students."""
         return [node for node in self.nodes if node.role == "student" and node.status in SUCCEEDED]

@@ -1,17 +1,17 @@
-"""One push: the plan run, what was sent of it, and the store that it goes to."""
+"""One push: the plan run or search, what was sent of it, and the store that it goes to."""
 
 import getpass
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from orchestrator.errors import DistillError
 from orchestrator.tracking import store
 from orchestrator.tracking.curves import Point
-from orchestrator.tracking.plan_run import TrackedRun
-from orchestrator.tracking.state import State
+from orchestrator.tracking.state import ChildState, State
 
 KEY = "raydistill.id"
 METRICS_PER_BATCH, OTHERS_PER_BATCH = 1000, 100  # MLflow's own limits
@@ -21,15 +21,47 @@ class GivenUp(DistillError):  # noqa: N818 - an outcome, not a fault
     """Nobody waits for this push any longer."""
 
 
-class Session:
-    """What every part of a push needs. `is_over`: no driver works on the plan run, so what is open gets closed.
+class Tracked(Protocol):
+    """What becomes a parent run in MLflow: a plan run, or a search."""
+
+    @property
+    def folder(self) -> Path:
+        """Where its own files lie."""
+        ...
+
+    @property
+    def status(self) -> str:
+        """How it ended, as its files say; `running` before."""
+        ...
+
+    @property
+    def key(self) -> str:
+        """What names it in the whole tracking store."""
+        ...
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What its run and all below it are tagged with."""
+        ...
+
+    @property
+    def ended(self) -> float:
+        """Unix time in seconds of the last word on it."""
+        ...
+
+
+Run = TypeVar("Run", bound=Tracked)
+
+
+class Session(Generic[Run]):
+    """What every part of a push needs. `is_over`: no driver works on the run, so what is open gets closed.
 
     `has_time`: exporting models, which takes seconds, is welcome.
     """
 
     def __init__(
         self,
-        run: TrackedRun,
+        run: Run,
         state: State,
         root: Path,
         uri: str,
@@ -63,10 +95,12 @@ class Session:
         experiment = self.state.experiment_id
         if found := store.find_run(self.client, [str(experiment)], f"tags.`{KEY}` = '{key}'"):
             return found, True
-        own = {KEY: key, "plan": self.run.plan, "plan_run": self.run.run_id}
         shown = {"mlflow.user": _user(), "mlflow.source.name": "distill run"}
         created = self.client.create_run(
-            experiment, start_time=int(started * 1000), run_name=name, tags={**own, **shown, **tags}
+            experiment,
+            start_time=int(started * 1000),
+            run_name=name,
+            tags={KEY: key, **shown, **self.run.tags, **tags},
         )
         return str(created.info.run_id), False
 
@@ -77,8 +111,19 @@ class Session:
         except Exception:  # the failure that made us ask is the one to report
             return False
 
+    @contextmanager
+    def passing_over_deleted(self, state: ChildState) -> Iterator[None]:
+        """Whatever fails because somebody deleted a child's run in MLflow: that child is done with."""
+        try:
+            yield
+        except Exception:
+            if state.run_id is None or not self.is_deleted(state.run_id):
+                raise
+            state.is_finished = state.is_model_done = True
+            self.save()
+
     def is_forgotten(self) -> bool:
-        """Whether the store answers but has never heard of the plan run: a database that was deleted."""
+        """Whether the store answers but has never heard of the run: a database that was deleted."""
         try:
             self.client.get_run(self.state.run_id)
         except Exception as error:

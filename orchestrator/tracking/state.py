@@ -1,4 +1,4 @@
-"""`tracking.json`: what of a plan run has reached MLflow. One process at a time works on it."""
+"""`tracking.json`: what of a plan run or a search has reached MLflow. One process at a time works on it."""
 
 import fcntl
 import os
@@ -15,17 +15,18 @@ CLOSED_AS: dict[str, RunStatus] = {
     "done": "FINISHED",
     "failed": "FAILED",
     "stopped": "KILLED",
+    "stopped_early": "FINISHED",  # as it should; a tag tells it from others
     "interrupted": "KILLED",
     "running": "KILLED",  # and its driver is gone
 }
-"""How MLflow calls the end of a plan run or a stage."""
+"""How MLflow calls the end of a plan run or a search, of a stage or a trial."""
 
 STATE = "tracking.json"
 LOCK = ".tracking.lock"
 
 
-class StageState(BaseModel):
-    """What of one stage was sent. `is_in_doubt`: a batch was on its way and nobody saw it arrive."""
+class ChildState(BaseModel):
+    """What of one stage or trial was sent. `is_in_doubt`: a batch was on its way and nobody saw it arrive."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -38,18 +39,25 @@ class StageState(BaseModel):
     model: str | None = None
     """Id of the logged model."""
     is_model_done: bool = False
+    shown: str = ""
+    """Outcome of a trial as MLflow shows it; a trial that was interrupted goes on later."""
     is_finished: bool = False
 
 
 class State(BaseModel):
-    """What of a plan run was sent to the store `tracking_uri` (written without its password)."""
+    """What of a plan run or a search was sent to the store `tracking_uri` (written without its password)."""
 
     model_config = ConfigDict(extra="forbid")
 
     tracking_uri: str
     experiment_id: str | None = None
     run_id: str | None = None
-    stages: dict[str, StageState] = {}
+    stages: dict[str, ChildState] = {}
+    trials: dict[str, ChildState] = {}
+    settings: str = ""
+    """The tags of a search that another command may change."""
+    best: str | None = None
+    """Id of the trial that is tagged as the best of its search."""
     cached: dict[str, str] = {}
     """Of each stage that did not run here: the MLflow run that trained it; empty when this store has none."""
     compared: list[str] = []
@@ -81,7 +89,7 @@ def read_state(folder: Path) -> State | None:
 
 @contextmanager
 def try_lock(folder: Path) -> Iterator[bool]:
-    """Whether we are the only one who mirrors this plan run. A living driver holds this lock all along."""
+    """Whether we are the only one who mirrors this run. A living driver holds this lock all along."""
     with (folder / LOCK).open("a") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -113,6 +113,33 @@ def answers(uri: str, root: Path) -> bool:
     return True
 
 
+def version_conflict(uri: str) -> str | None:
+    """What to tell the user when a server is of another major version than ours; None as far as nobody knows.
+
+    A database tells of its version by itself, when it is opened.
+    """
+    if not uri.startswith(("http://", "https://")):
+        return None
+    ours = import_mlflow().__version__
+    try:
+        from mlflow.utils.credentials import get_default_host_creds
+        from mlflow.utils.rest_utils import http_request
+
+        theirs = http_request(get_default_host_creds(uri), "/version", "GET").text.strip()
+    except Exception:  # of whatever kind: then it does not tell
+        return None
+    if not re.fullmatch(r"\d+(\.\w+)+", theirs) or _major(theirs) == _major(ours):
+        return None
+    return (
+        f"`{public_uri(uri)}` runs MLflow {theirs}, and here is {ours}: it may refuse what is sent; start the server"
+        f" from an environment with `mlflow=={_major(ours)}.*`, then `distill sync` sends the rest"
+    )
+
+
+def _major(version: str) -> str:
+    return version.partition(".")[0]
+
+
 def find_run(client: Any, experiment_ids: list[str], condition: str) -> str | None:
     """The newest run that meets a condition in MLflow's search language."""
     order = ["attributes.start_time DESC"]

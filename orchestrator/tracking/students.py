@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from orchestrator.tracking import store
-from orchestrator.tracking.plan_run import TrackedNode
+from orchestrator.tracking.plan_run import TrackedNode, TrackedRun
 from orchestrator.tracking.session import GivenUp, Session
-from orchestrator.tracking.state import StageState
+from orchestrator.tracking.state import ChildState
 
 EXPORT_SECONDS = 60.0
 SECONDS_PER_MODEL = 60.0
@@ -23,35 +23,35 @@ FILES = ("model.safetensors", "model.json")
 log = logging.getLogger(__name__)
 
 
-def push_students(session: Session) -> None:
+def push_students(session: Session[TrackedRun]) -> None:
     """Log every student that was trained now, once; register the best of all if the plan run is done."""
     log_models(session, _trained_now(session))
     if name := _name_to_register(session):
         _register_best(session, name)
 
 
-def has_students_left(session: Session) -> bool:
+def has_students_left(session: Session[TrackedRun]) -> bool:
     """Whether `push_students` still has something to do."""
     stages = session.state.stages
     is_logged = all(stages[node.name].is_model_done for node in _trained_now(session))
     return not is_logged or _name_to_register(session) is not None
 
 
-def _trained_now(session: Session) -> list[TrackedNode]:
+def _trained_now(session: Session[TrackedRun]) -> list[TrackedNode]:
     return [node for node in session.run.students if node.status == "done"]
 
 
-def _name_to_register(session: Session) -> str | None:
+def _name_to_register(session: Session[TrackedRun]) -> str | None:
     """The name under which the best student is still to be registered."""
     run = session.run
     is_wanted = run.status == "done" and run.students and session.state.registered is None
     return run.register_student_as if is_wanted else None
 
 
-def log_models(session: Session, nodes: Sequence[TrackedNode]) -> None:
+def log_models(session: Session[TrackedRun], nodes: Sequence[TrackedNode]) -> None:
     """Log the models of these nodes, where that is still to be done; a student's weights if it cannot be exported."""
     stages = session.state.stages
-    todo = [node for node in nodes if not stages.setdefault(node.name, StageState()).is_model_done]
+    todo = [node for node in nodes if not stages.setdefault(node.name, ChildState()).is_model_done]
     if not todo:
         return
     session.client  # noqa: B018 - nobody is waiting any more: then do not even start
@@ -107,7 +107,7 @@ def _export_error(target: Path, otherwise: str) -> str | None:
     return error
 
 
-def _log_model(session: Session, node: TrackedNode, folder: Path) -> None:
+def _log_model(session: Session[TrackedRun], node: TrackedNode, folder: Path) -> None:
     """Make the logged model, upload it, tie it to the run and to its judgement."""
     from mlflow.entities import LoggedModelOutput, Metric
 
@@ -133,7 +133,7 @@ def _log_model(session: Session, node: TrackedNode, folder: Path) -> None:
     client.finalize_logged_model(state.model, "READY")
 
 
-def _find_or_create(session: Session, node: TrackedNode, run_id: str) -> str:
+def _find_or_create(session: Session[TrackedRun], node: TrackedNode, run_id: str) -> str:
     client, experiment = session.client, session.state.experiment_id
     found = client.search_logged_models(
         [experiment], f"source_run_id = '{run_id}' AND tags.fingerprint = '{node.fingerprint}'"
@@ -147,7 +147,7 @@ def _find_or_create(session: Session, node: TrackedNode, run_id: str) -> str:
     return str(created.model_id)
 
 
-def _log_files(session: Session, node: TrackedNode, error: str) -> None:
+def _log_files(session: Session[TrackedRun], node: TrackedNode, error: str) -> None:
     log.warning("tracking: `%s` is not logged as a model, its weights are: %s", node.name, error)
     run_id = session.state.stages[node.name].run_id or session.state.run_id
     for name in FILES:
@@ -155,7 +155,7 @@ def _log_files(session: Session, node: TrackedNode, error: str) -> None:
             session.client.log_artifact(run_id, str(node.folder / name), f"model/{node.name}")
 
 
-def _register_best(session: Session, name: str) -> None:
+def _register_best(session: Session[TrackedRun], name: str) -> None:
     """Register the student with the best validation accuracy, unless this very student is registered already."""
     from mlflow.exceptions import MlflowException
 
@@ -170,7 +170,7 @@ def _register_best(session: Session, name: str) -> None:
     session.save()
 
 
-def _register(session: Session, node: TrackedNode, name: str) -> str | None:
+def _register(session: Session[TrackedRun], node: TrackedNode, name: str) -> str | None:
     from mlflow.exceptions import MlflowException
 
     client = session.client
@@ -189,7 +189,7 @@ def _register(session: Session, node: TrackedNode, name: str) -> str | None:
         name,
         # Its address in the artifact store: `models:/<id>` would be looked up in the global tracking store.
         source=client.get_logged_model(model).artifact_location,
-        run_id=session.state.stages.get(node.name, StageState()).run_id or session.state.run_id,
+        run_id=session.state.stages.get(node.name, ChildState()).run_id or session.state.run_id,
         tags={"fingerprint": node.fingerprint, "stage": node.name, "plan": session.run.plan},
         model_id=model,
         await_creation_for=0,
@@ -197,7 +197,7 @@ def _register(session: Session, node: TrackedNode, name: str) -> str | None:
     return f"{name}/{version.version}"
 
 
-def _model_of(session: Session, node: TrackedNode) -> str | None:
+def _model_of(session: Session[TrackedRun], node: TrackedNode) -> str | None:
     """The logged model of a student; one that another run trained is logged here if the store has none."""
     if run_id := session.state.cached.get(node.name):
         outputs = session.client.get_run(run_id).outputs

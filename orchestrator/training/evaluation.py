@@ -46,6 +46,7 @@ def judge_splits(
     """Judge a final model on named splits, and keep its predictions for the report."""
     metrics: dict[str, float] = {}
     for name, split in splits.items():
+        context.is_untested |= name == "test" and not context.sees_test
         if not len(split):
             continue
         logits = predict_split(predict, split, batch_size)

@@ -161,6 +161,8 @@ class _Training:
             for batch in self._batches(epoch):
                 self._step(step_function, batch)
             self._end_epoch(epoch)
+        if not self.context.sees_test:
+            self._save()  # whoever judges it on the test split later begins here
         if self.best:
             log.info("kept the weights of epoch %d", self.progress.best_epoch)
             self.model.load_state_dict(self.best)
@@ -231,9 +233,9 @@ class _Training:
         if self.max_norm is not None:
             self.max_norm.apply()
         self.progress.step += 1
+        self.learner.method.at_step(self.progress.step)
         told = {f"{LOSS}{name}": loss.detach() for name, loss in losses.items()}
         self.pending.append(told | seen)
-        self.learner.method.at_step(self.progress.step)
         if len(self.pending) >= LOOK_EVERY:
             self._look()
         if self.context.world == 1 or self.progress.step % AGREE_EVERY == 0:

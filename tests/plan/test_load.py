@@ -178,7 +178,8 @@ def test_every_shipped_plan_says_how_to_run_it_and_keeps_its_name(path: Path) ->
     lines = (ROOT / path).read_text().splitlines()
     header = [line for line in lines if line.startswith("#")]
     assert lines[0].startswith("# ")
-    assert any(f"distill run {path}" in line for line in header)
+    command = "tune" if any(line.startswith("search:") for line in lines) else "run"
+    assert any(f"distill {command} {path}" in line for line in header)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=str)

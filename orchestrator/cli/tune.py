@@ -1,0 +1,143 @@
+"""The command that searches."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from orchestrator.cli.graphs import load_source_graph
+from orchestrator.cli.group import DONE, FAILED, INTERRUPTED
+from orchestrator.cli.options import plan_options
+from orchestrator.errors import PlanError
+
+if TYPE_CHECKING:
+    from orchestrator.search.problem import Problem
+
+
+@click.command()
+@plan_options
+@click.option("--yes", is_flag=True, help="Do not ask before a large grid.")
+def tune(
+    plan_file: Path,
+    overrides: tuple[str, ...],
+    only: tuple[str, ...],
+    force: tuple[str, ...],
+    dry_run: bool,
+    local: bool,
+    address: str | None,
+    root: Path,
+    tracking_uri: str | None,
+    yes: bool,
+) -> None:
+    """Search the options that a plan's `search` names, and write the best plan.
+
+    Run it again to go on after an interruption, or with more `samples`.
+
+    \b
+    distill tune configs/search/mnist_temperature.yaml
+    distill tune plan.yaml --set search.samples=100 --dry-run
+    """
+    source, plan, graph = load_source_graph(plan_file, overrides)
+    from orchestrator.search.problem import build_problem
+
+    problem = build_problem(source, plan, graph)
+    graph.called(only, "--only")
+    _check_forced(problem, force)
+    root = root.absolute()
+    if dry_run:
+        _print_search(problem, root, only)
+        return
+    _confirm(problem, yes)
+    if local and problem.config.scheduler.name != "none":
+        raise PlanError(
+            f"`{problem.config.scheduler.name}` stops trials that run side by side, which `--local` does not do; leave"
+            " it out, or add `--set search.scheduler.name=none`"
+        )
+    from orchestrator.run_plan import RunOptions
+    from orchestrator.search.run_search import run_search
+
+    options = RunOptions(root, shlex.join(["distill", *sys.argv[1:]]), local, address, tracking_uri, force)
+    description, records = run_search(problem, options, only=only)
+    _print_results(problem, description, records, root)
+    sys.exit({"done": DONE, "failed": FAILED, "interrupted": INTERRUPTED}[description["status"]])
+
+
+def _check_forced(problem: "Problem", force: tuple[str, ...]) -> None:
+    from orchestrator.search.problem import dependent_nodes
+
+    dependent = dependent_nodes(problem.graph, problem.searched)
+    for name in problem.graph.called(force, "--force"):
+        if name in dependent:
+            raise PlanError(
+                f"--force {name}: it depends on what is searched, and finished trials are never repeated; give the"
+                " search another `seed`, or the stage"
+            )
+
+
+def _confirm(problem: "Problem", yes: bool) -> None:
+    """A large grid is asked about, with its count."""
+    from orchestrator.search.problem import MANY_POINTS
+
+    count = problem.config.trials
+    if problem.config.searcher.name != "grid" or count <= MANY_POINTS or yes:
+        return
+    if not sys.stdin.isatty():
+        raise problem.source.error(
+            ("search", "space"),
+            f"the grid has {count:,} points; add `--yes` to try them all, set `samples`, or take `searcher:"
+            " {name: random}`",
+        )
+    click.confirm(f"The grid has {count:,} points. Try them all?", abort=True)
+
+
+def _print_search(problem: "Problem", root: Path, only: tuple[str, ...]) -> None:
+    from orchestrator.execution.outlook import look_ahead
+    from orchestrator.runs.search_run import SearchRun
+    from orchestrator.search.progress import space_table
+    from orchestrator.search.run_search import shared_parts
+    from orchestrator.terminal import console, prospects_table
+
+    out, config = console(), problem.config
+    out.print(space_table(config.space))
+    points = "" if config.size is None else f" of {config.size:,} points"
+    seeds = f", {problem.replicas} replicas each" if problem.replicas > 1 else ""
+    out.print(
+        f"\n{config.trials:,} trials{points} by `{config.searcher.name}`{seeds}, scheduler `{config.scheduler.name}`,"
+        f" {problem.metric.mode} of `{problem.metric}`\n"
+    )
+    prospects = [
+        prospect
+        for plan, graph in shared_parts(problem, only)
+        for prospect in look_ahead(graph, root, plan.name)
+    ]
+    found = {prospect.node.folder: prospect for prospect in prospects}.values()
+    out.print(prospects_table(list(found)))
+    new = sum(not prospect.is_cached for prospect in found)
+    trials = SearchRun(root, problem.plan.name, problem.fingerprint).trials()
+    over = sum(trial.is_over for trial in trials)
+    out.print(
+        f"\nshared by all trials: {len(found)} stages, {new} to run; trials: {over} finished,"
+        f" {max(config.trials - over, 0)} to run"
+    )
+
+
+def _print_results(problem: "Problem", description: dict[str, Any], records: Any, root: Path) -> None:
+    from orchestrator.runs.search_run import SearchRun
+    from orchestrator.search.progress import trials_table
+    from orchestrator.search.run_search import shown_path
+    from orchestrator.terminal import console
+
+    out = console()
+    out.print(trials_table(records, problem.metric, problem.config.space))
+    best = description["best"]
+    run = SearchRun(root, problem.plan.name, problem.fingerprint)
+    if best is not None:
+        test = best["metrics"].get("test/accuracy")
+        judged = "" if test is None else f", {100 * test:.2f} % on the test split"
+        out.print(f"\nbest: trial {best['number']}{judged}; plan: {shown_path(run.best_plan)}")
+    if description["status"] == "interrupted":
+        out.print("\ninterrupted: checkpoints are written, and the same command goes on from here")
+    over = sum(record.is_over for record in records)
+    out.print(f"\n{description['status']} in {description['seconds']:.1f} s: {over} trials finished")

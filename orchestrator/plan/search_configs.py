@@ -1,0 +1,238 @@
+"""What a search may vary, how it chooses, and when it ends: the `search` section of a plan."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from orchestrator.errors import did_you_mean
+from orchestrator.plan.config import ChosenBy, Config, Duration, Integer, Number, Seed, seconds_of
+from orchestrator.plan.mistakes import located_error, shown
+from orchestrator.plan.training_configs import ResourcesConfig
+
+DIGITS = 4  # significant digits of a drawn number: more say nothing, and nobody reads them
+
+
+class Domain(Config):
+    """The values that one option may take: numbers of a range, evenly or by their logarithm, or a `choice` of any
+    values (numbers, names, lists of teachers, whole sections).
+
+    Exactly one of the keys is written: `{loguniform: [1, 20]}`.
+    """
+
+    uniform: tuple[Number, Number] | None = None
+    loguniform: tuple[Number, Number] | None = None
+    integer: tuple[Integer, Integer] | None = None
+    log_integer: tuple[Integer, Integer] | None = None
+    choice: tuple[Any, ...] | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "Domain":
+        kinds = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(kinds) != 1:
+            found = " and ".join(f"`{name}`" for name in kinds) or "nothing"
+            raise located_error(f"write one of `uniform`, `loguniform`, `integer`, `choice`, not {found}")
+        return self
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> "Domain":
+        if self.choice is not None:
+            _check_choice(self.choice)
+        elif not self.low < self.high:
+            raise located_error(
+                f"the range from {self.low:g} to {self.high:g} is empty; write the smaller number first",
+                self.kind,
+            )
+        elif self.is_logarithmic and self.low <= 0:
+            raise located_error(
+                f"a logarithmic range begins above 0, not at {self.low:g}; raise it, or take"
+                f" `{self.kind.removeprefix('log').removeprefix('_').replace('log', '')}`",
+                self.kind,
+            )
+        return self
+
+    @property
+    def kind(self) -> str:
+        """The key that is written."""
+        return next(name for name in type(self).model_fields if getattr(self, name) is not None)
+
+    @property
+    def low(self) -> float:
+        """The lower end of a range."""
+        return float(getattr(self, self.kind)[0])
+
+    @property
+    def high(self) -> float:
+        """The upper end of a range, which belongs to it."""
+        return float(getattr(self, self.kind)[1])
+
+    @property
+    def is_logarithmic(self) -> bool:
+        """Whether numbers are drawn evenly by their logarithm."""
+        return self.kind.startswith("log")
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the numbers are integers."""
+        return self.kind in ("integer", "log_integer")
+
+    @property
+    def size(self) -> int | None:
+        """How many values there are; None for a continuous range."""
+        if self.choice is not None:
+            return len(self.choice)
+        return int(self.high) - int(self.low) + 1 if self.is_whole else None
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """Values that stand for all when the plan is checked: every choice, or both ends of a range."""
+        return (
+            self.choice if self.choice is not None else tuple(self.tidy(end) for end in (self.low, self.high))
+        )
+
+    def nth(self, index: int) -> Any:
+        """The value number `index` of a finite domain."""
+        return self.choice[index] if self.choice is not None else int(self.low) + index
+
+    def at(self, fraction: float) -> Any:
+        """The value at a fraction in [0, 1) of the domain."""
+        if self.choice is not None:
+            return self.choice[int(fraction * len(self.choice))]
+        # An integer owns the half-open stretch of one around it, also on the logarithmic scale.
+        low, high = (self.low - 0.5, self.high + 0.5) if self.is_whole else (self.low, self.high)
+        if not self.is_logarithmic:
+            return self.tidy(low + fraction * (high - low))
+        return self.tidy(math.exp(math.log(low) + fraction * (math.log(high) - math.log(low))))
+
+    def tidy(self, number: float) -> float | int:
+        """A number of the range as it is written into a plan."""
+        bounded = min(max(number, self.low), self.high)
+        if self.is_whole:
+            return round(bounded)
+        return min(max(float(f"{bounded:.{DIGITS}g}"), self.low), self.high)
+
+
+def _check_choice(choice: tuple[Any, ...]) -> None:
+    if not choice:
+        raise located_error("an empty choice; write its values", "choice")
+    seen: set[str] = set()
+    for index, option in enumerate(choice):
+        try:
+            text = json.dumps(option, sort_keys=True, allow_nan=False)
+        except (TypeError, ValueError):
+            raise located_error(f"{shown(option)} is no plain value; quote text", "choice", index) from None
+        if text in seen:
+            raise located_error(f"{shown(option)} is listed twice; keep one", "choice", index)
+        seen.add(text)
+
+
+class NoSchedulerConfig(Config):
+    """Every trial trains to its end."""
+
+    name: Literal["none"] = "none"
+
+
+class AshaConfig(Config):
+    """Asynchronous successive halving (Li et al. 2020, arXiv 1810.05934): after `grace` epochs, and then whenever a
+    trial has trained `reduction` times as long, only the best 1 of `reduction` go on."""
+
+    name: Literal["asha"]
+    grace: Annotated[Integer, Field(ge=1)] = 1
+    reduction: Annotated[Integer, Field(ge=2, le=10)] = 3
+
+
+class MedianConfig(Config):
+    """Stop a trial whose best epoch is worse than the median of the others' running means (Golovin et al. 2017, Google
+    Vizier, section 3.2.2), from epoch `grace` on and once `others` trials have come as far."""
+
+    name: Literal["median"]
+    grace: Annotated[Integer, Field(ge=1)] = 1
+    others: Annotated[Integer, Field(ge=1)] = 3
+
+
+class TpeConfig(Config):
+    """Tree-structured Parzen estimator (Optuna): draws near what was good, after `startup` random trials."""
+
+    name: Literal["tpe"] = "tpe"
+    seed: Seed = 0
+    startup: Annotated[Integer, Field(ge=1)] = 10
+
+
+class RandomConfig(Config):
+    """Random points, known in advance: a larger `samples` only adds to them."""
+
+    name: Literal["random"]
+    seed: Seed = 0
+
+
+class GridConfig(Config):
+    """Every combination of the values; the first path changes slowest."""
+
+    name: Literal["grid"]
+
+
+class SearchConfig(Config):
+    """Which options of which stages a search varies, what it looks at, and for how long.
+
+    A path in `space` begins with a stage's name: `student.method.temperature`. `metric` is
+    `STAGE.validation/accuracy` (or loss, errors, ece), of the student when left out; the test split is never looked
+    at. `samples` counts trials, those of earlier runs of the search included (all points of a grid when left out, else
+    20). `seeds` trains that many replicas of the metric's stage per trial and judges their mean; left out, as many
+    as the stage has. A trial has `resources` of its own, or those of the metric's stage.
+    """
+
+    space: dict[str, Domain] = Field(min_length=1)
+    metric: str | None = None
+    mode: Literal["max", "min"] | None = None
+    samples: Annotated[Integer, Field(ge=1)] | None = None
+    time_budget: Duration | None = None
+    scheduler: Annotated[NoSchedulerConfig | AshaConfig | MedianConfig, ChosenBy("name", "scheduler")] = (
+        NoSchedulerConfig()
+    )
+    searcher: Annotated[TpeConfig | RandomConfig | GridConfig, ChosenBy("name", "searcher")] = TpeConfig()
+    concurrency: Annotated[Integer, Field(ge=1, le=10_000)] | None = None
+    seeds: Annotated[Integer, Field(ge=1, le=1000)] | None = None
+    resources: ResourcesConfig | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _paths_are_paths(cls, raw: Any) -> Any:
+        space = raw.get("space") if isinstance(raw, Mapping) else None
+        for path, domain in space.items() if isinstance(space, Mapping) else ():
+            if isinstance(domain, Mapping) and not set(domain) & set(Domain.model_fields):
+                first = next(iter(domain), "")
+                known = did_you_mean(str(first), Domain.model_fields)
+                raise located_error(f"`{first}` is no domain{known}", "space", path)
+        return raw
+
+    @model_validator(mode="after")
+    def _grid_is_finite(self) -> "SearchConfig":
+        for path, domain in self.space.items():
+            if isinstance(self.searcher, GridConfig) and domain.size is None:
+                raise located_error(
+                    f"a grid has no points in a continuous range; write a `choice`, not `{domain.kind}`",
+                    "space",
+                    path,
+                )
+        return self
+
+    @property
+    def size(self) -> int | None:
+        """How many points the space has; None with a continuous range."""
+        sizes = [domain.size for domain in self.space.values()]
+        return None if None in sizes else math.prod(size for size in sizes if size is not None)
+
+    @property
+    def trials(self) -> int:
+        """How many trials the search has when nothing ends it before."""
+        wanted = self.samples
+        if wanted is None:
+            wanted = self.size if isinstance(self.searcher, GridConfig) and self.size else 20
+        return wanted if self.size is None else min(wanted, self.size)
+
+    @property
+    def budget_seconds(self) -> float | None:
+        """The time budget in seconds."""
+        return None if self.time_budget is None else seconds_of(self.time_budget)

@@ -1,0 +1,206 @@
+"""What there is to say about a search: its axes, its trials from the best to the worst, and what they have in common.
+
+Read from the search's own records; see `runs/search_run.py`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from matplotlib.ticker import MaxNLocator
+from pydantic import ValidationError
+
+from orchestrator.errors import StoreError
+from orchestrator.plan.search_configs import Domain
+from orchestrator.report.words import percent
+from orchestrator.runs.search_run import SearchRun, TrialRecord, best_first
+from orchestrator.runs.search_words import short, short_names
+
+FRACTIONS = ("accuracy", "ece")
+LOWER_FENCE = 2.5  # times the way from the best to the upper quartile, for the axes of the metric
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One searched path; `name` is its short form."""
+
+    path: str
+    name: str
+    domain: Domain
+
+    def place(self, value: Any) -> float:
+        """Where a value lies on the axis, from 0 to 1."""
+        if self.domain.choice is not None:
+            return self.domain.choice.index(value) / max(len(self.domain.choice) - 1, 1)
+        low, high, number = self.domain.low, self.domain.high, float(value)
+        if self.domain.is_logarithmic:
+            low, high, number = math.log(low), math.log(high), math.log(number)
+        return (number - low) / (high - low)
+
+    @property
+    def ticks(self) -> list[Any]:
+        """Values to name on the axis: all choices, or round numbers and the ends of a range."""
+        if self.domain.choice is not None:
+            return list(self.domain.choice)
+        low, high = self.domain.low, self.domain.high
+        inner = (
+            _round_between(low, high) if self.domain.is_logarithmic else MaxNLocator(4).tick_values(low, high)
+        )
+        # A number so near to an end that their labels would touch is left out.
+        return [low, *(tick for tick in inner if 0.08 < self.place(max(tick, low)) < 0.92), high]
+
+
+def _round_between(low: float, high: float) -> list[float]:
+    """1, 2 or 5 times a power of ten; only the powers where there are many."""
+    powers = [10.0**power for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
+    factors = (1,) if len(powers) > 3 else (1, 2, 5)
+    return [factor * power for power in powers for factor in factors if low < factor * power < high]
+
+
+@dataclass(frozen=True)
+class SearchStory:
+    """A search as it is on disk now."""
+
+    run: SearchRun
+    description: Mapping[str, Any]
+    axes: tuple[Axis, ...]
+    trials: tuple[TrialRecord, ...]
+    plan_text: str
+
+    @property
+    def plan(self) -> str:
+        """The name of the plan."""
+        return str(self.description["plan"])
+
+    @property
+    def mode(self) -> str:
+        """Whether more of the metric is better, `max`, or less."""
+        return str(self.description["mode"])
+
+    @property
+    def metric(self) -> str:
+        """What the metric's stage calls it: `validation/accuracy`."""
+        return str(self.description["metric"]).rpartition(".")[2]
+
+    @property
+    def stage(self) -> str:
+        """The stage that is judged."""
+        return str(self.description["metric"]).rpartition(".")[0]
+
+    @property
+    def is_fraction(self) -> bool:
+        """Whether the metric is shown as a percentage."""
+        return self.metric.endswith(FRACTIONS)
+
+    @cached_property
+    def ranked(self) -> list[TrialRecord]:
+        """Finished trials from the best to the worst, then those stopped early, then the rest."""
+        return best_first(self.trials, self.mode)
+
+    @cached_property
+    def done(self) -> list[TrialRecord]:
+        """Trials that trained to their end, from the best to the worst."""
+        return [trial for trial in self.ranked if trial.status == "done" and trial.metric is not None]
+
+    @cached_property
+    def measured(self) -> list[TrialRecord]:
+        """Trials with a value of the metric, those stopped early included, from the worst to the best."""
+        found = [trial for trial in self.trials if trial.metric is not None and trial.status != "failed"]
+        return sorted(found, key=lambda trial: self.sign * self.value(trial))
+
+    @property
+    def failed(self) -> list[TrialRecord]:
+        """Trials that failed."""
+        return [trial for trial in self.trials if trial.status == "failed"]
+
+    @property
+    def best(self) -> TrialRecord | None:
+        """The best of those that trained to their end."""
+        return self.done[0] if self.done else None
+
+    @property
+    def own(self) -> Mapping[str, Any]:
+        """The plan's own values by path, where it says any."""
+        return dict(self.description.get("own") or {})
+
+    @property
+    def own_trial(self) -> TrialRecord | None:
+        """The trial of the plan's own values, if they were tried."""
+        return next((trial for trial in self.done if trial.values == self.own), None)
+
+    @property
+    def judged(self) -> Mapping[str, float]:
+        """The winner's final judgement, that on the test split included; empty before there is one."""
+        best = self.description.get("best") or {}
+        is_current = self.best is not None and best.get("trial") == self.best.id
+        return dict(best.get("metrics") or {}) if is_current else {}
+
+    @property
+    def sign(self) -> float:
+        """1 when more is better, -1 when less is."""
+        return 1.0 if self.mode == "max" else -1.0
+
+    @property
+    def standard_error(self) -> float | None:
+        """Of an accuracy on so many validation samples as the best trial's, one sigma; None for other metrics."""
+        if self.best is None or self.metric != "validation/accuracy":
+            return None
+        samples, rate = self.best.metrics.get("validation/samples"), self.value(self.best)
+        return math.sqrt(rate * (1 - rate) / samples) if samples else None
+
+    def value(self, trial: TrialRecord) -> float:
+        """The metric of a trial that has one."""
+        assert trial.metric is not None
+        return trial.metric
+
+    def shown(self, value: float | None) -> str:
+        """A value of the metric as words."""
+        if value is None:
+            return "–"
+        return percent(value, 2) if self.is_fraction else f"{value:.5g}"
+
+    def shown_values(self, values: Mapping[str, Any]) -> str:
+        """`temperature 4.1, hard_weight 0.2`."""
+        return ", ".join(f"{axis.name} {short(values.get(axis.path, '?'))}" for axis in self.axes)
+
+    @cached_property
+    def limits(self) -> tuple[float, float]:
+        """The part of the metric's axis that is shown: a few hopeless trials must not press the others together."""
+        values = [self.value(trial) for trial in self.measured]
+        return metric_limits(values, self.sign)
+
+    def strength(self, trial: TrialRecord) -> float:
+        """How strong a trial's colour is, from 0 for the worst to 1 for the best rank."""
+        return self._ranks[trial.id] / max(len(self._ranks) - 1, 1)
+
+    @cached_property
+    def _ranks(self) -> dict[str, int]:
+        return {trial.id: rank for rank, trial in enumerate(self.measured)}
+
+
+def metric_limits(values: Sequence[float], sign: float) -> tuple[float, float]:
+    """From the lowest to the highest value that is shown, with some room; all of them unless some are far off."""
+    scores = sorted((sign * value for value in values), reverse=True)
+    best, typical = scores[0], scores[3 * len(scores) // 4]
+    worst = max(scores[-1], best - LOWER_FENCE * (best - typical)) if best > typical else scores[-1]
+    room = 0.06 * (best - worst) or 0.05 * abs(best) or 0.05
+    ends = sorted((sign * (worst - room), sign * (best + room)))
+    return ends[0], ends[1]
+
+
+def read_search(run: SearchRun) -> SearchStory:
+    """Read a search; `StoreError` when its description is missing or damaged."""
+    description = run.description()
+    try:
+        names = short_names(list(description["space"]))
+        axes = tuple(
+            Axis(path, names[path], Domain.model_validate(domain))
+            for path, domain in description["space"].items()
+        )
+    except (KeyError, AttributeError, ValidationError) as error:
+        raise StoreError(f"`{run.folder / 'search.json'}` is missing or damaged: {error!r}") from error
+    plan = run.folder / "plan.yaml"
+    text = plan.read_text(encoding="utf-8") if plan.exists() else ""
+    return SearchStory(run, description, axes, tuple(run.trials()), text)

@@ -1,0 +1,134 @@
+"""What a search leaves on disk: `runs/searches/<plan name>-<fingerprint>/`, the truth about it.
+
+    search.json         what is searched, and how it ended
+    trials/<id>.json    one small record per trial, replaced whenever something is new
+    best.yaml           the plan of the best trial, which `distill run` takes
+    stop                there while running trials are asked to write their checkpoints and end
+
+A trial's id is a digest of its values, so that the same values are never tried twice. What its stages made lies in
+`runs/stages/` as everywhere.
+"""
+
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from orchestrator.errors import StoreError
+from orchestrator.plan.fingerprint import digest
+from orchestrator.runs.files import json_text, make_folder, read_json, replaced_file, write_json
+
+TrialStatus = Literal["running", "done", "stopped_early", "failed", "interrupted"]
+OVER: frozenset[TrialStatus] = frozenset({"done", "stopped_early", "failed"})
+
+
+class TrialRecord(BaseModel):
+    """One trial: the `values` by their paths, and what became of it.
+
+    `metric` is the searched metric after the last epoch, the mean over replicas; `epochs` the same after each epoch
+    that has ended; `metrics` all that the metric's stage was judged by on validation. `stages` are the nodes that
+    depend on the values, with their folders below the storage root. Times are seconds since 1970, `seconds` those of
+    the trial's own training.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    number: int
+    values: dict[str, Any]
+    status: TrialStatus = "running"
+    metric: float | None = None
+    epochs: dict[int, float] = {}
+    metrics: dict[str, float] = {}
+    seconds: float = 0.0
+    started: float = 0.0
+    finished: float | None = None
+    stages: dict[str, str] = {}
+    error: str | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it need not be tried again."""
+        return self.status in OVER
+
+
+def trial_id(values: Mapping[str, Any]) -> str:
+    """The name of these values."""
+    return digest(values)[:8]
+
+
+class SearchRun:
+    """The folder of one search. One driver writes it, under a lease."""
+
+    def __init__(self, root: Path, plan_name: str, fingerprint: str) -> None:
+        self.root = root
+        self.folder = root / "searches" / f"{plan_name}-{fingerprint}"
+        self.best_plan = self.folder / "best.yaml"
+        self.stop_file = self.folder / "stop"
+
+    def begin(self) -> None:
+        """Make the folder."""
+        make_folder(self.folder / "trials")
+        self.stop_file.unlink(missing_ok=True)
+
+    def write(self, description: Mapping[str, Any]) -> None:
+        """Replace `search.json`."""
+        write_json(self.folder / "search.json", dict(description))
+
+    def description(self) -> dict[str, Any]:
+        """What `search.json` says; empty before a first run."""
+        path = self.folder / "search.json"
+        return dict(read_json(path)) if path.exists() else {}
+
+    def write_trial(self, record: TrialRecord) -> None:
+        """Replace a trial's record. Only one that is over waits for the disk: the others are soon replaced."""
+        path, values = self.folder / "trials" / f"{record.id}.json", record.model_dump(mode="json")
+        if record.is_over:
+            write_json(path, values)
+            return
+        with replaced_file(path) as temporary:
+            temporary.write_text(json_text(values))
+
+    def trials(self) -> list[TrialRecord]:
+        """All trials in the order of their numbers. A record that cannot be read is no record: it is tried again."""
+        found = []
+        for path in sorted((self.folder / "trials").glob("*.json")):
+            try:
+                found.append(TrialRecord.model_validate(read_json(path)))
+            except (StoreError, ValidationError):
+                continue
+        return sorted(found, key=lambda record: record.number)
+
+    def interrupt_running(self) -> None:
+        """What a driver that died left as running is interrupted."""
+        for record in self.trials():
+            if record.status == "running":
+                self.write_trial(record.model_copy(update={"status": "interrupted"}))
+
+
+def searches(root: Path, plan_name: str) -> list[Path]:
+    """The folders of all searches of a plan, the latest last."""
+    files = (root / "searches").glob(f"{plan_name}-*/search.json")
+    return [path.parent for path in sorted(files, key=lambda path: path.stat().st_mtime)]
+
+
+def best_first(records: Iterable[TrialRecord], mode: str) -> list[TrialRecord]:
+    """Finished trials by their metric, then those stopped early by theirs, then the rest; ties by number."""
+    sign = -1.0 if mode == "max" else 1.0
+
+    def rank(record: TrialRecord) -> tuple[int, float, int]:
+        order = {"done": 0, "stopped_early": 1}.get(record.status, 2)
+        return (
+            (order, 0.0, record.number)
+            if record.metric is None
+            else (order, sign * record.metric, record.number)
+        )
+
+    return sorted(records, key=rank)
+
+
+def now() -> float:
+    """Seconds since 1970, to the millisecond."""
+    return round(time.time(), 3)

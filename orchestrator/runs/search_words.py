@@ -1,0 +1,34 @@
+"""Searched paths and their values in few letters: in lines, tables, plots and in MLflow."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def shown_values(values: Mapping[str, Any], space: Iterable[str]) -> str:
+    """Values on one line, by the last words of their paths."""
+    names = short_names(list(space))
+    return ", ".join(f"{names[path]} {short(value)}" for path, value in values.items())
+
+
+def short(value: Any) -> str:
+    """A value for a table's cell."""
+    if isinstance(value, list):
+        return "+".join(short(item) for item in value)
+    if isinstance(value, Mapping):
+        return next((str(item) for item in value.values() if isinstance(item, str)), "{…}")
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def short_names(paths: list[str]) -> dict[str, str]:
+    """The shortest ends of paths that tell them apart."""
+    names = {}
+    for path in paths:
+        parts = path.split(".")
+        ends = [".".join(parts[-length:]) for length in range(1, len(parts) + 1)]
+        names[path] = next(
+            end
+            for end in ends
+            if end == path
+            or (not end.isdecimal() and sum(f".{other}".endswith(f".{end}") for other in paths) == 1)
+        )
+    return names

@@ -1,0 +1,93 @@
+"""A Ray Tune actor that runs one trial after another: torch is imported once, training goes on while Tune thinks.
+
+Our other modules are imported inside the functions, after `enter_folder`, as in `execution/ray_backend/worker.py`.
+"""
+
+import json
+import os
+import queue
+import threading
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+
+from orchestrator.execution.ray_backend.worker import StopFile, enter_folder
+
+METRIC, EPOCH, RESULT = "metric", "epoch", "result"
+
+
+class TrialStop(threading.Event):
+    """Set for one trial by Tune, or for all by a file."""
+
+    def __init__(self, file: str) -> None:
+        super().__init__()
+        self._file = StopFile(Path(file))
+
+    def is_set(self) -> bool:
+        """Whether the trial is to write its checkpoint and end."""
+        return super().is_set() or self._file()
+
+
+class TrialActor(tune.Trainable):
+    """A `step` is an epoch of the metric's stage; the last one carries the trial's result.
+
+    A thread trains and this one reports, so that a trial which Tune gives up can write its checkpoint.
+    """
+
+    def setup(self, config: dict[str, Any], working_folder: str = "", stop_file: str = "") -> None:
+        """Called once per process, with its first trial."""
+        self._working_folder, self._stop_file = working_folder, stop_file
+        if not ray.get_gpu_ids():
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a process without GPUs still sees all of them
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """End one trial, begin another."""
+        self._end()
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Wait for what the trial reports next."""
+        news: dict[str, Any] = self._news.get()
+        return news
+
+    def cleanup(self) -> None:
+        """The process is no longer needed."""
+        self._end()
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        enter_folder(self._working_folder)  # again: Tune has gone to the trial's folder
+        self._news: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._stop = TrialStop(self._stop_file)
+        self._thread = threading.Thread(
+            target=self._train,
+            args=(json.loads(config["request"]), self._stop, self._news),
+            daemon=True,
+        )
+        self._thread.start()
+
+    def _end(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    @staticmethod
+    def _train(request: dict[str, Any], stop: threading.Event, news: "queue.Queue[dict[str, Any]]") -> None:
+        from orchestrator.runs.record import summary_of
+        from orchestrator.search.trial import TrialRequest, TrialResult, run_trial
+
+        last = 0
+
+        def report(epoch: int, value: float) -> None:
+            nonlocal last
+            last = epoch
+            news.put({EPOCH: epoch, METRIC: value})
+
+        try:
+            result = run_trial(TrialRequest(**request), stop=stop, report=report)
+        except Exception as error:  # or Tune would wait for ever
+            result = TrialResult("failed", error=summary_of(error))
+        value = float("nan") if result.metric is None else result.metric
+        news.put({"done": True, EPOCH: last, METRIC: value, RESULT: result.__dict__})

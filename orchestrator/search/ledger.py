@@ -1,0 +1,100 @@
+"""Keeps the records of a search while its trials run: whoever runs them says what happened, one thread at a time."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.errors import PlanError
+from orchestrator.runs.search_run import SearchRun, TrialRecord, best_first, now
+from orchestrator.search.problem import Problem
+from orchestrator.search.progress import Progress
+from orchestrator.search.suggestions import Suggestion, Suggestions
+from orchestrator.search.trial import TrialRequest, TrialResult
+
+
+class Ledger:
+    """Every change of a trial is on disk before anything else happens."""
+
+    def __init__(self, problem: Problem, run: SearchRun, progress: Progress) -> None:
+        self.problem, self._run, self._progress = problem, run, progress
+        self.records = {record.id: record for record in run.trials()}
+        self._suggestions = Suggestions(problem.config, self.records.values(), problem.metric.mode)
+        progress.best = self.best
+
+    @property
+    def left(self) -> int:
+        """How many trials are still to begin."""
+        return self._suggestions.left
+
+    @property
+    def best(self) -> TrialRecord | None:
+        """The best finished trial so far."""
+        done = [record for record in self.records.values() if record.status == "done"]
+        return best_first(done, self.problem.metric.mode)[0] if done else None
+
+    def next(self) -> tuple[Suggestion, TrialRequest] | None:
+        """The next trial that can be run. Values that do not go together are a trial that failed."""
+        while (suggestion := self._suggestions.next()) is not None:
+            try:
+                plan, stages = self.problem.trial_of(suggestion.values)
+            except PlanError as error:
+                self.begin(suggestion)
+                self.end(suggestion.id, TrialResult("failed", error=error.message))
+                continue
+            metric = self.problem.metric
+            return suggestion, TrialRequest(plan, stages, metric.stage, metric.name, str(self._run.root))
+        return None
+
+    def begin(self, suggestion: Suggestion, stages: Mapping[str, str] | None = None) -> None:
+        """A trial starts, perhaps again. `stages` are the folders of its own nodes."""
+        known = self.records.get(suggestion.id)
+        record = TrialRecord(
+            id=suggestion.id,
+            number=suggestion.number,
+            values=suggestion.values,
+            epochs=known.epochs if known is not None else {},
+            started=known.started if known is not None else now(),
+            stages=dict(stages or {}),
+        )
+        self._keep(record)
+        self._progress.began(record)
+
+    def note_epoch(self, name: str, epoch: int, value: float) -> None:
+        """A trial has reached the end of an epoch."""
+        record = self.records[name]
+        if math.isfinite(value):
+            self._change(record, epochs={**record.epochs, epoch: value}, metric=value)
+            self._progress.reached(self.records[name], epoch)
+
+    def end(self, name: str, result: TrialResult) -> None:
+        """A trial has ended by itself."""
+        record = self.records[name]
+        changes = dict(result.__dict__)
+        if result.status != "done":
+            changes = {key: value for key, value in changes.items() if value or key == "error"}
+        self._end(record, **changes)
+
+    def stop_early(self, name: str) -> None:
+        """The scheduler has given a trial up."""
+        record = self.records[name]
+        self._end(record, status="stopped_early", seconds=round(now() - record.started, 3))
+
+    def interrupt(self, name: str) -> None:
+        """A trial goes on next time."""
+        self._end(self.records[name], status="interrupted")
+
+    def _end(self, record: TrialRecord, **changes: Any) -> None:
+        changed = self._change(record, finished=now(), **changes)
+        if changed.is_over:
+            self._suggestions.tell(changed)
+        self._progress.best = self.best
+        self._progress.ended(changed)
+
+    def _change(self, record: TrialRecord, **changes: Any) -> TrialRecord:
+        changed = record.model_copy(update=changes)
+        self._keep(changed)
+        return changed
+
+    def _keep(self, record: TrialRecord) -> None:
+        self._run.write_trial(record)
+        self.records[record.id] = record

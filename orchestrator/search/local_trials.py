@@ -1,0 +1,34 @@
+"""Trials one after another in the driver's own process, without Ray: for debugging and for tests."""
+
+import threading
+from functools import partial
+
+from orchestrator.search.ending import Ending
+from orchestrator.search.ledger import Ledger
+from orchestrator.search.trial import run_trial
+
+
+class EndingEvent(threading.Event):
+    """Set as soon as the search is to end."""
+
+    def __init__(self, ending: Ending) -> None:
+        super().__init__()
+        self._ending = ending
+
+    def is_set(self) -> bool:
+        """Whether a trial is to write its checkpoint and end."""
+        return self._ending.is_asked
+
+
+def run_trials_here(ledger: Ledger, ending: Ending) -> None:
+    """The twin of `run_trials` without early stopping."""
+    stop = EndingEvent(ending)
+    while not ending.is_asked and (found := ledger.next()) is not None:
+        suggestion, request = found
+        ledger.begin(suggestion, request.stages)
+        result = run_trial(
+            request,
+            stop=stop,
+            report=partial(ledger.note_epoch, suggestion.id),
+        )
+        ledger.end(suggestion.id, result)

@@ -1,0 +1,216 @@
+"""What is searched: a plan, its space and its metric, checked before anything starts."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import Any
+
+import yaml
+
+from orchestrator.errors import PlanError
+from orchestrator.plan.fingerprint import fingerprint
+from orchestrator.plan.load import Source, check_plan
+from orchestrator.plan.mistakes import Path
+from orchestrator.plan.order import Graph, order_stages
+from orchestrator.plan.schema import Plan
+from orchestrator.plan.search_configs import NoSchedulerConfig, SearchConfig
+from orchestrator.plan.stage_bases import TrainingConfig
+from orchestrator.plan.training_configs import ResourcesConfig
+from orchestrator.runs.plan_run import plan_text
+from orchestrator.search.metric import Metric, find_metric
+from orchestrator.search.paths import check_path, source_with
+
+MANY_POINTS = 1000  # of a grid: more are asked about
+VARIANTS = 256  # combinations of choices whose shared stages are made in advance
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A search that can be run. `graph` is that of the plan as written."""
+
+    source: Source
+    plan: Plan
+    graph: Graph
+    config: SearchConfig
+    metric: Metric
+    paths: Mapping[str, Path]
+
+    @cached_property
+    def searched(self) -> frozenset[str]:
+        """The stages that have a searched option."""
+        return frozenset(str(path[0]) for path in self.paths.values())
+
+    @cached_property
+    def defaults(self) -> Any:
+        """The plan with all defaults, as plain values."""
+        return yaml.safe_load(plan_text(self.plan))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What makes two searches the same: more samples, time or room continue one."""
+        stages = {name: node.fingerprint for name, node in self._needed(self.graph).nodes.items()}
+        searched = self.config.model_dump(mode="json", include={"space", "searcher"}, exclude_none=True)
+        judged = {"metric": str(self.metric), "mode": self.metric.mode, "seeds": self.replicas}
+        return fingerprint({"stages": stages, **searched, **judged})
+
+    @property
+    def replicas(self) -> int:
+        """How many replicas of the metric's stage a trial trains."""
+        return self.config.seeds or len(self.graph.replicas[self.metric.stage])
+
+    def source_of(self, values: Mapping[str, Any]) -> Source:
+        """The plan of a trial as the user would have written it."""
+        changes = {self.paths[path]: value for path, value in values.items()}
+        if self.config.seeds is not None:
+            changes[self.metric.stage, "replicas"] = self.config.seeds
+        return source_with(self.source, self.defaults, changes)
+
+    def graph_of(self, values: Mapping[str, Any]) -> tuple[Plan, Graph]:
+        """A trial's plan and all of its stages; `PlanError` when the values do not go together."""
+        source = self.source_of(values)
+        plan = check_plan(source)
+        return plan, order_stages(plan, source.error)
+
+    def trial_of(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+        """The checked plan of a trial as JSON values, with the trial's resources; and the folders of its own nodes."""
+        plan, graph = self.graph_of(values)
+        written: dict[str, Any] = yaml.safe_load(plan_text(plan))
+        own = self.own_nodes(graph)
+        for name in {graph.nodes[node].stage for node in own}:
+            if name in written["stages"]:
+                written["stages"][name]["resources"] = self.resources.model_dump(mode="json")
+        return written, {name: graph.nodes[name].folder for name in own}
+
+    @property
+    def resources(self) -> ResourcesConfig:
+        """What one trial needs."""
+        if self.config.resources is not None:
+            return self.config.resources
+        own: ResourcesConfig = self.plan.stages[self.metric.stage].resources
+        return own
+
+    def own_nodes(self, graph: Graph) -> list[str]:
+        """The nodes for the metric that a trial runs itself: those of searched stages, and what reads them."""
+        dependent = dependent_nodes(graph, self.searched)
+        return [name for name in self._needed(graph).nodes if name in dependent]
+
+    def shared_part(self, graph: Graph, only: Sequence[str] = ()) -> Graph:
+        """The part of a trial's graph that does not depend on what is searched."""
+        part = graph.needed_for([*only, self.metric.stage]) if only else graph
+        dependent = dependent_nodes(graph, self.searched)
+        return graph.needed_for([name for name in part.nodes if name not in dependent])
+
+    def variants(self) -> Iterator[dict[str, Any]]:
+        """Values that bring up all stages which trials share: combinations of the choices, which may name other
+        teachers or views. Of too many combinations, every choice once."""
+        choices = {path: domain.choice for path, domain in self.config.space.items() if domain.choice}
+        count = 1
+        for options in choices.values():
+            count *= len(options)
+        if count <= VARIANTS:
+            yield from (dict(zip(choices, options, strict=True)) for options in product(*choices.values()))
+            return
+        yield from ({path: option} for path, options in choices.items() for option in options)
+
+    def _needed(self, graph: Graph) -> Graph:
+        return graph.needed_for([self.metric.stage])
+
+
+def dependent_nodes(graph: Graph, stages: Iterable[str]) -> set[str]:
+    """The nodes of these stages, and all that read them."""
+    chosen, dependent = set(stages), set[str]()
+    for name, node in graph.nodes.items():
+        if (node.stage in chosen and not node.inserted) or dependent.intersection(node.reads):
+            dependent.add(name)
+    return dependent
+
+
+def build_problem(source: Source, plan: Plan, graph: Graph) -> Problem:
+    """Check a plan's search against the plan; `PlanError` names the line."""
+    config = plan.search
+    if config is None:
+        raise PlanError(
+            f"{source.file}: the plan searches nothing; add `search: {{space: {{student.method.temperature:"
+            " {loguniform: [1, 20]}}}`"
+        )
+    metric = find_metric(config, graph, source)
+    paths = {written: check_path(plan, source, written, domain) for written, domain in config.space.items()}
+    problem = Problem(source, plan, graph, config, metric, paths)
+    _check_paths_apart(problem)
+    _check_replicas(problem)
+    _check_resources(problem)
+    for written, domain in config.space.items():
+        for value in domain.ends:
+            _check_value(problem, written, value)
+    _check_metric_depends(problem)
+    return problem
+
+
+def _check_paths_apart(problem: Problem) -> None:
+    paths = sorted(problem.paths.items(), key=lambda item: len(item[1]))
+    for index, (outer, path) in enumerate(paths):
+        for inner, longer in paths[index + 1 :]:
+            if longer[: len(path)] == path:
+                raise problem.source.error(
+                    ("search", "space", inner),
+                    f"lies within `{outer}`, which is searched too; keep one of them",
+                )
+
+
+def _check_value(problem: Problem, written: str, value: Any) -> None:
+    try:
+        problem.graph_of({written: value})
+    except PlanError as error:
+        domain, hint = problem.config.space[written], ""
+        if domain.choice is None and "a whole number" in error.message:
+            hint = f"; write `{'log_' * domain.is_logarithmic}integer: [{domain.low:.0f}, {domain.high:.0f}]`"
+        raise PlanError(f"{error.message} (in the search of `{written}`){hint}") from None
+
+
+def _check_metric_depends(problem: Problem) -> None:
+    needed = problem.graph.needed_for([problem.metric.stage]).nodes
+    for written, path in problem.paths.items():
+        if not any(problem.graph.nodes[name].stage == path[0] for name in needed):
+            raise problem.source.error(
+                ("search", "space", written),
+                f"`{problem.metric}` does not depend on `{path[0]}`; search a stage that it reads, or set `metric`",
+            )
+
+
+def _check_replicas(problem: Problem) -> None:
+    stage, source = problem.metric.stage, problem.source
+    is_training = isinstance(problem.plan.stages[stage], TrainingConfig)
+    if problem.config.seeds is not None and not is_training:
+        raise source.error(
+            ("search", "seeds"), f"`{stage}` trains nothing, so it has no seeds; leave `seeds` out"
+        )
+    if isinstance(problem.config.scheduler, NoSchedulerConfig):
+        return
+    name = problem.config.scheduler.name
+    if problem.replicas > 1:
+        raise source.error(
+            ("search", "scheduler"),
+            f"`{name}` stops a trial by its first epochs, but {problem.replicas} replicas train one after the other;"
+            " set `seeds: 1`, or leave `scheduler` out",
+        )
+    if not is_training or not problem.metric.is_reported_every_epoch:
+        raise source.error(
+            ("search", "scheduler"),
+            f"`{name}` stops a trial by what it reports after every epoch, and `{problem.metric}` comes once, at the"
+            " end; leave `scheduler` out",
+        )
+
+
+def _check_resources(problem: Problem) -> None:
+    if problem.resources.workers > 1:
+        place = (
+            ("search", "resources")
+            if problem.config.resources
+            else ("stages", problem.metric.stage, "resources")
+        )
+        raise problem.source.error(
+            place,
+            f"a trial trains on one worker, not on {problem.resources.workers}; write `resources: {{cpus: 1}}` in the"
+            " search",
+        )

@@ -1,0 +1,135 @@
+"""Trials on Ray Tune: as many at a time as fit, in actors that are reused, stopped early by its schedulers.
+
+Tune decides when a trial starts and whether it goes on. What is tried is decided by our `Suggestions`, and what became
+of it is kept in our records: Tune's own files are thrown away.
+"""
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from orchestrator.plan.search_configs import AshaConfig, MedianConfig
+from orchestrator.plan.stage_bases import TrainingConfig
+from orchestrator.runs.search_run import SearchRun, TrialRecord
+from orchestrator.search.ending import Ending
+from orchestrator.search.ledger import Ledger
+from orchestrator.search.problem import Problem
+
+MAX_RESTARTS = 3  # of a trial whose process died
+SCRATCH = ".ray-tune"
+
+ENVIRONMENT = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # and its files per trial
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that fails has no metric
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": "100000",  # nobody reads Tune's own record
+    "TUNE_WARN_THRESHOLD_S": "60",
+}
+
+
+def run_trials(ledger: Ledger, run: SearchRun, ending: Ending) -> None:
+    """Run all trials that are left on the Ray cluster that this process has joined."""
+    os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
+    from ray import tune
+
+    from orchestrator.search.actor import TrialActor
+    from orchestrator.search.tune_parts import Recorder, Source, Stopper
+
+    problem, scratch = ledger.problem, run.folder / SCRATCH
+    shutil.rmtree(scratch, ignore_errors=True)
+    parameters = {"working_folder": str(Path.cwd()), "stop_file": str(run.stop_file)}
+    try:
+        tuner = tune.Tuner(
+            tune.with_resources(tune.with_parameters(TrialActor, **parameters), shape_of(problem)),
+            tune_config=tune.TuneConfig(
+                search_alg=Source(ledger, ending),
+                scheduler=build_scheduler(problem, ledger.records.values()),
+                num_samples=-1,
+                max_concurrent_trials=problem.config.concurrency,
+                reuse_actors=True,
+                trial_name_creator=lambda trial: trial.config["id"],
+                trial_dirname_creator=lambda trial: trial.config["id"],
+            ),
+            run_config=tune.RunConfig(
+                name="trials",
+                storage_path=str(scratch),
+                stop=Stopper(ending),
+                callbacks=[Recorder(ledger, ending)],
+                failure_config=tune.FailureConfig(max_failures=MAX_RESTARTS),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # stages keep their own
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def shape_of(problem: Problem) -> dict[str, float]:
+    """What a trial asks Ray for."""
+    import ray
+
+    from orchestrator.execution.ray_backend.amounts import amount_of_machine, amount_of_worker
+
+    machines = [amount_of_machine(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    return amount_of_worker(problem.resources, machines).to_ray()
+
+
+def build_scheduler(problem: Problem, records: Iterable[TrialRecord]) -> Any:
+    """Tune's scheduler, told of the trials of earlier runs of the search: it keeps nothing itself."""
+    from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule
+
+    from orchestrator.search.actor import EPOCH, METRIC
+
+    config, mode = problem.config.scheduler, problem.metric.mode
+    if isinstance(config, AshaConfig):
+        # The last rung lies before the last epoch: who has come so far is not stopped on the finishing line.
+        last = max(longest_training(problem) - 1, config.grace)
+        scheduler = AsyncHyperBandScheduler(
+            time_attr=EPOCH,
+            metric=METRIC,
+            mode=mode,
+            max_t=last,
+            grace_period=config.grace,
+            reduction_factor=config.reduction,
+            stop_last_trials=False,
+        )
+    elif isinstance(config, MedianConfig):
+        scheduler = MedianStoppingRule(
+            time_attr=EPOCH,
+            metric=METRIC,
+            mode=mode,
+            grace_period=config.grace,
+            min_samples_required=config.others,
+        )
+    else:
+        return FIFOScheduler()
+    for record in records:
+        if record.is_over:
+            trial = EarlierTrial(record.id)
+            scheduler.on_trial_add(None, trial)
+            for epoch, value in sorted(record.epochs.items()):
+                scheduler.on_trial_result(None, trial, {EPOCH: epoch, METRIC: value})
+    return scheduler
+
+
+class EarlierTrial:
+    """As much of a trial as a scheduler looks at."""
+
+    def __init__(self, trial_id: str) -> None:
+        self.trial_id = trial_id
+        self.status = "TERMINATED"
+
+
+def longest_training(problem: Problem) -> int:
+    """The most epochs that a trial's judged stage may train."""
+    domain = problem.config.space.get(f"{problem.metric.stage}.epochs")
+    if domain is not None:
+        return int(max(domain.choice or domain.ends))
+    config = problem.plan.stages[problem.metric.stage]
+    assert isinstance(config, TrainingConfig), "only a training can be stopped early"
+    return config.epochs

@@ -1,0 +1,304 @@
+"""`distill tune`, from a checked search to its best plan: the story of one search."""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from orchestrator.errors import DistillError, PlanError
+from orchestrator.execution.outlook import look_ahead
+from orchestrator.plan.load import check_plan, read_source
+from orchestrator.plan.order import Graph, order_stages
+from orchestrator.plan.schema import Plan
+from orchestrator.run_plan import (
+    MIRROR_SECONDS,
+    MIRROR_SECONDS_INTERRUPTED,
+    RunOptions,
+    run_plan,
+    stopping_on_interrupt,
+)
+from orchestrator.runs.files import atomic_write
+from orchestrator.runs.folder import StageFolder
+from orchestrator.runs.lease import PATIENCE, Leases
+from orchestrator.runs.plan_run import FastDumper, finished_record, plan_text
+from orchestrator.runs.search_run import SearchRun, TrialRecord, now
+from orchestrator.runs.search_words import short_names
+from orchestrator.search.ending import Ending
+from orchestrator.search.ledger import Ledger
+from orchestrator.search.problem import Problem
+from orchestrator.search.progress import Progress
+from orchestrator.tracking import Mirror
+
+log = logging.getLogger(__name__)
+
+
+def run_search(
+    problem: Problem, options: RunOptions, *, only: Sequence[str] = ()
+) -> tuple[dict[str, Any], list[TrialRecord]]:
+    """Run a search, or go on with it; returns what `search.json` holds, and the trials."""
+    run = SearchRun(options.root, problem.plan.name, problem.fingerprint)
+    run.begin()
+    stop = threading.Event()
+    with (
+        owned(run),
+        stopping_on_interrupt(stop),
+        shown(run, options, stop) as mirror,
+        described(problem, run, options) as description,
+    ):
+        run.interrupt_running()
+        mirror.start()
+        progress = Progress(problem.metric, problem.config.space, problem.config.trials)
+        ledger = Ledger(problem, run, progress)
+        with connected(options, problem, needed=bool(ledger.left)):
+            if ledger.left:
+                description["plan_runs"] += run_shared(problem, options, only, stop)
+            if ledger.left and not stop.is_set():
+                run_trials_of(ledger, run, options, stop)
+            description["status"] = status_of(ledger, stop)
+            if description["status"] == "done" and ledger.best is not None:
+                description["status"], description["best"] = finish(problem, ledger.best, run, options, only)
+    return description, run.trials()
+
+
+@contextmanager
+def shown(run: SearchRun, options: RunOptions, stop: threading.Event) -> Iterator[Mirror]:
+    """The search in MLflow, and at its end a report."""
+    mirror = Mirror(run.folder, options.root, options.tracking_uri)
+    try:
+        yield mirror
+        if options.is_reported and not stop.is_set():
+            write_report_of(run)
+    finally:
+        mirror.finish(MIRROR_SECONDS_INTERRUPTED if stop.is_set() else MIRROR_SECONDS)
+
+
+def write_report_of(run: SearchRun) -> None:
+    """The search's report. Never fails a search."""
+    try:
+        from orchestrator.report import write_search_report
+
+        write_search_report(run)
+    except Exception:  # a picture that cannot be drawn must not lose a search
+        log.exception("the report of the search could not be written")
+
+
+@contextmanager
+def described(problem: Problem, run: SearchRun, options: RunOptions) -> Iterator[dict[str, Any]]:
+    """`search.json` says that the search goes on, and afterwards how it ended, whatever ended it."""
+    began = time.monotonic()
+    description = describe(problem, run, options)
+    with atomic_write(run.folder / "plan.yaml") as temporary:
+        temporary.write_text(plan_text(problem.plan))
+    run.write(description)
+    try:
+        yield description
+    finally:
+        if description["status"] == "running":
+            description["status"] = "failed"
+        description["seconds"] = round(description["seconds"] + time.monotonic() - began, 3)
+        run.write(description)
+
+
+def run_trials_of(ledger: Ledger, run: SearchRun, options: RunOptions, stop: threading.Event) -> None:
+    """The trials, on Ray or here."""
+    ending = Ending(run, stop, ledger.problem.config.budget_seconds)
+    try:
+        if options.local:
+            from orchestrator.search.local_trials import run_trials_here
+
+            run_trials_here(ledger, ending)
+        else:
+            from orchestrator.search.ray_trials import run_trials
+
+            run_trials(ledger, run, ending)
+    finally:
+        ending.clear()
+
+
+def run_shared(
+    problem: Problem, options: RunOptions, only: Sequence[str], stop: threading.Event
+) -> list[str]:
+    """Run what trials share and has no result, as any plan is run; returns the folders of these runs. Sets `stop` when
+    somebody interrupted them."""
+    folders = []
+    for plan, graph in shared_parts(problem, only):
+        damaged = tuple(name for name in graph.nodes if is_damaged(graph, name, options.root))
+        forced = tuple(name for name in options.force if name in graph.nodes or name in graph.replicas)
+        prospects = look_ahead(graph, options.root, plan.name)
+        if not damaged and not forced and all(prospect.is_cached for prospect in prospects):
+            continue
+        results = run_plan(plan, graph, replace(options, force=(*forced, *damaged), is_reported=False))
+        folders.append(folder_of(plan, results))
+        if results["status"] == "interrupted":
+            stop.set()
+            break
+        if results["status"] != "done":
+            entries = results["stages"].items()
+            failed = next(f"`{name}`: {entry['error']}" for name, entry in entries if "error" in entry)
+            raise DistillError(f"a stage that all trials share failed, so none was tried: {failed}")
+        options = replace(options, force=())
+    return folders
+
+
+def shared_parts(problem: Problem, only: Sequence[str] = ()) -> Iterator[tuple[Plan, Graph]]:
+    """The stages that trials share, once for every combination of choices that brings up new ones."""
+    seen: set[str] = set()
+    for values in problem.variants():
+        try:
+            plan, graph = problem.graph_of(values)
+        except PlanError:  # choices that do not go together: such a trial fails
+            continue
+        part = problem.shared_part(graph, only)
+        folders = {node.folder for node in part.nodes.values()}
+        if not folders <= seen:
+            seen |= folders
+            yield plan, part
+
+
+def is_damaged(graph: Graph, name: str, root: Path) -> bool:
+    """Whether a stage has a result of which some file is damaged: found now, not by every trial again."""
+    folder = root / graph.nodes[name].folder
+    return finished_record(folder) is not None and StageFolder(folder).damage() is not None
+
+
+def finish(
+    problem: Problem, best: TrialRecord, run: SearchRun, options: RunOptions, only: Sequence[str]
+) -> tuple[str, dict[str, Any]]:
+    """Write the best trial's plan and run it: all is cached but its judgement on the test split, and stages that no
+    trial needed. Returns the status and what `search.json` says about the best."""
+    write_best_plan(problem, best, run, options.root)
+    source = read_source(run.best_plan)
+    plan = check_plan(source)
+    graph = order_stages(plan, source.error)
+    if only:
+        graph = graph.needed_for([*only, problem.metric.stage])
+    results = run_plan(plan, graph, replace(options, force=()))
+    judged = results["stages"][problem.metric.stage]
+    return results["status"], {
+        "trial": best.id,
+        "number": best.number,
+        "values": best.values,
+        "metric": best.metric,
+        "metrics": judged.get("metrics", {}),
+        "plan": "best.yaml",
+        "plan_run": folder_of(plan, results),
+    }
+
+
+def write_best_plan(problem: Problem, best: TrialRecord, run: SearchRun, root: Path) -> None:
+    """A complete plan, without its search: the user's own with the best values."""
+    source = problem.source_of(best.values)
+    values = dict(source.values)
+    values["name"] = f"{problem.plan.name[:95]}-best"
+    experiment = problem.plan.tracking.experiment or problem.plan.name
+    values["tracking"] = {**(values.get("tracking") or {}), "experiment": experiment}
+    chosen = "\n".join(f"#   {path}: {json.dumps(value)}" for path, value in best.values.items())
+    header = (
+        f"# The best of {len(run.trials())} trials of `{problem.plan.name}`, chosen by `{problem.metric}`"
+        f" ({best.metric:.5g}, trial {best.number}):\n{chosen}\n"
+        f"#   distill run {shown_path(run.best_plan)} --runs {shown_path(root)}\n"
+    )
+    body = yaml.dump(values, Dumper=FastDumper, sort_keys=False, width=100, allow_unicode=True)
+    with atomic_write(run.best_plan) as temporary:
+        temporary.write_text(header + body)
+
+
+def describe(problem: Problem, run: SearchRun, options: RunOptions) -> dict[str, Any]:
+    """What `search.json` says when a search begins, or goes on."""
+    before = run.description()
+    config = problem.config.model_dump(mode="json", exclude_none=True)
+    return {
+        "plan": problem.plan.name,
+        "fingerprint": problem.fingerprint,
+        "file": problem.source.file,
+        "command": options.command,
+        "storage": str(options.root),
+        "metric": str(problem.metric),
+        "mode": problem.metric.mode,
+        "replicas": problem.replicas,
+        "experiment": problem.plan.tracking.experiment or problem.plan.name,
+        "names": short_names(list(problem.paths)),
+        "own": own_values(problem),
+        **{key: config[key] for key in ("space", "searcher", "scheduler")},
+        "samples": problem.config.trials,
+        "status": "running",
+        "started": before.get("started", now()),
+        "seconds": before.get("seconds", 0.0),
+        "plan_runs": before.get("plan_runs", []),
+        "best": None,
+    }
+
+
+def own_values(problem: Problem) -> dict[str, Any]:
+    """What the plan itself says at the searched paths."""
+    values = {}
+    for written, path in problem.paths.items():
+        value = problem.defaults["stages"]
+        with suppress(KeyError, IndexError, TypeError):  # an option that is left to the model
+            for part in path:
+                value = value[part]
+            values[written] = value
+    return values
+
+
+def status_of(ledger: Ledger, stop: threading.Event) -> str:
+    """How the trials ended."""
+    if stop.is_set():
+        return "interrupted"
+    return "done" if ledger.best is not None else "failed"
+
+
+def folder_of(plan: Plan, results: Mapping[str, Any]) -> str:
+    """The folder of a plan's run, below the storage root."""
+    return f"plans/{plan.name}/{results['run_id']}"
+
+
+def shown_path(path: Path) -> Path:
+    """A path as a person would type it here."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+@contextmanager
+def owned(run: SearchRun) -> Iterator[None]:
+    """The search is ours while its folder's lease is; `DistillError` when another driver runs it."""
+    leases, deadline = Leases(), time.monotonic() + PATIENCE + 5
+    try:
+        while not leases.acquire(run.folder):
+            # A live owner on this machine is seen at once; elsewhere it takes patience to tell it from a dead one.
+            if time.monotonic() > deadline:
+                raise DistillError(
+                    f"another `distill tune` runs this search (`{run.folder}`); wait for it, or interrupt it"
+                )
+            time.sleep(1.0)
+        yield
+    finally:
+        leases.close()
+
+
+@contextmanager
+def connected(options: RunOptions, problem: Problem, *, needed: bool) -> Iterator[None]:
+    """One Ray cluster for the shared stages, the trials and the best plan; `PlanError` if no trial ever fits."""
+    if options.local or not needed:
+        yield
+        return
+    from orchestrator.execution.ray_backend import RayBackend
+    from orchestrator.execution.ray_backend.connection import connect
+
+    is_ours = connect(options.address)
+    import ray
+
+    try:
+        node = problem.graph.nodes[problem.graph.replicas[problem.metric.stage][0]]
+        config = node.config.replace(resources=problem.resources)
+        RayBackend(options.address).check_feasible([replace(node, config=config)])
+        yield
+    finally:
+        if is_ours:
+            ray.shutdown()

@@ -1,0 +1,95 @@
+"""Which values are tried next, given what was tried: the same decisions for a new search and for one that goes on."""
+
+from collections.abc import Iterable
+from itertools import islice
+from typing import NamedTuple, Protocol
+
+from orchestrator.plan.search_configs import SearchConfig, TpeConfig
+from orchestrator.runs.search_run import TrialRecord, trial_id
+from orchestrator.search.points import Values, known_points
+
+REPEATS = 20  # draws of values that were tried before, until a random point is taken instead
+
+
+class Suggestion(NamedTuple):
+    """Values to try. A trial that was interrupted keeps its number."""
+
+    id: str
+    number: int
+    values: Values
+
+
+class Sampler(Protocol):
+    """What draws points from what it was told about others."""
+
+    def draw(self) -> Values:
+        """A point; perhaps one that was drawn before."""
+        ...
+
+    def begin(self, values: Values) -> None:
+        """These values are tried now, whoever chose them."""
+        ...
+
+    def tell(self, record: TrialRecord) -> None:
+        """A trial is over."""
+        ...
+
+
+class Suggestions:
+    """Unfinished trials first, then new points, never the same values twice, `config.trials` in all."""
+
+    def __init__(self, config: SearchConfig, records: Iterable[TrialRecord], mode: str) -> None:
+        records = list(records)
+        self._limit = config.trials
+        self._unfinished = [record for record in records if not record.is_over]
+        self._begun = {record.id for record in records if record.is_over}
+        self._seen = {record.id for record in records}
+        self._last = max((record.number for record in records), default=0)
+        self._points = known_points(config)
+        self._sampler: Sampler | None = None
+        if isinstance(config.searcher, TpeConfig):
+            from orchestrator.search.tpe import Tpe
+
+            self._sampler = Tpe(config.space, config.searcher, mode, records)
+
+    @property
+    def left(self) -> int:
+        """How many trials are still to begin."""
+        return max(self._limit - len(self._begun), 0)
+
+    def next(self) -> Suggestion | None:
+        """What to try now; None when there have been enough."""
+        if not self.left:
+            return None
+        suggestion = self._next()
+        if suggestion is not None:
+            self._begun.add(suggestion.id)
+            self._seen.add(suggestion.id)
+            if self._sampler is not None:
+                self._sampler.begin(suggestion.values)
+        return suggestion
+
+    def tell(self, record: TrialRecord) -> None:
+        """A trial is over."""
+        if self._sampler is not None:
+            self._sampler.tell(record)
+
+    def _next(self) -> Suggestion | None:
+        if self._unfinished:
+            record = self._unfinished.pop(0)
+            return Suggestion(record.id, record.number, record.values)
+        values = self._new_values()
+        if values is None:
+            return None
+        self._last += 1
+        return Suggestion(trial_id(values), self._last, values)
+
+    def _new_values(self) -> Values | None:
+        for _ in range(REPEATS if self._sampler is not None else 0):
+            assert self._sampler is not None
+            values = self._sampler.draw()
+            if trial_id(values) not in self._seen:
+                return values
+        # A space of few points in a continuous shell, such as 4 digits of a narrow range, may be used up as well.
+        fresh = (values for values in islice(self._points, 100_000) if trial_id(values) not in self._seen)
+        return next(fresh, None)

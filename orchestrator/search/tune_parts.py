@@ -1,0 +1,115 @@
+"""What Ray Tune calls while it runs trials: where they come from, who hears of them, when it is over."""
+
+import json
+from typing import Any
+
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.search import Searcher
+
+from orchestrator.execution.ray_backend.losses import describe_loss
+from orchestrator.search.actor import EPOCH, METRIC, RESULT
+from orchestrator.search.ending import Ending
+from orchestrator.search.ledger import Ledger
+from orchestrator.search.suggestions import Suggestion
+from orchestrator.search.trial import TrialResult
+
+
+class Kept:
+    """Tune pickles and copies whatever it is given, and reads none of it: what is ours stays here, as it is."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Kept":
+        return self
+
+
+class Source(Kept, Searcher):
+    """Hands out our suggestions. Tune's ids mean nothing to us: a trial is named by its values."""
+
+    def __init__(self, ledger: Ledger, ending: Ending) -> None:
+        super().__init__(metric=METRIC, mode=ledger.problem.metric.mode)
+        self._ledger, self._ending = ledger, ending
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The config of the next trial, of JSON text so that Tune finds nothing to resolve in it."""
+        found = None if self._ending.is_asked else self._ledger.next()
+        if found is None:
+            finished: str = Searcher.FINISHED
+            return finished
+        suggestion, request = found
+        return {
+            "id": suggestion.id,
+            "suggestion": json.dumps(suggestion._asdict()),
+            "request": json.dumps(request.to_dict()),
+        }
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        """The ledger has told the sampler already."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing of ours is in Tune's own record."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Searches are resumed from our records."""
+
+
+class Recorder(Kept, tune.Callback):
+    """Tells the ledger what happens to trials."""
+
+    def __init__(self, ledger: Ledger, ending: Ending) -> None:
+        self._ledger, self._ending = ledger, ending
+        self._running: set[str] = set()
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A trial starts, or starts again after its process died."""
+        if trial.config["id"] not in self._running:
+            self._running.add(trial.config["id"])
+            stages = json.loads(trial.config["request"])["stages"]
+            self._ledger.begin(Suggestion(**json.loads(trial.config["suggestion"])), stages)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """An epoch, or the result."""
+        name = trial.config["id"]
+        if RESULT not in result:
+            self._ledger.note_epoch(name, result[EPOCH], result[METRIC])
+        elif name in self._running:
+            self._running.discard(name)
+            self._ledger.end(name, TrialResult(**result[RESULT]))
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A trial that Tune ended: its scheduler gave it up, or the search was ended with force."""
+        name = trial.config["id"]
+        if name in self._running:
+            self._running.discard(name)
+            if self._ending.is_overdue:
+                self._ledger.interrupt(name)
+            else:
+                self._ledger.stop_early(name)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A trial whose process died again and again."""
+        name = trial.config["id"]
+        if name in self._running:
+            self._running.discard(name)
+            cause = trial.get_pickled_error() or RuntimeError("its process died")
+            stage = self._ledger.problem.metric.stage
+            self._ledger.end(name, TrialResult("failed", error=describe_loss(stage, cause)))
+
+
+class Stopper(Kept, tune.Stopper):
+    """Ends everything when trials that were asked to end do not."""
+
+    def __init__(self, ending: Ending) -> None:
+        self._ending = ending
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """No single trial is stopped here."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Asked by Tune about ten times a second."""
+        return self._ending.is_overdue

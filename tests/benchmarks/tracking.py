@@ -1,0 +1,218 @@
+"""How much tracking slows training: the same work with a mirror beside it and without, in turns, on a sqlite store.
+
+    OMP_NUM_THREADS=1 python tests/benchmarks/tracking.py [--seconds 20]
+
+Workers never talk to MLflow: a thread of the driver sends what they write down. The worst case is measured, training in
+the driver's own process, where that thread takes turns with it. Both are charged processor time: the ratio is that of
+both together over the training's. On a busy machine it is too high, as the mirror looks every few seconds, however
+little was trained between. The goal is 1.02.
+
+A step takes some 4 ms and reports four metrics: once an epoch, as our loop does, at every tenth step, or at every one,
+which is 1,000 points a second, more than a sqlite store takes in at that price (each costs it 0.1 ms). Then a run of
+short stages, and a search of many trials of a second. Loading MLflow, once per process, is told apart.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from orchestrator.tracking import Mirror, background
+from orchestrator.tracking.store import import_mlflow, open_client
+
+STEPS_PER_EPOCH, STEPS_PER_STAGE, STEPS_PER_TRIAL, TRIALS = 100, 1000, 250, 200
+NAMES = ("train/loss", "train/accuracy", "train/loss/soft", "learning_rate")
+
+Note = Callable[[int], None]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=20.0, help="of wall time per measurement")
+    arguments = parser.parse_args()
+    began = time.process_time()
+    import_mlflow()
+    with tempfile.TemporaryDirectory() as folder:
+        open_client(f"sqlite:///{folder}/warm.db", Path(folder)).search_experiments()
+    print(
+        f"loading MLflow and making a database: {time.process_time() - began:.1f} s of processor time, once"
+    )
+    print(f"{'metrics':<22} {'step, without':>14} {'step, with':>12} {'looks':>6} {'a look':>9} {'ratio':>8}")
+    for name, case in CASES.items():
+        with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
+            plain, _, _, _ = measure(case, Path(first), arguments.seconds, is_tracked=False)
+            beside, own, spent, looks = measure(case, Path(second), arguments.seconds, is_tracked=True)
+        each = spent / max(looks, 1)
+        print(
+            f"{name:<22} {1000 * plain:>11.2f} ms {1000 * beside:>9.2f} ms {looks:>6} {1000 * each:>6.1f} ms"
+            f" {1 + spent / own:>8.4f}"
+        )
+
+
+def measure(
+    case: "Callable[[Path], tuple[Path, Note]]", root: Path, seconds: float, *, is_tracked: bool
+) -> tuple[float, float, float, int]:
+    """Processor seconds of a step, of all steps, of the mirror, and how often that looked."""
+    folder, note = case(root)
+    if is_tracked:
+        background.mirror(folder, root)  # the database, and what is there already
+    mirror, looks = Mirror(folder, root), 0
+    push = background._push
+
+    def counted(*args: Any, **more: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        return push(*args, **more)
+
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(background, "_push", counted))
+        if is_tracked:
+            mirror.start()
+        clock = time.pthread_getcpuclockid(mirror._thread.ident or 0) if is_tracked else None
+        step, own = work(note, seconds)
+        spent = time.clock_gettime(clock) if clock is not None else 0.0
+        seen = looks
+        if is_tracked:
+            assert mirror.finish(120).problem is None
+    return own / step, own, spent, seen
+
+
+def work(note: Note, seconds: float) -> tuple[int, float]:
+    """Train in a way for so long; returns the steps, and the processor seconds of this thread."""
+    left, right = torch.rand(300, 300), torch.rand(300, 300)
+    began, own, step = time.monotonic(), time.thread_time(), 0
+    while time.monotonic() - began < seconds:
+        for _ in range(4):
+            right = (left @ right).tanh()
+        step += 1
+        note(step)
+    return step, time.thread_time() - own
+
+
+def one_stage(root: Path, every: int) -> tuple[Path, Note]:
+    """A stage that reports every so many steps."""
+    _, metrics = stage_of(root, 0)
+    plan_run = root / "plans" / "p" / "r1"
+    write_run(root, plan_run, 1)
+    stream = metrics.open("a", buffering=1)
+
+    def note(step: int) -> None:
+        if step % every == 0:
+            stream.write(line(step))
+
+    return plan_run, note
+
+
+def short_stages(root: Path) -> tuple[Path, Note]:
+    """A run in which one stage after another ends."""
+    plan_run = root / "plans" / "p" / "r1"
+    write_run(root, plan_run, 1)
+    count = 1
+
+    def note(step: int) -> None:
+        nonlocal count
+        folder, metrics = stage_of(root, count - 1)
+        if step % STEPS_PER_EPOCH == 0:
+            with metrics.open("a") as stream:
+                stream.write(line(step))
+        if step % STEPS_PER_STAGE == 0:
+            record = {
+                "status": "done",
+                "seconds": 1.0,
+                "finished": time.time(),
+                "metrics": {"test/accuracy": 0.5},
+            }
+            (folder / "record.json").write_text(json.dumps(record))
+            count += 1
+            write_run(root, plan_run, count)
+
+    return plan_run, note
+
+
+def search(root: Path) -> tuple[Path, Note]:
+    """A search that has many trials behind it, and in which one after another ends."""
+    folder = root / "searches" / "p-0123456789ab"
+    (folder / "trials").mkdir(parents=True)
+    about = {
+        "plan": "p",
+        "fingerprint": "0123456789ab",
+        "metric": "student.validation/accuracy",
+        "mode": "max",
+    }
+    parts = {"space": {"student.seed": {"integer": [0, 9999]}}, "searcher": {"name": "tpe"}, "samples": 9999}
+    how = {"scheduler": {"name": "none"}, "status": "running", "started": time.time(), "best": None}
+    (folder / "search.json").write_text(json.dumps({**about, **parts, **how}))
+    number = 0
+
+    def add() -> None:
+        nonlocal number
+        number += 1
+        curve = {str(epoch): epoch / 20 for epoch in range(20)}
+        values = {
+            "id": f"{number:08x}",
+            "number": number,
+            "values": {"student.seed": number},
+            "status": "done",
+        }
+        ends = {
+            "metric": 0.95,
+            "epochs": curve,
+            "started": time.time(),
+            "finished": time.time(),
+            "seconds": 5.0,
+        }
+        (folder / "trials" / f"{number:08x}.json").write_text(json.dumps({**values, **ends}))
+
+    for _ in range(TRIALS):
+        add()
+    return folder, lambda step: add() if step % STEPS_PER_TRIAL == 0 else None
+
+
+def stage_of(root: Path, index: int) -> tuple[Path, Path]:
+    folder = root / "stages" / f"train-{index:012x}"
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        identity = {"kind": "train", "task": {"name": "digits"}, "config": {"epochs": 3}}
+        (folder / "config.json").write_text(json.dumps(identity))
+    return folder, folder / "metrics.jsonl"
+
+
+def write_run(root: Path, plan_run: Path, count: int) -> None:
+    """A plan run of so many stages, the last of which runs."""
+    plan_run.mkdir(parents=True, exist_ok=True)
+    nodes, entries = [], {}
+    for index in range(count):
+        place = {"folder": f"stages/train-{index:012x}", "fingerprint": f"{index:012x}"}
+        nodes.append({"name": f"s{index}", "stage": f"s{index}", "kind": "train", "reads": [], **place})
+        entries[f"s{index}"] = {"status": "running" if index == count - 1 else "done"}
+    for name, values in (
+        ("graph.json", {"plan": "p", "run_id": "r1", "nodes": nodes}),
+        ("results.json", {"status": "running", "stages": entries}),
+    ):
+        temporary = plan_run / f".{name}"
+        temporary.write_text(json.dumps(values))
+        temporary.replace(plan_run / name)
+
+
+def line(step: int) -> str:
+    return json.dumps({"step": step, "time": time.time(), **dict.fromkeys(NAMES, 1 / step)}) + "\n"
+
+
+CASES: dict[str, Callable[[Path], tuple[Path, Note]]] = {
+    "once an epoch": lambda root: one_stage(root, STEPS_PER_EPOCH),
+    "every tenth step": lambda root: one_stage(root, 10),
+    "at every step": lambda root: one_stage(root, 1),
+    "stages of a few s": short_stages,
+    f"search, {TRIALS} trials": search,
+}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""The report of a search, from records written here."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from orchestrator.errors import StoreError
+from orchestrator.plan.search_configs import Domain
+from orchestrator.report import write_search_report
+from orchestrator.report.importance import FEWEST, measure_importance
+from orchestrator.report.plot_search import best_so_far, search_drawings
+from orchestrator.report.plots import finished
+from orchestrator.report.search_page import build_search_page
+from orchestrator.report.search_story import Axis, metric_limits, read_search
+from orchestrator.runs.search_run import SearchRun, TrialRecord, trial_id
+
+TEMPERATURE, RULE = "student.method.temperature", "student.combine.rule"
+SPACE: dict[str, Any] = {
+    TEMPERATURE: {"loguniform": [1, 20]},
+    RULE: {"choice": ["arithmetic", "geometric"]},
+}
+
+
+class FakeSearch:
+    """A search's folder that grows trial by trial."""
+
+    def __init__(self, root: Path, space: dict[str, Any] | None = None, **more: Any) -> None:
+        self.run = SearchRun(root, "fake", "0123456789ab")
+        self.run.begin()
+        self.description = {
+            "plan": "fake",
+            "fingerprint": "0123456789ab",
+            "command": "distill tune fake.yaml",
+            "metric": "student.validation/accuracy",
+            "mode": "max",
+            "space": space or SPACE,
+            "own": {},
+            "searcher": {"name": "tpe"},
+            "scheduler": {"name": "asha"},
+            "samples": 8,
+            "replicas": 1,
+            "status": "done",
+            "seconds": 61.0,
+            "best": None,
+            **more,
+        }
+        self.run.write(self.description)
+
+    def trial(
+        self, values: dict[str, Any], metric: float | None, status: Any = "done", **more: Any
+    ) -> TrialRecord:
+        known = len(self.run.trials())
+        epochs = {} if metric is None else {1: metric - 0.2, 2: metric - 0.1, 3: metric}
+        record = TrialRecord(
+            id=trial_id(values),
+            number=known + 1,
+            values=values,
+            status=status,
+            metric=metric,
+            epochs=more.pop("epochs", epochs),
+            metrics=more.pop("metrics", {"validation/samples": 400.0}),
+            seconds=2.0,
+            **more,
+        )
+        self.run.write_trial(record)
+        return record
+
+    def page(self) -> str:
+        """The page without its plots, which take a while to draw."""
+        story = read_search(self.run)
+        return build_search_page(story, measure_importance(story), ())
+
+
+def at(temperature: float, rule: str = "arithmetic") -> dict[str, Any]:
+    return {TEMPERATURE: temperature, RULE: rule}
+
+
+@pytest.fixture
+def search(tmp_path: Path) -> FakeSearch:
+    return FakeSearch(tmp_path)
+
+
+def test_the_answer_comes_first_with_the_test_split_and_the_plans_own_values(tmp_path: Path) -> None:
+    judged = {"test/accuracy": 0.95, "test/errors": 50.0, "test/samples": 1000.0}
+    best = {"trial": trial_id(at(4.5)), "metrics": judged}
+    search = FakeSearch(tmp_path, own=at(1.0, "geometric"), best=best)
+    search.trial(at(1.0, "geometric"), 0.91)
+    search.trial(at(4.5), 0.9375)
+    search.trial(at(19.0), 0.93, "stopped_early", epochs={1: 0.93})
+    page = search.page()
+    lead = page[page.index('class="lead"') : page.index("</p>", page.index('class="lead"'))]
+    assert "<b>Trial 2</b> is the best of 3" in lead
+    assert "temperature 4.5, rule arithmetic" in lead
+    assert "93.75\N{NO-BREAK SPACE}%" in lead
+    assert (
+        "The plan’s own values (temperature 1, rule geometric, trial 1) reached 91.00\N{NO-BREAK SPACE}%"
+        in lead
+    )
+    assert "<b>50 errors</b> on 1,000 samples" in lead
+    # sqrt(0.9375 · 0.0625 / 400) = 1.21 %: the others are 2.75 % and, unfinished, not counted.
+    assert "standard error of 1.21\N{NO-BREAK SPACE}%; no other trial is within it" in page
+
+
+def test_a_better_trial_than_the_one_that_was_judged_is_not_given_its_test_result(search: FakeSearch) -> None:
+    judged = {"trial": trial_id(at(2.0)), "metrics": {"test/accuracy": 0.5}}
+    search.run.write({**search.description, "best": judged})
+    search.trial(at(2.0), 0.8)
+    search.trial(at(3.0), 0.9)
+    assert "test split" not in search.page()
+
+
+def test_trials_that_trained_to_their_end_stand_first_and_every_outcome_is_told(search: FakeSearch) -> None:
+    search.trial(at(2.0), 0.8)
+    search.trial(at(3.0), 0.9, "stopped_early")
+    search.trial(
+        at(4.0), None, "failed", error="the loss is <NaN>\nsecond line", stages={"student": "stages/s-1"}
+    )
+    search.trial(at(5.0), 0.7, "interrupted")
+    page = search.page()
+    rows = page[page.index('id="trials"') : page.index('id="space"')]
+    assert rows.index("<td>1</td>") < rows.index("<td>2</td>") < rows.index("<td>4</td>")
+    assert "stopped early" in rows
+    assert "the loss is &lt;NaN&gt;</td>" in rows
+    failures = page[page.index('id="failures"') : page.index('id="trials"')]
+    assert "stages/s-1" in failures
+    assert f"{trial_id(at(4.0))}.json" in failures
+
+
+def test_failures_of_one_reason_are_told_once(search: FakeSearch) -> None:
+    for temperature in (2.0, 3.0, 4.0):
+        search.trial(at(temperature), None, "failed", error="no such rule")
+    page = search.page()
+    assert page.count("<h3>3 trials</h3><p>no such rule</p>") == 1
+    assert "No trial has come to its end: 3 failed." in page
+
+
+def test_a_search_without_trials_has_a_report(search: FakeSearch) -> None:
+    assert "No trial has come to its end: none was begun." in search.page()
+
+
+def test_a_search_without_a_description_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"search.json"):
+        write_search_report(SearchRun(tmp_path, "fake", "0123456789ab"))
+
+
+def test_every_searched_path_has_a_plot_and_pictures_lie_beside_the_page(search: FakeSearch) -> None:
+    for index in range(4):
+        search.trial(at(2.0 + index, ["arithmetic", "geometric"][index % 2]), 0.8 + index / 100)
+    page = write_search_report(search.run).read_text()
+    names = {path.stem for path in (search.run.folder / "plots").glob("*.png")}
+    assert names == {
+        "parallel-coordinates",
+        "value-temperature",
+        "value-rule",
+        "learning-curves",
+        "over-time",
+    }
+    assert page.count("<svg") == len(names)
+    assert "<script" not in page
+
+
+def test_a_metric_of_which_less_is_better_has_its_lowest_trial_first(tmp_path: Path) -> None:
+    search = FakeSearch(tmp_path, metric="student.validation/loss", mode="min")
+    for temperature, loss in ((2.0, 0.5), (3.0, 0.2), (4.0, 0.4)):
+        search.trial(at(temperature), loss)
+    story = read_search(search.run)
+    assert story.best is not None
+    assert story.best.number == 2
+    assert [story.strength(trial) for trial in story.trials] == [0, 1, 0.5]
+    assert best_so_far(story) == ([1, 2], [0.5, 0.2])
+    assert "lowest validation/loss" in search.page()
+
+
+def test_logarithmic_axes_are_logarithmic_and_choices_evenly_apart() -> None:
+    temperature = Axis("t", "t", Domain(loguniform=(1, 100)))
+    assert [temperature.place(value) for value in (1, 10, 100)] == pytest.approx([0, 0.5, 1])
+    assert Axis("t", "t", Domain(uniform=(1, 5))).place(2) == 0.25
+    teachers = Axis("t", "t", Domain(choice=(["a"], ["a", "b"], ["b"])))
+    assert [teachers.place(value) for value in teachers.ticks] == [0, 0.5, 1]
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_one_hopeless_trial_does_not_press_the_others_together(sign: float) -> None:
+    good = [sign * value for value in np.linspace(0.90, 0.95, 20)]
+    low, high = metric_limits([*good, sign * 0.1], sign)
+    assert high - low < 0.15
+    assert low < min(good)
+    assert high > max(good)
+    low, high = metric_limits(good, sign)
+    assert low < min(good)
+
+
+def many(root: Path, noise: float, count: int = 40) -> FakeSearch:
+    """Trials that are judged by their temperature alone, and by chance."""
+    search = FakeSearch(root)
+    chance = np.random.default_rng(0)
+    for _ in range(count):
+        heat, rule = (
+            math.exp(chance.uniform(0, math.log(20))),
+            str(chance.choice(["arithmetic", "geometric"])),
+        )
+        search.trial(at(heat, rule), 0.9 - 0.01 * abs(math.log(heat / 4)) + noise * chance.normal())
+    return search
+
+
+def test_importance_finds_the_option_that_decides(tmp_path: Path) -> None:
+    importance = measure_importance(read_search(many(tmp_path, noise=0.0).run))
+    assert importance.gap == ""
+    assert importance.score > 0.8
+    assert importance.means[0] > 10 * abs(importance.means[1])
+
+
+def test_importance_is_not_made_up_from_chance_or_from_few_trials(tmp_path: Path) -> None:
+    assert "no option can be said" in measure_importance(read_search(many(tmp_path / "a", noise=1.0).run)).gap
+    few = many(tmp_path / "b", noise=0.0, count=FEWEST - 1)
+    assert f"It takes {FEWEST} finished trials" in measure_importance(read_search(few.run)).gap
+    assert f"there are {FEWEST - 1}" in few.page()
+
+
+def test_plots_stand_a_single_trial_and_many_options(tmp_path: Path) -> None:
+    space = {f"student.option{index}": {"integer": [0, 9]} for index in range(5)}
+    search = FakeSearch(tmp_path, space)
+    search.trial(dict.fromkeys(space, 0), 0.5, epochs={})
+    story = read_search(search.run)
+    names = [plot.name for plot in finished(search_drawings(story, measure_importance(story)))]
+    assert len([name for name in names if name.startswith("value-option")]) == 5
+
+
+def test_hostile_values_stay_text(tmp_path: Path) -> None:
+    search = FakeSearch(tmp_path, {"student.name": {"choice": ["<b>x</b>", "$\\frac{"]}})
+    search.trial({"student.name": "<b>x</b>"}, 0.5)
+    search.trial({"student.name": "$\\frac{"}, 0.6)
+    page = search.page()
+    assert "<b>x</b>" not in page.replace("<b>name &lt;b&gt;x", "")
+    assert json.loads((search.run.folder / "search.json").read_text())["space"]

@@ -1,0 +1,60 @@
+"""What a search leaves on disk, and what of it a damaged or foreign file can spoil: nothing."""
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.runs.search_run import SearchRun, TrialRecord, TrialStatus, best_first, searches
+
+
+def record_of(number: int, status: TrialStatus = "done", metric: float | None = None) -> TrialRecord:
+    return TrialRecord(
+        id=f"{number:08x}", number=number, values={"student.seed": number}, status=status, metric=metric
+    )
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> SearchRun:
+    run = SearchRun(tmp_path, "p", "0123456789ab")
+    run.begin()
+    return run
+
+
+def test_a_record_comes_back_as_it_was_written(run: SearchRun) -> None:
+    record = record_of(1, metric=0.1 + 0.2).model_copy(
+        update={"epochs": {1: 0.1, 20: 0.3}, "values": {"a": [1, {"b": None}], "c": 2.5, "d": 3}}
+    )
+    run.write_trial(record)
+    assert run.trials() == [record]
+
+
+def test_what_a_dead_driver_left_as_running_is_interrupted(run: SearchRun) -> None:
+    for number, status in enumerate(("running", "done", "failed", "stopped_early"), start=1):
+        run.write_trial(record_of(number, status))  # type: ignore[arg-type]
+    run.interrupt_running()
+    assert [record.status for record in run.trials()] == ["interrupted", "done", "failed", "stopped_early"]
+
+
+def test_a_damaged_record_is_no_record(run: SearchRun) -> None:
+    run.write_trial(record_of(1))
+    (run.folder / "trials" / "ffffffff.json").write_text('{"id": "ffffffff", "number"')
+    (run.folder / "trials" / "eeeeeeee.json").write_text('{"id": "eeeeeeee"}')
+    assert [record.number for record in run.trials()] == [1]
+
+
+def test_the_best_is_the_first_finished_one_that_nobody_beats() -> None:
+    records = [
+        record_of(1, metric=0.5),
+        record_of(2, "stopped_early", 0.9),
+        record_of(3, metric=0.7),
+        record_of(4, "failed"),
+        record_of(5, metric=0.7),
+    ]
+    assert [record.number for record in best_first(records, "max")] == [3, 5, 1, 2, 4]
+    assert [record.number for record in best_first(records, "min")] == [1, 3, 5, 2, 4]
+
+
+def test_searches_of_a_plan_are_found(run: SearchRun) -> None:
+    assert searches(run.root, "p") == []
+    run.write({"plan": "p"})
+    assert searches(run.root, "p") == [run.folder]
