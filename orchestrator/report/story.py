@@ -107,11 +107,20 @@ def choose_main(comparison: Comparison, sweep: Sweep | None = None) -> Competito
     """The model the report is about: the stage called `student`, else the last student, else the last model.
 
     Those with results come first. What was adjusted after training is told beside the model it was made from. Of the
-    students of a sweep over temperatures, it is the one that validation chooses.
+    students of a sweep over temperatures, or of several of one size, it is the one that validation chooses.
     """
     last = _last_student(comparison)
-    is_one_of_many = sweep is not None and last in sweep.students and last.name != "student"
-    return sweep.chosen if sweep is not None and is_one_of_many else last
+    if last is None or last.name == "student":
+        return last
+    if sweep is not None and last in sweep.students:
+        return sweep.chosen
+    rivals = [row for row in comparison.in_role("student") if _are_rivals(row, last)]
+    return max(rivals, key=lambda row: row.validation.mean if row.validation else 0.0, default=last)
+
+
+def _are_rivals(one: Competitor, other: Competitor) -> bool:
+    is_measured = one.validation is not None and not one.adjusted
+    return is_measured and one.parameters is not None and one.parameters == other.parameters
 
 
 def _last_student(comparison: Comparison) -> Competitor | None:

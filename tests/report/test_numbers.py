@@ -119,6 +119,19 @@ def test_the_report_is_about_the_stage_called_student_if_it_has_a_result(
     assert main.name == "tiny"
 
 
+def test_of_students_of_one_size_the_report_is_about_the_one_that_validation_chooses(
+    tmp_path: Path, fake_run: Start
+) -> None:
+    run = fake_run(tmp_path)
+    for name, validation, parameters in (("hints", 0.93, 9), ("flow", 0.92, 9), ("large", 0.99, 20)):
+        measured = {"validation/accuracy": validation}
+        run.stage(name, "distill", role="student", errors=3, parameters=parameters, metrics=measured)
+    run.stage("last", "distill", role="student", errors=1, parameters=9, metrics={"validation/accuracy": 0.9})
+    main = choose_main(compare(read_run(run.write(), run.root)))
+    assert main is not None
+    assert main.name == "hints"
+
+
 def test_an_arithmetic_mean_is_tempered_inside_and_a_geometric_one_outside() -> None:
     # Two classes, T = 2: softmax(ln 9 / 2) = (3/4, 1/4); the other teacher is undecided.
     sure, undecided = judged([[np.log(9), 0]], [0]), judged([[0, 0]], [0])
