@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from orchestrator.plan.method_configs import METHODS
+
 WORKER = Path(__file__).with_name("data_parallel_worker.py")
 NORMED = {"name": "cnn", "widths": [4], "batch_norm": True, "hidden": [8]}
 STAGED = {"name": "cnn", "widths": [4, 6], "batch_norm": True}
@@ -111,3 +113,57 @@ def test_two_workers_make_what_one_makes(
         check_same(alone, together, name)
     for _, error in (first[-1], second[-1]):  # a loss that only one worker sees stops both, at the same step
         assert "the loss is not finite at step 3" in (error or "")
+
+
+LARGE = {"name": "cnn", "widths": [6, 6], "batch_norm": True}
+BY_SAMPLE: dict[str, dict[str, Any]] = {
+    "hinton": {"method": "hinton"},
+    "hints": {"method": "hints", "reduction": "mean"},
+    "fsp": {"method": "fsp", "reduction": "mean"},
+    "ofd": {"method": "ofd", "weight": 0.01, "teacher_bn": "running"},
+    "ebkd": {"method": "ebkd"},
+    "ca-mkd": {"method": "ca_mkd"},
+}
+# Similarities, triplets, the statistics of a batch, the weights or the draw of a batch: each worker has its own.
+BY_BATCH: dict[str, dict[str, Any]] = {
+    "semckd": {"method": "semckd", "weight": 1},
+    "ofd-batch": {"method": "ofd", "weight": 0.01},
+    "triplet": {"method": "triplet"},
+    "triplet-logits": {"method": "triplet_logits"},
+    "relational": {"method": "relational"},
+    "ae-kd": {"method": "ae_kd"},
+    "switching": {"method": "teacher_switching"},
+}
+COMMITTEE = ("ebkd", "ca_mkd", "ae_kd", "teacher_switching")
+
+
+def test_every_method_is_known_to_couple_samples_or_not() -> None:
+    assert {options["method"] for options in [*BY_SAMPLE.values(), *BY_BATCH.values()]} == set(METHODS)
+
+
+@pytest.mark.slow  # three processes that import torch
+def test_methods_that_look_at_single_samples_do_the_same_on_two_workers(
+    stages: Any, teacher: dict[str, Any], student: dict[str, Any], tmp_path: Path
+) -> None:
+    def taught(options: dict[str, Any]) -> dict[str, Any]:
+        teachers = ["teacher"] if options["method"] in COMMITTEE else ["teacher.0"]
+        return student | {
+            "student": LARGE,
+            "teachers": teachers,
+            "mode": "live",
+            "methods": [options],
+            "batch_size": 25,
+        }
+
+    plan = {"teacher": teacher | {"model": LARGE, "replicas": 2}}
+    plan |= {name: taught(options) for name, options in (BY_SAMPLE | BY_BATCH).items()}
+    alone, together = stages.run(plan), stages.elsewhere("together")
+    graph = together.write(plan)
+    outcomes = run_together([together.request(name).to_dict() for name in graph.nodes], tmp_path)
+    for rank in outcomes:
+        assert rank == [["done", None]] * len(graph.nodes)
+    for name in BY_SAMPLE:
+        check_same(alone, together, name)
+    for name in BY_BATCH:
+        weights = load_file(together.folder(name).path / "model.safetensors")
+        assert all(value.isfinite().all() for value in weights.values())
