@@ -48,8 +48,11 @@ def flow_matrix(first: Tensor, second: Tensor, pool: Literal["max", "average"] =
     size = min(first.shape[2], second.shape[2]), min(first.shape[3], second.shape[3])
     shrink = F.adaptive_max_pool2d if pool == "max" else F.adaptive_avg_pool2d
     with torch.autocast(first.device.type, enabled=False):
-        first, second = (shrink(part.float(), size).flatten(2) for part in (first, second))
-        return first @ second.mT / first.shape[2]
+        # A map that has the grid already is not pooled: adaptive pooling by one is slow.
+        fitted = [
+            part.float() if part.shape[2:] == size else shrink(part.float(), size) for part in (first, second)
+        ]
+        return fitted[0].flatten(2) @ fitted[1].flatten(2).mT / (size[0] * size[1])
 
 
 def _consecutive_stages(features: Features) -> Pairs:
