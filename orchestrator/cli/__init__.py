@@ -6,11 +6,13 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli.cluster import doctor, jobs, submit
+from orchestrator.cli.doctor import doctor
 from orchestrator.cli.explain import explain
 from orchestrator.cli.group import Group
+from orchestrator.cli.jobs import jobs
 from orchestrator.cli.models import evaluate, export, predict, verify
 from orchestrator.cli.run import report, run
+from orchestrator.cli.submit import submit
 from orchestrator.cli.tracking import sync, ui
 from orchestrator.cli.tune import tune
 

@@ -1,0 +1,65 @@
+"""The command that looks whether machines are fit for a plan."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from orchestrator.cli.cells import coloured, new_table, plain, print_table
+from orchestrator.cli.group import DONE, FAILED
+from orchestrator.cli.options import runs_option, tracking_option
+from orchestrator.cli.submit import check_here
+from orchestrator.cli.watching import connect, follow_job
+
+
+@click.command()
+@click.argument("plan_file", metavar="[PLAN]", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--address",
+    metavar="HOST:PORT|URL",
+    help="The Ray cluster: `auto`, HOST:6379, or its dashboard http://HEAD:8265.",
+)
+@runs_option
+@tracking_option
+def doctor(plan_file: Path | None, address: str | None, root: Path, tracking_uri: str | None) -> None:
+    """Look whether this machine, or every node of a Ray cluster, is fit for a plan.
+
+    Through a dashboard's address it runs as a job, so that the nodes are looked at from inside.
+
+    \b
+    distill doctor
+    distill doctor configs/mnist_quickstart.yaml --address auto --runs /shared/runs
+    """
+    if address is not None and address.startswith(("http://", "https://")):
+        _doctor_as_job(plan_file, address, root, tracking_uri)
+    from orchestrator.execution.doctor import Examination, examine
+
+    plan = None if plan_file is None else check_here(plan_file, (), (), ())[0]
+    findings = examine(Examination(root.absolute(), plan, address, tracking_uri))
+    table = new_table("check", "where", "", "found", "way out")
+    for finding in findings:
+        table.add_row(
+            finding.check,
+            plain(finding.where),
+            coloured(finding.verdict),
+            plain(finding.text),
+            plain(finding.way_out),
+        )
+    print_table(table)
+    sys.exit(FAILED if any(finding.verdict == "fail" for finding in findings) else DONE)
+
+
+def _doctor_as_job(plan_file: Path | None, address: str, root: Path, tracking_uri: str | None) -> None:
+    from orchestrator.execution.submit.command import JobCommand, check_root, read_environment
+    from orchestrator.execution.submit.package import Package, collect, plan_name
+    from orchestrator.execution.submit.sending import Submission, new_id, send
+
+    folder = Path.cwd()
+    plan = None if plan_file is None else plan_name(folder, plan_file)
+    if plan_file is not None:
+        check_here(plan_file, (), (), ())
+    command = JobCommand(check_root(root), plan, "doctor", tracking_uri=tracking_uri)
+    package = Package(folder, ()) if plan_file is None else collect(folder, plan_file, (), ())
+    client = connect(address)
+    job_id = send(Submission(new_id("doctor"), command, package, "", read_environment(())), client)
+    follow_job(client, job_id)

@@ -1,0 +1,184 @@
+"""The command that sends a plan to a Ray cluster."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from orchestrator.cli.graphs import load_graph
+from orchestrator.cli.options import tracking_option
+from orchestrator.cli.watching import connect, end_with, follow_job, head_option
+from orchestrator.errors import PlanError
+
+if TYPE_CHECKING:
+    from orchestrator.execution.submit.client import Job, JobsClient
+    from orchestrator.execution.submit.sending import Submission
+    from orchestrator.plan.schema import Plan
+
+
+@click.command()
+@click.argument("plan_file", metavar="PLAN", type=click.Path(path_type=Path))
+@click.argument("more", nargs=-1, metavar="[-- OPTION...]")
+@click.option("--tune", "searches", is_flag=True, help="Send `distill tune`, in place of `distill run`.")
+@click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change a value of the plan.")
+@click.option("--only", multiple=True, metavar="STAGE", help="Run this stage and what it reads.")
+@click.option("--force", multiple=True, metavar="STAGE", help="Run this stage again from the start.")
+@head_option
+@click.option(
+    "--runs", "root", type=click.Path(path_type=Path), help="Storage root: absolute, seen by every node."
+)
+@tracking_option
+@click.option(
+    "--exclude", multiple=True, metavar="PATTERN", help="Leave files out, as a line of .gitignore would."
+)
+@click.option("--include", multiple=True, metavar="PATTERN", help="Send files that would be left out.")
+@click.option(
+    "--env", multiple=True, metavar="NAME[=VALUE]", help="Set a variable of the job, or pass this shell's on."
+)
+@click.option("--pip", multiple=True, metavar="REQUIREMENT", help="Install on top of what the nodes have.")
+@click.option("--uv", multiple=True, metavar="REQUIREMENT", help="The same, with uv.")
+@click.option("--submission-id", metavar="ID", help="Name the job.")
+@click.option("--follow", is_flag=True, help="Print the job's log as it grows; end with its exit code.")
+@click.option("--wait/--no-wait", default=False, help="End when the job ends, with its exit code.")
+@click.option("--dry-run", is_flag=True, help="Print what would be sent and run; send nothing.")
+def submit(
+    plan_file: Path,
+    more: tuple[str, ...],
+    searches: bool,
+    overrides: tuple[str, ...],
+    only: tuple[str, ...],
+    force: tuple[str, ...],
+    address: str | None,
+    root: Path | None,
+    tracking_uri: str | None,
+    exclude: tuple[str, ...],
+    include: tuple[str, ...],
+    env: tuple[str, ...],
+    pip: tuple[str, ...],
+    uv: tuple[str, ...],
+    submission_id: str | None,
+    follow: bool,
+    wait: bool,
+    dry_run: bool,
+) -> None:
+    """Check a plan here, and run it as a job on a Ray cluster.
+
+    The working folder travels with it, without data, results, hidden files and what .gitignore and .rayignore name.
+    Options behind `--` are passed on as they are.
+
+    \b
+    distill submit configs/mnist_quickstart.yaml --address http://head:8265 --runs /shared/runs --follow
+    distill submit plan.yaml --runs /shared/runs --set stages.student.epochs=10 --env HF_TOKEN
+    """
+    from orchestrator.execution.submit.command import (
+        JobCommand,
+        check_root,
+        check_submission_id,
+        read_environment,
+    )
+    from orchestrator.execution.submit.package import collect, plan_name
+    from orchestrator.execution.submit.sending import Submission, choose_installer, new_id
+
+    plan, source = check_here(plan_file, overrides, only, force)
+    folder = Path.cwd()
+    installer, requirements = choose_installer(pip, uv)
+    command = JobCommand(
+        root=check_root(root),
+        plan=plan_name(folder, plan_file),
+        command="tune" if searches else "run",
+        overrides=overrides,
+        only=only,
+        force=force,
+        tracking_uri=tracking_uri,
+        more=more,
+    )
+    submission = Submission(
+        id=check_submission_id(submission_id) if submission_id else new_id(plan.name),
+        command=command,
+        package=collect(folder, plan_file, exclude, include),
+        name=plan.name,
+        environment=read_environment(env),
+        requirements=requirements,
+        installer=installer,
+    )
+    _announce(submission, plan, source)
+    if dry_run:
+        return
+    job_id, client = _send(submission, address)
+    if follow:
+        follow_job(client, job_id)
+    if wait:
+        end_with(client, job_id, lambda: _waited(client, job_id))
+
+
+def check_here(
+    plan_file: Path, overrides: Sequence[str], only: Sequence[str], force: Sequence[str]
+) -> "tuple[Plan, Any]":
+    """The plan, with the errors that `run` has. Data may be on the nodes alone: then the job looks for it."""
+    from orchestrator.plan.load import read_source
+    from orchestrator.plan.schema import Plan
+
+    source = read_source(plan_file, overrides)
+    try:
+        plan, graph = load_graph(plan_file, overrides, only)
+        graph.called(force, "--force")
+    except PlanError:
+        try:
+            plan = Plan.model_validate(source.values)
+            missing = plan.task.missing_files()
+        except (OSError, ValueError):
+            missing = None
+        if missing is None:
+            raise
+        click.echo(
+            f"note: {missing}\nnote: the data is not here; the nodes are expected to have it", err=True
+        )
+    return plan, source
+
+
+def _announce(submission: "Submission", plan: "Plan", source: Any) -> None:
+    """Say what is sent, and what could be wrong with it."""
+    from orchestrator.execution.submit.command import points_home
+    from orchestrator.execution.submit.package import counted, own_size, size
+    from orchestrator.execution.submit.sending import check_paths, modules_not_sent
+
+    check_paths(source, submission.package)
+    files, count = own_size()
+    click.echo(f"sends {submission.package.summary()}")
+    click.echo(f"and raydistill itself: {counted(files)}, {size(count)}")
+    click.echo(f"runs {submission.command.to_shell()}")
+    for name in modules_not_sent(plan, submission.package):
+        click.echo(
+            f"note: `{name}` is not among the files; the nodes must have it installed (`--pip`)", err=True
+        )
+    uri = submission.command.tracking_uri or submission.environment.get("MLFLOW_TRACKING_URI")
+    if points_home(uri):
+        click.echo(
+            f"note: the job reads `{uri}` as an address of the head node, not of this machine", err=True
+        )
+
+
+def _send(submission: "Submission", address: str | None) -> "tuple[str, JobsClient]":
+    from orchestrator.execution.submit.sending import send
+
+    client = connect(address)
+    job_id = send(submission, client)
+    uri = submission.command.tracking_uri or submission.environment.get("MLFLOW_TRACKING_URI")
+    root = submission.command.root
+    lines = {
+        "dashboard": client.page(job_id),
+        "mlflow": uri or f"distill ui --runs {root}   (on a machine that sees it)",
+        "results": f"{root}/plans/{submission.name}",
+        "follow": f"distill jobs logs {job_id} -f --address {client.address}",
+    }
+    click.echo(f"job {job_id}")
+    for name, text in lines.items():
+        click.echo(f"  {name:<10}{text}")
+    return job_id, client
+
+
+def _waited(client: "JobsClient", job_id: str) -> "Job":
+    from orchestrator.execution.submit.following import wait_for_end
+
+    return wait_for_end(client, job_id)
