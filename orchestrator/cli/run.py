@@ -58,22 +58,26 @@ def run(
 @click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change a value of the plan.")
 @runs_option
 def report(plan_file: Path, overrides: tuple[str, ...], root: Path) -> None:
-    """Write the report of a plan's last run again, and print where it is.
+    """Write the reports of a plan's last run and of its searches again, and print where they are.
 
     \b
     distill report configs/mnist_quickstart.yaml
     """
     from orchestrator.plan.load import load_plan
-    from orchestrator.report import write_report
+    from orchestrator.report import write_report, write_search_report
     from orchestrator.runs.plan_run import latest_run
+    from orchestrator.runs.search_run import searches
 
     plan = load_plan(plan_file, overrides)
-    folder = latest_run(root.absolute(), plan.name)
-    if folder is None:
+    folder, found = latest_run(root.absolute(), plan.name), searches(root.absolute(), plan.name)
+    if folder is None and not found:
         raise PlanError(
             f"plan `{plan.name}` has no run under `{root}`; start one with `distill run {plan_file}`"
         )
-    click.echo(str(_relative(write_report(folder, root.absolute()))))
+    if folder is not None:
+        click.echo(str(_relative(write_report(folder, root.absolute()))))
+    for search in found:
+        click.echo(str(_relative(write_search_report(search))))
 
 
 def _print_prospects(graph: Any, root: Path, plan_name: str, forced: frozenset[str]) -> None:

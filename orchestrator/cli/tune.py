@@ -140,4 +140,6 @@ def _print_results(problem: "Problem", description: dict[str, Any], records: Any
     if description["status"] == "interrupted":
         out.print("\ninterrupted: checkpoints are written, and the same command goes on from here")
     over = sum(record.is_over for record in records)
-    out.print(f"\n{description['status']} in {description['seconds']:.1f} s: {over} trials finished")
+    report = run.folder / "report.html"
+    where = f"; report: {shown_path(report)}" if report.exists() else ""
+    out.print(f"\n{description['status']} in {description['seconds']:.1f} s: {over} trials finished{where}")

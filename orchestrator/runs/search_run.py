@@ -108,10 +108,11 @@ class SearchRun:
                 self.write_trial(record.model_copy(update={"status": "interrupted"}))
 
 
-def searches(root: Path, plan_name: str) -> list[Path]:
-    """The folders of all searches of a plan, the latest last."""
-    files = (root / "searches").glob(f"{plan_name}-*/search.json")
-    return [path.parent for path in sorted(files, key=lambda path: path.stat().st_mtime)]
+def searches(root: Path, plan_name: str) -> list[SearchRun]:
+    """All searches of a plan, the latest last."""
+    files = (root / "searches").glob(f"{plan_name}-{'[0-9a-f]' * 12}/search.json")
+    found = [path.parent.name for path in sorted(files, key=lambda path: path.stat().st_mtime)]
+    return [SearchRun(root, plan_name, name.removeprefix(f"{plan_name}-")) for name in found]
 
 
 def best_first(records: Iterable[TrialRecord], mode: str) -> list[TrialRecord]:

@@ -57,4 +57,7 @@ def test_the_best_is_the_first_finished_one_that_nobody_beats() -> None:
 def test_searches_of_a_plan_are_found(run: SearchRun) -> None:
     assert searches(run.root, "p") == []
     run.write({"plan": "p"})
-    assert searches(run.root, "p") == [run.folder]
+    other = SearchRun(run.root, "p-large", "0123456789ab")
+    other.begin()
+    other.write({"plan": "p-large"})
+    assert [search.folder for search in searches(run.root, "p")] == [run.folder]
