@@ -21,5 +21,5 @@ def advice(plan: Plan, locate: Locate) -> Iterator[str]:
             yield locate(
                 ("stages", name, key),
                 "trains no classifier, and no stage goes on from here with `initial`: the model will guess; add labels"
-                " (`{method: hinton, soft_weight: 0, hard_weight: 1}`) or soft targets (`{method: hinton}`)",
+                " (`{method: labels}`) or soft targets (`{method: hinton}`)",
             ).message

@@ -14,8 +14,8 @@ class HintsConfig(MethodOptions):
     loss = weight · ½ ‖u_h(x) - r(v_g(x))‖², summed over the feature and averaged over the batch (`reduction: sum`, the
     paper's eq. 3), or the mean of squares (`mean`, what toolboxes call FitNet, with a weight of 100). By default the
     features are those of the middle stages. The regressor is a convolution and ReLU, or linear for flat features, as
-    the shapes ask for. The paper's two phases are two stages: hints alone, then `initial: <that stage>` with
-    `{method: hinton, ramp: {start: 4, end: 1, ...}}`; layers that no loss reaches are left alone.
+    the shapes ask for. The paper's two phases are two stages: hints alone, then `initial: <that stage>` with labels and
+    a fading soft term (`distill explain labels`); layers that no loss reaches are left alone.
     """
 
     method: Literal["hints"]
@@ -92,7 +92,7 @@ class OfdConfig(MethodOptions):
     (in a residual block the branch's last, as in the release); -3σ if a channel is hardly ever negative.
 
     The paper adds labels alone; without them, no classifier is trained:
-      methods: [{method: hinton, soft_weight: 0, hard_weight: 1}, {method: ofd}]
+      methods: [{method: labels}, {method: ofd}]
     Weight: 1e-3 on 32x32 inputs, 1e-4 on 224x224 (release). `teacher_bn: batch` is the release's choice: the
     teacher, a copy of this stage's own, normalises with the statistics of each batch, of each worker's part of it;
     `running`: with its stored ones. Other methods of the stage see the same teacher. Published, CIFAR-100 error:

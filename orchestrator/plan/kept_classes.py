@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from orchestrator.plan.config import Path
+from orchestrator.plan.method_configs import LabelsConfig
 from orchestrator.plan.method_options import SoftTargetOptions
 from orchestrator.plan.stage_configs import (
     MOST_TOP_K_CLASSES,
@@ -61,6 +62,8 @@ def _needs_all_classes(config: Any) -> Iterator[tuple[Path, str, str]]:
         return
     for index, method in enumerate(config.all_methods):
         place: Path = ("methods", index) if config.methods else ("method",)
+        if isinstance(method, LabelsConfig):
+            continue
         if method.weighs_teachers or not isinstance(method, SoftTargetOptions):
             yield (
                 (*place, "method"),

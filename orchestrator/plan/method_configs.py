@@ -29,8 +29,27 @@ class HintonConfig(SoftTargetOptions):
     scale_by_temperature_squared: Boolean = True
 
 
+class LabelsConfig(MethodOptions):
+    """The true labels: beside methods that look at features or relations alone, or whose soft term has a ramp.
+
+    loss = weight · CE(y, softmax(z)). FitNets' second phase (arXiv 1412.6550), a soft term of λ = 4 that fades to 1:
+      methods:
+        - {method: labels}
+        - {method: hinton, temperature: 3, soft_weight: 1, hard_weight: 0, scale_by_temperature_squared: false,
+           ramp: {start: 4, end: 1, epochs: 240}}
+    Alone it is plain training, for which `train` needs no teacher.
+    """
+
+    method: Literal["labels"]
+
+    @property
+    def needs_labels(self) -> bool:
+        return True
+
+
 MethodConfig = Annotated[
     HintonConfig
+    | LabelsConfig
     | HintsConfig
     | FspConfig
     | SemckdConfig
@@ -57,6 +76,7 @@ class MethodKind:
 
 METHODS: dict[str, MethodKind] = {
     "hinton": MethodKind(HintonConfig, "orchestrator.methods.hinton:Hinton"),
+    "labels": MethodKind(LabelsConfig, "orchestrator.methods.labels:Labels"),
     "hints": MethodKind(HintsConfig, "orchestrator.methods.hints:Hints"),
     "fsp": MethodKind(FspConfig, "orchestrator.methods.fsp:Fsp"),
     "semckd": MethodKind(SemckdConfig, "orchestrator.methods.semckd:Semckd"),

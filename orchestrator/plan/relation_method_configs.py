@@ -31,7 +31,7 @@ class TripletConfig(EmbeddingOptions):
 
     Needs labels, a live teacher, batches with several samples of a class; an anchor without p or n counts for nothing,
     nor does the class of a mixup partner. Sizes may differ. Each worker mines its own part of a batch. The classifier
-    gets no gradient: add `{method: hinton, soft_weight: 0, hard_weight: 1}`.
+    gets no gradient: add `{method: labels}`.
     """
 
     method: Literal["triplet"]

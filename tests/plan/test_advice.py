@@ -34,7 +34,7 @@ def lines_about(text: str) -> list[str]:
 def test_a_student_of_features_alone_that_nobody_goes_on_with_is_told(method: str) -> None:
     (line,) = lines_about(PLAN.replace("METHODS", f"{{method: {method}}}"))
     assert line.startswith("plan.yaml:10: stages.student.methods: trains no classifier")
-    assert "{method: hinton, soft_weight: 0, hard_weight: 1}" in line
+    assert "{method: labels}" in line
 
 
 @pytest.mark.parametrize("start", ["student", "student.0"])

@@ -46,7 +46,8 @@ def test_a_student_and_a_mean_may_read_them() -> None:
         some=predicting(10, teacher=1),
         both=combining(weights=[1, 2]),
         student=STUDENT | {"targets": "both"},
-        other=STUDENT | {"targets": "some", "methods": [{"method": "hinton", "temperature": 1}]},
+        other=STUDENT
+        | {"targets": "some", "methods": [{"method": "hinton", "temperature": 1}, {"method": "labels"}]},
     )
     assert graph.nodes["student"].reads == ("both",)
 

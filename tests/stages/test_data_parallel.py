@@ -118,6 +118,7 @@ def test_two_workers_make_what_one_makes(
 LARGE = {"name": "cnn", "widths": [6, 6], "batch_norm": True}
 BY_SAMPLE: dict[str, dict[str, Any]] = {
     "hinton": {"method": "hinton"},
+    "labels": {"method": "labels"},
     "hints": {"method": "hints", "reduction": "mean"},
     "fsp": {"method": "fsp", "reduction": "mean"},
     "ofd": {"method": "ofd", "weight": 0.01, "teacher_bn": "running"},

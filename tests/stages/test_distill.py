@@ -27,8 +27,9 @@ def distance(stages: Any, one: str, other: str) -> float:
 
 
 @pytest.mark.parametrize("mode", ["stored", "live"])
+@pytest.mark.parametrize("method", [HARD, {"method": "labels"}])
 def test_without_soft_weight_a_student_is_bit_for_bit_a_supervised_one(
-    stages: Any, teacher: dict[str, Any], student: dict[str, Any], mode: str
+    stages: Any, teacher: dict[str, Any], student: dict[str, Any], mode: str, method: dict[str, Any]
 ) -> None:
     model = {"name": "mlp", "widths": [8], "dropout": 0.5}
     shared = {"epochs": 2, "batch_size": 16, "seed": 3, "label_smoothing": 0.1}
@@ -37,7 +38,7 @@ def test_without_soft_weight_a_student_is_bit_for_bit_a_supervised_one(
             "teacher": teacher,
             "plain": {"stage": "train", "model": model, **shared},
             "student": student
-            | {"student": model, "teachers": ["teacher"], "mode": mode, "method": HARD}
+            | {"student": model, "teachers": ["teacher"], "mode": mode, "method": method}
             | shared,
         }
     )

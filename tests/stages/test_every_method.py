@@ -15,6 +15,7 @@ LARGE = {"name": "cnn", "widths": [6, 6], "batch_norm": True}
 # Name of the case → options of the method; the models are those above unless the case says otherwise.
 CASES: dict[str, dict[str, Any]] = {
     "hinton": {"method": "hinton"},
+    "labels": {"method": "labels"},
     "hints": {"method": "hints", "reduction": "mean"},
     "fsp": {"method": "fsp", "student": LARGE, "reduction": "mean"},
     "semckd": {"method": "semckd", "weight": 1},

@@ -1,0 +1,21 @@
+"""The true labels alone: the term that methods without labels, and schedules of the soft term, are combined with."""
+
+from torch import Tensor
+
+from models.taps import Output
+from orchestrator.methods.losses import hard_loss
+from orchestrator.plan.method_configs import LabelsConfig
+from orchestrator.targets.mixing import TeacherTargets
+from orchestrator.training.data import Batch
+from orchestrator.training.method import NO_SETTING, Method, Setting
+
+
+class Labels(Method):
+    """Cross-entropy with the labels."""
+
+    def __init__(self, config: LabelsConfig, setting: Setting = NO_SETTING) -> None:
+        super().__init__()
+        self.label_smoothing = setting.label_smoothing
+
+    def losses(self, student: Output, teacher: TeacherTargets | None, batch: Batch) -> dict[str, Tensor]:
+        return {"hard": hard_loss(student.logits, batch, self.label_smoothing)}
