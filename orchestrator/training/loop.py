@@ -36,6 +36,7 @@ from tasks.splits import Split
 STEP = 13  # purpose of the per-step seeds
 AGREE_EVERY = 10  # steps between agreements of several workers on checkpoints
 LOOK_EVERY = 50  # steps between looks at the losses: each look waits for the device
+CURVE_EVERY = 50  # steps of an epoch whose mean is a point of the curves within epochs
 CHECKPOINT_SECONDS = 20.0
 LOSS = "loss/"
 
@@ -75,13 +76,15 @@ class Learner(nn.Module):
 
 @dataclass
 class Progress:
-    """Where a training is, and the sums of losses and accuracy over the `steps` of this epoch.
+    """Where a training is, and the sums of losses and accuracy over the `steps` of this epoch, and over the `recent`
+    ones since the last point of the curves.
 
     `best_epoch` counts from 1; with early stopping its weights are kept.
     """
 
     step: int = 0
     sums: dict[str, float] = field(default_factory=dict)
+    recent: dict[str, float] = field(default_factory=dict)
     steps: int = 0
     metrics_size: int = 0
     best_epoch: int = 0
@@ -253,10 +256,14 @@ class _Training:
         values = values.cpu()
         self._check_finite(names, values)
         # One by one, so that the sums do not depend on where the looks, and with them a stop, fell.
-        for row in values.tolist():
+        for step, row in enumerate(values.tolist(), self.progress.step - len(values) + 1):
             for name, value in zip(names, row, strict=True):
                 self.progress.sums[name] = self.progress.sums.get(name, 0.0) + value
-        self.progress.steps += len(self.pending)
+                self.progress.recent[name] = self.progress.recent.get(name, 0.0) + value
+            self.progress.steps += 1
+            if self.progress.steps % CURVE_EVERY == 0:
+                self.context.report(step, _means(self.progress.recent, CURVE_EVERY, "steps/"))
+                self.progress.recent = {}
         self.pending.clear()
 
     def _check_finite(self, names: list[str], values: Tensor) -> None:
@@ -307,17 +314,13 @@ class _Training:
     def _end_epoch(self, epoch: int) -> None:
         self._look()
         self.cost.end_epoch(self.progress.step)
-        count = max(self.progress.steps, 1)
-        means = {name: value / count for name, value in self.progress.sums.items()}
-        loss = sum(value for name, value in means.items() if name.startswith(LOSS))
-        metrics = {"epoch": epoch + 1, "train/loss": loss}
-        metrics |= {f"train/{name}": value for name, value in means.items()}
+        metrics = {"epoch": epoch + 1, **_means(self.progress.sums, max(self.progress.steps, 1), "train/")}
         metrics["train/learning_rate"] = self.optimizer.param_groups[0]["lr"]
         if self.validation is not None and len(self.validation) and self.context.is_main:
             metrics |= self._validate()
             self._keep_if_best(epoch, metrics)
         self.context.report(self.progress.step, metrics)
-        self.progress.sums, self.progress.steps = {}, 0
+        self.progress.sums, self.progress.recent, self.progress.steps = {}, {}, 0
 
     def _keep_if_best(self, epoch: int, metrics: Mapping[str, float]) -> None:
         if (stopping := self.config.early_stopping) is None:
@@ -344,6 +347,13 @@ class _Training:
 
     def _predict(self, inputs: Tensor) -> Tensor:
         return predictor(self.model, self.transfer, self.config)(inputs)
+
+
+def _means(sums: Mapping[str, float], count: int, prefix: str) -> dict[str, float]:
+    """The mean loss and its terms, and whatever else was summed over `count` steps."""
+    means = {name: value / count for name, value in sums.items()}
+    loss = sum(value for name, value in means.items() if name.startswith(LOSS))
+    return {f"{prefix}loss": loss, **{f"{prefix}{name}": value for name, value in means.items()}}
 
 
 def seed_generators(seed: int, device: torch.device) -> None:

@@ -213,6 +213,29 @@ def test_looks_at_the_losses_do_not_change_the_metrics(bench: Any, monkeypatch: 
     assert bench.metrics("train-1") == bench.metrics("train-2")
 
 
+@pytest.mark.parametrize("stops", [[], [1], [2], [3, 1, 2]])
+def test_the_curves_within_epochs_are_means_of_so_many_steps_wherever_it_stopped(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, stops: list[int]
+) -> None:
+    seen: list[float] = []
+
+    class Listening(Method):
+        def losses(self, student: Output, teacher: TeacherTargets | None, batch: Batch) -> dict[str, Tensor]:
+            seen.append(F.cross_entropy(student.logits, batch.labels).item())
+            return {"hard": F.cross_entropy(student.logits, batch.labels)}
+
+    monkeypatch.setattr(loop, "CURVE_EVERY", 2)
+    for steps in stops:
+        bench.stopped(bench.mlp(), steps, method=Listening())
+    bench.train(bench.mlp(), method=Listening())
+    points = {line["step"]: line for line in bench.metrics() if "epoch" not in line}
+    assert sorted(points) == [2, 4, 7, 9, 12, 14]  # an epoch's fifth step is in its own line alone
+    for step, line in points.items():
+        assert line["steps/loss"] == pytest.approx((seen[step - 2] + seen[step - 1]) / 2, rel=1e-6)
+        assert line["steps/loss/hard"] == line["steps/loss"]
+        assert set(line) == {"step", "steps/loss", "steps/loss/hard", "steps/accuracy"}
+
+
 def infinite_gradient(loss: Tensor) -> Tensor:
     """The same value, with a slope of 1/0."""
     return loss + (loss - loss.detach()).sqrt()
