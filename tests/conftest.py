@@ -1,6 +1,7 @@
 """What all tests share: one small Ray cluster, started when the first test asks for it."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,8 @@ os.environ["RAY_AUTH_MODE"] = (
     "disabled"  # read once, when ray is imported; tests neither make nor need a token
 )
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+# In a shell's background an interrupt is ignored, also by the processes that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -321,6 +321,7 @@ def server() -> Iterator[Server]:
             {"GET /api/version": (500, "Traceback:\n  deep\nOSError: disk full\n")},
             "error 500: OSError: disk full",
         ),
+        ({"GET /api/version": (500, "RpcError: unavailable\n.\n>\n")}, "error 500: RpcError: unavailable"),
     ],
 )
 def test_a_head_that_refuses_is_explained_in_one_line(
@@ -533,6 +534,7 @@ class Head:
         self.token = token
         ports = free_ports(4)
         self.address = f"http://127.0.0.1:{ports[1]}"
+        self.agent_port = ports[2]  # who starts the jobs
         options = ("--port", "--dashboard-port", "--dashboard-agent-listen-port", "--ray-client-server-port")
         words = [word for option, port in zip(options, ports, strict=True) for word in (option, str(port))]
         secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {}
@@ -569,6 +571,7 @@ class Head:
         while True:
             try:
                 urllib.request.urlopen(request, timeout=5).close()
+                socket.create_connection(("127.0.0.1", self.agent_port), timeout=5).close()
                 return
             except OSError:
                 assert time.monotonic() < deadline, "the head does not start"
@@ -600,10 +603,11 @@ class Head:
     def end(self) -> None:
         self.process.send_signal(signal.SIGTERM)  # it ends the processes that it has started
         try:
-            self.process.wait(20)
+            self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
         finally:
-            for process in [] if self.process.poll() is not None else [self.process]:
-                os.killpg(process.pid, signal.SIGKILL)
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -688,19 +692,22 @@ def test_a_stopped_job_marks_its_run_as_interrupted(
         "endless",
         "--follow",
     )
-    following = subprocess.Popen(
+    with subprocess.Popen(
         open_head.command("submit", "plan.yaml", *endless),
         cwd=project,
         env=open_head.environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    assert following.stdout is not None
-    while "teacher: running" not in (line := following.stdout.readline()):
-        assert line, "the job has ended"
-    following.send_signal(signal.SIGINT)
-    _, errors = following.communicate(timeout=PATIENCE)
+    ) as following:
+        try:
+            assert following.stdout is not None
+            while "teacher: running" not in (line := following.stdout.readline()):
+                assert line, "the job has ended"
+            following.send_signal(signal.SIGINT)
+            _, errors = following.communicate(timeout=PATIENCE)
+        finally:
+            following.kill()
     assert following.returncode == 130
     assert "`distill jobs stop endless --address" in errors
     assert "running" in open_head.distill("jobs", "status", "endless", folder=project).stdout

@@ -270,7 +270,7 @@ def _no_dashboard(address: str) -> PlanError:
 
 def _last_line(text: str) -> str:
     """Where a traceback says what happened."""
-    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    lines = [line.strip() for line in text.splitlines() if re.search(r"\w", line)]
     return lines[-1][:300] if lines else "no reason given"
 
 
