@@ -96,8 +96,9 @@ class TeacherSwitchingConfig(AdaptiveWeightsOptions):
 
     For every batch one of the M teachers is drawn, all equally likely. loss = soft_weight · T² KL(softmax(v_m/T) ‖
     softmax(z/T)) + hard_weight · CE. In expectation the gradient is that of the arithmetic mean of the teachers, with a
-    higher variance. The draw is a function of (`switch_seed`, epoch, batch), so that a training that was stopped goes
-    on with the same teachers; each worker draws for its own part of a batch.
+    higher variance, for which the learning rate may have to be lower. The draw is a function of (`switch_seed`, epoch,
+    batch), so that a training that was stopped goes on with the same teachers; each worker draws for its own part of a
+    batch.
 
     Needs the logits of each teacher, stored or live; live teachers are all run, also those that were not drawn. The
     paper's tables are for speech; its other form, every sample once per teacher, is `hinton` with several teachers.
