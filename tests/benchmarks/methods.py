@@ -2,27 +2,49 @@
 
     OMP_NUM_THREADS=1 python tests/benchmarks/methods.py [--methods hinton semckd] [--samples 1500] [--rounds 3]
 
-Both sides train the same student of the same live teacher on the same batches, from the same weights, and end with the
+Both sides train the same student of the same live teachers on the same batches, from the same weights, and end with the
 same ones. They take turns after every step, as in `loop.py`. To reach: 1.05 times the bare loop.
 """
 
 import argparse
 import copy
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
+from bare_losses import (
+    BareMethod,
+    Seen,
+    bare_ae_kd,
+    bare_ca_mkd,
+    bare_ca_mkd_features,
+    bare_ebkd,
+    bare_fsp,
+    bare_hinton,
+    bare_hints,
+    bare_mutual,
+    bare_ofd,
+    bare_one,
+    bare_relational,
+    bare_semckd,
+    bare_triplet,
+    bare_triplet_logits,
+)
 from loop import StepDone, nothing, take_turns
 from torch import Tensor, nn
 
+from models.branched import branch_out
 from models.build import build_model
 from models.taps import Tapped
-from orchestrator.methods.margins import margins
+from orchestrator.methods.mutual import Mutual
+from orchestrator.methods.one import One
+from orchestrator.methods.teacher_switching import SWITCH
+from orchestrator.plan.online_configs import TrainBranchesConfig, TrainPeersConfig
+from orchestrator.plan.stage_bases import TrainingConfig
 from orchestrator.plan.stage_configs import DistillConfig
 from orchestrator.runs.context import StageContext
 from orchestrator.runs.folder import StageFolder
@@ -32,104 +54,158 @@ from orchestrator.training.data import TransferSet
 from orchestrator.training.loop import fit
 from orchestrator.training.method import Features, Method, Setting
 from orchestrator.training.model_files import TrainedModel
+from orchestrator.training.peers import Peers
+from tasks.hashing import fold_key
 from tasks.mnist import Mnist
 from tasks.splits import TensorSplit
 
+Config = dict[str, Any]
 BATCH, SHAPE, CLASSES, LEARNING_RATE = 64, (3, 32, 32), 10, 1e-3
 LIMIT = 1.05
-TEACHER = {"name": "cnn", "widths": [24, 32, 48], "batch_norm": True}
-STUDENT = {"name": "cnn", "widths": [12, 16, 24], "batch_norm": True}
-BOTH = {"method": "hinton", "soft_weight": 1, "hard_weight": 1}
-LABELS = {"method": "hinton", "soft_weight": 0, "hard_weight": 1}
+FEW_STEPS = 4  # until weights are compared: what was rounded in another order grows with every one
+TEACHER: Config = {"name": "cnn", "widths": [24, 32, 48], "batch_norm": True}
+STUDENT: Config = {"name": "cnn", "widths": [12, 16, 24], "batch_norm": True}
+LABELS: Config = {"method": "labels"}
+SOFT: Config = {"method": "hinton", "soft_weight": 1, "hard_weight": 0}
+BOTH: Config = {"method": "hinton", "soft_weight": 1, "hard_weight": 1}
+TRAINING: Config = {
+    "epochs": 1,
+    "batch_size": BATCH,
+    "optimizer": {"name": "sgd", "learning_rate": LEARNING_RATE},
+}
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What a bare step has at hand: logits, labels, and features by name."""
+class Parts(NamedTuple):
+    """What every run starts with copies of; `teachers` may be none."""
 
-    student: Tensor
-    teacher: Tensor
-    labels: Tensor
-    own: Mapping[str, Tensor]
-    aims: Mapping[str, Tensor]
+    config: TrainingConfig
+    model: nn.Module
+    method: Method
+    teachers: list[nn.Module]
 
 
-BareLoss = Callable[[Seen], Tensor]
+Forward = Callable[[nn.Module, Tensor, Sequence[str]], tuple[Tensor, dict[str, Tensor]]]
 
 
-def bare_hinton(auxiliary: nn.Module, teacher: nn.Module) -> BareLoss:
-    def loss(seen: Seen) -> Tensor:
-        soft = torch.softmax(seen.teacher / 4, dim=1)
-        divergence = F.kl_div(torch.log_softmax(seen.student / 4, dim=1), soft, reduction="batchmean")
-        return 16 * divergence + F.cross_entropy(seen.student, seen.labels)
-
-    return loss
-
-
-def bare_semckd(auxiliary: nn.Module, teacher: nn.Module) -> BareLoss:
-    """As the release writes it: one pair of stages after the other, losses and attention collected in tables."""
-    soft_and_hard = bare_hinton(auxiliary, teacher)
-    parts = dict(auxiliary.named_modules())
-    prefix = next(path for path in parts if path.endswith("queries")).removesuffix("queries")
-
-    def embed(kind: str, index: int, maps: Tensor) -> Tensor:
-        flat = maps.reshape(len(maps), -1)
-        hidden = torch.relu(parts[f"{prefix}{kind}.{index}.first"](flat @ flat.t()))
-        vector = parts[f"{prefix}{kind}.{index}.second"](hidden)
-        return vector / vector.pow(2).sum(1, keepdim=True).sqrt()
-
-    def loss(seen: Seen) -> Tensor:
-        own, aims = list(seen.own.values()), list(seen.aims.values())
-        queries = torch.stack([embed("queries", index, maps) for index, maps in enumerate(own)], dim=1)
-        keys = torch.stack([embed("keys", index, maps) for index, maps in enumerate(aims)], dim=2)
-        attention = torch.softmax(torch.bmm(queries, keys), dim=-1)
-        distances = torch.zeros_like(attention)
-        for s, mine in enumerate(own):
-            for t, theirs in enumerate(aims):
-                if mine.shape[2] > theirs.shape[2]:
-                    source, target = F.adaptive_avg_pool2d(mine, theirs.shape[2:]), theirs
-                else:
-                    source, target = mine, F.adaptive_avg_pool2d(theirs, mine.shape[2:])
-                projected = parts[f"{prefix}projections.{s * len(aims) + t}"](source)
-                squares = F.mse_loss(projected, target, reduction="none")
-                distances[:, s, t] = squares.reshape(len(squares), -1).mean(-1)
-        return soft_and_hard(seen) + (attention * distances).sum() / (len(mine) * len(own))
-
-    return loss
+def through_stages(
+    model: nn.Module, inputs: Tensor, names: Sequence[str]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The features on the way through the stages, before and behind each one's ReLU, and the embedding."""
+    features = {}
+    for name, part in model.named_children():
+        if name.startswith("stage"):
+            inputs = part[1](part[0](inputs))
+            if f"{name}_pre" in names:
+                features[f"{name}_pre"] = inputs
+            inputs = part[2](inputs)
+        else:
+            inputs = part(inputs)
+        name = "embedding" if name == "flatten" else name
+        if name in names:
+            features[name] = inputs
+    return inputs, features
 
 
-def bare_ofd(auxiliary: nn.Module, teacher: nn.Module) -> BareLoss:
-    """As the release writes it: a mask times squares, summed."""
-    connectors = next(module for path, module in auxiliary.named_modules() if path.endswith("connectors"))
-    thresholds = [
-        margins(teacher.get_submodule(f"stage{index}.norm1")).view(1, -1, 1, 1) for index in (1, 2, 3)
-    ]
+def through_branches(
+    model: nn.Module, inputs: Tensor, names: Sequence[str]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    shared = model.trunk(inputs)
+    logits = [branch(shared) for branch in model.branches]
+    weights = model.gate(shared).unbind(1)
+    ensemble = sum(weight.unsqueeze(1) * branch for weight, branch in zip(weights, logits, strict=True))
+    return ensemble, dict(zip(names, logits, strict=True))
 
-    def loss(seen: Seen) -> Tensor:
-        total = F.cross_entropy(seen.student, seen.labels)
-        stages = zip(connectors, thresholds, seen.own.values(), seen.aims.values(), strict=True)
-        for index, (connector, threshold, mine, theirs) in enumerate(stages):
-            source, target = connector(mine), torch.max(theirs, threshold)
-            squares = F.mse_loss(source, target, reduction="none")
-            partial = squares * ((source > target) | (target > 0)).float()
-            total = total + 1e-3 * partial.sum() / len(partial) / 2 ** (2 - index)
-        return total
 
-    return loss
+def through_peers(model: nn.Module, inputs: Tensor, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+    logits = [peer(inputs) for peer in model.peers]
+    return logits[0], dict(zip(names, logits, strict=True))
 
 
 @dataclass(frozen=True)
 class Row:
-    """A method as plans write it, and by hand: a function of the method's own modules and of the teacher."""
+    """A method as plans write it, and by hand: its loss, a forward pass that gives features of these names too, and
+    which teachers a batch of these rows asks, if not all."""
 
-    methods: list[dict[str, Any]]
-    bare: Callable[[nn.Module, nn.Module], BareLoss]
+    parts: Callable[[], Parts]
+    bare: BareMethod
+    forward: Forward = through_stages
+    asked: Callable[[Tensor], Sequence[int]] | None = None
+
+
+def distilled(
+    *methods: Config, student: Config = STUDENT, teacher: Config = TEACHER, teachers: int = 1
+) -> Callable[[], Parts]:
+    """A student of live teachers."""
+
+    def parts() -> Parts:
+        model, *others = (build(config) for config in (student, *[teacher] * teachers))
+        for other in others:
+            other.eval().requires_grad_(False)
+        names = [f"teacher{index}" for index in range(teachers)]
+        stage = {
+            "stage": "distill",
+            "student": student,
+            "teachers": names,
+            "mode": "live",
+            "methods": methods,
+        }
+        config = DistillConfig.model_validate(stage | TRAINING)
+        seen = tuple(Features(other, SHAPE) for other in others)
+        single = seen[0] if teachers == 1 else None
+        setting = Setting(Features(model, SHAPE), single, CLASSES, BATCH, teachers=seen)
+        return Parts(config, model, build_method(config, setting), others)
+
+    return parts
+
+
+def branched() -> Parts:
+    """Three branches of a student's last stage that their ensemble teaches."""
+    stage = {"stage": "train_branches", "model": STUDENT, "ramp_epochs": 0}
+    config = TrainBranchesConfig.model_validate(stage | TRAINING)
+    return Parts(config, branch_out([build(STUDENT) for _ in range(3)], SHAPE), One(config), [])
+
+
+def peers() -> Parts:
+    """A student and a larger network that teach one another."""
+    config = TrainPeersConfig.model_validate({"stage": "train_peers", "peers": [STUDENT, TEACHER]} | TRAINING)
+    return Parts(config, Peers([build(STUDENT), build(TEACHER)]), Mutual(config), [])
+
+
+def build(model: Config) -> nn.Module:
+    options = {key: value for key, value in model.items() if key != "name"}
+    return build_model(model["name"], options, SHAPE, CLASSES)
+
+
+def drawn(rows: Tensor) -> list[int]:
+    """The only teacher that a batch asks where they take turns."""
+    return [fold_key(0, SWITCH, 0, int(rows[0])) % 3]
 
 
 ROWS = {
-    "hinton": Row([BOTH], bare_hinton),
-    "semckd": Row([BOTH, {"method": "semckd", "weight": 1}], bare_semckd),
-    "ofd": Row([LABELS, {"method": "ofd", "teacher_bn": "running"}], bare_ofd),
+    "labels": Row(distilled(LABELS, SOFT), bare_hinton),
+    "hinton": Row(distilled(BOTH), bare_hinton),
+    "hints": Row(distilled(LABELS, {"method": "hints", "reduction": "mean", "weight": 100}), bare_hints),
+    "fsp": Row(distilled({"method": "fsp"}, student=TEACHER), bare_fsp),
+    "semckd": Row(distilled(BOTH, {"method": "semckd", "weight": 1}), bare_semckd),
+    "ofd": Row(distilled(LABELS, {"method": "ofd", "teacher_bn": "running"}), bare_ofd),
+    "triplet": Row(distilled(LABELS, {"method": "triplet"}), bare_triplet),
+    "triplet_logits": Row(
+        distilled(BOTH | {"temperature": 1}, {"method": "triplet_logits", "negative": "hard", "weight": 2}),
+        bare_triplet_logits,
+    ),
+    "relational": Row(distilled(LABELS, {"method": "relational"}), bare_relational),
+    "ebkd": Row(distilled({"method": "ebkd"}, teachers=3), bare_ebkd),
+    "ca_mkd": Row(distilled({"method": "ca_mkd"}, teachers=3), bare_ca_mkd),
+    "ca_mkd, features": Row(
+        distilled({"method": "ca_mkd", "feature_weight": 50, "logits_only_epochs": 0}, teachers=3),
+        bare_ca_mkd_features,
+    ),
+    "ae_kd": Row(distilled({"method": "ae_kd"}, teachers=3), bare_ae_kd),
+    "teacher_switching": Row(
+        distilled({"method": "teacher_switching"}, teachers=3), bare_hinton, asked=drawn
+    ),
+    "one": Row(branched, bare_one, through_branches),
+    "mutual": Row(peers, bare_mutual, through_peers),
 }
 
 
@@ -139,8 +215,8 @@ def main() -> None:
     steps = arguments.samples // BATCH
     with tempfile.TemporaryDirectory() as root:
         for name in arguments.methods:
+            check_same_weights(Bench(ROWS[name], FEW_STEPS * BATCH, Path(root)))
             bench = Bench(ROWS[name], steps * BATCH, Path(root))
-            check_same_weights(bench)
             rounds = [
                 take_turns({"fit": bench.fit, "bare loop": bench.bare}) for _ in range(arguments.rounds)
             ]
@@ -158,37 +234,19 @@ def parse_arguments() -> argparse.Namespace:
 
 
 class Bench:
-    """A student, its teacher and a method, of which every run starts with a copy."""
+    """A method with all that it trains and learns from, of which every run starts with a copy."""
 
     def __init__(self, row: Row, samples: int, root: Path) -> None:
         torch.manual_seed(0)
         self.row, self.root = row, root
-        self.student, self.teacher = (
-            build_model("cnn", {key: value for key, value in model.items() if key != "name"}, SHAPE, CLASSES)
-            for model in (STUDENT, TEACHER)
-        )
-        self.teacher.eval().requires_grad_(False)
-        self.config = DistillConfig.model_validate(
-            {
-                "stage": "distill",
-                "student": STUDENT,
-                "teachers": ["teacher"],
-                "mode": "live",
-                "methods": row.methods,
-                "epochs": 1,
-                "batch_size": BATCH,
-                "optimizer": {"name": "sgd", "learning_rate": LEARNING_RATE},
-            }
-        )
-        setting = Setting(Features(self.student, SHAPE), Features(self.teacher, SHAPE), CLASSES, BATCH)
-        self.method = build_method(self.config, setting)
+        self.parts = row.parts()
         split = TensorSplit(
             torch.rand(samples, *SHAPE), torch.randint(CLASSES, (samples,)), torch.arange(samples)
         )
         self.transfer = TransferSet(split, torch.full((3, 1, 1), 0.5), torch.full((3, 1, 1), 0.3))
 
     def fit(self, step_done: StepDone) -> nn.Module:
-        student, method = copy.deepcopy(self.student), copy.deepcopy(self.method)
+        config, model, method, teachers = copy.deepcopy(self.parts)
         folder = StageFolder(Path(tempfile.mkdtemp(dir=self.root)))
 
         def should_stop() -> bool:
@@ -196,56 +254,42 @@ class Bench:
             return False
 
         context = StageContext("student", folder, self.root, Mnist(), should_stop=should_stop)
-        teacher = live_teacher(self.config, context, [self.trained()], method)
-        tapped = Tapped(student, method.student_features)
-        fit(tapped if tapped.names else student, method, self.transfer, None, self.config, context, teacher)
-        return student
+        live = [self.trained(teacher) for teacher in teachers]
+        teacher = live_teacher(config, context, live, method) if live else None
+        tapped = Tapped(model, method.student_features)
+        fit(tapped if tapped.names else model, method, self.transfer, None, config, context, teacher)
+        return model
 
-    def trained(self) -> TrainedModel:
-        teacher = copy.deepcopy(self.teacher)
+    def trained(self, teacher: nn.Module) -> TrainedModel:
         return TrainedModel(teacher, self.transfer.mean, self.transfer.std, (), SHAPE, {})
 
     def bare(self, step_done: StepDone) -> nn.Module:
         """The loop that anybody would write, with features taken on the way through the stages."""
-        student, method = copy.deepcopy(self.student), copy.deepcopy(self.method)
-        loss_of = self.row.bare(method, self.teacher)
-        parameters = [*student.parameters(), *method.parameters()]
-        optimizer = torch.optim.SGD(parameters, LEARNING_RATE, momentum=0.9)
-        student.train()
+        _, model, method, teachers = copy.deepcopy(self.parts)
+        loss_of, forward = self.row.bare(method, teachers), self.row.forward
+        optimizer = torch.optim.SGD([*model.parameters(), *method.parameters()], LEARNING_RATE, momentum=0.9)
+        model.train()
         for rows in self.transfer.epoch_order(0, 0).split(BATCH):
             inputs, labels = self.transfer.split.inputs[rows], self.transfer.split.labels[rows]
             inputs = (inputs - self.transfer.mean) / self.transfer.std
+            asked = range(len(teachers)) if self.row.asked is None else self.row.asked(rows)
             with torch.no_grad():
-                aims = bare_forward(self.teacher, inputs, method)
-            own = bare_forward(student, inputs, method)
-            loss = loss_of(Seen(own[0], aims[0], labels, own[1], aims[1]))
+                answers = [forward(teachers[index], inputs, method.teacher_features) for index in asked]
+            logits, features = forward(model, inputs, method.student_features)
+            members = [list(part) for part in zip(*answers, strict=True)] or [[], []]
+            loss = loss_of(Seen(logits, labels, features, *members))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             step_done()
-        return student
-
-
-def bare_forward(model: nn.Module, inputs: Tensor, method: Method) -> tuple[Tensor, dict[str, Tensor]]:
-    """Logits and the stages' features, before their ReLU where the method looks there."""
-    is_before = any(name.endswith("_pre") for name in method.student_features)
-    features = {}
-    for name, part in model.named_children():
-        if name.startswith("stage"):
-            features[name] = inputs = part[1](part[0](inputs))
-            inputs = part[2](inputs)
-            if not is_before:
-                features[name] = inputs
-        else:
-            inputs = part(inputs)
-    return inputs, features
+        return model
 
 
 def check_same_weights(bench: Bench) -> None:
     """Both sides do the same work, or their times say nothing."""
     ours, bare = bench.fit(nothing), bench.bare(nothing)
     moved = 0.0
-    pairs = zip(ours.parameters(), bare.parameters(), bench.student.parameters(), strict=True)
+    pairs = zip(ours.parameters(), bare.parameters(), bench.parts.model.parameters(), strict=True)
     for one, other, start in pairs:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
         moved = max(moved, (one - start).abs().max().item())
@@ -257,7 +301,7 @@ def report(name: str, steps: int, rounds: list[dict[str, list[float]]]) -> None:
     ratios = [sum(times["fit"][1:]) / sum(times["bare loop"][1:]) for times in rounds]
     each = 1000 * median(sum(times["bare loop"][1:]) for times in rounds) / (steps - 1)
     print(
-        f"  {name:10} best {min(ratios):.3f}, median {median(ratios):.3f} x the bare loop ({each:7.2f} ms per step);"
+        f"  {name:17} best {min(ratios):.3f}, median {median(ratios):.3f} x the bare loop ({each:7.2f} ms per step);"
         f" reach {LIMIT}"
     )
 

@@ -1,0 +1,281 @@
+"""Methods' losses as somebody would write them by hand, or as the papers' releases have them.
+
+Each is a function of the method's own modules and of the teachers, and gives a function of what a step has `Seen`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, permutations
+
+import torch
+import torch.nn.functional as F
+from sklearn.svm import OneClassSVM
+from torch import Tensor, nn
+
+from orchestrator.methods.margins import margins
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a bare step has at hand: the student's logits, labels, its features by name, and the same of each teacher
+    that was asked."""
+
+    student: Tensor
+    labels: Tensor
+    own: Mapping[str, Tensor]
+    teachers: Sequence[Tensor]
+    members: Sequence[Mapping[str, Tensor]]
+
+    @property
+    def teacher(self) -> Tensor:
+        """The logits of the only teacher, or of the first one."""
+        return self.teachers[0]
+
+    @property
+    def aims(self) -> Mapping[str, Tensor]:
+        """And its features."""
+        return self.members[0]
+
+
+BareLoss = Callable[[Seen], Tensor]
+BareMethod = Callable[[nn.Module, Sequence[nn.Module]], BareLoss]
+
+
+def own_part(auxiliary: nn.Module, name: str) -> Iterator[nn.Module]:
+    """The children of the list of modules that a method calls so."""
+    yield from next(part for path, part in auxiliary.named_modules() if path.endswith(name)).children()
+
+
+def softened(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    soft = torch.softmax(teacher / temperature, dim=1)
+    divergence = F.kl_div(torch.log_softmax(student / temperature, dim=1), soft, reduction="batchmean")
+    return temperature**2 * divergence
+
+
+def bare_hinton(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLoss:
+    return lambda seen: softened(seen.student, seen.teacher, 4) + F.cross_entropy(seen.student, seen.labels)
+
+
+def bare_hints(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLoss:
+    """As RepDistiller joins both phases."""
+    regressor = nn.Sequential(*own_part(auxiliary, "regressor"))
+
+    def loss(seen: Seen) -> Tensor:
+        hint = F.mse_loss(regressor(seen.own["stage2"]), seen.aims["stage2"])
+        return F.cross_entropy(seen.student, seen.labels) + 100 * hint
+
+    return loss
+
+
+def bare_fsp(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLoss:
+    def flow(first: Tensor, second: Tensor) -> Tensor:
+        pooled = F.adaptive_max_pool2d(first, second.shape[2:]).flatten(2)
+        return torch.bmm(pooled, second.flatten(2).transpose(1, 2)) / pooled.shape[2]
+
+    def loss(seen: Seen) -> Tensor:
+        own, aims = ([features[f"stage{index}"] for index in (1, 2, 3)] for features in (seen.own, seen.aims))
+        total = torch.zeros(())
+        for mine, theirs in zip(pairwise(own), pairwise(aims), strict=True):
+            total = total + (flow(*theirs) - flow(*mine)).pow(2).sum(dim=(1, 2)).mean()
+        return total
+
+    return loss
+
+
+def bare_semckd(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLoss:
+    """As the release writes it: one pair of stages after the other, losses and attention collected in tables."""
+    soft_and_hard = bare_hinton(auxiliary, teachers)
+    queries, keys, projections = (
+        list(own_part(auxiliary, name)) for name in ("queries", "keys", "projections")
+    )
+
+    def embed(embedding: nn.Module, maps: Tensor) -> Tensor:
+        flat = maps.reshape(len(maps), -1)
+        hidden = torch.relu(embedding.get_submodule("first")(flat @ flat.t()))
+        vector = embedding.get_submodule("second")(hidden)
+        return vector / vector.pow(2).sum(1, keepdim=True).sqrt()
+
+    def loss(seen: Seen) -> Tensor:
+        own, aims = list(seen.own.values()), list(seen.aims.values())
+        query = torch.stack([embed(*pair) for pair in zip(queries, own, strict=True)], dim=1)
+        key = torch.stack([embed(*pair) for pair in zip(keys, aims, strict=True)], dim=2)
+        attention = torch.softmax(torch.bmm(query, key), dim=-1)
+        distances = torch.zeros_like(attention)
+        for s, mine in enumerate(own):
+            for t, theirs in enumerate(aims):
+                if mine.shape[2] > theirs.shape[2]:
+                    source, target = F.adaptive_avg_pool2d(mine, theirs.shape[2:]), theirs
+                else:
+                    source, target = mine, F.adaptive_avg_pool2d(theirs, mine.shape[2:])
+                squares = F.mse_loss(projections[s * len(aims) + t](source), target, reduction="none")
+                distances[:, s, t] = squares.reshape(len(squares), -1).mean(-1)
+        return soft_and_hard(seen) + (attention * distances).sum() / (len(mine) * len(own))
+
+    return loss
+
+
+def bare_ofd(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLoss:
+    """As the release writes it: a mask times squares, summed."""
+    connectors = list(own_part(auxiliary, "connectors"))
+    thresholds = [
+        margins(teachers[0].get_submodule(f"stage{index}.norm1")).view(1, -1, 1, 1) for index in (1, 2, 3)
+    ]
+
+    def loss(seen: Seen) -> Tensor:
+        total = F.cross_entropy(seen.student, seen.labels)
+        for index, (connector, threshold) in enumerate(zip(connectors, thresholds, strict=True)):
+            name = f"stage{index + 1}_pre"
+            source, target = connector(seen.own[name]), torch.max(seen.aims[name], threshold)
+            squares = F.mse_loss(source, target, reduction="none")
+            partial = squares * ((source > target) | (target > 0)).float()
+            total = total + 1e-3 * partial.sum() / len(partial) / 2 ** (2 - index)
+        return total
+
+    return loss
+
+
+def bare_triplet(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLoss:
+    def loss(seen: Seen) -> Tensor:
+        own, theirs = F.normalize(seen.own["embedding"]), F.normalize(seen.aims["embedding"])
+        with torch.no_grad():
+            distances = 2 - 2 * own @ own.t()
+            is_same = (seen.labels.unsqueeze(1) == seen.labels.unsqueeze(0)).float()
+            others = is_same - torch.eye(len(own))
+            positives = (distances - 1e6 * (1 - others)).argmax(dim=1)
+            negatives = (distances + 1e6 * is_same).argmin(dim=1)
+            valid = others.sum(dim=1) > 0
+            gaps = (theirs - theirs[negatives]).pow(2).sum(1) - (theirs - theirs[positives]).pow(2).sum(1)
+            gaps = torch.relu(gaps[valid])
+            wanted = 0.2 + 0.3 * gaps / gaps.max()
+        near = (own - own[positives]).pow(2).sum(1)[valid]
+        far = (own - own[negatives]).pow(2).sum(1)[valid]
+        return torch.relu(near - far + wanted).mean() + F.cross_entropy(seen.student, seen.labels)
+
+    return loss
+
+
+def bare_triplet_logits(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLoss:
+    def loss(seen: Seen) -> Tensor:
+        own, anchors = seen.student, seen.teacher
+        with torch.no_grad():
+            is_same = seen.labels.unsqueeze(1) == seen.labels.unsqueeze(0)
+            negatives = (torch.cdist(anchors, own) + 1e6 * is_same).argmin(dim=1)
+        triplet = F.triplet_margin_loss(anchors, own, own[negatives], margin=5.0, eps=0.0)
+        return 2 * triplet + softened(own, anchors, 1) + F.cross_entropy(own, seen.labels)
+
+    return loss
+
+
+def bare_relational(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLoss:
+    """As the release writes it, distances from inner products and angles from differences of embeddings."""
+
+    def relative_distances(vectors: Tensor) -> Tensor:
+        squares, products = vectors.pow(2).sum(dim=1), vectors @ vectors.t()
+        lengths = (squares.unsqueeze(1) + squares.unsqueeze(0) - 2 * products).clamp(min=1e-12).sqrt().clone()
+        lengths[range(len(vectors)), range(len(vectors))] = 0
+        return lengths / lengths[lengths > 0].mean()
+
+    def angles(vectors: Tensor) -> Tensor:
+        sides = F.normalize(vectors.unsqueeze(0) - vectors.unsqueeze(1), p=2, dim=2)
+        return torch.bmm(sides, sides.transpose(1, 2)).view(-1)
+
+    def loss(seen: Seen) -> Tensor:
+        own, theirs = seen.own["embedding"], seen.aims["embedding"]
+        with torch.no_grad():
+            distance_aims, angle_aims = relative_distances(theirs), angles(theirs)
+        distance = F.smooth_l1_loss(relative_distances(own), distance_aims)
+        angle = F.smooth_l1_loss(angles(own), angle_aims)
+        return 25 * distance + 50 * angle + F.cross_entropy(seen.student, seen.labels)
+
+    return loss
+
+
+def soft_of_members(seen: Seen, weights: Tensor) -> Tensor:
+    """Σ_m w_m T² KL(p_m ‖ q) with weights (B, M) or (M,), averaged over the batch."""
+    own = torch.log_softmax(seen.student / 4, dim=1).unsqueeze(1)
+    soft = torch.softmax(torch.stack(list(seen.teachers), dim=1) / 4, dim=2)
+    return 16 * (weights * F.kl_div(own, soft, reduction="none").sum(2)).sum(1).mean()
+
+
+def bare_ebkd(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLoss:
+    def loss(seen: Seen) -> Tensor:
+        logs = torch.log_softmax(torch.stack(list(seen.teachers), dim=1), dim=2)
+        entropies = -(logs.exp() * logs).sum(2)
+        weights = (1 - entropies / entropies.sum(1, keepdim=True)) / entropies.shape[1]
+        return soft_of_members(seen, weights) + F.cross_entropy(seen.student, seen.labels)
+
+    return loss
+
+
+def confidences(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """CA-MKD's weights (B, M), divided by M as in the release."""
+    errors = torch.stack([F.cross_entropy(each, labels, reduction="none") for each in logits], dim=1)
+    return (1 - torch.softmax(errors, dim=1)) / (len(logits) - 1) / len(logits)
+
+
+def bare_ca_mkd(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLoss:
+    def loss(seen: Seen) -> Tensor:
+        soft = soft_of_members(seen, confidences(seen.teachers, seen.labels))
+        return soft + F.cross_entropy(seen.student, seen.labels)
+
+    return loss
+
+
+def bare_ca_mkd_features(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLoss:
+    logits_alone = bare_ca_mkd(auxiliary, teachers)
+    regressors = list(own_part(auxiliary, "regressors"))
+
+    def loss(seen: Seen) -> Tensor:
+        logits, distances = [], []
+        for regress, teacher, theirs in zip(regressors, teachers, seen.members, strict=True):
+            projected = regress(seen.own["stage3"])
+            logits.append(nn.Sequential(*list(teacher.children())[-3:])(projected))
+            distances.append(F.mse_loss(projected, theirs["stage3"], reduction="none").flatten(1).mean(1))
+        weights = confidences(logits, seen.labels)
+        return logits_alone(seen) + 50 * (weights * torch.stack(distances, dim=1)).sum(1).mean()
+
+    return loss
+
+
+def bare_ae_kd(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLoss:
+    """Weights by a one-class support vector machine on the gradients, as in the release of CA-MKD."""
+
+    def shares(seen: Seen) -> Tensor:
+        own = torch.softmax(seen.student.detach() / 4, dim=1).mean(0)
+        gradients = torch.stack(
+            [own - torch.softmax(each / 4, dim=1).mean(0) for each in seen.teachers]
+        ).double()
+        gram = gradients @ gradients.t()
+        gram = (gram / gram.diagonal().mean()).numpy()
+        machine = OneClassSVM(kernel="precomputed", nu=1 / (0.6 * len(gram)), tol=1e-9).fit(gram)
+        weights = torch.zeros(len(gram))
+        weights[machine.support_] = torch.from_numpy(machine.dual_coef_[0]).float()
+        return weights / weights.sum()
+
+    def loss(seen: Seen) -> Tensor:
+        soft = 0.9 * soft_of_members(seen, shares(seen))
+        return soft + F.cross_entropy(seen.student, seen.labels)
+
+    return loss
+
+
+def bare_one(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLoss:
+    def loss(seen: Seen) -> Tensor:
+        total = F.cross_entropy(seen.student, seen.labels)
+        for branch in seen.own.values():
+            total = total + F.cross_entropy(branch, seen.labels) + softened(branch, seen.student.detach(), 3)
+        return total
+
+    return loss
+
+
+def bare_mutual(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLoss:
+    def loss(seen: Seen) -> Tensor:
+        total = torch.zeros(())
+        for peer in seen.own.values():
+            total = total + F.cross_entropy(peer, seen.labels)
+        for peer, other in permutations(seen.own.values(), 2):
+            total = total + softened(peer, other.detach(), 1) / (len(seen.own) - 1)
+        return total
+
+    return loss
