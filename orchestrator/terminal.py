@@ -39,13 +39,35 @@ def prospects_table(prospects: Sequence[Prospect]) -> Table:
         table.add_row(
             node.name + (" [dim](inserted)[/]" if node.inserted else ""),
             node.kind,
-            ", ".join(node.reads),
+            ", ".join(gathered(node.reads)),
             _resources(node.config.resources),
             node.fingerprint,
             "[cyan]cached[/]" if prospect.is_cached else "[bold]new[/]",
             escape(prospect.reason),
         )
     return table
+
+
+def gathered(names: Sequence[str]) -> list[str]:
+    """Names of stages in which more than two numbered ones in a row are written as one: `specialists.0–19`."""
+    runs: list[list[tuple[str, str, str]]] = []
+    for name in names:
+        part = name.rpartition(".")
+        last = runs[-1][-1] if runs else ("", "", "")
+        if (
+            part[2].isdigit()
+            and last[2].isdigit()
+            and part[:2] == last[:2]
+            and int(part[2]) == int(last[2]) + 1
+        ):
+            runs[-1].append(part)
+        else:
+            runs.append([part])
+    written = []
+    for run in runs:
+        ends = ["".join(part) for part in run]
+        written += [f"{ends[0]}–{run[-1][2]}"] if len(run) > 2 else ends
+    return written
 
 
 def results_table(results: Mapping[str, Any]) -> Table:

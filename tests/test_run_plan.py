@@ -19,7 +19,7 @@ from orchestrator.cli import main
 from orchestrator.execution import run_stage
 from orchestrator.runs.context import StageContext
 from orchestrator.runs.plan_run import plan_text
-from orchestrator.terminal import console, results_table
+from orchestrator.terminal import console, gathered, results_table
 
 CHAIN: dict[str, dict[str, Any]] = {"teacher": {}, "student": {"reads": ["teacher"]}}
 NOWHERE = {"tracking_uri": "nowhere", "experiment_id": "1", "run_id": "2"}
@@ -269,3 +269,17 @@ def test_the_table_shows_brackets_as_they_are() -> None:
     with out.capture() as captured:
         out.print(results_table({"stages": {"teacher": stage}}))
     assert "sizes [3, 4] and [/bold] differ" in captured.get()
+
+
+@pytest.mark.parametrize(
+    ("names", "written"),
+    [
+        (["a", "b.0", "b.1", "b.2", "c"], ["a", "b.0–2", "c"]),
+        (["b.0", "b.1", "b.3", "c.4"], ["b.0", "b.1", "b.3", "c.4"]),
+        (["b.9", "b.10", "b.11", "x.12", "b.12"], ["b.9–11", "x.12", "b.12"]),
+        (["b.targets", "b.0.targets", "b"], ["b.targets", "b.0.targets", "b"]),
+        ([], []),
+    ],
+)
+def test_many_replicas_in_a_row_are_written_as_one(names: list[str], written: list[str]) -> None:
+    assert gathered(names) == written
