@@ -211,6 +211,34 @@ def test_report_plots_and_best_plan_are_artifacts_of_the_search(search: Search) 
     assert shown == ["best.yaml", "plots/over-time.png", "report.html", "search.json"]
 
 
+def test_segments_of_a_population_are_named_and_tagged_by_member_and_round(search: Search) -> None:
+    places = [(0, 0, None), (1, 0, None), (0, 1, None), (1, 1, 0)]
+    for number, (member, turn, donor) in enumerate(places, start=1):
+        segment = {"member": member, "round": turn, "donor": donor, "rounds": 2, "start": turn, "history": {}}
+        name = f"member-{member + 1:02d}-round-{turn + 1}"
+        search.trial(number, epochs=1, id=name, segment=segment, metric=(9 - number) / 10)
+        (search.folder / "trials" / f"t{number}.json").rename(search.folder / "trials" / f"{name}.json")
+    folder = search.write("done", best=4, scheduler={"name": "pbt"})
+    description = json.loads((folder / "search.json").read_text())
+    description["best"]["trial"] = "member-02-round-2"
+    (folder / "search.json").write_text(json.dumps(description))
+    mirror(folder, search.root, search.uri)
+    runs = search.runs()
+    assert set(runs) == {"p", *(f"member-0{member + 1}-round-{turn + 1}" for member, turn, _ in places)}
+    tags = runs["member-02-round-2"].data.tags
+    assert (tags["member"], tags["round"], tags["donor"], tags["best"]) == ("2", "2", "1", "true")
+    assert "donor" not in runs["member-02-round-1"].data.tags
+    assert runs["p"].data.tags["best"] == "member-02-round-2"
+    note = runs["p"].data.tags["mlflow.note.content"]
+    table = [line for line in note.splitlines() if "-round-" in line and line.startswith("|")]
+    assert [line.partition("member-")[2][:10] for line in table] == [
+        "01-round-2",
+        "02-round-2",
+        "01-round-1",
+        "02-round-1",
+    ]
+
+
 def test_a_search_that_goes_on_continues_its_runs(search: Search) -> None:
     search.trial(1)
     search.trial(2, "interrupted", epochs=2)

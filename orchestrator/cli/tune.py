@@ -50,7 +50,7 @@ def tune(
         _print_search(problem, root, only)
         return
     _confirm(problem, yes)
-    if local and problem.config.scheduler.name != "none":
+    if local and problem.config.scheduler.name not in ("none", "pbt"):
         raise PlanError(
             f"`{problem.config.scheduler.name}` stops trials that run side by side, which `--local` does not do; leave"
             " it out, or add `--set search.scheduler.name=none`"
@@ -101,11 +101,8 @@ def _print_search(problem: "Problem", root: Path, only: tuple[str, ...]) -> None
 
     out, config = console(), problem.config
     out.print(space_table(config.space))
-    points = "" if config.size is None else f" of {config.size:,} points"
-    seeds = f", {problem.replicas} replicas each" if problem.replicas > 1 else ""
     out.print(
-        f"\n{config.trials:,} trials{points} by `{config.searcher.name}`{seeds}, scheduler `{config.scheduler.name}`,"
-        f" {problem.metric.mode} of `{problem.metric}`\n"
+        f"\n{_trials(problem)}, scheduler `{config.scheduler.name}`, {problem.metric.mode} of `{problem.metric}`\n"
     )
     prospects = [
         prospect
@@ -119,12 +116,27 @@ def _print_search(problem: "Problem", root: Path, only: tuple[str, ...]) -> None
     over = sum(trial.is_over for trial in trials)
     out.print(
         f"\nshared by all trials: {len(found)} stages, {new} to run; trials: {over} finished,"
-        f" {max(config.trials - over, 0)} to run"
+        f" {max(problem.trials - over, 0)} to run"
     )
+
+
+def _trials(problem: "Problem") -> str:
+    """How many trials there are, and where their values come from."""
+    config = problem.config
+    if config.scheduler.name == "pbt":
+        rounds = config.scheduler.rounds(problem.trained.epochs)
+        return (
+            f"{config.scheduler.population:,} members in {rounds:,} rounds of {config.scheduler.every:,} epochs:"
+            f" {problem.trials:,} trials"
+        )
+    points = "" if config.size is None else f" of {config.size:,} points"
+    seeds = f", {problem.replicas} replicas each" if problem.replicas > 1 else ""
+    return f"{config.trials:,} trials{points} by `{config.searcher.name}`{seeds}"
 
 
 def _print_results(problem: "Problem", description: dict[str, Any], records: Any, root: Path) -> None:
     from orchestrator.runs.search_run import SearchRun
+    from orchestrator.runs.search_words import called
     from orchestrator.search.progress import trials_table
     from orchestrator.search.run_search import shown_path
     from orchestrator.terminal import console
@@ -136,7 +148,8 @@ def _print_results(problem: "Problem", description: dict[str, Any], records: Any
     if best is not None:
         test = best["metrics"].get("test/accuracy")
         judged = "" if test is None else f", {100 * test:.2f} % on the test split"
-        out.print(f"\nbest: trial {best['number']}{judged}; plan: {shown_path(run.best_plan)}")
+        name = next(called(record) for record in records if record.id == best["trial"])
+        out.print(f"\nbest: {name}{judged}; plan: {shown_path(run.best_plan)}")
     if description["status"] == "interrupted":
         out.print("\ninterrupted: checkpoints are written, and the same command goes on from here")
     over = sum(record.is_over for record in records)

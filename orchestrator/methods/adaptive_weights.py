@@ -24,8 +24,7 @@ class AdaptiveWeights(Method):
 
     def __init__(self, config: AdaptiveWeightsOptions, setting: Setting = NO_SETTING) -> None:
         super().__init__()
-        self.temperature = config.temperature
-        self.soft_weight, self.hard_weight = config.soft_weight, config.hard_weight
+        self.config = config
         self.label_smoothing = setting.label_smoothing
 
     def weights(self, student_logits: Tensor, teacher_logits: Tensor, batch: Batch) -> Tensor:
@@ -33,16 +32,16 @@ class AdaptiveWeights(Method):
         raise NotImplementedError
 
     def losses(self, student: Output, teacher: TeacherTargets | None, batch: Batch) -> dict[str, Tensor]:
-        terms = {}
-        if self.soft_weight > 0:
+        config, terms = self.config, {}
+        if config.soft_weight > 0:
             assert teacher is not None
             own, logits = student.logits.float(), teacher.logits.detach().float()
             with torch.no_grad():
                 weights = self.weights(own, logits, batch)
-            soft = (weights * member_losses(own, logits, self.temperature)).sum(dim=1).mean()
-            terms["soft"] = self.soft_weight * soft
-        if self.hard_weight > 0:
-            terms["hard"] = self.hard_weight * hard_loss(student.logits, batch, self.label_smoothing)
+            soft = (weights * member_losses(own, logits, config.temperature)).sum(dim=1).mean()
+            terms["soft"] = config.soft_weight * soft
+        if config.hard_weight > 0:
+            terms["hard"] = config.hard_weight * hard_loss(student.logits, batch, self.label_smoothing)
         return terms
 
 

@@ -9,7 +9,6 @@ from torch import Tensor
 from orchestrator.methods.adaptive_weights import AdaptiveWeights
 from orchestrator.plan.committee_method_configs import AeKdConfig
 from orchestrator.training.data import Batch
-from orchestrator.training.method import NO_SETTING, Setting
 
 RIDGE = 1e-10  # of the mean squared norm: makes the minimum unique, and equal where teachers agree
 TOLERANCE = 1e-10  # of the mean squared norm
@@ -21,15 +20,13 @@ Floats = NDArray[np.float64]
 class AeKd(AdaptiveWeights):
     """One weight per teacher for the whole batch, from the gradients in the student's logits."""
 
-    def __init__(self, config: AeKdConfig, setting: Setting = NO_SETTING) -> None:
-        super().__init__(config, setting)
-        self.cap, self.normalize = config.cap, config.normalize
+    config: AeKdConfig
 
     def weights(self, student_logits: Tensor, teacher_logits: Tensor, batch: Batch) -> Tensor:
-        gradients = mean_gradients(student_logits, teacher_logits, self.temperature).double().cpu().numpy()
-        found = (
-            normalized_weights(gradients, self.cap) if self.normalize else capped_weights(gradients, self.cap)
-        )
+        config = self.config
+        gradients = mean_gradients(student_logits, teacher_logits, config.temperature).double().cpu().numpy()
+        weigh = normalized_weights if config.normalize else capped_weights
+        found = weigh(gradients, config.cap)
         weights = torch.from_numpy(found).to(student_logits)
         return weights.expand(len(student_logits), -1)
 

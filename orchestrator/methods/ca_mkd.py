@@ -21,13 +21,13 @@ from orchestrator.training.method import NO_SETTING, Features, Setting
 class CaMkd(AdaptiveWeights):
     """Weights per sample from the teachers' own cross-entropies, for their logits and, if asked for, their features."""
 
+    config: CaMkdConfig
+
     def __init__(self, config: CaMkdConfig, setting: Setting = NO_SETTING) -> None:
         super().__init__(config, setting)
-        self.sum_to_one = config.sum_to_one
-        self.feature_weight, self.logits_only_epochs = config.feature_weight, config.logits_only_epochs
         self.regressors = nn.ModuleList()
         self.heads: tuple[nn.Sequential, ...] = ()  # the teachers' own layers: no part of what trains
-        if self.feature_weight > 0:
+        if config.feature_weight > 0:
             self._build_feature_term(config, setting)
 
     def _build_feature_term(self, config: CaMkdConfig, setting: Setting) -> None:
@@ -45,14 +45,14 @@ class CaMkd(AdaptiveWeights):
 
     def _weights(self, logits: Tensor, batch: Batch) -> Tensor:
         weights = confidence_weights(cross_entropies(logits, batch))
-        return weights if self.sum_to_one else weights / weights.shape[1]
+        return weights if self.config.sum_to_one else weights / weights.shape[1]
 
     def losses(self, student: Output, teacher: TeacherTargets | None, batch: Batch) -> dict[str, Tensor]:
         terms = super().losses(student, teacher, batch)
-        if self.feature_weight > 0:
+        if self.config.feature_weight > 0:
             assert teacher is not None
             # Computed also while it does not count: what training reaches may not depend on the epoch.
-            weight = self.feature_weight if batch.epoch >= self.logits_only_epochs else 0.0
+            weight = self.config.feature_weight if batch.epoch >= self.config.logits_only_epochs else 0.0
             with torch.autocast(student.logits.device.type, enabled=False):
                 own = student.features[self.student_features[0]]
                 terms["features"] = weight * self.feature_loss(own, teacher.member_features, batch)

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from models.taps import Output
 from orchestrator.plan.method_options import MethodOptions, RampConfig
+from orchestrator.plan.stage_bases import TrainingConfig
+from orchestrator.plan.stage_configs import DistillConfig
 from orchestrator.targets.mixing import TeacherTargets
 from orchestrator.training.data import Batch
 from orchestrator.training.method import Method
@@ -35,6 +37,12 @@ class Combined(Method):
             own = method.losses(student, teacher, batch)
             terms |= {prefix + term: loss if weight == 1 else weight * loss for term, loss in own.items()}
         return terms
+
+    def change(self, config: TrainingConfig) -> None:
+        assert isinstance(config, DistillConfig)
+        self.options = config.all_methods
+        for method, options in zip(self.methods, self.options, strict=True):
+            cast(Method, method).config = options
 
     def at_step(self, step: int) -> None:
         for _, _, method in self._used():

@@ -17,16 +17,16 @@ class Relational(EmbeddingMethod):
 
     def __init__(self, config: RelationalConfig, setting: Setting) -> None:
         super().__init__(config, setting)
-        self.distance_weight, self.angle_weight = config.distance_weight, config.angle_weight
+        self.config = config
 
     def losses(self, student: Output, teacher: TeacherTargets | None, batch: Batch) -> dict[str, Tensor]:
         own, other = (distances(vectors) for vectors in self.embeddings(student, teacher))
-        terms = {}
-        if self.distance_weight > 0:
+        config, terms = self.config, {}
+        if config.distance_weight > 0:
             distance = F.smooth_l1_loss(relative_distances(own), relative_distances(other))
-            terms["distance"] = self.distance_weight * distance
-        if self.angle_weight > 0:
-            terms["angle"] = self.angle_weight * F.smooth_l1_loss(angles(own), angles(other))
+            terms["distance"] = config.distance_weight * distance
+        if config.angle_weight > 0:
+            terms["angle"] = config.angle_weight * F.smooth_l1_loss(angles(own), angles(other))
         return terms
 
 

@@ -16,14 +16,14 @@ class Triplet(EmbeddingMethod):
 
     def __init__(self, config: TripletConfig, setting: Setting) -> None:
         super().__init__(config, setting)
-        self.min_margin, self.max_margin = config.min_margin, config.max_margin
+        self.config = config
 
     def losses(self, student: Output, teacher: TeacherTargets | None, batch: Batch) -> dict[str, Tensor]:
         own, other = (unit_vectors(vectors) for vectors in self.embeddings(student, teacher))
         positives, negatives, is_valid = hardest_triplets(own.detach(), batch.labels)
         with torch.no_grad():
             gaps = squared_distances(other, other[negatives]) - squared_distances(other, other[positives])
-            margins = teacher_margins(gaps * is_valid, self.min_margin, self.max_margin)
+            margins = teacher_margins(gaps * is_valid, self.config.min_margin, self.config.max_margin)
         near, far = squared_distances(own, own[positives]), squared_distances(own, own[negatives])
         hinge = (near - far + margins).relu() * is_valid
         return {"triplet": hinge.sum() / is_valid.sum().clamp(min=1)}

@@ -19,7 +19,7 @@ class TripletLogits(Method):
 
     def __init__(self, config: TripletLogitsConfig, setting: Setting = NO_SETTING) -> None:
         super().__init__()
-        self.margin, self.is_hard = config.margin, config.negative == "hard"
+        self.config = config
 
     def losses(self, student: Output, teacher: TeacherTargets | None, batch: Batch) -> dict[str, Tensor]:
         assert teacher is not None
@@ -28,12 +28,12 @@ class TripletLogits(Method):
         # `cdist` may lose digits to cancellation: good enough to choose by, and the distances themselves are exact.
         score = (
             -torch.cdist(anchors, own.detach())
-            if self.is_hard
+            if self.config.negative == "hard"
             else torch.rand_like(is_other, dtype=own.dtype)
         )
         negatives = score.masked_fill(~is_other, -torch.inf).argmax(dim=1)
         near = torch.linalg.vector_norm(anchors - own, dim=1)
         far = torch.linalg.vector_norm(anchors - own[negatives], dim=1)
         is_valid = is_other.any(dim=1)
-        hinge = (near - far + self.margin).relu() * is_valid
+        hinge = (near - far + self.config.margin).relu() * is_valid
         return {"triplet": hinge.sum() / is_valid.sum().clamp(min=1)}

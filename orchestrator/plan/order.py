@@ -10,6 +10,7 @@ from typing import Any
 
 from orchestrator.errors import PlanError, did_you_mean
 from orchestrator.plan.augment_configs import MixupConfig
+from orchestrator.plan.changes import mistakes_of_changes, phases
 from orchestrator.plan.config import ModelRef, Path, StageRef, TargetsRef, stage_refs
 from orchestrator.plan.data_free_configs import SynthesizeConfig
 from orchestrator.plan.fingerprint import fingerprint, stage_identity
@@ -118,6 +119,7 @@ class _Expansion:
             self._check_refs(name, config)
             self._check_model(name, config)
             self._check_transfer(name, config)
+            self._check_changes(name, config)
         names = self._ordered_names()
         for name in names:
             self._check_label_space(name, self.plan.stages[name])
@@ -235,6 +237,10 @@ class _Expansion:
                 ("stages", name, "transfer", "omit_classes"), "every class is omitted; leave some"
             )
 
+    def _check_changes(self, name: str, config: StageConfig) -> None:
+        for place, message in mistakes_of_changes(config):
+            raise self.locate(("stages", name, *place), message)
+
     def _check_class(self, place: Path, label: int | str) -> None:
         task = self.plan.task
         if isinstance(label, str) and label not in task.class_names:
@@ -287,8 +293,9 @@ class _Expansion:
                 )
 
     def _check_top_k(self, name: str, config: StageConfig) -> None:
-        for place, message in mistakes_of_top_k(config, self._num_classes(name), self.plan.stages):
-            raise self.locate(("stages", name, *place), message)
+        for phase in phases(config):
+            for place, message in mistakes_of_top_k(phase, self._num_classes(name), self.plan.stages):
+                raise self.locate(("stages", name, *place), message)
 
     def _num_classes(self, name: str) -> int:
         """Outputs of the stage's model; of the first model that it reads, when it has none of its own."""

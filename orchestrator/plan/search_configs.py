@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from orchestrator.errors import did_you_mean
-from orchestrator.plan.config import ChosenBy, Config, Duration, Integer, Number, Seed, seconds_of
+from orchestrator.plan.config import ChosenBy, Config, Duration, Integer, Number, Positive, Seed, seconds_of
 from orchestrator.plan.mistakes import located_error, shown
 from orchestrator.plan.training_configs import ResourcesConfig
 
@@ -152,6 +152,43 @@ class MedianConfig(Config):
     others: Annotated[Integer, Field(ge=1)] = 3
 
 
+class PopulationConfig(Config):
+    """Population based training (Jaderberg et al. 2017, arXiv 1711.09846): `population` members train side by side;
+    `every` so many epochs the worst `quantile` take the place of some of the best, with their weights, and go on with
+    other values.
+
+    Values begin at random points of the space. A member that takes another's place has each of its values drawn anew
+    with probability `resample`, else multiplied by one of the two `factors` (a `choice` moves to a neighbour). Only
+    what may change while a stage trains can be searched, all of it of the metric's stage. What a member went through is
+    written as `changes` of that stage: the best plan is an ordinary one.
+    """
+
+    name: Literal["pbt"]
+    every: Annotated[Integer, Field(ge=1)] = Field(description="epochs between two decisions")
+    population: Annotated[Integer, Field(ge=2, le=1000)] = 8
+    quantile: Annotated[Number, Field(gt=0, le=0.5)] = 0.25
+    resample: Annotated[Number, Field(ge=0, le=1)] = 0.25
+    factors: tuple[Positive, Positive] = (0.8, 1.2)
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _someone_is_replaced(self) -> "PopulationConfig":
+        if self.replaced(self.population) < 1:
+            raise located_error(
+                f"{self.quantile:g} of {self.population} members is nobody; raise it, or the `population`",
+                "quantile",
+            )
+        return self
+
+    def replaced(self, members: int) -> int:
+        """How many of so many members are the worst, and how many the best."""
+        return math.floor(self.quantile * members + 1e-9)  # 0.29 · 100 is 28.999…
+
+    def rounds(self, epochs: int) -> int:
+        """Into how many parts a training is divided; the last one may be shorter."""
+        return -(-epochs // self.every)
+
+
 class TpeConfig(Config):
     """Tree-structured Parzen estimator (Optuna): draws near what was good, after `startup` random trials."""
 
@@ -188,9 +225,9 @@ class SearchConfig(Config):
     mode: Literal["max", "min"] | None = None
     samples: Annotated[Integer, Field(ge=1)] | None = None
     time_budget: Duration | None = None
-    scheduler: Annotated[NoSchedulerConfig | AshaConfig | MedianConfig, ChosenBy("name", "scheduler")] = (
-        NoSchedulerConfig()
-    )
+    scheduler: Annotated[
+        NoSchedulerConfig | AshaConfig | MedianConfig | PopulationConfig, ChosenBy("name", "scheduler")
+    ] = NoSchedulerConfig()
     searcher: Annotated[TpeConfig | RandomConfig | GridConfig, ChosenBy("name", "searcher")] = TpeConfig()
     concurrency: Annotated[Integer, Field(ge=1, le=10_000)] | None = None
     seeds: Annotated[Integer, Field(ge=1, le=1000)] | None = None
@@ -206,6 +243,29 @@ class SearchConfig(Config):
                 known = did_you_mean(str(first), Domain.model_fields)
                 raise located_error(f"`{first}` is no domain{known}", "space", path)
         return raw
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_population_draws_at_random(cls, raw: Any) -> Any:
+        scheduler = raw.get("scheduler") if isinstance(raw, Mapping) else None
+        name = scheduler.get("name") if isinstance(scheduler, Mapping) else None
+        return {"searcher": {"name": "random"}, **raw} if name == "pbt" else raw
+
+    @model_validator(mode="after")
+    def _a_population_has_its_own_numbers(self) -> "SearchConfig":
+        if not isinstance(self.scheduler, PopulationConfig):
+            return self
+        if self.searcher != RandomConfig(name="random"):
+            raise located_error(
+                "`pbt` draws values itself, at random; leave `searcher` out, its `seed` is that of `scheduler`",
+                "searcher",
+            )
+        if self.samples is not None:
+            raise located_error(
+                "`pbt` trains the whole `population` of `scheduler` through all rounds; leave `samples` out",
+                "samples",
+            )
+        return self
 
     @model_validator(mode="after")
     def _grid_is_finite(self) -> "SearchConfig":

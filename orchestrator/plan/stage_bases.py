@@ -9,6 +9,7 @@ from orchestrator.plan.augment_configs import AugmentConfig
 from orchestrator.plan.config import Boolean, Config, Integer, ModelRef, Number, Positive, Seed
 from orchestrator.plan.mistakes import located_error
 from orchestrator.plan.training_configs import (
+    ChangeConfig,
     ConstantSchedule,
     EarlyStoppingConfig,
     GrowConfig,
@@ -56,11 +57,17 @@ class TrainingConfig(StageConfig):
     `max_norm` bounds the Euclidean length of each unit's incoming weights after every step (Srivastava et al.
     2014); `clip_norm` bounds the gradient's norm. `precision: bfloat16` runs the network under autocast; losses
     stay in float32.
+
+    `until` ends the training early, after that many of its `epochs`, which the schedules still span; its last
+    checkpoint stays. `changes` give numbers of the stage other values from some epoch on. A training of which a
+    finished stage is the beginning, all else being equal, goes on from there: first `until: 10`, then without.
     """
 
     initial: ModelRef | None = None
     grow: GrowConfig | None = None
     epochs: Annotated[Integer, Field(ge=1, le=1_000_000)]
+    until: Annotated[Integer, Field(ge=1)] | None = Field(None, description="epochs; all when left out")
+    changes: tuple[ChangeConfig, ...] | None = Field(None, min_length=1)
     batch_size: BatchSize = 128
     optimizer: OptimizerConfig = SgdConfig()
     schedule: ScheduleConfig = ConstantSchedule()
@@ -92,6 +99,37 @@ class TrainingConfig(StageConfig):
                 "milestones",
             )
         return self
+
+    @model_validator(mode="after")
+    def _ends_within_epochs(self) -> "TrainingConfig":
+        if self.until is not None and self.until >= self.epochs:
+            raise located_error(
+                f"the training has {self.epochs} epoch{'s' * (self.epochs > 1)}; end before that, or leave it out",
+                "until",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _changes_in_order(self) -> "TrainingConfig":
+        before = 0
+        for index, change in enumerate(self.changes or ()):
+            place = ("changes", index, "after")
+            if change.after <= before:
+                raise located_error(
+                    "changes stand in order, each after a later epoch than the one before", *place
+                )
+            if change.after >= self.trained_epochs:
+                raise located_error(
+                    f"epoch {change.after} is not followed by another: training ends after {self.trained_epochs}",
+                    *place,
+                )
+            before = change.after
+        return self
+
+    @property
+    def trained_epochs(self) -> int:
+        """After how many epochs training ends."""
+        return self.until or self.epochs
 
     def copies(self, stages: Mapping[str, StageConfig]) -> int | None:
         """One per replica."""

@@ -137,6 +137,18 @@ class Net2NetConfig(Config):
 GrowConfig = Annotated[Net2NetConfig, ChosenBy("name", "way of growing")]
 
 
+class ChangeConfig(Config):
+    """From the end of epoch `after` on, numbers of the stage have other values: `set: {method.temperature: 3.0}`.
+
+    `optimizer.learning_rate` (the schedule goes on, with another base), `optimizer.weight_decay`,
+    `optimizer.momentum`, and the numbers with a fraction of a distillation method: its weights, its temperature, its
+    margins. A weight that is 0 stays 0, and no other becomes 0: what training reaches is settled when it begins.
+    """
+
+    after: Annotated[Integer, Field(ge=1)]
+    set: dict[str, Number] = Field(min_length=1)
+
+
 class EarlyStoppingConfig(Config):
     """Stop when the validation split has not got better for `patience` epochs, and keep the best epoch's weights.
 

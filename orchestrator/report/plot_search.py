@@ -9,6 +9,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from orchestrator.report.importance import Importance
 from orchestrator.report.plot_models import one_panel
+from orchestrator.report.plot_population import population_drawings
 from orchestrator.report.plots import Drawing, file_name
 from orchestrator.report.search_story import Axis, SearchStory
 from orchestrator.report.theme import light
@@ -32,6 +33,9 @@ def search_drawings(story: SearchStory, importance: Importance) -> Iterable[Draw
     if importance.means:
         title = "Which options mattered"
         yield "importance", "importance", title, draw_importance(story, importance)
+    if story.is_population:
+        yield from population_drawings(story)
+        return
     if max(len(trial.epochs) for trial in story.measured) > 1:
         yield "learning-curves", "curves", "Learning curves of all trials", draw_trial_curves(story)
     yield "over-time", "time", "The best trial so far", draw_over_time(story)

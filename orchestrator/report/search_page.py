@@ -13,7 +13,7 @@ from orchestrator.report.parts import document, figures, number, table
 from orchestrator.report.search_story import SearchStory
 from orchestrator.report.words import count, duration, listing, percent
 from orchestrator.runs.search_run import TrialRecord
-from orchestrator.runs.search_words import short
+from orchestrator.runs.search_words import called, short
 
 if TYPE_CHECKING:
     from orchestrator.report.plots import Plot
@@ -31,6 +31,7 @@ def build_search_page(story: SearchStory, importance: Importance, plots: "Sequen
         _failures(story),
         _best_trials(story),
         _space(story),
+        _population(story, plots),
         _parallel(plots),
         _values(story, plots),
         _importance(importance, plots),
@@ -71,12 +72,29 @@ def _lead(story: SearchStory) -> str:
         return f'<p class="lead">No trial has come to its end: {escape(_outcomes(story))}.</p>'
     best = story.best
     sentences = [
-        f"<b>Trial {best.number}</b> is the best of {_counted(story)}: <b>{escape(story.shown_values(best.values))}</b>"
-        f" reached <b>{story.shown(best.metric)}</b> {escape(story.metric)}.",
-        _own_sentence(story, best),
+        f"<b>{called(best).capitalize()}</b> is the best of {_rivals(story)}:"
+        f" <b>{escape(story.shown_values(best.values))}</b> reached <b>{story.shown(best.metric)}</b>"
+        f" {escape(story.metric)}.",
+        _lineage_sentence(story, best) if story.is_population else _own_sentence(story, best),
         _test_sentence(story),
     ]
     return f'<p class="lead">{" ".join(filter(None, sentences))}</p><p>{_precision(story, best)}</p>'
+
+
+def _rivals(story: SearchStory) -> str:
+    """Whom the best was compared with."""
+    return f"{count(len(story.done))} members" if story.is_population else _counted(story)
+
+
+def _lineage_sentence(story: SearchStory, best: TrialRecord) -> str:
+    """What the best member went through."""
+    assert best.segment is not None
+    changes = sorted(epoch for epoch in best.segment.history if epoch)
+    if not changes:
+        return "These have been its values from the start."
+    after = listing([count(epoch) for epoch in changes])
+    first = escape(story.shown_values(best.segment.history[0]))
+    return f"It began with {first}; its values changed after epoch{'s' * (len(changes) > 1)} {after}."
 
 
 def _outcomes(story: SearchStory) -> str:
@@ -163,7 +181,7 @@ def _failures(story: SearchStory) -> str:
 
 def _failure(story: SearchStory, reason: str, trials: Sequence[TrialRecord]) -> str:
     rows = "".join(
-        f"<tr><td>trial {trial.number}</td><td>{escape(story.shown_values(trial.values))}</td>"
+        f"<tr><td>{called(trial)}</td><td>{escape(story.shown_values(trial.values))}</td>"
         f"<td><code>{escape(trial.id)}.json</code></td><td>{_stage_folders(trial)}</td></tr>"
         for trial in trials[:SHOWN]
     )
@@ -173,7 +191,7 @@ def _failure(story: SearchStory, reason: str, trials: Sequence[TrialRecord]) -> 
 
 
 def _named(trials: Sequence[TrialRecord]) -> str:
-    return f"Trial {trials[0].number}" if len(trials) == 1 else f"{len(trials)} trials"
+    return called(trials[0]).capitalize() if len(trials) == 1 else f"{len(trials)} trials"
 
 
 def _stage_folders(trial: TrialRecord) -> str:
@@ -198,7 +216,7 @@ def _best_trials(story: SearchStory) -> str:
 
 def _row(story: SearchStory, trial: TrialRecord) -> str:
     cells = [
-        f"<td>{trial.number}</td>",
+        f"<td>{trial.number if trial.segment is None else trial.segment.shown}</td>",
         *(number(escape(short(trial.values.get(axis.path, "")))) for axis in story.axes),
         number(story.shown(trial.metric)),
         number(str(max(trial.epochs, default="–"))),
@@ -247,6 +265,18 @@ def _domain(kind: str, ends: Sequence[object]) -> str:
     scale = ", by the logarithm" if kind.startswith("log") else ""
     whole = ", whole numbers" if kind.endswith("integer") else ""
     return f"{short(ends[0])} to {short(ends[-1])}{scale}{whole}"
+
+
+def _population(story: SearchStory, plots: "Sequence[Plot]") -> str:
+    shown = figures(plots, "population")
+    if not shown:
+        return ""
+    return (
+        f'<h2 id="population">What the members went through</h2>{shown}<p class="note">A line is a member. Where it'
+        " took another’s place, a dotted line leads from there to its new values. The thick line is the way of the"
+        f" best. The plots below are about the {count(len(story.measured))} segments of round"
+        f" {story.last_round + 1}, the last one that was reached.</p>"
+    )
 
 
 def _parallel(plots: "Sequence[Plot]") -> str:
@@ -320,14 +350,15 @@ def _reproduce(story: SearchStory) -> str:
             if wrote
             else ""
         )
-        + (
-            f"<p>More trials: the same command with a larger <code>search.samples</code>.</p>"
-            f"<pre class=wrap>{escape(command)}</pre>"
-            if command
-            else ""
-        )
+        + (f"<p>{_more(story)}</p><pre class=wrap>{escape(command)}</pre>" if command else "")
         + f"<dl>{_facts(story)}</dl>{plan if story.plan_text else ''}"
     )
+
+
+def _more(story: SearchStory) -> str:
+    if story.is_population:
+        return "Another population: the same command with another <code>search.scheduler.seed</code>."
+    return "More trials: the same command with a larger <code>search.samples</code>."
 
 
 def _facts(story: SearchStory) -> str:

@@ -99,16 +99,33 @@ class SearchStory:
         """Finished trials from the best to the worst, then those stopped early, then the rest."""
         return best_first(self.trials, self.mode)
 
+    @property
+    def is_population(self) -> bool:
+        """Whether trials are segments of a population's members."""
+        return bool(self.description["scheduler"]["name"] == "pbt")
+
+    @cached_property
+    def last_round(self) -> int:
+        """The last round of a population that somebody has ended, counted from 0; 0 in other searches."""
+        ended = [trial.segment.round for trial in self.trials if trial.segment and trial.status == "done"]
+        return max(ended, default=0)
+
+    def is_compared(self, trial: TrialRecord) -> bool:
+        """Whether a trial trained as long as the best: all did but the earlier segments of a population."""
+        return trial.segment is None or trial.segment.round == self.last_round
+
     @cached_property
     def done(self) -> list[TrialRecord]:
-        """Trials that trained to their end, from the best to the worst."""
-        return [trial for trial in self.ranked if trial.status == "done" and trial.metric is not None]
+        """Trials that trained to their end, from the best to the worst; of a population those of the last round."""
+        found = [trial for trial in self.ranked if trial.status == "done" and trial.metric is not None]
+        return [trial for trial in found if self.is_compared(trial)]
 
     @cached_property
     def measured(self) -> list[TrialRecord]:
-        """Trials with a value of the metric, those stopped early included, from the worst to the best."""
+        """Trials with a value of the metric, those stopped early included, from the worst to the best; of a population
+        those of the last round."""
         found = [trial for trial in self.trials if trial.metric is not None and trial.status != "failed"]
-        return sorted(found, key=lambda trial: self.sign * self.value(trial))
+        return sorted(filter(self.is_compared, found), key=lambda trial: self.sign * self.value(trial))
 
     @property
     def failed(self) -> list[TrialRecord]:
@@ -128,7 +145,8 @@ class SearchStory:
     @property
     def own_trial(self) -> TrialRecord | None:
         """The trial of the plan's own values, if they were tried."""
-        return next((trial for trial in self.done if trial.values == self.own), None)
+        found = (trial for trial in self.done if trial.values == self.own and trial.segment is None)
+        return next(found, None)
 
     @property
     def judged(self) -> Mapping[str, float]:

@@ -5,7 +5,8 @@
     best.yaml           the plan of the best trial, which `distill run` takes
     stop                there while running trials are asked to write their checkpoints and end
 
-A trial's id is a digest of its values, so that the same values are never tried twice. What its stages made lies in
+A trial's id is a digest of its values, so that the same values are never tried twice; that of a segment of population
+based training says which member's it is, and of which round. What its stages made lies in
 `runs/stages/` as everywhere.
 """
 
@@ -24,13 +25,42 @@ TrialStatus = Literal["running", "done", "stopped_early", "failed", "interrupted
 OVER: frozenset[TrialStatus] = frozenset({"done", "stopped_early", "failed"})
 
 
+class Segment(BaseModel):
+    """What a trial is of a population: the training of a `member`, counted from 0, during one of the `rounds`.
+
+    It goes on after `start` epochs, to the end or `until` another one. `history` is what its plan says: its first
+    values, after 0 epochs, and the values of every change, after so many; a `donor` is the member whose place it took
+    when this segment began.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    member: int
+    round: int
+    rounds: int
+    start: int
+    until: int | None
+    history: dict[int, dict[str, Any]]
+    donor: int | None = None
+
+    @property
+    def name(self) -> str:
+        """`member-03-round-2`, counted from 1."""
+        return f"member-{self.member + 1:02d}-round-{self.round + 1}"
+
+    @property
+    def shown(self) -> str:
+        """`member 3, round 2/5`."""
+        return f"member {self.member + 1}, round {self.round + 1}/{self.rounds}"
+
+
 class TrialRecord(BaseModel):
     """One trial: the `values` by their paths, and what became of it.
 
     `metric` is the searched metric after the last epoch, the mean over replicas; `epochs` the same after each epoch
     that has ended; `metrics` all that the metric's stage was judged by on validation. `stages` are the nodes that
     depend on the values, with their folders below the storage root. Times are seconds since 1970, `seconds` those of
-    the trial's own training.
+    the trial's own training. Of a `segment` they are the values and epochs of this part.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,6 +77,7 @@ class TrialRecord(BaseModel):
     finished: float | None = None
     stages: dict[str, str] = {}
     error: str | None = None
+    segment: Segment | None = None
 
     @property
     def is_over(self) -> bool:
@@ -116,16 +147,14 @@ def searches(root: Path, plan_name: str) -> list[SearchRun]:
 
 
 def best_first(records: Iterable[TrialRecord], mode: str) -> list[TrialRecord]:
-    """Finished trials by their metric, then those stopped early by theirs, then the rest; ties by number."""
+    """Finished trials by their metric, then those stopped early by theirs, then the rest; ties by number. Of a
+    population those of a later round come first."""
     sign = -1.0 if mode == "max" else 1.0
 
-    def rank(record: TrialRecord) -> tuple[int, float, int]:
+    def rank(record: TrialRecord) -> tuple[int, int, float, int]:
         order = {"done": 0, "stopped_early": 1}.get(record.status, 2)
-        return (
-            (order, 0.0, record.number)
-            if record.metric is None
-            else (order, sign * record.metric, record.number)
-        )
+        left = record.segment.rounds - record.segment.round if record.segment is not None else 0
+        return order, left, 0.0 if record.metric is None else sign * record.metric, record.number
 
     return sorted(records, key=rank)
 

@@ -3,6 +3,13 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from orchestrator.runs.search_run import TrialRecord
+
+
+def called(record: TrialRecord) -> str:
+    """`trial 7`, or in a population `member 3, round 2/5`."""
+    return f"trial {record.number}" if record.segment is None else record.segment.shown
+
 
 def shown_values(values: Mapping[str, Any], space: Iterable[str]) -> str:
     """Values on one line, by the last words of their paths."""

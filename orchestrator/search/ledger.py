@@ -1,14 +1,16 @@
 """Keeps the records of a search while its trials run: whoever runs them says what happened, one thread at a time."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from orchestrator.errors import PlanError
+from orchestrator.plan.search_configs import PopulationConfig
 from orchestrator.runs.search_run import SearchRun, TrialRecord, best_first, now
+from orchestrator.search.population import Population
 from orchestrator.search.problem import Problem
 from orchestrator.search.progress import Progress
-from orchestrator.search.suggestions import Suggestion, Suggestions
+from orchestrator.search.suggestions import Suggestion, Suggestions, TrialSource
 from orchestrator.search.trial import TrialRequest, TrialResult
 
 
@@ -18,13 +20,18 @@ class Ledger:
     def __init__(self, problem: Problem, run: SearchRun, progress: Progress) -> None:
         self.problem, self._run, self._progress = problem, run, progress
         self.records = {record.id: record for record in run.trials()}
-        self._suggestions = Suggestions(problem.config, self.records.values(), problem.metric.mode)
+        self._source = source_of(problem, self.records.values())
         progress.best = self.best
 
     @property
     def left(self) -> int:
         """How many trials are still to begin."""
-        return self._suggestions.left
+        return self._source.left
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether there may be another trial once one that runs is over, though there is none now."""
+        return self._source.is_waiting
 
     @property
     def best(self) -> TrialRecord | None:
@@ -34,9 +41,9 @@ class Ledger:
 
     def next(self) -> tuple[Suggestion, TrialRequest] | None:
         """The next trial that can be run. Values that do not go together are a trial that failed."""
-        while (suggestion := self._suggestions.next()) is not None:
+        while (suggestion := self._source.next()) is not None:
             try:
-                plan, stages = self.problem.trial_of(suggestion.values)
+                plan, stages = self.problem.trial_of(self.problem.written_values(suggestion))
             except PlanError as error:
                 self.begin(suggestion)
                 self.end(suggestion.id, TrialResult("failed", error=error.message))
@@ -52,6 +59,7 @@ class Ledger:
             id=suggestion.id,
             number=suggestion.number,
             values=suggestion.values,
+            segment=suggestion.segment,
             epochs=known.epochs if known is not None else {},
             started=known.started if known is not None else now(),
             stages=dict(stages or {}),
@@ -69,7 +77,7 @@ class Ledger:
     def end(self, name: str, result: TrialResult) -> None:
         """A trial has ended by itself."""
         record = self.records[name]
-        changes = dict(result.__dict__)
+        changes = {**result.__dict__, "epochs": _own_epochs(record, result.epochs)}
         if result.status != "done":
             changes = {key: value for key, value in changes.items() if value or key == "error"}
         self._end(record, **changes)
@@ -86,7 +94,7 @@ class Ledger:
     def _end(self, record: TrialRecord, **changes: Any) -> None:
         changed = self._change(record, finished=now(), **changes)
         if changed.is_over:
-            self._suggestions.tell(changed)
+            self._source.tell(changed)
         self._progress.best = self.best
         self._progress.ended(changed)
 
@@ -98,3 +106,17 @@ class Ledger:
     def _keep(self, record: TrialRecord) -> None:
         self._run.write_trial(record)
         self.records[record.id] = record
+
+
+def source_of(problem: Problem, records: Iterable[TrialRecord]) -> TrialSource:
+    """Where the trials of a search come from, given those that it had."""
+    config, mode = problem.config, problem.metric.mode
+    if isinstance(config.scheduler, PopulationConfig):
+        return Population(config.scheduler, config.space, problem.trained.epochs, records, mode)
+    return Suggestions(config, records, mode)
+
+
+def _own_epochs(record: TrialRecord, epochs: Mapping[int, float]) -> dict[int, float]:
+    """Without those that other segments trained."""
+    start = 0 if record.segment is None else record.segment.start
+    return {epoch: value for epoch, value in epochs.items() if epoch > start}

@@ -21,7 +21,7 @@ class EndingEvent(threading.Event):
 
 
 def run_trials_here(ledger: Ledger, ending: Ending) -> None:
-    """The twin of `run_trials` without early stopping."""
+    """The twin of `run_trials` without early stopping. Nothing runs when a trial is asked for: none is waited for."""
     stop = EndingEvent(ending)
     while not ending.is_asked and (found := ledger.next()) is not None:
         suggestion, request = found

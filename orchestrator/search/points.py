@@ -25,7 +25,7 @@ def grid_point(space: Space, index: int) -> Values:
 
 def random_point(space: Space, seed: int, index: int) -> Values:
     """Random point number `index`: whoever asks gets the same, whatever was asked before."""
-    return {path: domain.at(_fraction(seed, index, path)) for path, domain in space.items()}
+    return {path: domain.at(fraction(seed, index, path)) for path, domain in space.items()}
 
 
 def known_points(config: SearchConfig) -> Iterator[Values]:
@@ -38,12 +38,12 @@ def known_points(config: SearchConfig) -> Iterator[Values]:
         return
     seed = config.searcher.seed
     if size is not None and size <= LISTED:
-        order = sorted(range(size), key=lambda index: _fraction(seed, index, ""))
+        order = sorted(range(size), key=lambda index: fraction(seed, index, ""))
         yield from (grid_point(space, index) for index in order)
         return
     yield from (random_point(space, seed, index) for index in count())
 
 
-def _fraction(seed: int, index: int, path: str) -> float:
-    """A number in [0, 1) with 53 random bits."""
+def fraction(seed: int, index: int, path: str) -> float:
+    """A number in [0, 1) with 53 random bits, a function of what is given."""
     return int(digest({"seed": seed, "index": index, "path": path})[:16], 16) / 2**64 * (1 - 2**-53)

@@ -9,17 +9,21 @@ from typing import Any
 import yaml
 
 from orchestrator.errors import PlanError
+from orchestrator.plan.changes import changeable
 from orchestrator.plan.fingerprint import fingerprint
 from orchestrator.plan.load import Source, check_plan
 from orchestrator.plan.mistakes import Path
 from orchestrator.plan.order import Graph, order_stages
 from orchestrator.plan.schema import Plan
-from orchestrator.plan.search_configs import NoSchedulerConfig, SearchConfig
+from orchestrator.plan.search_configs import NoSchedulerConfig, PopulationConfig, SearchConfig
 from orchestrator.plan.stage_bases import TrainingConfig
 from orchestrator.plan.training_configs import ResourcesConfig
 from orchestrator.runs.plan_run import plan_text
+from orchestrator.runs.search_run import TrialRecord
 from orchestrator.search.metric import Metric, find_metric
 from orchestrator.search.paths import check_path, source_with
+from orchestrator.search.population import written_values
+from orchestrator.search.suggestions import Suggestion
 
 MANY_POINTS = 1000  # of a grid: more are asked about
 VARIANTS = 256  # combinations of choices whose shared stages are made in advance
@@ -52,7 +56,28 @@ class Problem:
         stages = {name: node.fingerprint for name, node in self._needed(self.graph).nodes.items()}
         searched = self.config.model_dump(mode="json", include={"space", "searcher"}, exclude_none=True)
         judged = {"metric": str(self.metric), "mode": self.metric.mode, "seeds": self.replicas}
+        if isinstance(self.config.scheduler, PopulationConfig):
+            judged["population"] = self.config.scheduler.model_dump(mode="json")
         return fingerprint({"stages": stages, **searched, **judged})
+
+    @property
+    def trained(self) -> TrainingConfig:
+        """The stage that is judged, where it is a training."""
+        config = self.plan.stages[self.metric.stage]
+        assert isinstance(config, TrainingConfig)
+        return config
+
+    @property
+    def trials(self) -> int:
+        """How many trials the search has when nothing ends it before."""
+        scheduler = self.config.scheduler
+        if isinstance(scheduler, PopulationConfig):
+            return scheduler.population * scheduler.rounds(self.trained.epochs)
+        return self.config.trials
+
+    def written_values(self, trial: Suggestion | TrialRecord) -> Mapping[str, Any]:
+        """What a trial's plan says at paths below its stages."""
+        return trial.values if trial.segment is None else written_values(self.metric.stage, trial.segment)
 
     @property
     def replicas(self) -> int:
@@ -61,7 +86,7 @@ class Problem:
 
     def source_of(self, values: Mapping[str, Any]) -> Source:
         """The plan of a trial as the user would have written it."""
-        changes = {self.paths[path]: value for path, value in values.items()}
+        changes = {self.paths.get(path, tuple(path.split("."))): value for path, value in values.items()}
         if self.config.seeds is not None:
             changes[self.metric.stage, "replicas"] = self.config.seeds
         return source_with(self.source, self.defaults, changes)
@@ -142,8 +167,9 @@ def build_problem(source: Source, plan: Plan, graph: Graph) -> Problem:
     _check_resources(problem)
     for written, domain in config.space.items():
         for value in domain.ends:
-            _check_value(problem, written, value)
+            _check_values(problem, written, {written: value})
     _check_metric_depends(problem)
+    _check_population(problem)
     return problem
 
 
@@ -158,9 +184,9 @@ def _check_paths_apart(problem: Problem) -> None:
                 )
 
 
-def _check_value(problem: Problem, written: str, value: Any) -> None:
+def _check_values(problem: Problem, written: str, values: Mapping[str, Any]) -> None:
     try:
-        problem.graph_of({written: value})
+        problem.graph_of(values)
     except PlanError as error:
         domain, hint = problem.config.space[written], ""
         if domain.choice is None and "a whole number" in error.message:
@@ -185,7 +211,7 @@ def _check_replicas(problem: Problem) -> None:
         raise source.error(
             ("search", "seeds"), f"`{stage}` trains nothing, so it has no seeds; leave `seeds` out"
         )
-    if isinstance(problem.config.scheduler, NoSchedulerConfig):
+    if isinstance(problem.config.scheduler, NoSchedulerConfig | PopulationConfig):
         return
     name = problem.config.scheduler.name
     if problem.replicas > 1:
@@ -214,3 +240,42 @@ def _check_resources(problem: Problem) -> None:
             f"a trial trains on one worker, not on {problem.resources.workers}; write `resources: {{cpus: 1}}` in the"
             " search",
         )
+
+
+def _check_population(problem: Problem) -> None:
+    """A population trains one stage, once per member, and searches what may change in its midst."""
+    scheduler, stage, error = problem.config.scheduler, problem.metric.stage, problem.source.error
+    if not isinstance(scheduler, PopulationConfig):
+        return
+    config, place = problem.plan.stages[stage], ("search", "scheduler")
+    if not isinstance(config, TrainingConfig):
+        raise error(
+            place, f"`pbt` trains the stage that is judged, and `{stage}` trains nothing; set `metric`"
+        )
+    if problem.replicas > 1:
+        several = ("search", "seeds") if problem.config.seeds else ("stages", stage, "replicas")
+        raise error(several, f"a member of `pbt` is one training, not {problem.replicas}; set it to 1")
+    if scheduler.every >= config.epochs:
+        message = f"the {config.epochs} epochs of `{stage}` end before the first decision; decide more often"
+        raise error((*place, "every"), message)
+    for key in ("changes", "until"):
+        if getattr(config, key) is not None:
+            raise error(("stages", stage, key), f"`pbt` writes the `{key}` of `{stage}` itself; leave it out")
+    numbers = {f"{stage}.{path}" for path in changeable(config)}
+    for written in problem.paths:
+        if written not in numbers:
+            known = ", ".join(f"`{path}`" for path in sorted(numbers))
+            message = f"`{written}` cannot change while `{stage}` trains; `pbt` can search {known}"
+            raise error(("search", "space", written), message)
+        _check_moves(problem, written, scheduler.every)
+
+
+def _check_moves(problem: Problem, written: str, every: int) -> None:
+    """A member may go from one end of a domain to the other."""
+    domain, stage = problem.config.space[written], problem.metric.stage
+    if not all(isinstance(value, int | float) for value in domain.ends):
+        raise problem.source.error(("search", "space", written), "`pbt` multiplies values; write numbers")
+    low, high = min(domain.ends), max(domain.ends)
+    for first, then in ((low, high), (high, low)):
+        change = {"after": every, "set": {written.removeprefix(f"{stage}."): then}}
+        _check_values(problem, written, {written: first, f"{stage}.changes": [change]})

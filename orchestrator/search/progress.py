@@ -9,7 +9,7 @@ from rich.table import Table
 
 from orchestrator.plan.search_configs import Domain
 from orchestrator.runs.search_run import TrialRecord, best_first
-from orchestrator.runs.search_words import short, short_names, shown_values
+from orchestrator.runs.search_words import called, short, short_names, shown_values
 from orchestrator.search.metric import Metric
 
 SHOWN = 10
@@ -34,7 +34,7 @@ class Progress:
 
     def began(self, record: TrialRecord) -> None:
         """A trial has started."""
-        self._line(record, "continues" if record.epochs else "started")
+        self._line(record, "continues" if record.epochs else f"started{_origin(record)}")
 
     def reached(self, record: TrialRecord, epoch: int) -> None:
         """A trial has ended an epoch."""
@@ -52,13 +52,20 @@ class Progress:
         self._line(record, f"{status}{took}{reached}{why}{self._best()}")
 
     def _best(self) -> str:
-        return "" if self.best is None else f"; best {self.best.metric:.4f} (trial {self.best.number})"
+        return "" if self.best is None else f"; best {self.best.metric:.4f} ({called(self.best)})"
 
     def _line(self, record: TrialRecord, text: str) -> None:
         stamp = f"{time.monotonic() - self._started:7.1f} s"
         values = shown_values(record.values, self._space)
-        sys.stderr.write(f"{stamp}  trial {record.number} of {self._count} ({values}): {text}\n")
+        name = f"trial {record.number} of {self._count}" if record.segment is None else record.segment.shown
+        sys.stderr.write(f"{stamp}  {name} ({values}): {text}\n")
         sys.stderr.flush()
+
+
+def _origin(record: TrialRecord) -> str:
+    """From whom a member of a population goes on, if not from itself."""
+    donor = record.segment.donor if record.segment is not None else None
+    return "" if donor is None else f" from member {donor + 1}"
 
 
 def trials_table(records: Sequence[TrialRecord], metric: Metric, space: Mapping[str, Domain]) -> Table:
@@ -69,7 +76,7 @@ def trials_table(records: Sequence[TrialRecord], metric: Metric, space: Mapping[
         table.add_column(column, overflow="fold")
     for record in best_first(records, metric.mode)[:SHOWN]:
         table.add_row(
-            str(record.number),
+            str(record.number) if record.segment is None else record.segment.shown,
             f"[{STYLES[record.status]}]{record.status.replace('_', ' ')}[/]",
             *(escape(short(record.values[path])) for path in names),
             "" if record.metric is None else f"{record.metric:.5g}",

@@ -29,7 +29,7 @@ from orchestrator.runs.folder import StageFolder
 from orchestrator.runs.lease import PATIENCE, Leases
 from orchestrator.runs.plan_run import FastDumper, finished_record, plan_text
 from orchestrator.runs.search_run import SearchRun, TrialRecord, now
-from orchestrator.runs.search_words import short_names
+from orchestrator.runs.search_words import called, short_names
 from orchestrator.search.ending import Ending
 from orchestrator.search.ledger import Ledger
 from orchestrator.search.problem import Problem
@@ -54,7 +54,7 @@ def run_search(
     ):
         run.interrupt_running()
         mirror.start()
-        progress = Progress(problem.metric, problem.config.space, problem.config.trials)
+        progress = Progress(problem.metric, problem.config.space, problem.trials)
         ledger = Ledger(problem, run, progress)
         with connected(options, problem, needed=bool(ledger.left)):
             if ledger.left:
@@ -194,7 +194,7 @@ def finish(
 
 def write_best_plan(problem: Problem, best: TrialRecord, run: SearchRun, root: Path) -> None:
     """A complete plan, without its search: the user's own with the best values."""
-    source = problem.source_of(best.values)
+    source = problem.source_of(problem.written_values(best))
     values = dict(source.values)
     values["name"] = f"{problem.plan.name[:95]}-best"
     experiment = problem.plan.tracking.experiment or problem.plan.name
@@ -202,7 +202,7 @@ def write_best_plan(problem: Problem, best: TrialRecord, run: SearchRun, root: P
     chosen = "\n".join(f"#   {path}: {json.dumps(value)}" for path, value in best.values.items())
     header = (
         f"# The best of {len(run.trials())} trials of `{problem.plan.name}`, chosen by `{problem.metric}`"
-        f" ({best.metric:.5g}, trial {best.number}):\n{chosen}\n"
+        f" ({best.metric:.5g}, {called(best)}):\n{chosen}\n"
         f"#   distill run {shown_path(run.best_plan)} --runs {shown_path(root)}\n"
     )
     body = yaml.dump(values, Dumper=FastDumper, sort_keys=False, width=100, allow_unicode=True)
@@ -227,7 +227,7 @@ def describe(problem: Problem, run: SearchRun, options: RunOptions) -> dict[str,
         "names": short_names(list(problem.paths)),
         "own": own_values(problem),
         **{key: config[key] for key in ("space", "searcher", "scheduler")},
-        "samples": problem.config.trials,
+        "samples": problem.trials,
         "status": "running",
         "started": before.get("started", now()),
         "seconds": before.get("seconds", 0.0),

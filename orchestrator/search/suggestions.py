@@ -2,21 +2,53 @@
 
 from collections.abc import Iterable
 from itertools import islice
-from typing import NamedTuple, Protocol
+from typing import Protocol
+
+from pydantic import BaseModel, ConfigDict
 
 from orchestrator.plan.search_configs import SearchConfig, TpeConfig
-from orchestrator.runs.search_run import TrialRecord, trial_id
+from orchestrator.runs.search_run import Segment, TrialRecord, trial_id
 from orchestrator.search.points import Values, known_points
 
 REPEATS = 20  # draws of values that were tried before, until a random point is taken instead
 
 
-class Suggestion(NamedTuple):
+class Suggestion(BaseModel):
     """Values to try. A trial that was interrupted keeps its number."""
+
+    model_config = ConfigDict(frozen=True)
 
     id: str
     number: int
     values: Values
+    segment: Segment | None = None
+
+    @classmethod
+    def again(cls, record: TrialRecord) -> "Suggestion":
+        """What a trial that is not over was about."""
+        return cls(id=record.id, number=record.number, values=record.values, segment=record.segment)
+
+
+class TrialSource(Protocol):
+    """Where trials come from."""
+
+    @property
+    def left(self) -> int:
+        """How many trials are still to begin."""
+        ...
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether there may be another trial once one that runs is over, though there is none now."""
+        ...
+
+    def next(self) -> Suggestion | None:
+        """What to try now."""
+        ...
+
+    def tell(self, record: TrialRecord) -> None:
+        """A trial is over."""
+        ...
 
 
 class Sampler(Protocol):
@@ -37,6 +69,8 @@ class Sampler(Protocol):
 
 class Suggestions:
     """Unfinished trials first, then new points, never the same values twice, `config.trials` in all."""
+
+    is_waiting = False
 
     def __init__(self, config: SearchConfig, records: Iterable[TrialRecord], mode: str) -> None:
         records = list(records)
@@ -76,13 +110,12 @@ class Suggestions:
 
     def _next(self) -> Suggestion | None:
         if self._unfinished:
-            record = self._unfinished.pop(0)
-            return Suggestion(record.id, record.number, record.values)
+            return Suggestion.again(self._unfinished.pop(0))
         values = self._new_values()
         if values is None:
             return None
         self._last += 1
-        return Suggestion(trial_id(values), self._last, values)
+        return Suggestion(id=trial_id(values), number=self._last, values=values)
 
     def _new_values(self) -> Values | None:
         for _ in range(REPEATS if self._sampler is not None else 0):

@@ -33,15 +33,15 @@ class Source(Kept, Searcher):
         self._ledger, self._ending = ledger, ending
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The config of the next trial, of JSON text so that Tune finds nothing to resolve in it."""
+        """The config of the next trial, of JSON text so that Tune finds nothing to resolve in it; None: not yet."""
         found = None if self._ending.is_asked else self._ledger.next()
         if found is None:
             finished: str = Searcher.FINISHED
-            return finished
+            return None if self._ledger.is_waiting and not self._ending.is_asked else finished
         suggestion, request = found
         return {
             "id": suggestion.id,
-            "suggestion": json.dumps(suggestion._asdict()),
+            "suggestion": suggestion.model_dump_json(),
             "request": json.dumps(request.to_dict()),
         }
 
@@ -67,7 +67,7 @@ class Recorder(Kept, tune.Callback):
         if trial.config["id"] not in self._running:
             self._running.add(trial.config["id"])
             stages = json.loads(trial.config["request"])["stages"]
-            self._ledger.begin(Suggestion(**json.loads(trial.config["suggestion"])), stages)
+            self._ledger.begin(Suggestion.model_validate_json(trial.config["suggestion"]), stages)
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any

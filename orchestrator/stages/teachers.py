@@ -1,6 +1,7 @@
 """Where a student's soft targets come from: the store, or teachers that run inside its loop."""
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.taps import Tapped
 from orchestrator.errors import StageError
+from orchestrator.plan.changes import during
 from orchestrator.plan.fingerprint import digest
 from orchestrator.plan.method_options import SoftTargetOptions
 from orchestrator.plan.stage_configs import CombineConfig, DistillConfig
@@ -37,14 +39,22 @@ def stored_teacher(config: DistillConfig, context: StageContext, transfer: Trans
     targets = open_targets(context.input(config.targets).path, root=context.root, expect=expectation)
     rows = targets.rows_of(transfer.split.ids)
     # The graph lets top-k targets through only to a single method that looks at them, at one temperature.
-    softened = [method for method in config.all_methods if isinstance(method, SoftTargetOptions)]
-    temperature = softened[0].temperature if softened else 1.0
+
+    @lru_cache(maxsize=1)
+    def temperature(epoch: int) -> float:
+        return _temperature(during(config, epoch))
 
     def read(batch: Batch) -> TeacherTargets:
-        view = batch.view if config.views else 0
-        return targets.read(rows[batch.rows], view, temperature=temperature, device=batch.inputs.device)
+        view, heat = batch.view if config.views else 0, temperature(batch.epoch)
+        return targets.read(rows[batch.rows], view, temperature=heat, device=batch.inputs.device)
 
     return read
+
+
+def _temperature(config: DistillConfig) -> float:
+    """At which targets are read."""
+    softened = [method for method in config.all_methods if isinstance(method, SoftTargetOptions)]
+    return softened[0].temperature if softened else 1.0
 
 
 def live_teacher(

@@ -11,6 +11,7 @@ from orchestrator.plan.stage_bases import TrainingConfig
 from orchestrator.runs.context import StageContext
 from orchestrator.runs.plan_run import write_data_sizes
 from orchestrator.training import model_files, net2net
+from orchestrator.training.beginning import CHECKPOINT
 from orchestrator.training.checkpoint import remove_checkpoint
 from orchestrator.training.data import TransferSet
 from orchestrator.training.evaluation import judge_splits
@@ -124,6 +125,6 @@ def store_model(
         for name, split in (("validation", data.validation), ("test", data.test))
     }
     metrics = judge_splits(context, predictor(model, transfer, config), splits)
-    if not context.is_untested:  # the run that judges it on the test split goes on from there
-        remove_checkpoint(context.folder.path / "checkpoint")
+    if not context.is_untested and config.until is None:  # who judges it on test, or trains on, begins there
+        remove_checkpoint(context.folder.path / CHECKPOINT)
     return metrics

@@ -102,15 +102,19 @@ def _push_trial(session: SearchSession, trial: TrackedTrial) -> None:
 def _open_trial(session: SearchSession, trial: TrackedTrial, state: ChildState) -> None:
     run = session.run
     tags = {"mlflow.parentRunId": str(session.state.run_id), "kind": "trial", "trial": str(trial.number)}
-    key = f"{run.key}/{trial.id}"
-    state.run_id, state.is_in_doubt = session.find_or_create(
-        key, f"trial {trial.number:02d}", tags, trial.started
-    )
+    key, name = f"{run.key}/{trial.id}", run.called(trial.id, trial.number)
+    state.run_id, state.is_in_doubt = session.find_or_create(key, name, tags | _place(trial), trial.started)
     values = {run.short(path): value for path, value in trial.values.items()}
     params = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
     session.log_params(state.run_id, params)
     state.is_described = True
     session.save()
+
+
+def _place(trial: TrackedTrial) -> dict[str, str]:
+    """What a trial is of a population; members and rounds are counted from 1."""
+    places = {key: (trial.segment or {}).get(key) for key in ("member", "round", "donor")}
+    return {key: str(place + 1) for key, place in places.items() if place is not None}
 
 
 def _settle(session: SearchSession, trial: TrackedTrial, state: ChildState) -> None:
@@ -161,7 +165,7 @@ def _push_best(session: SearchSession) -> None:
         session.log_points(child.run_id, test)
     compared = [Point(key, value, at, 0) for key, value in judged.items() if key in COMPARED]
     session.log_points(state.run_id, compared)
-    session.log_tags(state.run_id, {"best": f"trial {run.best['number']:02d}"})
+    session.log_tags(state.run_id, {"best": run.called(winner, run.best["number"])})
     state.best = str(winner)
     session.save()
 
@@ -183,7 +187,8 @@ def _told_best(session: SearchSession) -> str:
     test = run.best.get("metrics", {}).get("test/accuracy")
     judged = f", {test:.2%} on the test split" if is_number(test) else ""
     return (
-        f"**Best: trial {run.best['number']:02d}** ({values}): {run.metric} {run.best['metric']:.5g}{judged}"
+        f"**Best: {run.called(run.best['trial'], run.best['number'])}** ({values}):"
+        f" {run.metric} {run.best['metric']:.5g}{judged}"
     )
 
 
@@ -216,14 +221,15 @@ def _table(session: SearchSession) -> str:
         f"|---|{'---:|' * (len(names) + 2)}",
     ]
     done = [trial for trial in trials if trial.status == "done" and trial.metric is not None]
-    done.sort(key=lambda trial: trial.metric or 0.0, reverse=run.description["mode"] == "max")
+    sign = 1.0 if run.description["mode"] == "max" else -1.0
+    done.sort(key=lambda trial: (trial.round, sign * (trial.metric or 0.0)), reverse=True)
     return "\n".join([*lines, *(_row(session, trial) for trial in done[:SHOWN])])
 
 
 def _row(session: SearchSession, trial: TrackedTrial) -> str:
     run, state = session.run, session.state
     child = state.trials.get(trial.id)
-    name = f"trial {trial.number:02d}"
+    name = run.called(trial.id, trial.number)
     if child is not None and child.run_id is not None:
         name = f"[{name}]({address(state.experiment_id, child.run_id)})"
     cells = [

@@ -28,6 +28,12 @@ class TrackedTrial:
     finished: float | None = None
     stages: Mapping[str, str] = field(default_factory=dict)
     error: str | None = None
+    segment: Mapping[str, Any] | None = None
+
+    @property
+    def round(self) -> int:
+        """Of population based training, counted from 0."""
+        return int(self.segment["round"]) if self.segment else 0
 
     @property
     def is_over(self) -> bool:
@@ -90,6 +96,10 @@ class TrackedSearch:
     def best(self) -> Mapping[str, Any]:
         """What is said of the best trial; empty before there is one."""
         return self.description.get("best") or {}
+
+    def called(self, trial: str, number: int) -> str:
+        """The name of the run of a trial: `trial 07`, or `member-03-round-2` in a population."""
+        return trial if self.description["scheduler"]["name"] == "pbt" else f"trial {number:02d}"
 
     def short(self, path: str) -> str:
         """A searched path as people call it: `temperature`."""

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,16 +21,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from models.taps import Output
 from orchestrator.errors import StageError, StageStopped
+from orchestrator.plan.changes import during
 from orchestrator.plan.stage_bases import TrainingConfig
 from orchestrator.runs.context import StageContext
 from orchestrator.targets.mixing import TeacherTargets
 from orchestrator.training.batch_norm import GlobalBatchNorm
+from orchestrator.training.beginning import CHECKPOINT, copy_metrics, finished_beginnings
 from orchestrator.training.checkpoint import load_checkpoint, save_checkpoint
 from orchestrator.training.cost import Cost
 from orchestrator.training.data import Batch, TransferSet, split_batch
 from orchestrator.training.evaluation import judge, predict_split
 from orchestrator.training.method import Method
-from orchestrator.training.optimizer import MaxNorm, build_optimizers, build_schedule
+from orchestrator.training.optimizer import MaxNorm, build_optimizers, build_schedule, change_numbers
 from tasks.hashing import fold_key
 from tasks.splits import Split
 
@@ -100,7 +103,8 @@ def fit(
     context: StageContext,
     teacher: Teacher | None = None,
 ) -> None:
-    """Train `model` in place for `config.epochs` epochs, from the last checkpoint if there is one."""
+    """Train `model` in place for `config.trained_epochs` epochs, from the last checkpoint if there is one, or from that
+    of a finished stage which is the beginning of this one."""
     _Training(model, method, transfer, validation, config, context, teacher).run()
 
 
@@ -136,7 +140,7 @@ class _Training:
         self.schedule = build_schedule(config.schedule, self.optimizer, config.epochs, self.steps_per_epoch)
         self.max_norm = MaxNorm(model, config.max_norm) if config.max_norm else None
         self.batch_norms = GlobalBatchNorm()
-        self.checkpoints = context.folder.path / "checkpoint"
+        self.checkpoints = context.folder.path / CHECKPOINT
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
         self.pending: list[dict[str, Tensor]] = []
@@ -156,28 +160,45 @@ class _Training:
         if done == 0 and self.progress.steps:
             self._end_epoch(first_epoch - 1)  # stopped between an epoch's last step and its end
         self.learner.method.at_step(self.progress.step)
-        for epoch in range(first_epoch, self.config.epochs):
+        for epoch in range(first_epoch, self.config.trained_epochs):
             if self._has_stopped_early(epoch):
                 break
+            self._change_numbers(epoch)
             self.learner.train()
             self.cost.begin_epoch(self.progress.step)
             for batch in self._batches(epoch):
                 self._step(step_function, batch)
             self._end_epoch(epoch)
-        if not self.context.sees_test:
-            self._save()  # whoever judges it on the test split later begins here
+        if not self.context.sees_test or self.config.until is not None:
+            self._save()  # whoever judges it on the test split later, or trains on, begins here
         if self.best:
             log.info("kept the weights of epoch %d", self.progress.best_epoch)
             self.model.load_state_dict(self.best)
 
+    def _change_numbers(self, epoch: int) -> None:
+        """Give optimizer and method what the config says for this epoch; at the first one, also where it goes on."""
+        if self.config.changes:
+            config = during(self.config, epoch)
+            change_numbers(self.optimizer, self.schedule, config.optimizer, config.schedule)
+            self.learner.method.change(config)
+
     def _resume(self) -> None:
-        saved = load_checkpoint(self.checkpoints, self.learner, self.optimizer, self.schedule)
+        saved = self._load(self.context.folder.path)
+        if saved is None:
+            for beginning in finished_beginnings(self.context, self.config.trained_epochs):
+                if (saved := self._load(beginning)) is not None:
+                    copy_metrics(beginning, self.context)
+                    log.info("begins as `%s`", beginning.name)
+                    break
         if saved is not None:
             self.progress, self.best = Progress(**saved[0]), saved[1]
             log.info("resumed at step %d", self.progress.step)
         if self.context.world > 1:
             self._check_same_start()
         self.context.rewind_metrics(self.progress.metrics_size)
+
+    def _load(self, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        return load_checkpoint(folder / CHECKPOINT, self.learner, self.optimizer, self.schedule)
 
     def _freeze_what_no_loss_reaches(self) -> None:
         """Layers above all features that the losses look at: left out of the optimizer, its weight decay, and DDP."""

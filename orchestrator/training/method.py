@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from models.taps import Output, Tapped
+from orchestrator.plan.stage_bases import TrainingConfig
 from orchestrator.plan.training_configs import OptimizerConfig
 from orchestrator.targets.mixing import TeacherTargets
 from orchestrator.training.data import Batch
@@ -86,8 +87,12 @@ class Method(nn.Module):
 
     Submodules of a method (connectors, regressors) train with the student, are checkpointed with it, and are left out
     of the exported model. A constructor raises `ValueError` when the student's and the teacher's shapes do not suit.
+    Numbers with a fraction among the options are read from `self.config` when they are used: a stage's `changes` give
+    it another one.
     """
 
+    config: Any
+    """The options; others while a stage's `changes` hold."""
     needs: ClassVar[frozenset[Need]] = frozenset()
     student_features: tuple[str, ...] = ()
     """Names of the student's features that the losses look at."""
@@ -102,6 +107,9 @@ class Method(nn.Module):
     def losses(self, student: Output, teacher: TeacherTargets | None, batch: Batch) -> dict[str, Tensor]:
         """Named terms of the loss, each a mean over the batch with its weight applied; the loop adds them up."""
         raise NotImplementedError
+
+    def change(self, config: TrainingConfig) -> None:
+        """Called before an epoch of a stage whose numbers change while it trains, with its config as it is then."""
 
     def at_step(self, step: int) -> None:
         """Called where a training begins or goes on, and after every step, with the number of steps done."""

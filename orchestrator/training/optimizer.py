@@ -21,10 +21,12 @@ from orchestrator.plan.training_configs import (
     OneCycleSchedule,
     OptimizerConfig,
     ScheduleConfig,
+    SgdConfig,
     StepSchedule,
 )
 
 SCHEDULE_STATE = ("last_epoch", "_step_count", "_last_lr")
+RATES = frozenset({"lr", "initial_lr", "max_lr", "min_lr"})
 
 
 def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:
@@ -100,6 +102,27 @@ def build_schedule(
             )
         case ConstantSchedule():
             return ConstantLR(optimizer, factor=1.0, total_iters=0)
+
+
+def change_numbers(
+    optimizer: Optimizer, schedule: LRScheduler, config: OptimizerConfig, written: ScheduleConfig
+) -> None:
+    """Go on with the learning rate, weight decay and momentum of `config`: the schedule, which is `written` like this,
+    multiplies another base from here on. Nothing happens to an optimizer that has these numbers."""
+    optimizer = optimizer.first if isinstance(optimizer, OptimizerPair) else optimizer
+    for group in optimizer.param_groups:
+        base = (
+            group["max_lr"] if "max_lr" in group else group["initial_lr"]
+        )  # one cycle begins below its base
+        if base != config.learning_rate:
+            group.update({key: group[key] / base * config.learning_rate for key in RATES & group.keys()})
+        group["weight_decay"] = config.weight_decay
+        if isinstance(config, SgdConfig):
+            group["momentum"] = config.momentum
+    if isinstance(written, CosineSchedule):
+        assert isinstance(schedule, CosineAnnealingLR)
+        schedule.eta_min = written.final * config.learning_rate
+        schedule.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
 
 
 def schedule_state(schedule: LRScheduler) -> dict[str, Any]:

@@ -213,6 +213,96 @@ def test_an_option_that_does_not_fit_is_refused(
     assert text.partition(": ")[2] == message
 
 
+NUMBERS = (
+    "`student.method.hard_weight`, `student.method.soft_weight`, `student.method.temperature`, `student.method.weight`,"
+    " `student.optimizer.learning_rate`, `student.optimizer.momentum`, `student.optimizer.weight_decay`"
+)
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("scheduler: {name: pbt}", "search.scheduler: `every` is missing"),
+        (
+            "scheduler: {name: pbt, every: 3}",
+            "search.scheduler.every: the 3 epochs of `student` end before the first decision; decide more often",
+        ),
+        (
+            "scheduler: {name: pbt, every: 1, population: 3}",
+            "search.scheduler.quantile: 0.25 of 3 members is nobody; raise it, or the `population`",
+        ),
+        (
+            "scheduler: {name: pbt, every: 1, quantile: 0.6}",
+            "search.scheduler.quantile: should be at most 0.5, not `0.6`",
+        ),
+        (
+            "scheduler: {name: pbt, every: 1, factors: [0, 2]}",
+            "search.scheduler.factors.0: should be above 0, not `0`",
+        ),
+        (
+            "samples: 8",
+            "search.samples: `pbt` trains the whole `population` of `scheduler` through all rounds; leave `samples`"
+            " out",
+        ),
+        (
+            "searcher: {name: tpe}",
+            "search.searcher: `pbt` draws values itself, at random; leave `searcher` out, its `seed` is that of"
+            " `scheduler`",
+        ),
+        ("seeds: 2", "search.seeds: a member of `pbt` is one training, not 2; set it to 1"),
+        (
+            "metric: judged.validation/accuracy",
+            "search.scheduler: `pbt` trains the stage that is judged, and `judged` trains nothing; set `metric`",
+        ),
+        (
+            "space: {student.epochs: {integer: [2, 5]}}",
+            f"search.space.student.epochs: `student.epochs` cannot change while `student` trains; `pbt` can search"
+            f" {NUMBERS}",
+        ),
+        (
+            "space: {teacher.optimizer.learning_rate: {uniform: [0.1, 0.5]}}",
+            "search.space.teacher.optimizer.learning_rate: `teacher.optimizer.learning_rate` cannot change while"
+            f" `student` trains; `pbt` can search {NUMBERS}",
+        ),
+        (
+            "space: {student.method.hard_weight: {uniform: [0, 1]}}",
+            "stages.student.changes.0.set.method.hard_weight: it is 0 until then, and what it weighs is left out from"
+            " the start; begin with a small number (in the search of `student.method.hard_weight`)",
+        ),
+    ],
+)
+def test_a_population_that_cannot_be_trained_is_refused(
+    refusal: Callable[[str], str], written: str, message: str
+) -> None:
+    lines = {
+        "space": "space: {student.method.temperature: {uniform: [1, 5]}}",
+        "scheduler": "scheduler: {name: pbt, every: 1}",
+        written.partition(":")[0]: written,
+    }
+    text = refusal("".join(f"  {line}\n" for line in lines.values()))
+    assert text.partition(": ")[2] == message
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("until: 2", "until: `pbt` writes the `until` of `student` itself; leave it out"),
+        (
+            "changes: [{after: 1, set: {method.temperature: 2}}]",
+            "changes: `pbt` writes the `changes` of `student` itself; leave it out",
+        ),
+        ("replicas: 2", "replicas: a member of `pbt` is one training, not 2; set it to 1"),
+    ],
+)
+def test_what_a_population_writes_itself_is_not_in_its_plan(
+    refusal: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, option: str, message: str
+) -> None:
+    monkeypatch.setattr(f"{__name__}.PLAN", PLAN.replace("epochs: 3}", f"epochs: 3, {option}}}"))
+    search = "  space: {student.method.temperature: {uniform: [1, 5]}}\n  scheduler: {name: pbt, every: 1}\n"
+    text = refusal(search + "  metric: student.validation/accuracy\n")
+    assert text == f"plan.yaml:6: stages.student.{message}"
+
+
 def test_a_grid_needs_points(refusal: Callable[[str], str]) -> None:
     message = refusal("  searcher: {name: grid}\n  space: {student.method.temperature: {uniform: [1, 5]}}\n")
     assert message.endswith("a grid has no points in a continuous range; write a `choice`, not `uniform`")

@@ -12,11 +12,12 @@ from orchestrator.errors import StoreError
 from orchestrator.plan.search_configs import Domain
 from orchestrator.report import write_search_report
 from orchestrator.report.importance import FEWEST, measure_importance
+from orchestrator.report.plot_population import steps
 from orchestrator.report.plot_search import best_so_far, search_drawings
 from orchestrator.report.plots import finished
 from orchestrator.report.search_page import build_search_page
 from orchestrator.report.search_story import Axis, metric_limits, read_search
-from orchestrator.runs.search_run import SearchRun, TrialRecord, trial_id
+from orchestrator.runs.search_run import SearchRun, Segment, TrialRecord, trial_id
 
 TEMPERATURE, RULE = "student.method.temperature", "student.combine.rule"
 SPACE: dict[str, Any] = {
@@ -228,6 +229,74 @@ def test_plots_stand_a_single_trial_and_many_options(tmp_path: Path) -> None:
     story = read_search(search.run)
     names = [plot.name for plot in finished(search_drawings(story, measure_importance(story)))]
     assert len([name for name in names if name.startswith("value-option")]) == 5
+
+
+@pytest.fixture
+def population(tmp_path: Path) -> FakeSearch:
+    """Three members, two rounds; member 3 goes on from member 1, and is the best."""
+    search = FakeSearch(tmp_path, {TEMPERATURE: SPACE[TEMPERATURE]}, scheduler={"name": "pbt"}, samples=6)
+    plan = [
+        (0, 0, None, {0: 2.0}, 0.8),
+        (1, 0, None, {0: 9.0}, 0.95),
+        (2, 0, None, {0: 5.0}, 0.5),
+        (0, 1, None, {0: 2.0}, 0.85),
+        (1, 1, None, {0: 9.0}, 0.7),
+        (2, 1, 0, {0: 2.0, 2: 2.4}, 0.9),
+    ]
+    for member, turn, donor, history, metric in plan:
+        past = {epoch: {TEMPERATURE: value} for epoch, value in history.items()}
+        segment = Segment(
+            member=member,
+            round=turn,
+            rounds=2,
+            start=2 * turn,
+            until=None if turn else 2,
+            history=past,
+            donor=donor,
+        )
+        epochs = {2 * turn + 1: metric - 0.1, 2 * turn + 2: metric}
+        record = search.trial(past[max(past)], metric, epochs=epochs, segment=segment)
+        (search.run.folder / "trials" / f"{record.id}.json").unlink()
+        search.run.write_trial(record.model_copy(update={"id": segment.name}))
+    return search
+
+
+def test_members_of_a_population_are_compared_where_they_trained_equally_long(population: FakeSearch) -> None:
+    story = read_search(population.run)
+    assert [trial.id for trial in story.done] == [f"member-0{member}-round-2" for member in (3, 1, 2)]
+    assert len(story.measured) == 3
+    page = population.page()
+    assert "<b>Member 3, round 2/2</b> is the best of 3 members" in page
+    assert "It began with temperature 2; its values changed after epoch 2." in page
+    rows = page[page.index('id="trials"') : page.index('id="space"')]
+    assert rows.index("member 2, round 2/2") < rows.index("member 2, round 1/2")
+
+
+def test_the_way_of_the_best_member_leads_through_its_donor(population: FakeSearch) -> None:
+    found = steps(read_search(population.run))
+    assert {step.trial.id for step in found if step.is_of_best} == {"member-03-round-2", "member-01-round-1"}
+    before = {step.trial.id: step.before and step.before.id for step in found}
+    assert before["member-03-round-2"] == before["member-01-round-2"] == "member-01-round-1"
+    assert before["member-02-round-1"] is None
+
+
+def test_a_population_has_a_plot_of_its_members_for_every_option(population: FakeSearch) -> None:
+    page = write_search_report(population.run).read_text()
+    names = {path.stem for path in (population.run.folder / "plots").glob("*.png")}
+    assert names == {
+        "parallel-coordinates",
+        "value-temperature",
+        "population-metric",
+        "population-temperature",
+    }
+    assert page.count("<svg") == len(names)
+
+
+def test_a_population_of_which_nobody_got_far_has_a_report(population: FakeSearch) -> None:
+    for path in (population.run.folder / "trials").glob("*.json"):
+        if path.stem != "member-03-round-1":
+            path.unlink()
+    assert "Member 3, round 1/2" in write_search_report(population.run).read_text()
 
 
 def test_hostile_values_stay_text(tmp_path: Path) -> None:

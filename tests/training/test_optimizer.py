@@ -11,7 +11,13 @@ from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 
 from orchestrator.plan.training_configs import OptimizerConfig, ScheduleConfig
-from orchestrator.training.optimizer import MaxNorm, build_optimizer, build_schedule, schedule_state
+from orchestrator.training.optimizer import (
+    MaxNorm,
+    build_optimizer,
+    build_schedule,
+    change_numbers,
+    schedule_state,
+)
 
 EPOCHS, STEPS_PER_EPOCH, RATE = 6, 4, 0.3
 STEPS = EPOCHS * STEPS_PER_EPOCH
@@ -138,3 +144,44 @@ def test_max_norm_scales_long_units_and_leaves_the_others() -> None:
     torch.testing.assert_close(model[1].weight, torch.full((2, 2, 2, 2), 2 / math.sqrt(8)))
     assert torch.equal(model[0].bias, biases)
     assert model[2].weight.tolist() == [10.0, 10.0]
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"name": "constant"},
+        {"name": "step", "milestones": [1, 4], "factor": 0.2},
+        {"name": "cosine", "final": 0.1},
+        {"name": "cosine"},
+        {"name": "one_cycle", "warmup": 0.4},
+    ],
+)
+@pytest.mark.parametrize("at", [4, 12, STEPS - 1])
+def test_another_rate_is_another_base_of_the_same_schedule(written: dict[str, Any], at: int) -> None:
+    plain = advance(*scheduled(written), STEPS)
+    optimizer, schedule = scheduled(written)
+    before = advance(optimizer, schedule, at)
+    change(optimizer, schedule, written, learning_rate=0.7 * RATE)
+    after = advance(optimizer, schedule, STEPS - at)
+    assert before + after == pytest.approx(plain[:at] + [0.7 * rate for rate in plain[at:]], rel=1e-9)
+
+
+def change(optimizer: Any, schedule: LRScheduler, written: dict[str, Any], **numbers: float) -> None:
+    config = TypeAdapter(OptimizerConfig).validate_python({"name": "sgd", "learning_rate": RATE, **numbers})
+    change_numbers(optimizer, schedule, config, TypeAdapter(ScheduleConfig).validate_python(written))
+
+
+@pytest.mark.parametrize("name", ["constant", "cosine", "one_cycle"])
+def test_numbers_that_an_optimizer_has_change_nothing(name: str) -> None:
+    optimizer, schedule = scheduled({"name": name})
+    advance(optimizer, schedule, 5)
+    group, state = dict(optimizer.param_groups[0]), schedule_state(schedule)
+    change(optimizer, schedule, {"name": name})
+    assert (optimizer.param_groups[0], schedule_state(schedule)) == (group, state)
+
+
+def test_momentum_and_weight_decay_change_with_their_words() -> None:
+    optimizer, schedule = scheduled({"name": "constant"})
+    change(optimizer, schedule, {"name": "constant"}, momentum=0.5, weight_decay=1e-3, learning_rate=0.2)
+    group = optimizer.param_groups[0]
+    assert (group["momentum"], group["weight_decay"], group["lr"]) == (0.5, 1e-3, 0.2)

@@ -1,0 +1,49 @@
+"""Finished stages that trained the first epochs of another one: it goes on from their last checkpoint.
+
+They are found by their fingerprints, so that they are the beginning of that very training, and the result is the same
+to the last bit with them and without them.
+"""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from orchestrator.errors import StoreError
+from orchestrator.plan.changes import beginnings
+from orchestrator.runs.context import StageContext
+from orchestrator.runs.files import read_json, store_errors
+from orchestrator.runs.folder import CONFIG, METRICS
+from orchestrator.runs.plan_run import finished_record
+from orchestrator.training.checkpoint import STATE
+
+CHECKPOINT = "checkpoint"
+
+
+def finished_beginnings(context: StageContext, epochs: int) -> Iterator[Path]:
+    """Folders of finished stages that are this one of `epochs` epochs, cut after fewer; the longest first."""
+    try:
+        identity = read_json(context.folder.path / CONFIG)
+    except StoreError:  # a stage that nobody described, as in tests of the loop
+        return
+    for fingerprint in beginnings(identity, epochs):
+        folder = context.folder.path.with_name(f"{identity['kind']}-{fingerprint}")
+        if folder.is_dir() and finished_record(folder) is not None and _has_its_metrics(folder):
+            yield folder
+
+
+def _has_its_metrics(folder: Path) -> bool:
+    """Whether the metrics are those that the checkpoint was written after."""
+    try:
+        size = read_json(folder / CHECKPOINT / STATE)["progress"]["metrics_size"]
+        return (folder / METRICS).stat().st_size >= int(size)
+    except (StoreError, OSError, KeyError, TypeError, ValueError):
+        return False
+
+
+def copy_metrics(beginning: Path, context: StageContext) -> None:
+    """Let the lines of `metrics.jsonl` begin as those of a stage that trained the first epochs."""
+    if context.is_main:
+        context.check_current()
+        path = context.folder.path / METRICS
+        with store_errors(path):
+            shutil.copyfile(beginning / METRICS, path)
