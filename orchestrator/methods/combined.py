@@ -38,6 +38,9 @@ class Combined(Method):
             terms |= {prefix + term: loss if weight == 1 else weight * loss for term, loss in own.items()}
         return terms
 
+    def asked(self, batch: Batch, count: int) -> Sequence[int]:
+        return sorted({number for _, _, method in self._used() for number in method.asked(batch, count)})
+
     def change(self, config: TrainingConfig) -> None:
         assert isinstance(config, DistillConfig)
         self.options = config.all_methods

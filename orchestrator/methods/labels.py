@@ -1,5 +1,7 @@
 """The true labels alone: the term that methods without labels, and schedules of the soft term, are combined with."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from models.taps import Output
@@ -16,6 +18,9 @@ class Labels(Method):
     def __init__(self, config: LabelsConfig, setting: Setting = NO_SETTING) -> None:
         super().__init__()
         self.label_smoothing = setting.label_smoothing
+
+    def asked(self, batch: Batch, count: int) -> Sequence[int]:
+        return ()
 
     def losses(self, student: Output, teacher: TeacherTargets | None, batch: Batch) -> dict[str, Tensor]:
         return {"hard": hard_loss(student.logits, batch, self.label_smoothing)}

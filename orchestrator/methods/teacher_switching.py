@@ -1,27 +1,29 @@
 """One teacher per minibatch (Fukuda et al., Interspeech 2017)."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from orchestrator.methods.adaptive_weights import AdaptiveWeights
 from orchestrator.plan.committee_method_configs import TeacherSwitchingConfig
 from orchestrator.training.data import Batch
-from orchestrator.training.method import NO_SETTING, Setting
 from tasks.hashing import fold_key
 
 SWITCH = 16  # purpose, so that equal seeds do not give equal draws
 
 
 class TeacherSwitching(AdaptiveWeights):
-    """All weight to one teacher, drawn for the batch."""
+    """All weight to one teacher, drawn for the batch. Of live ones no other runs, unless another method asks it."""
 
-    def __init__(self, config: TeacherSwitchingConfig, setting: Setting = NO_SETTING) -> None:
-        super().__init__(config, setting)
-        self.seed = config.switch_seed
+    config: TeacherSwitchingConfig
+
+    def asked(self, batch: Batch, count: int) -> Sequence[int]:
+        return (drawn_teacher(self.config.switch_seed, batch, count),)
 
     def weights(self, student_logits: Tensor, teacher_logits: Tensor, batch: Batch) -> Tensor:
         weights = torch.zeros_like(teacher_logits[:, :, 0])
-        weights[:, drawn_teacher(self.seed, batch, weights.shape[1])] = 1
+        weights[:, drawn_teacher(self.config.switch_seed, batch, weights.shape[1])] = 1
         return weights
 
 

@@ -100,8 +100,8 @@ class TeacherSwitchingConfig(AdaptiveWeightsOptions):
     batch), so that a training that was stopped goes on with the same teachers; each worker draws for its own part of a
     batch.
 
-    Needs the logits of each teacher, stored or live; live teachers are all run, also those that were not drawn. The
-    paper's tables are for speech; its other form, every sample once per teacher, is `hinton` with several teachers.
+    Needs the logits of each teacher, stored or live; of live teachers only the one that was drawn is run. The paper's
+    tables are for speech; its other form, every sample once per teacher, is `hinton` with several teachers.
     """
 
     method: Literal["teacher_switching"]

@@ -65,7 +65,7 @@ def live_teacher(
     if method.teacher_in_training_mode:
         for model in models:
             normalise_by_batch(model)
-    run = _frozen(models, weigher(config.combine, config.teachers, context))
+    run = _frozen(models, weigher(config.combine, config.teachers, context), method.asked)
     if config.combine.rule != "geometric":
         return run
 
@@ -80,16 +80,27 @@ def live_teacher(
 
 def frozen_teacher(teacher: TrainedModel) -> Teacher:
     """One teacher that sees the student's own batch."""
-    return _frozen([Tapped(teacher.model, ())], lambda logits: torch.ones_like(logits[:, :, 0]))
+    return _frozen([Tapped(teacher.model, ())], even_weights, lambda batch, count: range(count))
 
 
-def _frozen(models: Sequence[Tapped], weigh: Callable[[Tensor], Tensor]) -> Teacher:
+def even_weights(logits: Tensor) -> Tensor:
+    """The same for each of M teachers, (B, M) from logits (B, M, C)."""
+    return torch.full_like(logits[:, :, 0], 1 / logits.shape[1])
+
+
+def _frozen(
+    models: Sequence[Tapped],
+    weigh: Callable[[Tensor], Tensor],
+    asked: Callable[[Batch, int], Sequence[int]],
+) -> Teacher:
     @torch.no_grad()
     def run(batch: Batch) -> TeacherTargets:
-        outputs = [model(batch.inputs) for model in models]
+        numbers = asked(batch, len(models)) or range(len(models))
+        outputs = [models[number](batch.inputs) for number in numbers]
         logits = torch.stack([output.logits.float() for output in outputs], dim=1)
         features = tuple(output.features for output in outputs)
-        return TeacherTargets(logits, weigh(logits), features[0], features)
+        weights = weigh(logits) if len(numbers) == len(models) else even_weights(logits)
+        return TeacherTargets(logits, weights, features[0], features)
 
     return run
 

@@ -108,6 +108,10 @@ class Method(nn.Module):
         """Named terms of the loss, each a mean over the batch with its weight applied; the loop adds them up."""
         raise NotImplementedError
 
+    def asked(self, batch: Batch, count: int) -> Sequence[int]:
+        """Which of `count` live teachers the losses look at for a batch; the others need not run."""
+        return range(count)
+
     def change(self, config: TrainingConfig) -> None:
         """Called before an epoch of a stage whose numbers change while it trains, with its config as it is then."""
 

@@ -3,9 +3,12 @@
 from typing import Any
 
 import pytest
+from torch import Tensor
 
+from models.taps import Output, Tapped
 from orchestrator.plan.method_configs import METHODS
 from orchestrator.plan.stage_configs import DistillConfig
+from orchestrator.stages import teachers
 
 WEIGHING = [name for name, kind in METHODS.items() if kind.config.weighs_teachers]
 
@@ -27,6 +30,31 @@ def test_stored_and_live_teachers_are_weighed_alike(
         # The store holds float16.
         assert one["train/loss/soft"] == pytest.approx(other["train/loss/soft"], rel=0.01)
         assert one["train/loss/hard"] == pytest.approx(other["train/loss/hard"], rel=0.01)
+
+
+@pytest.mark.parametrize(("beside", "runs"), [([], 1), (["labels"], 1), (["hinton"], 3)])
+def test_a_live_teacher_that_was_not_drawn_runs_only_if_another_method_asks_it(
+    stages: Any,
+    teacher: dict[str, Any],
+    student: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    beside: list[str],
+    runs: int,
+) -> None:
+    calls = 0
+
+    class Counted(Tapped):
+        def forward(self, inputs: Tensor) -> Output:
+            nonlocal calls
+            calls += 1
+            return super().forward(inputs)
+
+    monkeypatch.setattr(teachers, "Tapped", Counted)
+    plan = plan_of("teacher_switching", teacher, student, "live")
+    methods = [{"method": name} for name in ["teacher_switching", *beside]]
+    plan["student"] = {**plan["student"], "method": None, "methods": methods}
+    steps = stages.run(plan).metrics("student")[-1]["step"]
+    assert calls == runs * steps
 
 
 @pytest.mark.parametrize("name", WEIGHING)
