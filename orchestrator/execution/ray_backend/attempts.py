@@ -13,6 +13,7 @@ from orchestrator.execution.deadline import DeadlineWatch, hung, read_stacks
 from orchestrator.execution.ray_backend.amounts import Amount
 from orchestrator.execution.ray_backend.losses import describe_loss, record_failure
 from orchestrator.execution.ray_backend.pool import PooledWorker, WorkerPool
+from orchestrator.execution.ray_backend.reservations import free_abandoned
 from orchestrator.execution.ray_backend.worker import STOP, run_group
 from orchestrator.execution.request import Outcome, StageRequest
 from orchestrator.runs.files import make_folder
@@ -106,6 +107,8 @@ class GroupAttempt:
         """How it ended."""
         outcome = read_outcome(self.ref, self.request.name)
         self._clean_up()
+        if outcome.status == "lost":
+            free_abandoned()
         return outcome
 
     def _clean_up(self) -> None:
@@ -127,6 +130,7 @@ def _naming_this_cluster() -> dict[str, Any]:
 def end_overdue(attempt: Attempt) -> Outcome:
     """End an attempt that hangs. Its record says where."""
     attempt.end()
+    free_abandoned()
     error = hung(attempt.request)
     try:
         record_failure(attempt.request.to_dict(), error, read_stacks(attempt.request))
