@@ -95,6 +95,8 @@ def build_regressor(channels: int, target: int) -> nn.Module:
 
 def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Maps (B, C, H, W) on another grid: a larger one is averaged, a smaller one interpolated."""
+    if maps.shape[2:] == size:  # adaptive pooling by one is slow
+        return maps
     if maps.shape[2] >= size[0]:
         return F.adaptive_avg_pool2d(maps, size)
     return F.interpolate(maps, size=size, mode="bilinear")
