@@ -34,7 +34,7 @@ def doctor(plan_file: Path | None, address: str | None, root: Path, tracking_uri
         _doctor_as_job(plan_file, address, root, tracking_uri)
     from orchestrator.execution.doctor import Examination, examine
 
-    plan = None if plan_file is None else check_here(plan_file, (), (), ())[0]
+    plan = None if plan_file is None else check_here(plan_file).plan
     findings = examine(Examination(root.absolute(), plan, address, tracking_uri))
     table = new_table("check", "where", "", "found", "way out")
     for finding in findings:
@@ -57,7 +57,7 @@ def _doctor_as_job(plan_file: Path | None, address: str, root: Path, tracking_ur
     folder = Path.cwd()
     plan = None if plan_file is None else plan_name(folder, plan_file)
     if plan_file is not None:
-        check_here(plan_file, (), (), ())
+        check_here(plan_file)
     command = JobCommand(check_root(root), plan, "doctor", tracking_uri=tracking_uri)
     package = Package(folder, ()) if plan_file is None else collect(folder, plan_file, (), ())
     client = connect(address)

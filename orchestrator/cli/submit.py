@@ -2,19 +2,22 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
 from orchestrator.cli.graphs import load_graph
 from orchestrator.cli.options import tracking_option
+from orchestrator.cli.tune import confirm_grid, load_search
 from orchestrator.cli.watching import connect, end_with, follow_job, head_option
 from orchestrator.errors import PlanError
 
 if TYPE_CHECKING:
     from orchestrator.execution.submit.client import Job, JobsClient
     from orchestrator.execution.submit.sending import Submission
+    from orchestrator.plan.load import Source
     from orchestrator.plan.schema import Plan
+    from orchestrator.search.problem import Problem
 
 
 @click.command()
@@ -79,8 +82,11 @@ def submit(
     )
     from orchestrator.execution.submit.package import collect, plan_name
     from orchestrator.execution.submit.sending import Submission, choose_installer, new_id
+    from orchestrator.runs.search_run import SearchRun
 
-    plan, source = check_here(plan_file, overrides, only, force)
+    plan, source, problem = check_here(plan_file, overrides, only, force, searches)
+    if problem and not dry_run and "--yes" not in more and confirm_grid(problem, yes=False):
+        more = (*more, "--yes")  # nobody can be asked where the job runs
     folder = Path.cwd()
     installer, requirements = choose_installer(pip, uv)
     command = JobCommand(
@@ -105,24 +111,44 @@ def submit(
     _announce(submission, plan, source)
     if dry_run:
         return
-    job_id, client = _send(submission, address)
+    results: Path | str = "searches" if searches else f"plans/{plan.name}"
+    if problem:
+        results = SearchRun(Path(), plan.name, problem.fingerprint).folder
+    job_id, client = _send(submission, address, results)
     if follow:
         follow_job(client, job_id)
     if wait:
         end_with(client, job_id, lambda: _waited(client, job_id))
 
 
+class Checked(NamedTuple):
+    """A plan; how it is written; and its search, where one is sent and could be checked here."""
+
+    plan: "Plan"
+    source: "Source"
+    problem: "Problem | None"
+
+
 def check_here(
-    plan_file: Path, overrides: Sequence[str], only: Sequence[str], force: Sequence[str]
-) -> "tuple[Plan, Any]":
-    """The plan, with the errors that `run` has. Data may be on the nodes alone: then the job looks for it."""
+    plan_file: Path,
+    overrides: Sequence[str] = (),
+    only: Sequence[str] = (),
+    force: Sequence[str] = (),
+    searches: bool = False,
+) -> Checked:
+    """The plan, with the errors that the command itself has. Data may be on the nodes alone: then the job looks."""
     from orchestrator.plan.load import read_source
     from orchestrator.plan.schema import Plan
 
     source = read_source(plan_file, overrides)
+    problem = None
     try:
-        plan, graph = load_graph(plan_file, overrides, only)
-        graph.called(force, "--force")
+        if searches:
+            problem = load_search(plan_file, overrides, only, force)
+            plan = problem.plan
+        else:
+            plan, graph = load_graph(plan_file, overrides, only)
+            graph.called(force, "--force")
     except PlanError:
         try:
             plan = Plan.model_validate(source.values)
@@ -134,10 +160,10 @@ def check_here(
         click.echo(
             f"note: {missing}\nnote: the data is not here; the nodes are expected to have it", err=True
         )
-    return plan, source
+    return Checked(plan, source, problem)
 
 
-def _announce(submission: "Submission", plan: "Plan", source: Any) -> None:
+def _announce(submission: "Submission", plan: "Plan", source: "Source") -> None:
     """Say what is sent, and what could be wrong with it."""
     from orchestrator.execution.submit.command import points_home
     from orchestrator.execution.submit.package import counted, own_size, size
@@ -159,7 +185,7 @@ def _announce(submission: "Submission", plan: "Plan", source: Any) -> None:
         )
 
 
-def _send(submission: "Submission", address: str | None) -> "tuple[str, JobsClient]":
+def _send(submission: "Submission", address: str | None, results: Path | str) -> "tuple[str, JobsClient]":
     from orchestrator.execution.submit.sending import send
 
     client = connect(address)
@@ -169,7 +195,7 @@ def _send(submission: "Submission", address: str | None) -> "tuple[str, JobsClie
     lines = {
         "dashboard": client.page(job_id),
         "mlflow": uri or f"distill ui --runs {root}   (on a machine that sees it)",
-        "results": f"{root}/plans/{submission.name}",
+        "results": f"{root}/{results}",
         "follow": f"distill jobs logs {job_id} -f --address {client.address}",
     }
     click.echo(f"job {job_id}")

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,17 +40,12 @@ def tune(
     distill tune configs/search/mnist_temperature.yaml
     distill tune plan.yaml --set search.samples=100 --dry-run
     """
-    source, plan, graph = load_source_graph(plan_file, overrides)
-    from orchestrator.search.problem import build_problem
-
-    problem = build_problem(source, plan, graph)
-    graph.called(only, "--only")
-    _check_forced(problem, force)
+    problem = load_search(plan_file, overrides, only, force)
     root = root.absolute()
     if dry_run:
         _print_search(problem, root, only)
         return
-    _confirm(problem, yes)
+    confirm_grid(problem, yes)
     if local and problem.config.scheduler.name not in ("none", "pbt"):
         raise PlanError(
             f"`{problem.config.scheduler.name}` stops trials that run side by side, which `--local` does not do; leave"
@@ -64,7 +60,20 @@ def tune(
     sys.exit({"done": DONE, "failed": FAILED, "interrupted": INTERRUPTED}[description["status"]])
 
 
-def _check_forced(problem: "Problem", force: tuple[str, ...]) -> None:
+def load_search(
+    plan_file: Path, overrides: Sequence[str], only: Sequence[str], force: Sequence[str]
+) -> "Problem":
+    """What a plan's `search` asks for; `PlanError` also where a stage that is named on the command line is not."""
+    source, plan, graph = load_source_graph(plan_file, overrides)
+    from orchestrator.search.problem import build_problem
+
+    problem = build_problem(source, plan, graph)
+    graph.called(only, "--only")
+    _check_forced(problem, force)
+    return problem
+
+
+def _check_forced(problem: "Problem", force: Sequence[str]) -> None:
     from orchestrator.search.problem import dependent_nodes
 
     dependent = dependent_nodes(problem.graph, problem.searched)
@@ -76,20 +85,20 @@ def _check_forced(problem: "Problem", force: tuple[str, ...]) -> None:
             )
 
 
-def _confirm(problem: "Problem", yes: bool) -> None:
-    """A large grid is asked about, with its count."""
+def confirm_grid(problem: "Problem", yes: bool) -> bool:
+    """A large grid is asked about, with its count. Whether `--yes` was said, or has been now."""
     from orchestrator.search.problem import MANY_POINTS
 
     count = problem.config.trials
     if problem.config.searcher.name != "grid" or count <= MANY_POINTS or yes:
-        return
+        return yes
     if not sys.stdin.isatty():
         raise problem.source.error(
             ("search", "space"),
             f"the grid has {count:,} points; add `--yes` to try them all, set `samples`, or take `searcher:"
             " {name: random}`",
         )
-    click.confirm(f"The grid has {count:,} points. Try them all?", abort=True)
+    return click.confirm(f"The grid has {count:,} points. Try them all?", abort=True)
 
 
 def _print_search(problem: "Problem", root: Path, only: tuple[str, ...]) -> None:

@@ -48,6 +48,20 @@ task: {name: tensors, file: DATA}
 stages:
   teacher: {stage: train, model: {name: "my_nets.small:build", folder: FOLDER}, epochs: 1}
 """
+SEARCH = """\
+search:
+  metric: teacher.validation/accuracy
+  space: {teacher.optimizer.learning_rate: {loguniform: [1e-3, 1e-1]}}
+  samples: 2
+"""
+LARGE_GRID = """\
+search:
+  metric: teacher.validation/accuracy
+  searcher: {name: grid}
+  space:
+    teacher.epochs: {integer: [1, 1000]}
+    teacher.seed: {integer: [1, 1000]}
+"""
 MODULE = """\
 from pathlib import Path
 
@@ -76,6 +90,11 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "plan.yaml").write_text(text)
     monkeypatch.chdir(folder)
     return folder
+
+
+def add_search(project: Path, search: str = SEARCH) -> None:
+    with (project / "plan.yaml").open("a") as plan:
+        plan.write(search)
 
 
 def put(folder: Path, *names: str) -> None:
@@ -486,6 +505,27 @@ def test_what_is_wrong_with_a_plan_is_said_before_anything_is_sent(
     assert words in result.output
 
 
+def test_a_search_is_checked_before_it_is_sent(project: Path) -> None:
+    options = ("submit", "plan.yaml", "--tune", "--runs", "/r")
+    without = distill(*options)
+    assert (without.exit_code, "the plan searches nothing" in without.output) == (2, True), without.output
+    add_search(project)
+    planned = distill(*options, "--dry-run")
+    assert planned.exit_code == 0, planned.output
+    assert "orchestrator.cli tune plan.yaml" in planned.output
+    unknown = distill(*options, "--set", "search.metric=teacher.validation/acuracy")
+    assert (unknown.exit_code, "did you mean" in unknown.output) == (2, True), unknown.output
+    dependent = distill(*options, "--force", "teacher")
+    assert (dependent.exit_code, "finished trials are never repeated" in dependent.output) == (2, True)
+
+
+def test_a_large_grid_is_asked_about_where_somebody_can_answer(project: Path) -> None:
+    add_search(project, LARGE_GRID)
+    refused = distill("submit", "plan.yaml", "--tune", "--runs", "/r")
+    assert refused.exit_code == 2
+    assert "the grid has 1,000,000 points" in refused.output
+
+
 def test_data_beside_the_plan_must_be_sent_or_be_elsewhere(project: Path, tmp_path: Path) -> None:
     (project / "data").mkdir()
     shutil.copy(tmp_path / "data.npz", project / "data" / "digits.npz")
@@ -716,6 +756,19 @@ def test_a_stopped_job_marks_its_run_as_interrupted(
     assert "job `endless`: stopped" in stopped.stdout, stopped.stderr
     [run] = set(root.glob("plans/away/*")) - earlier
     assert json.loads((run / "results.json").read_text())["status"] == "interrupted"
+
+
+@pytest.mark.ray
+def test_a_search_runs_as_a_job(open_head: Head, project: Path, shared_root: Path) -> None:
+    add_search(project)
+    ended = open_head.distill(
+        "submit", "plan.yaml", "--tune", "--runs", shared_root, "--follow", folder=project
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    [search] = (shared_root / "searches").iterdir()
+    assert f"results   {search}\n" in ended.stdout
+    assert len(list((search / "trials").glob("*.json"))) == 2
+    assert (search / "best.yaml").exists()
 
 
 @pytest.mark.ray
