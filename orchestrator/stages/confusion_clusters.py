@@ -16,11 +16,11 @@ from orchestrator.stages.training_stage import load_data
 from orchestrator.stages.transfer_data import load_transfer_set
 from orchestrator.targets.clusters import (
     balanced_sizes,
+    confusion_columns,
     find_centres,
     overlapping,
     partition,
     squared_distances,
-    unit_columns,
 )
 from orchestrator.targets.confusion import Moments
 from orchestrator.training import model_files
@@ -72,13 +72,14 @@ def _find_clusters(config: ConfusionClustersConfig, context: StageContext) -> li
         moments.add(probabilities.cpu().numpy())
     similarity = moments.similarity(config.matrix)
     with atomic_write(context.path(SIMILARITY)) as temporary:
-        save_file({"similarity": similarity.astype("float32")}, temporary)
-    columns = unit_columns(similarity)
+        save_file({"similarity": similarity.values.astype("float32")}, temporary)
+    together = similarity.together()
+    columns = confusion_columns(together)
     centres = find_centres(columns, config.clusters, restarts=config.restarts, seed=config.seed)
     distances = squared_distances(columns, centres)
     if config.mode == "overlap":
         assert config.size is not None
-        return overlapping(distances, config.size)
+        return overlapping(distances, together, config.size)
     least, most = balanced_sizes(len(columns), config.clusters)
     return partition(distances, config.minimum_size or least, config.maximum_size or most)
 

@@ -1,4 +1,4 @@
-"""Groups of classes whose similarities to all classes are alike: mini-batch K-means on columns of unit length.
+"""Groups of classes that are confused with the same classes: mini-batch K-means on columns of unit length.
 
 On 1,000 classes, plain columns put 978 of them into one cluster: their lengths differ more than their directions.
 """
@@ -34,10 +34,16 @@ def find_centres(
     return means.cluster_centers_
 
 
-def unit_columns(similarity: NDArray[np.floating]) -> NDArray[np.floating]:
-    """The columns of a symmetric matrix, as rows of length 1; a column of zeros stays."""
-    lengths = np.linalg.norm(similarity, axis=1, keepdims=True)
-    return similarity / np.where(lengths > 0, lengths, 1)
+def confusion_columns(together: NDArray[np.floating]) -> NDArray[np.floating]:
+    """What each class is predicted together with, as rows of length 1, from a symmetric matrix (C, C) without diagonal.
+
+    A class that is never predicted keeps its zeros. A class counts as confused with itself as much as with its likest:
+    or else the columns of two classes that are only confused with one another would be orthogonal.
+    """
+    columns = together.copy()
+    np.fill_diagonal(columns, columns.max(axis=1))
+    lengths = np.linalg.norm(columns, axis=1, keepdims=True)
+    return columns / np.where(lengths > 0, lengths, 1)
 
 
 def squared_distances(columns: NDArray[np.floating], centres: NDArray[np.floating]) -> NDArray[np.floating]:
@@ -78,15 +84,26 @@ def _fill_up(owner: NDArray[np.int64], distances: NDArray[np.floating], minimum_
         owner[np.where(sizes[owner] > minimum_size, loss, np.inf).argmin()] = poor
 
 
-def overlapping(distances: NDArray[np.floating], size: int) -> list[list[int]]:
-    """K lists of `size` classes each, from distances (C, K): a partition, filled up with the nearest classes.
+def overlapping(
+    distances: NDArray[np.floating], together: NDArray[np.floating], size: int
+) -> list[list[int]]:
+    """K lists of `size` classes each: equal parts of all classes, each filled up with what it is most confused with.
 
-    Without the partition, centres that lie close together would share their classes, and leave others to nobody.
+    Distances (C, K) to the centres make the parts, and decide between classes that are as often predicted together,
+    (C, C), with a part. Two classes that have met in a cluster need not meet again: they count for none after it.
+    Without the parts, centres that lie close together would share their classes, and leave others to nobody. Filled up
+    with the classes nearest to their centres, all clusters would take those few in the middle.
     """
-    clusters = partition(distances, 0, size)
-    for cluster, column in zip(clusters, np.argsort(distances, axis=0, kind="stable").T, strict=True):
-        others = [label for label in column.tolist() if label not in set(cluster)]
-        cluster.extend(others[: size - len(cluster)])
+    num_classes, count = distances.shape
+    clusters = partition(distances, 0, -(-num_classes // count))
+    left = together.copy()
+    for cluster in clusters:
+        left[np.ix_(cluster, cluster)] = 0
+    for cluster, distance in zip(clusters, distances.T, strict=True):
+        confused = left[:, cluster].sum(axis=1)
+        confused[cluster] = -1
+        cluster.extend(np.lexsort((distance, -confused))[: size - len(cluster)].tolist())
+        left[np.ix_(cluster, cluster)] = 0
     return [sorted(cluster) for cluster in clusters]
 
 

@@ -4,8 +4,9 @@ The moments are sums over samples, so that parts of the data can be summed anywh
 many classes their matrix is what memory goes to; it exists once.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,26 @@ Matrix = Literal["correlation", "covariance"]
 
 SMALLEST_VARIANCE = 1e-12  # a class that is never predicted is correlated with nothing
 ROWS_AT_ONCE = 256
+
+
+class Similarity(NamedTuple):
+    """Covariance or correlation of the classes' probabilities, (C, C), with zeros on the diagonal.
+
+    The outer product of `chance` (C,) with itself is what centring took off: what classes fall short by that are never
+    predicted together.
+    """
+
+    values: NDArray[np.floating]
+    chance: NDArray[np.float64]
+
+    def together(self) -> NDArray[np.floating]:
+        """The same before it was centred, (C, C): how much two classes are predicted together, 0 for never."""
+        result = self.values.copy()
+        for rows in _blocks(len(result)):
+            result[rows] += np.outer(self.chance[rows], self.chance)
+        np.maximum(result, 0, out=result)  # up to rounding
+        np.fill_diagonal(result, 0)
+        return result
 
 
 @dataclass
@@ -46,8 +67,8 @@ class Moments:
         self.first += other.first
         self.second += other.second
 
-    def similarity(self, matrix: Matrix) -> NDArray[np.floating]:
-        """Covariance or correlation of the classes' probabilities, (C, C), with zeros on the diagonal.
+    def similarity(self, matrix: Matrix) -> Similarity:
+        """How alike the classes' probabilities are.
 
         Uses the sums up: the result lies in their place. The diagonal goes because a column's own variance is larger
         than all else in it: with it, every class is far from every other.
@@ -60,12 +81,15 @@ class Moments:
             scale = np.where(
                 variance > SMALLEST_VARIANCE, 1 / np.sqrt(np.maximum(variance, SMALLEST_VARIANCE)), 0
             )
-        for start in range(0, len(mean), ROWS_AT_ONCE):
-            rows = slice(start, start + ROWS_AT_ONCE)
+        for rows in _blocks(len(mean)):
             centred = result[rows] / self.count - np.outer(mean[rows], mean)
             result[rows] = centred * np.outer(scale[rows], scale)
         np.fill_diagonal(result, 0)
-        return result
+        return Similarity(result, mean * scale)
+
+
+def _blocks(rows: int) -> Iterator[slice]:
+    return (slice(start, start + ROWS_AT_ONCE) for start in range(0, rows, ROWS_AT_ONCE))
 
 
 def _mirror_lower_triangle(matrix: NDArray[np.floating]) -> None:

@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 
 from orchestrator.targets.clusters import (
     balanced_sizes,
+    confusion_columns,
     find_centres,
     overlapping,
     partition,
     squared_distances,
-    unit_columns,
 )
 from orchestrator.targets.confusion import Moments
 
@@ -41,8 +41,8 @@ def moments_of(probabilities: NDArray[np.float64]) -> Moments:
     return moments
 
 
-def clusters_of(similarity: NDArray[np.floating], count: int) -> list[list[int]]:
-    columns = unit_columns(similarity)
+def clusters_of(together: NDArray[np.floating], count: int) -> list[list[int]]:
+    columns = confusion_columns(together)
     return partition(squared_distances(columns, find_centres(columns, count, restarts=10, seed=0)), 2, None)
 
 
@@ -57,7 +57,7 @@ def test_similarity_is_that_of_numpy_without_its_diagonal(matrix: str) -> None:
     probabilities = planted(12, 3, 500)
     own = np.corrcoef(probabilities.T) if matrix == "correlation" else np.cov(probabilities.T, bias=True)
     np.fill_diagonal(own, 0)
-    np.testing.assert_allclose(moments_of(probabilities).similarity(matrix), own, atol=1e-12)
+    np.testing.assert_allclose(moments_of(probabilities).similarity(matrix).values, own, atol=1e-12)
 
 
 def test_merged_parts_equal_a_single_pass() -> None:
@@ -70,32 +70,47 @@ def test_merged_parts_equal_a_single_pass() -> None:
     for part in parts:
         merged.merge(part)
     assert merged.count == 1000
-    np.testing.assert_allclose(merged.similarity("covariance"), whole.similarity("covariance"), atol=1e-10)
+    expected = whole.similarity("covariance").values
+    np.testing.assert_allclose(merged.similarity("covariance").values, expected, atol=1e-10)
 
 
 def test_a_class_that_is_never_predicted_is_like_no_other() -> None:
     probabilities = planted(6, 2, 200)
     probabilities[:, 3] = 0
     similarity = moments_of(probabilities).similarity("correlation")
-    assert not similarity[3].any()
-    assert np.isfinite(similarity).all()
-    assert sorted(chain(*clusters_of(similarity, 2))) == list(range(6))
+    assert not similarity.values[3].any()
+    assert np.isfinite(similarity.values).all()
+    assert sorted(chain(*clusters_of(similarity.together(), 2))) == list(range(6))
+
+
+def test_before_centring_it_is_the_mean_product_of_two_probabilities() -> None:
+    probabilities = planted(12, 3, 500)
+    expected = probabilities.T @ probabilities / 500
+    np.fill_diagonal(expected, 0)
+    np.testing.assert_allclose(
+        moments_of(probabilities).similarity("covariance").together(), expected, atol=1e-12
+    )
+    deviations = probabilities.std(axis=0)
+    expected /= np.outer(deviations, deviations)
+    np.testing.assert_allclose(
+        moments_of(probabilities).similarity("correlation").together(), expected, atol=1e-12
+    )
 
 
 def test_planted_groups_are_found_again() -> None:
-    similarity = moments_of(planted(60, 6, 6000)).similarity("correlation")
-    assert purity(clusters_of(similarity, 6), 6) == 1.0
+    together = moments_of(planted(60, 6, 6000)).similarity("correlation").together()
+    assert purity(clusters_of(together, 6), 6) == 1.0
 
 
 def test_the_diagonal_would_hide_the_groups() -> None:
     probabilities = planted(60, 6, 6000, own=6.0)
-    similarity = moments_of(probabilities).similarity("covariance")
+    together = moments_of(probabilities).similarity("covariance").together()
     with_diagonal = np.cov(probabilities.T)
-    assert purity(clusters_of(similarity, 6), 6) > purity(clusters_of(with_diagonal, 6), 6) + 0.2
+    assert purity(clusters_of(together, 6), 6) > purity(clusters_of(with_diagonal, 6), 6) + 0.2
 
 
 def test_equal_seeds_give_equal_clusters() -> None:
-    columns = unit_columns(moments_of(planted(60, 6, 300)).similarity("correlation"))
+    columns = confusion_columns(moments_of(planted(60, 6, 300)).similarity("correlation").together())
     first, again = (find_centres(columns, 5, restarts=2, seed=4) for _ in range(2))
     np.testing.assert_array_equal(first, again)
 
@@ -128,17 +143,53 @@ def test_classes_with_most_to_lose_choose_first() -> None:
     assert partition(distances, 2, 2) == [[0, 1], [2, 3]]
 
 
-def test_overlapping_clusters_are_the_nearest_classes_of_centres_that_lie_apart() -> None:
-    distances = np.array([[0.1, 0.9], [0.2, 0.8], [0.6, 0.2], [0.9, 0.1]])
-    assert overlapping(distances, 3) == [[0, 1, 2], [1, 2, 3]]
+def test_overlapping_clusters_are_equal_parts_and_what_these_are_most_confused_with() -> None:
+    distances = np.array([[0.1, 0.9], [0.2, 0.8], [0.8, 0.2], [0.9, 0.1]])  # parts: 0 and 1, 2 and 3
+    together = np.array([[0, 9, 3, 2], [9, 0, 0, 0], [3, 0, 0, 0], [2, 0, 0, 0]])
+    assert overlapping(distances, together, 3) == [
+        [0, 1, 2],
+        [0, 2, 3],
+    ]  # 0 meets 2, and then, by way of 3, again
+    together[0, 3] = together[3, 0] = 0
+    assert overlapping(distances, together, 3) == [
+        [0, 1, 2],
+        [1, 2, 3],
+    ]  # 0 and 2 have met: the distance decides
 
 
 def test_overlapping_clusters_leave_no_class_out_where_centres_lie_together() -> None:
     random = np.random.default_rng(0)
     distances = np.sort(random.random((60, 1)), axis=0) + 0.01 * random.random((60, 4))
-    clusters = overlapping(distances, 20)
+    clusters = overlapping(distances, random.random((60, 60)), 20)
     assert [len(set(cluster)) for cluster in clusters] == [20] * 4
     assert set(chain(*clusters)) == set(range(60))
+
+
+def pairs_beside_easy_classes() -> NDArray[np.float64]:
+    """Predictions (20,000, 200): classes 0 to 79 are confused in pairs (2k, 2k + 1), the others hardly ever."""
+    random = np.random.default_rng(0)
+    labels = random.integers(200, size=20_000)
+    twins = np.where(labels < 80, labels ^ 1, labels)
+    values = 0.3 * random.normal(size=(len(labels), 200))
+    values[np.arange(len(labels)), labels] += 12
+    values[np.arange(len(labels)), twins] += 11 * (labels < 80)
+    return softmax(values)
+
+
+@pytest.mark.parametrize("mode", ["partition", "overlap"])
+def test_what_is_confused_comes_together_where_most_classes_are_easy(mode: str) -> None:
+    together = moments_of(pairs_beside_easy_classes()).similarity("correlation").together()
+    columns = confusion_columns(together)
+    distances = squared_distances(columns, find_centres(columns, 10, restarts=5, seed=0))
+    if mode == "overlap":
+        clusters = overlapping(distances, together, 30)
+    else:
+        clusters = partition(distances, *balanced_sizes(200, 10))
+    met = [any({label, label + 1} <= set(cluster) for cluster in clusters) for label in range(0, 80, 2)]
+    assert sum(met) >= (40 if mode == "overlap" else 36)
+    covered = np.bincount(list(chain(*clusters)), minlength=200)
+    assert covered.min() == 1
+    assert covered.max() < 10  # nobody belongs everywhere
 
 
 def test_the_default_bounds_hold_all_classes() -> None:
