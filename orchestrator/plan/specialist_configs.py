@@ -17,11 +17,11 @@ from orchestrator.plan.training_configs import TransferConfig
 class ConfusionClustersConfig(StageConfig):
     """Group the classes that a generalist confuses, for one specialist per group (arXiv 1503.02531, section 5.2).
 
-    K-means on the columns of the correlation (or covariance) matrix of its predictions, without the diagonal, on the
-    validation split, or on `views` augmented versions of the transfer set. `partition`: every class is in one cluster
-    of `minimum_size` to `maximum_size` classes, half to twice the mean if left out; `overlap`: such clusters, each
-    filled up to `size` with the classes nearest to its centre. Clusters of your own are written out as `given`: lists
-    of classes by index or name, or the name of a YAML or JSON file that holds such lists.
+    K-means on the columns of the correlation (or covariance) matrix of its predictions, before centring and without the
+    diagonal, on the validation split, or on `views` augmented versions of the transfer set. `partition`: every class is
+    in one cluster of `minimum_size` to `maximum_size` classes, half to twice the mean if left out; `overlap`: equal
+    parts of all classes, each filled up to `size` with the classes that it is most confused with. Clusters of your own
+    are written out as `given`: lists of classes by index or name, or the name of a YAML or JSON file with such lists.
     """
 
     stage: Literal["confusion_clusters"]
