@@ -54,6 +54,9 @@ def _facts(clustering: Clustering) -> str:
         where = "validation split" if config.get("split") == "validation" else "training split"
         views = f", {config['views']} views of each sample" if config.get("views") else ""
         parts.append(f"Found from the {matrix} of the generalist's predictions on the {where}{views}.")
+    held = clustering.stage.metric("clusters/confusions_held")
+    if held is not None:
+        parts.append(f"{percent(held)} of what it predicts together is in one cluster.")
     return f"<p>{' '.join(parts)}</p>"
 
 

@@ -20,6 +20,7 @@ from orchestrator.targets.clusters import (
     find_centres,
     overlapping,
     partition,
+    share_held,
     squared_distances,
 )
 from orchestrator.targets.confusion import Moments
@@ -37,8 +38,10 @@ log = logging.getLogger(__name__)
 def confusion_clusters(config: ConfusionClustersConfig, context: StageContext) -> dict[str, float]:
     """Cluster the classes by the generalist's predictions, or take the clusters that the plan gives."""
     names = context.task.class_names
+    found = {}
     if config.given is None:
-        clusters = _find_clusters(config, context)
+        clusters, held = _find_clusters(config, context)
+        found = {"clusters/confusions_held": held}
     else:
         clusters = [
             [names.index(label) if isinstance(label, str) else label for label in cluster]
@@ -56,6 +59,7 @@ def confusion_clusters(config: ConfusionClustersConfig, context: StageContext) -
         "clusters/smallest": float(min(sizes)),
         "clusters/largest": float(max(sizes)),
         "clusters/uncovered": float(len(names) - covered),
+        **found,
     }
 
 
@@ -65,7 +69,8 @@ def read_clusters(folder: StageFolder) -> list[list[int]]:
     return clusters
 
 
-def _find_clusters(config: ConfusionClustersConfig, context: StageContext) -> list[list[int]]:
+def _find_clusters(config: ConfusionClustersConfig, context: StageContext) -> tuple[list[list[int]], float]:
+    """The clusters, and which share of the confusions lies within them."""
     assert config.clusters is not None
     moments = Moments.empty(context.task.num_classes)
     for probabilities in _predictions(config, context, load_data(context)):
@@ -79,9 +84,11 @@ def _find_clusters(config: ConfusionClustersConfig, context: StageContext) -> li
     distances = squared_distances(columns, centres)
     if config.mode == "overlap":
         assert config.size is not None
-        return overlapping(distances, together, config.size)
-    least, most = balanced_sizes(len(columns), config.clusters)
-    return partition(distances, config.minimum_size or least, config.maximum_size or most)
+        clusters = overlapping(distances, together, config.size)
+    else:
+        least, most = balanced_sizes(len(columns), config.clusters)
+        clusters = partition(distances, config.minimum_size or least, config.maximum_size or most)
+    return clusters, share_held(together, clusters)
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ On 1,000 classes, plain columns put 978 of them into one cluster: their lengths 
 """
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,3 +111,12 @@ def overlapping(
 def balanced_sizes(num_classes: int, count: int) -> tuple[int, int]:
     """The default bounds of a partition: half and twice the mean size, and never below 2."""
     return max(2, num_classes // (2 * count)), max(2, -(-2 * num_classes // count))
+
+
+def share_held(together: NDArray[np.floating], clusters: Sequence[Sequence[int]]) -> float:
+    """How much of what is predicted together, (C, C), is between two classes of one cluster; 1 where there is none."""
+    is_held = np.zeros(together.shape, bool)
+    for cluster in clusters:
+        is_held[np.ix_(cluster, cluster)] = True
+    whole = float(together.sum(dtype=np.float64))
+    return float(together.sum(dtype=np.float64, where=is_held)) / whole if whole else 1.0

@@ -35,6 +35,7 @@ def add_clusters(
     clusters: Sequence[Sequence[int]],
     names: Sequence[str] = tuple("abcdefghij"),
     similarity: np.ndarray | None = None,
+    **metrics: float,
 ) -> Any:
     """A stage of clusters, with a similarity matrix unless there is none."""
     written = {"clusters": clusters, "names": [[names[label] for label in cluster] for cluster in clusters]}
@@ -47,6 +48,7 @@ def add_clusters(
         role="clusters",
         reads=[node["name"] for node in run.nodes[:1]],
         config={"matrix": "correlation", "split": "validation"},
+        metrics=metrics,
         files=files,
     )
 
@@ -150,6 +152,13 @@ def test_good_clusters_are_not_warned_of(tmp_path: Path, fake_run: Start) -> Non
     assert "in no cluster" not in text
     assert "two specialists for nearly the same" not in text
     assert "times the mean" not in text
+
+
+def test_it_is_said_how_much_of_the_confusions_the_clusters_hold(tmp_path: Path, fake_run: Start) -> None:
+    run = fake_run(tmp_path)
+    held = {"clusters/confusions_held": 0.614}
+    add_clusters(run, [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]], similarity=np.eye(10), **held)
+    assert "61.4 % of what it predicts together is in one cluster" in text_of(run)
 
 
 @pytest.mark.parametrize(

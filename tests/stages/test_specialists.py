@@ -73,6 +73,7 @@ def test_clusters_are_found_from_the_generalists_predictions(
     stages.run({"generalist": plan["generalist"], "clusters": clusters | options})
     found = read_json(stages.folder("clusters").path / "clusters.json")["clusters"]
     assert [len(set(cluster)) for cluster in found] == [2, 2]
+    assert 0 < stages.record("clusters").metrics["clusters/confusions_held"] <= 1
     assert {label for cluster in found for label in cluster} == {0, 1, 2}
     assert "similarity.safetensors" in stages.record("clusters").payload
 

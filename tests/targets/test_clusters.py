@@ -12,6 +12,7 @@ from orchestrator.targets.clusters import (
     find_centres,
     overlapping,
     partition,
+    share_held,
     squared_distances,
 )
 from orchestrator.targets.confusion import Moments
@@ -190,6 +191,19 @@ def test_what_is_confused_comes_together_where_most_classes_are_easy(mode: str) 
     covered = np.bincount(list(chain(*clusters)), minlength=200)
     assert covered.min() == 1
     assert covered.max() < 10  # nobody belongs everywhere
+
+
+def test_the_share_held_is_that_of_a_loop() -> None:
+    together = np.random.default_rng(0).random((7, 7))
+    np.fill_diagonal(together, 0)
+    clusters = [[0, 1, 2], [2, 3], [5, 6]]
+    pairs = [
+        (a, b) for a in range(7) for b in range(7) if any({a, b} <= set(cluster) for cluster in clusters)
+    ]
+    assert share_held(together, clusters) == pytest.approx(
+        sum(together[pair] for pair in pairs) / together.sum()
+    )
+    assert share_held(np.zeros((7, 7)), clusters) == 1.0
 
 
 def test_the_default_bounds_hold_all_classes() -> None:
