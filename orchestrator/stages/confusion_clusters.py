@@ -3,7 +3,9 @@
 import logging
 from collections.abc import Iterator
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from torch import Tensor
 
@@ -79,16 +81,22 @@ def _find_clusters(config: ConfusionClustersConfig, context: StageContext) -> tu
     with atomic_write(context.path(SIMILARITY)) as temporary:
         save_file({"similarity": similarity.values.astype("float32")}, temporary)
     together = similarity.together()
-    columns = confusion_columns(together)
-    centres = find_centres(columns, config.clusters, restarts=config.restarts, seed=config.seed)
-    distances = squared_distances(columns, centres)
+    distances = _distances(together, config)
     if config.mode == "overlap":
         assert config.size is not None
         clusters = overlapping(distances, together, config.size)
     else:
-        least, most = balanced_sizes(len(columns), config.clusters)
+        least, most = balanced_sizes(len(together), config.clusters)
         clusters = partition(distances, config.minimum_size or least, config.maximum_size or most)
     return clusters, share_held(together, clusters)
+
+
+def _distances(together: NDArray[np.floating], config: ConfusionClustersConfig) -> NDArray[np.floating]:
+    """Of every class to every centre. The columns, as large as the matrix, end here."""
+    assert config.clusters is not None
+    columns = confusion_columns(together)
+    centres = find_centres(columns, config.clusters, restarts=config.restarts, seed=config.seed)
+    return squared_distances(columns, centres)
 
 
 @torch.no_grad()

@@ -44,7 +44,8 @@ def confusion_columns(together: NDArray[np.floating]) -> NDArray[np.floating]:
     columns = together.copy()
     np.fill_diagonal(columns, columns.max(axis=1))
     lengths = np.linalg.norm(columns, axis=1, keepdims=True)
-    return columns / np.where(lengths > 0, lengths, 1)
+    columns /= np.where(lengths > 0, lengths, 1)
+    return columns
 
 
 def squared_distances(columns: NDArray[np.floating], centres: NDArray[np.floating]) -> NDArray[np.floating]:

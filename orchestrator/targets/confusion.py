@@ -28,8 +28,11 @@ class Similarity(NamedTuple):
     chance: NDArray[np.float64]
 
     def together(self) -> NDArray[np.floating]:
-        """The same before it was centred, (C, C): how much two classes are predicted together, 0 for never."""
-        result = self.values.copy()
+        """The same before it was centred, (C, C): how much two classes are predicted together, 0 for never.
+
+        Uses the values up: the result lies in their place.
+        """
+        result = self.values
         for rows in _blocks(len(result)):
             result[rows] += np.outer(self.chance[rows], self.chance)
         np.maximum(result, 0, out=result)  # up to rounding
