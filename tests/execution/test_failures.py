@@ -145,6 +145,7 @@ def test_the_clock_of_a_group_that_was_restarted_begins_anew(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_stage_and_a_group_that_hang_are_ended_and_their_records_say_where_they_hung(
     backend: RayBackend, stages: Any, shared: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -414,6 +415,7 @@ def driven(what: str, folder: Path, settings: dict[str, str]) -> dict[str, Any]:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_machine_that_dies_with_half_the_teachers_costs_only_their_last_steps(seen: dict[str, Any]) -> None:
     assert seen["node"]["statuses"] == ["done"] * 4
     assert seen["node"]["attempts"] == [1, 1, 2, 2]
@@ -422,6 +424,7 @@ def test_a_machine_that_dies_with_half_the_teachers_costs_only_their_last_steps(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_run_whose_head_dies_ends_with_one_line_and_is_continued_by_the_next_one(
     seen: dict[str, Any],
 ) -> None:

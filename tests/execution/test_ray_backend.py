@@ -242,6 +242,7 @@ def test_what_does_not_stop_is_ended(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_group_equals_one_worker_and_a_killed_group_equals_it_too(
     backend: RayBackend, stages: Stages, tmp_path: Path
 ) -> None:

@@ -147,6 +147,7 @@ def attempts_of(bench: Any, trial: TrialRecord) -> int:
     return (bench.root / folder / "log.txt").read_text().count("started (attempt")
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_checkpoints_and_the_next_search_continues_from_them(
     ray_cluster: None, real_bench: Callable[..., Any]
 ) -> None:
