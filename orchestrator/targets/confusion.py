@@ -97,8 +97,7 @@ def _blocks(rows: int) -> Iterator[slice]:
 
 def _mirror_lower_triangle(matrix: NDArray[np.floating]) -> None:
     """Make a square matrix symmetric in place, block by block."""
-    for start in range(0, len(matrix), ROWS_AT_ONCE):
-        end = start + ROWS_AT_ONCE
-        square = matrix[start:end, start:end]
+    for rows in _blocks(len(matrix)):
+        square = matrix[rows, rows]
         square[...] = np.tril(square) + np.tril(square, -1).T
-        matrix[start:end, end:] = matrix[end:, start:end].T
+        matrix[rows, rows.stop :] = matrix[rows.stop :, rows].T

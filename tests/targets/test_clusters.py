@@ -147,15 +147,11 @@ def test_classes_with_most_to_lose_choose_first() -> None:
 def test_overlapping_clusters_are_equal_parts_and_what_these_are_most_confused_with() -> None:
     distances = np.array([[0.1, 0.9], [0.2, 0.8], [0.8, 0.2], [0.9, 0.1]])  # parts: 0 and 1, 2 and 3
     together = np.array([[0, 9, 3, 2], [9, 0, 0, 0], [3, 0, 0, 0], [2, 0, 0, 0]])
-    assert overlapping(distances, together, 3) == [
-        [0, 1, 2],
-        [0, 2, 3],
-    ]  # 0 meets 2, and then, by way of 3, again
+    # 0 meets 2, and then, by way of 3, again.
+    assert overlapping(distances, together, 3) == [[0, 1, 2], [0, 2, 3]]
     together[0, 3] = together[3, 0] = 0
-    assert overlapping(distances, together, 3) == [
-        [0, 1, 2],
-        [1, 2, 3],
-    ]  # 0 and 2 have met: the distance decides
+    # 0 and 2 have met: the distance decides.
+    assert overlapping(distances, together, 3) == [[0, 1, 2], [1, 2, 3]]
 
 
 def test_overlapping_clusters_leave_no_class_out_where_centres_lie_together() -> None:

@@ -12,9 +12,8 @@ import ray
 from ray._raylet import PlacementGroupID
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
-SETTLE_SECONDS = (
-    5.0  # in which a living group puts its workers where it has reserved, and Ray Train cleans up
-)
+# In which a living group puts its workers where it has reserved, and Ray Train cleans up.
+SETTLE_SECONDS = 5.0
 LOOK_SECONDS = 0.5
 
 log = logging.getLogger(__name__)
