@@ -4,7 +4,7 @@ import logging
 import signal
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,13 @@ class RunOptions:
     is_reported: bool = True
 
 
-def run_plan(plan: Plan, graph: Graph, options: RunOptions) -> dict[str, Any]:
-    """Run what has no result yet, track it, report it; returns what `results.json` holds."""
+def run_plan(
+    plan: Plan, graph: Graph, options: RunOptions, last_words: ExitStack | None = None
+) -> dict[str, Any]:
+    """Run what has no result yet, track it, report it; returns what `results.json` holds.
+
+    Who gives `last_words` waits for the tracking store when they are closed, not here.
+    """
     from orchestrator.execution.run_stage import versions
 
     forced = graph.called(options.force, "--force")
@@ -48,23 +53,30 @@ def run_plan(plan: Plan, graph: Graph, options: RunOptions) -> dict[str, Any]:
     previous = same_stages(latest_run(options.root, plan.name), graph)
     states = {name: NodeState() for name in graph.nodes}
     stop = threading.Event()
-    with stopping_on_interrupt(stop):
+    with stopping_on_interrupt(stop), ExitStack() if last_words is None else nullcontext(last_words) as words:
         run.begin()
         mirror = Mirror(run.folder, options.root, options.tracking_uri)
-        try:
-            with results_written(run, states, stop):
-                if not (previous and mirror.has_sent(previous)):
-                    mirror.start()
-                run_on_backend(run, states, options, forced, stop)
-            if previous and all(state.status == "cached" for state in states.values()):
-                copy_report(previous, run.folder)
-                mirror.adopt(previous)
-            elif options.is_reported and not stop.is_set():
-                write_report_of(run)
-        finally:
-            mirror.finish(MIRROR_SECONDS_INTERRUPTED if stop.is_set() else MIRROR_SECONDS)
+        words.callback(finish_tracking, mirror, run, states, stop)
+        with results_written(run, states, stop):
+            if not (previous and mirror.has_sent(previous)):
+                mirror.start()
+            run_on_backend(run, states, options, forced, stop)
+        mirror.hurry()
+        if previous and all(state.status == "cached" for state in states.values()):
+            copy_report(previous, run.folder)
+            mirror.adopt(previous)
+        elif options.is_reported and not stop.is_set():
+            write_report_of(run)
+    return run.results
+
+
+def finish_tracking(
+    mirror: Mirror, run: PlanRun, states: Mapping[str, NodeState], stop: threading.Event
+) -> None:
+    """Wait for what goes to the tracking store, and note where it went."""
+    mirror.finish(MIRROR_SECONDS_INTERRUPTED if stop.is_set() else MIRROR_SECONDS)
     run.mlflow = mirror.description()
-    return run.write_results(states, status_of(states, interrupted=stop.is_set()))
+    run.write_results(states, status_of(states, interrupted=stop.is_set()))
 
 
 @contextmanager

@@ -42,6 +42,8 @@ class NoTracking:
     def start(self) -> None:
         NoTracking.started += 1
 
+    def hurry(self) -> None: ...
+
     def finish(self, seconds: float) -> None:
         self.is_finished = True
 

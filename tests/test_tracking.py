@@ -577,6 +577,19 @@ def test_the_mirror_shows_a_stage_while_it_runs_and_sync_leaves_it_alone(runs: R
     assert mirroring.description()["run_id"] == runs.runs()["r1"].info.run_id
 
 
+def test_a_mirror_that_is_hurried_waits_for_nothing(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background_module, "PERIOD", 3600.0)
+    folder = runs.run("r1", "running", teacher="running")
+    mirroring = Mirror(folder, runs.root)
+    mirroring.start()
+    wait_until(lambda: "r1" in runs.runs() and mirroring.result.run_id is not None)
+    runs.record(runs.stage("teacher"))
+    runs.run("r1", teacher="done")
+    mirroring.hurry()
+    wait_until(lambda: mirroring.result.is_complete)
+    assert mirroring.finish().is_complete
+
+
 @pytest.mark.usefixtures("quick_mirror")
 def test_the_mirror_sends_what_an_earlier_run_could_not(runs: Runs) -> None:
     runs.run("r1", plan="earlier")

@@ -217,7 +217,9 @@ class SearchConfig(Config):
     `STAGE.validation/accuracy` (or loss, errors, ece), of the student when left out; the test split is never looked
     at. `samples` counts trials, those of earlier runs of the search included (all points of a grid when left out, else
     20). `seeds` trains that many replicas of the metric's stage per trial and judges their mean; left out, as many
-    as the stage has. A trial has `resources` of its own, or those of the metric's stage.
+    as the stage has. `resources` are those of a trial's trainings; left out, a trial runs in one process with those of
+    the metric's stage, or, where a stage of it asks for `workers` or trains peers side by side, on workers of its own
+    with what its stages ask for.
     """
 
     space: dict[str, Domain] = Field(min_length=1)

@@ -167,7 +167,8 @@ class ResourcesConfig(Config):
 
     A stage that runs longer than its `timeout` (without waiting for room; each attempt anew) fails: what each of its
     threads was doing then is in its record and in `stacks-rank0.txt` of its folder, its last checkpoint stays. One that
-    hangs is ended. With `--local`, and in trials of a search, it is the driver that hangs: nothing can end it but you.
+    hangs is ended. With `--local`, and in trials of a search on one worker, it is the driver that hangs: nothing can
+    end it but you.
     """
 
     workers: Annotated[Integer, Field(ge=1)] = 1

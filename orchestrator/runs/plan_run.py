@@ -66,6 +66,7 @@ class PlanRun:
         self.started = time.monotonic()
         self.folder = root / "plans" / plan.name / self.run_id
         self.mlflow: dict[str, Any] = {}
+        self.results: dict[str, Any] = {}
         self._records: dict[str, Record | None] = {}
 
     def begin(self) -> None:
@@ -75,10 +76,10 @@ class PlanRun:
             temporary.write_text(plan_text(self.plan))
         write_json(self.folder / "graph.json", graph_values(self.plan, self.graph, self.run_id))
 
-    def write_results(self, states: Mapping[str, NodeState], status: str) -> dict[str, Any]:
-        """Write `results.json` as it stands now, and return it."""
+    def write_results(self, states: Mapping[str, NodeState], status: str) -> None:
+        """Write `results.json` as it stands now."""
         sizes = read_data_sizes(self.root, self.plan.task)
-        results = {
+        self.results = {
             "plan": self.plan.name,
             "run_id": self.run_id,
             "status": status,
@@ -94,8 +95,7 @@ class PlanRun:
             "stages": self._stages(states),
             "mlflow": self.mlflow,
         }
-        write_json(self.folder / "results.json", results)
-        return results
+        write_json(self.folder / "results.json", self.results)
 
     def _stages(self, states: Mapping[str, NodeState]) -> dict[str, Any]:
         entries = {

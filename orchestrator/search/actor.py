@@ -1,5 +1,7 @@
 """A Ray Tune actor that runs one trial after another: torch is imported once, training goes on while Tune thinks.
 
+A trial that needs several workers at once only has its driver here.
+
 Our other modules are imported inside the functions, after `enter_folder`, as in `execution/ray_backend/worker.py`.
 """
 
@@ -7,15 +9,18 @@ import json
 import os
 import queue
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
 
+from orchestrator.execution.ray_backend.amounts import Amount
 from orchestrator.execution.ray_backend.worker import StopFile, enter_folder
 
-METRIC, EPOCH, RESULT = "metric", "epoch", "result"
+METRIC, EPOCH, EPOCHS, RESULT = "metric", "epoch", "epochs", "result"
 
 
 class TrialStop(threading.Event):
@@ -31,14 +36,23 @@ class TrialStop(threading.Event):
 
 
 class TrialActor(tune.Trainable):
-    """A `step` is an epoch of the metric's stage; the last one carries the trial's result.
+    """A `step` is one or more epochs of the metric's stage; the last one carries the trial's result.
 
-    A thread trains and this one reports, so that a trial which Tune gives up can write its checkpoint.
+    A thread trains and this one reports, so that a trial which Tune gives up can write its checkpoint. A report costs
+    the driver some 10 ms: where nobody decides by it, those of `seconds_between` come together.
     """
 
-    def setup(self, config: dict[str, Any], working_folder: str = "", stop_file: str = "") -> None:
+    def setup(
+        self,
+        config: dict[str, Any],
+        working_folder: str = "",
+        stop_file: str = "",
+        share: Amount | None = None,
+        seconds_between: float = 0.0,
+    ) -> None:
         """Called once per process, with its first trial."""
-        self._working_folder, self._stop_file = working_folder, stop_file
+        self._seconds_between = seconds_between
+        self._working_folder, self._stop_file, self._share = working_folder, stop_file, share
         if not ray.get_gpu_ids():
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a process without GPUs still sees all of them
         self._begin(config)
@@ -51,8 +65,13 @@ class TrialActor(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Wait for what the trial reports next."""
-        news: dict[str, Any] = self._news.get()
-        return news
+        news = self._news.get()
+        epochs, until = news[EPOCHS], time.monotonic() + self._seconds_between
+        while RESULT not in news and (seconds := until - time.monotonic()) > 0:
+            with suppress(queue.Empty):
+                news = self._news.get(timeout=seconds)
+                epochs |= news[EPOCHS]
+        return {**news, EPOCHS: epochs}
 
     def cleanup(self) -> None:
         """The process is no longer needed."""
@@ -64,7 +83,7 @@ class TrialActor(tune.Trainable):
         self._stop = TrialStop(self._stop_file)
         self._thread = threading.Thread(
             target=self._train,
-            args=(json.loads(config["request"]), self._stop, self._news),
+            args=(json.loads(config["request"]), self._share, self._stop, self._news),
             daemon=True,
         )
         self._thread.start()
@@ -74,7 +93,12 @@ class TrialActor(tune.Trainable):
         self._thread.join()
 
     @staticmethod
-    def _train(request: dict[str, Any], stop: threading.Event, news: "queue.Queue[dict[str, Any]]") -> None:
+    def _train(
+        request: dict[str, Any],
+        share: Amount | None,
+        stop: threading.Event,
+        news: "queue.Queue[dict[str, Any]]",
+    ) -> None:
         from orchestrator.runs.record import summary_of
         from orchestrator.search.trial import TrialRequest, TrialResult, run_trial
 
@@ -83,11 +107,11 @@ class TrialActor(tune.Trainable):
         def report(epoch: int, value: float) -> None:
             nonlocal last
             last = epoch
-            news.put({EPOCH: epoch, METRIC: value})
+            news.put({EPOCH: epoch, METRIC: value, EPOCHS: {epoch: value}})
 
         try:
-            result = run_trial(TrialRequest(**request), stop=stop, report=report)
+            result = run_trial(TrialRequest(**request), stop=stop, report=report, share=share)
         except Exception as error:  # or Tune would wait for ever
             result = TrialResult("failed", error=summary_of(error))
         value = float("nan") if result.metric is None else result.metric
-        news.put({"done": True, EPOCH: last, METRIC: value, RESULT: result.__dict__})
+        news.put({"done": True, EPOCH: last, METRIC: value, EPOCHS: {}, RESULT: result.__dict__})

@@ -69,10 +69,15 @@ class Ledger:
 
     def note_epoch(self, name: str, epoch: int, value: float) -> None:
         """A trial has reached the end of an epoch."""
+        self.note_epochs(name, {epoch: value})
+
+    def note_epochs(self, name: str, values: Mapping[int, float]) -> None:
+        """A trial has reached the end of these epochs."""
         record = self.records[name]
-        if math.isfinite(value):
-            self._change(record, epochs={**record.epochs, epoch: value}, metric=value)
-            self._progress.reached(self.records[name], epoch)
+        if new := {epoch: value for epoch, value in values.items() if math.isfinite(value)}:
+            last = max(new)
+            self._change(record, epochs={**record.epochs, **new}, metric=new[last])
+            self._progress.reached(self.records[name], last)
 
     def end(self, name: str, result: TrialResult) -> None:
         """A trial has ended by itself."""

@@ -26,9 +26,5 @@ def run_trials_here(ledger: Ledger, ending: Ending) -> None:
     while not ending.is_asked and (found := ledger.next()) is not None:
         suggestion, request = found
         ledger.begin(suggestion, request.stages)
-        result = run_trial(
-            request,
-            stop=stop,
-            report=partial(ledger.note_epoch, suggestion.id),
-        )
+        result = run_trial(request, stop=stop, report=partial(ledger.note_epoch, suggestion.id))
         ledger.end(suggestion.id, result)

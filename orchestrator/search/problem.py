@@ -1,7 +1,7 @@
 """What is searched: a plan, its space and its metric, checked before anything starts."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from typing import Any
@@ -13,7 +13,7 @@ from orchestrator.plan.changes import changeable
 from orchestrator.plan.fingerprint import fingerprint
 from orchestrator.plan.load import Source, check_plan
 from orchestrator.plan.mistakes import Path
-from orchestrator.plan.order import Graph, order_stages
+from orchestrator.plan.order import Graph, Node, order_stages
 from orchestrator.plan.schema import Plan
 from orchestrator.plan.search_configs import NoSchedulerConfig, PopulationConfig, SearchConfig
 from orchestrator.plan.stage_bases import TrainingConfig
@@ -101,19 +101,35 @@ class Problem:
         """The checked plan of a trial as JSON values, with the trial's resources; and the folders of its own nodes."""
         plan, graph = self.graph_of(values)
         written: dict[str, Any] = yaml.safe_load(plan_text(plan))
-        own = self.own_nodes(graph)
-        for name in {graph.nodes[node].stage for node in own}:
-            if name in written["stages"]:
-                written["stages"][name]["resources"] = self.resources.model_dump(mode="json")
-        return written, {name: graph.nodes[name].folder for name in own}
+        own = self.trial_nodes(graph)
+        for node in own:
+            if node.stage in written["stages"]:
+                written["stages"][node.stage]["resources"] = node.config.resources.model_dump(mode="json")
+        return written, {node.name: node.folder for node in own}
 
-    @property
-    def resources(self) -> ResourcesConfig:
-        """What one trial needs."""
-        if self.config.resources is not None:
-            return self.config.resources
-        own: ResourcesConfig = self.plan.stages[self.metric.stage].resources
-        return own
+    @cached_property
+    def takes_several_workers(self) -> bool:
+        """Whether a trial needs several workers at once: a data-parallel group, or models that train side by side."""
+        own = [self.graph.nodes[name] for name in self.own_nodes(self.graph)]
+        return any(node.siblings or self._resources_of(node).workers > 1 for node in own)
+
+    def trial_nodes(self, graph: Graph) -> list[Node]:
+        """The nodes that a trial runs itself, with its resources."""
+        own = [graph.nodes[name] for name in self.own_nodes(graph)]
+        if self.takes_several_workers:
+            resources = [self._resources_of(node) for node in own]
+        else:  # one after another in one process
+            judged = self.config.resources or self.plan.stages[self.metric.stage].resources
+            resources = [judged] * len(own)
+        return [
+            replace(node, config=node.config.replace(resources=amount))
+            for node, amount in zip(own, resources, strict=True)
+        ]
+
+    def _resources_of(self, node: Node) -> ResourcesConfig:
+        """What a node gets that has workers to itself."""
+        own: ResourcesConfig = node.config.resources
+        return self.config.resources or own if isinstance(node.config, TrainingConfig) else own
 
     def own_nodes(self, graph: Graph) -> list[str]:
         """The nodes for the metric that a trial runs itself: those of searched stages, and what reads them."""
@@ -164,7 +180,6 @@ def build_problem(source: Source, plan: Plan, graph: Graph) -> Problem:
     problem = Problem(source, plan, graph, config, metric, paths)
     _check_paths_apart(problem)
     _check_replicas(problem)
-    _check_resources(problem)
     for written, domain in config.space.items():
         for value in domain.ends:
             _check_values(problem, written, {written: value})
@@ -211,9 +226,18 @@ def _check_replicas(problem: Problem) -> None:
         raise source.error(
             ("search", "seeds"), f"`{stage}` trains nothing, so it has no seeds; leave `seeds` out"
         )
-    if isinstance(problem.config.scheduler, NoSchedulerConfig | PopulationConfig):
+    scheduler = problem.config.scheduler
+    if isinstance(scheduler, NoSchedulerConfig):
         return
-    name = problem.config.scheduler.name
+    name = scheduler.name
+    if problem.graph.nodes[problem.graph.replicas[stage][0]].siblings:
+        raise source.error(
+            ("search", "scheduler"),
+            f"`{name}` follows one training per trial, but `{stage}` trains several models side by side; leave"
+            " `scheduler` out",
+        )
+    if isinstance(scheduler, PopulationConfig):
+        return
     if problem.replicas > 1:
         raise source.error(
             ("search", "scheduler"),
@@ -225,20 +249,6 @@ def _check_replicas(problem: Problem) -> None:
             ("search", "scheduler"),
             f"`{name}` stops a trial by what it reports after every epoch, and `{problem.metric}` comes once, at the"
             " end; leave `scheduler` out",
-        )
-
-
-def _check_resources(problem: Problem) -> None:
-    if problem.resources.workers > 1:
-        place = (
-            ("search", "resources")
-            if problem.config.resources
-            else ("stages", problem.metric.stage, "resources")
-        )
-        raise problem.source.error(
-            place,
-            f"a trial trains on one worker, not on {problem.resources.workers}; write `resources: {{cpus: 1}}` in the"
-            " search",
         )
 
 

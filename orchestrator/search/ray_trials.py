@@ -6,10 +6,12 @@ of it is kept in our records: Tune's own files are thrown away.
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.execution.ray_backend.amounts import GIB, Amount, amount_of_worker, capacity, largest
 from orchestrator.plan.search_configs import AshaConfig, MedianConfig
 from orchestrator.plan.stage_bases import TrainingConfig
 from orchestrator.runs.search_run import SearchRun, TrialRecord
@@ -19,6 +21,8 @@ from orchestrator.search.problem import Problem
 
 MAX_RESTARTS = 3  # of a trial whose process died
 SCRATCH = ".ray-tune"
+SECONDS_BETWEEN = 1.0  # between reports of a trial that no scheduler follows
+DRIVER = Amount(memory=GIB // 4)  # of an actor whose trial trains elsewhere: Ray wants it to hold something
 
 ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables
@@ -36,20 +40,28 @@ def run_trials(ledger: Ledger, run: SearchRun, ending: Ending) -> None:
     os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
     from ray import tune
 
+    from orchestrator.execution.ray_backend.running import machines_alive
     from orchestrator.search.actor import TrialActor
     from orchestrator.search.tune_parts import Recorder, Source, Stopper
 
     problem, scratch = ledger.problem, run.folder / SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)
-    parameters = {"working_folder": str(Path.cwd()), "stop_file": str(run.stop_file)}
+    room = room_for(problem, machines_alive())
+    is_followed = isinstance(problem.config.scheduler, AshaConfig | MedianConfig)
+    parameters = {
+        "working_folder": str(Path.cwd()),
+        "stop_file": str(run.stop_file),
+        "share": room.share,
+        "seconds_between": 0.0 if is_followed else SECONDS_BETWEEN,
+    }
     try:
         tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(TrialActor, **parameters), shape_of(problem)),
+            tune.with_resources(tune.with_parameters(TrialActor, **parameters), room.actor.to_ray()),
             tune_config=tune.TuneConfig(
                 search_alg=Source(ledger, ending),
                 scheduler=build_scheduler(problem, ledger.records.values()),
                 num_samples=-1,
-                max_concurrent_trials=problem.config.concurrency,
+                max_concurrent_trials=room.trials,
                 reuse_actors=True,
                 trial_name_creator=lambda trial: trial.config["id"],
                 trial_dirname_creator=lambda trial: trial.config["id"],
@@ -69,14 +81,32 @@ def run_trials(ledger: Ledger, run: SearchRun, ending: Ending) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def shape_of(problem: Problem) -> dict[str, float]:
-    """What a trial asks Ray for."""
-    import ray
+@dataclass(frozen=True)
+class Room:
+    """What a trial's actor holds, the `share` of the Ray cluster for the workers that it starts, if it does not train
+    itself, and how many trials may run at a time (None: as many as fit)."""
 
-    from orchestrator.execution.ray_backend.amounts import amount_of_machine, amount_of_worker
+    actor: Amount
+    share: Amount | None
+    trials: int | None
 
-    machines = [amount_of_machine(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-    return amount_of_worker(problem.resources, machines).to_ray()
+
+def room_for(problem: Problem, machines: Sequence[Amount]) -> Room:
+    """Room for trials on a Ray cluster of these machines.
+
+    Tune sees the actors, not the workers that they start: here those trials are counted that fit.
+    """
+    nodes = problem.trial_nodes(problem.graph)
+    workers = [amount_of_worker(node.config.resources, machines) for node in nodes]
+    if not problem.takes_several_workers:
+        return Room(workers[0], None, problem.config.concurrency)
+    counts = [node.config.resources.workers * (1 + len(node.siblings)) for node in nodes]
+    fitting = min(
+        sum(capacity(machine, worker) for machine in machines) // count
+        for worker, count in zip(workers, counts, strict=True)
+    )
+    share = largest(worker * count for worker, count in zip(workers, counts, strict=True))
+    return Room(DRIVER, share, min(fitting, problem.config.concurrency or fitting))
 
 
 def build_scheduler(problem: Problem, records: Iterable[TrialRecord]) -> Any:

@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from orchestrator.errors import DistillError, PlanError
+from orchestrator.execution.local_backend import LocalBackend
 from orchestrator.execution.outlook import look_ahead
 from orchestrator.plan.load import check_plan, read_source
 from orchestrator.plan.order import Graph, order_stages
@@ -49,6 +50,7 @@ def run_search(
     with (
         owned(run),
         stopping_on_interrupt(stop),
+        ExitStack() as last_words,
         shown(run, options, stop) as mirror,
         described(problem, run, options) as description,
     ):
@@ -63,7 +65,9 @@ def run_search(
                 run_trials_of(ledger, run, options, stop)
             description["status"] = status_of(ledger, stop)
             if description["status"] == "done" and ledger.best is not None:
-                description["status"], description["best"] = finish(problem, ledger.best, run, options, only)
+                description["status"], description["best"] = finish(
+                    problem, ledger.best, run, options, only, last_words
+                )
     return description, run.trials()
 
 
@@ -169,17 +173,22 @@ def is_damaged(graph: Graph, name: str, root: Path) -> bool:
 
 
 def finish(
-    problem: Problem, best: TrialRecord, run: SearchRun, options: RunOptions, only: Sequence[str]
+    problem: Problem,
+    best: TrialRecord,
+    run: SearchRun,
+    options: RunOptions,
+    only: Sequence[str],
+    last_words: ExitStack,
 ) -> tuple[str, dict[str, Any]]:
     """Write the best trial's plan and run it: all is cached but its judgement on the test split, and stages that no
-    trial needed. Returns the status and what `search.json` says about the best."""
+    trial needed. Returns the status and what `search.json` says about the best. Its model is exported meanwhile."""
     write_best_plan(problem, best, run, options.root)
     source = read_source(run.best_plan)
     plan = check_plan(source)
     graph = order_stages(plan, source.error)
     if only:
         graph = graph.needed_for([*only, problem.metric.stage])
-    results = run_plan(plan, graph, replace(options, force=()))
+    results = run_plan(plan, graph, replace(options, force=()), last_words)
     judged = results["stages"][problem.metric.stage]
     return results["status"], {
         "trial": best.id,
@@ -285,7 +294,10 @@ def owned(run: SearchRun) -> Iterator[None]:
 @contextmanager
 def connected(options: RunOptions, problem: Problem, *, needed: bool) -> Iterator[None]:
     """One Ray cluster for the shared stages, the trials and the best plan; `PlanError` if no trial ever fits."""
+    nodes = problem.trial_nodes(problem.graph)
     if options.local or not needed:
+        if needed:
+            LocalBackend().check_feasible(nodes)
         yield
         return
     from orchestrator.execution.ray_backend import RayBackend
@@ -295,9 +307,7 @@ def connected(options: RunOptions, problem: Problem, *, needed: bool) -> Iterato
     import ray
 
     try:
-        node = problem.graph.nodes[problem.graph.replicas[problem.metric.stage][0]]
-        config = node.config.replace(resources=problem.resources)
-        RayBackend(options.address).check_feasible([replace(node, config=config)])
+        RayBackend(options.address).check_feasible(nodes)
         yield
     finally:
         if is_ours:

@@ -9,18 +9,23 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from orchestrator.execution.local_backend import LocalBackend
+from orchestrator.execution.ray_backend import RayBackend
+from orchestrator.execution.request import Backend
 from orchestrator.execution.scheduler import run_stages
 from orchestrator.plan.order import Graph, order_stages
 from orchestrator.plan.schema import Plan
 from orchestrator.runs.folder import METRICS
 from orchestrator.runs.plan_run import SUCCEEDED, finished_record
+
+if TYPE_CHECKING:
+    from orchestrator.execution.ray_backend.amounts import Amount
 
 Key = TypeVar("Key", str, int)
 
@@ -54,9 +59,16 @@ class TrialResult:
 
 
 def run_trial(
-    request: TrialRequest, *, stop: threading.Event, report: Callable[[int, float], None]
+    request: TrialRequest,
+    *,
+    stop: threading.Event,
+    report: Callable[[int, float], None],
+    share: "Amount | None" = None,
 ) -> TrialResult:
-    """Run a trial to its end. `report` hears an epoch of the metric's stage, if it has one replica, and its metric."""
+    """Run a trial to its end, in this process or on a `share` of the Ray cluster that it has joined.
+
+    `report` hears an epoch of the metric's stage, if it has one replica, and its metric.
+    """
     started = time.monotonic()
     plan = Plan.model_validate(request.plan)
     graph = order_stages(plan).needed_for([request.stage])
@@ -67,9 +79,9 @@ def run_trial(
             report(int(metrics["epoch"]), metrics[request.metric])
 
     root = Path(request.root)
-    states = run_stages(
-        graph, LocalBackend(stop, hear), task=plan.task, root=root, stop=stop, sees_test=False
-    )
+    backend: Backend = LocalBackend(stop, hear) if share is None else RayBackend(on_report=hear, share=share)
+    with closing(backend):
+        states = run_stages(graph, backend, task=plan.task, root=root, stop=stop, sees_test=False)
     failed = next((state.error for state in states.values() if state.status == "failed"), None)
     elapsed = round(time.monotonic() - started, 3)
     if failed is None and any(state.status not in SUCCEEDED for state in states.values()):

@@ -8,7 +8,7 @@ from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from orchestrator.execution.ray_backend.losses import describe_loss
-from orchestrator.search.actor import EPOCH, METRIC, RESULT
+from orchestrator.search.actor import EPOCHS, METRIC, RESULT
 from orchestrator.search.ending import Ending
 from orchestrator.search.ledger import Ledger
 from orchestrator.search.suggestions import Suggestion
@@ -72,10 +72,10 @@ class Recorder(Kept, tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """An epoch, or the result."""
+        """Epochs, and perhaps the result."""
         name = trial.config["id"]
         if RESULT not in result:
-            self._ledger.note_epoch(name, result[EPOCH], result[METRIC])
+            self._ledger.note_epochs(name, result[EPOCHS])
         elif name in self._running:
             self._running.discard(name)
             self._ledger.end(name, TrialResult(**result[RESULT]))

@@ -71,7 +71,7 @@ class Mirror:
         self.folder, self.root = folder, root
         self.uri = resolve_uri(root, tracking_uri)
         self.result = MirrorResult(public_uri(self.uri))
-        self._stop, self._give_up = threading.Event(), threading.Event()
+        self._stop, self._give_up, self._due = threading.Event(), threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
         self._has_warned = self._has_pushed_rest = False
         self._is_needed = True
@@ -109,10 +109,15 @@ class Mirror:
             return
         self._thread.start()
 
+    def hurry(self) -> None:
+        """There is much to send: begin now."""
+        self._due.set()
+
     def finish(self, seconds: float = 20.0) -> MirrorResult:
         """The last push, and what earlier runs could not send as far as that is quick; at most so many seconds."""
         self.start()
         self._stop.set()
+        self._due.set()
         if self._thread.ident is not None:
             self._thread.join(seconds)
             if self._thread.is_alive():
@@ -155,7 +160,9 @@ class Mirror:
                     if not self._has_pushed_rest and self.result.problem is None:
                         self._has_pushed_rest = True
                         self._push_rest(self._stop, has_time=True)
-                    self._stop.wait(PERIOD)
+                    if not self._stop.is_set():
+                        self._due.wait(PERIOD)
+                        self._due.clear()
             is_last = is_last or self._stop.wait(0.1)
 
     def _push_rest(self, give_up: threading.Event, *, has_time: bool) -> None:

@@ -198,10 +198,6 @@ SPACE = "  space: {student.seed: {integer: [1, 5]}}\n"
             "{metric: judged.validation/accuracy, seeds: 2}",
             "search.seeds: `judged` trains nothing, so it has no seeds; leave `seeds` out",
         ),
-        (
-            "resources: {workers: 2}",
-            "search.resources: a trial trains on one worker, not on 2; write `resources: {cpus: 1}` in the search",
-        ),
         ("sampels: 3", "search.sampels: unknown key `sampels`; did you mean `samples`?"),
     ],
 )

@@ -66,7 +66,8 @@ def test_results_have_the_shape_that_the_design_gives_them(tmp_path: Path) -> No
     run = plan_run(tmp_path)
     write_data_sizes(tmp_path, run.plan.task, {"train": 3600, "validation": 400, "test": 1000})
     finish(run, "student", {"validation/accuracy": 0.951, "test/accuracy": 0.957, "test/errors": 43.0})
-    written = run.write_results(states(student="done"), "done")
+    run.write_results(states(student="done"), "done")
+    written = run.results
     results = read(run)
     assert results == json.loads(json.dumps(written))
     design = ["plan", "run_id", "status", "seconds", "storage", "versions", "task", "stages", "mlflow"]

@@ -1,7 +1,7 @@
 """Arithmetic of resources: what a stage asks for, what machines have, how often one fits into the other."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from orchestrator.plan.training_configs import ResourcesConfig
@@ -46,6 +46,12 @@ class Amount:
 def total(amounts: Iterable[Amount]) -> Amount:
     """The sum."""
     return sum(amounts, Amount())
+
+
+def largest(amounts: Iterable[Amount]) -> Amount:
+    """The least that holds any one of them."""
+    several = list(amounts)
+    return Amount(*(max(getattr(amount, part.name) for amount in several) for part in fields(Amount)))
 
 
 def amount_of_machine(resources: Mapping[str, float]) -> Amount:

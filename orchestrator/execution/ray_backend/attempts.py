@@ -12,7 +12,7 @@ from orchestrator.errors import StoreError
 from orchestrator.execution.deadline import DeadlineWatch, hung, read_stacks
 from orchestrator.execution.ray_backend.amounts import Amount
 from orchestrator.execution.ray_backend.losses import describe_loss, record_failure
-from orchestrator.execution.ray_backend.pool import PooledWorker, WorkerPool
+from orchestrator.execution.ray_backend.pool import ANYWHERE, PooledWorker, WorkerPool
 from orchestrator.execution.ray_backend.reservations import free_abandoned
 from orchestrator.execution.ray_backend.worker import STOP, run_group
 from orchestrator.execution.request import Outcome, StageRequest
@@ -81,8 +81,10 @@ class GroupAttempt:
         self.request, self.deadline = request, DeadlineWatch(request)
         self._scratch = make_folder(Path(request.root).resolve() / SCRATCH / request.attempt)
         self.held = shape * request.shape.workers
-        launch = ray.remote(num_cpus=0, max_retries=0, runtime_env=_naming_this_cluster())(run_group)
-        self.ref = launch.remote(
+        launch = ray.remote(
+            num_cpus=0, max_retries=0, runtime_env=_naming_this_cluster(), scheduling_strategy=ANYWHERE
+        )
+        self.ref = launch(run_group).remote(
             {
                 "request": request.to_dict(),
                 "workers": request.shape.workers,

@@ -6,13 +6,14 @@ Ray reads part of its environment once, while it is being imported.
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.execution.ray_backend.connection import connect, leave
 
 if TYPE_CHECKING:
+    from orchestrator.execution.ray_backend.amounts import Amount
     from orchestrator.execution.ray_backend.running import RunningStages
     from orchestrator.execution.ray_backend.storage import SharedStorage
     from orchestrator.execution.request import Outcome, StageRequest
@@ -24,11 +25,23 @@ class RayBackend:
 
     Without an `address`, `RAY_ADDRESS` names the Ray cluster (as inside a Ray job); without that too, one is started
     here and ended by `close`. A Ray that this process has already joined is used as it is, and left running.
+
+    `on_report` hears the name of a stage and what it reports. Of several back ends on one Ray cluster, each keeps to
+    its `share`.
     """
 
-    def __init__(self, address: str | None = None, cpus: int | None = None) -> None:
+    def __init__(
+        self,
+        address: str | None = None,
+        cpus: int | None = None,
+        *,
+        on_report: "Callable[[str, Mapping[str, float]], None] | None" = None,
+        share: "Amount | None" = None,
+    ) -> None:
         self._address = address
         self._cpus = cpus
+        self._on_report = on_report
+        self._share = share
         self._stages: RunningStages | None = None
         self._storage: SharedStorage | None = None
         self._owns_ray = False
@@ -82,5 +95,6 @@ class RayBackend:
             self._owns_ray = connect(self._address, self._cpus)
             from orchestrator.execution.ray_backend.running import RunningStages
 
-            self._stages = RunningStages(working_folder=os.getcwd())  # noqa: PTH109 - a plain string for workers
+            folder = os.getcwd()  # noqa: PTH109 - a plain string for workers
+            self._stages = RunningStages(folder, on_report=self._on_report, share=self._share)
         return self._stages

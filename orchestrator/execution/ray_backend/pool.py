@@ -9,6 +9,7 @@ import ray
 from orchestrator.execution.ray_backend.amounts import Amount, total
 from orchestrator.execution.ray_backend.worker import StageWorker
 
+ANYWHERE = "DEFAULT"  # also for a back end that itself runs in a reservation, as trials of a search do
 IDLE_SECONDS = 15.0  # then other users of the Ray cluster get the room back; a new worker takes 3 s
 
 
@@ -51,6 +52,7 @@ class WorkerPool:
                 num_gpus=resources.get("GPU", 0),
                 memory=resources.get("memory"),
                 max_concurrency=2,
+                scheduling_strategy=ANYWHERE,
             )
             .remote(self._working_folder)
         )

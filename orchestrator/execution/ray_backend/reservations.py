@@ -31,7 +31,7 @@ def free_abandoned() -> None:
 
 
 def _unused() -> set[str]:
-    """Ids of placement groups, made by this driver's processes, in which nothing runs."""
+    """Ids of placement groups, made by this driver's processes for workers of a group, in which nothing runs."""
     job = ray.get_runtime_context().get_job_id()  # an id ends with that of the job that made it
     there, free = ray.cluster_resources(), ray.available_resources()
     return {
@@ -39,5 +39,8 @@ def _unused() -> set[str]:
         for name, entry in placement_group_table().items()
         if name.endswith(job)
         and entry["state"] != "REMOVED"
+        and any(
+            bundle.keys() & {"CPU", "GPU"} for bundle in entry["bundles"].values()
+        )  # not for a trial's actor
         and there.get(f"bundle_group_{name}") == free.get(f"bundle_group_{name}")
     }

@@ -1,7 +1,7 @@
 """What runs on a Ray cluster, and whether there is room for more. One thread uses this."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from orchestrator.execution.ray_backend.attempts import (
     end_overdue,
 )
 from orchestrator.execution.ray_backend.lifelines import Lifelines
+from orchestrator.execution.ray_backend.listener import Listener
 from orchestrator.execution.ray_backend.pool import WorkerPool
 from orchestrator.execution.request import Outcome, StageRequest
 from orchestrator.plan.order import Node
@@ -32,12 +33,20 @@ STOP_SECONDS = 10.0
 class RunningStages:
     """Attempts by the name of their stage.
 
-    Room is counted here, as the machines' total less what our own live workers hold: Ray queues whatever does not
-    fit, without a word, and an idle worker that is kept warm looks as busy to Ray as any other.
+    Room is counted here, as the machines' total, or our `share` of it, less what our own live workers hold: Ray queues
+    whatever does not fit, without a word, and an idle worker that is kept warm looks as busy to Ray as any other.
     """
 
-    def __init__(self, working_folder: str) -> None:
+    def __init__(
+        self,
+        working_folder: str,
+        *,
+        on_report: Callable[[str, Mapping[str, float]], None] | None = None,
+        share: Amount | None = None,
+    ) -> None:
         self._working_folder = working_folder
+        self._listener = Listener(on_report)
+        self._share = share
         self._lifelines = Lifelines()
         self._pool = WorkerPool(working_folder)
         self._running: dict[str, Attempt] = {}
@@ -47,7 +56,7 @@ class RunningStages:
 
         Nor may nodes that learn from one another have to wait for one another.
         """
-        machines = _machines()
+        machines = machines_alive()
         names = {node.name for node in nodes}
         for node in nodes:
             _check_node(node, machines)
@@ -59,13 +68,14 @@ class RunningStages:
 
     def try_start(self, request: StageRequest) -> bool:
         """Start a stage if there is room."""
-        machines = _machines()
+        machines = machines_alive()
         shape = amount_of_worker(request.shape, machines)
         request = replace(request, root=str(Path(request.root).resolve()))
-        attempt = self._start(request, shape, total(machines) - self._held())
+        attempt = self._start(request, shape, (self._share or total(machines)) - self._held())
         if attempt is None:
             return False
         self._running[request.name] = attempt
+        self._listener.attend(request)
         return True
 
     def wait(self, seconds: float) -> list[tuple[str, Outcome]]:
@@ -85,6 +95,7 @@ class RunningStages:
             if not self.has_ray():
                 time.sleep(seconds)
                 return []
+        self._listener.listen(attempt.request for attempt in self._running.values())
         ended = [(names[ref], self._running.pop(names[ref]).outcome()) for ref in ready]
         return ended + self._end_overdue()
 
@@ -134,7 +145,7 @@ class RunningStages:
         return ended
 
 
-def _machines() -> list[Amount]:
+def machines_alive() -> list[Amount]:
     """What each living machine of the Ray cluster has in all."""
     return [amount_of_machine(node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
