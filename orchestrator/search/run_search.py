@@ -293,7 +293,8 @@ def owned(run: SearchRun) -> Iterator[None]:
 
 @contextmanager
 def connected(options: RunOptions, problem: Problem, *, needed: bool) -> Iterator[None]:
-    """One Ray cluster for the shared stages, the trials and the best plan; `PlanError` if no trial ever fits."""
+    """One Ray cluster for the shared stages, the trials and the best plan; `PlanError` if no trial ever fits, or
+    a node does not see the storage root."""
     nodes = problem.trial_nodes(problem.graph)
     if options.local or not needed:
         if needed:
@@ -306,8 +307,11 @@ def connected(options: RunOptions, problem: Problem, *, needed: bool) -> Iterato
     is_ours = connect(options.address)
     import ray
 
+    from orchestrator.execution.ray_backend.storage import SharedStorage
+
     try:
         RayBackend(options.address).check_feasible(nodes)
+        SharedStorage().check(options.root.resolve())
         yield
     finally:
         if is_ours:

@@ -80,6 +80,9 @@ def test_a_node_that_joins_late_without_the_storage_root_is_mentioned_and_ends_n
         pytest.skip("mount namespaces need root")
     [warning] = seen["blind"]["warnings"]
     assert "does not share the storage root" in warning
+    assert warning.endswith("; nothing is run there")
+    assert seen["blind"]["started"] == [True, True, True, False], "a CPU on each of the others"
+    assert not seen["blind"]["is_used"]
 
 
 @pytest.mark.ray
@@ -104,9 +107,7 @@ def drive(folder: Path) -> None:
     from orchestrator.execution.ray_backend import RayBackend
 
     stages, places = Stages(folder), folder / "places"
-    places.mkdir()
-    model = {"name": "test_several_nodes:meet", "folder": str(places), "count": 3}
-    requests = [stages.request(f"stage{seed}", model=model, seed=seed) for seed in range(3)]
+    requests = meeting(stages, places, range(3))
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     backend = RayBackend(cluster.address)
     try:
@@ -118,12 +119,19 @@ def drive(folder: Path) -> None:
         seen["started_on_three_nodes"] = backend.try_start(requests[2])
         seen["outcomes"] = sorted(outcome.status for outcome in finish(backend, requests).values())
         seen["places"] = [path.read_text() for path in places.iterdir()]
-        seen["blind"] = with_blind_node(cluster.address, stages.root, folder)
+        seen["blind"] = with_blind_node(backend, cluster.address, stages, folder)
         seen["left"] = [path.name for path in stages.root.glob(".probe-*")]
     finally:
         backend.close()
         cluster.shutdown()
     print(json.dumps(seen))  # noqa: T201
+
+
+def meeting(stages: Any, places: Path, seeds: range) -> list[Any]:
+    """Stages of which each leaves where it is, and waits until three have."""
+    places.mkdir()
+    model = {"name": "test_several_nodes:meet", "folder": str(places), "count": 3}
+    return [stages.request(f"stage{seed}", model=model, seed=seed) for seed in seeds]
 
 
 def count_asked(backend: Any, root: Path, address: str) -> int:
@@ -141,8 +149,10 @@ def count_asked(backend: Any, root: Path, address: str) -> int:
     return sum(asked)
 
 
-def with_blind_node(address: str, root: Path, folder: Path) -> dict[str, Any] | None:
+def with_blind_node(backend: Any, address: str, stages: Any, folder: Path) -> dict[str, Any] | None:
     """What is said of a node for which the storage root is an empty folder; None where that cannot be made."""
+    from test_ray_backend import finish
+
     from orchestrator.errors import PlanError
     from orchestrator.execution.doctor import Examination, examine
     from orchestrator.execution.ray_backend.nodes import list_nodes
@@ -150,8 +160,7 @@ def with_blind_node(address: str, root: Path, folder: Path) -> dict[str, Any] | 
 
     if subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode:
         return None
-    begun, warnings = SharedStorage(), Warnings()
-    begun.check(root)
+    root, warnings = stages.root, Warnings()
     logging.getLogger("orchestrator").addHandler(warnings)
     before = {node.id for node in list_nodes()}
     ray = f"{sys.executable} -m ray.scripts.scripts"
@@ -165,7 +174,9 @@ def with_blind_node(address: str, root: Path, folder: Path) -> dict[str, Any] | 
             lambda: len([node for node in list_nodes() if node.is_alive and node.id not in before]) == 1
         )
         [node] = [node for node in list_nodes() if node.id not in before]
-        begun.check(root)
+        requests = meeting(stages, folder / "beside", range(10, 14))
+        started = [backend.try_start(request) for request in requests]
+        finish(backend, requests[:3])
         findings = examine(Examination(root, address=address))
         try:
             SharedStorage().check(root)
@@ -176,7 +187,13 @@ def with_blind_node(address: str, root: Path, folder: Path) -> dict[str, Any] | 
             check: [finding.verdict for finding in findings if finding.check == check]
             for check in ("shared storage", "versions")
         }
-        return {"error": error, "address": node.address, "warnings": warnings.lines} | verdicts
+        return {
+            "error": error,
+            "address": node.address,
+            "warnings": warnings.lines,
+            "started": started,
+            "is_used": node.id in {path.read_text() for path in (folder / "beside").iterdir()},
+        } | verdicts
     finally:
         process.send_signal(signal.SIGTERM)  # it ends the processes that it has started
         process.wait(30)

@@ -12,7 +12,8 @@ from orchestrator.errors import StoreError
 from orchestrator.execution.deadline import DeadlineWatch, hung, read_stacks
 from orchestrator.execution.ray_backend.amounts import Amount
 from orchestrator.execution.ray_backend.losses import describe_loss, record_failure
-from orchestrator.execution.ray_backend.pool import ANYWHERE, PooledWorker, WorkerPool
+from orchestrator.execution.ray_backend.placement import OUTSIDE, all_but
+from orchestrator.execution.ray_backend.pool import PooledWorker, WorkerPool
 from orchestrator.execution.ray_backend.reservations import free_abandoned
 from orchestrator.execution.ray_backend.worker import STOP, run_group
 from orchestrator.execution.request import Outcome, StageRequest
@@ -77,12 +78,18 @@ class WorkerAttempt:
 class GroupAttempt:
     """A stage on several workers. The call that runs Ray Train holds nothing; the group's workers hold `held`."""
 
-    def __init__(self, request: StageRequest, shape: Amount, working_folder: str) -> None:
+    def __init__(
+        self, request: StageRequest, shape: Amount, working_folder: str, avoided: frozenset[str]
+    ) -> None:
         self.request, self.deadline = request, DeadlineWatch(request)
         self._scratch = make_folder(Path(request.root).resolve() / SCRATCH / request.attempt)
         self.held = shape * request.shape.workers
         launch = ray.remote(
-            num_cpus=0, max_retries=0, runtime_env=_naming_this_cluster(), scheduling_strategy=ANYWHERE
+            num_cpus=0,
+            max_retries=0,
+            runtime_env=_naming_this_cluster(),
+            scheduling_strategy=OUTSIDE,
+            label_selector=all_but(avoided),
         )
         self.ref = launch(run_group).remote(
             {
@@ -90,6 +97,7 @@ class GroupAttempt:
                 "workers": request.shape.workers,
                 "resources": shape.to_ray(),
                 "uses_gpus": shape.gpus > 0,
+                "label_selector": all_but(avoided),
                 "scratch": str(self._scratch),
                 "working_folder": working_folder,
             }

@@ -60,8 +60,7 @@ class RayBackend:
         stages = self._connected()
         if not stages.has_ray():
             return False
-        self._check_storage(request.root)
-        return stages.try_start(request)
+        return stages.try_start(request, avoided=self._check_storage(request.root))
 
     def wait(self, seconds: float) -> list[tuple[str, "Outcome"]]:
         """Names and outcomes of attempts that ended; returns at once when there are some, else after `seconds`."""
@@ -83,12 +82,12 @@ class RayBackend:
         if self._owns_ray:
             leave()
 
-    def _check_storage(self, root: str) -> None:
+    def _check_storage(self, root: str) -> frozenset[str]:
         from orchestrator.execution.ray_backend.storage import SharedStorage
 
         if self._storage is None:
             self._storage = SharedStorage()
-        self._storage.check(Path(root).resolve())
+        return self._storage.check(Path(root).resolve())
 
     def _connected(self) -> "RunningStages":
         if self._stages is None:

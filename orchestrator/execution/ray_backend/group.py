@@ -38,6 +38,7 @@ def fit_group(arguments: dict[str, Any]) -> dict[str, Any]:
             num_workers=arguments["workers"],
             use_gpu=arguments["uses_gpus"],
             resources_per_worker=resources,
+            label_selector=arguments["label_selector"],
         ),
         run_config=RunConfig(
             name=arguments["request"]["attempt"],  # a name used twice would resume

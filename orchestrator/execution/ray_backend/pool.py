@@ -7,9 +7,9 @@ from typing import Any
 import ray
 
 from orchestrator.execution.ray_backend.amounts import Amount, total
+from orchestrator.execution.ray_backend.placement import OUTSIDE, all_but
 from orchestrator.execution.ray_backend.worker import StageWorker
 
-ANYWHERE = "DEFAULT"  # also for a back end that itself runs in a reservation, as trials of a search do
 IDLE_SECONDS = 15.0  # then other users of the Ray cluster get the room back; a new worker takes 3 s
 
 
@@ -42,8 +42,8 @@ class WorkerPool:
                 return worker
         return None
 
-    def start(self, shape: Amount) -> PooledWorker:
-        """A new worker. Ray places it as soon as a machine has the room."""
+    def start(self, shape: Amount, avoided: frozenset[str]) -> PooledWorker:
+        """A new worker. Ray places it as soon as a machine has the room, but on none of the nodes with these ids."""
         resources = shape.to_ray()
         actor = (
             ray.remote(StageWorker)
@@ -52,7 +52,8 @@ class WorkerPool:
                 num_gpus=resources.get("GPU", 0),
                 memory=resources.get("memory"),
                 max_concurrency=2,
-                scheduling_strategy=ANYWHERE,
+                scheduling_strategy=OUTSIDE,
+                label_selector=all_but(avoided),
             )
             .remote(self._working_folder)
         )

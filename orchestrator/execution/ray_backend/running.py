@@ -66,12 +66,13 @@ class RunningStages:
         """Whether Ray can be asked for anything now; `StageError` when it never will again."""
         return self._lifelines.hold()
 
-    def try_start(self, request: StageRequest) -> bool:
-        """Start a stage if there is room."""
-        machines = machines_alive()
+    def try_start(self, request: StageRequest, avoided: frozenset[str] = frozenset()) -> bool:
+        """Start a stage if there is room on other nodes than those with these ids."""
+        machines = machines_alive(avoided)
         shape = amount_of_worker(request.shape, machines)
         request = replace(request, root=str(Path(request.root).resolve()))
-        attempt = self._start(request, shape, (self._share or total(machines)) - self._held())
+        free = (self._share or total(machines)) - self._held()
+        attempt = self._start(request, shape, free, avoided)
         if attempt is None:
             return False
         self._running[request.name] = attempt
@@ -116,15 +117,17 @@ class RunningStages:
         self._end_all()
         self._pool.close()
 
-    def _start(self, request: StageRequest, shape: Amount, free: Amount) -> Attempt | None:
+    def _start(
+        self, request: StageRequest, shape: Amount, free: Amount, avoided: frozenset[str]
+    ) -> Attempt | None:
         workers = request.shape.workers
         if workers > 1:
             if not self._pool.make_room(shape * workers, free):
                 return None
-            return GroupAttempt(request, shape, self._working_folder)
+            return GroupAttempt(request, shape, self._working_folder, avoided)
         worker = self._pool.reuse(shape)
         if worker is None and self._pool.make_room(shape, free):
-            worker = self._pool.start(shape)
+            worker = self._pool.start(shape, avoided)
         return None if worker is None else WorkerAttempt(request, worker, self._pool)
 
     def _held(self) -> Amount:
@@ -145,9 +148,10 @@ class RunningStages:
         return ended
 
 
-def machines_alive() -> list[Amount]:
-    """What each living machine of the Ray cluster has in all."""
-    return [amount_of_machine(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+def machines_alive(avoided: frozenset[str] = frozenset()) -> list[Amount]:
+    """What each living machine of the Ray cluster has in all, but for nodes with these ids."""
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in avoided]
+    return [amount_of_machine(node["Resources"]) for node in nodes]
 
 
 def _check_node(node: Node, machines: list[Amount]) -> None:

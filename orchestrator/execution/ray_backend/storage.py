@@ -12,6 +12,10 @@ from orchestrator.execution.ray_backend.nodes import ClusterNode, ask_nodes, lis
 from orchestrator.execution.ray_backend.probes import DRIVER, answer_probe, appears
 from orchestrator.runs.files import make_folder
 
+WAY_OUT = (
+    "name a folder that all nodes mount with `--runs`, or leave `--address` out to run on this machine alone"
+)
+
 log = logging.getLogger(__name__)
 
 
@@ -20,21 +24,23 @@ class SharedStorage:
 
     def __init__(self) -> None:
         self._asked: dict[Path, set[str]] = {}
+        self._blind: dict[Path, set[str]] = {}
 
-    def check(self, root: Path) -> None:
-        """`PlanError` when a node that is there from the start does not see the root. One node costs nothing."""
+    def check(self, root: Path) -> frozenset[str]:
+        """Ids of the nodes that joined later and do not see the root: what runs there would be lost.
+
+        `PlanError` when a node that is there from the start does not see it. One node costs nothing.
+        """
         nodes = [node for node in list_nodes() if node.is_alive]
-        asked = self._asked.get(root, set())
+        asked, blind = self._asked.get(root, set()), self._blind.setdefault(root, set())
         new = [node for node in nodes if node.id not in asked and not node.is_own]
         self._asked[root] = asked | {node.id for node in nodes}
-        if not new:
-            return
-        problems = storage_problems(root, new)
-        for node, problem in problems.items():
-            message = _explained(node, root, problem)
+        for node, problem in storage_problems(root, new).items() if new else ():
             if not asked:
-                raise PlanError(message)
-            log.warning("%s", message)  # the run goes on; stages that Ray places there will fail, and say so
+                raise PlanError(f"{_explained(node, root, problem)}; {WAY_OUT}")
+            log.warning("%s; nothing is run there", _explained(node, root, problem))
+            blind.add(node.id)
+        return frozenset(blind)
 
 
 def storage_problems(root: Path, nodes: Sequence[ClusterNode]) -> dict[ClusterNode, str]:
@@ -67,7 +73,4 @@ def _probe_folder(root: Path, content: str) -> Iterator[Path]:
 
 
 def _explained(node: ClusterNode, root: Path, problem: str) -> str:
-    return (
-        f"node {node} of the Ray cluster does not share the storage root `{root}`: it {problem}; name a folder that all"
-        " nodes mount with `--runs`, or leave `--address` out to run on this machine alone"
-    )
+    return f"node {node} of the Ray cluster does not share the storage root `{root}`: it {problem}"
