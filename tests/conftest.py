@@ -9,6 +9,7 @@ import pytest
 os.environ["RAY_AUTH_MODE"] = (
     "disabled"  # read once, when ray is imported; tests neither make nor need a token
 )
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # nothing here is large, and much of it runs side by side
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
 # In a shell's background an interrupt is ignored, also by the processes that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
 HERE = Path(__file__).parent
 PATIENCE = 300.0
 
@@ -48,7 +50,6 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.ray
 def test_stages_run_on_all_nodes_also_on_one_that_joined_late(seen: dict[str, Any]) -> None:
     assert seen["started_on_two_nodes"] == [True, True, False]  # a CPU each
     assert seen["started_on_three_nodes"] is True
@@ -56,13 +57,11 @@ def test_stages_run_on_all_nodes_also_on_one_that_joined_late(seen: dict[str, An
     assert len(set(seen["places"])) == 3
 
 
-@pytest.mark.ray
 def test_one_node_is_not_asked_about_the_storage(seen: dict[str, Any]) -> None:
     assert seen["asked_on_one_node"] == 0
     assert seen["asked_on_two_nodes"] == 1  # the driver's own needs no asking
 
 
-@pytest.mark.ray
 def test_a_node_without_the_storage_root_is_named_before_anything_starts(seen: dict[str, Any]) -> None:
     if seen["blind"] is None:
         pytest.skip("mount namespaces need root")
@@ -72,7 +71,6 @@ def test_a_node_without_the_storage_root_is_named_before_anything_starts(seen: d
     assert "\n" not in seen["blind"]["error"]
 
 
-@pytest.mark.ray
 def test_a_node_that_joins_late_without_the_storage_root_is_mentioned_and_ends_nothing(
     seen: dict[str, Any],
 ) -> None:
@@ -85,7 +83,6 @@ def test_a_node_that_joins_late_without_the_storage_root_is_mentioned_and_ends_n
     assert not seen["blind"]["is_used"]
 
 
-@pytest.mark.ray
 def test_the_doctor_finds_the_node_without_the_storage_root(seen: dict[str, Any]) -> None:
     if seen["blind"] is None:
         pytest.skip("mount namespaces need root")
@@ -93,7 +90,6 @@ def test_the_doctor_finds_the_node_without_the_storage_root(seen: dict[str, Any]
     assert seen["blind"]["versions"] == ["ok"] * 4
 
 
-@pytest.mark.ray
 def test_no_probe_is_left_behind(seen: dict[str, Any]) -> None:
     assert seen["left"] == []
 

@@ -759,6 +759,7 @@ def test_a_stopped_job_marks_its_run_as_interrupted(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_search_runs_as_a_job(open_head: Head, project: Path, shared_root: Path) -> None:
     add_search(project)
     ended = open_head.distill(
