@@ -1,6 +1,7 @@
 """Plans sent to a Ray cluster: what travels, how it is quoted, what goes wrong; and jobs on a real head."""
 
 import http.server
+import importlib.util
 import json
 import os
 import shlex
@@ -770,6 +771,38 @@ def test_a_search_runs_as_a_job(open_head: Head, project: Path, shared_root: Pat
     assert f"results   {search}\n" in ended.stdout
     assert len(list((search / "trials").glob("*.json"))) == 2
     assert (search / "best.yaml").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("installer", ["pip", "uv"])
+def test_what_is_installed_on_top_is_there_for_the_stages(
+    open_head: Head, project: Path, shared_root: Path, tmp_path: Path, installer: str
+) -> None:
+    if installer == "uv" and importlib.util.find_spec("uv") is None:
+        pytest.skip("Ray would fetch uv from the internet")
+    wheel = write_wheel(tmp_path, f"extra_{installer}")
+    module = project / "my_nets" / "small.py"
+    module.write_text(MODULE.replace("    Path(", f"    import extra_{installer}\n\n    Path("))
+    own = f"stages.teacher.seed={20 + len(installer)}"
+    options = ("--runs", shared_root, "--set", own, f"--{installer}", wheel, "--follow")
+    ended = open_head.distill("submit", "plan.yaml", *options, folder=project)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "teacher  done" in ended.stdout
+    assert importlib.util.find_spec(f"extra_{installer}") is None, "it was there anyway"
+
+
+def write_wheel(folder: Path, name: str) -> Path:
+    """A package of one empty module, which needs no network to install."""
+    wheel, information = folder / f"{name}-1.0-py3-none-any.whl", f"{name}-1.0.dist-info"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(f"{name}.py", "")
+        archive.writestr(f"{information}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        archive.writestr(
+            f"{information}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(f"{information}/RECORD", "")
+    return wheel
 
 
 @pytest.mark.ray
