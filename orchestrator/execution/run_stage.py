@@ -101,6 +101,8 @@ def _finish(request: StageRequest, context: StageContext, metrics: dict[str, flo
         git_commit=git_commit(),
     )
     context.folder.write_record(record)
+    for tidy_up in context.when_done:
+        tidy_up()
     log.info("done in %.1f s", seconds)
 
 

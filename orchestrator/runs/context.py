@@ -32,6 +32,7 @@ class StageContext:
 
     With `sees_test` False the test split is withheld: trials of a search are chosen by validation alone. A stage that
     would have judged a model by it sets `is_untested`. `on_report` hears what is reported, on the main process.
+    `when_done` is called once the record is written: until then a process that dies must find its checkpoint.
     """
 
     name: str
@@ -48,6 +49,7 @@ class StageContext:
     sees_test: bool = True
     is_untested: bool = False
     on_report: Callable[[Mapping[str, float]], None] | None = None
+    when_done: list[Callable[[], None]] = field(default_factory=list)
     payload: set[str] = field(default_factory=set)
     parameters: int | None = None
     costs: dict[str, float] = field(default_factory=dict)

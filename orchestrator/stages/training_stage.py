@@ -1,6 +1,7 @@
 """What `train` and `distill` share: build the model, fit it, store it, judge it."""
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -126,5 +127,5 @@ def store_model(
     }
     metrics = judge_splits(context, predictor(model, transfer, config), splits)
     if not context.is_untested and config.until is None:  # who judges it on test, or trains on, begins there
-        remove_checkpoint(context.folder.path / CHECKPOINT)
+        context.when_done.append(partial(remove_checkpoint, context.folder.path / CHECKPOINT))
     return metrics
