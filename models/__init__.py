@@ -19,8 +19,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from models.names import suggestion
-from models.options import (
+from raydistill.models.names import suggestion
+from raydistill.models.options import (
     AcousticOptions,
     BranchedOptions,
     CnnOptions,
@@ -77,26 +77,26 @@ def find_architecture(name: str) -> Architecture:
 
 
 def _resnet(**preset: Any) -> Architecture:
-    return Architecture("models.resnet:build_resnet", ResNetOptions, preset)
+    return Architecture("raydistill.models.resnet:build_resnet", ResNetOptions, preset)
 
 
 def _wide_resnet(**preset: Any) -> Architecture:
-    return Architecture("models.wide_resnet:build_wide_resnet", WideResNetOptions, preset)
+    return Architecture("raydistill.models.wide_resnet:build_wide_resnet", WideResNetOptions, preset)
 
 
 def _plain_cnn(
     widths: tuple[int, ...], convolutions: tuple[int, ...], hidden: tuple[int, ...] = ()
 ) -> Architecture:
     preset = {"widths": widths, "convolutions": convolutions, "batch_norm": True, "hidden": hidden}
-    return Architecture("models.cnn:build_cnn", CnnOptions, preset)
+    return Architecture("raydistill.models.cnn:build_cnn", CnnOptions, preset)
 
 
 _WIDE_RESNETS = ((16, 1), (16, 2), (16, 4), (28, 2), (28, 4), (28, 10), (40, 1), (40, 2), (40, 4))
 
 MODELS: dict[str, Architecture] = {
-    "mlp": Architecture("models.mlp:build_mlp", MlpOptions),
-    "acoustic_dnn": Architecture("models.mlp:build_acoustic_dnn", AcousticOptions),
-    "cnn": Architecture("models.cnn:build_cnn", CnnOptions),
+    "mlp": Architecture("raydistill.models.mlp:build_mlp", MlpOptions),
+    "acoustic_dnn": Architecture("raydistill.models.mlp:build_acoustic_dnn", AcousticOptions),
+    "cnn": Architecture("raydistill.models.cnn:build_cnn", CnnOptions),
     # TAKD (arXiv 1902.03393): the release's networks differ between CIFAR-10 and CIFAR-100.
     "plain_cnn_2": _plain_cnn((16, 16), (1, 1)),
     "plain_cnn_4": _plain_cnn((16, 32), (2, 2)),
@@ -106,8 +106,10 @@ MODELS: dict[str, Architecture] = {
     "plain_cnn_2_cifar100": _plain_cnn((32, 32), (1, 1)),
     "plain_cnn_4_cifar100": _plain_cnn((32, 64), (2, 2)),
     "plain_cnn_10_cifar100": _plain_cnn((32, 64, 128, 256), (2, 2, 2, 4), (512,)),
-    "lenet5": Architecture("models.lenet:build_lenet5", LeNetOptions),
-    "lenet5_half": Architecture("models.lenet:build_lenet5", LeNetOptions, {"width_multiplier": 0.5}),
+    "lenet5": Architecture("raydistill.models.lenet:build_lenet5", LeNetOptions),
+    "lenet5_half": Architecture(
+        "raydistill.models.lenet:build_lenet5", LeNetOptions, {"width_multiplier": 0.5}
+    ),
     "resnet": _resnet(),
     **{f"resnet{depth}": _resnet(depth=depth) for depth in (8, 14, 20, 26, 32, 44, 56, 110)},
     **{f"resnet{depth}x4": _resnet(depth=depth, width_multiplier=4, stem_width=32) for depth in (8, 32)},
@@ -117,13 +119,14 @@ MODELS: dict[str, Architecture] = {
         for depth, width in _WIDE_RESNETS
     },
     **{
-        f"vgg{depth}": Architecture("models.vgg:build_vgg", VggOptions, {"depth": depth}) for depth in (8, 13)
+        f"vgg{depth}": Architecture("raydistill.models.vgg:build_vgg", VggOptions, {"depth": depth})
+        for depth in (8, 13)
     },
-    "mobilenet_v2": Architecture("models.mobilenet:build_mobilenet_v2", MobileNetV2Options),
+    "mobilenet_v2": Architecture("raydistill.models.mobilenet:build_mobilenet_v2", MobileNetV2Options),
     "mobilenet_v2_half": Architecture(
-        "models.mobilenet:build_mobilenet_v2", MobileNetV2Options, {"width_multiplier": 0.5}
+        "raydistill.models.mobilenet:build_mobilenet_v2", MobileNetV2Options, {"width_multiplier": 0.5}
     ),
-    "shufflenet_v2": Architecture("models.shufflenet:build_shufflenet_v2", ShuffleNetV2Options),
-    "branched": Architecture("models.branched:build_branched", BranchedOptions),
-    "torchvision": Architecture("models.imagenet:build_torchvision", TorchvisionOptions),
+    "shufflenet_v2": Architecture("raydistill.models.shufflenet:build_shufflenet_v2", ShuffleNetV2Options),
+    "branched": Architecture("raydistill.models.branched:build_branched", BranchedOptions),
+    "torchvision": Architecture("raydistill.models.imagenet:build_torchvision", TorchvisionOptions),
 }

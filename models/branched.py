@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from models.build import build_model
-from models.layers import Network, average_pool, chain
-from models.options import BranchedOptions
+from raydistill.models.build import build_model
+from raydistill.models.layers import Network, average_pool, chain
+from raydistill.models.options import BranchedOptions
 
 
 def build_branched(

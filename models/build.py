@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import nn
 
-from models import find_architecture
-from models.names import suggestion
+from raydistill.models import find_architecture
+from raydistill.models.names import suggestion
 
 
 def build_model(
     name: str, options: Mapping[str, Any], input_shape: tuple[int, ...], num_classes: int
 ) -> nn.Module:
-    """Build `name` from `models.MODELS`, or call the user's function `package.module:function`.
+    """Build `name` from `raydistill.models.MODELS`, or call the user's function `package.module:function`.
 
     `input_shape` is that of one sample, without the batch. The user's function is called with `num_classes`,
     the options, and `input_shape` if it has a parameter of that name. `ValueError` says what is wrong with the

@@ -4,8 +4,14 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from models.layers import Network, convolution_stage, dense_layers, image_shape, initialise_convolutions
-from models.options import CnnOptions
+from raydistill.models.layers import (
+    Network,
+    convolution_stage,
+    dense_layers,
+    image_shape,
+    initialise_convolutions,
+)
+from raydistill.models.options import CnnOptions
 
 
 def build_cnn(options: CnnOptions, input_shape: Sequence[int], num_classes: int) -> Network:

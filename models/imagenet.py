@@ -10,9 +10,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.layers import image_shape
-from models.names import suggestion
-from models.options import TorchvisionOptions
+from raydistill.models.layers import image_shape
+from raydistill.models.names import suggestion
+from raydistill.models.options import TorchvisionOptions
 
 # Their forward returns auxiliary logits beside the logits while training.
 _WITH_AUXILIARY_CLASSIFIERS = {"googlenet", "inception_v3"}

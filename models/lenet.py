@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from models.layers import Network, chain, image_shape
-from models.options import LeNetOptions
+from raydistill.models.layers import Network, chain, image_shape
+from raydistill.models.options import LeNetOptions
 
 
 def build_lenet5(options: LeNetOptions, input_shape: Sequence[int], num_classes: int) -> Network:

@@ -5,8 +5,8 @@ from math import prod
 
 from torch import nn
 
-from models.layers import Network, dense_layers
-from models.options import AcousticOptions, MlpOptions
+from raydistill.models.layers import Network, dense_layers
+from raydistill.models.options import AcousticOptions, MlpOptions
 
 
 def build_mlp(options: MlpOptions, input_shape: Sequence[int], num_classes: int) -> Network:

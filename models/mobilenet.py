@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from models.layers import (
+from raydistill.models.layers import (
     Network,
     average_pool,
     chain,
@@ -17,7 +17,7 @@ from models.layers import (
     initialise_classifier,
     initialise_convolutions,
 )
-from models.options import MobileNetV2Options
+from raydistill.models.options import MobileNetV2Options
 
 _HEAD_WIDTH = 1280
 

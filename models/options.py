@@ -1,6 +1,6 @@
 """What a user may choose about each family of architectures. Imports no torch: plans are checked with these alone.
 
-Defaults are the published setting of the family; a name in `models.MODELS` decides some of the fields.
+Defaults are the published setting of the family; a name in `raydistill.models.MODELS` decides some of the fields.
 """
 
 from typing import Annotated, Any, Literal, Self
@@ -168,7 +168,7 @@ class BranchedOptions(Options):
 
     @model_validator(mode="after")
     def _is_one_of_ours(self) -> Self:
-        from models import find_architecture  # the table of models is made of these options
+        from raydistill.models import find_architecture  # the table of models is made of these options
 
         name = self.model.get("name")
         if not isinstance(name, str):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.layers import (
+from raydistill.models.layers import (
     Network,
     ResidualBlock,
     average_pool,
@@ -14,7 +14,7 @@ from models.layers import (
     image_shape,
     initialise_convolutions,
 )
-from models.options import ResNetOptions
+from raydistill.models.options import ResNetOptions
 
 
 def build_resnet(options: ResNetOptions, input_shape: Sequence[int], num_classes: int) -> Network:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.layers import Network, average_pool, chain, convolution, image_shape
-from models.options import ShuffleNetV2Options
+from raydistill.models.layers import Network, average_pool, chain, convolution, image_shape
+from raydistill.models.options import ShuffleNetV2Options
 
 _WIDTHS = {
     0.5: (48, 96, 192, 1024),

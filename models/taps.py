@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.names import suggestion
+from raydistill.models.names import suggestion
 
 
 class Output(NamedTuple):

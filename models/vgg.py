@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from models.layers import (
+from raydistill.models.layers import (
     Network,
     average_pool,
     convolution_stage,
@@ -12,7 +12,7 @@ from models.layers import (
     initialise_classifier,
     initialise_convolutions,
 )
-from models.options import VggOptions
+from raydistill.models.options import VggOptions
 
 _WIDTHS = (64, 128, 256, 512, 512)
 _CONVOLUTIONS_PER_STAGE = {8: 1, 13: 2}

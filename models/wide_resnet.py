@@ -8,8 +8,15 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from models.layers import Network, average_pool, chain, convolution, image_shape, initialise_convolutions
-from models.options import WideResNetOptions
+from raydistill.models.layers import (
+    Network,
+    average_pool,
+    chain,
+    convolution,
+    image_shape,
+    initialise_convolutions,
+)
+from raydistill.models.options import WideResNetOptions
 
 
 def build_wide_resnet(options: WideResNetOptions, input_shape: Sequence[int], num_classes: int) -> Network:

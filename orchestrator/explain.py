@@ -7,14 +7,14 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from models import MODELS
-from orchestrator.errors import PlanError, did_you_mean
-from orchestrator.lookup import load_object
-from orchestrator.plan import augment_configs, training_configs
-from orchestrator.plan.method_configs import METHODS
-from orchestrator.plan.schema import Plan
-from orchestrator.plan.stage_configs import STAGES
-from tasks import TASKS
+from raydistill.errors import PlanError, did_you_mean
+from raydistill.lookup import load_object
+from raydistill.models import MODELS
+from raydistill.plan import augment_configs, training_configs
+from raydistill.plan.method_configs import METHODS
+from raydistill.plan.schema import Plan
+from raydistill.plan.stage_configs import STAGES
+from raydistill.tasks import TASKS
 
 
 def explain(name: str | None) -> str:

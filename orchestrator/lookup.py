@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-from orchestrator.errors import StageError
+from raydistill.errors import StageError
 
 
 def load_object(address: str) -> Any:

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from orchestrator.errors import PlanError, StoreError
-from orchestrator.plan.schema import build_task
-from orchestrator.runs.files import read_json
-from orchestrator.runs.folder import CONFIG, RECORD, StageFolder
-from orchestrator.training import model_files
-from orchestrator.training.committee import Committee
-from orchestrator.training.ensemble import Ensemble
-from orchestrator.training.evaluation import judge, predict_split
-from orchestrator.training.model_files import DESCRIPTION, WEIGHTS, TrainedModel
+from raydistill.errors import PlanError, StoreError
+from raydistill.plan.schema import build_task
+from raydistill.runs.files import read_json
+from raydistill.runs.folder import CONFIG, RECORD, StageFolder
+from raydistill.training import model_files
+from raydistill.training.committee import Committee
+from raydistill.training.ensemble import Ensemble
+from raydistill.training.evaluation import judge, predict_split
+from raydistill.training.model_files import DESCRIPTION, WEIGHTS, TrainedModel
 
 BATCH = 256
 

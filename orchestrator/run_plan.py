@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import DistillError
-from orchestrator.execution.request import Backend
-from orchestrator.execution.scheduler import run_stages
-from orchestrator.plan.order import Graph
-from orchestrator.plan.schema import Plan
-from orchestrator.runs.files import make_folder
-from orchestrator.runs.live_results import LiveResults
-from orchestrator.runs.plan_run import FINISHED, SUCCEEDED, NodeState, PlanRun, copy_report, latest_run
-from orchestrator.terminal import Progress
-from orchestrator.tracking import Mirror
+from raydistill.errors import DistillError
+from raydistill.execution.request import Backend
+from raydistill.execution.scheduler import run_stages
+from raydistill.plan.order import Graph
+from raydistill.plan.schema import Plan
+from raydistill.runs.files import make_folder
+from raydistill.runs.live_results import LiveResults
+from raydistill.runs.plan_run import FINISHED, SUCCEEDED, NodeState, PlanRun, copy_report, latest_run
+from raydistill.terminal import Progress
+from raydistill.tracking import Mirror
 
 MIRROR_SECONDS, MIRROR_SECONDS_INTERRUPTED = 20.0, 3.0  # seconds for the last words to the tracking store
 
@@ -45,7 +45,7 @@ def run_plan(
 
     Who gives `last_words` waits for the tracking store when they are closed, not here.
     """
-    from orchestrator.execution.run_stage import versions
+    from raydistill.execution.run_stage import versions
 
     forced = graph.called(options.force, "--force")
     make_folder(options.root / "stages")
@@ -119,10 +119,10 @@ def run_on_backend(
 def build_backend(options: RunOptions, stop: threading.Event) -> Backend:
     """The back end that the options ask for. Ray is not started before a stage needs it."""
     if options.local:
-        from orchestrator.execution.local_backend import LocalBackend
+        from raydistill.execution.local_backend import LocalBackend
 
         return LocalBackend(stop)
-    from orchestrator.execution.ray_backend import RayBackend
+    from raydistill.execution.ray_backend import RayBackend
 
     return RayBackend(options.address)
 
@@ -136,7 +136,7 @@ def status_of(states: Mapping[str, NodeState], *, interrupted: bool) -> str:
 
 def same_stages(previous: Path | None, graph: Graph) -> Path | None:
     """The run before, if it had the same stages: what it shows of them still stands when none of them runs again."""
-    from orchestrator.runs.files import read_json
+    from raydistill.runs.files import read_json
 
     with suppress(DistillError, KeyError):
         if previous is not None and (previous / "report.html").exists():
@@ -151,7 +151,7 @@ def same_stages(previous: Path | None, graph: Graph) -> Path | None:
 def write_report_of(run: PlanRun) -> None:
     """The run's report. Never fails a run."""
     try:
-        from orchestrator.report import write_report
+        from raydistill.report import write_report
 
         write_report(run.folder, run.root)
     except Exception:  # a picture that cannot be drawn must not lose a run

@@ -11,8 +11,8 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator.execution.outlook import Prospect
-from orchestrator.runs.plan_run import NodeState
+from raydistill.execution.outlook import Prospect
+from raydistill.runs.plan_run import NodeState
 
 STYLES = {
     "done": "green",

@@ -16,9 +16,9 @@ from typing import IO
 
 import click
 
-from orchestrator.errors import DistillError
-from orchestrator.tracking import resolve_uri
-from orchestrator.tracking.store import open_client, public_uri, reason
+from raydistill.errors import DistillError
+from raydistill.tracking import resolve_uri
+from raydistill.tracking.store import open_client, public_uri, reason
 
 START_PAGE = "#/experiments?workflowType=machine_learning"  # else it opens on pages about agents
 START_SECONDS = 90.0

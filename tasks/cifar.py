@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.array_pickle import load_array_pickle
-from tasks.published import PublishedTask
-from tasks.task import Arrays
+from raydistill.tasks.array_pickle import load_array_pickle
+from raydistill.tasks.published import PublishedTask
+from raydistill.tasks.task import Arrays
 
 BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
 SHAPE = (3, 32, 32)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.hashing import TEST_CUT, fold_key, smallest_hashes
-from tasks.task import Arrays
+from raydistill.tasks.hashing import TEST_CUT, fold_key, smallest_hashes
+from raydistill.tasks.task import Arrays
 
 # Fixed for good: which of the 500 embedded digits of each class are test digits.
 EMBEDDED_TEST_KEY = fold_key(5000, TEST_CUT)

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from tasks.idx import find_idx_files, read_idx_splits
-from tasks.published import PublishedTask
-from tasks.task import Arrays
+from raydistill.tasks.idx import find_idx_files, read_idx_splits
+from raydistill.tasks.published import PublishedTask
+from raydistill.tasks.task import Arrays
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 """Where `apt install dataset-fashion-mnist` puts the files."""

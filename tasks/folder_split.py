@@ -15,12 +15,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from tasks.hashing import fold_key, uniform
-from tasks.splits import View
-from tasks.task import Arrays
+from raydistill.tasks.hashing import fold_key, uniform
+from raydistill.tasks.splits import View
+from raydistill.tasks.task import Arrays
 
 if TYPE_CHECKING:
-    from tasks.image_folder import ImageFolder
+    from raydistill.tasks.image_folder import ImageFolder
 
 ATTEMPTS = 10
 LARGEST_RATIO = 4 / 3

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from tasks.speech_frames import SpeechFrames, Utterances
-from tasks.splits import TaskData, View
+from raydistill.tasks.speech_frames import SpeechFrames, Utterances
+from raydistill.tasks.splits import TaskData, View
 
 
 @dataclass(frozen=True, eq=False)

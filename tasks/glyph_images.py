@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from tasks.digests import digest_text
-from tasks.glyph_fonts import Face, open_font
-from tasks.hashing import fold_key
+from raydistill.tasks.digests import digest_text
+from raydistill.tasks.glyph_fonts import Face, open_font
+from raydistill.tasks.hashing import fold_key
 
 FINER = 2  # drawn and mapped at this multiple of the final size
 FILLS = (0.7, 0.95)  # longer side of the ink, as a part of the picture

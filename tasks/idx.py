@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.task import Arrays
+from raydistill.tasks.task import Arrays
 
 if TYPE_CHECKING:  # a plan looks for files; only a stage reads them
     import numpy as np

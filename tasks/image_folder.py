@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field
 
-from tasks.digests import digest_text
-from tasks.task import Arrays, Task, UserPath
+from raydistill.tasks.digests import digest_text
+from raydistill.tasks.task import Arrays, Task, UserPath
 
 if TYPE_CHECKING:
-    from tasks.splits import TaskData
+    from raydistill.tasks.splits import TaskData
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
 
@@ -70,7 +70,7 @@ class ImageFolder(Task):
         return {split: self._read_part(part) for split, part in self._folders().items()}
 
     def load(self) -> TaskData:
-        from tasks.splits import build_folder_data
+        from raydistill.tasks.splits import build_folder_data
 
         self.require_files()
         return build_folder_data(self, self.read())

@@ -1,7 +1,7 @@
 """Pictures of very many classes in sharded Parquet, read from disk while training.
 
-`tasks.shards` says what a shard is, `tasks.pixel_cache` how pixels are read, and `python -m tasks.glyphs` makes such
-shards from the fonts of the machine.
+`shards.py` says what a shard is, `pixel_cache.py` how pixels are read, and `python -m raydistill.tasks.glyphs` makes
+such shards from the fonts of the machine.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from tasks.task import Arrays, Task, UserPath
+from raydistill.tasks.task import Arrays, Task, UserPath
 
 if TYPE_CHECKING:
-    from tasks.pixel_cache import CachedPixels
-    from tasks.splits import TaskData
+    from raydistill.tasks.pixel_cache import CachedPixels
+    from raydistill.tasks.splits import TaskData
 
 logger = logging.getLogger(__name__)
 
@@ -44,19 +44,19 @@ class ManyClass(Task):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        from tasks.shards import read_class_names
+        from raydistill.tasks.shards import read_class_names
 
         return read_class_names(self.folder)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        from tasks.pixel_cache import picture_shape
+        from raydistill.tasks.pixel_cache import picture_shape
 
         self.require_files()
         return picture_shape(self._files()["train"][0], self.channels, self.image_size)
 
     def missing_files(self) -> str | None:
-        from tasks.shards import CLASSES
+        from raydistill.tasks.shards import CLASSES
 
         files = self._files()
         absent = [f"{split}-*.parquet" for split in ("train", "test") if split not in files]
@@ -66,13 +66,13 @@ class ManyClass(Task):
             return None
         return (
             f"task `many_class` finds no `{absent[0]}` in `{self.folder}`: make a data set of characters with "
-            f"`python -m tasks.glyphs --out {self.folder} --classes 200`, put shards of your own there with the "
-            "columns `pixels` or `image`, `label` and `id`, or name another `folder`; nothing can be downloaded"
+            f"`python -m raydistill.tasks.glyphs --out {self.folder} --classes 200`, put shards of your own "
+            "there with the columns `pixels` or `image`, `label` and `id`, or name another `folder`; nothing can be downloaded"
         )
 
     def content(self) -> str:
-        from tasks.digests import digest_text
-        from tasks.shards import digest_shards
+        from raydistill.tasks.digests import digest_text
+        from raydistill.tasks.shards import digest_shards
 
         files = [file for part in self._files().values() for file in part]
         return digest_text("\n".join([*self.class_names, digest_shards(self.folder, files)]))
@@ -82,14 +82,14 @@ class ManyClass(Task):
         return self._open()[0]
 
     def load(self) -> TaskData:
-        from tasks.shards_split import build_shards_data
+        from raydistill.tasks.shards_split import build_shards_data
 
         self.require_files()
         parts, pixels = self._open()
         return build_shards_data(self, parts, {name: part.pixels for name, part in pixels.items()})
 
     def _open(self) -> tuple[dict[str, Arrays], dict[str, CachedPixels]]:
-        from tasks.shards import read_samples
+        from raydistill.tasks.shards import read_samples
 
         # First the small columns: what is wrong there should not wait for the pixels.
         samples = {split: read_samples(files) for split, files in self._files().items()}
@@ -97,13 +97,13 @@ class ManyClass(Task):
         return {split: self._readable(split, part, pixels[split]) for split, part in samples.items()}, pixels
 
     def _files(self) -> dict[str, list[Path]]:
-        from tasks.shards import shard_files
+        from raydistill.tasks.shards import shard_files
 
         files = {split: shard_files(self.folder, split) for split in ("train", "validation", "test")}
         return {split: found for split, found in files.items() if found}
 
     def _pixels(self) -> dict[str, CachedPixels]:
-        from tasks.pixel_cache import PixelSource, cached_pixels
+        from raydistill.tasks.pixel_cache import PixelSource, cached_pixels
 
         cache, scales = self.cache or self.folder / ".pixels", self.image_size is not None
         return {

@@ -4,10 +4,10 @@ import importlib.util
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from tasks.digests import digest_file
-from tasks.idx import find_idx_files, read_idx_splits
-from tasks.published import PublishedTask
-from tasks.task import Arrays
+from raydistill.tasks.digests import digest_file
+from raydistill.tasks.idx import find_idx_files, read_idx_splits
+from raydistill.tasks.published import PublishedTask
+from raydistill.tasks.task import Arrays
 
 
 class Mnist(PublishedTask):
@@ -57,7 +57,7 @@ class Mnist(PublishedTask):
     def read(self) -> dict[str, Arrays]:
         if not self.is_embedded:
             return super().read()
-        from tasks.embedded_digits import read_embedded_digits
+        from raydistill.tasks.embedded_digits import read_embedded_digits
 
         return read_embedded_digits(_require_embedded_file())
 

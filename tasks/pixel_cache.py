@@ -25,8 +25,15 @@ from typing import IO, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.digests import digest_text, stamp
-from tasks.shards import ROWS_AT_ONCE, check_shard, digest_shards, opened_shard, read_json, write_json
+from raydistill.tasks.digests import digest_text, stamp
+from raydistill.tasks.shards import (
+    ROWS_AT_ONCE,
+    check_shard,
+    digest_shards,
+    opened_shard,
+    read_json,
+    write_json,
+)
 
 logger = logging.getLogger(__name__)
 

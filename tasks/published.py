@@ -4,8 +4,8 @@ import tempfile
 from pathlib import Path
 from typing import ClassVar
 
-from tasks.digests import digest_files
-from tasks.task import Arrays, Task, UserPath, data_root
+from raydistill.tasks.digests import digest_files
+from raydistill.tasks.task import Arrays, Task, UserPath, data_root
 
 
 class PublishedTask(Task):

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.array_files import open_array
-from tasks.digests import digest_file, digest_text, stamp
-from tasks.task import Arrays
+from raydistill.tasks.array_files import open_array
+from raydistill.tasks.digests import digest_file, digest_text, stamp
+from raydistill.tasks.task import Arrays
 
 CLASSES, MANIFEST = "classes.json", "manifest.json"
 ROWS_PER_SHARD, ROWS_AT_ONCE = 16_384, 4_096

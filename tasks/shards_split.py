@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tasks.hashing import fold_key, smallest_hashes
-from tasks.splits import TaskData, View, channel_statistics, task_data, three_parts
-from tasks.task import Arrays
+from raydistill.tasks.hashing import fold_key, smallest_hashes
+from raydistill.tasks.splits import TaskData, View, channel_statistics, task_data, three_parts
+from raydistill.tasks.task import Arrays
 
 if TYPE_CHECKING:
-    from tasks.many_class import ManyClass
-    from tasks.pixel_cache import Pixels
+    from raydistill.tasks.many_class import ManyClass
+    from raydistill.tasks.pixel_cache import Pixels
 
 STATISTICS_BYTES = 2**28
 STATISTICS = 13  # purpose of the hash that chooses pictures for the statistics

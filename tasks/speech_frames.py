@@ -1,7 +1,7 @@
 """Frames of speech and the HMM states they belong to, from utterances in Parquet files (arXiv 1503.02531, section 4).
 
 A sample is a frame; its input is that frame between its neighbours, spliced when a batch is asked for: no spliced
-frame is ever stored. `python -m tasks.speech_align` writes such files from recordings and transcripts.
+frame is ever stored. `python -m raydistill.tasks.speech_align` writes such files from recordings and transcripts.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from tasks.digests import digest_files, stamp
-from tasks.hashing import VALIDATION_CUT, cut, fold_key
-from tasks.task import Task, UserPath
+from raydistill.tasks.digests import digest_files, stamp
+from raydistill.tasks.hashing import VALIDATION_CUT, cut, fold_key
+from raydistill.tasks.task import Task, UserPath
 
 if TYPE_CHECKING:  # numpy and pyarrow are loaded by what reads the files, not by a dry run's description
     import numpy as np
     from numpy.typing import NDArray
 
-    from tasks.splits import TaskData
+    from raydistill.tasks.splits import TaskData
 
 PARTS = ("train", "validation", "test")
 FRAME_BITS = 19
@@ -118,7 +118,8 @@ class SpeechFrames(Task):
             if not self._files_of(part):
                 return (
                     f"task `speech_frames` finds no `{part}*.parquet` in `{self.folder}`: write utterances there "
-                    "with `python -m tasks.speech_align`, or name another `folder`; nothing can be downloaded"
+                    "with `python -m raydistill.tasks.speech_align`, or name another `folder`; nothing can be "
+                    "downloaded"
                 )
         return None
 
@@ -128,7 +129,7 @@ class SpeechFrames(Task):
 
     def read_utterances(self) -> dict[str, Utterances]:
         """The three splits as they will be spliced: checked, normalised, validation set aside."""
-        from tasks.speech_files import read_utterances
+        from raydistill.tasks.speech_files import read_utterances
 
         found = {
             part: read_utterances(files, self.coefficients, self.num_classes)
@@ -143,7 +144,7 @@ class SpeechFrames(Task):
         return {part: found[part] for part in PARTS}
 
     def load(self) -> TaskData:
-        from tasks.frame_split import build_frame_data
+        from raydistill.tasks.frame_split import build_frame_data
 
         self.require_files()
         return build_frame_data(self, self.read_utterances())
@@ -189,6 +190,6 @@ def _read_names(file: Path, changed: tuple[int, int]) -> tuple[str, ...]:
 
 @lru_cache(maxsize=64)
 def _largest_label(file: Path, changed: tuple[int, int]) -> int:
-    from tasks.speech_files import largest_label
+    from raydistill.tasks.speech_files import largest_label
 
     return largest_label(file)

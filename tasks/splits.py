@@ -1,7 +1,7 @@
 """Samples as the loop sees them: a split yields batches of float32 inputs in the order it is asked for.
 
 What fits in memory is one tensor on the device (`TensorSplit`), a batch is an index into it. Pictures in folders
-(`tasks.folder_split.FolderSplit`) are decoded by workers under the same contract.
+(`raydistill.tasks.folder_split.FolderSplit`) are decoded by workers under the same contract.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tasks.hashing import VALIDATION_CUT, cut, fold_key
-from tasks.task import Arrays, Task
+from raydistill.tasks.hashing import VALIDATION_CUT, cut, fold_key
+from raydistill.tasks.task import Arrays, Task
 
 if TYPE_CHECKING:
-    from tasks.image_folder import ImageFolder
+    from raydistill.tasks.image_folder import ImageFolder
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SAMPLES_AT_ONCE = 2048
@@ -106,7 +106,7 @@ def build_task_data(task: Task, parts: Mapping[str, Arrays]) -> TaskData:
 
 def build_folder_data(task: ImageFolder, parts: Mapping[str, Arrays]) -> TaskData:
     """The splits of pictures in folders, with ImageNet's usual mean and standard deviation."""
-    from tasks.folder_split import FolderSplit
+    from raydistill.tasks.folder_split import FolderSplit
 
     splits = {name: FolderSplit.of(task, part) for name, part in three_parts(task, parts).items()}
     mean, std = torch.tensor(IMAGENET_MEAN).view(3, 1, 1), torch.tensor(IMAGENET_STD).view(3, 1, 1)

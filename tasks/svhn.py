@@ -5,8 +5,8 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from tasks.published import PublishedTask
-from tasks.task import Arrays
+from raydistill.tasks.published import PublishedTask
+from raydistill.tasks.task import Arrays
 
 SVHN_FILES = {"train": "train_32x32.mat", "test": "test_32x32.mat"}
 

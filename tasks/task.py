@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # numpy takes a third of the time of a dry run, and a descrip
     import numpy as np
     from numpy.typing import NDArray
 
-    from tasks.splits import TaskData
+    from raydistill.tasks.splits import TaskData
 
 DATA_ROOT = "RAYDISTILL_DATA"
 
@@ -112,7 +112,7 @@ class Task(BaseModel):
 
     def load(self) -> TaskData:
         """The three splits in memory. `FileNotFoundError` or `ValueError` when the data is not there or not valid."""
-        from tasks.splits import build_task_data
+        from raydistill.tasks.splits import build_task_data
 
         self.require_files()
         return build_task_data(self, self.read())

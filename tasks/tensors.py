@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from tasks.array_files import array_names, open_array, shape_of
-from tasks.digests import digest_file, stamp
-from tasks.hashing import TEST_CUT, cut, fold_key
-from tasks.task import Arrays, Task, UserPath
+from raydistill.tasks.array_files import array_names, open_array, shape_of
+from raydistill.tasks.digests import digest_file, stamp
+from raydistill.tasks.hashing import TEST_CUT, cut, fold_key
+from raydistill.tasks.task import Arrays, Task, UserPath
 
 SPLIT_NAMES = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 SPLIT_NUMBERS = {0: "train", 1: "validation", 2: "test"}

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from models.branched import LoneBatchNorm, branch_out
-from models.build import build_model
-from models.taps import Tapped
+from raydistill.models.branched import LoneBatchNorm, branch_out
+from raydistill.models.build import build_model
+from raydistill.models.taps import Tapped
 
 SHAPE = (3, 32, 32)
 STAGED = {

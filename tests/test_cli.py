@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-import orchestrator.run_plan
-from orchestrator.cli import main
-from orchestrator.errors import StageError
+import raydistill.run_plan
+from raydistill.cli import main
+from raydistill.errors import StageError
 
 PLAN = """\
 name: probe
@@ -125,7 +125,7 @@ def ends_as(status: str) -> Callable[..., dict[str, Any]]:
 def test_the_exit_code_says_how_the_run_ended(
     status: str, code: int, plan: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(orchestrator.run_plan, "run_plan", ends_as(status))
+    monkeypatch.setattr(raydistill.run_plan, "run_plan", ends_as(status))
     result = distill("run", plan)
     assert result.exit_code == code
     assert f"{status} in 1.0 s; report: runs/plans/probe/20261121-040000-aaaa/report.html" in result.stdout
@@ -144,7 +144,7 @@ def test_an_error_of_ours_is_a_line_and_an_interrupt_is_130(
     def run_plan(*arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr(orchestrator.run_plan, "run_plan", run_plan)
+    monkeypatch.setattr(raydistill.run_plan, "run_plan", run_plan)
     result = distill("run", plan)
     assert result.exit_code == code
     assert "Traceback" not in result.stderr

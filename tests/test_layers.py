@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -39,8 +40,8 @@ MLFLOW = {"tracking", "ui"}
 
 
 def unit(parts: tuple[str, ...]) -> str:
-    """The row's name for a module: `plan` for orchestrator.plan.load, `models` for models.cnn."""
-    return parts[1] if parts[0] == "orchestrator" and len(parts) > 1 else parts[0]
+    """The row's name for a module: `plan` for raydistill.plan.load and for the path orchestrator/plan/load.py."""
+    return parts[1] if parts[0] in ("raydistill", "orchestrator") and len(parts) > 1 else parts[0]
 
 
 @cache
@@ -76,7 +77,7 @@ def test_a_module_imports_only_from_rows_below_its_own(path: Path) -> None:
     wrong = [
         f"{path}:{line} imports {'.'.join(name)}"
         for line, name in imports(path)
-        if name[0] in ("orchestrator", "models", "tasks", "tests")
+        if name[0] in ("raydistill", "orchestrator", "models", "tasks", "tests")
         and unit(name) != own
         and RANK.get(unit(name), -1) <= RANK[own]
     ]
@@ -85,8 +86,8 @@ def test_a_module_imports_only_from_rows_below_its_own(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [path for path in MODULES if path.parts[0] in ("models", "tasks")], ids=str)
 def test_models_and_tasks_know_nothing_of_the_orchestrator_nor_of_each_other(path: Path) -> None:
-    others = {"orchestrator", "models", "tasks"} - {path.parts[0]}
-    assert not [name for _, name in imports(path) if name[0] in others]
+    ours = [unit(name) for _, name in imports(path) if name[0] == "raydistill"]
+    assert set(ours) <= {path.parts[0]}
 
 
 @pytest.mark.parametrize(("package", "places"), [("ray", RAY), ("mlflow", MLFLOW)])
@@ -103,12 +104,12 @@ def test_a_platform_is_imported_in_few_places(package: str, places: set[str]) ->
     ("module", "banned"),
     [
         (
-            "orchestrator.plan.order, orchestrator.plan.load",
+            "raydistill.plan.order, raydistill.plan.load",
             "torch ray mlflow matplotlib pandas sklearn rich",
         ),
-        ("orchestrator.cli", "torch ray mlflow matplotlib numpy yaml pydantic rich"),
-        ("orchestrator.execution.outlook, orchestrator.terminal", "torch ray mlflow matplotlib"),
-        ("models, models.options, tasks", "torch ray mlflow numpy"),
+        ("raydistill.cli", "torch ray mlflow matplotlib numpy yaml pydantic rich"),
+        ("raydistill.execution.outlook, raydistill.terminal", "torch ray mlflow matplotlib"),
+        ("raydistill.models, raydistill.models.options, raydistill.tasks", "torch ray mlflow numpy"),
     ],
 )
 def test_what_answers_at_once_loads_nothing_heavy(module: str, banned: str) -> None:
@@ -121,3 +122,14 @@ def test_what_answers_at_once_loads_nothing_heavy(module: str, banned: str) -> N
 
 def test_there_is_no_drawer_for_everything() -> None:
     assert not [path for path in MODULES if path.stem in ("utils", "helpers", "common", "misc")]
+
+
+def test_every_package_is_installed() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = settings["package-dir"]
+    ours = {
+        ".".join((name, *path.parent.relative_to(ROOT / folder).parts))
+        for name, folder in folders.items()
+        for path in (ROOT / folder).rglob("__init__.py")
+    }
+    assert set(settings["packages"]) == ours

@@ -16,12 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
-from tasks import shards as shard_files
-from tasks.many_class import ManyClass
-from tasks.shards import check_shard, write_json, write_manifest, write_shards
-from tasks.shards_split import ShardsSplit
-from tasks.task import Arrays
-from tasks.tensors import Tensors
+from raydistill.tasks import shards as shard_files
+from raydistill.tasks.many_class import ManyClass
+from raydistill.tasks.shards import check_shard, write_json, write_manifest, write_shards
+from raydistill.tasks.shards_split import ShardsSplit
+from raydistill.tasks.task import Arrays
+from raydistill.tasks.tensors import Tensors
 
 RANDOM = np.random.default_rng(0)
 SHAPE = (1, 4, 5)
@@ -270,7 +270,7 @@ def test_arrays_without_a_usable_shape_are_refused(tmp_path: Path, shape: Any) -
 
 def test_missing_data_names_the_folder_and_the_generator(tmp_path: Path) -> None:
     task = ManyClass(folder=tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match=r"python -m tasks\.glyphs --out .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"python -m raydistill.tasks\.glyphs --out .*nowhere"):
         task.identity()
     write_folder(tmp_path, random_samples(9, 0), random_samples(5, 1000))
     (tmp_path / "classes.json").unlink()
@@ -306,7 +306,7 @@ def test_a_description_answers_without_torch_and_without_touching_the_pixels(tmp
     code = f"""
 import sys
 from pathlib import Path
-from tasks.many_class import ManyClass
+from raydistill.tasks.many_class import ManyClass
 task = ManyClass(folder=Path({str(tmp_path)!r}))
 print(task.identity()["name"], task.num_classes, task.input_shape, "torch" in sys.modules)
 """

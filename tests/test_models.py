@@ -10,11 +10,11 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from models import MODELS
-from models.build import build_model
-from models.resnet import PaddedShortcut
-from models.shufflenet import ShuffleBlock
-from models.taps import Tapped
+from raydistill.models import MODELS
+from raydistill.models.build import build_model
+from raydistill.models.resnet import PaddedShortcut
+from raydistill.models.shufflenet import ShuffleBlock
+from raydistill.models.taps import Tapped
 
 CIFAR = (3, 32, 32)
 MNIST = (1, 28, 28)
@@ -256,7 +256,9 @@ def test_a_shuffle_block_equals_the_order_of_the_paper():
 
 
 def test_checking_a_plan_loads_no_torch():
-    code = "import sys, models, models.options; print('torch' in sys.modules or 'torchvision' in sys.modules)"
+    code = (
+        "import sys, raydistill.models.options; print('torch' in sys.modules or 'torchvision' in sys.modules)"
+    )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "False"
 

@@ -8,14 +8,14 @@ from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file
 
-from models.build import build_model
-from orchestrator.cli import main
-from orchestrator.errors import PlanError, StoreError
-from orchestrator.execution.local_backend import LocalBackend
-from orchestrator.execution.scheduler import run_stages
-from orchestrator.plan.order import order_stages
-from orchestrator.plan.schema import Plan
-from orchestrator.predict import evaluate_model, export_model, load_model, predict_files, read_inputs
+from raydistill.cli import main
+from raydistill.errors import PlanError, StoreError
+from raydistill.execution.local_backend import LocalBackend
+from raydistill.execution.scheduler import run_stages
+from raydistill.models.build import build_model
+from raydistill.plan.order import order_stages
+from raydistill.plan.schema import Plan
+from raydistill.predict import evaluate_model, export_model, load_model, predict_files, read_inputs
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def digits(count: int) -> np.ndarray:
     """Raw test digits (N, 1, 28, 28) uint8."""
-    from orchestrator.plan.schema import build_task
+    from raydistill.plan.schema import build_task
 
     return build_task({"name": "mnist"}).load().test.inputs[:count].numpy()
 
@@ -61,7 +61,7 @@ def test_an_image_file_gives_what_its_array_gives(student: Path, tmp_path: Path)
 
 
 def test_evaluation_agrees_with_the_record(student: Path) -> None:
-    from orchestrator.runs.folder import StageFolder
+    from raydistill.runs.folder import StageFolder
 
     recorded = StageFolder(student).done_record().metrics
     for split in ("validation", "test"):

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from orchestrator import report, run_plan
-from orchestrator.cli import main
-from orchestrator.execution import run_stage
-from orchestrator.runs.context import StageContext
-from orchestrator.runs.plan_run import plan_text
-from orchestrator.terminal import console, gathered, results_table
+from raydistill import report, run_plan
+from raydistill.cli import main
+from raydistill.execution import run_stage
+from raydistill.runs.context import StageContext
+from raydistill.runs.plan_run import plan_text
+from raydistill.terminal import console, gathered, results_table
 
 CHAIN: dict[str, dict[str, Any]] = {"teacher": {}, "student": {"reads": ["teacher"]}}
 NOWHERE = {"tracking_uri": "nowhere", "experiment_id": "1", "run_id": "2"}

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from orchestrator.errors import DistillError
-from orchestrator.tracking import Mirror, mirror, store, sync
-from orchestrator.tracking import background as background_module
+from raydistill.errors import DistillError
+from raydistill.tracking import Mirror, mirror, store, sync
+from raydistill.tracking import background as background_module
 
 # MLflow 3.17 still uses a loader strategy that SQLAlchemy 2.1 wants to drop; both are theirs.
 pytestmark = pytest.mark.filterwarnings(

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tasks.speech_frames import FRAME_BITS, SpeechFrames, utterance_key
-from tasks.splits import Split, TaskData
+from raydistill.tasks.speech_frames import FRAME_BITS, SpeechFrames, utterance_key
+from raydistill.tasks.splits import Split, TaskData
 
 RANDOM = np.random.default_rng(0)
 WIDTH = 3

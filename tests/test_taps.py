@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from models import MODELS
-from models.build import build_model
-from models.taps import Output, Tapped
+from raydistill.models import MODELS
+from raydistill.models.build import build_model
+from raydistill.models.taps import Output, Tapped
 
 SMALL = {
     "mlp": {"widths": [20, 20]},

@@ -22,17 +22,17 @@ from pydantic import ValidationError
 from safetensors.numpy import save_file
 from scipy.io import savemat
 
-from tasks import TASKS, fashion_mnist
-from tasks.cifar import Cifar10, Cifar100
-from tasks.fashion_mnist import FashionMnist
-from tasks.folder_split import centre_box, random_box
-from tasks.hashing import VALIDATION_CUT, cut, fold_key, hash_ids, uniform
-from tasks.image_folder import ImageFolder
-from tasks.mnist import Mnist
-from tasks.splits import TensorSplit, View, build_task_data, channel_statistics
-from tasks.svhn import Svhn
-from tasks.task import Arrays, Task
-from tasks.tensors import Tensors
+from raydistill.tasks import TASKS, fashion_mnist
+from raydistill.tasks.cifar import Cifar10, Cifar100
+from raydistill.tasks.fashion_mnist import FashionMnist
+from raydistill.tasks.folder_split import centre_box, random_box
+from raydistill.tasks.hashing import VALIDATION_CUT, cut, fold_key, hash_ids, uniform
+from raydistill.tasks.image_folder import ImageFolder
+from raydistill.tasks.mnist import Mnist
+from raydistill.tasks.splits import TensorSplit, View, build_task_data, channel_statistics
+from raydistill.tasks.svhn import Svhn
+from raydistill.tasks.task import Arrays, Task
+from raydistill.tasks.tensors import Tensors
 
 RANDOM = np.random.default_rng(0)
 
@@ -185,13 +185,13 @@ def test_tasks_answer_without_loading_torch(tmp_path: Path) -> None:
     code = f"""
 import importlib, sys
 from pathlib import Path
-from tasks import TASKS
+from raydistill.tasks import TASKS
 places = {{name: place.split(":") for name, place in TASKS.items()}}
 kinds = {{name: getattr(importlib.import_module(module), kind) for name, (module, kind) in places.items()}}
 folder = Path({str(tmp_path)!r})
 for task in kinds["mnist"](), kinds["fashion_mnist"](folder=folder), kinds["tensors"](file=folder / "points.npz"):
     task.identity(), task.num_classes, task.input_shape, task.class_names
-print(sorted({{"torch", "ray", "mlxtend", "orchestrator", "torchvision"}} & sys.modules.keys()))
+print(sorted({{"torch", "ray", "mlxtend", "raydistill.plan", "torchvision"}} & sys.modules.keys()))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

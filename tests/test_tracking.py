@@ -19,12 +19,12 @@ import torch
 from mlflow import MlflowClient
 from safetensors.torch import save_file
 
-from models.build import build_model
-from orchestrator.errors import DistillError
-from orchestrator.tracking import Mirror, mirror, store, sync
-from orchestrator.tracking import background as background_module
-from orchestrator.tracking import students as students_module
-from orchestrator.tracking.session import GivenUp
+from raydistill.errors import DistillError
+from raydistill.models.build import build_model
+from raydistill.tracking import Mirror, mirror, store, sync
+from raydistill.tracking import background as background_module
+from raydistill.tracking import students as students_module
+from raydistill.tracking.session import GivenUp
 
 # MLflow 3.17 still uses a loader strategy that SQLAlchemy 2.1 wants to drop; both are theirs.
 pytestmark = [
@@ -151,7 +151,7 @@ def runs(tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> Run
 
 
 def test_importing_tracking_does_not_import_mlflow() -> None:
-    code = "import sys, orchestrator.tracking; print('mlflow' in sys.modules, 'torch' in sys.modules)"
+    code = "import sys, raydistill.tracking; print('mlflow' in sys.modules, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
 
@@ -703,7 +703,7 @@ def test_a_store_that_stays_away_is_told_of_once(
 @pytest.mark.slow
 def test_two_drivers_make_a_new_store_at_once_without_a_word(tmp_path: Path) -> None:
     new = Runs(tmp_path / "runs")
-    code = "import sys; from pathlib import Path; from orchestrator.tracking import mirror\n"
+    code = "import sys; from pathlib import Path; from raydistill.tracking import mirror\n"
     code += "sys.exit(0 if mirror(Path(sys.argv[1]), Path(sys.argv[2])).is_complete else 1)"
     folders = [new.run(name, plan=name) for name in ("r1", "r2")]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW")}

@@ -12,13 +12,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orchestrator.errors import DistillError
-from orchestrator.ui import serve
+from raydistill.errors import DistillError
+from raydistill.ui import serve
 
 SERVE = """
 import sys
 from pathlib import Path
-from orchestrator.ui import serve
+from raydistill.ui import serve
 serve(Path(sys.argv[1]), port=int(sys.argv[2]), on_ready=lambda line: print(line, flush=True))
 """
 

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli.doctor import doctor
-from orchestrator.cli.explain import explain
-from orchestrator.cli.group import Group
-from orchestrator.cli.jobs import jobs
-from orchestrator.cli.models import evaluate, export, predict, verify
-from orchestrator.cli.run import report, run
-from orchestrator.cli.submit import submit
-from orchestrator.cli.tracking import sync, ui
-from orchestrator.cli.tune import tune
+from raydistill.cli.doctor import doctor
+from raydistill.cli.explain import explain
+from raydistill.cli.group import Group
+from raydistill.cli.jobs import jobs
+from raydistill.cli.models import evaluate, export, predict, verify
+from raydistill.cli.run import report, run
+from raydistill.cli.submit import submit
+from raydistill.cli.tracking import sync, ui
+from raydistill.cli.tune import tune
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -31,7 +31,7 @@ def main(verbose: bool) -> None:
     handler = logging.StreamHandler()
     handler.setLevel(logging.INFO if verbose else logging.WARNING)  # stages log more, to their own files
     logging.basicConfig(format="%(message)s", handlers=[handler])
-    logging.getLogger("orchestrator").setLevel(handler.level)
+    logging.getLogger("raydistill").setLevel(handler.level)
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # the user's own models
 

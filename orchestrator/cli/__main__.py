@@ -1,5 +1,5 @@
-"""`python -m orchestrator.cli`: the `distill` command where it is not installed, as in a job on a Ray cluster."""
+"""`python -m raydistill.cli`: the `distill` command where it is not installed, as in a job on a Ray cluster."""
 
-from orchestrator.cli import main
+from raydistill.cli import main
 
 main(prog_name="distill")

@@ -22,7 +22,7 @@ def new_table(*columns: str) -> Any:
 
 def print_table(table: Any) -> None:
     """On the terminal, as wide as it is."""
-    from orchestrator.terminal import console
+    from raydistill.terminal import console
 
     console().print(table)
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli.cells import coloured, new_table, plain, print_table
-from orchestrator.cli.group import DONE, FAILED
-from orchestrator.cli.options import runs_option, tracking_option
-from orchestrator.cli.submit import check_here
-from orchestrator.cli.watching import connect, follow_job
+from raydistill.cli.cells import coloured, new_table, plain, print_table
+from raydistill.cli.group import DONE, FAILED
+from raydistill.cli.options import runs_option, tracking_option
+from raydistill.cli.submit import check_here
+from raydistill.cli.watching import connect, follow_job
 
 
 @click.command()
@@ -32,7 +32,7 @@ def doctor(plan_file: Path | None, address: str | None, root: Path, tracking_uri
     """
     if address is not None and address.startswith(("http://", "https://")):
         _doctor_as_job(plan_file, address, root, tracking_uri)
-    from orchestrator.execution.doctor import Examination, examine
+    from raydistill.execution.doctor import Examination, examine
 
     plan = None if plan_file is None else check_here(plan_file).plan
     findings = examine(Examination(root.absolute(), plan, address, tracking_uri))
@@ -50,9 +50,9 @@ def doctor(plan_file: Path | None, address: str | None, root: Path, tracking_uri
 
 
 def _doctor_as_job(plan_file: Path | None, address: str, root: Path, tracking_uri: str | None) -> None:
-    from orchestrator.execution.submit.command import JobCommand, check_root, read_environment
-    from orchestrator.execution.submit.package import Package, collect, plan_name
-    from orchestrator.execution.submit.sending import Submission, new_id, send
+    from raydistill.execution.submit.command import JobCommand, check_root, read_environment
+    from raydistill.execution.submit.package import Package, collect, plan_name
+    from raydistill.execution.submit.sending import Submission, new_id, send
 
     folder = Path.cwd()
     plan = None if plan_file is None else plan_name(folder, plan_file)

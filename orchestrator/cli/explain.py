@@ -12,6 +12,6 @@ def explain(name: str | None) -> None:
     distill explain            all names
     distill explain hinton
     """
-    from orchestrator.explain import explain as explain_name
+    from raydistill.explain import explain as explain_name
 
     click.echo(explain_name(name))

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from orchestrator.plan.load import Source
-    from orchestrator.plan.order import Graph
-    from orchestrator.plan.schema import Plan
+    from raydistill.plan.load import Source
+    from raydistill.plan.order import Graph
+    from raydistill.plan.schema import Plan
 
 
 def load_graph(
@@ -24,9 +24,9 @@ def load_source_graph(
     plan_file: Path, overrides: Sequence[str] = (), only: Sequence[str] = ()
 ) -> "tuple[Source, Plan, Graph]":
     """The same, and before them the plan as it is written."""
-    from orchestrator.plan.advice import advice
-    from orchestrator.plan.load import check_plan, read_source
-    from orchestrator.plan.order import order_stages
+    from raydistill.plan.advice import advice
+    from raydistill.plan.load import check_plan, read_source
+    from raydistill.plan.order import order_stages
 
     source = read_source(plan_file, overrides)
     plan = check_plan(source)
@@ -36,7 +36,7 @@ def load_source_graph(
     if only:
         graph = graph.needed_for(graph.called(only, "--only"))
     if graph.compares_features:  # which takes torch, and with it more than a second
-        from orchestrator.stages.feature_check import check_features
+        from raydistill.stages.feature_check import check_features
 
         check_features(graph, plan.task, source.error)
     return source, plan, graph

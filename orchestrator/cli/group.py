@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from orchestrator.errors import DistillError, PlanError
+from raydistill.errors import DistillError, PlanError
 
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 

@@ -2,8 +2,8 @@
 
 import click
 
-from orchestrator.cli.cells import coloured, duration, moment, new_table, plain, print_table
-from orchestrator.cli.watching import connect, ending, follow_job, head_option, write
+from raydistill.cli.cells import coloured, duration, moment, new_table, plain, print_table
+from raydistill.cli.watching import connect, ending, follow_job, head_option, write
 
 
 @click.group()
@@ -78,7 +78,7 @@ def logs(job_id: str, follow: bool, address: str | None) -> None:
 @head_option
 def stop(job_id: str, address: str | None) -> None:
     """Stop a job: its stages write their checkpoints, and the plan's next run continues from there."""
-    from orchestrator.execution.submit.following import stop_job
+    from raydistill.execution.submit.following import stop_job
 
     client = connect(address)
     before = client.job(job_id)

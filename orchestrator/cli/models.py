@@ -5,8 +5,8 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli.group import FAILED
-from orchestrator.cli.options import runs_option
+from raydistill.cli.group import FAILED
+from raydistill.cli.options import runs_option
 
 
 @click.command()
@@ -22,7 +22,7 @@ def evaluate(model: Path, split: str) -> None:
     """
     import json
 
-    from orchestrator.predict import evaluate_model
+    from raydistill.predict import evaluate_model
 
     click.echo(json.dumps(evaluate_model(model, split), indent=1))
 
@@ -40,7 +40,7 @@ def predict(model: Path, inputs: tuple[Path, ...], top: int, output: Path | None
     \b
     distill predict runs/stages/distill-1f0c92ab34de digit.png more.npy
     """
-    from orchestrator.predict import predict_files, write_csv
+    from raydistill.predict import predict_files, write_csv
 
     rows = predict_files(model, inputs, top)
     if output is not None:
@@ -60,7 +60,7 @@ def export(model: Path, folder: Path) -> None:
     \b
     distill export runs/stages/distill-1f0c92ab34de student/
     """
-    from orchestrator.predict import export_model
+    from raydistill.predict import export_model
 
     for path in export_model(model, folder):
         click.echo(str(path))
@@ -77,7 +77,7 @@ def verify(targets: Path, rows: int, seed: int, root: Path) -> None:
     \b
     distill verify runs/stages/predict_targets-1f0c92ab34de
     """
-    from orchestrator.stages.verify_targets import verify_targets
+    from raydistill.stages.verify_targets import verify_targets
 
     results = verify_targets(targets.absolute(), root.absolute(), rows, seed)
     for name, result in results.items():

@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from orchestrator.cli.graphs import load_graph
-from orchestrator.cli.group import DONE, FAILED, INTERRUPTED
-from orchestrator.cli.options import plan_options, runs_option
-from orchestrator.errors import PlanError
+from raydistill.cli.graphs import load_graph
+from raydistill.cli.group import DONE, FAILED, INTERRUPTED
+from raydistill.cli.options import plan_options, runs_option
+from raydistill.errors import PlanError
 
 
 @click.command()
@@ -38,8 +38,8 @@ def run(
     if dry_run:
         _print_prospects(graph, root, plan.name, forced)
         return
-    from orchestrator.run_plan import RunOptions, run_plan
-    from orchestrator.terminal import console, results_table
+    from raydistill.run_plan import RunOptions, run_plan
+    from raydistill.terminal import console, results_table
 
     command = shlex.join(["distill", *sys.argv[1:]])
     options = RunOptions(root, command, local, address, tracking_uri, force)
@@ -63,10 +63,10 @@ def report(plan_file: Path, overrides: tuple[str, ...], root: Path) -> None:
     \b
     distill report configs/mnist_quickstart.yaml
     """
-    from orchestrator.plan.load import load_plan
-    from orchestrator.report import write_report, write_search_report
-    from orchestrator.runs.plan_run import latest_run
-    from orchestrator.runs.search_run import searches
+    from raydistill.plan.load import load_plan
+    from raydistill.report import write_report, write_search_report
+    from raydistill.runs.plan_run import latest_run
+    from raydistill.runs.search_run import searches
 
     plan = load_plan(plan_file, overrides)
     folder, found = latest_run(root.absolute(), plan.name), searches(root.absolute(), plan.name)
@@ -81,8 +81,8 @@ def report(plan_file: Path, overrides: tuple[str, ...], root: Path) -> None:
 
 
 def _print_prospects(graph: Any, root: Path, plan_name: str, forced: frozenset[str]) -> None:
-    from orchestrator.execution.outlook import look_ahead
-    from orchestrator.terminal import console, prospects_table
+    from raydistill.execution.outlook import look_ahead
+    from raydistill.terminal import console, prospects_table
 
     prospects = look_ahead(graph, root, plan_name, forced)
     out = console()

@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from orchestrator.cli.graphs import load_graph
-from orchestrator.cli.options import tracking_option
-from orchestrator.cli.tune import confirm_grid, load_search
-from orchestrator.cli.watching import connect, end_with, follow_job, head_option
-from orchestrator.errors import PlanError
+from raydistill.cli.graphs import load_graph
+from raydistill.cli.options import tracking_option
+from raydistill.cli.tune import confirm_grid, load_search
+from raydistill.cli.watching import connect, end_with, follow_job, head_option
+from raydistill.errors import PlanError
 
 if TYPE_CHECKING:
-    from orchestrator.execution.submit.client import Job, JobsClient
-    from orchestrator.execution.submit.sending import Submission
-    from orchestrator.plan.load import Source
-    from orchestrator.plan.schema import Plan
-    from orchestrator.search.problem import Problem
+    from raydistill.execution.submit.client import Job, JobsClient
+    from raydistill.execution.submit.sending import Submission
+    from raydistill.plan.load import Source
+    from raydistill.plan.schema import Plan
+    from raydistill.search.problem import Problem
 
 
 @click.command()
@@ -74,15 +74,15 @@ def submit(
     distill submit configs/mnist_quickstart.yaml --address http://head:8265 --runs /shared/runs --follow
     distill submit plan.yaml --runs /shared/runs --set stages.student.epochs=10 --env HF_TOKEN
     """
-    from orchestrator.execution.submit.command import (
+    from raydistill.execution.submit.command import (
         JobCommand,
         check_root,
         check_submission_id,
         read_environment,
     )
-    from orchestrator.execution.submit.package import collect, plan_name
-    from orchestrator.execution.submit.sending import Submission, choose_installer, new_id
-    from orchestrator.runs.search_run import SearchRun
+    from raydistill.execution.submit.package import collect, plan_name
+    from raydistill.execution.submit.sending import Submission, choose_installer, new_id
+    from raydistill.runs.search_run import SearchRun
 
     plan, source, problem = check_here(plan_file, overrides, only, force, searches)
     if problem and not dry_run and "--yes" not in more and confirm_grid(problem, yes=False):
@@ -137,8 +137,8 @@ def check_here(
     searches: bool = False,
 ) -> Checked:
     """The plan, with the errors that the command itself has. Data may be on the nodes alone: then the job looks."""
-    from orchestrator.plan.load import read_source
-    from orchestrator.plan.schema import Plan
+    from raydistill.plan.load import read_source
+    from raydistill.plan.schema import Plan
 
     source = read_source(plan_file, overrides)
     problem = None
@@ -165,9 +165,9 @@ def check_here(
 
 def _announce(submission: "Submission", plan: "Plan", source: "Source") -> None:
     """Say what is sent, and what could be wrong with it."""
-    from orchestrator.execution.submit.command import points_home
-    from orchestrator.execution.submit.package import counted, own_size, size
-    from orchestrator.execution.submit.sending import check_paths, modules_not_sent
+    from raydistill.execution.submit.command import points_home
+    from raydistill.execution.submit.package import counted, own_size, size
+    from raydistill.execution.submit.sending import check_paths, modules_not_sent
 
     check_paths(source, submission.package)
     files, count = own_size()
@@ -186,7 +186,7 @@ def _announce(submission: "Submission", plan: "Plan", source: "Source") -> None:
 
 
 def _send(submission: "Submission", address: str | None, results: Path | str) -> "tuple[str, JobsClient]":
-    from orchestrator.execution.submit.sending import send
+    from raydistill.execution.submit.sending import send
 
     client = connect(address)
     job_id = send(submission, client)
@@ -205,6 +205,6 @@ def _send(submission: "Submission", address: str | None, results: Path | str) ->
 
 
 def _waited(client: "JobsClient", job_id: str) -> "Job":
-    from orchestrator.execution.submit.following import wait_for_end
+    from raydistill.execution.submit.following import wait_for_end
 
     return wait_for_end(client, job_id)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli.options import runs_option, tracking_option
+from raydistill.cli.options import runs_option, tracking_option
 
 
 @click.command()
@@ -16,7 +16,7 @@ def sync(root: Path, tracking_uri: str | None) -> None:
     \b
     distill sync --tracking-uri http://mlflow.example:5000
     """
-    from orchestrator.tracking import sync as sync_runs
+    from raydistill.tracking import sync as sync_runs
 
     for line in sync_runs(root.absolute(), tracking_uri):
         click.echo(line)
@@ -33,6 +33,6 @@ def ui(root: Path, tracking_uri: str | None, host: str, port: int) -> None:
     \b
     distill ui --port 5001
     """
-    from orchestrator.ui import serve
+    from raydistill.ui import serve
 
     serve(root.absolute(), tracking_uri, host=host, port=port)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.graphs import load_source_graph
-from orchestrator.cli.group import DONE, FAILED, INTERRUPTED
-from orchestrator.cli.options import plan_options
-from orchestrator.errors import PlanError
+from raydistill.cli.graphs import load_source_graph
+from raydistill.cli.group import DONE, FAILED, INTERRUPTED
+from raydistill.cli.options import plan_options
+from raydistill.errors import PlanError
 
 if TYPE_CHECKING:
-    from orchestrator.search.problem import Problem
+    from raydistill.search.problem import Problem
 
 
 @click.command()
@@ -51,8 +51,8 @@ def tune(
             f"`{problem.config.scheduler.name}` stops trials that run side by side, which `--local` does not do; leave"
             " it out, or add `--set search.scheduler.name=none`"
         )
-    from orchestrator.run_plan import RunOptions
-    from orchestrator.search.run_search import run_search
+    from raydistill.run_plan import RunOptions
+    from raydistill.search.run_search import run_search
 
     options = RunOptions(root, shlex.join(["distill", *sys.argv[1:]]), local, address, tracking_uri, force)
     description, records = run_search(problem, options, only=only)
@@ -65,7 +65,7 @@ def load_search(
 ) -> "Problem":
     """What a plan's `search` asks for; `PlanError` also where a stage that is named on the command line is not."""
     source, plan, graph = load_source_graph(plan_file, overrides)
-    from orchestrator.search.problem import build_problem
+    from raydistill.search.problem import build_problem
 
     problem = build_problem(source, plan, graph)
     graph.called(only, "--only")
@@ -74,7 +74,7 @@ def load_search(
 
 
 def _check_forced(problem: "Problem", force: Sequence[str]) -> None:
-    from orchestrator.search.problem import dependent_nodes
+    from raydistill.search.problem import dependent_nodes
 
     dependent = dependent_nodes(problem.graph, problem.searched)
     for name in problem.graph.called(force, "--force"):
@@ -87,7 +87,7 @@ def _check_forced(problem: "Problem", force: Sequence[str]) -> None:
 
 def confirm_grid(problem: "Problem", yes: bool) -> bool:
     """A large grid is asked about, with its count. Whether `--yes` was said, or has been now."""
-    from orchestrator.search.problem import MANY_POINTS
+    from raydistill.search.problem import MANY_POINTS
 
     count = problem.config.trials
     if problem.config.searcher.name != "grid" or count <= MANY_POINTS or yes:
@@ -102,11 +102,11 @@ def confirm_grid(problem: "Problem", yes: bool) -> bool:
 
 
 def _print_search(problem: "Problem", root: Path, only: tuple[str, ...]) -> None:
-    from orchestrator.execution.outlook import look_ahead
-    from orchestrator.runs.search_run import SearchRun
-    from orchestrator.search.progress import space_table
-    from orchestrator.search.run_search import shared_parts
-    from orchestrator.terminal import console, prospects_table
+    from raydistill.execution.outlook import look_ahead
+    from raydistill.runs.search_run import SearchRun
+    from raydistill.search.progress import space_table
+    from raydistill.search.run_search import shared_parts
+    from raydistill.terminal import console, prospects_table
 
     out, config = console(), problem.config
     out.print(space_table(config.space))
@@ -144,11 +144,11 @@ def _trials(problem: "Problem") -> str:
 
 
 def _print_results(problem: "Problem", description: dict[str, Any], records: Any, root: Path) -> None:
-    from orchestrator.runs.search_run import SearchRun
-    from orchestrator.runs.search_words import called
-    from orchestrator.search.progress import trials_table
-    from orchestrator.search.run_search import shown_path
-    from orchestrator.terminal import console
+    from raydistill.runs.search_run import SearchRun
+    from raydistill.runs.search_words import called
+    from raydistill.search.progress import trials_table
+    from raydistill.search.run_search import shown_path
+    from raydistill.terminal import console
 
     out = console()
     out.print(trials_table(records, problem.metric, problem.config.space))

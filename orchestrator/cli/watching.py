@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.cells import duration
-from orchestrator.cli.group import INTERRUPTED
+from raydistill.cli.cells import duration
+from raydistill.cli.group import INTERRUPTED
 
 if TYPE_CHECKING:
-    from orchestrator.execution.submit.client import Job, JobsClient
+    from raydistill.execution.submit.client import Job, JobsClient
 
 
 head_option = click.option(
@@ -22,7 +22,7 @@ head_option = click.option(
 
 def connect(address: str | None) -> "JobsClient":
     """The cluster's client, after a word about versions that differ."""
-    from orchestrator.execution.submit.client import JobsClient, check_versions
+    from raydistill.execution.submit.client import JobsClient, check_versions
 
     client = JobsClient(address)
     if remark := check_versions(client.versions):
@@ -32,14 +32,14 @@ def connect(address: str | None) -> "JobsClient":
 
 def follow_job(client: "JobsClient", job_id: str) -> None:
     """Print a job's log to its end, and end with its exit code."""
-    from orchestrator.execution.submit.following import follow
+    from raydistill.execution.submit.following import follow
 
     end_with(client, job_id, lambda: follow(client, job_id, write))
 
 
 def end_with(client: "JobsClient", job_id: str, watch: "Callable[[], Job]") -> None:
     """End as the job ends. An interrupt leaves it alone, or stops it if the person at the terminal says so."""
-    from orchestrator.execution.submit.following import exit_code, stop_job
+    from raydistill.execution.submit.following import exit_code, stop_job
 
     try:
         job = watch()

@@ -13,9 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from orchestrator.errors import StageError, StageStopped
-from orchestrator.execution.request import StageRequest
-from orchestrator.runs.files import store_errors
+from raydistill.errors import StageError, StageStopped
+from raydistill.execution.request import StageRequest
+from raydistill.runs.files import store_errors
 
 GRACE_SECONDS = 10.0  # for the checkpoint of a stage that was only slow
 STACKS = "stacks-rank{}.txt"

@@ -15,12 +15,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from orchestrator.errors import DistillError
-from orchestrator.execution.ray_backend import probes
-from orchestrator.execution.ray_backend.connection import TOKEN_HINT, connect, leave, use_token
-from orchestrator.execution.user_modules import user_modules
-from orchestrator.plan.schema import Plan
-from orchestrator.tracking.store import answers, is_missing, public_uri, resolve_uri
+from raydistill.errors import DistillError
+from raydistill.execution.ray_backend import probes
+from raydistill.execution.ray_backend.connection import TOKEN_HINT, connect, leave, use_token
+from raydistill.execution.user_modules import user_modules
+from raydistill.plan.schema import Plan
+from raydistill.tracking.store import answers, is_missing, public_uri, resolve_uri
 
 Verdict = Literal["ok", "warn", "fail"]
 
@@ -97,7 +97,7 @@ def _ask_here(question: Callable[..., Any], *arguments: Any) -> list[Reply]:
 
 
 def _ask_nodes(question: Callable[..., Any], *arguments: Any) -> list[Reply]:
-    from orchestrator.execution.ray_backend.nodes import ask_nodes, list_nodes
+    from raydistill.execution.ray_backend.nodes import ask_nodes, list_nodes
 
     nodes = [node for node in list_nodes() if node.is_alive]
     return [
@@ -127,7 +127,7 @@ def _authentication() -> Iterator[Finding]:
 
 
 def _nodes() -> Iterator[Finding]:
-    from orchestrator.execution.ray_backend.nodes import list_nodes
+    from raydistill.execution.ray_backend.nodes import list_nodes
 
     for node in list_nodes():
         if node.is_alive:
@@ -193,8 +193,8 @@ def _storage(root: Path) -> Iterator[Finding]:
 
 
 def _shared_storage(root: Path) -> Iterator[Finding]:
-    from orchestrator.execution.ray_backend.nodes import list_nodes
-    from orchestrator.execution.ray_backend.storage import storage_problems
+    from raydistill.execution.ray_backend.nodes import list_nodes
+    from raydistill.execution.ray_backend.storage import storage_problems
 
     nodes = [node for node in list_nodes() if node.is_alive]
     try:

@@ -5,10 +5,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from orchestrator.errors import PlanError
-from orchestrator.execution.request import Outcome, StageRequest
-from orchestrator.execution.run_stage import run_stage
-from orchestrator.plan.order import Node
+from raydistill.errors import PlanError
+from raydistill.execution.request import Outcome, StageRequest
+from raydistill.execution.run_stage import run_stage
+from raydistill.plan.order import Node
 
 
 class LocalBackend:

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import StoreError
-from orchestrator.plan.fingerprint import differences
-from orchestrator.plan.order import Graph, Node
-from orchestrator.runs.files import read_json
-from orchestrator.runs.folder import CONFIG, StageFolder
-from orchestrator.runs.plan_run import latest_run
+from raydistill.errors import StoreError
+from raydistill.plan.fingerprint import differences
+from raydistill.plan.order import Graph, Node
+from raydistill.runs.files import read_json
+from raydistill.runs.folder import CONFIG, StageFolder
+from raydistill.runs.plan_run import latest_run
 
 SHOWN = 3
 RUNS_BACK = 20  # a stage that the last run left out was perhaps made by one before

@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from orchestrator.plan.order import Graph, Node
-from orchestrator.plan.training_configs import ResourcesConfig
-from tasks.task import Task
+from raydistill.plan.order import Graph, Node
+from raydistill.plan.training_configs import ResourcesConfig
+from raydistill.tasks.task import Task
 
 
 @dataclass(frozen=True)

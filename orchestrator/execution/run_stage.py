@@ -11,16 +11,16 @@ from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
-from orchestrator.errors import StageError, StageStopped
-from orchestrator.execution.deadline import Deadline
-from orchestrator.execution.request import Outcome, StageRequest
-from orchestrator.lookup import load_object
-from orchestrator.plan.schema import build_task
-from orchestrator.plan.stage_configs import STAGES
-from orchestrator.runs.context import StageContext, never
-from orchestrator.runs.folder import LOG, StageFolder
-from orchestrator.runs.plan_run import finished_record
-from orchestrator.runs.record import Record, summary_of
+from raydistill.errors import StageError, StageStopped
+from raydistill.execution.deadline import Deadline
+from raydistill.execution.request import Outcome, StageRequest
+from raydistill.lookup import load_object
+from raydistill.plan.schema import build_task
+from raydistill.plan.stage_configs import STAGES
+from raydistill.runs.context import StageContext, never
+from raydistill.runs.folder import LOG, StageFolder
+from raydistill.runs.plan_run import finished_record
+from raydistill.runs.record import Record, summary_of
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ def _logging_to(path: Path, *, enabled: bool) -> Iterator[None]:
     if not enabled:
         yield
         return
-    logger = logging.getLogger("orchestrator")
+    logger = logging.getLogger("raydistill")
     handler = _LogFile(path, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)

@@ -12,16 +12,16 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from orchestrator.errors import PlanError, StoreError
-from orchestrator.execution.ready import ReadyStages
-from orchestrator.execution.request import Backend, Outcome, build_request
-from orchestrator.plan.order import Graph, Node
-from orchestrator.runs.context import claim_attempt
-from orchestrator.runs.folder import StageFolder
-from orchestrator.runs.lease import Leases
-from orchestrator.runs.plan_run import SUCCEEDED, NodeState, Status, finished_record
-from orchestrator.runs.record import Record
-from tasks.task import Task
+from raydistill.errors import PlanError, StoreError
+from raydistill.execution.ready import ReadyStages
+from raydistill.execution.request import Backend, Outcome, build_request
+from raydistill.plan.order import Graph, Node
+from raydistill.runs.context import claim_attempt
+from raydistill.runs.folder import StageFolder
+from raydistill.runs.lease import Leases
+from raydistill.runs.plan_run import SUCCEEDED, NodeState, Status, finished_record
+from raydistill.runs.record import Record
+from raydistill.tasks.task import Task
 
 MAX_ATTEMPTS = 4  # the first, and three after a process died
 POLL_SECONDS = 0.5

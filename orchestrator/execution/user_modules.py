@@ -1,7 +1,7 @@
 """The modules that a plan takes its own models from: they must be importable wherever a stage runs."""
 
-from orchestrator.plan.model_config import models_in
-from orchestrator.plan.schema import Plan
+from raydistill.plan.model_config import models_in
+from raydistill.plan.schema import Plan
 
 
 def user_modules(plan: Plan) -> list[str]:

@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.taps import Output
-from orchestrator.methods.losses import hard_loss
-from orchestrator.plan.committee_method_configs import AdaptiveWeightsOptions
-from orchestrator.targets.mixing import TeacherTargets
-from orchestrator.training.data import Batch
-from orchestrator.training.method import NO_SETTING, Method, Need, Setting
+from raydistill.methods.losses import hard_loss
+from raydistill.models.taps import Output
+from raydistill.plan.committee_method_configs import AdaptiveWeightsOptions
+from raydistill.targets.mixing import TeacherTargets
+from raydistill.training.data import Batch
+from raydistill.training.method import NO_SETTING, Method, Need, Setting
 
 
 class AdaptiveWeights(Method):

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from orchestrator.methods.adaptive_weights import AdaptiveWeights
-from orchestrator.plan.committee_method_configs import AeKdConfig
-from orchestrator.training.data import Batch
+from raydistill.methods.adaptive_weights import AdaptiveWeights
+from raydistill.plan.committee_method_configs import AeKdConfig
+from raydistill.training.data import Batch
 
 RIDGE = 1e-10  # of the mean squared norm: makes the minimum unique, and equal where teachers agree
 TOLERANCE = 1e-10  # of the mean squared norm

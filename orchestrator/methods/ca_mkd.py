@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import Network
-from models.taps import Output
-from orchestrator.methods.adaptive_weights import AdaptiveWeights
-from orchestrator.plan.committee_method_configs import CaMkdConfig
-from orchestrator.targets.mixing import TeacherTargets
-from orchestrator.training.data import Batch
-from orchestrator.training.method import NO_SETTING, Features, Setting
+from raydistill.methods.adaptive_weights import AdaptiveWeights
+from raydistill.models.layers import Network
+from raydistill.models.taps import Output
+from raydistill.plan.committee_method_configs import CaMkdConfig
+from raydistill.targets.mixing import TeacherTargets
+from raydistill.training.data import Batch
+from raydistill.training.method import NO_SETTING, Features, Setting
 
 
 class CaMkd(AdaptiveWeights):

@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from models.taps import Output
-from orchestrator.methods.losses import divergence, hard_loss
-from orchestrator.plan.online_configs import CodistillConfig
-from orchestrator.targets.mixing import TeacherTargets
-from orchestrator.training.data import Batch
-from orchestrator.training.exchange import Exchange
-from orchestrator.training.method import Method
+from raydistill.methods.losses import divergence, hard_loss
+from raydistill.models.taps import Output
+from raydistill.plan.online_configs import CodistillConfig
+from raydistill.targets.mixing import TeacherTargets
+from raydistill.training.data import Batch
+from raydistill.training.exchange import Exchange
+from raydistill.training.method import Method
 
 
 class Codistillation(Method):

@@ -7,13 +7,13 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from models.taps import Output
-from orchestrator.plan.method_options import MethodOptions, RampConfig
-from orchestrator.plan.stage_bases import TrainingConfig
-from orchestrator.plan.stage_configs import DistillConfig
-from orchestrator.targets.mixing import TeacherTargets
-from orchestrator.training.data import Batch
-from orchestrator.training.method import Method
+from raydistill.models.taps import Output
+from raydistill.plan.method_options import MethodOptions, RampConfig
+from raydistill.plan.stage_bases import TrainingConfig
+from raydistill.plan.stage_configs import DistillConfig
+from raydistill.targets.mixing import TeacherTargets
+from raydistill.training.data import Batch
+from raydistill.training.method import Method
 
 
 class Combined(Method):

@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.taps import Output, Tapped
-from orchestrator.methods.losses import soft_loss
-from orchestrator.plan.data_free_configs import DistillWithGeneratorConfig
-from orchestrator.plan.training_configs import AdamWConfig
-from orchestrator.targets.mixing import TeacherTargets
-from orchestrator.training.data import Batch
-from orchestrator.training.method import Method
+from raydistill.methods.losses import soft_loss
+from raydistill.models.taps import Output, Tapped
+from raydistill.plan.data_free_configs import DistillWithGeneratorConfig
+from raydistill.plan.training_configs import AdamWConfig
+from raydistill.targets.mixing import TeacherTargets
+from raydistill.training.data import Batch
+from raydistill.training.method import Method
 
 
 class Dafl(Method):

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from orchestrator.methods.adaptive_weights import AdaptiveWeights
-from orchestrator.plan.committee_method_configs import EbkdConfig
-from orchestrator.targets.mixing import entropy
-from orchestrator.training.data import Batch
-from orchestrator.training.method import NO_SETTING, Setting
+from raydistill.methods.adaptive_weights import AdaptiveWeights
+from raydistill.plan.committee_method_configs import EbkdConfig
+from raydistill.targets.mixing import entropy
+from raydistill.training.data import Batch
+from raydistill.training.method import NO_SETTING, Setting
 
 
 class Ebkd(AdaptiveWeights):

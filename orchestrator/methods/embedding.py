@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from models.taps import Output
-from orchestrator.plan.relation_method_configs import EmbeddingOptions
-from orchestrator.targets.mixing import TeacherTargets
-from orchestrator.training.method import Features, Method, Setting
+from raydistill.models.taps import Output
+from raydistill.plan.relation_method_configs import EmbeddingOptions
+from raydistill.targets.mixing import TeacherTargets
+from raydistill.training.method import Features, Method, Setting
 
 
 class EmbeddingMethod(Method):

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.taps import Output
-from orchestrator.plan.feature_method_configs import FspConfig
-from orchestrator.targets.mixing import TeacherTargets
-from orchestrator.training.data import Batch
-from orchestrator.training.method import Features, Method, Setting
+from raydistill.models.taps import Output
+from raydistill.plan.feature_method_configs import FspConfig
+from raydistill.targets.mixing import TeacherTargets
+from raydistill.training.data import Batch
+from raydistill.training.method import Features, Method, Setting
 
 Pairs = tuple[tuple[str, str], ...]
 

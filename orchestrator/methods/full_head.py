@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.taps import Output
-from orchestrator.methods.losses import soft_loss
-from orchestrator.plan.specialist_configs import TrainSpecialistsConfig
-from orchestrator.targets.mixing import TeacherTargets
-from orchestrator.training.data import Batch
-from orchestrator.training.method import Method, Need
+from raydistill.methods.losses import soft_loss
+from raydistill.models.taps import Output
+from raydistill.plan.specialist_configs import TrainSpecialistsConfig
+from raydistill.targets.mixing import TeacherTargets
+from raydistill.training.data import Batch
+from raydistill.training.method import Method, Need
 
 
 class FullHead(Method):

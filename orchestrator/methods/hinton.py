@@ -4,12 +4,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from models.taps import Output
-from orchestrator.methods.losses import hard_loss, soft_loss
-from orchestrator.plan.method_configs import HintonConfig
-from orchestrator.targets.mixing import TeacherTargets
-from orchestrator.training.data import Batch
-from orchestrator.training.method import NO_SETTING, Method, Need, Setting
+from raydistill.methods.losses import hard_loss, soft_loss
+from raydistill.models.taps import Output
+from raydistill.plan.method_configs import HintonConfig
+from raydistill.targets.mixing import TeacherTargets
+from raydistill.training.data import Batch
+from raydistill.training.method import NO_SETTING, Method, Need, Setting
 
 
 class Hinton(Method):

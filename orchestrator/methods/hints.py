@@ -2,11 +2,11 @@
 
 from torch import Tensor, nn
 
-from models.taps import Output
-from orchestrator.plan.feature_method_configs import HintsConfig
-from orchestrator.targets.mixing import TeacherTargets
-from orchestrator.training.data import Batch
-from orchestrator.training.method import Features, Method, Setting
+from raydistill.models.taps import Output
+from raydistill.plan.feature_method_configs import HintsConfig
+from raydistill.targets.mixing import TeacherTargets
+from raydistill.training.data import Batch
+from raydistill.training.method import Features, Method, Setting
 
 
 class Hints(Method):

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from models.taps import Output
-from orchestrator.methods.losses import hard_loss
-from orchestrator.plan.method_configs import LabelsConfig
-from orchestrator.targets.mixing import TeacherTargets
-from orchestrator.training.data import Batch
-from orchestrator.training.method import NO_SETTING, Method, Setting
+from raydistill.methods.losses import hard_loss
+from raydistill.models.taps import Output
+from raydistill.plan.method_configs import LabelsConfig
+from raydistill.targets.mixing import TeacherTargets
+from raydistill.training.data import Batch
+from raydistill.training.method import NO_SETTING, Method, Setting
 
 
 class Labels(Method):

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from orchestrator.targets.mixing import TeacherTargets, tempered_probabilities
-from orchestrator.training.data import Batch
+from raydistill.targets.mixing import TeacherTargets, tempered_probabilities
+from raydistill.training.data import Batch
 
 
 def soft_loss(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from orchestrator.training.method import Features
+from raydistill.training.method import Features
 
 RARELY_NEGATIVE = 0.001
 

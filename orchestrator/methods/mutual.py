@@ -5,12 +5,12 @@ from itertools import permutations
 import torch
 from torch import Tensor
 
-from models.taps import Output
-from orchestrator.methods.losses import divergence, hard_loss
-from orchestrator.plan.online_configs import TrainPeersConfig
-from orchestrator.targets.mixing import TeacherTargets
-from orchestrator.training.data import Batch
-from orchestrator.training.method import Method
+from raydistill.methods.losses import divergence, hard_loss
+from raydistill.models.taps import Output
+from raydistill.plan.online_configs import TrainPeersConfig
+from raydistill.targets.mixing import TeacherTargets
+from raydistill.training.data import Batch
+from raydistill.training.method import Method
 
 
 class Mutual(Method):

@@ -4,13 +4,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import initialise_convolutions
-from models.taps import Output
-from orchestrator.methods.margins import batch_norm_behind, margins
-from orchestrator.plan.feature_method_configs import OfdConfig
-from orchestrator.targets.mixing import TeacherTargets
-from orchestrator.training.data import Batch
-from orchestrator.training.method import Features, Method, Setting
+from raydistill.methods.margins import batch_norm_behind, margins
+from raydistill.models.layers import initialise_convolutions
+from raydistill.models.taps import Output
+from raydistill.plan.feature_method_configs import OfdConfig
+from raydistill.targets.mixing import TeacherTargets
+from raydistill.training.data import Batch
+from raydistill.training.method import Features, Method, Setting
 
 
 class Ofd(Method):

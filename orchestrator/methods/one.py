@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor
 
-from models.taps import Output
-from orchestrator.methods.combined import ramp
-from orchestrator.methods.losses import divergence, hard_loss
-from orchestrator.plan.method_options import RampConfig
-from orchestrator.plan.online_configs import TrainBranchesConfig
-from orchestrator.targets.mixing import TeacherTargets
-from orchestrator.training.data import Batch
-from orchestrator.training.method import Method
+from raydistill.methods.combined import ramp
+from raydistill.methods.losses import divergence, hard_loss
+from raydistill.models.taps import Output
+from raydistill.plan.method_options import RampConfig
+from raydistill.plan.online_configs import TrainBranchesConfig
+from raydistill.targets.mixing import TeacherTargets
+from raydistill.training.data import Batch
+from raydistill.training.method import Method
 
 
 class One(Method):

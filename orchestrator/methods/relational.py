@@ -4,12 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.taps import Output
-from orchestrator.methods.embedding import EmbeddingMethod
-from orchestrator.plan.relation_method_configs import RelationalConfig
-from orchestrator.targets.mixing import TeacherTargets
-from orchestrator.training.data import Batch
-from orchestrator.training.method import Setting
+from raydistill.methods.embedding import EmbeddingMethod
+from raydistill.models.taps import Output
+from raydistill.plan.relation_method_configs import RelationalConfig
+from raydistill.targets.mixing import TeacherTargets
+from raydistill.training.data import Batch
+from raydistill.training.method import Setting
 
 
 class Relational(EmbeddingMethod):

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.taps import Output
-from orchestrator.plan.feature_method_configs import SemckdConfig
-from orchestrator.targets.mixing import TeacherTargets
-from orchestrator.training.data import Batch
-from orchestrator.training.method import Features, Method, Setting
+from raydistill.models.taps import Output
+from raydistill.plan.feature_method_configs import SemckdConfig
+from raydistill.targets.mixing import TeacherTargets
+from raydistill.training.data import Batch
+from raydistill.training.method import Features, Method, Setting
 
 
 class Semckd(Method):

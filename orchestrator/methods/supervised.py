@@ -2,11 +2,11 @@
 
 from torch import Tensor
 
-from models.taps import Output
-from orchestrator.methods.losses import hard_loss
-from orchestrator.targets.mixing import TeacherTargets
-from orchestrator.training.data import Batch
-from orchestrator.training.method import Method
+from raydistill.methods.losses import hard_loss
+from raydistill.models.taps import Output
+from raydistill.targets.mixing import TeacherTargets
+from raydistill.training.data import Batch
+from raydistill.training.method import Method
 
 
 class Supervised(Method):

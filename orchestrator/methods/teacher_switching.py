@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from orchestrator.methods.adaptive_weights import AdaptiveWeights
-from orchestrator.plan.committee_method_configs import TeacherSwitchingConfig
-from orchestrator.training.data import Batch
-from tasks.hashing import fold_key
+from raydistill.methods.adaptive_weights import AdaptiveWeights
+from raydistill.plan.committee_method_configs import TeacherSwitchingConfig
+from raydistill.tasks.hashing import fold_key
+from raydistill.training.data import Batch
 
 SWITCH = 16  # purpose, so that equal seeds do not give equal draws
 

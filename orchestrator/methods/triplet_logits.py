@@ -5,11 +5,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from models.taps import Output
-from orchestrator.plan.relation_method_configs import TripletLogitsConfig
-from orchestrator.targets.mixing import TeacherTargets, mean_logits
-from orchestrator.training.data import Batch
-from orchestrator.training.method import NO_SETTING, Method, Need, Setting
+from raydistill.models.taps import Output
+from raydistill.plan.relation_method_configs import TripletLogitsConfig
+from raydistill.targets.mixing import TeacherTargets, mean_logits
+from raydistill.training.data import Batch
+from raydistill.training.method import NO_SETTING, Method, Need, Setting
 
 
 class TripletLogits(Method):

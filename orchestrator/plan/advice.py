@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from orchestrator.plan.order import Locate
-from orchestrator.plan.schema import Plan
-from orchestrator.plan.stage_bases import TrainingConfig
-from orchestrator.plan.stage_configs import DistillConfig
+from raydistill.plan.order import Locate
+from raydistill.plan.schema import Plan
+from raydistill.plan.stage_bases import TrainingConfig
+from raydistill.plan.stage_configs import DistillConfig
 
 
 def advice(plan: Plan, locate: Locate) -> Iterator[str]:

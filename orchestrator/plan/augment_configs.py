@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from orchestrator.plan.config import ChosenBy, Config, Integer, Positive
+from raydistill.plan.config import ChosenBy, Config, Integer, Positive
 
 Pixels = Annotated[Integer, Field(ge=1, le=10_000)]
 

@@ -8,14 +8,14 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from orchestrator.errors import did_you_mean
-from orchestrator.plan import mistakes
-from orchestrator.plan.config import Config
-from orchestrator.plan.fingerprint import fingerprint
-from orchestrator.plan.mistakes import Mistake
-from orchestrator.plan.stage_bases import TrainingConfig
-from orchestrator.plan.stage_configs import DistillConfig
-from orchestrator.plan.training_configs import ChangeConfig
+from raydistill.errors import did_you_mean
+from raydistill.plan import mistakes
+from raydistill.plan.config import Config
+from raydistill.plan.fingerprint import fingerprint
+from raydistill.plan.mistakes import Mistake
+from raydistill.plan.stage_bases import TrainingConfig
+from raydistill.plan.stage_configs import DistillConfig
+from raydistill.plan.training_configs import ChangeConfig
 
 OPTIMIZER_NUMBERS = ("learning_rate", "weight_decay", "momentum")
 MOST_BEGINNINGS = 1000  # epochs that are tried, 50 µs each

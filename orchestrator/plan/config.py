@@ -19,8 +19,8 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, core_schema
 
-from orchestrator.errors import did_you_mean
-from orchestrator.plan.mistakes import Path, located_error, relocated, shown, unknown_key
+from raydistill.errors import did_you_mean
+from raydistill.plan.mistakes import Path, located_error, relocated, shown, unknown_key
 
 Integer = Annotated[int, Strict()]
 Number = Annotated[float, Strict()]

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from orchestrator.plan.config import (
+from raydistill.plan.config import (
     Integer,
     ModelRef,
     NonNegative,
@@ -18,10 +18,10 @@ from orchestrator.plan.config import (
     Seed,
     StatisticsRef,
 )
-from orchestrator.plan.mistakes import located_error
-from orchestrator.plan.model_config import ModelConfig
-from orchestrator.plan.stage_bases import BatchSize, StageConfig, TrainingConfig
-from orchestrator.plan.training_configs import AdamWConfig, OptimizerConfig, TransferConfig
+from raydistill.plan.mistakes import located_error
+from raydistill.plan.model_config import ModelConfig
+from raydistill.plan.stage_bases import BatchSize, StageConfig, TrainingConfig
+from raydistill.plan.training_configs import AdamWConfig, OptimizerConfig, TransferConfig
 
 Count = Annotated[Integer, Field(ge=1, le=1_000_000)]
 

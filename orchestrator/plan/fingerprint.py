@@ -5,11 +5,11 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from orchestrator.plan.config import Path, stage_refs
-from orchestrator.plan.model_config import models_in
-from orchestrator.plan.model_sources import model_identity
-from orchestrator.plan.stage_bases import StageConfig
-from orchestrator.plan.stage_configs import STAGES, StageKind
+from raydistill.plan.config import Path, stage_refs
+from raydistill.plan.model_config import models_in
+from raydistill.plan.model_sources import model_identity
+from raydistill.plan.stage_bases import StageConfig
+from raydistill.plan.stage_configs import STAGES, StageKind
 
 LENGTH = 12  # hexadecimal digits: among 100,000 stages two collide with a chance of 2 in 100,000
 

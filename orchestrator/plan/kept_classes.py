@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from orchestrator.plan.config import Path
-from orchestrator.plan.method_configs import LabelsConfig
-from orchestrator.plan.method_options import SoftTargetOptions
-from orchestrator.plan.stage_configs import (
+from raydistill.plan.config import Path
+from raydistill.plan.method_configs import LabelsConfig
+from raydistill.plan.method_options import SoftTargetOptions
+from raydistill.plan.stage_configs import (
     MOST_TOP_K_CLASSES,
     CombineTargetsConfig,
     DistillConfig,

@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from orchestrator.errors import PlanError, did_you_mean
-from orchestrator.plan.mistakes import Path, mistakes, one_line
-from orchestrator.plan.schema import Plan
+from raydistill.errors import PlanError, did_you_mean
+from raydistill.plan.mistakes import Path, mistakes, one_line
+from raydistill.plan.schema import Plan
 
 MAX_NODES = 20_000  # a plan is a page; more comes from aliases that multiply
 MAX_DEPTH = 50

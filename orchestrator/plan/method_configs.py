@@ -3,16 +3,16 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from orchestrator.plan.committee_method_configs import (
+from raydistill.plan.committee_method_configs import (
     AeKdConfig,
     CaMkdConfig,
     EbkdConfig,
     TeacherSwitchingConfig,
 )
-from orchestrator.plan.config import Boolean, ChosenBy, NonNegative
-from orchestrator.plan.feature_method_configs import FspConfig, HintsConfig, OfdConfig, SemckdConfig
-from orchestrator.plan.method_options import MethodOptions, SoftTargetOptions
-from orchestrator.plan.relation_method_configs import RelationalConfig, TripletConfig, TripletLogitsConfig
+from raydistill.plan.config import Boolean, ChosenBy, NonNegative
+from raydistill.plan.feature_method_configs import FspConfig, HintsConfig, OfdConfig, SemckdConfig
+from raydistill.plan.method_options import MethodOptions, SoftTargetOptions
+from raydistill.plan.relation_method_configs import RelationalConfig, TripletConfig, TripletLogitsConfig
 
 
 class HintonConfig(SoftTargetOptions):
@@ -75,19 +75,19 @@ class MethodKind:
 
 
 METHODS: dict[str, MethodKind] = {
-    "hinton": MethodKind(HintonConfig, "orchestrator.methods.hinton:Hinton"),
-    "labels": MethodKind(LabelsConfig, "orchestrator.methods.labels:Labels"),
-    "hints": MethodKind(HintsConfig, "orchestrator.methods.hints:Hints"),
-    "fsp": MethodKind(FspConfig, "orchestrator.methods.fsp:Fsp"),
-    "semckd": MethodKind(SemckdConfig, "orchestrator.methods.semckd:Semckd"),
-    "ofd": MethodKind(OfdConfig, "orchestrator.methods.ofd:Ofd"),
-    "triplet": MethodKind(TripletConfig, "orchestrator.methods.triplet:Triplet"),
-    "triplet_logits": MethodKind(TripletLogitsConfig, "orchestrator.methods.triplet_logits:TripletLogits"),
-    "relational": MethodKind(RelationalConfig, "orchestrator.methods.relational:Relational"),
-    "ebkd": MethodKind(EbkdConfig, "orchestrator.methods.ebkd:Ebkd"),
-    "ca_mkd": MethodKind(CaMkdConfig, "orchestrator.methods.ca_mkd:CaMkd"),
-    "ae_kd": MethodKind(AeKdConfig, "orchestrator.methods.ae_kd:AeKd"),
+    "hinton": MethodKind(HintonConfig, "raydistill.methods.hinton:Hinton"),
+    "labels": MethodKind(LabelsConfig, "raydistill.methods.labels:Labels"),
+    "hints": MethodKind(HintsConfig, "raydistill.methods.hints:Hints"),
+    "fsp": MethodKind(FspConfig, "raydistill.methods.fsp:Fsp"),
+    "semckd": MethodKind(SemckdConfig, "raydistill.methods.semckd:Semckd"),
+    "ofd": MethodKind(OfdConfig, "raydistill.methods.ofd:Ofd"),
+    "triplet": MethodKind(TripletConfig, "raydistill.methods.triplet:Triplet"),
+    "triplet_logits": MethodKind(TripletLogitsConfig, "raydistill.methods.triplet_logits:TripletLogits"),
+    "relational": MethodKind(RelationalConfig, "raydistill.methods.relational:Relational"),
+    "ebkd": MethodKind(EbkdConfig, "raydistill.methods.ebkd:Ebkd"),
+    "ca_mkd": MethodKind(CaMkdConfig, "raydistill.methods.ca_mkd:CaMkd"),
+    "ae_kd": MethodKind(AeKdConfig, "raydistill.methods.ae_kd:AeKd"),
     "teacher_switching": MethodKind(
-        TeacherSwitchingConfig, "orchestrator.methods.teacher_switching:TeacherSwitching"
+        TeacherSwitchingConfig, "raydistill.methods.teacher_switching:TeacherSwitching"
     ),
 }

@@ -4,8 +4,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from orchestrator.plan.config import Config, Integer, NonNegative, Number
-from orchestrator.plan.mistakes import located_error
+from raydistill.plan.config import Config, Integer, NonNegative, Number
+from raydistill.plan.mistakes import located_error
 
 
 class RampConfig(Config):

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
-from orchestrator.errors import did_you_mean
+from raydistill.errors import did_you_mean
 
 Path = tuple[str | int, ...]
 

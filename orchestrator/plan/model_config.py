@@ -7,10 +7,10 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from models import MODELS, Architecture
-from orchestrator.errors import did_you_mean
-from orchestrator.plan.config import Config, Integer, read_options
-from orchestrator.plan.mistakes import Path, located_error, relocated, shown
+from raydistill.errors import did_you_mean
+from raydistill.models import MODELS, Architecture
+from raydistill.plan.config import Config, Integer, read_options
+from raydistill.plan.mistakes import Path, located_error, relocated, shown
 
 
 class ModelConfig(Config):

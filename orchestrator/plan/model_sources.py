@@ -10,8 +10,8 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-from models import MODELS
-from orchestrator.plan.model_config import ModelConfig
+from raydistill.models import MODELS
+from raydistill.plan.model_config import ModelConfig
 
 
 def missing_source(model: ModelConfig) -> str | None:

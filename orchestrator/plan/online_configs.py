@@ -5,10 +5,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from orchestrator.plan.config import Boolean, Integer, NonNegative, Number
-from orchestrator.plan.mistakes import located_error
-from orchestrator.plan.model_config import ModelConfig
-from orchestrator.plan.stage_bases import StageConfig, TrainingConfig
+from raydistill.plan.config import Boolean, Integer, NonNegative, Number
+from raydistill.plan.mistakes import located_error
+from raydistill.plan.model_config import ModelConfig
+from raydistill.plan.stage_bases import StageConfig, TrainingConfig
 
 Temperature = Annotated[Number, Field(gt=0, le=1e6)]
 

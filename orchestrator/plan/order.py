@@ -8,19 +8,19 @@ from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from orchestrator.errors import PlanError, did_you_mean
-from orchestrator.plan.augment_configs import MixupConfig
-from orchestrator.plan.changes import mistakes_of_changes, phases
-from orchestrator.plan.config import ModelRef, Path, StageRef, TargetsRef, stage_refs
-from orchestrator.plan.data_free_configs import SynthesizeConfig
-from orchestrator.plan.fingerprint import fingerprint, stage_identity
-from orchestrator.plan.kept_classes import mistakes_of_top_k
-from orchestrator.plan.model_config import models_in
-from orchestrator.plan.model_sources import missing_source
-from orchestrator.plan.schema import Plan
-from orchestrator.plan.specialist_configs import ConfusionClustersConfig
-from orchestrator.plan.stage_bases import StageConfig, TrainingConfig
-from orchestrator.plan.stage_configs import (
+from raydistill.errors import PlanError, did_you_mean
+from raydistill.plan.augment_configs import MixupConfig
+from raydistill.plan.changes import mistakes_of_changes, phases
+from raydistill.plan.config import ModelRef, Path, StageRef, TargetsRef, stage_refs
+from raydistill.plan.data_free_configs import SynthesizeConfig
+from raydistill.plan.fingerprint import fingerprint, stage_identity
+from raydistill.plan.kept_classes import mistakes_of_top_k
+from raydistill.plan.model_config import models_in
+from raydistill.plan.model_sources import missing_source
+from raydistill.plan.schema import Plan
+from raydistill.plan.specialist_configs import ConfusionClustersConfig
+from raydistill.plan.stage_bases import StageConfig, TrainingConfig
+from raydistill.plan.stage_configs import (
     STAGES,
     AdjustClassBiasConfig,
     CombineConfig,
@@ -29,7 +29,7 @@ from orchestrator.plan.stage_configs import (
     DistillConfig,
     PredictTargetsConfig,
 )
-from orchestrator.plan.training_configs import TransferConfig
+from raydistill.plan.training_configs import TransferConfig
 
 Locate = Callable[[Path, str], PlanError]
 

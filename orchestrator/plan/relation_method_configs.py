@@ -4,9 +4,9 @@ from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
-from orchestrator.plan.config import NonNegative
-from orchestrator.plan.method_options import MethodOptions
-from orchestrator.plan.mistakes import located_error
+from raydistill.plan.config import NonNegative
+from raydistill.plan.method_options import MethodOptions
+from raydistill.plan.mistakes import located_error
 
 
 class EmbeddingOptions(MethodOptions):

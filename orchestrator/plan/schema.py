@@ -5,14 +5,14 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError
 
-from orchestrator.errors import did_you_mean
-from orchestrator.lookup import load_object
-from orchestrator.plan.config import Config, read_options, text_like
-from orchestrator.plan.mistakes import located_error, relocated, shown
-from orchestrator.plan.search_configs import SearchConfig
-from orchestrator.plan.stage_configs import AnyStageConfig
-from tasks import TASKS
-from tasks.task import Task
+from raydistill.errors import did_you_mean
+from raydistill.lookup import load_object
+from raydistill.plan.config import Config, read_options, text_like
+from raydistill.plan.mistakes import located_error, relocated, shown
+from raydistill.plan.search_configs import SearchConfig
+from raydistill.plan.stage_configs import AnyStageConfig
+from raydistill.tasks import TASKS
+from raydistill.tasks.task import Task
 
 
 def build_task(raw: Any) -> Task:

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from orchestrator.errors import did_you_mean
-from orchestrator.plan.config import ChosenBy, Config, Duration, Integer, Number, Positive, Seed, seconds_of
-from orchestrator.plan.mistakes import located_error, shown
-from orchestrator.plan.training_configs import ResourcesConfig
+from raydistill.errors import did_you_mean
+from raydistill.plan.config import ChosenBy, Config, Duration, Integer, Number, Positive, Seed, seconds_of
+from raydistill.plan.mistakes import located_error, shown
+from raydistill.plan.training_configs import ResourcesConfig
 
 DIGITS = 4  # significant digits of a drawn number: more say nothing, and nobody reads them
 

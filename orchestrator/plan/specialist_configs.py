@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from orchestrator.plan.augment_configs import AugmentConfig, MixupConfig
-from orchestrator.plan.config import ClustersRef, Integer, ModelRef, NonNegative, Number, Positive, Seed
-from orchestrator.plan.mistakes import located_error
-from orchestrator.plan.stage_bases import BatchSize, StageConfig, TrainingConfig
-from orchestrator.plan.training_configs import TransferConfig
+from raydistill.plan.augment_configs import AugmentConfig, MixupConfig
+from raydistill.plan.config import ClustersRef, Integer, ModelRef, NonNegative, Number, Positive, Seed
+from raydistill.plan.mistakes import located_error
+from raydistill.plan.stage_bases import BatchSize, StageConfig, TrainingConfig
+from raydistill.plan.training_configs import TransferConfig
 
 
 class ConfusionClustersConfig(StageConfig):

@@ -5,10 +5,10 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from orchestrator.plan.augment_configs import AugmentConfig
-from orchestrator.plan.config import Boolean, Config, Integer, ModelRef, Number, Positive, Seed
-from orchestrator.plan.mistakes import located_error
-from orchestrator.plan.training_configs import (
+from raydistill.plan.augment_configs import AugmentConfig
+from raydistill.plan.config import Boolean, Config, Integer, ModelRef, Number, Positive, Seed
+from raydistill.plan.mistakes import located_error
+from raydistill.plan.training_configs import (
     ChangeConfig,
     ConstantSchedule,
     EarlyStoppingConfig,

@@ -6,8 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from orchestrator.plan.augment_configs import AugmentConfig
-from orchestrator.plan.config import (
+from raydistill.plan.augment_configs import AugmentConfig
+from raydistill.plan.config import (
     ChosenBy,
     Config,
     Integer,
@@ -19,19 +19,19 @@ from orchestrator.plan.config import (
     SpecialistRef,
     TargetsRef,
 )
-from orchestrator.plan.data_free_configs import (
+from raydistill.plan.data_free_configs import (
     DistillWithGeneratorConfig,
     RecordStatisticsConfig,
     SynthesizeConfig,
 )
-from orchestrator.plan.method_configs import HintonConfig, MethodConfig
-from orchestrator.plan.method_options import MethodOptions
-from orchestrator.plan.mistakes import located_error
-from orchestrator.plan.model_config import ModelConfig
-from orchestrator.plan.online_configs import CodistillConfig, TrainBranchesConfig, TrainPeersConfig
-from orchestrator.plan.specialist_configs import ConfusionClustersConfig, TrainSpecialistsConfig
-from orchestrator.plan.stage_bases import BatchSize, StageConfig, TrainingConfig
-from orchestrator.plan.training_configs import TransferConfig
+from raydistill.plan.method_configs import HintonConfig, MethodConfig
+from raydistill.plan.method_options import MethodOptions
+from raydistill.plan.mistakes import located_error
+from raydistill.plan.model_config import ModelConfig
+from raydistill.plan.online_configs import CodistillConfig, TrainBranchesConfig, TrainPeersConfig
+from raydistill.plan.specialist_configs import ConfusionClustersConfig, TrainSpecialistsConfig
+from raydistill.plan.stage_bases import BatchSize, StageConfig, TrainingConfig
+from raydistill.plan.training_configs import TransferConfig
 
 MOST_TOP_K_CLASSES = 1 << 16  # they are numbered with 16 bits
 
@@ -351,37 +351,37 @@ class StageKind:
 
 
 STAGES: dict[str, StageKind] = {
-    "train": StageKind(TrainConfig, "orchestrator.stages.train:train", 1, "model"),
-    "distill": StageKind(DistillConfig, "orchestrator.stages.distill:distill", 1, "model"),
+    "train": StageKind(TrainConfig, "raydistill.stages.train:train", 1, "model"),
+    "distill": StageKind(DistillConfig, "raydistill.stages.distill:distill", 1, "model"),
     "predict_targets": StageKind(
-        PredictTargetsConfig, "orchestrator.stages.predict_targets:predict_targets", 1, "targets"
+        PredictTargetsConfig, "raydistill.stages.predict_targets:predict_targets", 1, "targets"
     ),
     "combine_targets": StageKind(
-        CombineTargetsConfig, "orchestrator.stages.combine_targets:combine_targets", 1, "targets"
+        CombineTargetsConfig, "raydistill.stages.combine_targets:combine_targets", 1, "targets"
     ),
-    "evaluate": StageKind(EvaluateConfig, "orchestrator.stages.evaluate:evaluate", 1, "judgement"),
+    "evaluate": StageKind(EvaluateConfig, "raydistill.stages.evaluate:evaluate", 1, "judgement"),
     "confusion_clusters": StageKind(
-        ConfusionClustersConfig, "orchestrator.stages.confusion_clusters:confusion_clusters", 1, "clusters"
+        ConfusionClustersConfig, "raydistill.stages.confusion_clusters:confusion_clusters", 1, "clusters"
     ),
     "train_specialists": StageKind(
-        TrainSpecialistsConfig, "orchestrator.stages.train_specialists:train_specialists", 1, "specialist"
+        TrainSpecialistsConfig, "raydistill.stages.train_specialists:train_specialists", 1, "specialist"
     ),
     "adjust_class_bias": StageKind(
-        AdjustClassBiasConfig, "orchestrator.stages.adjust_class_bias:adjust_class_bias", 1, "model"
+        AdjustClassBiasConfig, "raydistill.stages.adjust_class_bias:adjust_class_bias", 1, "model"
     ),
     "record_statistics": StageKind(
-        RecordStatisticsConfig, "orchestrator.stages.record_statistics:record_statistics", 1, "statistics"
+        RecordStatisticsConfig, "raydistill.stages.record_statistics:record_statistics", 1, "statistics"
     ),
-    "synthesize": StageKind(SynthesizeConfig, "orchestrator.stages.synthesize:synthesize", 1, "samples"),
+    "synthesize": StageKind(SynthesizeConfig, "raydistill.stages.synthesize:synthesize", 1, "samples"),
     "distill_with_generator": StageKind(
         DistillWithGeneratorConfig,
-        "orchestrator.stages.distill_with_generator:distill_with_generator",
+        "raydistill.stages.distill_with_generator:distill_with_generator",
         1,
         "model",
     ),
     "train_branches": StageKind(
-        TrainBranchesConfig, "orchestrator.stages.train_branches:train_branches", 1, "model"
+        TrainBranchesConfig, "raydistill.stages.train_branches:train_branches", 1, "model"
     ),
-    "train_peers": StageKind(TrainPeersConfig, "orchestrator.stages.train_peers:train_peers", 1, "model"),
-    "codistill": StageKind(CodistillConfig, "orchestrator.stages.codistill:codistill", 1, "model"),
+    "train_peers": StageKind(TrainPeersConfig, "raydistill.stages.train_peers:train_peers", 1, "model"),
+    "codistill": StageKind(CodistillConfig, "raydistill.stages.codistill:codistill", 1, "model"),
 }

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from orchestrator.plan.config import (
+from raydistill.plan.config import (
     Boolean,
     ChosenBy,
     Config,
@@ -18,7 +18,7 @@ from orchestrator.plan.config import (
     seconds_of,
     text_like,
 )
-from orchestrator.plan.mistakes import located_error
+from raydistill.plan.mistakes import located_error
 
 Memory = Annotated[
     str, text_like(r"[0-9]+(\.[0-9]+)?(MiB|GiB)", "a number with its unit, such as `4GiB` or `500MiB`")

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.report.data import read_run
-from orchestrator.report.page import build_page
-from orchestrator.report.story import tell
-from orchestrator.runs.files import atomic_write, make_folder
-from orchestrator.runs.search_run import SearchRun
+from raydistill.report.data import read_run
+from raydistill.report.page import build_page
+from raydistill.report.story import tell
+from raydistill.runs.files import atomic_write, make_folder
+from raydistill.runs.search_run import SearchRun
 
 if TYPE_CHECKING:
-    from orchestrator.report.plots import Plot
+    from raydistill.report.plots import Plot
 
 REPORT = "report.html"
 PLOTS = "plots"
@@ -28,7 +28,7 @@ def write_report(plan_run_folder: Path, root: Path) -> Path:
     Whatever a stage did not leave is missing from the report, which says so. `StoreError` when the run's own
     `graph.json` or `results.json` cannot be read.
     """
-    from orchestrator.report.plots import draw_plots
+    from raydistill.report.plots import draw_plots
 
     story = tell(read_run(plan_run_folder, root))
     plots = draw_plots(story)
@@ -37,11 +37,11 @@ def write_report(plan_run_folder: Path, root: Path) -> Path:
 
 def write_search_report(run: SearchRun) -> Path:
     """Write `report.html` and `plots/*.png` into the folder of a search. `StoreError` when it has no description."""
-    from orchestrator.report.importance import measure_importance
-    from orchestrator.report.plot_search import search_drawings
-    from orchestrator.report.plots import finished
-    from orchestrator.report.search_page import build_search_page
-    from orchestrator.report.search_story import read_search
+    from raydistill.report.importance import measure_importance
+    from raydistill.report.plot_search import search_drawings
+    from raydistill.report.plots import finished
+    from raydistill.report.search_page import build_search_page
+    from raydistill.report.search_story import read_search
 
     story = read_search(run)
     importance = measure_importance(story)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.report.comparison import Competitor
-from orchestrator.report.plot_models import Line, learning_curves
+from raydistill.report.comparison import Competitor
+from raydistill.report.plot_models import Line, learning_curves
 
 LOGGED = re.compile(r"train/(?:[^/]+/)?attention/([^/]+)/([^/]+)")
 

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError, model_validator
 
-from orchestrator.errors import StoreError
-from orchestrator.report.data import Run, StageResult, read_in_role
-from orchestrator.runs.files import read_json
+from raydistill.errors import StoreError
+from raydistill.report.data import Run, StageResult, read_in_role
+from raydistill.runs.files import read_json
 
 CLUSTERS, SIMILARITY = "clusters.json", "similarity.safetensors"
 LOPSIDED = 4  # times the mean size

@@ -7,10 +7,10 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from orchestrator.errors import StoreError
-from orchestrator.report.data import Run, StageResult, read_in_role
-from orchestrator.report.predictions import Agreement, agreement, read_predictions
-from orchestrator.runs.files import read_json
+from raydistill.errors import StoreError
+from raydistill.report.data import Run, StageResult, read_in_role
+from raydistill.report.predictions import Agreement, agreement, read_predictions
+from raydistill.runs.files import read_json
 
 TABLES = "committee.json"
 MANY = 10  # specialists that know a class: as in the paper, so many and more share a row

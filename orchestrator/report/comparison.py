@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from orchestrator.report.data import Run, StageResult
+from raydistill.report.data import Run, StageResult
 
 ROLES = ("teacher", "ensemble", "committee", "assistant", "student", "baseline", "model")
 TOGETHER = ("ensemble", "committee")

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from orchestrator.report.comparison import Competitor, Spread
-from orchestrator.report.parts import number, swatch, table, times
-from orchestrator.report.story import Story
-from orchestrator.report.words import SPACE, listing, mean, size
+from raydistill.report.comparison import Competitor, Spread
+from raydistill.report.parts import number, swatch, table, times
+from raydistill.report.story import Story
+from raydistill.report.words import SPACE, listing, mean, size
 
 MEBIBYTE = 2**20
 HEAD = (

@@ -8,11 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from orchestrator.errors import StoreError
-from orchestrator.plan.stage_configs import STAGES
-from orchestrator.runs.files import read_json
-from orchestrator.runs.folder import CONFIG, METRICS, StageFolder
-from orchestrator.runs.record import Record
+from raydistill.errors import StoreError
+from raydistill.plan.stage_configs import STAGES
+from raydistill.runs.files import read_json
+from raydistill.runs.folder import CONFIG, METRICS, StageFolder
+from raydistill.runs.record import Record
 
 SUCCEEDED = frozenset({"done", "cached"})
 ADJUST = "adjust_class_bias"

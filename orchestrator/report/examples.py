@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.errors import DistillError
-from orchestrator.plan.schema import build_task
-from orchestrator.report.predictions import Integers, Predictions, Teaching
-from tasks.task import Task
+from raydistill.errors import DistillError
+from raydistill.plan.schema import build_task
+from raydistill.report.predictions import Integers, Predictions, Teaching
+from raydistill.tasks.task import Task
 
 CLASSES_SHOWN = 5
 UNCERTAIN, MISTAKEN = 4, 4

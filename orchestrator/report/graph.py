@@ -5,10 +5,10 @@ from html import escape
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from orchestrator.report.data import StageResult
-from orchestrator.report.layout import Box, Edge, Picture
-from orchestrator.report.theme import light, role_colour
-from orchestrator.report.words import duration, outcome_of, percent, shorten, size
+from raydistill.report.data import StageResult
+from raydistill.report.layout import Box, Edge, Picture
+from raydistill.report.theme import light, role_colour
+from raydistill.report.words import duration, outcome_of, percent, shorten, size
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from orchestrator.report.search_story import SearchStory
-from orchestrator.report.words import count
+from raydistill.report.search_story import SearchStory
+from raydistill.report.words import count
 
 FEWEST = 16  # finished trials
 FOLDS, TREES, SHUFFLES = 4, 60, 5

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from orchestrator.report.data import Run, StageResult
+from raydistill.report.data import Run, StageResult
 
 HEIGHT, GAP, LANE, BETWEEN = 42.0, 14.0, 12.0, 46.0
 NARROWEST, WIDEST, PER_LETTER, PADDING = 112.0, 220.0, 7.1, 30.0

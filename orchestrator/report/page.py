@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from orchestrator.report.cost_sections import costs
-from orchestrator.report.parts import document, figures
-from orchestrator.report.prediction_sections import calibration, confusion, soft_targets
-from orchestrator.report.series_sections import temperatures, transfers
-from orchestrator.report.specialist_sections import clusters, committees
-from orchestrator.report.stage_sections import failures, graph, reproduce, stages
-from orchestrator.report.story import Story
-from orchestrator.report.verdict import comparison, lead
-from orchestrator.report.words import count, duration
+from raydistill.report.cost_sections import costs
+from raydistill.report.parts import document, figures
+from raydistill.report.prediction_sections import calibration, confusion, soft_targets
+from raydistill.report.series_sections import temperatures, transfers
+from raydistill.report.specialist_sections import clusters, committees
+from raydistill.report.stage_sections import failures, graph, reproduce, stages
+from raydistill.report.story import Story
+from raydistill.report.verdict import comparison, lead
+from raydistill.report.words import count, duration
 
 if TYPE_CHECKING:
-    from orchestrator.report.plots import Plot
+    from raydistill.report.plots import Plot
 
 
 def build_page(story: Story, plots: "Sequence[Plot]") -> str:

@@ -4,13 +4,13 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from orchestrator.report.comparison import Competitor
-from orchestrator.report.story import Story
-from orchestrator.report.theme import STYLE, role_colour
-from orchestrator.report.words import count
+from raydistill.report.comparison import Competitor
+from raydistill.report.story import Story
+from raydistill.report.theme import STYLE, role_colour
+from raydistill.report.words import count
 
 if TYPE_CHECKING:
-    from orchestrator.report.plots import Plot
+    from raydistill.report.plots import Plot
 
 
 def document(title: str, sections: Iterable[str]) -> str:

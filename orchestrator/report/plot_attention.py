@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from orchestrator.report.attention import AttentionMap
-from orchestrator.report.plot_series import distinct_colours
-from orchestrator.report.theme import light
-from orchestrator.report.words import shorten
+from raydistill.report.attention import AttentionMap
+from raydistill.report.plot_series import distinct_colours
+from raydistill.report.theme import light
+from raydistill.report.words import shorten
 
 CELL, LINES = 0.78, 2.4  # inches
 

@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from orchestrator.report.comparison import Competitor
-from orchestrator.report.data import Curve, StageResult
-from orchestrator.report.theme import light, role_colour
-from orchestrator.report.words import count, mean, percent, shorten
+from raydistill.report.comparison import Competitor
+from raydistill.report.data import Curve, StageResult
+from raydistill.report.theme import light, role_colour
+from raydistill.report.words import count, mean, percent, shorten
 
 LINE_STYLES = ("-", (0, (5, 2)), (0, (1.2, 1.6)), (0, (6, 2, 1.2, 2)))
 WIDTH = 4.9  # inches

@@ -7,12 +7,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from orchestrator.report.plot_models import one_panel
-from orchestrator.report.plots import Drawing, file_name
-from orchestrator.report.search_story import Axis, SearchStory, metric_limits
-from orchestrator.report.theme import light
-from orchestrator.runs.search_run import Segment, TrialRecord
-from orchestrator.runs.search_words import short
+from raydistill.report.plot_models import one_panel
+from raydistill.report.plots import Drawing, file_name
+from raydistill.report.search_story import Axis, SearchStory, metric_limits
+from raydistill.report.theme import light
+from raydistill.runs.search_run import Segment, TrialRecord
+from raydistill.runs.search_words import short
 
 MEMBER, BEST = "model", "student"
 DOTS = (0, (1, 1.5))

@@ -11,10 +11,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from orchestrator.report.examples import Example
-from orchestrator.report.story import Calibration, Story
-from orchestrator.report.theme import light, role_colour
-from orchestrator.report.words import percent, shorten
+from raydistill.report.examples import Example
+from raydistill.report.story import Calibration, Story
+from raydistill.report.theme import light, role_colour
+from raydistill.report.words import percent, shorten
 
 LABELLED_CLASSES = 30
 MATRIX_CELLS = 100

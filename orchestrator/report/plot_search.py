@@ -7,15 +7,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from orchestrator.report.importance import Importance
-from orchestrator.report.plot_models import one_panel
-from orchestrator.report.plot_population import population_drawings
-from orchestrator.report.plots import Drawing, file_name
-from orchestrator.report.search_story import Axis, SearchStory
-from orchestrator.report.theme import light
-from orchestrator.report.words import shorten
-from orchestrator.runs.search_run import TrialRecord
-from orchestrator.runs.search_words import short
+from raydistill.report.importance import Importance
+from raydistill.report.plot_models import one_panel
+from raydistill.report.plot_population import population_drawings
+from raydistill.report.plots import Drawing, file_name
+from raydistill.report.search_story import Axis, SearchStory
+from raydistill.report.theme import light
+from raydistill.report.words import shorten
+from raydistill.runs.search_run import TrialRecord
+from raydistill.runs.search_words import short
 
 COLOUR, BEST = "model", "student"
 WEAKEST = 0.13

@@ -11,8 +11,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
 from numpy.typing import NDArray
 
-from orchestrator.report.clusters import Cells, Clustering
-from orchestrator.report.plot_models import (
+from raydistill.report.clusters import Cells, Clustering
+from raydistill.report.plot_models import (
     LINE_STYLES,
     Line,
     learning_curves,
@@ -20,10 +20,10 @@ from orchestrator.report.plot_models import (
     name_ends,
     one_panel,
 )
-from orchestrator.report.sweep import Sweep
-from orchestrator.report.theme import light, role_colour
-from orchestrator.report.transfers import TransferGroup
-from orchestrator.report.words import count, shorten
+from raydistill.report.sweep import Sweep
+from raydistill.report.theme import light, role_colour
+from raydistill.report.transfers import TransferGroup
+from raydistill.report.words import count, shorten
 
 NAMED_CLASSES = 40
 FRAMED_CLUSTERS = 150

@@ -14,15 +14,15 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from orchestrator.report.graph import draw_graph
-from orchestrator.report.layout import place_graph
-from orchestrator.report.parts import cluster_section
-from orchestrator.report.plot_attention import draw_attention
-from orchestrator.report.plot_models import draw_curves, draw_errors, learning_curves
-from orchestrator.report.plot_predictions import draw_confusion, draw_examples, draw_reliability
-from orchestrator.report.plot_series import draw_similarity, draw_temperatures, draw_transfers
-from orchestrator.report.story import Story
-from orchestrator.report.theme import light, themed
+from raydistill.report.graph import draw_graph
+from raydistill.report.layout import place_graph
+from raydistill.report.parts import cluster_section
+from raydistill.report.plot_attention import draw_attention
+from raydistill.report.plot_models import draw_curves, draw_errors, learning_curves
+from raydistill.report.plot_predictions import draw_confusion, draw_examples, draw_reliability
+from raydistill.report.plot_series import draw_similarity, draw_temperatures, draw_transfers
+from raydistill.report.story import Story
+from raydistill.report.theme import light, themed
 
 SETTINGS = {
     "svg.fonttype": "none",

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from orchestrator.report.examples import Bar, Example, Picture
-from orchestrator.report.parts import figures, gap, number, swatch, table
-from orchestrator.report.story import Story
-from orchestrator.report.theme import role_colour
-from orchestrator.report.words import count, listing, percent
+from raydistill.report.examples import Bar, Example, Picture
+from raydistill.report.parts import figures, gap, number, swatch, table
+from raydistill.report.story import Story
+from raydistill.report.theme import role_colour
+from raydistill.report.words import count, listing, percent
 
 if TYPE_CHECKING:
-    from orchestrator.report.plots import Plot
+    from raydistill.report.plots import Plot
 
 
 CONFUSED_PAIRS = 12

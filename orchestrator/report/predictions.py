@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.errors import StoreError
-from orchestrator.report.comparison import TOGETHER
-from orchestrator.report.data import Run, StageResult
+from raydistill.errors import StoreError
+from raydistill.report.comparison import TOGETHER
+from raydistill.report.data import Run, StageResult
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]

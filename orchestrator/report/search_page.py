@@ -7,16 +7,16 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.report.comparison import wilson_interval
-from orchestrator.report.importance import Importance
-from orchestrator.report.parts import document, figures, number, table
-from orchestrator.report.search_story import SearchStory
-from orchestrator.report.words import count, duration, listing, percent
-from orchestrator.runs.search_run import TrialRecord
-from orchestrator.runs.search_words import called, short
+from raydistill.report.comparison import wilson_interval
+from raydistill.report.importance import Importance
+from raydistill.report.parts import document, figures, number, table
+from raydistill.report.search_story import SearchStory
+from raydistill.report.words import count, duration, listing, percent
+from raydistill.runs.search_run import TrialRecord
+from raydistill.runs.search_words import called, short
 
 if TYPE_CHECKING:
-    from orchestrator.report.plots import Plot
+    from raydistill.report.plots import Plot
 
 SHOWN = 10
 STATUSES = {"done": "done", "stopped_early": "stopped early", "failed": "failed", "running": "running"}

@@ -12,11 +12,11 @@ from typing import Any
 from matplotlib.ticker import MaxNLocator
 from pydantic import ValidationError
 
-from orchestrator.errors import StoreError
-from orchestrator.plan.search_configs import Domain
-from orchestrator.report.words import percent
-from orchestrator.runs.search_run import SearchRun, TrialRecord, best_first
-from orchestrator.runs.search_words import short, short_names
+from raydistill.errors import StoreError
+from raydistill.plan.search_configs import Domain
+from raydistill.report.words import percent
+from raydistill.runs.search_run import SearchRun, TrialRecord, best_first
+from raydistill.runs.search_words import short, short_names
 
 FRACTIONS = ("accuracy", "ece")
 LOWER_FENCE = 2.5  # times the way from the best to the upper quartile, for the axes of the metric

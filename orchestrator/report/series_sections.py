@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.report.parts import figures, number, swatch, table, times
-from orchestrator.report.story import Story
-from orchestrator.report.sweep import Sweep, SweepLine
-from orchestrator.report.transfers import TransferGroup, TransferRow
-from orchestrator.report.words import count, listing, mean, mean_percent, percent
+from raydistill.report.parts import figures, number, swatch, table, times
+from raydistill.report.story import Story
+from raydistill.report.sweep import Sweep, SweepLine
+from raydistill.report.transfers import TransferGroup, TransferRow
+from raydistill.report.words import count, listing, mean, mean_percent, percent
 
 if TYPE_CHECKING:
-    from orchestrator.report.plots import Plot
+    from raydistill.report.plots import Plot
 
 
 def transfers(story: Story, plots: "Sequence[Plot]") -> str:

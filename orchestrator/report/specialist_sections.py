@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from orchestrator.report.clusters import MATRIX_CELLS, Clustering
-from orchestrator.report.committees import CommitteeResult, by_generalist, fold_coverage
-from orchestrator.report.parts import cluster_section, figures, gap, number, swatch, table
-from orchestrator.report.predictions import Agreement
-from orchestrator.report.story import Story
-from orchestrator.report.words import change, change_percent, count, duration, listing, percent
+from raydistill.report.clusters import MATRIX_CELLS, Clustering
+from raydistill.report.committees import CommitteeResult, by_generalist, fold_coverage
+from raydistill.report.parts import cluster_section, figures, gap, number, swatch, table
+from raydistill.report.predictions import Agreement
+from raydistill.report.story import Story
+from raydistill.report.words import change, change_percent, count, duration, listing, percent
 
 if TYPE_CHECKING:
-    from orchestrator.report.plots import Plot
+    from raydistill.report.plots import Plot
 
 NAMED_CLASSES = 12
 SHOWN_CLUSTERS = 20

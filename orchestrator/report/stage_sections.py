@@ -5,14 +5,14 @@ from collections import Counter
 from collections.abc import Sequence
 from html import escape
 
-from orchestrator.report.comparison import Spread, spread
-from orchestrator.report.data import StageResult
-from orchestrator.report.graph import graph_svg
-from orchestrator.report.layout import Box, group_stages, place_graph
-from orchestrator.report.parts import number, swatch, table
-from orchestrator.report.story import Story
-from orchestrator.report.theme import ROLE_LABELS
-from orchestrator.report.words import count, duration, listing, mean, mean_percent, percent, size
+from raydistill.report.comparison import Spread, spread
+from raydistill.report.data import StageResult
+from raydistill.report.graph import graph_svg
+from raydistill.report.layout import Box, group_stages, place_graph
+from raydistill.report.parts import number, swatch, table
+from raydistill.report.story import Story
+from raydistill.report.theme import ROLE_LABELS
+from raydistill.report.words import count, duration, listing, mean, mean_percent, percent, size
 
 TRACEBACK_LINES = 15
 

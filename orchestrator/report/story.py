@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.errors import StoreError
-from orchestrator.report.attention import AttentionMap, read_attention
-from orchestrator.report.clusters import Clustering, read_clusterings
-from orchestrator.report.committees import CommitteeResult, read_committees
-from orchestrator.report.comparison import Comparison, Competitor, compare, spread, total_parameters
-from orchestrator.report.data import Run, StageResult
-from orchestrator.report.examples import Example, choose_samples, describe_examples, load_pictures
-from orchestrator.report.predictions import (
+from raydistill.errors import StoreError
+from raydistill.report.attention import AttentionMap, read_attention
+from raydistill.report.clusters import Clustering, read_clusterings
+from raydistill.report.committees import CommitteeResult, read_committees
+from raydistill.report.comparison import Comparison, Competitor, compare, spread, total_parameters
+from raydistill.report.data import Run, StageResult
+from raydistill.report.examples import Example, choose_samples, describe_examples, load_pictures
+from raydistill.report.predictions import (
     Agreement,
     Predictions,
     Teaching,
@@ -23,10 +23,10 @@ from orchestrator.report.predictions import (
     read_teaching,
     temperature_of,
 )
-from orchestrator.report.sweep import Sweep, find_sweep
-from orchestrator.report.transfers import TransferGroup, group_by_model
-from orchestrator.runs.files import read_json
-from orchestrator.training.judgement import ReliabilityBins, confusion_matrix, reliability_bins
+from raydistill.report.sweep import Sweep, find_sweep
+from raydistill.report.transfers import TransferGroup, group_by_model
+from raydistill.runs.files import read_json
+from raydistill.training.judgement import ReliabilityBins, confusion_matrix, reliability_bins
 
 
 class Calibration(NamedTuple):

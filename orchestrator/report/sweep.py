@@ -5,10 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.report.comparison import Competitor
-from orchestrator.report.predictions import methods_of, temperature_of
-from orchestrator.report.transfers import model_of
-from orchestrator.report.words import size
+from raydistill.report.comparison import Competitor
+from raydistill.report.predictions import methods_of, temperature_of
+from raydistill.report.transfers import model_of
+from raydistill.report.words import size
 
 FEWEST = 3  # temperatures that make a line
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.report.comparison import Competitor, Spread, spread
-from orchestrator.report.data import StageResult
-from orchestrator.report.predictions import methods_of
+from raydistill.report.comparison import Competitor, Spread, spread
+from raydistill.report.data import StageResult
+from raydistill.report.predictions import methods_of
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from orchestrator.report.comparison import (
+from raydistill.report.comparison import (
     TOGETHER,
     Adjustment,
     Competitor,
@@ -12,10 +12,10 @@ from orchestrator.report.comparison import (
     total_parameters,
     wilson_interval,
 )
-from orchestrator.report.data import StageResult
-from orchestrator.report.parts import figures, number, swatch, table, times
-from orchestrator.report.story import Agreement, Story
-from orchestrator.report.words import (
+from raydistill.report.data import StageResult
+from raydistill.report.parts import figures, number, swatch, table, times
+from raydistill.report.story import Agreement, Story
+from raydistill.report.words import (
     count,
     listing,
     mean,
@@ -28,7 +28,7 @@ from orchestrator.report.words import (
 )
 
 if TYPE_CHECKING:
-    from orchestrator.report.plots import Plot
+    from raydistill.report.plots import Plot
 
 NAMED_CLASSES = 4
 

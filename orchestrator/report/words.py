@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from orchestrator.report.comparison import Spread
-from orchestrator.report.data import StageResult
+from raydistill.report.comparison import Spread
+from raydistill.report.data import StageResult
 
 SPACE = "\N{NO-BREAK SPACE}"
 

@@ -7,15 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator.errors import StageError, StoreError
-from orchestrator.runs.files import read_json, replaced_file, store_errors
-from orchestrator.runs.folder import METRICS, StageFolder
-from tasks.task import Task
+from raydistill.errors import StageError, StoreError
+from raydistill.runs.files import read_json, replaced_file, store_errors
+from raydistill.runs.folder import METRICS, StageFolder
+from raydistill.tasks.task import Task
 
 ATTEMPT = "attempt.json"
 FLUSH_SECONDS = 2.0
 
-log = logging.getLogger("orchestrator")
+log = logging.getLogger("raydistill")
 
 
 def never() -> bool:

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import StoreError
+from raydistill.errors import StoreError
 
 
 @contextmanager

@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from orchestrator.errors import StoreError
-from orchestrator.runs.files import (
+from raydistill.errors import StoreError
+from raydistill.runs.files import (
     fsync,
     json_text,
     make_folder,
@@ -18,7 +18,7 @@ from orchestrator.runs.files import (
     store_errors,
     write_json,
 )
-from orchestrator.runs.record import Record
+from raydistill.runs.record import Record
 
 RECORD = "record.json"
 CONFIG = "config.json"

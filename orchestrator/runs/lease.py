@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psutil
 
-from orchestrator.runs.files import make_folder, store_errors
+from raydistill.runs.files import make_folder, store_errors
 
 LEASE = re.compile(r"lease-(\d+)\.json")
 BEAT_SECONDS = 2.0

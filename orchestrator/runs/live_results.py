@@ -6,8 +6,8 @@ import time
 from collections.abc import Mapping
 from types import TracebackType
 
-from orchestrator.errors import StoreError
-from orchestrator.runs.plan_run import NodeState, PlanRun
+from raydistill.errors import StoreError
+from raydistill.runs.plan_run import NodeState, PlanRun
 
 SECONDS_BETWEEN = 1.0
 TIMES_BETWEEN = (

@@ -15,15 +15,15 @@ from typing import Any, Literal
 
 import yaml
 
-from orchestrator.errors import StoreError
-from orchestrator.plan.data_free_configs import DistillWithGeneratorConfig
-from orchestrator.plan.fingerprint import fingerprint
-from orchestrator.plan.model_config import models_in
-from orchestrator.plan.online_configs import OnlineConfig
-from orchestrator.plan.order import Graph, Node
-from orchestrator.plan.schema import Plan
-from orchestrator.plan.specialist_configs import ConfusionClustersConfig, TrainSpecialistsConfig
-from orchestrator.plan.stage_configs import (
+from raydistill.errors import StoreError
+from raydistill.plan.data_free_configs import DistillWithGeneratorConfig
+from raydistill.plan.fingerprint import fingerprint
+from raydistill.plan.model_config import models_in
+from raydistill.plan.online_configs import OnlineConfig
+from raydistill.plan.order import Graph, Node
+from raydistill.plan.schema import Plan
+from raydistill.plan.specialist_configs import ConfusionClustersConfig, TrainSpecialistsConfig
+from raydistill.plan.stage_configs import (
     AdjustClassBiasConfig,
     CombineTargetsConfig,
     CommitteeConfig,
@@ -31,10 +31,10 @@ from orchestrator.plan.stage_configs import (
     EvaluateConfig,
     PredictTargetsConfig,
 )
-from orchestrator.runs.files import atomic_write, make_folder, read_json, write_json
-from orchestrator.runs.folder import StageFolder
-from orchestrator.runs.record import Record
-from tasks.task import Task
+from raydistill.runs.files import atomic_write, make_folder, read_json, write_json
+from raydistill.runs.folder import StageFolder
+from raydistill.runs.record import Record
+from raydistill.tasks.task import Task
 
 Status = Literal["waiting", "running", "done", "cached", "failed", "skipped", "stopped"]
 FINISHED: frozenset[Status] = frozenset({"done", "cached", "failed", "skipped", "stopped"})

@@ -17,9 +17,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from orchestrator.errors import StoreError
-from orchestrator.plan.fingerprint import digest
-from orchestrator.runs.files import json_text, make_folder, read_json, replaced_file, write_json
+from raydistill.errors import StoreError
+from raydistill.plan.fingerprint import digest
+from raydistill.runs.files import json_text, make_folder, read_json, replaced_file, write_json
 
 TrialStatus = Literal["running", "done", "stopped_early", "failed", "interrupted"]
 OVER: frozenset[TrialStatus] = frozenset({"done", "stopped_early", "failed"})

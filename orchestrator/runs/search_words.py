@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from orchestrator.runs.search_run import TrialRecord
+from raydistill.runs.search_run import TrialRecord
 
 
 def called(record: TrialRecord) -> str:

@@ -17,8 +17,8 @@ from typing import Any
 import ray
 from ray import tune
 
-from orchestrator.execution.ray_backend.amounts import Amount
-from orchestrator.execution.ray_backend.worker import StopFile, enter_folder
+from raydistill.execution.ray_backend.amounts import Amount
+from raydistill.execution.ray_backend.worker import StopFile, enter_folder
 
 METRIC, EPOCH, EPOCHS, RESULT = "metric", "epoch", "epochs", "result"
 
@@ -99,8 +99,8 @@ class TrialActor(tune.Trainable):
         stop: threading.Event,
         news: "queue.Queue[dict[str, Any]]",
     ) -> None:
-        from orchestrator.runs.record import summary_of
-        from orchestrator.search.trial import TrialRequest, TrialResult, run_trial
+        from raydistill.runs.record import summary_of
+        from raydistill.search.trial import TrialRequest, TrialResult, run_trial
 
         last = 0
 

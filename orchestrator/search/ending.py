@@ -3,9 +3,9 @@
 import threading
 import time
 
-from orchestrator.errors import StoreError
-from orchestrator.runs.files import store_errors
-from orchestrator.runs.search_run import SearchRun
+from raydistill.errors import StoreError
+from raydistill.runs.files import store_errors
+from raydistill.runs.search_run import SearchRun
 
 GRACE_SECONDS = 15.0  # for checkpoints
 

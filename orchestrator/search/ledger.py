@@ -4,14 +4,14 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from orchestrator.errors import PlanError
-from orchestrator.plan.search_configs import PopulationConfig
-from orchestrator.runs.search_run import SearchRun, TrialRecord, best_first, now
-from orchestrator.search.population import Population
-from orchestrator.search.problem import Problem
-from orchestrator.search.progress import Progress
-from orchestrator.search.suggestions import Suggestion, Suggestions, TrialSource
-from orchestrator.search.trial import TrialRequest, TrialResult
+from raydistill.errors import PlanError
+from raydistill.plan.search_configs import PopulationConfig
+from raydistill.runs.search_run import SearchRun, TrialRecord, best_first, now
+from raydistill.search.population import Population
+from raydistill.search.problem import Problem
+from raydistill.search.progress import Progress
+from raydistill.search.suggestions import Suggestion, Suggestions, TrialSource
+from raydistill.search.trial import TrialRequest, TrialResult
 
 
 class Ledger:

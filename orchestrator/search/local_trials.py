@@ -3,9 +3,9 @@
 import threading
 from functools import partial
 
-from orchestrator.search.ending import Ending
-from orchestrator.search.ledger import Ledger
-from orchestrator.search.trial import run_trial
+from raydistill.search.ending import Ending
+from raydistill.search.ledger import Ledger
+from raydistill.search.trial import run_trial
 
 
 class EndingEvent(threading.Event):

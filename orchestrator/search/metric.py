@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from orchestrator.errors import did_you_mean
-from orchestrator.plan.load import Source
-from orchestrator.plan.order import Graph
-from orchestrator.plan.search_configs import SearchConfig
-from orchestrator.plan.stage_bases import TrainingConfig
-from orchestrator.plan.stage_configs import EvaluateConfig
-from orchestrator.runs.plan_run import node_roles
+from raydistill.errors import did_you_mean
+from raydistill.plan.load import Source
+from raydistill.plan.order import Graph
+from raydistill.plan.search_configs import SearchConfig
+from raydistill.plan.stage_bases import TrainingConfig
+from raydistill.plan.stage_configs import EvaluateConfig
+from raydistill.runs.plan_run import node_roles
 
 Mode = Literal["max", "min"]
 MODES: dict[str, Mode] = {

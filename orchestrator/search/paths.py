@@ -4,13 +4,13 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.errors import PlanError, did_you_mean
-from orchestrator.plan.config import Config
-from orchestrator.plan.load import Source
-from orchestrator.plan.mistakes import Path, shown
-from orchestrator.plan.model_config import ModelConfig
-from orchestrator.plan.schema import Plan
-from orchestrator.plan.search_configs import Domain
+from raydistill.errors import PlanError, did_you_mean
+from raydistill.plan.config import Config
+from raydistill.plan.load import Source
+from raydistill.plan.mistakes import Path, shown
+from raydistill.plan.model_config import ModelConfig
+from raydistill.plan.schema import Plan
+from raydistill.plan.search_configs import Domain
 
 
 def check_path(plan: Plan, source: Source, written: str, domain: Domain) -> Path:

@@ -12,10 +12,10 @@ killed goes on with the decisions that were recorded, and makes the others from 
 
 from collections.abc import Iterable, Sequence
 
-from orchestrator.plan.search_configs import Domain, PopulationConfig
-from orchestrator.runs.search_run import Segment, TrialRecord, best_first
-from orchestrator.search.points import Space, Values, fraction, random_point
-from orchestrator.search.suggestions import Suggestion
+from raydistill.plan.search_configs import Domain, PopulationConfig
+from raydistill.runs.search_run import Segment, TrialRecord, best_first
+from raydistill.search.points import Space, Values, fraction, random_point
+from raydistill.search.suggestions import Suggestion
 
 DRAWS = ("resample", "place", "direction")  # of every value of who takes another's place
 

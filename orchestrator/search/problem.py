@@ -8,22 +8,22 @@ from typing import Any
 
 import yaml
 
-from orchestrator.errors import PlanError
-from orchestrator.plan.changes import changeable
-from orchestrator.plan.fingerprint import fingerprint
-from orchestrator.plan.load import Source, check_plan
-from orchestrator.plan.mistakes import Path
-from orchestrator.plan.order import Graph, Node, order_stages
-from orchestrator.plan.schema import Plan
-from orchestrator.plan.search_configs import NoSchedulerConfig, PopulationConfig, SearchConfig
-from orchestrator.plan.stage_bases import TrainingConfig
-from orchestrator.plan.training_configs import ResourcesConfig
-from orchestrator.runs.plan_run import plan_text
-from orchestrator.runs.search_run import TrialRecord
-from orchestrator.search.metric import Metric, find_metric
-from orchestrator.search.paths import check_path, source_with
-from orchestrator.search.population import written_values
-from orchestrator.search.suggestions import Suggestion
+from raydistill.errors import PlanError
+from raydistill.plan.changes import changeable
+from raydistill.plan.fingerprint import fingerprint
+from raydistill.plan.load import Source, check_plan
+from raydistill.plan.mistakes import Path
+from raydistill.plan.order import Graph, Node, order_stages
+from raydistill.plan.schema import Plan
+from raydistill.plan.search_configs import NoSchedulerConfig, PopulationConfig, SearchConfig
+from raydistill.plan.stage_bases import TrainingConfig
+from raydistill.plan.training_configs import ResourcesConfig
+from raydistill.runs.plan_run import plan_text
+from raydistill.runs.search_run import TrialRecord
+from raydistill.search.metric import Metric, find_metric
+from raydistill.search.paths import check_path, source_with
+from raydistill.search.population import written_values
+from raydistill.search.suggestions import Suggestion
 
 MANY_POINTS = 1000  # of a grid: more are asked about
 VARIANTS = 256  # combinations of choices whose shared stages are made in advance

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator.plan.search_configs import Domain
-from orchestrator.runs.search_run import TrialRecord, best_first
-from orchestrator.runs.search_words import called, short, short_names, shown_values
-from orchestrator.search.metric import Metric
+from raydistill.plan.search_configs import Domain
+from raydistill.runs.search_run import TrialRecord, best_first
+from raydistill.runs.search_words import called, short, short_names, shown_values
+from raydistill.search.metric import Metric
 
 SHOWN = 10
 SECONDS_BETWEEN = 1.0  # between two lines about epochs of one trial

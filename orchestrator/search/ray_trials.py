@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.execution.ray_backend.amounts import GIB, Amount, amount_of_worker, capacity, largest
-from orchestrator.plan.search_configs import AshaConfig, MedianConfig
-from orchestrator.plan.stage_bases import TrainingConfig
-from orchestrator.runs.search_run import SearchRun, TrialRecord
-from orchestrator.search.ending import Ending
-from orchestrator.search.ledger import Ledger
-from orchestrator.search.problem import Problem
+from raydistill.execution.ray_backend.amounts import GIB, Amount, amount_of_worker, capacity, largest
+from raydistill.plan.search_configs import AshaConfig, MedianConfig
+from raydistill.plan.stage_bases import TrainingConfig
+from raydistill.runs.search_run import SearchRun, TrialRecord
+from raydistill.search.ending import Ending
+from raydistill.search.ledger import Ledger
+from raydistill.search.problem import Problem
 
 MAX_RESTARTS = 3  # of a trial whose process died
 SCRATCH = ".ray-tune"
@@ -40,9 +40,9 @@ def run_trials(ledger: Ledger, run: SearchRun, ending: Ending) -> None:
     os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
     from ray import tune
 
-    from orchestrator.execution.ray_backend.running import machines_alive
-    from orchestrator.search.actor import TrialActor
-    from orchestrator.search.tune_parts import Recorder, Source, Stopper
+    from raydistill.execution.ray_backend.running import machines_alive
+    from raydistill.search.actor import TrialActor
+    from raydistill.search.tune_parts import Recorder, Source, Stopper
 
     problem, scratch = ledger.problem, run.folder / SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)
@@ -113,7 +113,7 @@ def build_scheduler(problem: Problem, records: Iterable[TrialRecord]) -> Any:
     """Tune's scheduler, told of the trials of earlier runs of the search: it keeps nothing itself."""
     from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule
 
-    from orchestrator.search.actor import EPOCH, METRIC
+    from raydistill.search.actor import EPOCH, METRIC
 
     config, mode = problem.config.scheduler, problem.metric.mode
     if isinstance(config, AshaConfig):

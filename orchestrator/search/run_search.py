@@ -12,30 +12,30 @@ from typing import Any
 
 import yaml
 
-from orchestrator.errors import DistillError, PlanError
-from orchestrator.execution.local_backend import LocalBackend
-from orchestrator.execution.outlook import look_ahead
-from orchestrator.plan.load import check_plan, read_source
-from orchestrator.plan.order import Graph, order_stages
-from orchestrator.plan.schema import Plan
-from orchestrator.run_plan import (
+from raydistill.errors import DistillError, PlanError
+from raydistill.execution.local_backend import LocalBackend
+from raydistill.execution.outlook import look_ahead
+from raydistill.plan.load import check_plan, read_source
+from raydistill.plan.order import Graph, order_stages
+from raydistill.plan.schema import Plan
+from raydistill.run_plan import (
     MIRROR_SECONDS,
     MIRROR_SECONDS_INTERRUPTED,
     RunOptions,
     run_plan,
     stopping_on_interrupt,
 )
-from orchestrator.runs.files import atomic_write
-from orchestrator.runs.folder import StageFolder
-from orchestrator.runs.lease import PATIENCE, Leases
-from orchestrator.runs.plan_run import FastDumper, finished_record, plan_text
-from orchestrator.runs.search_run import SearchRun, TrialRecord, now
-from orchestrator.runs.search_words import called, short_names
-from orchestrator.search.ending import Ending
-from orchestrator.search.ledger import Ledger
-from orchestrator.search.problem import Problem
-from orchestrator.search.progress import Progress
-from orchestrator.tracking import Mirror
+from raydistill.runs.files import atomic_write
+from raydistill.runs.folder import StageFolder
+from raydistill.runs.lease import PATIENCE, Leases
+from raydistill.runs.plan_run import FastDumper, finished_record, plan_text
+from raydistill.runs.search_run import SearchRun, TrialRecord, now
+from raydistill.runs.search_words import called, short_names
+from raydistill.search.ending import Ending
+from raydistill.search.ledger import Ledger
+from raydistill.search.problem import Problem
+from raydistill.search.progress import Progress
+from raydistill.tracking import Mirror
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def shown(run: SearchRun, options: RunOptions, stop: threading.Event) -> Iterato
 def write_report_of(run: SearchRun) -> None:
     """The search's report. Never fails a search."""
     try:
-        from orchestrator.report import write_search_report
+        from raydistill.report import write_search_report
 
         write_search_report(run)
     except Exception:  # a picture that cannot be drawn must not lose a search
@@ -115,11 +115,11 @@ def run_trials_of(ledger: Ledger, run: SearchRun, options: RunOptions, stop: thr
     ending = Ending(run, stop, ledger.problem.config.budget_seconds)
     try:
         if options.local:
-            from orchestrator.search.local_trials import run_trials_here
+            from raydistill.search.local_trials import run_trials_here
 
             run_trials_here(ledger, ending)
         else:
-            from orchestrator.search.ray_trials import run_trials
+            from raydistill.search.ray_trials import run_trials
 
             run_trials(ledger, run, ending)
     finally:
@@ -301,13 +301,13 @@ def connected(options: RunOptions, problem: Problem, *, needed: bool) -> Iterato
             LocalBackend().check_feasible(nodes)
         yield
         return
-    from orchestrator.execution.ray_backend import RayBackend
-    from orchestrator.execution.ray_backend.connection import connect
+    from raydistill.execution.ray_backend import RayBackend
+    from raydistill.execution.ray_backend.connection import connect
 
     is_ours = connect(options.address)
     import ray
 
-    from orchestrator.execution.ray_backend.storage import SharedStorage
+    from raydistill.execution.ray_backend.storage import SharedStorage
 
     try:
         RayBackend(options.address).check_feasible(nodes)

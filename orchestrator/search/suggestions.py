@@ -6,9 +6,9 @@ from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from orchestrator.plan.search_configs import SearchConfig, TpeConfig
-from orchestrator.runs.search_run import Segment, TrialRecord, trial_id
-from orchestrator.search.points import Values, known_points
+from raydistill.plan.search_configs import SearchConfig, TpeConfig
+from raydistill.runs.search_run import Segment, TrialRecord, trial_id
+from raydistill.search.points import Values, known_points
 
 REPEATS = 20  # draws of values that were tried before, until a random point is taken instead
 
@@ -82,7 +82,7 @@ class Suggestions:
         self._points = known_points(config)
         self._sampler: Sampler | None = None
         if isinstance(config.searcher, TpeConfig):
-            from orchestrator.search.tpe import Tpe
+            from raydistill.search.tpe import Tpe
 
             self._sampler = Tpe(config.space, config.searcher, mode, records)
 

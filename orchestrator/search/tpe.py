@@ -17,10 +17,10 @@ from optuna.distributions import (
 )
 from optuna.trial import TrialState
 
-from orchestrator.plan.search_configs import Domain, TpeConfig
-from orchestrator.runs.search_run import TrialRecord, trial_id
-from orchestrator.search.points import Space, Values
-from tasks.hashing import fold_key
+from raydistill.plan.search_configs import Domain, TpeConfig
+from raydistill.runs.search_run import TrialRecord, trial_id
+from raydistill.search.points import Space, Values
+from raydistill.tasks.hashing import fold_key
 
 
 class Tpe:

@@ -15,17 +15,17 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from orchestrator.execution.local_backend import LocalBackend
-from orchestrator.execution.ray_backend import RayBackend
-from orchestrator.execution.request import Backend
-from orchestrator.execution.scheduler import run_stages
-from orchestrator.plan.order import Graph, order_stages
-from orchestrator.plan.schema import Plan
-from orchestrator.runs.folder import METRICS
-from orchestrator.runs.plan_run import SUCCEEDED, finished_record
+from raydistill.execution.local_backend import LocalBackend
+from raydistill.execution.ray_backend import RayBackend
+from raydistill.execution.request import Backend
+from raydistill.execution.scheduler import run_stages
+from raydistill.plan.order import Graph, order_stages
+from raydistill.plan.schema import Plan
+from raydistill.runs.folder import METRICS
+from raydistill.runs.plan_run import SUCCEEDED, finished_record
 
 if TYPE_CHECKING:
-    from orchestrator.execution.ray_backend.amounts import Amount
+    from raydistill.execution.ray_backend.amounts import Amount
 
 Key = TypeVar("Key", str, int)
 

@@ -7,12 +7,12 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
-from orchestrator.execution.ray_backend.losses import describe_loss
-from orchestrator.search.actor import EPOCHS, METRIC, RESULT
-from orchestrator.search.ending import Ending
-from orchestrator.search.ledger import Ledger
-from orchestrator.search.suggestions import Suggestion
-from orchestrator.search.trial import TrialResult
+from raydistill.execution.ray_backend.losses import describe_loss
+from raydistill.search.actor import EPOCHS, METRIC, RESULT
+from raydistill.search.ending import Ending
+from raydistill.search.ledger import Ledger
+from raydistill.search.suggestions import Suggestion
+from raydistill.search.trial import TrialResult
 
 
 class Kept:

@@ -4,18 +4,18 @@ import shutil
 
 import torch
 
-from orchestrator.errors import StageError
-from orchestrator.plan.stage_configs import AdjustClassBiasConfig
-from orchestrator.runs.context import StageContext
-from orchestrator.runs.files import atomic_write, write_json
-from orchestrator.stages.training_stage import load_data
-from orchestrator.stages.transfer_data import load_transfer_set
-from orchestrator.training import model_files
-from orchestrator.training.class_bias import offset_of_fewest_errors, offset_to_prior
-from orchestrator.training.data import Views, class_indices
-from orchestrator.training.evaluation import judge_splits, predict_split
-from orchestrator.training.model_files import TrainedModel
-from tasks.splits import TaskData
+from raydistill.errors import StageError
+from raydistill.plan.stage_configs import AdjustClassBiasConfig
+from raydistill.runs.context import StageContext
+from raydistill.runs.files import atomic_write, write_json
+from raydistill.stages.training_stage import load_data
+from raydistill.stages.transfer_data import load_transfer_set
+from raydistill.tasks.splits import TaskData
+from raydistill.training import model_files
+from raydistill.training.class_bias import offset_of_fewest_errors, offset_to_prior
+from raydistill.training.data import Views, class_indices
+from raydistill.training.evaluation import judge_splits, predict_split
+from raydistill.training.model_files import TrainedModel
 
 
 def adjust_class_bias(config: AdjustClassBiasConfig, context: StageContext) -> dict[str, float]:

@@ -4,15 +4,15 @@ import logging
 
 import torch
 
-from orchestrator.errors import StageError
-from orchestrator.methods.codistillation import Codistillation
-from orchestrator.plan.online_configs import CodistillConfig
-from orchestrator.runs.context import StageContext
-from orchestrator.stages.training_stage import build_initial_model, fit_model, load_data, store_model
-from orchestrator.stages.transfer_data import load_transfer_set
-from orchestrator.training.data import TransferSet, Views
-from orchestrator.training.exchange import Exchange
-from tasks.hashing import fold_key, hash_ids
+from raydistill.errors import StageError
+from raydistill.methods.codistillation import Codistillation
+from raydistill.plan.online_configs import CodistillConfig
+from raydistill.runs.context import StageContext
+from raydistill.stages.training_stage import build_initial_model, fit_model, load_data, store_model
+from raydistill.stages.transfer_data import load_transfer_set
+from raydistill.tasks.hashing import fold_key, hash_ids
+from raydistill.training.data import TransferSet, Views
+from raydistill.training.exchange import Exchange
 
 SHARDS = 17  # purpose of the seed of the peers' parts
 

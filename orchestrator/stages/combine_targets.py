@@ -2,17 +2,17 @@
 
 import math
 
-from orchestrator.errors import StageError, StageStopped
-from orchestrator.plan.stage_configs import CombineTargetsConfig
-from orchestrator.runs.context import StageContext
-from orchestrator.stages.committees import load_committee
-from orchestrator.stages.predict_targets import batches_from
-from orchestrator.stages.teachers import fixed_weights
-from orchestrator.stages.training_stage import load_data
-from orchestrator.stages.transfer_data import described_transfer_set
-from orchestrator.targets.combine import EntropyWeights, combine
-from orchestrator.targets.reader import open_targets
-from orchestrator.targets.store import MANIFEST, TargetWriter, load_manifest
+from raydistill.errors import StageError, StageStopped
+from raydistill.plan.stage_configs import CombineTargetsConfig
+from raydistill.runs.context import StageContext
+from raydistill.stages.committees import load_committee
+from raydistill.stages.predict_targets import batches_from
+from raydistill.stages.teachers import fixed_weights
+from raydistill.stages.training_stage import load_data
+from raydistill.stages.transfer_data import described_transfer_set
+from raydistill.targets.combine import EntropyWeights, combine
+from raydistill.targets.reader import open_targets
+from raydistill.targets.store import MANIFEST, TargetWriter, load_manifest
 
 LEAST_LOG_PROBABILITY = math.log(1e-8)
 SAMPLES_AT_ONCE = 500

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 import torch
 
-from orchestrator.plan.stage_configs import CommitteeConfig, EvaluateConfig
-from orchestrator.runs.context import StageContext
-from orchestrator.runs.files import write_json
-from orchestrator.training import model_files
-from orchestrator.training.committee import Committee
-from orchestrator.training.committee_tables import committee_tables
-from orchestrator.training.evaluation import judge, save_predictions
-from tasks.splits import Split
+from raydistill.plan.stage_configs import CommitteeConfig, EvaluateConfig
+from raydistill.runs.context import StageContext
+from raydistill.runs.files import write_json
+from raydistill.tasks.splits import Split
+from raydistill.training import model_files
+from raydistill.training.committee import Committee
+from raydistill.training.committee_tables import committee_tables
+from raydistill.training.evaluation import judge, save_predictions
 
 TABLES = "committee.json"
 

@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from orchestrator.errors import StageError, StageStopped
-from orchestrator.plan.specialist_configs import ConfusionClustersConfig
-from orchestrator.runs.context import StageContext
-from orchestrator.runs.files import atomic_write, read_json, write_json
-from orchestrator.runs.folder import StageFolder
-from orchestrator.stages.training_stage import load_data
-from orchestrator.stages.transfer_data import load_transfer_set
-from orchestrator.targets.clusters import (
+from raydistill.errors import StageError, StageStopped
+from raydistill.plan.specialist_configs import ConfusionClustersConfig
+from raydistill.runs.context import StageContext
+from raydistill.runs.files import atomic_write, read_json, write_json
+from raydistill.runs.folder import StageFolder
+from raydistill.stages.training_stage import load_data
+from raydistill.stages.transfer_data import load_transfer_set
+from raydistill.targets.clusters import (
     balanced_sizes,
     confusion_columns,
     find_centres,
@@ -25,10 +25,10 @@ from orchestrator.targets.clusters import (
     share_held,
     squared_distances,
 )
-from orchestrator.targets.confusion import Moments
-from orchestrator.training import model_files
-from orchestrator.training.data import TransferSet, Views
-from tasks.splits import TaskData
+from raydistill.targets.confusion import Moments
+from raydistill.tasks.splits import TaskData
+from raydistill.training import model_files
+from raydistill.training.data import TransferSet, Views
 
 CLUSTERS = "clusters.json"
 SIMILARITY = "similarity.safetensors"

@@ -4,19 +4,19 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from orchestrator.errors import StageError
-from orchestrator.lookup import load_object
-from orchestrator.methods.combined import Combined
-from orchestrator.plan.method_configs import METHODS
-from orchestrator.plan.stage_configs import DistillConfig
-from orchestrator.runs.context import StageContext
-from orchestrator.stages.teachers import live_teacher, stored_teacher
-from orchestrator.stages.training_stage import build_initial_model, load_data, train_model
-from orchestrator.stages.transfer_data import load_transfer_set
-from orchestrator.training import model_files
-from orchestrator.training.data import Views
-from orchestrator.training.method import Features, Method, Setting
-from tasks.task import Task
+from raydistill.errors import StageError
+from raydistill.lookup import load_object
+from raydistill.methods.combined import Combined
+from raydistill.plan.method_configs import METHODS
+from raydistill.plan.stage_configs import DistillConfig
+from raydistill.runs.context import StageContext
+from raydistill.stages.teachers import live_teacher, stored_teacher
+from raydistill.stages.training_stage import build_initial_model, load_data, train_model
+from raydistill.stages.transfer_data import load_transfer_set
+from raydistill.tasks.task import Task
+from raydistill.training import model_files
+from raydistill.training.data import Views
+from raydistill.training.method import Features, Method, Setting
 
 
 def distill(config: DistillConfig, context: StageContext) -> dict[str, float]:

@@ -3,17 +3,17 @@
 import torch
 from torch import Tensor
 
-from orchestrator.errors import StageError
-from orchestrator.methods.dafl import Dafl
-from orchestrator.plan.data_free_configs import DistillWithGeneratorConfig
-from orchestrator.plan.training_configs import TransferConfig
-from orchestrator.runs.context import StageContext
-from orchestrator.stages.training_stage import build_initial_model, load_data, store_model
-from orchestrator.training import model_files
-from orchestrator.training.data import TransferSet
-from orchestrator.training.generator import Dreaming, Generator
-from orchestrator.training.loop import fit
-from tasks.splits import TensorSplit
+from raydistill.errors import StageError
+from raydistill.methods.dafl import Dafl
+from raydistill.plan.data_free_configs import DistillWithGeneratorConfig
+from raydistill.plan.training_configs import TransferConfig
+from raydistill.runs.context import StageContext
+from raydistill.stages.training_stage import build_initial_model, load_data, store_model
+from raydistill.tasks.splits import TensorSplit
+from raydistill.training import model_files
+from raydistill.training.data import TransferSet
+from raydistill.training.generator import Dreaming, Generator
+from raydistill.training.loop import fit
 
 
 def distill_with_generator(config: DistillWithGeneratorConfig, context: StageContext) -> dict[str, float]:

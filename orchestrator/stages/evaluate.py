@@ -1,13 +1,13 @@
 """Judge a model, or several as an ensemble, on a split."""
 
-from orchestrator.errors import StageError
-from orchestrator.plan.stage_configs import EvaluateConfig
-from orchestrator.runs.context import StageContext
-from orchestrator.stages.committees import judge_committee
-from orchestrator.stages.training_stage import load_data
-from orchestrator.training import model_files
-from orchestrator.training.ensemble import Ensemble
-from orchestrator.training.evaluation import judge_splits
+from raydistill.errors import StageError
+from raydistill.plan.stage_configs import EvaluateConfig
+from raydistill.runs.context import StageContext
+from raydistill.stages.committees import judge_committee
+from raydistill.stages.training_stage import load_data
+from raydistill.training import model_files
+from raydistill.training.ensemble import Ensemble
+from raydistill.training.evaluation import judge_splits
 
 
 def evaluate(config: EvaluateConfig, context: StageContext) -> dict[str, float]:

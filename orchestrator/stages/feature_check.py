@@ -2,14 +2,14 @@
 
 import torch
 
-from orchestrator.errors import StageError
-from orchestrator.plan.model_config import ModelConfig
-from orchestrator.plan.order import Graph, Locate, Node
-from orchestrator.plan.stage_configs import AdjustClassBiasConfig, DistillConfig
-from orchestrator.stages.distill import build_method, setting_of
-from orchestrator.training import model_files
-from orchestrator.training.method import Setting
-from tasks.task import Task
+from raydistill.errors import StageError
+from raydistill.plan.model_config import ModelConfig
+from raydistill.plan.order import Graph, Locate, Node
+from raydistill.plan.stage_configs import AdjustClassBiasConfig, DistillConfig
+from raydistill.stages.distill import build_method, setting_of
+from raydistill.tasks.task import Task
+from raydistill.training import model_files
+from raydistill.training.method import Setting
 
 
 def check_features(graph: Graph, task: Task, locate: Locate) -> None:

@@ -6,19 +6,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.taps import Output, Tapped
-from orchestrator.errors import StageError
-from orchestrator.plan.model_config import ModelConfig
-from orchestrator.plan.online_configs import TrainBranchesConfig, TrainPeersConfig
-from orchestrator.plan.stage_bases import TrainingConfig
-from orchestrator.runs.context import StageContext
-from orchestrator.stages.training_stage import fit_model, load_data, store_model
-from orchestrator.stages.transfer_data import load_transfer_set
-from orchestrator.training.data import TransferSet, Views
-from orchestrator.training.evaluation import judge, predict_split
-from orchestrator.training.loop import predictor
-from orchestrator.training.method import Method
-from tasks.splits import Split, TaskData
+from raydistill.errors import StageError
+from raydistill.models.taps import Output, Tapped
+from raydistill.plan.model_config import ModelConfig
+from raydistill.plan.online_configs import TrainBranchesConfig, TrainPeersConfig
+from raydistill.plan.stage_bases import TrainingConfig
+from raydistill.runs.context import StageContext
+from raydistill.stages.training_stage import fit_model, load_data, store_model
+from raydistill.stages.transfer_data import load_transfer_set
+from raydistill.tasks.splits import Split, TaskData
+from raydistill.training.data import TransferSet, Views
+from raydistill.training.evaluation import judge, predict_split
+from raydistill.training.loop import predictor
+from raydistill.training.method import Method
 
 
 class Deployed(NamedTuple):

@@ -5,15 +5,15 @@ from itertools import chain
 
 import torch
 
-from orchestrator.errors import StageStopped
-from orchestrator.plan.fingerprint import digest
-from orchestrator.plan.stage_configs import PredictTargetsConfig
-from orchestrator.runs.context import StageContext
-from orchestrator.stages.transfer_data import load_transfer_set, sources_of, split_name
-from orchestrator.targets.reader import open_targets
-from orchestrator.targets.store import MANIFEST, Description, TargetWriter
-from orchestrator.training import model_files
-from orchestrator.training.data import Batch, TransferSet, Views
+from raydistill.errors import StageStopped
+from raydistill.plan.fingerprint import digest
+from raydistill.plan.stage_configs import PredictTargetsConfig
+from raydistill.runs.context import StageContext
+from raydistill.stages.transfer_data import load_transfer_set, sources_of, split_name
+from raydistill.targets.reader import open_targets
+from raydistill.targets.store import MANIFEST, Description, TargetWriter
+from raydistill.training import model_files
+from raydistill.training.data import Batch, TransferSet, Views
 
 COUNT_ELEMENTS = 1 << 22  # 16 MB of float32 logits, whatever the number of classes
 

@@ -6,16 +6,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.taps import Output, Tapped
-from orchestrator.errors import StageError, StageStopped
-from orchestrator.plan.data_free_configs import RecordStatisticsConfig
-from orchestrator.runs.context import StageContext
-from orchestrator.runs.files import atomic_write, write_json
-from orchestrator.runs.folder import StageFolder
-from orchestrator.stages.transfer_data import load_transfer_set
-from orchestrator.training import model_files
-from orchestrator.training.activation_statistics import LayerMoments, LayerStatistics, recorded_layers
-from orchestrator.training.data import TransferSet, Views
+from raydistill.errors import StageError, StageStopped
+from raydistill.models.taps import Output, Tapped
+from raydistill.plan.data_free_configs import RecordStatisticsConfig
+from raydistill.runs.context import StageContext
+from raydistill.runs.files import atomic_write, write_json
+from raydistill.runs.folder import StageFolder
+from raydistill.stages.transfer_data import load_transfer_set
+from raydistill.training import model_files
+from raydistill.training.activation_statistics import LayerMoments, LayerStatistics, recorded_layers
+from raydistill.training.data import TransferSet, Views
 
 STATISTICS = "statistics.json"
 TOP = "logits"  # divided by the temperature

@@ -12,23 +12,23 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from orchestrator.errors import StageError, StageStopped
-from orchestrator.plan.data_free_configs import SynthesizeConfig
-from orchestrator.runs.context import StageContext
-from orchestrator.runs.files import atomic_write, read_json, write_json
-from orchestrator.stages.record_statistics import (
+from raydistill.errors import StageError, StageStopped
+from raydistill.plan.data_free_configs import SynthesizeConfig
+from raydistill.runs.context import StageContext
+from raydistill.runs.files import atomic_write, read_json, write_json
+from raydistill.stages.record_statistics import (
     STATISTICS,
     TOP,
     activations,
     load_statistics,
     tapped,
 )
-from orchestrator.stages.transfer_data import SAMPLES
-from orchestrator.training import model_files
-from orchestrator.training.activation_statistics import LayerStatistics
-from orchestrator.training.model_files import TrainedModel
-from orchestrator.training.reconstruction import reconstruct, reconstruction_loss, thinned
-from tasks.hashing import fold_key
+from raydistill.stages.transfer_data import SAMPLES
+from raydistill.tasks.hashing import fold_key
+from raydistill.training import model_files
+from raydistill.training.activation_statistics import LayerStatistics
+from raydistill.training.model_files import TrainedModel
+from raydistill.training.reconstruction import reconstruct, reconstruction_loss, thinned
 
 SYNTHESIZE = 21  # purpose of the seed of a batch
 

@@ -7,21 +7,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from models.taps import Tapped
-from orchestrator.errors import StageError
-from orchestrator.plan.changes import during
-from orchestrator.plan.fingerprint import digest
-from orchestrator.plan.method_options import SoftTargetOptions
-from orchestrator.plan.stage_configs import CombineConfig, DistillConfig
-from orchestrator.runs.context import StageContext
-from orchestrator.stages.transfer_data import sources_of, split_name
-from orchestrator.targets.combine import accuracy_weights
-from orchestrator.targets.mixing import TeacherTargets, entropy_weights, mean_logits
-from orchestrator.targets.reader import Expectation, open_targets
-from orchestrator.training.data import Batch, TransferSet
-from orchestrator.training.loop import Teacher
-from orchestrator.training.method import Method
-from orchestrator.training.model_files import TrainedModel
+from raydistill.errors import StageError
+from raydistill.models.taps import Tapped
+from raydistill.plan.changes import during
+from raydistill.plan.fingerprint import digest
+from raydistill.plan.method_options import SoftTargetOptions
+from raydistill.plan.stage_configs import CombineConfig, DistillConfig
+from raydistill.runs.context import StageContext
+from raydistill.stages.transfer_data import sources_of, split_name
+from raydistill.targets.combine import accuracy_weights
+from raydistill.targets.mixing import TeacherTargets, entropy_weights, mean_logits
+from raydistill.targets.reader import Expectation, open_targets
+from raydistill.training.data import Batch, TransferSet
+from raydistill.training.loop import Teacher
+from raydistill.training.method import Method
+from raydistill.training.model_files import TrainedModel
 
 
 def stored_teacher(config: DistillConfig, context: StageContext, transfer: TransferSet) -> Teacher:

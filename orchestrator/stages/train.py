@@ -1,11 +1,11 @@
 """Train a model on labels."""
 
-from orchestrator.methods.supervised import Supervised
-from orchestrator.plan.stage_configs import TrainConfig
-from orchestrator.runs.context import StageContext
-from orchestrator.stages.training_stage import build_initial_model, load_data, train_model
-from orchestrator.stages.transfer_data import load_transfer_set
-from orchestrator.training.data import Views
+from raydistill.methods.supervised import Supervised
+from raydistill.plan.stage_configs import TrainConfig
+from raydistill.runs.context import StageContext
+from raydistill.stages.training_stage import build_initial_model, load_data, train_model
+from raydistill.stages.transfer_data import load_transfer_set
+from raydistill.training.data import Views
 
 
 def train(config: TrainConfig, context: StageContext) -> dict[str, float]:

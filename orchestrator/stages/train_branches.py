@@ -1,14 +1,14 @@
 """Train a network with branches that their own ensemble teaches (ONE)."""
 
-from models.branched import BranchedNetwork, branch_out
-from orchestrator.errors import StageError
-from orchestrator.methods.one import One
-from orchestrator.plan.model_config import ModelConfig
-from orchestrator.plan.online_configs import TrainBranchesConfig
-from orchestrator.runs.context import StageContext
-from orchestrator.stages.members import Deployed, train_members
-from orchestrator.stages.training_stage import build_initial_model
-from orchestrator.training import model_files
+from raydistill.errors import StageError
+from raydistill.methods.one import One
+from raydistill.models.branched import BranchedNetwork, branch_out
+from raydistill.plan.model_config import ModelConfig
+from raydistill.plan.online_configs import TrainBranchesConfig
+from raydistill.runs.context import StageContext
+from raydistill.stages.members import Deployed, train_members
+from raydistill.stages.training_stage import build_initial_model
+from raydistill.training import model_files
 
 
 def train_branches(config: TrainBranchesConfig, context: StageContext) -> dict[str, float]:

@@ -2,13 +2,13 @@
 
 from torch import nn
 
-from orchestrator.methods.mutual import Mutual
-from orchestrator.plan.online_configs import TrainPeersConfig
-from orchestrator.runs.context import StageContext
-from orchestrator.stages.members import Deployed, train_members
-from orchestrator.stages.training_stage import build_initial_model
-from orchestrator.training import model_files
-from orchestrator.training.peers import Peers
+from raydistill.methods.mutual import Mutual
+from raydistill.plan.online_configs import TrainPeersConfig
+from raydistill.runs.context import StageContext
+from raydistill.stages.members import Deployed, train_members
+from raydistill.stages.training_stage import build_initial_model
+from raydistill.training import model_files
+from raydistill.training.peers import Peers
 
 
 def train_peers(config: TrainPeersConfig, context: StageContext) -> dict[str, float]:

@@ -6,19 +6,20 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from orchestrator.methods.full_head import FullHead
-from orchestrator.methods.supervised import Supervised
-from orchestrator.plan.model_config import ModelConfig
-from orchestrator.plan.specialist_configs import TrainSpecialistsConfig
-from orchestrator.runs.context import StageContext
-from orchestrator.stages.confusion_clusters import read_clusters
-from orchestrator.stages.teachers import frozen_teacher
-from orchestrator.stages.training_stage import build_seeded_model, load_data, train_model
-from orchestrator.stages.transfer_data import load_transfer_set
-from orchestrator.training import model_files
-from orchestrator.training.data import Views
-from orchestrator.training.model_files import TrainedModel
-from orchestrator.training.specialist import (
+from raydistill.methods.full_head import FullHead
+from raydistill.methods.supervised import Supervised
+from raydistill.plan.model_config import ModelConfig
+from raydistill.plan.specialist_configs import TrainSpecialistsConfig
+from raydistill.runs.context import StageContext
+from raydistill.stages.confusion_clusters import read_clusters
+from raydistill.stages.teachers import frozen_teacher
+from raydistill.stages.training_stage import build_seeded_model, load_data, train_model
+from raydistill.stages.transfer_data import load_transfer_set
+from raydistill.tasks.splits import Split
+from raydistill.training import model_files
+from raydistill.training.data import Views
+from raydistill.training.model_files import TrainedModel
+from raydistill.training.specialist import (
     Relabelled,
     as_trained_on,
     dustbin_correction,
@@ -27,7 +28,6 @@ from orchestrator.training.specialist import (
     special_transfer_set,
     specialist_state,
 )
-from tasks.splits import Split
 
 OTHER_CLASSES = "other classes"
 

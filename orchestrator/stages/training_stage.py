@@ -5,21 +5,21 @@ from functools import partial
 
 import torch
 
-from models.taps import Tapped
-from orchestrator.errors import StageError
-from orchestrator.plan.model_config import ModelConfig
-from orchestrator.plan.stage_bases import TrainingConfig
-from orchestrator.runs.context import StageContext
-from orchestrator.runs.plan_run import write_data_sizes
-from orchestrator.training import model_files, net2net
-from orchestrator.training.beginning import CHECKPOINT
-from orchestrator.training.checkpoint import remove_checkpoint
-from orchestrator.training.data import TransferSet
-from orchestrator.training.evaluation import judge_splits
-from orchestrator.training.loop import Teacher, fit, predictor
-from orchestrator.training.method import Method
-from tasks.hashing import fold_key
-from tasks.splits import TaskData
+from raydistill.errors import StageError
+from raydistill.models.taps import Tapped
+from raydistill.plan.model_config import ModelConfig
+from raydistill.plan.stage_bases import TrainingConfig
+from raydistill.runs.context import StageContext
+from raydistill.runs.plan_run import write_data_sizes
+from raydistill.tasks.hashing import fold_key
+from raydistill.tasks.splits import TaskData
+from raydistill.training import model_files, net2net
+from raydistill.training.beginning import CHECKPOINT
+from raydistill.training.checkpoint import remove_checkpoint
+from raydistill.training.data import TransferSet
+from raydistill.training.evaluation import judge_splits
+from raydistill.training.loop import Teacher, fit, predictor
+from raydistill.training.method import Method
 
 INITIAL = 14  # purpose of the seed of the initial weights
 GROWTH = 16  # and of what is drawn when a smaller network grows

@@ -7,18 +7,18 @@ import torch
 from pydantic import TypeAdapter
 from safetensors.torch import load_file
 
-from orchestrator.errors import StageError
-from orchestrator.plan.augment_configs import AugmentConfig
-from orchestrator.plan.fingerprint import digest
-from orchestrator.plan.training_configs import TransferConfig
-from orchestrator.runs.context import StageContext
-from orchestrator.runs.files import read_json
-from orchestrator.runs.folder import StageFolder
-from orchestrator.stages.training_stage import load_data
-from orchestrator.targets.store import Description
-from orchestrator.training.data import TransferSet, Views, build_transfer_set
-from tasks.splits import TaskData, TensorSplit
-from tasks.task import Task
+from raydistill.errors import StageError
+from raydistill.plan.augment_configs import AugmentConfig
+from raydistill.plan.fingerprint import digest
+from raydistill.plan.training_configs import TransferConfig
+from raydistill.runs.context import StageContext
+from raydistill.runs.files import read_json
+from raydistill.runs.folder import StageFolder
+from raydistill.stages.training_stage import load_data
+from raydistill.targets.store import Description
+from raydistill.tasks.splits import TaskData, TensorSplit
+from raydistill.tasks.task import Task
+from raydistill.training.data import TransferSet, Views, build_transfer_set
 
 SAMPLES = "samples.json"
 

@@ -4,16 +4,16 @@ from pathlib import Path
 
 import torch
 
-from orchestrator.errors import StoreError
-from orchestrator.plan.schema import build_task
-from orchestrator.plan.stage_configs import PredictTargetsConfig
-from orchestrator.runs.files import read_json
-from orchestrator.runs.folder import CONFIG, StageFolder
-from orchestrator.stages.transfer_data import described_transfer_set
-from orchestrator.targets.reader import open_targets
-from orchestrator.targets.store import load_manifest
-from orchestrator.targets.verify import VerifyResult, compare_rows
-from orchestrator.training import model_files
+from raydistill.errors import StoreError
+from raydistill.plan.schema import build_task
+from raydistill.plan.stage_configs import PredictTargetsConfig
+from raydistill.runs.files import read_json
+from raydistill.runs.folder import CONFIG, StageFolder
+from raydistill.stages.transfer_data import described_transfer_set
+from raydistill.targets.reader import open_targets
+from raydistill.targets.store import load_manifest
+from raydistill.targets.verify import VerifyResult, compare_rows
+from raydistill.training import model_files
 
 
 def verify_targets(folder: Path, root: Path, rows: int, seed: int = 0) -> dict[str, VerifyResult]:

@@ -17,9 +17,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from orchestrator.errors import StageError
-from orchestrator.runs.files import make_folder
-from orchestrator.targets.mixing import (
+from raydistill.errors import StageError
+from raydistill.runs.files import make_folder
+from raydistill.targets.mixing import (
     TeacherTargets,
     divergence_from,
     entropy_weights,
@@ -27,9 +27,9 @@ from orchestrator.targets.mixing import (
     mean_logits,
     tempered_log_probabilities,
 )
-from orchestrator.targets.reader import Member, Targets, open_members, path_in_stages
-from orchestrator.targets.shards import ShardWriter
-from orchestrator.targets.store import (
+from raydistill.targets.reader import Member, Targets, open_members, path_in_stages
+from raydistill.targets.shards import ShardWriter
+from raydistill.targets.store import (
     MANIFEST,
     ROWS_PER_SHARD,
     Description,

@@ -16,9 +16,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from orchestrator.errors import StageError
-from orchestrator.targets.fusion_cells import BITS, ForwardCells, ReverseCells, number_cells
-from orchestrator.targets.membership import Membership
+from raydistill.errors import StageError
+from raydistill.targets.fusion_cells import BITS, ForwardCells, ReverseCells, number_cells
+from raydistill.targets.membership import Membership
 
 Direction = Literal["forward", "reverse"]
 

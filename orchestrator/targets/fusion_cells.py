@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from orchestrator.errors import StageError
+from raydistill.errors import StageError
 
 DENSE_SLOTS = 8  # up to so many dustbins every pattern is a cell, whether it has classes or not
 BITS = 62  # of a pattern in one integer

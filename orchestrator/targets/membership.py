@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from orchestrator.errors import StageError
+from raydistill.errors import StageError
 
 Head = Literal["dustbin", "full"]
 

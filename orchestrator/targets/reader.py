@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orchestrator.errors import StoreError
-from orchestrator.targets.mixing import TeacherTargets
-from orchestrator.targets.shards import ShardedRows
-from orchestrator.targets.store import Description, Manifest, load_manifest
-from orchestrator.targets.top_k import Kept, TopK
+from raydistill.errors import StoreError
+from raydistill.targets.mixing import TeacherTargets
+from raydistill.targets.shards import ShardedRows
+from raydistill.targets.store import Description, Manifest, load_manifest
+from raydistill.targets.top_k import Kept, TopK
 
 AGREEMENT = ("task", "split", "transfer", "num_classes", "rows", "views", "view_seed", "augment")
 

@@ -20,8 +20,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import Tensor
 
-from orchestrator.errors import StoreError
-from orchestrator.runs.files import atomic_write, make_folder, read_json, sha256_file, write_json
+from raydistill.errors import StoreError
+from raydistill.runs.files import atomic_write, make_folder, read_json, sha256_file, write_json
 
 CHECK_ROWS = 1 << 16
 ELEMENTS = {

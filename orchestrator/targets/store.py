@@ -13,10 +13,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
-from orchestrator.errors import StageError, StoreError
-from orchestrator.runs.files import read_json, write_json
-from orchestrator.targets.shards import Layout, Shard, ShardWriter, digest_of
-from orchestrator.targets.top_k import TopK
+from raydistill.errors import StageError, StoreError
+from raydistill.runs.files import read_json, write_json
+from raydistill.targets.shards import Layout, Shard, ShardWriter, digest_of
+from raydistill.targets.top_k import TopK
 
 MANIFEST = "manifest.json"
 FORMS = ("dense", "top_k", "mixture")

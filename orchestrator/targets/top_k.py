@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from orchestrator.plan.stage_configs import MOST_TOP_K_CLASSES
+from raydistill.plan.stage_configs import MOST_TOP_K_CLASSES
 
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0, 20.0)
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from orchestrator.targets.reader import Targets
-from orchestrator.targets.top_k import TopK
+from raydistill.targets.reader import Targets
+from raydistill.targets.top_k import TopK
 
 ARITHMETIC_SLACK = 1e-3
 

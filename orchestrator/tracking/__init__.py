@@ -18,7 +18,7 @@ that is down, slow or wrong delays the mirror and stops nothing.
     background.py   the thread that mirrors while a plan runs, and `sync`
 """
 
-from orchestrator.tracking.background import Mirror, MirrorResult, mirror, sync
-from orchestrator.tracking.store import resolve_uri
+from raydistill.tracking.background import Mirror, MirrorResult, mirror, sync
+from raydistill.tracking.store import resolve_uri
 
 __all__ = ["Mirror", "MirrorResult", "mirror", "resolve_uri", "sync"]

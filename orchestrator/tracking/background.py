@@ -8,9 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
-from orchestrator.errors import DistillError
-from orchestrator.tracking.children import push_stage
-from orchestrator.tracking.parent import (
+from raydistill.errors import DistillError
+from raydistill.tracking.children import push_stage
+from raydistill.tracking.parent import (
     close_parent,
     link_cached,
     open_parent,
@@ -19,12 +19,12 @@ from orchestrator.tracking.parent import (
     push_table,
     signatures,
 )
-from orchestrator.tracking.plan_run import RAN, TrackedRun, read_run
-from orchestrator.tracking.search import push_search
-from orchestrator.tracking.search_run import TrackedSearch, is_search, read_search
-from orchestrator.tracking.session import GivenUp, Session
-from orchestrator.tracking.state import State, read_state, try_lock
-from orchestrator.tracking.store import (
+from raydistill.tracking.plan_run import RAN, TrackedRun, read_run
+from raydistill.tracking.search import push_search
+from raydistill.tracking.search_run import TrackedSearch, is_search, read_search
+from raydistill.tracking.session import GivenUp, Session
+from raydistill.tracking.state import State, read_state, try_lock
+from raydistill.tracking.store import (
     answers,
     import_mlflow,
     is_missing,
@@ -33,7 +33,7 @@ from orchestrator.tracking.store import (
     resolve_uri,
     version_conflict,
 )
-from orchestrator.tracking.students import has_students_left, push_students
+from raydistill.tracking.students import has_students_left, push_students
 
 PERIOD = 2.0
 UNSENT = "tracking: `%s` gets nothing for now (%s); the next run or `distill sync` sends the rest"

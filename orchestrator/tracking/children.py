@@ -8,12 +8,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.tracking import store
-from orchestrator.tracking.curves import Position, fresh_points, read_lines
-from orchestrator.tracking.description import failure_tags, flatten, last_lines, with_names
-from orchestrator.tracking.plan_run import TrackedNode, TrackedRun
-from orchestrator.tracking.session import METRICS_PER_BATCH, Run, Session
-from orchestrator.tracking.state import CLOSED_AS, ChildState
+from raydistill.tracking import store
+from raydistill.tracking.curves import Position, fresh_points, read_lines
+from raydistill.tracking.description import failure_tags, flatten, last_lines, with_names
+from raydistill.tracking.plan_run import TrackedNode, TrackedRun
+from raydistill.tracking.session import METRICS_PER_BATCH, Run, Session
+from raydistill.tracking.state import CLOSED_AS, ChildState
 
 
 def push_stage(session: Session[TrackedRun], node: TrackedNode) -> None:

@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from orchestrator.tracking.curves import is_number
-from orchestrator.tracking.plan_run import TrackedNode
+from raydistill.tracking.curves import is_number
+from raydistill.tracking.plan_run import TrackedNode
 
 COMPARED = (
     "validation/accuracy",

@@ -1,4 +1,4 @@
-"""Export trained students as MLflow models, in a process of its own: `python -m orchestrator.tracking.export_student`.
+"""Export trained students as MLflow models, in a process of its own: `python -m raydistill.tracking.export_student`.
 
 Exporting traces the network, which patches torch while it lasts: not beside a training in the same process. And a
 model of the user's that hangs or crashes takes nobody with it. Reads a JSON list of {"stage": folder, "to": folder}
@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from orchestrator.tracking.store import import_mlflow
+from raydistill.tracking.store import import_mlflow
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"
@@ -62,7 +62,7 @@ def build_raw_input_model(stage: Path, description: Mapping[str, Any]) -> Any:
     from safetensors.torch import load_model
     from torch import Tensor, nn
 
-    from models.build import build_model
+    from raydistill.models.build import build_model
 
     class RawInputModel(nn.Module):
         """Normalisation and network in one."""

@@ -4,12 +4,12 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from orchestrator.tracking import store
-from orchestrator.tracking.curves import Point
-from orchestrator.tracking.description import address, judgement, table_of
-from orchestrator.tracking.plan_run import SUCCEEDED, TrackedNode, TrackedRun
-from orchestrator.tracking.session import Run, Session
-from orchestrator.tracking.state import CLOSED_AS
+from raydistill.tracking import store
+from raydistill.tracking.curves import Point
+from raydistill.tracking.description import address, judgement, table_of
+from raydistill.tracking.plan_run import SUCCEEDED, TrackedNode, TrackedRun
+from raydistill.tracking.session import Run, Session
+from raydistill.tracking.state import CLOSED_AS
 
 
 def open_parent(session: Session[TrackedRun]) -> None:

@@ -11,14 +11,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator.tracking import store
-from orchestrator.tracking.children import push_lines
-from orchestrator.tracking.curves import Point, is_number
-from orchestrator.tracking.description import COMPARED, MAX_NOTE, address, failure_tags, flatten
-from orchestrator.tracking.parent import give_final_status, push_files, push_note
-from orchestrator.tracking.search_run import TrackedSearch, TrackedTrial
-from orchestrator.tracking.session import Session
-from orchestrator.tracking.state import CLOSED_AS, ChildState, read_state
+from raydistill.tracking import store
+from raydistill.tracking.children import push_lines
+from raydistill.tracking.curves import Point, is_number
+from raydistill.tracking.description import COMPARED, MAX_NOTE, address, failure_tags, flatten
+from raydistill.tracking.parent import give_final_status, push_files, push_note
+from raydistill.tracking.search_run import TrackedSearch, TrackedTrial
+from raydistill.tracking.session import Session
+from raydistill.tracking.state import CLOSED_AS, ChildState, read_state
 
 SHOWN = 20  # trials in the description
 

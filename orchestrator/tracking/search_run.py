@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.tracking.plan_run import read_json
+from raydistill.tracking.plan_run import read_json
 
 SEARCH = "search.json"
 OVER = frozenset({"done", "stopped_early", "failed"})

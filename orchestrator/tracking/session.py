@@ -8,10 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from orchestrator.errors import DistillError
-from orchestrator.tracking import store
-from orchestrator.tracking.curves import Point
-from orchestrator.tracking.state import ChildState, State
+from raydistill.errors import DistillError
+from raydistill.tracking import store
+from raydistill.tracking.curves import Point
+from raydistill.tracking.state import ChildState, State
 
 KEY = "raydistill.id"
 METRICS_PER_BATCH, OTHERS_PER_BATCH = 1000, 100  # MLflow's own limits

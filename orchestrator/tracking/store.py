@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from orchestrator.errors import DistillError
+from raydistill.errors import DistillError
 
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",

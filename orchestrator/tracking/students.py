@@ -11,10 +11,10 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from orchestrator.tracking import store
-from orchestrator.tracking.plan_run import TrackedNode, TrackedRun
-from orchestrator.tracking.session import GivenUp, Session
-from orchestrator.tracking.state import ChildState
+from raydistill.tracking import store
+from raydistill.tracking.plan_run import TrackedNode, TrackedRun
+from raydistill.tracking.session import GivenUp, Session
+from raydistill.tracking.state import ChildState
 
 EXPORT_SECONDS = 60.0
 SECONDS_PER_MODEL = 60.0
@@ -76,7 +76,7 @@ def export(folders: Mapping[Path, Path], give_up: threading.Event) -> dict[Path,
     """
     requests = json.dumps([{"stage": str(folder), "to": str(target)} for target, folder in folders.items()])
     process = subprocess.Popen(
-        [sys.executable, "-m", "orchestrator.tracking.export_student"],
+        [sys.executable, "-m", "raydistill.tracking.export_student"],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from orchestrator.plan.augment_configs import (
+from raydistill.plan.augment_configs import (
     AugmentConfig,
     CutoutConfig,
     FlipConfig,
@@ -20,7 +20,7 @@ from orchestrator.plan.augment_configs import (
     PadCropConfig,
     ShiftConfig,
 )
-from orchestrator.training.counter_random import integers, uniform
+from raydistill.training.counter_random import integers, uniform
 
 MIXUP_STREAM = 1_000_000  # far from the positions of the steps, which are the other streams
 QUANTILES = 4096

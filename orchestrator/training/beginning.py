@@ -8,13 +8,13 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from orchestrator.errors import StoreError
-from orchestrator.plan.changes import beginnings
-from orchestrator.runs.context import StageContext
-from orchestrator.runs.files import read_json, store_errors
-from orchestrator.runs.folder import CONFIG, METRICS
-from orchestrator.runs.plan_run import finished_record
-from orchestrator.training.checkpoint import STATE
+from raydistill.errors import StoreError
+from raydistill.plan.changes import beginnings
+from raydistill.runs.context import StageContext
+from raydistill.runs.files import read_json, store_errors
+from raydistill.runs.folder import CONFIG, METRICS
+from raydistill.runs.plan_run import finished_record
+from raydistill.training.checkpoint import STATE
 
 CHECKPOINT = "checkpoint"
 

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from orchestrator.errors import StoreError
-from orchestrator.plan.fingerprint import digest
-from orchestrator.runs.files import atomic_write, make_folder, read_json, sha256_file, write_json
-from orchestrator.training.optimizer import schedule_state
+from raydistill.errors import StoreError
+from raydistill.plan.fingerprint import digest
+from raydistill.runs.files import atomic_write, make_folder, read_json, sha256_file, write_json
+from raydistill.training.optimizer import schedule_state
 
 STATE = "checkpoint.json"
 

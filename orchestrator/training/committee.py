@@ -6,10 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from orchestrator.errors import StageError
-from orchestrator.targets.fusion import Direction, fuse
-from orchestrator.targets.membership import Head, active_specialists, build_membership
-from orchestrator.training.model_files import TrainedModel
+from raydistill.errors import StageError
+from raydistill.targets.fusion import Direction, fuse
+from raydistill.targets.membership import Head, active_specialists, build_membership
+from raydistill.training.model_files import TrainedModel
 
 
 class Answer(NamedTuple):

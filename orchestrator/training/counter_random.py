@@ -1,13 +1,13 @@
 """Random numbers that are a function of (seed, sample id, view, stream) and of nothing else.
 
-The same SplitMix64 as in `tasks.hashing`, on int64 tensors: torch's int64 products wrap around modulo 2^64 on every
+The same SplitMix64 as in `tasks/hashing.py`, on int64 tensors: torch's int64 products wrap around modulo 2^64 on every
 device, so CPU and GPU give the same bits. Streams keep apart what is drawn for different purposes.
 """
 
 import torch
 from torch import Tensor
 
-from tasks.hashing import GAMMA, MULTIPLIERS, SHIFTS, fold_key
+from raydistill.tasks.hashing import GAMMA, MULTIPLIERS, SHIFTS, fold_key
 
 
 def random_bits(seed: int, ids: Tensor, view: int, stream: int, count: int) -> Tensor:

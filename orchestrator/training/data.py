@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from orchestrator.errors import StageError
-from orchestrator.plan.augment_configs import AugmentConfig, MixupConfig
-from orchestrator.plan.training_configs import TransferConfig
-from orchestrator.training.augment import augment, mixup_partners
-from tasks.hashing import cut, fold_key
-from tasks.splits import Split, TaskData, View
+from raydistill.errors import StageError
+from raydistill.plan.augment_configs import AugmentConfig, MixupConfig
+from raydistill.plan.training_configs import TransferConfig
+from raydistill.tasks.hashing import cut, fold_key
+from raydistill.tasks.splits import Split, TaskData, View
+from raydistill.training.augment import augment, mixup_partners
 
 ORDER, TRANSFER = 11, 12  # purposes, so that equal seeds do not give equal draws
 

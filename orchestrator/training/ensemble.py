@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from orchestrator.targets.combine import Rule, normalise
-from orchestrator.targets.mixing import (
+from raydistill.targets.combine import Rule, normalise
+from raydistill.targets.mixing import (
     TeacherTargets,
     geometric_log_probabilities,
     tempered_log_probabilities,
 )
-from orchestrator.training.model_files import TrainedModel
+from raydistill.training.model_files import TrainedModel
 
 
 class Ensemble:

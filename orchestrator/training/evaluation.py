@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from orchestrator.runs.context import StageContext
-from orchestrator.runs.files import atomic_write
-from orchestrator.training.judgement import expected_calibration_error
-from tasks.splits import Split
+from raydistill.runs.context import StageContext
+from raydistill.runs.files import atomic_write
+from raydistill.tasks.splits import Split
+from raydistill.training.judgement import expected_calibration_error
 
 BATCH = 500
 FLOAT16_LARGEST = 65504.0

@@ -15,10 +15,10 @@ import torch.distributed as distributed
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from orchestrator.errors import StoreError
-from orchestrator.runs.context import StageContext
-from orchestrator.runs.files import replaced_file
-from orchestrator.training.checkpoint import without_sharing
+from raydistill.errors import StoreError
+from raydistill.runs.context import StageContext
+from raydistill.runs.files import replaced_file
+from raydistill.training.checkpoint import without_sharing
 
 PUBLISHED = "published.safetensors"
 STEP, MODEL = "step", "model."

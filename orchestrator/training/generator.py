@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.layers import chain, image_shape
-from models.taps import Output
+from raydistill.models.layers import chain, image_shape
+from raydistill.models.taps import Output
 
 CHANNELS = 128
 EPSILON = 0.8  # the release's, probably meant as momentum; the published numbers were made with it

@@ -19,22 +19,22 @@ import torch.distributed as distributed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from models.taps import Output
-from orchestrator.errors import StageError, StageStopped
-from orchestrator.plan.changes import during
-from orchestrator.plan.stage_bases import TrainingConfig
-from orchestrator.runs.context import StageContext
-from orchestrator.targets.mixing import TeacherTargets
-from orchestrator.training.batch_norm import GlobalBatchNorm
-from orchestrator.training.beginning import CHECKPOINT, copy_metrics, finished_beginnings
-from orchestrator.training.checkpoint import load_checkpoint, save_checkpoint
-from orchestrator.training.cost import Cost
-from orchestrator.training.data import Batch, TransferSet, split_batch
-from orchestrator.training.evaluation import judge, predict_split
-from orchestrator.training.method import Method
-from orchestrator.training.optimizer import MaxNorm, build_optimizers, build_schedule, change_numbers
-from tasks.hashing import fold_key
-from tasks.splits import Split
+from raydistill.errors import StageError, StageStopped
+from raydistill.models.taps import Output
+from raydistill.plan.changes import during
+from raydistill.plan.stage_bases import TrainingConfig
+from raydistill.runs.context import StageContext
+from raydistill.targets.mixing import TeacherTargets
+from raydistill.tasks.hashing import fold_key
+from raydistill.tasks.splits import Split
+from raydistill.training.batch_norm import GlobalBatchNorm
+from raydistill.training.beginning import CHECKPOINT, copy_metrics, finished_beginnings
+from raydistill.training.checkpoint import load_checkpoint, save_checkpoint
+from raydistill.training.cost import Cost
+from raydistill.training.data import Batch, TransferSet, split_batch
+from raydistill.training.evaluation import judge, predict_split
+from raydistill.training.method import Method
+from raydistill.training.optimizer import MaxNorm, build_optimizers, build_schedule, change_numbers
 
 STEP = 13  # purpose of the per-step seeds
 AGREE_EVERY = 10  # steps between agreements of several workers on checkpoints

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from models.taps import Output, Tapped
-from orchestrator.plan.stage_bases import TrainingConfig
-from orchestrator.plan.training_configs import OptimizerConfig
-from orchestrator.targets.mixing import TeacherTargets
-from orchestrator.training.data import Batch
+from raydistill.models.taps import Output, Tapped
+from raydistill.plan.stage_bases import TrainingConfig
+from raydistill.plan.training_configs import OptimizerConfig
+from raydistill.targets.mixing import TeacherTargets
+from raydistill.training.data import Batch
 
 
 class Need(Enum):

@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
-from models.build import build_model
-from orchestrator.errors import StageError
-from orchestrator.plan.model_config import ModelConfig
-from orchestrator.runs.context import StageContext
-from orchestrator.runs.files import atomic_write, read_json, write_json
-from orchestrator.runs.folder import StageFolder
-from tasks.splits import TaskData
-from tasks.task import Task
+from raydistill.errors import StageError
+from raydistill.models.build import build_model
+from raydistill.plan.model_config import ModelConfig
+from raydistill.runs.context import StageContext
+from raydistill.runs.files import atomic_write, read_json, write_json
+from raydistill.runs.folder import StageFolder
+from raydistill.tasks.splits import TaskData
+from raydistill.tasks.task import Task
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"

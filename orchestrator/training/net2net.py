@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from models.layers import Network
+from raydistill.models.layers import Network
 
 State = dict[str, Tensor]
 

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import (
     OneCycleLR,
 )
 
-from orchestrator.plan.training_configs import (
+from raydistill.plan.training_configs import (
     AdamWConfig,
     ConstantSchedule,
     CosineSchedule,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from orchestrator.targets.mixing import TeacherTargets, tempered_log_probabilities
+from raydistill.targets.mixing import TeacherTargets, tempered_log_probabilities
 
 
 class Peers(nn.Module):

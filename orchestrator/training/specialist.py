@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from orchestrator.errors import StageError
-from orchestrator.training.data import TransferSet
-from tasks.hashing import fold_key, smallest_hashes
-from tasks.splits import Split, View
+from raydistill.errors import StageError
+from raydistill.tasks.hashing import fold_key, smallest_hashes
+from raydistill.tasks.splits import Split, View
+from raydistill.training.data import TransferSet
 
 ORDER, OTHERS, JUDGED = 21, 22, 23  # purposes of the seeds
 

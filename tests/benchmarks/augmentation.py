@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from orchestrator.plan.augment_configs import ShiftConfig
-from orchestrator.training.augment import augment
-from tasks.splits import TensorSplit
+from raydistill.plan.augment_configs import ShiftConfig
+from raydistill.tasks.splits import TensorSplit
+from raydistill.training.augment import augment
 
 PIXELS = 2
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from sklearn.svm import OneClassSVM
 from torch import Tensor, nn
 
-from orchestrator.methods.margins import margins
+from raydistill.methods.margins import margins
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,8 @@ MOST_RUNS = 12  # in a row that end badly without being disturbed
 
 MODELS = '''
 import time
-from models.build import build_model
-from orchestrator.training import loop
+from raydistill.models.build import build_model
+from raydistill.training import loop
 
 
 def slow_mlp(widths, pause, num_classes, input_shape):
@@ -164,7 +164,7 @@ class Driver:
 
     def start(self) -> None:
         self.starts += 1
-        command = [sys.executable, "-m", "orchestrator.cli", "run", "plan.yaml", "--runs", str(self.root)]
+        command = [sys.executable, "-m", "raydistill.cli", "run", "plan.yaml", "--runs", str(self.root)]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_raylet_start_wait_time_s": "120"}
         with (self.folder / f"{self.root.name}.txt").open("ab") as output:
             self.process = subprocess.Popen(
@@ -207,7 +207,7 @@ class Driver:
 
     def results(self) -> dict[str, dict[str, str]]:
         """Of every stage, the SHA-256 of its files, checked against the files."""
-        from orchestrator.runs.folder import StageFolder
+        from raydistill.runs.folder import StageFolder
 
         found = {}
         for path in sorted((self.root / "stages").iterdir()):

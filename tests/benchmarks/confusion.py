@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 
-from orchestrator.targets.confusion import Moments
+from raydistill.targets.confusion import Moments
 
 BATCH = 256
 

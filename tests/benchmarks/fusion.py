@@ -21,9 +21,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.build import build_model
-from orchestrator.targets.fusion import fuse, objective
-from orchestrator.targets.membership import Membership, active_specialists, build_membership
+from raydistill.models.build import build_model
+from raydistill.targets.fusion import fuse, objective
+from raydistill.targets.membership import Membership, active_specialists, build_membership
 
 DESCENTS = 2
 STEPS_AT_MOST = 20_000

@@ -27,22 +27,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from orchestrator.execution.local_backend import LocalBackend
-from orchestrator.execution.scheduler import run_stages
-from orchestrator.methods.hinton import Hinton
-from orchestrator.methods.supervised import Supervised
-from orchestrator.plan.order import Graph, order_stages
-from orchestrator.plan.schema import Plan
-from orchestrator.runs.context import StageContext
-from orchestrator.runs.folder import StageFolder
-from orchestrator.stages.predict_targets import predict_targets
-from orchestrator.stages.teachers import live_teacher, stored_teacher
-from orchestrator.stages.training_stage import build_seeded_model
-from orchestrator.targets.store import MANIFEST
-from orchestrator.training import model_files
-from orchestrator.training.data import TransferSet, Views, build_transfer_set
-from orchestrator.training.loop import Teacher, fit
-from orchestrator.training.method import Method
+from raydistill.execution.local_backend import LocalBackend
+from raydistill.execution.scheduler import run_stages
+from raydistill.methods.hinton import Hinton
+from raydistill.methods.supervised import Supervised
+from raydistill.plan.order import Graph, order_stages
+from raydistill.plan.schema import Plan
+from raydistill.runs.context import StageContext
+from raydistill.runs.folder import StageFolder
+from raydistill.stages.predict_targets import predict_targets
+from raydistill.stages.teachers import live_teacher, stored_teacher
+from raydistill.stages.training_stage import build_seeded_model
+from raydistill.targets.store import MANIFEST
+from raydistill.training import model_files
+from raydistill.training.data import TransferSet, Views, build_transfer_set
+from raydistill.training.loop import Teacher, fit
+from raydistill.training.method import Method
 
 StepDone = Callable[[], None]
 Variant = Callable[[StepDone], Any]

@@ -26,12 +26,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from models.build import build_model
-from orchestrator.training.data import TransferSet
-from tasks.many_class import ManyClass
-from tasks.shards import write_json, write_shards
-from tasks.splits import TensorSplit
-from tasks.task import Arrays
+from raydistill.models.build import build_model
+from raydistill.tasks.many_class import ManyClass
+from raydistill.tasks.shards import write_json, write_shards
+from raydistill.tasks.splits import TensorSplit
+from raydistill.tasks.task import Arrays
+from raydistill.training.data import TransferSet
 
 BATCH, CLASSES, ROWS_AT_ONCE = 128, 200, 4096
 

@@ -37,27 +37,27 @@ from bare_losses import (
 from loop import StepDone, nothing, take_turns
 from torch import Tensor, nn
 
-from models.branched import branch_out
-from models.build import build_model
-from models.taps import Tapped
-from orchestrator.methods.mutual import Mutual
-from orchestrator.methods.one import One
-from orchestrator.methods.teacher_switching import SWITCH
-from orchestrator.plan.online_configs import TrainBranchesConfig, TrainPeersConfig
-from orchestrator.plan.stage_bases import TrainingConfig
-from orchestrator.plan.stage_configs import DistillConfig
-from orchestrator.runs.context import StageContext
-from orchestrator.runs.folder import StageFolder
-from orchestrator.stages.distill import build_method
-from orchestrator.stages.teachers import live_teacher
-from orchestrator.training.data import TransferSet
-from orchestrator.training.loop import fit
-from orchestrator.training.method import Features, Method, Setting
-from orchestrator.training.model_files import TrainedModel
-from orchestrator.training.peers import Peers
-from tasks.hashing import fold_key
-from tasks.mnist import Mnist
-from tasks.splits import TensorSplit
+from raydistill.methods.mutual import Mutual
+from raydistill.methods.one import One
+from raydistill.methods.teacher_switching import SWITCH
+from raydistill.models.branched import branch_out
+from raydistill.models.build import build_model
+from raydistill.models.taps import Tapped
+from raydistill.plan.online_configs import TrainBranchesConfig, TrainPeersConfig
+from raydistill.plan.stage_bases import TrainingConfig
+from raydistill.plan.stage_configs import DistillConfig
+from raydistill.runs.context import StageContext
+from raydistill.runs.folder import StageFolder
+from raydistill.stages.distill import build_method
+from raydistill.stages.teachers import live_teacher
+from raydistill.tasks.hashing import fold_key
+from raydistill.tasks.mnist import Mnist
+from raydistill.tasks.splits import TensorSplit
+from raydistill.training.data import TransferSet
+from raydistill.training.loop import fit
+from raydistill.training.method import Features, Method, Setting
+from raydistill.training.model_files import TrainedModel
+from raydistill.training.peers import Peers
 
 Config = dict[str, Any]
 BATCH, SHAPE, CLASSES, LEARNING_RATE = 64, (3, 32, 32), 10, 1e-3

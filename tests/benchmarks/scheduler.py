@@ -19,11 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator import run_plan
-from orchestrator.execution.request import Outcome, StageRequest
-from orchestrator.plan.order import Graph, Node, order_stages
-from orchestrator.plan.schema import Plan
-from orchestrator.run_plan import RunOptions
+from raydistill import run_plan
+from raydistill.execution.request import Outcome, StageRequest
+from raydistill.plan.order import Graph, Node, order_stages
+from raydistill.plan.schema import Plan
+from raydistill.run_plan import RunOptions
 
 COUNT, SLOTS = 1000, 4
 

@@ -64,10 +64,10 @@ def compare(folder: Path, trials: int, epochs: int) -> None:
 
 def run_loop(plans: Path, root: Path) -> None:
     """Train one student after the other in this process."""
-    from orchestrator.execution.local_backend import LocalBackend
-    from orchestrator.execution.scheduler import run_stages
-    from orchestrator.plan.order import order_stages
-    from orchestrator.plan.schema import Plan
+    from raydistill.execution.local_backend import LocalBackend
+    from raydistill.execution.scheduler import run_stages
+    from raydistill.plan.order import order_stages
+    from raydistill.plan.schema import Plan
 
     for values in json.loads(plans.read_text()):
         plan = Plan.model_validate(values)
@@ -77,10 +77,10 @@ def run_loop(plans: Path, root: Path) -> None:
 
 def plans_of_trials(file: Path) -> list[dict[str, Any]]:
     """The plans that the search will try: random points are known in advance."""
-    from orchestrator.plan.load import check_plan, read_source
-    from orchestrator.plan.order import order_stages
-    from orchestrator.search.points import known_points
-    from orchestrator.search.problem import build_problem
+    from raydistill.plan.load import check_plan, read_source
+    from raydistill.plan.order import order_stages
+    from raydistill.search.points import known_points
+    from raydistill.search.problem import build_problem
 
     source = read_source(file)
     plan = check_plan(source)

@@ -20,7 +20,7 @@ from bare_losses import bare_hinton, bare_semckd
 from loop import nothing, take_turns
 from methods import BATCH, BOTH, Bench, Row, distilled
 
-from orchestrator.training.cost import STATUS
+from raydistill.training.cost import STATUS
 
 TEACHER, STUDENT = {"name": "resnet32x4"}, {"name": "resnet8x4"}
 ROWS = {

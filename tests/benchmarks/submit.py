@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from orchestrator.cli.graphs import load_graph
-from orchestrator.execution.submit.client import JobsClient
-from orchestrator.execution.submit.command import JobCommand, read_environment
-from orchestrator.execution.submit.package import collect, plan_name, write_zip
-from orchestrator.execution.submit.sending import Submission, new_id, send
+from raydistill.cli.graphs import load_graph
+from raydistill.execution.submit.client import JobsClient
+from raydistill.execution.submit.command import JobCommand, read_environment
+from raydistill.execution.submit.package import collect, plan_name, write_zip
+from raydistill.execution.submit.sending import Submission, new_id, send
 
 REPEATS = 4
 MARK = "Running entrypoint for job"

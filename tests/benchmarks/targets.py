@@ -21,8 +21,8 @@ from statistics import median
 import numpy as np
 import torch
 
-from orchestrator.targets.reader import Targets, open_targets
-from orchestrator.targets.store import Description, TargetWriter
+from raydistill.targets.reader import Targets, open_targets
+from raydistill.targets.store import Description, TargetWriter
 
 BATCHES = 400
 WRITTEN_ELEMENTS = 1 << 20

@@ -25,8 +25,8 @@ from unittest.mock import patch
 
 import torch
 
-from orchestrator.tracking import Mirror, background
-from orchestrator.tracking.store import import_mlflow, open_client
+from raydistill.tracking import Mirror, background
+from raydistill.tracking.store import import_mlflow, open_client
 
 STEPS_PER_EPOCH, STEPS_PER_STAGE, STEPS_PER_TRIAL, TRIALS = 100, 1000, 250, 200
 NAMES = ("train/loss", "train/accuracy", "train/loss/soft", "learning_rate")

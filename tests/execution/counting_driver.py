@@ -6,9 +6,9 @@ from pathlib import Path
 
 import counting_stages
 
-from orchestrator.execution import scheduler
-from orchestrator.execution.local_backend import LocalBackend
-from orchestrator.runs import lease
+from raydistill.execution import scheduler
+from raydistill.execution.local_backend import LocalBackend
+from raydistill.runs import lease
 
 
 def main(root: str, stages: str, patience: str) -> None:

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import StageError, StageStopped
-from orchestrator.execution import local_backend, run_stage
-from orchestrator.plan.order import Graph, order_stages
-from orchestrator.plan.schema import Plan
-from orchestrator.runs.context import StageContext
+from raydistill.errors import StageError, StageStopped
+from raydistill.execution import local_backend, run_stage
+from raydistill.plan.order import Graph, order_stages
+from raydistill.plan.schema import Plan
+from raydistill.runs.context import StageContext
 
 CALLS = "calls.txt"
 OUTPUT = "output.txt"

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from orchestrator.execution.ray_backend import RayBackend
-from orchestrator.execution.request import StageRequest
+from raydistill.execution.ray_backend import RayBackend
+from raydistill.execution.request import StageRequest
 
 
 def own_handler(signum: int, frame: object) -> None:

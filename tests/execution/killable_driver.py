@@ -15,11 +15,11 @@ import pandas  # noqa: F401 - imported late by pyarrow, and the next one by torc
 import torch
 import torch._dynamo
 
-from orchestrator import run_plan
-from orchestrator.cli import main as distill
-from orchestrator.lookup import load_object
-from orchestrator.plan.stage_configs import STAGES
-from orchestrator.training import loop
+from raydistill import run_plan
+from raydistill.cli import main as distill
+from raydistill.lookup import load_object
+from raydistill.plan.stage_configs import STAGES
+from raydistill.training import loop
 
 CHECKPOINT_SECONDS = 0.1
 

@@ -53,7 +53,7 @@ def eat_memory(most: int, num_classes: int, input_shape: tuple[int, ...]) -> nn.
 
 def slow(folder: str, num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
     """Steps of 20 ms, or what it says, and frequent checkpoints, as long as the file `slow` is in the folder."""
-    from orchestrator.training import loop
+    from raydistill.training import loop
 
     loop.CHECKPOINT_SECONDS = 0.2
     _trace(folder)

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from orchestrator.errors import PlanError
-from orchestrator.execution.ray_backend import RayBackend
-from orchestrator.execution.scheduler import run_stages
-from orchestrator.plan.order import Graph, order_stages
-from orchestrator.plan.schema import Plan
+from raydistill.errors import PlanError
+from raydistill.execution.ray_backend import RayBackend
+from raydistill.execution.scheduler import run_stages
+from raydistill.plan.order import Graph, order_stages
+from raydistill.plan.schema import Plan
 
 HERE = Path(__file__).parent
 PATIENCE = 120.0

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from orchestrator.cli import main
-from orchestrator.execution import doctor
-from orchestrator.execution.doctor import Examination, Finding, Reply, examine
-from orchestrator.execution.ray_backend import probes
-from orchestrator.plan.schema import Plan
+from raydistill.cli import main
+from raydistill.execution import doctor
+from raydistill.execution.doctor import Examination, Finding, Reply, examine
+from raydistill.execution.ray_backend import probes
+from raydistill.plan.schema import Plan
 
 
 def plan_with(**changes: Any) -> Plan:

@@ -24,20 +24,20 @@ import pytest
 from ray._private.utils import get_system_memory, get_used_memory
 from ray.exceptions import OutOfMemoryError
 
-from orchestrator.errors import StageError
-from orchestrator.execution import deadline, scheduler
-from orchestrator.execution.local_backend import LocalBackend
-from orchestrator.execution.ray_backend import RayBackend, lifelines
-from orchestrator.execution.ray_backend.amounts import GIB
-from orchestrator.execution.ray_backend.losses import describe_loss
-from orchestrator.execution.request import Outcome
-from orchestrator.execution.run_stage import run_stage
-from orchestrator.execution.scheduler import run_stages
-from orchestrator.plan.order import order_stages
-from orchestrator.plan.schema import Plan
-from orchestrator.plan.training_configs import ResourcesConfig
-from orchestrator.runs.folder import StageFolder
-from orchestrator.runs.record import Record
+from raydistill.errors import StageError
+from raydistill.execution import deadline, scheduler
+from raydistill.execution.local_backend import LocalBackend
+from raydistill.execution.ray_backend import RayBackend, lifelines
+from raydistill.execution.ray_backend.amounts import GIB
+from raydistill.execution.ray_backend.losses import describe_loss
+from raydistill.execution.request import Outcome
+from raydistill.execution.run_stage import run_stage
+from raydistill.execution.scheduler import run_stages
+from raydistill.plan.order import order_stages
+from raydistill.plan.schema import Plan
+from raydistill.plan.training_configs import ResourcesConfig
+from raydistill.runs.folder import StageFolder
+from raydistill.runs.record import Record
 
 HERE = Path(__file__).parent
 PATIENCE = 300.0

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.runs.folder import StageFolder
+from raydistill.runs.folder import StageFolder
 
 HERE = Path(__file__).parent
 PATIENCE = 120.0

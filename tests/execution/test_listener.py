@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.execution.ray_backend.listener import Listener
-from orchestrator.execution.request import StageRequest
+from raydistill.execution.ray_backend.listener import Listener
+from raydistill.execution.request import StageRequest
 
 
 @pytest.fixture

@@ -17,17 +17,17 @@ import torch
 from ray.exceptions import OutOfMemoryError
 from safetensors.torch import load_file
 
-from orchestrator.errors import PlanError
-from orchestrator.execution.ray_backend import RayBackend
-from orchestrator.execution.ray_backend.amounts import GIB, WHOLE, Amount, amount_of_worker, capacity
-from orchestrator.execution.ray_backend.losses import describe_loss
-from orchestrator.execution.request import Outcome, StageRequest, build_request
-from orchestrator.execution.run_stage import run_stage
-from orchestrator.plan.order import Graph, order_stages
-from orchestrator.plan.schema import Plan
-from orchestrator.plan.training_configs import ResourcesConfig
-from orchestrator.runs.context import claim_attempt
-from orchestrator.runs.folder import StageFolder
+from raydistill.errors import PlanError
+from raydistill.execution.ray_backend import RayBackend
+from raydistill.execution.ray_backend.amounts import GIB, WHOLE, Amount, amount_of_worker, capacity
+from raydistill.execution.ray_backend.losses import describe_loss
+from raydistill.execution.request import Outcome, StageRequest, build_request
+from raydistill.execution.run_stage import run_stage
+from raydistill.plan.order import Graph, order_stages
+from raydistill.plan.schema import Plan
+from raydistill.plan.training_configs import ResourcesConfig
+from raydistill.runs.context import claim_attempt
+from raydistill.runs.folder import StageFolder
 
 HERE = Path(__file__).parent
 PATIENCE = 300.0
@@ -230,7 +230,7 @@ def test_stop_leaves_checkpoints_of_stages_and_groups(backend: RayBackend, stage
 def test_what_does_not_stop_is_ended(
     backend: RayBackend, stages: Stages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.execution.ray_backend.running.STOP_SECONDS", 1.0)
+    monkeypatch.setattr("raydistill.execution.ray_backend.running.STOP_SECONDS", 1.0)
     model = {"name": "probes:meet", "folder": str(stages.traces), "count": 99}  # it waits for ever
     alone = stages.request("alone", model=model)
     group = stages.request("group", model=model, seed=1, resources={"workers": 2})

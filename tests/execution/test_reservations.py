@@ -15,7 +15,7 @@ def test_the_room_of_a_killed_controller_is_given_back_and_that_of_a_living_grou
     from ray.util.placement_group import PlacementGroup, placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    from orchestrator.execution.ray_backend import reservations
+    from raydistill.execution.ray_backend import reservations
 
     monkeypatch.setattr(reservations, "SETTLE_SECONDS", 3.0)
 

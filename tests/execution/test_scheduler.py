@@ -16,19 +16,19 @@ from typing import Any
 
 import pytest
 
-from orchestrator.errors import PlanError, StoreError
-from orchestrator.execution import scheduler
-from orchestrator.execution.local_backend import LocalBackend
-from orchestrator.execution.request import Backend, Outcome, StageRequest
-from orchestrator.execution.run_stage import run_stage
-from orchestrator.execution.scheduler import run_stages
-from orchestrator.plan.order import Graph, Node
-from orchestrator.runs import lease
-from orchestrator.runs.context import claim_attempt
-from orchestrator.runs.folder import StageFolder
-from orchestrator.runs.lease import Leases
-from orchestrator.runs.plan_run import NodeState
-from orchestrator.runs.record import Record
+from raydistill.errors import PlanError, StoreError
+from raydistill.execution import scheduler
+from raydistill.execution.local_backend import LocalBackend
+from raydistill.execution.request import Backend, Outcome, StageRequest
+from raydistill.execution.run_stage import run_stage
+from raydistill.execution.scheduler import run_stages
+from raydistill.plan.order import Graph, Node
+from raydistill.runs import lease
+from raydistill.runs.context import claim_attempt
+from raydistill.runs.folder import StageFolder
+from raydistill.runs.lease import Leases
+from raydistill.runs.plan_run import NodeState
+from raydistill.runs.record import Record
 
 HERE = Path(__file__).parent
 PATIENCE = 60.0

@@ -100,7 +100,7 @@ def drive(folder: Path) -> None:
     from ray.cluster_utils import Cluster
     from test_ray_backend import Stages, finish
 
-    from orchestrator.execution.ray_backend import RayBackend
+    from raydistill.execution.ray_backend import RayBackend
 
     stages, places = Stages(folder), folder / "places"
     requests = meeting(stages, places, range(3))
@@ -132,7 +132,7 @@ def meeting(stages: Any, places: Path, seeds: range) -> list[Any]:
 
 def count_asked(backend: Any, root: Path, address: str) -> int:
     """How many nodes are asked when a run begins now."""
-    from orchestrator.execution.ray_backend import storage
+    from raydistill.execution.ray_backend import storage
 
     backend._connected()
     asked: list[int] = []
@@ -149,15 +149,15 @@ def with_blind_node(backend: Any, address: str, stages: Any, folder: Path) -> di
     """What is said of a node for which the storage root is an empty folder; None where that cannot be made."""
     from test_ray_backend import finish
 
-    from orchestrator.errors import PlanError
-    from orchestrator.execution.doctor import Examination, examine
-    from orchestrator.execution.ray_backend.nodes import list_nodes
-    from orchestrator.execution.ray_backend.storage import SharedStorage
+    from raydistill.errors import PlanError
+    from raydistill.execution.doctor import Examination, examine
+    from raydistill.execution.ray_backend.nodes import list_nodes
+    from raydistill.execution.ray_backend.storage import SharedStorage
 
     if subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode:
         return None
     root, warnings = stages.root, Warnings()
-    logging.getLogger("orchestrator").addHandler(warnings)
+    logging.getLogger("raydistill").addHandler(warnings)
     before = {node.id for node in list_nodes()}
     ray = f"{sys.executable} -m ray.scripts.scripts"
     script = f"mount -t tmpfs none {root} && exec {ray} start --address={address} --num-cpus=1 --block"

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.execution.request import Outcome, StageRequest
-from orchestrator.execution.scheduler import run_stages
-from orchestrator.plan.order import Graph, Node, order_stages
-from orchestrator.plan.schema import Plan
+from raydistill.execution.request import Outcome, StageRequest
+from raydistill.execution.scheduler import run_stages
+from raydistill.plan.order import Graph, Node, order_stages
+from raydistill.plan.schema import Plan
 
 Seconds = Callable[[str], float]
 SPECIALISTS = 61

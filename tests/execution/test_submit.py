@@ -25,11 +25,11 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.cli import main
-from orchestrator.errors import DistillError, PlanError
-from orchestrator.execution.ray_backend.connection import read_token
-from orchestrator.execution.submit import package as package_module
-from orchestrator.execution.submit.client import (
+from raydistill.cli import main
+from raydistill.errors import DistillError, PlanError
+from raydistill.execution.ray_backend.connection import read_token
+from raydistill.execution.submit import package as package_module
+from raydistill.execution.submit.client import (
     Job,
     JobsClient,
     Versions,
@@ -37,9 +37,9 @@ from orchestrator.execution.submit.client import (
     explain_status,
     resolve_address,
 )
-from orchestrator.execution.submit.command import JobCommand, check_root, points_home, read_environment
-from orchestrator.execution.submit.following import exit_code, follow
-from orchestrator.execution.submit.package import Package, collect, write_zip
+from raydistill.execution.submit.command import JobCommand, check_root, points_home, read_environment
+from raydistill.execution.submit.following import exit_code, follow
+from raydistill.execution.submit.package import Package, collect, write_zip
 
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE = 60.0
@@ -68,11 +68,11 @@ from pathlib import Path
 
 import torch
 
-import orchestrator
+import raydistill
 
 
 def build(folder, num_classes, input_shape):
-    Path(folder, "code.txt").write_text(orchestrator.__file__)
+    Path(folder, "code.txt").write_text(raydistill.__file__)
     return torch.nn.Linear(input_shape[0], num_classes)
 """
 
@@ -198,7 +198,7 @@ def test_a_package_knows_what_it_holds(project: Path) -> None:
 def test_the_shell_gives_every_option_back_as_it_was(values: list[str]) -> None:
     command = JobCommand("/shared/my runs", "my plan.yaml", overrides=tuple(values), more=("--samples", "3"))
     words = shlex.split(command.to_shell())
-    assert words[:6] == ["exec", "python", "-P", "-m", "orchestrator.cli", "run"]
+    assert words[:6] == ["exec", "python", "-P", "-m", "raydistill.cli", "run"]
     assert words[6:] == [
         "my plan.yaml",
         *(f"--set={value}" for value in values),
@@ -219,7 +219,7 @@ def test_a_real_shell_agrees(tmp_path: Path) -> None:
         ["sh", "-c", shell], env=environment, capture_output=True, text=True, check=True
     ).stdout
     assert printed.splitlines() == [
-        *("-P", "-m", "orchestrator.cli", "tune", "plan.yaml", f"--set={awkward}", "--only=a b", "--force=c"),
+        *("-P", "-m", "raydistill.cli", "tune", "plan.yaml", f"--set={awkward}", "--only=a b", "--force=c"),
         *("--address=auto", "--runs=/r", "--tracking-uri=http://m"),
     ]
 
@@ -464,7 +464,7 @@ class BrokenStream:
 
 
 def test_a_log_is_written_once_although_its_stream_breaks_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.execution.submit.following.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("raydistill.execution.submit.following.POLL_SECONDS", 0.01)
     written: list[str] = []
     assert follow(BrokenStream(), "job", written.append).status == "SUCCEEDED"  # type: ignore[arg-type]
     assert "".join(written) == BrokenStream.text
@@ -483,7 +483,7 @@ def test_a_dry_run_says_what_would_be_sent_and_run(project: Path) -> None:
     )
     assert result.exit_code == 0, result.output
     assert "sends 3 files" in result.output
-    assert "orchestrator.cli run plan.yaml --set=stages.teacher.epochs=2 --address=auto" in result.output
+    assert "raydistill.cli run plan.yaml --set=stages.teacher.epochs=2 --address=auto" in result.output
     assert "note:" not in result.output
 
 
@@ -513,7 +513,7 @@ def test_a_search_is_checked_before_it_is_sent(project: Path) -> None:
     add_search(project)
     planned = distill(*options, "--dry-run")
     assert planned.exit_code == 0, planned.output
-    assert "orchestrator.cli tune plan.yaml" in planned.output
+    assert "raydistill.cli tune plan.yaml" in planned.output
     unknown = distill(*options, "--set", "search.metric=teacher.validation/acuracy")
     assert (unknown.exit_code, "did you mean" in unknown.output) == (2, True), unknown.output
     dependent = distill(*options, "--force", "teacher")
@@ -635,7 +635,7 @@ class Head:
             sys.executable,
             "-P",
             "-m",
-            "orchestrator.cli",
+            "raydistill.cli",
             *map(str, arguments),
             "--address",
             self.address,

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.build import build_model
-from models.taps import Output, Tapped
-from orchestrator.lookup import load_object
-from orchestrator.plan.method_configs import METHODS
-from orchestrator.targets.mixing import TeacherTargets
-from orchestrator.training.data import Batch
-from orchestrator.training.method import Features, Method, Setting
+from raydistill.lookup import load_object
+from raydistill.models.build import build_model
+from raydistill.models.taps import Output, Tapped
+from raydistill.plan.method_configs import METHODS
+from raydistill.targets.mixing import TeacherTargets
+from raydistill.training.data import Batch
+from raydistill.training.method import Features, Method, Setting
 
 SHAPE, CLASSES = (1, 16, 16), 4
 

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.taps import Output
-from orchestrator.lookup import load_object
-from orchestrator.methods.adaptive_weights import AdaptiveWeights
-from orchestrator.methods.losses import soft_loss
-from orchestrator.plan.method_configs import METHODS
-from orchestrator.targets.mixing import TeacherTargets
-from orchestrator.training.data import Batch
+from raydistill.lookup import load_object
+from raydistill.methods.adaptive_weights import AdaptiveWeights
+from raydistill.methods.losses import soft_loss
+from raydistill.models.taps import Output
+from raydistill.plan.method_configs import METHODS
+from raydistill.targets.mixing import TeacherTargets
+from raydistill.training.data import Batch
 
 NAMES = ["ebkd", "ca_mkd", "ae_kd", "teacher_switching"]
 SlowWeights = Callable[[Tensor, Tensor, list[int]], list[list[float]]]

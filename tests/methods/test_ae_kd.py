@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.methods.adaptive_weights import member_losses
-from orchestrator.methods.ae_kd import capped_weights, mean_gradients, normalized_weights
+from raydistill.methods.adaptive_weights import member_losses
+from raydistill.methods.ae_kd import capped_weights, mean_gradients, normalized_weights
 
 
 def closed_form(one: Any, other: Any, cap: float) -> list[float]:

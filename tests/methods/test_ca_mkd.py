@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from orchestrator.methods.ca_mkd import CaMkd, confidence_weights, cross_entropies
-from orchestrator.plan.committee_method_configs import CaMkdConfig
-from orchestrator.training.data import Batch
+from raydistill.methods.ca_mkd import CaMkd, confidence_weights, cross_entropies
+from raydistill.plan.committee_method_configs import CaMkdConfig
+from raydistill.training.data import Batch
 
 
 def batch_of(*labels: int) -> Batch:

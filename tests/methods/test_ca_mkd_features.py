@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.build import build_model
-from models.taps import Tapped
-from orchestrator.methods.ca_mkd import CaMkd
-from orchestrator.plan.committee_method_configs import CaMkdConfig
-from orchestrator.targets.mixing import TeacherTargets
-from orchestrator.training.data import Batch
-from orchestrator.training.method import Features, Setting
+from raydistill.methods.ca_mkd import CaMkd
+from raydistill.models.build import build_model
+from raydistill.models.taps import Tapped
+from raydistill.plan.committee_method_configs import CaMkdConfig
+from raydistill.targets.mixing import TeacherTargets
+from raydistill.training.data import Batch
+from raydistill.training.method import Features, Setting
 
 SHAPE, CLASSES = (1, 16, 16), 4
 CNN = {"widths": [3, 5], "batch_norm": True}

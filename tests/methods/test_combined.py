@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.taps import Output
-from orchestrator.methods.combined import Combined, ramp
-from orchestrator.plan.method_configs import HintonConfig
-from orchestrator.plan.method_options import RampConfig
-from orchestrator.targets.mixing import TeacherTargets
-from orchestrator.training.data import Batch
-from orchestrator.training.method import Method
+from raydistill.methods.combined import Combined, ramp
+from raydistill.models.taps import Output
+from raydistill.plan.method_configs import HintonConfig
+from raydistill.plan.method_options import RampConfig
+from raydistill.targets.mixing import TeacherTargets
+from raydistill.training.data import Batch
+from raydistill.training.method import Method
 
 
 class Constant(Method):

@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.taps import Output
-from orchestrator.methods.dafl import Dafl, negative_entropy
-from orchestrator.plan.data_free_configs import DistillWithGeneratorConfig
-from orchestrator.training.data import Batch
-from orchestrator.training.generator import Dreaming, Generator
-from orchestrator.training.optimizer import OptimizerPair
+from raydistill.methods.dafl import Dafl, negative_entropy
+from raydistill.models.taps import Output
+from raydistill.plan.data_free_configs import DistillWithGeneratorConfig
+from raydistill.training.data import Batch
+from raydistill.training.generator import Dreaming, Generator
+from raydistill.training.optimizer import OptimizerPair
 
 CONFIG = DistillWithGeneratorConfig.model_validate(
     {

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from orchestrator.methods.ebkd import Ebkd, certainty_weights
-from orchestrator.plan.committee_method_configs import EbkdConfig
-from orchestrator.targets.mixing import entropy
-from orchestrator.training.data import Batch
+from raydistill.methods.ebkd import Ebkd, certainty_weights
+from raydistill.plan.committee_method_configs import EbkdConfig
+from raydistill.targets.mixing import entropy
+from raydistill.training.data import Batch
 
 TWO = torch.tensor([[[0.9, 0.05, 0.05], [0.4, 0.3, 0.3]]]).log()
 

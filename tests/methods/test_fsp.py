@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from orchestrator.methods.fsp import flow_matrix
+from raydistill.methods.fsp import flow_matrix
 
 SMALL = {"name": "cnn", "widths": [4, 6, 6]}
 LARGE = {"name": "cnn", "widths": [4, 6, 6], "convolutions": [2, 2, 2]}

@@ -9,19 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.taps import Output
-from orchestrator.lookup import load_object
-from orchestrator.methods.hinton import Hinton
-from orchestrator.plan.method_configs import METHODS, HintonConfig
-from orchestrator.plan.stage_configs import TrainConfig
-from orchestrator.runs.context import StageContext
-from orchestrator.runs.folder import StageFolder
-from orchestrator.targets.mixing import TeacherTargets
-from orchestrator.training.data import Batch, TransferSet
-from orchestrator.training.loop import fit
-from orchestrator.training.method import Need, Setting
-from tasks.mnist import Mnist
-from tasks.splits import TensorSplit
+from raydistill.lookup import load_object
+from raydistill.methods.hinton import Hinton
+from raydistill.models.taps import Output
+from raydistill.plan.method_configs import METHODS, HintonConfig
+from raydistill.plan.stage_configs import TrainConfig
+from raydistill.runs.context import StageContext
+from raydistill.runs.folder import StageFolder
+from raydistill.targets.mixing import TeacherTargets
+from raydistill.tasks.mnist import Mnist
+from raydistill.tasks.splits import TensorSplit
+from raydistill.training.data import Batch, TransferSet
+from raydistill.training.loop import fit
+from raydistill.training.method import Need, Setting
 
 
 def batch_of(labels: Tensor) -> Batch:

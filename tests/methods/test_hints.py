@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from orchestrator.methods.hints import build_regressor
+from raydistill.methods.hints import build_regressor
 
 SMALL = {"name": "cnn", "widths": [4, 6, 8]}
 LARGE = {"name": "cnn", "widths": [5, 9, 8]}

@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 
-from models.taps import Output
-from orchestrator.methods.labels import Labels
-from orchestrator.plan.method_configs import LabelsConfig
-from orchestrator.plan.stage_configs import DistillConfig
-from orchestrator.stages.distill import build_method
-from orchestrator.targets.mixing import TeacherTargets
-from orchestrator.training.data import Batch
-from orchestrator.training.method import NO_SETTING, Setting
+from raydistill.methods.labels import Labels
+from raydistill.models.taps import Output
+from raydistill.plan.method_configs import LabelsConfig
+from raydistill.plan.stage_configs import DistillConfig
+from raydistill.stages.distill import build_method
+from raydistill.targets.mixing import TeacherTargets
+from raydistill.training.data import Batch
+from raydistill.training.method import NO_SETTING, Setting
 
 
 def batch_of(labels: list[int], epoch: int = 0) -> Batch:

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from orchestrator.methods.losses import hard_loss, soft_loss
-from orchestrator.targets.mixing import TeacherTargets, tempered_probabilities
-from orchestrator.training.data import Batch
+from raydistill.methods.losses import hard_loss, soft_loss
+from raydistill.targets.mixing import TeacherTargets, tempered_probabilities
+from raydistill.training.data import Batch
 
 # T, KL, T² · KL, T (q - p) for z = (1, 2, 3) and v = (3, 1, 0.5).
 TABLE = [

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.build import build_model
-from models.layers import ResidualBlock, chain
-from orchestrator.methods.margins import batch_norm_behind, margins
-from orchestrator.methods.ofd import build_connector, partial_distance
-from orchestrator.training.method import Features
+from raydistill.methods.margins import batch_norm_behind, margins
+from raydistill.methods.ofd import build_connector, partial_distance
+from raydistill.models.build import build_model
+from raydistill.models.layers import ResidualBlock, chain
+from raydistill.training.method import Features
 
 STUDENT = {"name": "cnn", "widths": [4, 6], "batch_norm": True}
 TEACHER = {"name": "cnn", "widths": [5, 7], "batch_norm": True}

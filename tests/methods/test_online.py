@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.taps import Output
-from orchestrator.methods.mutual import Mutual
-from orchestrator.methods.one import One
-from orchestrator.plan.online_configs import TrainBranchesConfig, TrainPeersConfig
-from orchestrator.training.data import Batch
+from raydistill.methods.mutual import Mutual
+from raydistill.methods.one import One
+from raydistill.models.taps import Output
+from raydistill.plan.online_configs import TrainBranchesConfig, TrainPeersConfig
+from raydistill.training.data import Batch
 
 LABELS = torch.tensor([2, 0, 1, 1])
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.taps import Output
-from orchestrator.targets.mixing import TeacherTargets
-from orchestrator.training.data import Batch
+from raydistill.models.taps import Output
+from raydistill.targets.mixing import TeacherTargets
+from raydistill.training.data import Batch
 
 SMALL = {"name": "cnn", "widths": [4, 6]}
 LARGE = {"name": "cnn", "widths": [6, 8]}

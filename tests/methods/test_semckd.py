@@ -5,15 +5,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.taps import Output
-from orchestrator.methods.combined import Combined
-from orchestrator.methods.semckd import Semckd
-from orchestrator.plan.feature_method_configs import SemckdConfig
-from orchestrator.plan.method_configs import HintonConfig
-from orchestrator.plan.method_options import MethodOptions
-from orchestrator.targets.mixing import TeacherTargets
-from orchestrator.training.data import Batch
-from orchestrator.training.method import Features, Method, Setting
+from raydistill.methods.combined import Combined
+from raydistill.methods.semckd import Semckd
+from raydistill.models.taps import Output
+from raydistill.plan.feature_method_configs import SemckdConfig
+from raydistill.plan.method_configs import HintonConfig
+from raydistill.plan.method_options import MethodOptions
+from raydistill.targets.mixing import TeacherTargets
+from raydistill.training.data import Batch
+from raydistill.training.method import Features, Method, Setting
 
 STUDENT = {"name": "cnn", "widths": [4, 6]}
 TEACHER = {"name": "cnn", "widths": [3, 5, 6], "batch_norm": True}

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from models.taps import Output
-from orchestrator.methods.losses import soft_loss
-from orchestrator.methods.teacher_switching import TeacherSwitching, drawn_teacher
-from orchestrator.plan.committee_method_configs import TeacherSwitchingConfig
-from orchestrator.targets.mixing import TeacherTargets
-from orchestrator.training.data import Batch
+from raydistill.methods.losses import soft_loss
+from raydistill.methods.teacher_switching import TeacherSwitching, drawn_teacher
+from raydistill.models.taps import Output
+from raydistill.plan.committee_method_configs import TeacherSwitchingConfig
+from raydistill.targets.mixing import TeacherTargets
+from raydistill.training.data import Batch
 
 ROWS = torch.tensor([7, 3, 11, 2])
 BATCH = Batch(torch.zeros(4), ROWS % 3, ROWS, ROWS)

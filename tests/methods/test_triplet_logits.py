@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.taps import Output
-from orchestrator.methods.triplet_logits import TripletLogits
-from orchestrator.plan.relation_method_configs import TripletLogitsConfig
-from orchestrator.targets.mixing import TeacherTargets
-from orchestrator.training.data import Batch
+from raydistill.methods.triplet_logits import TripletLogits
+from raydistill.models.taps import Output
+from raydistill.plan.relation_method_configs import TripletLogitsConfig
+from raydistill.targets.mixing import TeacherTargets
+from raydistill.training.data import Batch
 
 
 def loss_of(student: Tensor, teacher: Tensor, labels: Tensor, **options: Any) -> Tensor:

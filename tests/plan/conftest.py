@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import PlanError
-from orchestrator.plan.load import check_plan, read_source
-from orchestrator.plan.order import Graph, order_stages
+from raydistill.errors import PlanError
+from raydistill.plan.load import check_plan, read_source
+from raydistill.plan.order import Graph, order_stages
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.plan.advice import advice
-from orchestrator.plan.load import parse_source
-from orchestrator.plan.schema import Plan
+from raydistill.plan.advice import advice
+from raydistill.plan.load import parse_source
+from raydistill.plan.schema import Plan
 
 ROOT = Path(__file__).parents[2]
 PLAN = """\

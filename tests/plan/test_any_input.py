@@ -6,9 +6,9 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.errors import PlanError
-from orchestrator.plan.load import check_plan, parse_source
-from orchestrator.plan.order import order_stages
+from raydistill.errors import PlanError
+from raydistill.plan.load import check_plan, parse_source
+from raydistill.plan.order import order_stages
 
 VALUES: dict[str, Any] = {
     "name": "probe",

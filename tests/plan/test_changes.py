@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from orchestrator.plan.changes import beginnings, changeable, during
-from orchestrator.plan.order import Graph
+from raydistill.plan.changes import beginnings, changeable, during
+from raydistill.plan.order import Graph
 
 PLAN = """\
 name: changing

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from orchestrator.plan.order import Graph
+from raydistill.plan.order import Graph
 
 PLAN = """\
 name: probe

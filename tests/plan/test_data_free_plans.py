@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.plan.order import Graph
+from raydistill.plan.order import Graph
 
 GraphOf = Callable[..., Graph]
 PLAN = """\

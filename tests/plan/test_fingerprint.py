@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.plan.fingerprint import differences, digest, fingerprint, stage_identity
-from orchestrator.plan.order import Graph
-from orchestrator.plan.stage_configs import STAGES, TrainConfig
+from raydistill.plan.fingerprint import differences, digest, fingerprint, stage_identity
+from raydistill.plan.order import Graph
+from raydistill.plan.stage_configs import STAGES, TrainConfig
 
 PLAN = """\
 name: probe

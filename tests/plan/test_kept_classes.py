@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.errors import PlanError
-from orchestrator.plan.order import Graph, order_stages
-from orchestrator.plan.schema import Plan
+from raydistill.errors import PlanError
+from raydistill.plan.order import Graph, order_stages
+from raydistill.plan.schema import Plan
 
 MODEL = {"name": "mlp", "widths": [4]}
 TEACHER = {"stage": "train", "replicas": 2, "model": MODEL, "epochs": 1}

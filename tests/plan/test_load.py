@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.errors import PlanError
-from orchestrator.plan.load import check_plan, load_plan, parse_source, read_source
-from orchestrator.plan.order import order_stages
-from orchestrator.plan.schema import Plan
-from orchestrator.runs.plan_run import plan_text
-from tasks.tensors import Tensors
+from raydistill.errors import PlanError
+from raydistill.plan.load import check_plan, load_plan, parse_source, read_source
+from raydistill.plan.order import order_stages
+from raydistill.plan.schema import Plan
+from raydistill.runs.plan_run import plan_text
+from raydistill.tasks.tensors import Tensors
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.yaml"))

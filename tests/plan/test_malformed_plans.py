@@ -32,7 +32,7 @@ JARGON = (
 )
 PROBE = """
 import sys
-from orchestrator.cli import main
+from raydistill.cli import main
 for plan in sys.argv[1:]:
     try:
         main.main(["run", plan], standalone_mode=False)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.plan.fingerprint import differences
-from orchestrator.plan.order import Graph, order_stages
-from orchestrator.plan.schema import Plan
+from raydistill.plan.fingerprint import differences
+from raydistill.plan.order import Graph, order_stages
+from raydistill.plan.schema import Plan
 
 Stages = dict[str, dict[str, Any]]
 

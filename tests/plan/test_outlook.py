@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.execution.outlook import look_ahead
-from orchestrator.plan.load import check_plan, read_source
-from orchestrator.plan.order import Graph, order_stages
-from orchestrator.runs.files import write_json
-from orchestrator.runs.folder import StageFolder
-from orchestrator.runs.plan_run import graph_values
-from orchestrator.runs.record import Record
+from raydistill.execution.outlook import look_ahead
+from raydistill.plan.load import check_plan, read_source
+from raydistill.plan.order import Graph, order_stages
+from raydistill.runs.files import write_json
+from raydistill.runs.folder import StageFolder
+from raydistill.runs.plan_run import graph_values
+from raydistill.runs.record import Record
 
 PLAN = """\
 name: probe

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import PlanError
-from orchestrator.plan.load import check_plan, read_source
-from orchestrator.plan.order import order_stages
-from orchestrator.plan.search_configs import Domain, SearchConfig
-from orchestrator.search.problem import Problem, build_problem
+from raydistill.errors import PlanError
+from raydistill.plan.load import check_plan, read_source
+from raydistill.plan.order import order_stages
+from raydistill.plan.search_configs import Domain, SearchConfig
+from raydistill.search.problem import Problem, build_problem
 
 PLAN = """
 name: searched

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from orchestrator.runs.folder import StageFolder
-from orchestrator.runs.record import Record
+from raydistill.runs.folder import StageFolder
+from raydistill.runs.record import Record
 
 PREDICTIONS = "predictions-test.safetensors"
 

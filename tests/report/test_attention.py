@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.report import write_report
-from orchestrator.report.attention import read_attention
-from orchestrator.report.comparison import compare
-from orchestrator.report.data import read_run
+from raydistill.report import write_report
+from raydistill.report.attention import read_attention
+from raydistill.report.comparison import compare
+from raydistill.report.data import read_run
 
 Start = Callable[..., Any]
 

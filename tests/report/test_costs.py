@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from orchestrator.report.cost_sections import costs
-from orchestrator.report.data import read_run
-from orchestrator.report.story import tell
+from raydistill.report.cost_sections import costs
+from raydistill.report.data import read_run
+from raydistill.report.story import tell
 
 COST = {"seconds_per_step": 0.02, "peak_bytes": 700 * 2**20, "trained_parameters": 1000}
 

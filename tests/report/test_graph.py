@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.report.data import read_run
-from orchestrator.report.graph import graph_svg
-from orchestrator.report.layout import Picture, place_graph
-from orchestrator.report.plot_models import spread_apart
+from raydistill.report.data import read_run
+from raydistill.report.graph import graph_svg
+from raydistill.report.layout import Picture, place_graph
+from raydistill.report.plot_models import spread_apart
 
 Start = Callable[..., Any]
 

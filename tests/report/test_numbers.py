@@ -7,25 +7,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.errors import StoreError
-from orchestrator.report.comparison import (
+from raydistill.errors import StoreError
+from raydistill.report.comparison import (
     compare,
     original_teachers,
     spread,
     total_parameters,
     wilson_interval,
 )
-from orchestrator.report.data import read_run
-from orchestrator.report.examples import choose_samples, describe_examples, load_pictures, to_picture
-from orchestrator.report.predictions import (
+from raydistill.report.data import read_run
+from raydistill.report.examples import choose_samples, describe_examples, load_pictures, to_picture
+from raydistill.report.predictions import (
     Predictions,
     Teaching,
     agreement,
     read_predictions,
     read_teaching,
 )
-from orchestrator.report.story import choose_main, tell
-from orchestrator.report.words import (
+from raydistill.report.story import choose_main, tell
+from raydistill.report.words import (
     count,
     duration,
     listing,

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from orchestrator.errors import StoreError
-from orchestrator.report import write_report
-from orchestrator.report.data import StageResult, read_run
-from orchestrator.report.page import build_page
-from orchestrator.report.plot_models import Line, learning_curves, lower_limit
-from orchestrator.report.plot_predictions import draw_confusion, merge_classes
-from orchestrator.report.story import tell
-from orchestrator.runs.folder import StageFolder
+from raydistill.errors import StoreError
+from raydistill.report import write_report
+from raydistill.report.data import StageResult, read_run
+from raydistill.report.page import build_page
+from raydistill.report.plot_models import Line, learning_curves, lower_limit
+from raydistill.report.plot_predictions import draw_confusion, merge_classes
+from raydistill.report.story import tell
+from raydistill.runs.folder import StageFolder
 
 Start = Callable[..., Any]
 VOID = {"meta", "br", "img", "link", "hr", "input"}
@@ -140,7 +140,7 @@ def test_failed_and_skipped_stages_are_named_with_the_reason(distilled: Any) -> 
 
 
 def record_failure(folder: StageFolder, fingerprint: str, traceback: str) -> None:
-    from orchestrator.runs.record import Record
+    from raydistill.runs.record import Record
 
     record = Record(
         kind="distill", fingerprint=fingerprint, status="failed", seconds=1, finished=0, traceback=traceback

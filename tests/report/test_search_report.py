@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.errors import StoreError
-from orchestrator.plan.search_configs import Domain
-from orchestrator.report import write_search_report
-from orchestrator.report.importance import FEWEST, measure_importance
-from orchestrator.report.plot_population import steps
-from orchestrator.report.plot_search import best_so_far, search_drawings
-from orchestrator.report.plots import finished
-from orchestrator.report.search_page import build_search_page
-from orchestrator.report.search_story import Axis, metric_limits, read_search
-from orchestrator.runs.search_run import SearchRun, Segment, TrialRecord, trial_id
+from raydistill.errors import StoreError
+from raydistill.plan.search_configs import Domain
+from raydistill.report import write_search_report
+from raydistill.report.importance import FEWEST, measure_importance
+from raydistill.report.plot_population import steps
+from raydistill.report.plot_search import best_so_far, search_drawings
+from raydistill.report.plots import finished
+from raydistill.report.search_page import build_search_page
+from raydistill.report.search_story import Axis, metric_limits, read_search
+from raydistill.runs.search_run import SearchRun, Segment, TrialRecord, trial_id
 
 TEMPERATURE, RULE = "student.method.temperature", "student.combine.rule"
 SPACE: dict[str, Any] = {

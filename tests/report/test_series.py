@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from orchestrator.report import write_report
-from orchestrator.report.comparison import compare
-from orchestrator.report.data import read_run
-from orchestrator.report.page import build_page
-from orchestrator.report.plot_series import distinct_colours, round_numbers
-from orchestrator.report.story import choose_main, tell
-from orchestrator.report.sweep import find_sweep
-from orchestrator.report.theme import light
+from raydistill.report import write_report
+from raydistill.report.comparison import compare
+from raydistill.report.data import read_run
+from raydistill.report.page import build_page
+from raydistill.report.plot_series import distinct_colours, round_numbers
+from raydistill.report.story import choose_main, tell
+from raydistill.report.sweep import find_sweep
+from raydistill.report.theme import light
 
 Start = Callable[..., Any]
 MLP = {"name": "mlp", "options": {"widths": [800, 800]}}

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.report import write_report
-from orchestrator.report.clusters import ordered_cells, read_clusterings
-from orchestrator.report.committees import Coverage, chance_of, fold_coverage
-from orchestrator.report.comparison import compare
-from orchestrator.report.data import read_run
-from orchestrator.report.page import build_page
-from orchestrator.report.plot_series import shades
-from orchestrator.report.predictions import read_predictions, read_teaching
-from orchestrator.report.story import choose_main, tell
+from raydistill.report import write_report
+from raydistill.report.clusters import ordered_cells, read_clusterings
+from raydistill.report.committees import Coverage, chance_of, fold_coverage
+from raydistill.report.comparison import compare
+from raydistill.report.data import read_run
+from raydistill.report.page import build_page
+from raydistill.report.plot_series import shades
+from raydistill.report.predictions import read_predictions, read_teaching
+from raydistill.report.story import choose_main, tell
 
 Start = Callable[..., Any]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from orchestrator.runs.lease import Leases
+from raydistill.runs.lease import Leases
 
 PROCESSES, ROUNDS, SUICIDES = 8, 30, 40
 

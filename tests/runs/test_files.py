@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from orchestrator.errors import StoreError
-from orchestrator.runs.files import atomic_write, make_folder, read_json, write_json
+from raydistill.errors import StoreError
+from raydistill.runs.files import atomic_write, make_folder, read_json, write_json
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from orchestrator.runs import files
+from raydistill.runs import files
 path, moment = Path(sys.argv[1]), sys.argv[2]
 die = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
 if moment == "before fsync":

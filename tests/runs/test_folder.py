@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 
-from orchestrator.errors import StageError, StoreError
-from orchestrator.runs.context import StageContext, claim_attempt
-from orchestrator.runs.files import read_json, write_json
-from orchestrator.runs.folder import StageFolder
-from orchestrator.runs.lease import Leases
-from orchestrator.runs.record import Record
-from tasks.mnist import Mnist
+from raydistill.errors import StageError, StoreError
+from raydistill.runs.context import StageContext, claim_attempt
+from raydistill.runs.files import read_json, write_json
+from raydistill.runs.folder import StageFolder
+from raydistill.runs.lease import Leases
+from raydistill.runs.record import Record
+from raydistill.tasks.mnist import Mnist
 
 IDENTITY = {"kind": "train", "config": {"epochs": 1}}
 

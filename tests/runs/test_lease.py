@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from orchestrator.errors import StoreError
-from orchestrator.runs import lease
-from orchestrator.runs.lease import Leases
+from raydistill.errors import StoreError
+from raydistill.runs import lease
+from raydistill.runs.lease import Leases
 
 HERE = Path(__file__).parent
 ELSEWHERE = '{"owner": "x", "machine": "another one", "pid": 1, "count": %d}'
@@ -101,7 +101,7 @@ def test_a_torn_lease_is_left_to_patience(tmp_path: Path, clock: Clock, content:
 
 def test_the_lease_of_a_process_that_was_killed_is_free_at_once(tmp_path: Path) -> None:
     program = (
-        "import os, sys, pathlib; from orchestrator.runs.lease import Leases\n"
+        "import os, sys, pathlib; from raydistill.runs.lease import Leases\n"
         "assert Leases().acquire(pathlib.Path(sys.argv[1])); os.kill(os.getpid(), 9)"
     )
     owner = subprocess.run([sys.executable, "-c", program, str(tmp_path)])

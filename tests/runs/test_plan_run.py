@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.errors import StoreError
-from orchestrator.plan.order import order_stages
-from orchestrator.plan.schema import Plan
-from orchestrator.runs import live_results
-from orchestrator.runs.folder import StageFolder
-from orchestrator.runs.live_results import LiveResults
-from orchestrator.runs.plan_run import NodeState, PlanRun, latest_run, write_data_sizes
-from orchestrator.runs.record import Record
+from raydistill.errors import StoreError
+from raydistill.plan.order import order_stages
+from raydistill.plan.schema import Plan
+from raydistill.runs import live_results
+from raydistill.runs.folder import StageFolder
+from raydistill.runs.live_results import LiveResults
+from raydistill.runs.plan_run import NodeState, PlanRun, latest_run, write_data_sizes
+from raydistill.runs.record import Record
 
 MODEL = {"name": "mlp", "widths": [4]}
 STAGES: dict[str, Any] = {

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from orchestrator import report, run_plan
-from orchestrator.cli import main
-from orchestrator.errors import StageError
-from orchestrator.execution import local_backend, run_stage
-from orchestrator.plan.changes import during
-from orchestrator.plan.load import check_plan, read_source
-from orchestrator.plan.order import order_stages
-from orchestrator.plan.stage_configs import DistillConfig
-from orchestrator.runs.context import StageContext
-from orchestrator.runs.search_run import SearchRun, TrialRecord
-from orchestrator.search import run_search
-from orchestrator.search.problem import Problem, build_problem
+from raydistill import report, run_plan
+from raydistill.cli import main
+from raydistill.errors import StageError
+from raydistill.execution import local_backend, run_stage
+from raydistill.plan.changes import during
+from raydistill.plan.load import check_plan, read_source
+from raydistill.plan.order import order_stages
+from raydistill.plan.stage_configs import DistillConfig
+from raydistill.runs.context import StageContext
+from raydistill.runs.search_run import SearchRun, TrialRecord
+from raydistill.search import run_search
+from raydistill.search.problem import Problem, build_problem
 
 BEST = 5.0
 MLP = {"name": "mlp", "widths": [8]}

@@ -4,9 +4,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from orchestrator import report, run_plan
-from orchestrator.cli import main
-from orchestrator.search import run_search
+from raydistill import report, run_plan
+from raydistill.cli import main
+from raydistill.search import run_search
 
 
 class NoTracking:

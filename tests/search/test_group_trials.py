@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.execution.ray_backend.amounts import GIB, WHOLE, Amount
-from orchestrator.search.ray_trials import Room, room_for
+from raydistill.execution.ray_backend.amounts import GIB, WHOLE, Amount
+from raydistill.search.ray_trials import Room, room_for
 
 HEAT = "student.method.temperature"
 SPACE = {HEAT: {"loguniform": [1, 20]}}

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator.plan.search_configs import SearchConfig
-from orchestrator.runs.search_run import TrialRecord, TrialStatus, trial_id
-from orchestrator.runs.search_words import short_names
-from orchestrator.search.points import grid_point, known_points, random_point
-from orchestrator.search.suggestions import Suggestion, Suggestions
+from raydistill.plan.search_configs import SearchConfig
+from raydistill.runs.search_run import TrialRecord, TrialStatus, trial_id
+from raydistill.runs.search_words import short_names
+from raydistill.search.points import grid_point, known_points, random_point
+from raydistill.search.suggestions import Suggestion, Suggestions
 
 HEAT = "student.method.temperature"
 

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.plan.search_configs import Domain, PopulationConfig
-from orchestrator.runs.search_run import Segment, TrialRecord
-from orchestrator.search import local_trials
-from orchestrator.search.population import Population, perturbed, written_values
-from orchestrator.search.suggestions import Suggestion
+from raydistill.plan.search_configs import Domain, PopulationConfig
+from raydistill.runs.search_run import Segment, TrialRecord
+from raydistill.search import local_trials
+from raydistill.search.population import Population, perturbed, written_values
+from raydistill.search.suggestions import Suggestion
 
 HEAT, RATE = "student.method.temperature", "student.optimizer.learning_rate"
 SPACE = {HEAT: Domain(loguniform=(1, 20)), RATE: Domain(uniform=(0.001, 0.5))}

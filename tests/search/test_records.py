@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.runs.search_run import SearchRun, TrialRecord, TrialStatus, best_first, searches
+from raydistill.runs.search_run import SearchRun, TrialRecord, TrialStatus, best_first, searches
 
 
 def record_of(number: int, status: TrialStatus = "done", metric: float | None = None) -> TrialRecord:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.runs.search_run import TrialRecord
+from raydistill.runs.search_run import TrialRecord
 
 pytestmark = pytest.mark.ray
 

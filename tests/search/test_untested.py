@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from orchestrator.execution.local_backend import LocalBackend
-from orchestrator.execution.scheduler import run_stages
-from orchestrator.plan.order import order_stages
-from orchestrator.plan.schema import Plan
-from orchestrator.runs.folder import StageFolder
-from orchestrator.runs.record import Record
+from raydistill.execution.local_backend import LocalBackend
+from raydistill.execution.scheduler import run_stages
+from raydistill.plan.order import order_stages
+from raydistill.plan.schema import Plan
+from raydistill.runs.folder import StageFolder
+from raydistill.runs.record import Record
 
 PEERS = {"stage": "train_peers", "peers": [{"name": "mlp", "widths": [8]}, {"name": "mlp", "widths": [6]}]}
 

@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from orchestrator.execution.request import Outcome, StageRequest, build_request
-from orchestrator.execution.run_stage import run_stage
-from orchestrator.plan.order import Graph, order_stages
-from orchestrator.plan.schema import Plan
-from orchestrator.runs.context import claim_attempt, never
-from orchestrator.runs.folder import StageFolder
-from orchestrator.runs.record import Record
-from orchestrator.training import model_files
-from tasks.tensors import Tensors
+from raydistill.execution.request import Outcome, StageRequest, build_request
+from raydistill.execution.run_stage import run_stage
+from raydistill.plan.order import Graph, order_stages
+from raydistill.plan.schema import Plan
+from raydistill.runs.context import claim_attempt, never
+from raydistill.runs.folder import StageFolder
+from raydistill.runs.record import Record
+from raydistill.tasks.tensors import Tensors
+from raydistill.training import model_files
 
 TEACHER = {"stage": "train", "epochs": 4, "batch_size": 16, "model": {"name": "mlp", "widths": [16]}}
 STUDENT = {"stage": "distill", "epochs": 2, "batch_size": 16, "student": {"name": "mlp", "widths": [6]}}

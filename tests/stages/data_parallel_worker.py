@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 import torch.distributed as distributed
 
-from orchestrator.execution.request import StageRequest
-from orchestrator.execution.run_stage import run_stage
+from raydistill.execution.request import StageRequest
+from raydistill.execution.run_stage import run_stage
 
 
 def main(rank: int, world: int, rendezvous: str, requests: Path) -> None:

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import SGD
 
-from orchestrator.plan.training_configs import TransferConfig
-from orchestrator.stages.training_stage import INITIAL
-from orchestrator.training import model_files
-from orchestrator.training.data import Views, build_transfer_set
-from tasks.hashing import fold_key
+from raydistill.plan.training_configs import TransferConfig
+from raydistill.stages.training_stage import INITIAL
+from raydistill.tasks.hashing import fold_key
+from raydistill.training import model_files
+from raydistill.training.data import Views, build_transfer_set
 
 HEAT, RATE = "method.temperature", "optimizer.learning_rate"
 CHANGES = [

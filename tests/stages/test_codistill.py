@@ -11,22 +11,22 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from models.build import build_model
-from models.taps import Output
-from orchestrator.errors import PlanError, StageError
-from orchestrator.execution.local_backend import LocalBackend
-from orchestrator.methods.codistillation import Codistillation, mean_divergence
-from orchestrator.methods.mutual import Mutual
-from orchestrator.plan.online_configs import CodistillConfig, TrainPeersConfig
-from orchestrator.runs.context import StageContext, claim_attempt
-from orchestrator.runs.folder import StageFolder
-from orchestrator.stages.codistill import shard_of
-from orchestrator.targets.mixing import TeacherTargets
-from orchestrator.training.data import Batch, TransferSet
-from orchestrator.training.exchange import PUBLISHED, Exchange, publish, read_published
-from orchestrator.training.method import Method
-from tasks.mnist import Mnist
-from tasks.splits import TensorSplit
+from raydistill.errors import PlanError, StageError
+from raydistill.execution.local_backend import LocalBackend
+from raydistill.methods.codistillation import Codistillation, mean_divergence
+from raydistill.methods.mutual import Mutual
+from raydistill.models.build import build_model
+from raydistill.models.taps import Output
+from raydistill.plan.online_configs import CodistillConfig, TrainPeersConfig
+from raydistill.runs.context import StageContext, claim_attempt
+from raydistill.runs.folder import StageFolder
+from raydistill.stages.codistill import shard_of
+from raydistill.targets.mixing import TeacherTargets
+from raydistill.tasks.mnist import Mnist
+from raydistill.tasks.splits import TensorSplit
+from raydistill.training.data import Batch, TransferSet
+from raydistill.training.exchange import PUBLISHED, Exchange, publish, read_published
+from raydistill.training.method import Method
 
 MLP = {"name": "mlp", "widths": [8], "dropout": 0.5}
 CNN = {"name": "cnn", "widths": [4, 6], "batch_norm": True}

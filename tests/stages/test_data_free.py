@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from orchestrator.execution.run_stage import run_stage
-from orchestrator.runs.files import sha256_file
-from orchestrator.stages import record_statistics, synthesize
-from orchestrator.stages.verify_targets import verify_targets
-from orchestrator.targets.reader import open_targets
-from orchestrator.targets.store import load_manifest
-from tasks.tensors import Tensors
+from raydistill.execution.run_stage import run_stage
+from raydistill.runs.files import sha256_file
+from raydistill.stages import record_statistics, synthesize
+from raydistill.stages.verify_targets import verify_targets
+from raydistill.targets.reader import open_targets
+from raydistill.targets.store import load_manifest
+from raydistill.tasks.tensors import Tensors
 
 SYNTHESIZE = {
     "stage": "synthesize",

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from orchestrator.execution.run_stage import run_stage
-from orchestrator.stages import distill
-from orchestrator.training import model_files
+from raydistill.execution.run_stage import run_stage
+from raydistill.stages import distill
+from raydistill.training import model_files
 
 SOFT = {"method": "hinton", "temperature": 2.0, "soft_weight": 1.0, "hard_weight": 0.0}
 HARD = {"method": "hinton", "soft_weight": 0.0, "hard_weight": 1.0}

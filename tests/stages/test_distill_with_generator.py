@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from orchestrator.runs.files import sha256_file
+from raydistill.runs.files import sha256_file
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from orchestrator.errors import StoreError
-from orchestrator.runs.files import sha256_file
-from orchestrator.stages.verify_targets import verify_targets
-from orchestrator.targets.mixing import tempered_probabilities
-from orchestrator.targets.reader import open_targets
+from raydistill.errors import StoreError
+from raydistill.runs.files import sha256_file
+from raydistill.stages.verify_targets import verify_targets
+from raydistill.targets.mixing import tempered_probabilities
+from raydistill.targets.reader import open_targets
 
 EVALUATE = {"stage": "evaluate", "models": ["teacher"]}
 

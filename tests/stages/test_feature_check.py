@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from orchestrator.cli import main
+from raydistill.cli import main
 
 PLAN = """\
 name: probe

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models.build import build_model
-from orchestrator.stages import train_branches
-from orchestrator.training import loop
+from raydistill.models.build import build_model
+from raydistill.stages import train_branches
+from raydistill.training import loop
 
 CNN = {"name": "cnn", "widths": [4, 6], "batch_norm": True}
 MLP = {"name": "mlp", "widths": [8], "dropout": 0.5}

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from orchestrator.plan.augment_configs import FlipConfig, ShiftConfig
-from orchestrator.stages import predict_targets
-from orchestrator.stages.verify_targets import verify_targets
-from orchestrator.targets.reader import Targets, open_targets
-from orchestrator.targets.store import TargetWriter
-from orchestrator.training.augment import augment
+from raydistill.plan.augment_configs import FlipConfig, ShiftConfig
+from raydistill.stages import predict_targets
+from raydistill.stages.verify_targets import verify_targets
+from raydistill.targets.reader import Targets, open_targets
+from raydistill.targets.store import TargetWriter
+from raydistill.training.augment import augment
 
 VIEWS = {"augment": [{"name": "shift", "pixels": 1}, {"name": "flip"}], "views": 3, "view_seed": 8}
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.errors import StoreError
-from orchestrator.predict import evaluate_model, predict_files
+from raydistill.errors import StoreError
+from raydistill.predict import evaluate_model, predict_files
 
 
 @pytest.fixture

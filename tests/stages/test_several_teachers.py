@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from models.taps import Output, Tapped
-from orchestrator.plan.method_configs import METHODS
-from orchestrator.plan.stage_configs import DistillConfig
-from orchestrator.stages import teachers
+from raydistill.models.taps import Output, Tapped
+from raydistill.plan.method_configs import METHODS
+from raydistill.plan.stage_configs import DistillConfig
+from raydistill.stages import teachers
 
 WEIGHING = [name for name, kind in METHODS.items() if kind.config.weighs_teachers]
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from orchestrator.runs.files import read_json, sha256_file
-from orchestrator.targets.reader import open_targets
-from orchestrator.training import model_files
+from raydistill.runs.files import read_json, sha256_file
+from raydistill.targets.reader import open_targets
+from raydistill.training import model_files
 
 CLUSTER = [2, 0]
 GIVEN = {"stage": "confusion_clusters", "given": [CLUSTER, ["1", "2"]]}

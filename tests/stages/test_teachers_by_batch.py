@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from orchestrator.stages.teachers import normalise_by_batch
+from raydistill.stages.teachers import normalise_by_batch
 
 NORMED = {"name": "cnn", "widths": [4, 6], "batch_norm": True}
 

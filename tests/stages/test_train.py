@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from models.build import build_model
-from orchestrator.execution.run_stage import run_stage
-from orchestrator.runs.context import claim_attempt
+from raydistill.execution.run_stage import run_stage
+from raydistill.models.build import build_model
+from raydistill.runs.context import claim_attempt
 
 TIED = """
 from torch import nn

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from orchestrator.targets.store import Description, TargetWriter
+from raydistill.targets.store import Description, TargetWriter
 
 ROWS = 23
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from orchestrator.targets.clusters import (
+from raydistill.targets.clusters import (
     balanced_sizes,
     confusion_columns,
     find_centres,
@@ -15,7 +15,7 @@ from orchestrator.targets.clusters import (
     share_held,
     squared_distances,
 )
-from orchestrator.targets.confusion import Moments
+from raydistill.targets.confusion import Moments
 
 
 def softmax(values: NDArray[np.float64]) -> NDArray[np.float64]:

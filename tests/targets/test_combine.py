@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from orchestrator.errors import StageError, StoreError
-from orchestrator.targets.combine import EntropyWeights, Weights, accuracy_weights, combine, normalise
-from orchestrator.targets.mixing import entropy_weights, tempered_probabilities
-from orchestrator.targets.reader import Expectation, Targets, open_targets
-from orchestrator.targets.store import load_manifest
+from raydistill.errors import StageError, StoreError
+from raydistill.targets.combine import EntropyWeights, Weights, accuracy_weights, combine, normalise
+from raydistill.targets.mixing import entropy_weights, tempered_probabilities
+from raydistill.targets.reader import Expectation, Targets, open_targets
+from raydistill.targets.store import load_manifest
 
 WriteStore = Callable[..., Tensor]
 ALL = torch.arange(23)

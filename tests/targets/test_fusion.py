@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from orchestrator.errors import StageError
-from orchestrator.targets.fusion import Direction, fuse, objective
-from orchestrator.targets.membership import Head, Membership, active_specialists, build_membership
+from raydistill.errors import StageError
+from raydistill.targets.fusion import Direction, fuse, objective
+from raydistill.targets.membership import Head, Membership, active_specialists, build_membership
 
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "fusion.py"
 DIRECTIONS: tuple[Direction, ...] = ("forward", "reverse")

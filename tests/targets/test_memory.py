@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrator.targets.combine import EntropyWeights, combine
-from orchestrator.targets.reader import open_targets
-from orchestrator.targets.store import Description, TargetWriter
+from raydistill.targets.combine import EntropyWeights, combine
+from raydistill.targets.reader import open_targets
+from raydistill.targets.store import Description, TargetWriter
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
 

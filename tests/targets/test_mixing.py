@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from orchestrator.targets.mixing import (
+from raydistill.targets.mixing import (
     TeacherTargets,
     divergence_from,
     entropy,

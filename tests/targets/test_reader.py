@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from orchestrator.errors import StoreError
-from orchestrator.targets.combine import EntropyWeights, combine
-from orchestrator.targets.reader import Expectation, open_targets
-from orchestrator.targets.shards import digest_of
+from raydistill.errors import StoreError
+from raydistill.targets.combine import EntropyWeights, combine
+from raydistill.targets.reader import Expectation, open_targets
+from raydistill.targets.shards import digest_of
 
 WriteStore = Callable[..., Tensor]
 VIEWS = {"views": 2, "view_seed": 7, "augment": ({"kind": "flip"},)}

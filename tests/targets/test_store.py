@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from orchestrator.errors import StageError, StoreError
-from orchestrator.targets.reader import open_targets
-from orchestrator.targets.shards import digest_of
-from orchestrator.targets.store import Description, TargetWriter, load_manifest
+from raydistill.errors import StageError, StoreError
+from raydistill.targets.reader import open_targets
+from raydistill.targets.shards import digest_of
+from raydistill.targets.store import Description, TargetWriter, load_manifest
 
 Describe = Callable[..., Description]
 Draw = Callable[..., Tensor]

@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from orchestrator.errors import StageError, StoreError
-from orchestrator.methods.losses import soft_loss
-from orchestrator.targets.combine import EntropyWeights, combine
-from orchestrator.targets.mixing import TeacherTargets, tempered_probabilities
-from orchestrator.targets.reader import Targets, open_targets
-from orchestrator.targets.store import Description, TargetWriter, load_manifest
-from orchestrator.targets.top_k import TEMPERATURES, TopK, log_tail
-from orchestrator.targets.verify import compare_rows
+from raydistill.errors import StageError, StoreError
+from raydistill.methods.losses import soft_loss
+from raydistill.targets.combine import EntropyWeights, combine
+from raydistill.targets.mixing import TeacherTargets, tempered_probabilities
+from raydistill.targets.reader import Targets, open_targets
+from raydistill.targets.store import Description, TargetWriter, load_manifest
+from raydistill.targets.top_k import TEMPERATURES, TopK, log_tail
+from raydistill.targets.verify import compare_rows
 
 Describe = Callable[..., Description]
 Draw = Callable[..., Tensor]

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from orchestrator.targets.combine import combine
-from orchestrator.targets.reader import open_targets
-from orchestrator.targets.verify import compare_rows, float16_spacing
+from raydistill.targets.combine import combine
+from raydistill.targets.reader import open_targets
+from raydistill.targets.verify import compare_rows, float16_spacing
 
 WriteStore = Callable[..., Tensor]
 ROWS = torch.tensor([20, 3, 11, 7])

@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import nn
 
-from orchestrator.errors import StageStopped
-from orchestrator.methods.supervised import Supervised
-from orchestrator.plan.augment_configs import AugmentConfig
-from orchestrator.plan.stage_configs import TrainConfig
-from orchestrator.runs.context import StageContext, never
-from orchestrator.runs.folder import StageFolder
-from orchestrator.training.data import TransferSet, Views
-from orchestrator.training.loop import Teacher, fit
-from orchestrator.training.method import Method
-from tasks.mnist import Mnist
-from tasks.splits import TensorSplit
+from raydistill.errors import StageStopped
+from raydistill.methods.supervised import Supervised
+from raydistill.plan.augment_configs import AugmentConfig
+from raydistill.plan.stage_configs import TrainConfig
+from raydistill.runs.context import StageContext, never
+from raydistill.runs.folder import StageFolder
+from raydistill.tasks.mnist import Mnist
+from raydistill.tasks.splits import TensorSplit
+from raydistill.training.data import TransferSet, Views
+from raydistill.training.loop import Teacher, fit
+from raydistill.training.method import Method
 
 SAMPLES, CLASSES, EPOCHS = 23, 3, 3
 

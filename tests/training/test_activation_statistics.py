@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from orchestrator.training.activation_statistics import (
+from raydistill.training.activation_statistics import (
     LayerMoments,
     LayerStatistics,
     factor_of,

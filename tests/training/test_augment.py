@@ -8,7 +8,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from scipy import stats
 
-from orchestrator.plan.augment_configs import (
+from raydistill.plan.augment_configs import (
     AugmentConfig,
     CutoutConfig,
     FlipConfig,
@@ -16,10 +16,10 @@ from orchestrator.plan.augment_configs import (
     PadCropConfig,
     ShiftConfig,
 )
-from orchestrator.training.augment import augment, mixup_partners
-from orchestrator.training.counter_random import integers, random_bits, uniform
-from tasks.hashing import fold_key
-from tasks.hashing import uniform as numpy_uniform
+from raydistill.tasks.hashing import fold_key
+from raydistill.tasks.hashing import uniform as numpy_uniform
+from raydistill.training.augment import augment, mixup_partners
+from raydistill.training.counter_random import integers, random_bits, uniform
 
 EVERY_STEP = [
     ShiftConfig(pixels=2),

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as distributed
 from torch import nn
 
-from orchestrator.training.batch_norm import GlobalBatchNorm
+from raydistill.training.batch_norm import GlobalBatchNorm
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from orchestrator.training.checkpoint import load_checkpoint, remove_checkpoint
-from orchestrator.training.optimizer import build_optimizer, build_schedule
+from raydistill.training.checkpoint import load_checkpoint, remove_checkpoint
+from raydistill.training.optimizer import build_optimizer, build_schedule
 
 STOPPED_AT = 7
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from orchestrator.training.class_bias import offset_of_fewest_errors, offset_to_prior
+from raydistill.training.class_bias import offset_of_fewest_errors, offset_to_prior
 
 CLASSES = torch.tensor([3, 1])
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from orchestrator.training.committee_tables import committee_tables
+from raydistill.training.committee_tables import committee_tables
 
 # Four classes; specialist 0 knows {0, 1}, specialist 1 knows {1, 2}; class 3 is nobody's.
 MEMBERS = torch.tensor([[True, True, False, False], [False, True, True, False]])

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from orchestrator.methods.supervised import Supervised
-from orchestrator.training import cost
-from orchestrator.training.cost import Cost
-from orchestrator.training.loop import fit
+from raydistill.methods.supervised import Supervised
+from raydistill.training import cost
+from raydistill.training.cost import Cost
+from raydistill.training.loop import fit
 
 
 def test_the_step_time_is_that_of_the_fastest_epoch(monkeypatch: pytest.MonkeyPatch) -> None:

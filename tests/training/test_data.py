@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from orchestrator.errors import StageError
-from orchestrator.plan.augment_configs import FlipConfig, MixupConfig, ShiftConfig
-from orchestrator.plan.training_configs import TransferConfig
-from orchestrator.training.augment import augment
-from orchestrator.training.data import (
+from raydistill.errors import StageError
+from raydistill.plan.augment_configs import FlipConfig, MixupConfig, ShiftConfig
+from raydistill.plan.training_configs import TransferConfig
+from raydistill.tasks.splits import TaskData, TensorSplit
+from raydistill.training.augment import augment
+from raydistill.training.data import (
     Batch,
     TransferSet,
     Views,
@@ -20,7 +21,6 @@ from orchestrator.training.data import (
     split_batch,
     transfer_positions,
 )
-from tasks.splits import TaskData, TensorSplit
 
 NAMES = ("cat", "dog", "owl", "fox")
 MEAN, STD = torch.tensor([0.2, 0.4]).view(2, 1, 1), torch.tensor([0.5, 0.25]).view(2, 1, 1)

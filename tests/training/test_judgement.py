@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from orchestrator.training.judgement import confusion_matrix, expected_calibration_error, reliability_bins
+from raydistill.training.judgement import confusion_matrix, expected_calibration_error, reliability_bins
 
 
 def random_predictions(samples: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -10,16 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.taps import Output
-from orchestrator.errors import StageError
-from orchestrator.methods.supervised import Supervised
-from orchestrator.plan.augment_configs import CutoutConfig, FlipConfig, MixupConfig, ShiftConfig
-from orchestrator.plan.training_configs import TransferConfig
-from orchestrator.runs.context import claim_attempt
-from orchestrator.targets.mixing import TeacherTargets
-from orchestrator.training import loop
-from orchestrator.training.data import Batch
-from orchestrator.training.method import Method
+from raydistill.errors import StageError
+from raydistill.methods.supervised import Supervised
+from raydistill.models.taps import Output
+from raydistill.plan.augment_configs import CutoutConfig, FlipConfig, MixupConfig, ShiftConfig
+from raydistill.plan.training_configs import TransferConfig
+from raydistill.runs.context import claim_attempt
+from raydistill.targets.mixing import TeacherTargets
+from raydistill.training import loop
+from raydistill.training.data import Batch
+from raydistill.training.method import Method
 
 STEPS = 15  # 3 epochs of 5 batches
 ONE_CYCLE = {"optimizer": {"name": "adamw", "weight_decay": 0.1}, "schedule": {"name": "one_cycle"}}

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.build import build_model
-from orchestrator.training.net2net import grow, identity_norm, rectified_moments, widen
+from raydistill.models.build import build_model
+from raydistill.training.net2net import grow, identity_norm, rectified_moments, widen
 
 SHAPE, CLASSES = (3, 16, 16), 5
 

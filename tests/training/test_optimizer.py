@@ -10,8 +10,8 @@ from torch import nn
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 
-from orchestrator.plan.training_configs import OptimizerConfig, ScheduleConfig
-from orchestrator.training.optimizer import (
+from raydistill.plan.training_configs import OptimizerConfig, ScheduleConfig
+from raydistill.training.optimizer import (
     MaxNorm,
     build_optimizer,
     build_schedule,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from orchestrator.training.reconstruction import reconstruct, reconstruction_loss, smoothed, thinned
+from raydistill.training.reconstruction import reconstruct, reconstruction_loss, smoothed, thinned
 
 
 @pytest.mark.parametrize("by_size", [True, False])

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from orchestrator.errors import StageError
-from orchestrator.training.data import TransferSet
-from orchestrator.training.specialist import (
+from raydistill.errors import StageError
+from raydistill.tasks.splits import TensorSplit
+from raydistill.training.data import TransferSet
+from raydistill.training.specialist import (
     Relabelled,
     SpecialTransferSet,
     as_trained_on,
@@ -18,7 +19,6 @@ from orchestrator.training.specialist import (
     special_transfer_set,
     specialist_state,
 )
-from tasks.splits import TensorSplit
 
 CLUSTER = [4, 1]
 NAMES = [str(label) for label in range(6)]

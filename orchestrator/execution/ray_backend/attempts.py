@@ -8,17 +8,17 @@ from typing import Any, Protocol
 
 import ray
 
-from orchestrator.errors import StoreError
-from orchestrator.execution.deadline import DeadlineWatch, hung, read_stacks
-from orchestrator.execution.ray_backend.amounts import Amount
-from orchestrator.execution.ray_backend.losses import describe_loss, record_failure
-from orchestrator.execution.ray_backend.placement import OUTSIDE, all_but
-from orchestrator.execution.ray_backend.pool import PooledWorker, WorkerPool
-from orchestrator.execution.ray_backend.reservations import free_abandoned
-from orchestrator.execution.ray_backend.worker import STOP, run_group
-from orchestrator.execution.request import Outcome, StageRequest
-from orchestrator.runs.files import make_folder
-from orchestrator.runs.record import summary_of
+from raydistill.errors import StoreError
+from raydistill.execution.deadline import DeadlineWatch, hung, read_stacks
+from raydistill.execution.ray_backend.amounts import Amount
+from raydistill.execution.ray_backend.losses import describe_loss, record_failure
+from raydistill.execution.ray_backend.placement import OUTSIDE, all_but
+from raydistill.execution.ray_backend.pool import PooledWorker, WorkerPool
+from raydistill.execution.ray_backend.reservations import free_abandoned
+from raydistill.execution.ray_backend.worker import STOP, run_group
+from raydistill.execution.request import Outcome, StageRequest
+from raydistill.runs.files import make_folder
+from raydistill.runs.record import summary_of
 
 SCRATCH = ".ray-train"
 CANCEL_SECONDS = 5.0

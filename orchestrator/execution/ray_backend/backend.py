@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.execution.ray_backend.connection import connect, leave
+from raydistill.execution.ray_backend.connection import connect, leave
 
 if TYPE_CHECKING:
-    from orchestrator.execution.ray_backend.amounts import Amount
-    from orchestrator.execution.ray_backend.running import RunningStages
-    from orchestrator.execution.ray_backend.storage import SharedStorage
-    from orchestrator.execution.request import Outcome, StageRequest
-    from orchestrator.plan.order import Node
+    from raydistill.execution.ray_backend.amounts import Amount
+    from raydistill.execution.ray_backend.running import RunningStages
+    from raydistill.execution.ray_backend.storage import SharedStorage
+    from raydistill.execution.request import Outcome, StageRequest
+    from raydistill.plan.order import Node
 
 
 class RayBackend:
@@ -83,7 +83,7 @@ class RayBackend:
             leave()
 
     def _check_storage(self, root: str) -> frozenset[str]:
-        from orchestrator.execution.ray_backend.storage import SharedStorage
+        from raydistill.execution.ray_backend.storage import SharedStorage
 
         if self._storage is None:
             self._storage = SharedStorage()
@@ -92,7 +92,7 @@ class RayBackend:
     def _connected(self) -> "RunningStages":
         if self._stages is None:
             self._owns_ray = connect(self._address, self._cpus)
-            from orchestrator.execution.ray_backend.running import RunningStages
+            from raydistill.execution.ray_backend.running import RunningStages
 
             folder = os.getcwd()  # noqa: PTH109 - a plain string for workers
             self._stages = RunningStages(folder, on_report=self._on_report, share=self._share)

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from orchestrator.errors import DistillError, PlanError
-from orchestrator.runs.record import summary_of
+from raydistill.errors import DistillError, PlanError
+from raydistill.runs.record import summary_of
 
 REACH_SECONDS = 5.0
 

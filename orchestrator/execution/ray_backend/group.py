@@ -12,9 +12,9 @@ from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, 
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.callback import UserCallback
 
-from orchestrator.execution.ray_backend.losses import describe_loss, record_failure
-from orchestrator.execution.ray_backend.worker import PeerLost, StageFailed, enter_folder, run_rank
-from orchestrator.runs.record import summary_of
+from raydistill.execution.ray_backend.losses import describe_loss, record_failure
+from raydistill.execution.ray_backend.worker import PeerLost, StageFailed, enter_folder, run_rank
+from raydistill.runs.record import summary_of
 
 MAX_RESTARTS = 3
 
@@ -78,8 +78,8 @@ class EndWhenStageFails(UserCallback):
     def _silence_other_ranks(self) -> None:
         """The end of the group looks like an error of their own to the other ranks: they may not record it."""
         enter_folder(self._arguments["working_folder"])
-        from orchestrator.runs.context import claim_attempt
-        from orchestrator.runs.folder import StageFolder
+        from raydistill.runs.context import claim_attempt
+        from raydistill.runs.folder import StageFolder
 
         request = self._arguments["request"]
         claim_attempt(StageFolder(Path(request["root"]) / request["folder"]), f"{request['attempt']}-ended")

@@ -10,7 +10,7 @@ import time
 
 import ray
 
-from orchestrator.errors import StageError
+from raydistill.errors import StageError
 
 HEAD_SECONDS = 30.0  # a head that keeps its state elsewhere may be started again; Ray's own patience is 60 s
 CONNECT_SECONDS = 2.0

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from orchestrator.execution.request import StageRequest
-from orchestrator.runs.folder import METRICS
+from raydistill.execution.request import StageRequest
+from raydistill.runs.folder import METRICS
 
 
 class Listener:

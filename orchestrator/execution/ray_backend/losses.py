@@ -6,7 +6,7 @@ from typing import Any
 
 from ray.exceptions import OutOfMemoryError, RayError
 
-from orchestrator.runs.record import Record, summary_of
+from raydistill.runs.record import Record, summary_of
 
 # What Ray's memory monitor and a kernel that killed a process leave in a message.
 OUT_OF_MEMORY = ("memory monitor", "memory on the node", "running low on memory")
@@ -37,8 +37,8 @@ def record_failure(request: dict[str, Any], error: str, traceback: str | None = 
 
     Whatever is left of the attempt may not publish any more.
     """
-    from orchestrator.runs.context import claim_attempt
-    from orchestrator.runs.folder import StageFolder
+    from raydistill.runs.context import claim_attempt
+    from raydistill.runs.folder import StageFolder
 
     folder = StageFolder(Path(request["root"]) / request["folder"])
     claim_attempt(folder, f"{request['attempt']}-ended")

@@ -7,9 +7,9 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.execution.ray_backend import probes
-from orchestrator.execution.ray_backend.amounts import Amount, amount_of_machine
-from orchestrator.runs.record import summary_of
+from raydistill.execution.ray_backend import probes
+from raydistill.execution.ray_backend.amounts import Amount, amount_of_machine
+from raydistill.runs.record import summary_of
 
 ANSWER_SECONDS = 60.0  # a process may have to start there first, and a runtime environment be unpacked
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import ray
 
-from orchestrator.execution.ray_backend.amounts import Amount, total
-from orchestrator.execution.ray_backend.placement import OUTSIDE, all_but
-from orchestrator.execution.ray_backend.worker import StageWorker
+from raydistill.execution.ray_backend.amounts import Amount, total
+from raydistill.execution.ray_backend.placement import OUTSIDE, all_but
+from raydistill.execution.ray_backend.worker import StageWorker
 
 IDLE_SECONDS = 15.0  # then other users of the Ray cluster get the room back; a new worker takes 3 s
 

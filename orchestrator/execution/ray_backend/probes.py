@@ -82,7 +82,7 @@ def find_modules(names: Sequence[str], folder: str) -> dict[str, str]:
 def find_data(task: dict[str, Any]) -> dict[str, str]:
     """`content`, the digest of the task's data here, or `problem`."""
     try:
-        from orchestrator.plan.schema import build_task
+        from raydistill.plan.schema import build_task
 
         found = build_task(task)
         if problem := found.missing_files():

@@ -7,25 +7,25 @@ from pathlib import Path
 
 import ray
 
-from orchestrator.errors import PlanError
-from orchestrator.execution.ray_backend.amounts import (
+from raydistill.errors import PlanError
+from raydistill.execution.ray_backend.amounts import (
     Amount,
     amount_of_machine,
     amount_of_worker,
     capacity,
     total,
 )
-from orchestrator.execution.ray_backend.attempts import (
+from raydistill.execution.ray_backend.attempts import (
     Attempt,
     GroupAttempt,
     WorkerAttempt,
     end_overdue,
 )
-from orchestrator.execution.ray_backend.lifelines import Lifelines
-from orchestrator.execution.ray_backend.listener import Listener
-from orchestrator.execution.ray_backend.pool import WorkerPool
-from orchestrator.execution.request import Outcome, StageRequest
-from orchestrator.plan.order import Node
+from raydistill.execution.ray_backend.lifelines import Lifelines
+from raydistill.execution.ray_backend.listener import Listener
+from raydistill.execution.ray_backend.pool import WorkerPool
+from raydistill.execution.request import Outcome, StageRequest
+from raydistill.plan.order import Node
 
 STOP_SECONDS = 10.0
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from orchestrator.errors import PlanError
-from orchestrator.execution.ray_backend.nodes import ClusterNode, ask_nodes, list_nodes
-from orchestrator.execution.ray_backend.probes import DRIVER, answer_probe, appears
-from orchestrator.runs.files import make_folder
+from raydistill.errors import PlanError
+from raydistill.execution.ray_backend.nodes import ClusterNode, ask_nodes, list_nodes
+from raydistill.execution.ray_backend.probes import DRIVER, answer_probe, appears
+from raydistill.runs.files import make_folder
 
 WAY_OUT = (
     "name a folder that all nodes mount with `--runs`, or leave `--address` out to run on this machine alone"

@@ -48,8 +48,8 @@ class StageWorker:
 
     def run(self, request: dict[str, Any]) -> dict[str, Any]:
         """Run a `StageRequest`; returns the `Outcome`, both as dicts."""
-        from orchestrator.execution.request import StageRequest
-        from orchestrator.execution.run_stage import run_stage
+        from raydistill.execution.request import StageRequest
+        from raydistill.execution.run_stage import run_stage
 
         attempt = request["attempt"]
         outcome = run_stage(
@@ -65,7 +65,7 @@ class StageWorker:
 def run_group(arguments: dict[str, Any]) -> dict[str, Any]:
     """Run Ray Train from this process, so that the driver need not import it; returns the outcome as a dict."""
     enter_folder(arguments["working_folder"])
-    from orchestrator.execution.ray_backend.group import fit_group
+    from raydistill.execution.ray_backend.group import fit_group
 
     return fit_group(arguments)
 
@@ -89,8 +89,8 @@ def _run_rank(arguments: dict[str, Any]) -> dict[str, Any]:
     from ray.train import get_context
     from ray.train.torch import get_device
 
-    from orchestrator.execution.request import StageRequest
-    from orchestrator.execution.run_stage import run_stage
+    from raydistill.execution.request import StageRequest
+    from raydistill.execution.run_stage import run_stage
 
     context = get_context()
     outcome = run_stage(
@@ -122,8 +122,8 @@ def enter_folder(folder: str) -> None:
     """Work where the driver works: its relative paths and modules mean the same here, but hide none of ours."""
     sys.path[:] = [entry for entry in sys.path if entry not in ("", folder)]
     with suppress(ModuleNotFoundError):  # then we are not installed, and the driver's folder is our checkout
-        import models  # noqa: F401
-        import tasks  # noqa: F401
+        import raydistill.models
+        import raydistill.tasks  # noqa: F401
     sys.path.append(folder)
     if Path(folder).is_dir():
         os.chdir(folder)

@@ -16,10 +16,10 @@ from platform import python_version
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from orchestrator.errors import DistillError, PlanError
-from orchestrator.execution.ray_backend.connection import TOKEN_HINT, use_token
-from orchestrator.execution.submit.package import MAX_BYTES, size
-from orchestrator.runs.record import summary_of
+from raydistill.errors import DistillError, PlanError
+from raydistill.execution.ray_backend.connection import TOKEN_HINT, use_token
+from raydistill.execution.submit.package import MAX_BYTES, size
+from raydistill.runs.record import summary_of
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ADDRESS = "RAY_API_SERVER_ADDRESS"

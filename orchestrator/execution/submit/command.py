@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
-from orchestrator.errors import PlanError
+from raydistill.errors import PlanError
 
 # Ray kills a job 3 s after it asked it to stop. Stages get 10 s for their checkpoints, and the tracking store 3 s.
 STOP_WAIT = {"RAY_JOB_STOP_WAIT_TIME_S": "30"}
@@ -34,7 +34,7 @@ class JobCommand:
 
         -P keeps the working folder from hiding our packages; `exec`, so that a signal meets us and no shell.
         """
-        words = ["python", "-P", "-m", "orchestrator.cli", self.command]
+        words = ["python", "-P", "-m", "raydistill.cli", self.command]
         words += [self.plan] if self.plan else []
         for option, values in (("--set", self.overrides), ("--only", self.only), ("--force", self.force)):
             words += [f"{option}={value}" for value in values]

@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from orchestrator.errors import DistillError
-from orchestrator.execution.submit.client import Job, JobsClient
+from raydistill.errors import DistillError
+from raydistill.execution.submit.client import Job, JobsClient
 
 POLL_SECONDS = 1.0
 PATIENCE_SECONDS = 60.0  # without an answer; a proxy or a tunnel may come back, a head that died does not

@@ -7,17 +7,19 @@ what has been sent before is not sent again.
 """
 
 import os
+import shutil
 import stat
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from orchestrator.errors import PlanError
-from orchestrator.execution.ray_backend.connection import use_token
+from raydistill.errors import PlanError
+from raydistill.execution.ray_backend.connection import use_token
 
-OWN_PACKAGES = ("orchestrator", "models", "tasks")
+OWN_PACKAGES = ("raydistill", "raydistill.models", "raydistill.tasks")
 
 # In the language of .gitignore; a later rule wins, so a `!rule` of the user's brings something back.
 NEVER_SENT = (
@@ -34,6 +36,7 @@ NEVER_SENT = (
     *(f"*.{ending}" for ending in ("pt", "pt2", "pth", "ckpt", "onnx", "safetensors", "gguf", "h5")),
     *(f"*.{ending}" for ending in ("parquet", "arrow", "npy", "npz", "tar", "gz", "tgz", "zip", "whl")),
 )
+NEVER_OWN = ("__pycache__", "*.pyc")
 IGNORE_FILES = (".gitignore", ".rayignore")
 MAX_BYTES = 100 * 2**20  # of one request, as Ray's dashboard takes it; it advertises 512
 MIB = 2**20
@@ -112,16 +115,23 @@ def write_zip(package: Package, target: Path) -> int:
     return target.stat().st_size
 
 
-def own_packages() -> list[Path]:
-    """The folders of our own packages, installed or in a checkout."""
-    top = Path(__file__).resolve().parents[3]
-    return [top / name for name in OWN_PACKAGES]
+def own_folders() -> dict[str, Path]:
+    """Our own packages and where they lie: below one another when installed, side by side in a checkout."""
+    return {name: Path(import_module(name).__path__[0]).resolve() for name in OWN_PACKAGES}
 
 
 def own_size() -> tuple[int, int]:
     """Files and bytes of our own packages."""
-    sizes = [path.stat().st_size for folder in own_packages() for path in folder.rglob("*.py")]
-    return len(sizes), sum(sizes)
+    files = {file for folder in own_folders().values() for file in folder.rglob("*.py")}
+    return len(files), sum(file.stat().st_size for file in files)
+
+
+def copy_own(target: Path) -> Path:
+    """Put our own packages below `target` the way they are imported; returns the folder of the outermost."""
+    for name, folder in own_folders().items():
+        place = target.joinpath(*name.split("."))
+        shutil.copytree(folder, place, ignore=shutil.ignore_patterns(*NEVER_OWN), dirs_exist_ok=True)
+    return target / OWN_PACKAGES[0]
 
 
 def size(count: int) -> str:
@@ -138,7 +148,7 @@ def _walk(folder: Path, rules: Sequence[str]) -> Iterator[PackedFile]:
     """Files that no rule excludes. Links to folders are not followed: they lead to data more often than to code."""
     ignored = {"": matcher(rules)}
     brought_back = [rule.lstrip("!/") for rule in rules if rule.startswith("!")]
-    own = own_packages()
+    own = set(own_folders().values())
 
     def is_out(name: str) -> bool:
         return any(

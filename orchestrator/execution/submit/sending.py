@@ -12,15 +12,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import PlanError
-from orchestrator.execution.submit.client import JobsClient
-from orchestrator.execution.submit.command import JobCommand
-from orchestrator.execution.submit.package import Package, own_packages, write_zip
-from orchestrator.execution.user_modules import user_modules
-from orchestrator.plan.load import Source
-from orchestrator.plan.schema import Plan
+from raydistill.errors import PlanError
+from raydistill.execution.submit.client import JobsClient
+from raydistill.execution.submit.command import JobCommand
+from raydistill.execution.submit.package import Package, copy_own, write_zip
+from raydistill.execution.user_modules import user_modules
+from raydistill.plan.load import Source
+from raydistill.plan.schema import Plan
 
-NEVER_OWN = ["__pycache__", "*.pyc"]
 PATHS_OF_TASKS = ("folder", "file", "cache")
 
 
@@ -44,8 +43,7 @@ def send(submission: Submission, client: JobsClient) -> str:
         write_zip(submission.package, archive)
         runtime_env: dict[str, Any] = {
             "working_dir": str(archive),
-            "py_modules": [str(folder) for folder in own_packages()],
-            "excludes": NEVER_OWN,
+            "py_modules": [str(copy_own(Path(scratch)))],
             "env_vars": dict(submission.environment),
         }
         if submission.requirements:
