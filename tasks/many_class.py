@@ -67,7 +67,8 @@ class ManyClass(Task):
         return (
             f"task `many_class` finds no `{absent[0]}` in `{self.folder}`: make a data set of characters with "
             f"`python -m raydistill.tasks.glyphs --out {self.folder} --classes 200`, put shards of your own "
-            "there with the columns `pixels` or `image`, `label` and `id`, or name another `folder`; nothing can be downloaded"
+            "there with the columns `pixels` or `image`, `label` and `id`, or name another `folder`; nothing can be "
+            "downloaded"
         )
 
     def content(self) -> str:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # numpy takes a third of the time of a dry run, and a descrip
     from numpy.typing import NDArray
 
     from raydistill.tasks.splits import TaskData
+    from raydistill.tasks.survey import Survey
 
 DATA_ROOT = "RAYDISTILL_DATA"
 
@@ -116,3 +117,17 @@ class Task(BaseModel):
 
         self.require_files()
         return build_task_data(self, self.read())
+
+    def survey(self) -> Survey:
+        """A look at the data before anything is trained: samples per split and class, and what was found."""
+        import numpy as np
+
+        from raydistill.tasks.survey import Survey
+
+        self.require_files()
+        return Survey(
+            {
+                split: tuple(np.bincount(part.labels, minlength=self.num_classes).tolist())
+                for split, part in self.read().items()
+            }
+        )
