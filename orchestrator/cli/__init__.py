@@ -33,7 +33,9 @@ def main(verbose: bool) -> None:
     logging.basicConfig(format="%(message)s", handlers=[handler])
     logging.getLogger("raydistill").setLevel(handler.level)
     if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # the user's own models
+        sys.path.append(
+            str(Path.cwd())
+        )  # the user's own models; last, so that no file of theirs hides a module
 
 
 for command in (

@@ -1,14 +1,13 @@
 """What runs in the processes that Ray starts: a stage worker, and one rank of a group under Ray Train.
 
 Our other modules are imported inside the functions, after `enter_folder`: Ray puts the driver's working folder first
-on the path, where a user's own `models` or `tasks` would hide ours.
+on the path, where a user's own `json.py` or `torch.py` would hide the real one.
 """
 
 import logging
 import os
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +120,6 @@ class StopFile:
 def enter_folder(folder: str) -> None:
     """Work where the driver works: its relative paths and modules mean the same here, but hide none of ours."""
     sys.path[:] = [entry for entry in sys.path if entry not in ("", folder)]
-    with suppress(ModuleNotFoundError):  # then we are not installed, and the driver's folder is our checkout
-        import raydistill.models
-        import raydistill.tasks  # noqa: F401
     sys.path.append(folder)
     if Path(folder).is_dir():
         os.chdir(folder)
