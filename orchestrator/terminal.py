@@ -91,6 +91,15 @@ def results_table(results: Mapping[str, Any]) -> Table:
     return table
 
 
+def warning_lines(results: Mapping[str, Any]) -> list[str]:
+    """What is printed below the table: what stages, cached ones included, warn of."""
+    return [
+        f"[yellow]warning[/]: {name}: {escape(text)}"
+        for name, entry in results["stages"].items()
+        for text in entry.get("warnings", ())
+    ]
+
+
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import logging
 import os
 import signal
 import threading
@@ -285,3 +286,33 @@ def test_the_table_shows_brackets_as_they_are() -> None:
 )
 def test_many_replicas_in_a_row_are_written_as_one(names: list[str], written: list[str]) -> None:
     assert gathered(names) == written
+
+
+def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What the log says besides its usual course."""
+    return [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_what_a_stage_warns_of_is_told_before_others_learn_from_it_and_at_the_end(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.tell("teacher", "warns")
+    first = bench.run(CHAIN)
+    assert warned(caplog) == ["teacher: teacher is [/of] no use"]
+    assert bench.results()["stages"]["teacher"]["warnings"] == ["teacher is [/of] no use"]
+    assert "warnings" not in bench.results()["stages"]["student"]
+    again = bench.run(CHAIN)
+    assert bench.calls == ["teacher", "student"]
+    for result in (first, again):
+        assert result.stdout.count("warning: teacher: teacher is [/of] no use\n") == 1
+
+
+def test_what_nobody_reads_is_warned_of_at_the_end_alone(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.tell("student", "warns")
+    result = bench.run(CHAIN)
+    assert warned(caplog) == []
+    assert result.stdout.count("warning: student: student is [/of] no use\n") == 1
+    (folder,) = bench.root.glob("stages/distill-*")
+    assert "warning: student is [/of] no use" in (folder / "log.txt").read_text()

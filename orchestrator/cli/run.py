@@ -39,13 +39,15 @@ def run(
         _print_prospects(graph, root, plan.name, forced)
         return
     from raydistill.run_plan import RunOptions, run_plan
-    from raydistill.terminal import console, results_table
+    from raydistill.terminal import console, results_table, warning_lines
 
     command = shlex.join(["distill", *sys.argv[1:]])
     options = RunOptions(root, command, local, address, tracking_uri, force)
     results = run_plan(plan, graph, options)
     out = console()
     out.print(results_table(results))
+    for line in warning_lines(results):
+        out.print(line, soft_wrap=True)
     folder = root / "plans" / plan.name / results["run_id"]
     out.print(
         f"\n{results['status']} in {results['seconds']:.1f} s; report: {_relative(folder / 'report.html')}"

@@ -43,11 +43,15 @@ class StageRequest:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt ended. `stopped`: it was asked to, and left a checkpoint; `lost`: its process died."""
+    """How an attempt ended. `stopped`: it was asked to, and left a checkpoint; `lost`: its process died.
+
+    `warnings` are those of the record.
+    """
 
     status: Literal["done", "failed", "stopped", "lost"]
     seconds: float = 0.0
     error: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 class Backend(Protocol):

@@ -71,7 +71,7 @@ def run_stage(
         except Exception as error:
             log.info("failed: %s", traceback.format_exc())  # to log.txt; the terminal shows one line
             return _fail(request, context, error, time.monotonic() - started)
-    return Outcome("done", time.monotonic() - started)
+    return Outcome("done", time.monotonic() - started, warnings=tuple(context.warnings))
 
 
 def _call(request: StageRequest, context: StageContext) -> dict[str, float]:
@@ -96,6 +96,7 @@ def _finish(request: StageRequest, context: StageContext, metrics: dict[str, flo
         metrics={name: float(value) for name, value in metrics.items()},
         parameters=context.parameters,
         costs=trained.costs if trained else context.costs,
+        warnings=tuple(dict.fromkeys((*(trained.warnings if trained else ()), *context.warnings))),
         payload=context.folder.checksums(context.payload),
         versions=versions(),
         git_commit=git_commit(),
@@ -116,6 +117,7 @@ def _fail(request: StageRequest, context: StageContext, error: Exception, second
         finished=time.time(),
         versions=versions(),
         git_commit=git_commit(),
+        warnings=tuple(context.warnings),
         error=summary,
         traceback=traceback.format_exc(),
     )

@@ -204,6 +204,7 @@ class _Run:
         if not self.leases.is_ours(folder.path):
             self._try_again(name, "another driver took it over while this one gave no sign of life")
         elif outcome.status != "lost":
+            self._warn_readers(name, outcome.warnings)
             self._finish(name, outcome.status, error=outcome.error)
         elif state.attempts < MAX_ATTEMPTS:
             self._try_again(
@@ -212,6 +213,12 @@ class _Run:
         else:
             self._give_up(name, f"its process died {state.attempts} times: {outcome.error}")
         self.leases.release(folder.path)
+
+    def _warn_readers(self, name: str, warnings: tuple[str, ...]) -> None:
+        """What others are about to learn from is told now, and not only at the end."""
+        if any(name in node.reads for node in self._unfinished()):
+            for text in warnings:
+                log.warning("%s: %s", name, text)
 
     def _try_again(self, name: str, why: str) -> None:
         log.warning("%s: %s", name, why)

@@ -12,7 +12,7 @@ from raydistill.report.parts import document, figures
 from raydistill.report.prediction_sections import calibration, confusion, soft_targets
 from raydistill.report.series_sections import temperatures, transfers
 from raydistill.report.specialist_sections import clusters, committees
-from raydistill.report.stage_sections import failures, graph, reproduce, stages
+from raydistill.report.stage_sections import failures, graph, reproduce, stages, warnings
 from raydistill.report.story import Story
 from raydistill.report.verdict import comparison, lead
 from raydistill.report.words import count, duration
@@ -28,6 +28,7 @@ def build_page(story: Story, plots: "Sequence[Plot]") -> str:
         _head(story),
         lead(story),
         failures(story),
+        warnings(story),
         comparison(story, plots),
         costs(story),
         temperatures(story, plots),

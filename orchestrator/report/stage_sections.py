@@ -65,6 +65,16 @@ def _because(story: Story, stage: StageResult) -> str:
     return escape(f"it needs {listing(blamed)}, which failed" if blamed else stage.error or "")
 
 
+def warnings(story: Story) -> str:
+    """What stages warn of; empty when there is nothing."""
+    items = [
+        f"<li><b>{escape(stage.name)}</b>: {escape(text)}</li>"
+        for stage in story.run.stages.values()
+        for text in (stage.record.warnings if stage.record else ())
+    ]
+    return f'<h2 id="warnings">Warnings</h2><ul>{"".join(items)}</ul>' if items else ""
+
+
 def graph(story: Story) -> str:
     """The picture of the graph and its legend."""
     stages = story.run.stages.values()

@@ -33,6 +33,7 @@ class StageContext:
     With `sees_test` False the test split is withheld: trials of a search are chosen by validation alone. A stage that
     would have judged a model by it sets `is_untested`. `on_report` hears what is reported, on the main process.
     `when_done` is called once the record is written: until then a process that dies must find its checkpoint.
+    `warnings` are what `warn` was told.
     """
 
     name: str
@@ -53,6 +54,7 @@ class StageContext:
     payload: set[str] = field(default_factory=set)
     parameters: int | None = None
     costs: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
     _lines: list[str] = field(default_factory=list)
     _flushed: float = field(default_factory=time.monotonic)
 
@@ -83,6 +85,13 @@ class StageContext:
             self.flush()
         if self.on_report is not None:
             self.on_report(metrics)
+
+    def warn(self, text: str) -> None:
+        """Tell whoever runs the plan, once: in `log.txt` now, in the record, below the table that ends the run, and in
+        the report. One line that names the thing in backticks, and the way out; the stage's name is put before it."""
+        if self.is_main and text not in self.warnings:
+            log.info("warning: %s", text)  # not louder: the terminal hears of it from the driver
+            self.warnings.append(text)
 
     def flush(self) -> int:
         """Write buffered metrics; returns the size of the file in bytes."""

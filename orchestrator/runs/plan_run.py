@@ -131,6 +131,8 @@ def stage_entry(node: Node, state: NodeState, record: Record | None) -> dict[str
         if record.parameters is not None:
             entry["parameters"] = record.parameters
         entry["metrics"] = {name: tidy(value) for name, value in record.metrics.items()}
+        if record.warnings:
+            entry["warnings"] = list(record.warnings)
     if state.error:
         entry["error"] = state.error
     return entry

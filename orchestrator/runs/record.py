@@ -13,6 +13,8 @@ class Record(BaseModel):
 
     `untested`: a trial of a search left it without a look at the test split, and kept the last checkpoint. A run of a
     plan completes it from there without training again.
+
+    `warnings` do not touch the result, but whoever reads it should know them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -29,6 +31,7 @@ class Record(BaseModel):
     payload: dict[str, str] = {}
     versions: dict[str, str] = {}
     git_commit: str | None = None
+    warnings: tuple[str, ...] = ()
     error: str | None = None
     traceback: str | None = None
 

@@ -103,6 +103,7 @@ def write_result(
     costs: Mapping[str, float] | None = None,
     files: Mapping[str, str | Mapping[str, np.ndarray]] | None = None,
     lines: Sequence[Mapping[str, float]] = (),
+    warnings: Sequence[str] = (),
 ) -> None:
     """Record, curves, predictions and other `files` (text or tensors) of a finished stage."""
     payload: list[str] = []
@@ -146,6 +147,7 @@ def write_result(
             parameters=parameters,
             costs=dict(costs or {}),
             payload=folder.checksums(payload),
+            warnings=tuple(warnings),
             git_commit="c0ffee",
         )
     )

@@ -189,6 +189,18 @@ def test_a_class_that_is_never_predicted_is_named(tmp_path: Path, fake_run: Star
     assert "owl cat 10 100.0 %" in page.text
 
 
+def test_what_stages_warn_of_is_listed(tmp_path: Path, fake_run: Start, predict: Start) -> None:
+    run = fake_run(tmp_path)
+    good = predict(np.arange(30) % 3, 3, 4)
+    run.stage("teacher", warnings=["no better than <chance>", "it is large"], **good)
+    run.stage("student", "distill", role="student", reads=["teacher"], **good)
+    text = page_of(run).text
+    assert "Warnings teacher : no better than <chance> teacher : it is large" in text
+    run.nodes, run.entries = [], {}
+    run.stage("other", **good)
+    assert "Warnings" not in page_of(run).text
+
+
 def test_a_thousand_classes_are_drawn_in_shared_cells(
     tmp_path: Path, fake_run: Start, predict: Start
 ) -> None:
