@@ -97,11 +97,22 @@ def build_schedule(
             return CosineAnnealingLR(optimizer, steps, eta_min=config.final * base)
         case OneCycleSchedule():
             base = optimizer.param_groups[0]["lr"]
+            total = steps + 1
             return OneCycleLR(
-                optimizer, base, total_steps=steps + 1, pct_start=config.warmup, cycle_momentum=False
+                optimizer,
+                base,
+                total_steps=total,
+                pct_start=_dividing_warmup(config.warmup, total),
+                cycle_momentum=False,
             )
         case ConstantSchedule():
             return ConstantLR(optimizer, factor=1.0, total_iters=0)
+
+
+def _dividing_warmup(warmup: float, total: int) -> float:
+    """A warm-up that torch can divide by: one that ends with the first step, warmup · total = 1, is 0 steps long to
+    it, and it divides by these. A hair less, and the first step has the highest rate, as with any shorter warm-up."""
+    return warmup if warmup * total != 1 else (1 - 1e-9) / total
 
 
 def change_numbers(

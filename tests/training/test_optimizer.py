@@ -1,6 +1,7 @@
 """Optimizers are torch's own with our numbers; schedules against closed forms and torch's own simulated by epochs."""
 
 import math
+import random
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 
-from raydistill.plan.training_configs import OptimizerConfig, ScheduleConfig
+from raydistill.plan.training_configs import OneCycleSchedule, OptimizerConfig, ScheduleConfig
 from raydistill.training.optimizer import (
     MaxNorm,
     build_optimizer,
@@ -85,6 +86,37 @@ def test_one_cycle_is_torchs_own_and_leaves_the_momentum_alone(name: str) -> Non
     assert found.index(max(found)) in (5, 6)
     assert found[0] < RATE / 20
     assert found[-1] < RATE / 20
+
+
+def peak_of(warmup: float, steps: int) -> float:
+    """The step at which the warm-up has reached the rate, by torch's rule; below 0: before the first."""
+    return max(warmup * (steps + 1) - 1, 0)
+
+
+@pytest.mark.parametrize("steps", [*range(1, 41), 99, 999])
+def test_one_cycle_goes_up_and_down_with_any_warm_up_and_number_of_steps(steps: int) -> None:
+    """Also where warm-up · (steps + 1) is 1, which torch divides by 0 for."""
+    draw = random.Random(steps)
+    whole = [part / (steps + 1) for part in range(1, min(steps + 1, 12))]
+    for warmup in [0.1, 0.25, 0.3, 0.5, *whole, *(draw.uniform(1e-6, 1 - 1e-6) for _ in range(20))]:
+        optimizer = SGD([parameter()], RATE)
+        config = OneCycleSchedule(name="one_cycle", warmup=warmup)
+        rates = advance(optimizer, build_schedule(config, optimizer, 1, steps), steps)
+        top = rates.index(max(rates))
+        assert all(0 < rate <= RATE * (1 + 1e-12) for rate in rates)
+        assert rates == sorted(rates[:top]) + sorted(rates[top:], reverse=True)
+        assert abs(top - peak_of(warmup, steps)) <= 1
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0.1, 9), (0.25, 3), (0.5, 1)])
+def test_a_warm_up_of_one_step_is_the_limit_of_a_shorter_one(warmup: float, steps: int) -> None:
+    optimizers = [SGD([parameter()], RATE) for _ in range(2)]
+    shorter = OneCycleLR(
+        optimizers[0], RATE, total_steps=steps + 1, pct_start=warmup * (1 - 1e-6), cycle_momentum=False
+    )
+    exact = build_schedule(OneCycleSchedule(name="one_cycle", warmup=warmup), optimizers[1], 1, steps)
+    expected = advance(optimizers[0], shorter, steps)
+    assert advance(optimizers[1], exact, steps) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(
