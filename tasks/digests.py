@@ -1,39 +1,156 @@
-"""SHA-256 of what files hold, so that equal data has one identity wherever it lies and however it is packed."""
+"""SHA-256 of what files hold, so that equal data has one identity wherever it lies and however it is packed.
+
+A digest is remembered beside the file's `Stamp`, so that a second look at a million pictures costs a `stat` each and
+no reading. Like git, we do not trust a stamp that was young when the file was read: what is written within the same
+tick of the clock afterwards would not change it.
+"""
 
 import gzip
 import hashlib
-from collections.abc import Mapping
+import json
+import logging
+import time
+import uuid
+import zlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+
+from raydistill.tasks.task import data_root
+
+Stamp = tuple[int, int, int, int]
+Remembered = dict[str, tuple[Stamp, str]]
+
+YOUNG_SECONDS = 2.0  # the coarsest clock of a file system in use, FAT's
+THREADS = 16  # hashing frees the interpreter's lock, and network file systems answer late
+FILES_AT_ONCE = 4096
+WORTH_FILES, WORTH_BYTES = 200, 4 << 20  # less than this is read as fast as what we remember of it
+
+logger = logging.getLogger(__name__)
 
 
 def digest_files(files: Mapping[str, Path]) -> str:
     """One digest over named files: depends on the names given here and the content, not on the paths or on gzip."""
-    lines = [f"{name} {digest_file(files[name])}\n" for name in sorted(files)]
-    return digest_text("".join(lines))
+    return digest_named({name: digest_file(path) for name, path in files.items()})
+
+
+def digest_named(digests: Mapping[str, str]) -> str:
+    """One digest over named digests, whatever their order."""
+    return digest_text("".join(f"{name} {digests[name]}\n" for name in sorted(digests)))
 
 
 def digest_text(text: str) -> str:
     """Hexadecimal SHA-256 of a text's UTF-8 bytes."""
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def digest_file(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes, unpacked first when its name ends in `.gz`."""
-    return _digest_once(path, *stamp(path))
+    return digest_below(path.parent, (path.name,))[path.name]
 
 
-def stamp(path: Path) -> tuple[int, int]:
-    """Size in bytes and time of change in nanoseconds: what a cache keyed by a file must look at."""
+def digest_below(folder: Path, names: Collection[str]) -> dict[str, str]:
+    """`digest_file` of each file, by its path below `folder`. What is remembered is not read again.
+
+    `OSError` when a file is not there or cannot be read; `ValueError` when it cannot be unpacked.
+    """
+    folder, began = folder.absolute(), time.time()
+    remembered = _remembered(_memory_file(folder))
+    stamps = {name: stamp(folder / name) for name in names}
+    digests = {name: digest for name in stamps if (digest := _digest_at(remembered, name, stamps[name]))}
+    unknown = [name for name in stamps if name not in digests]
+    try:
+        for name, digest in _read_all(folder, unknown):
+            digests[name] = digest
+    finally:  # an interrupted look at a large folder need not begin again
+        read = {name: (stamps[name], digests[name]) for name in unknown if name in digests}
+        _remember(folder, {name: entry for name, entry in read.items() if not _is_young(entry[0], began)})
+    return digests
+
+
+def stamp(path: Path) -> Stamp:
+    """What changes when a file does: size in bytes, times of change in nanoseconds, inode.
+
+    The second time is the file system's own: nobody can set it back, as copying programs do with the first.
+    """
     status = path.stat()
-    return status.st_size, status.st_mtime_ns
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
-# A plan asks for its task's identity once per stage; reading 180 MB of CIFAR takes 0.2 s.
-@lru_cache(maxsize=64)
-def _digest_once(path: Path, size: int, changed: int) -> str:
+def _read_all(folder: Path, names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    if len(names) >= WORTH_FILES:
+        logger.info("reading %d files in `%s` once, to know them again", len(names), folder)
+    with ThreadPoolExecutor(THREADS) as executor:
+        for start in range(0, len(names), FILES_AT_ONCE):
+            part = names[start : start + FILES_AT_ONCE]
+            yield from zip(part, executor.map(_read, [folder / name for name in part]), strict=True)
+
+
+def _read(path: Path) -> str:
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"`{path}` is damaged: {error}") from error
+
+
+def _digest_at(remembered: Remembered, name: str, now: Stamp) -> str | None:
+    then, digest = remembered.get(name, (None, None))
+    return digest if then == now else None
+
+
+def _is_young(then: Stamp, now: float) -> bool:
+    return max(then[1:3]) > (now - YOUNG_SECONDS) * 1e9
+
+
+def _remember(folder: Path, read: Remembered) -> None:
+    """Keep what was read, in this process, and on the disk where reading it again would take time."""
+    place = _memory_file(folder)
+    remembered = _remembered(place)
+    remembered.update(read)
+    if len(read) >= WORTH_FILES or sum(then[0] for then, _ in read.values()) >= WORTH_BYTES:
+        known = _load(place) | remembered
+        _save(
+            place, folder, {name: known[name] for name in known if name in read or (folder / name).exists()}
+        )
+
+
+def _memory_file(folder: Path) -> Path:
+    return data_root() / "digests" / f"{digest_text(str(folder))[:24]}.json"
+
+
+@lru_cache(maxsize=64)
+def _remembered(place: Path) -> Remembered:
+    """What this process knows of a folder's files: read from the disk once, then kept up to date here."""
+    return _load(place)
+
+
+def _load(place: Path) -> Remembered:
+    """What the disk knows; nothing when it is not there or damaged, which only costs time."""
+    try:
+        files = json.loads(place.read_bytes())["files"]
+        return {name: (_stamp_of(then), str(digest)) for name, (*then, digest) in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _stamp_of(numbers: Sequence[int]) -> Stamp:
+    size, modified, changed, inode = numbers
+    return size, modified, changed, inode
+
+
+def _save(place: Path, folder: Path, remembered: Remembered) -> None:
+    """Replace the file. Of processes that do so at once the last one wins, which only costs time."""
+    temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.tmp")
+    files = {name: (*then, digest) for name, (then, digest) in remembered.items()}
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps({"folder": str(folder), "files": files}, separators=(",", ":")))
+        temporary.replace(place)
+    except OSError as error:
+        logger.debug("digests are not remembered in `%s`: %s", place, error)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)

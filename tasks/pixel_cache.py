@@ -25,7 +25,7 @@ from typing import IO, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from raydistill.tasks.digests import digest_text, stamp
+from raydistill.tasks.digests import Stamp, digest_text, stamp
 from raydistill.tasks.shards import (
     ROWS_AT_ONCE,
     check_shard,
@@ -171,9 +171,7 @@ def picture_shape(file: Path, channels: int | None, image_size: int | None) -> S
 
 
 @lru_cache(maxsize=16)
-def _picture_shape(
-    file: Path, channels: int | None, image_size: int | None, changed: tuple[int, int]
-) -> Shape:
+def _picture_shape(file: Path, channels: int | None, image_size: int | None, changed: Stamp) -> Shape:
     with opened_shard(file) as shard:
         column = picture_column(file, shard)
         if column == "pixels":

@@ -6,7 +6,6 @@ Beside the shards lie `classes.json`, a list with one name per label, and, where
 `manifest.json` with the SHA-256 of every shard.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,12 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raydistill.tasks.array_files import open_array
-from raydistill.tasks.digests import digest_file, digest_text, stamp
+from raydistill.tasks.digests import Stamp, digest_below, digest_file, digest_text, stamp
 from raydistill.tasks.task import Arrays
 
 CLASSES, MANIFEST = "classes.json", "manifest.json"
 ROWS_PER_SHARD, ROWS_AT_ONCE = 16_384, 4_096
-FOOTER_END = 8  # a Parquet file ends with the length of its footer, four bytes, and "PAR1"
 
 
 def shard_files(folder: Path, split: str) -> list[Path]:
@@ -37,7 +35,7 @@ def read_class_names(folder: Path) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=16)
-def _class_names(file: Path, changed: tuple[int, int]) -> tuple[str, ...]:
+def _class_names(file: Path, changed: Stamp) -> tuple[str, ...]:
     names = read_json(file)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"`{file}` should be a JSON list with one name per label")
@@ -46,41 +44,25 @@ def _class_names(file: Path, changed: tuple[int, int]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def digest_shards(folder: Path, files: Iterable[Path]) -> str:
-    """One digest for what the shards hold: cheap, because a dry run waits for it.
-
-    The manifest's digests where it has them; they are checked when the pixels are first read. Otherwise each file's
-    size and footer, which tell apart everything but uncompressed shards that differ in nothing but pixels.
-    """
-    known = _manifest_shards(folder)
-    return digest_text("".join(f"{file.name} {_digest_shard(file, known)}\n" for file in files))
-
-
-def _digest_shard(file: Path, known: Mapping[str, Any]) -> str:
-    size, changed = stamp(file)
-    if file.name not in known:
-        return _digest_footer(file, size, changed)
-    if known[file.name]["bytes"] != size:
-        raise ValueError(
-            f"shard `{file}` has {size} bytes, `{MANIFEST}` says {known[file.name]['bytes']}: "
-            f"bring the shard it describes, or delete `{MANIFEST}` when the change is meant"
-        )
-    return str(known[file.name]["sha256"])
-
-
-@lru_cache(maxsize=4096)
-def _digest_footer(file: Path, size: int, changed: int) -> str:
-    with file.open("rb") as stream:
-        stream.seek(max(size - FOOTER_END, 0))
-        length = int.from_bytes(stream.read(4), "little")
-        stream.seek(max(size - FOOTER_END - length, 0))
-        return f"footer {size} {hashlib.sha256(stream.read()).hexdigest()}"
+def digest_shards(folder: Path, files: Sequence[Path]) -> str:
+    """One digest for what the shards hold. `ValueError` when the manifest says something else."""
+    digests = digest_below(folder, [file.name for file in files])
+    for file in files:
+        check_shard(folder, file)
+    return digest_text("".join(f"{file.name} {digests[file.name]}\n" for file in files))
 
 
 def check_shard(folder: Path, file: Path) -> None:
     """`ValueError` when the file is not the one that the manifest describes."""
     known = _manifest_shards(folder).get(file.name)
-    if known is not None and known["sha256"] != digest_file(file):
+    if known is None:
+        return
+    if known["bytes"] != (size := file.stat().st_size):
+        raise ValueError(
+            f"shard `{file}` has {size} bytes, `{MANIFEST}` says {known['bytes']}: "
+            f"bring the shard it describes, or delete `{MANIFEST}` when the change is meant"
+        )
+    if known["sha256"] != digest_file(file):
         raise ValueError(
             f"shard `{file}` is damaged: its content is not what `{MANIFEST}` says; bring it again, "
             f"or delete `{MANIFEST}` when the change is meant"
@@ -93,7 +75,7 @@ def _manifest_shards(folder: Path) -> Mapping[str, Any]:
 
 
 @lru_cache(maxsize=16)
-def _manifest(file: Path, changed: tuple[int, int]) -> Mapping[str, Any]:
+def _manifest(file: Path, changed: Stamp) -> Mapping[str, Any]:
     shards = read_json(file).get("shards")
     if not isinstance(shards, dict):
         raise ValueError(f"`{file}` has no `shards`; delete it, or write it again")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from raydistill.tasks.digests import digest_files, stamp
+from raydistill.tasks.digests import Stamp, digest_files, stamp
 from raydistill.tasks.hashing import VALIDATION_CUT, cut, fold_key
 from raydistill.tasks.task import Task, UserPath
 
@@ -176,7 +176,7 @@ def _check_apart(parts: dict[str, Utterances]) -> None:
 
 
 @lru_cache(maxsize=8)
-def _read_names(file: Path, changed: tuple[int, int]) -> tuple[str, ...]:
+def _read_names(file: Path, changed: Stamp) -> tuple[str, ...]:
     try:
         names: Any = json.loads(file.read_bytes())
     except ValueError as error:
@@ -189,7 +189,7 @@ def _read_names(file: Path, changed: tuple[int, int]) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=64)
-def _largest_label(file: Path, changed: tuple[int, int]) -> int:
+def _largest_label(file: Path, changed: Stamp) -> int:
     from raydistill.tasks.speech_files import largest_label
 
     return largest_label(file)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from raydistill.tasks.array_files import array_names, open_array, shape_of
-from raydistill.tasks.digests import digest_file, stamp
+from raydistill.tasks.digests import Stamp, digest_file, stamp
 from raydistill.tasks.hashing import TEST_CUT, cut, fold_key
 from raydistill.tasks.task import Arrays, Task, UserPath
 
@@ -93,7 +93,7 @@ class Tensors(Task):
 
 
 @lru_cache(maxsize=16)
-def _largest_label(file: Path, name: str, changed: tuple[int, int]) -> int:
+def _largest_label(file: Path, name: str, changed: Stamp) -> int:
     labels = _integers(file, name, open_array(file, name))
     if not len(labels):
         raise ValueError(f"`{name}` of `{file}` is empty")
