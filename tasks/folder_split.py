@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from raydistill.tasks.hashing import fold_key, uniform
+from raydistill.tasks.pictures import Box, PictureError, centre_box, part_of, read_picture
 from raydistill.tasks.splits import View
 from raydistill.tasks.task import Arrays
 
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 10
 LARGEST_RATIO = 4 / 3
-Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,13 +59,16 @@ class FolderSplit:
             pin_memory=device.type == "cuda",
             # Without a generator of its own the loader draws from torch's, and resuming would not repeat exactly.
             generator=torch.Generator(),
+            collate_fn=_stacked,
         )
         for pixels in loader:
+            if isinstance(pixels, PictureError):
+                raise pixels
             yield pixels.to(device, non_blocking=True).float().div_(255)
 
 
-class _Pictures(Dataset[Tensor]):
-    """Picture at a position → (3, size, size) uint8."""
+class _Pictures(Dataset[Tensor | PictureError]):
+    """Picture at a position → (3, size, size) uint8, or why there is none: what a worker raises, torch wraps."""
 
     def __init__(
         self, task: ImageFolder, paths: NDArray[np.str_], ids: NDArray[np.int64], view: View | None
@@ -77,27 +78,29 @@ class _Pictures(Dataset[Tensor]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, position: int) -> Tensor:
-        picture = _decode(self.task.folder / str(self.paths[position]))
-        box = self._box(position, *picture.size)
+    def __getitem__(self, position: int) -> Tensor | PictureError:
+        file = self.task.folder / str(self.paths[position])
+        try:
+            if self.view is None:
+                return torch.from_numpy(self.task.picture_input(file, self.task.input_shape))
+            image = read_picture(file, 3).image
+        except PictureError as error:
+            return error
         size = self.task.image_size
-        resized = picture.resize((size, size), Image.Resampling.BILINEAR, box=box)
-        return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
+        box = self._box(self.view, position, *image.size)
+        return torch.from_numpy(part_of(image, box, size, size))
 
-    def _box(self, position: int, width: int, height: int) -> Box:
-        if self.view is None:
-            return centre_box(width, height, self.task.image_size / self.task.resize)
-        draws = uniform(
-            self.ids[position : position + 1], fold_key(self.view.seed, self.view.index), 4 * ATTEMPTS
-        )[0]
+    def _box(self, view: View, position: int, width: int, height: int) -> Box:
+        draws = uniform(self.ids[position : position + 1], fold_key(view.seed, view.index), 4 * ATTEMPTS)[0]
         return random_box(width, height, draws.reshape(ATTEMPTS, 4), self.task.smallest_area)
 
 
-def centre_box(width: int, height: int, part: float) -> Box:
-    """(left, top, right, bottom) of the central square whose side is `part` of the picture's shorter side."""
-    side = min(width, height) * min(part, 1.0)
-    left, top = (width - side) / 2, (height - side) / 2
-    return left, top, left + side, top + side
+def _stacked(pictures: list[Tensor | PictureError]) -> Tensor | PictureError:
+    for picture in pictures:
+        if isinstance(picture, PictureError):
+            return picture
+    batch: Tensor = default_collate(pictures)
+    return batch
 
 
 def random_box(width: int, height: int, draws: NDArray[np.float64], smallest_area: float) -> Box:
@@ -114,11 +117,3 @@ def random_box(width: int, height: int, draws: NDArray[np.float64], smallest_are
             left, top = int(left_draw * (width - crop_width + 1)), int(top_draw * (height - crop_height + 1))
             return left, top, left + crop_width, top + crop_height
     return centre_box(width, height, 1.0)
-
-
-def _decode(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except OSError as error:
-        raise ValueError(f"`{path}` is not a readable picture: {error}") from error

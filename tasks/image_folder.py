@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -12,12 +12,19 @@ import numpy as np
 from pydantic import Field
 
 from raydistill.tasks.digests import digest_text
+from raydistill.tasks.hashing import fold_key, smallest_hashes
+from raydistill.tasks.picture_files import NO_PICTURES, folders_in, has_picture, search
 from raydistill.tasks.task import Arrays, Task, UserPath
 
 if TYPE_CHECKING:
+    from raydistill.tasks.picture_survey import Look
+    from raydistill.tasks.pictures import Pixels
     from raydistill.tasks.splits import TaskData
+    from raydistill.tasks.survey import Finding, Survey
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
+logger = logging.getLogger(__name__)
+
+SURVEYED = 17  # purpose of the hash that chooses the pictures of a survey
 
 
 class ImageFolder(Task):
@@ -25,7 +32,8 @@ class ImageFolder(Task):
 
     With `test/` beside them, `val/` is the validation split; without it, `val/` is the test split, as is the custom for
     ImageNet, and validation is cut from `train/`. A training view is a crop of random area and shape, resized
-    (Szegedy et al., arXiv 1409.4842); otherwise the centre is taken.
+    (Szegedy et al., arXiv 1409.4842); otherwise the centre is taken. Deeper folders belong to the class they lie in;
+    hidden files, other endings, folders without a picture are left out, and a survey before the first stage says so.
     """
 
     name: Literal["image_folder"] = "image_folder"
@@ -38,10 +46,12 @@ class ImageFolder(Task):
     """Smallest part of the picture a random crop takes."""
     workers: int = Field(default=2, ge=0)
     """Processes that decode pictures, per process that trains."""
+    on_error: Literal["fail", "skip"] = "fail"
+    """A picture that cannot be read ends the run before its first stage, or is left out wherever it would appear."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        return tuple(_subfolders(self.folder / "train"))
+        return tuple(_classes(self.folder / "train"))
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -49,7 +59,7 @@ class ImageFolder(Task):
 
     def missing_files(self) -> str | None:
         for part in ("train", "val"):
-            if not (self.folder / part).is_dir() or not _subfolders(self.folder / part):
+            if not any(True for _ in _classes(self.folder / part)):
                 return (
                     f"task `image_folder` finds no `{part}/` with one folder per class in `{self.folder}`: "
                     "put pictures there as `train/<class>/*.jpg` and `val/<class>/*.jpg` (optionally `test/`), "
@@ -58,22 +68,79 @@ class ImageFolder(Task):
         return None
 
     def content(self) -> str:
+        from raydistill.tasks.pictures import READER
+
         lines = [
             f"{path} {size}\n"
             for part in self._folders().values()
             for path, size in _images(self.folder, part)
         ]
-        return digest_text("".join(sorted(lines)))
+        return digest_text("".join([READER, *sorted(lines)]))
 
     def read(self) -> dict[str, Arrays]:
         """Inputs are the pictures' paths relative to `folder`; ids are hashes of those paths."""
-        return {split: self._read_part(part) for split, part in self._folders().items()}
+        parts = {split: self._read_part(part) for split, part in self._folders().items()}
+        if self.on_error == "fail":
+            return parts
+        return {split: self._readable(split, part) for split, part in parts.items()}
 
     def load(self) -> TaskData:
         from raydistill.tasks.splits import build_folder_data
 
         self.require_files()
         return build_folder_data(self, self.read())
+
+    def picture_input(self, file: Path, shape: tuple[int, ...]) -> Pixels:
+        """The centre: the shorter side scaled to `resize`, the middle square of the input's size cut out."""
+        from raydistill.tasks.pictures import centre_box, part_of, read_picture
+
+        channels, height, width = shape
+        image = read_picture(file, channels).image
+        return part_of(image, centre_box(*image.size, self.image_size / self.resize), height, width)
+
+    def survey(self) -> Survey:
+        """Every picture is decoded once; of more than `picture_survey.MOST` in a split, so many chosen by hash."""
+        from raydistill.tasks.picture_survey import findings, shared
+        from raydistill.tasks.survey import Survey
+
+        counts = super().survey().counts
+        looks = {split: self._look(self._read_part(part)) for split, part in self._folders().items()}
+        found = [line for part in self._folders().values() for line in self._left_out(part)]
+        for split, part in self._folders().items():
+            found += findings(part, looks[split], self.on_error, self.image_size)
+            found += _partly(part, len(looks[split]), sum(counts[split]))
+        return Survey(counts, tuple(sorted([*found, *shared(looks)], key=_weight)))
+
+    def _look(self, part: Arrays, most: int | None = None) -> dict[str, Look]:
+        from raydistill.tasks.picture_survey import MOST, look_at
+
+        chosen = smallest_hashes(part.ids, MOST if most is None else most, fold_key(SURVEYED))
+        return look_at(self.folder, part.inputs[chosen].tolist(), self.workers)
+
+    def _readable(self, split: str, part: Arrays) -> Arrays:
+        looks = self._look(part, most=len(part.ids))
+        is_good = np.array([looks[path].problem is None for path in part.inputs.tolist()], dtype=bool)
+        if not is_good.all():
+            logger.warning(
+                "task `image_folder`: left out %d of %d pictures of `%s`; the first: %s",
+                (~is_good).sum(), len(is_good), split, looks[str(part.inputs[~is_good][0])].problem,
+            )  # fmt: skip
+        return part.take(is_good)
+
+    def _left_out(self, part: str) -> Iterator[Finding]:
+        from raydistill.tasks.picture_survey import left_out
+        from raydistill.tasks.survey import Finding
+
+        everything = list(search(self.folder / part))
+        pictures = [found.path for found in everything if found.reason is None]
+        reasons = [(found.reason, found.path) for found in everything if found.reason is not None]
+        reasons += [("pictures outside of a class's folder", path) for path in pictures if "/" not in path]
+        filled = {path.partition("/")[0] for path in pictures}
+        reasons += [(NO_PICTURES, name) for name in folders_in(self.folder / part) if name not in filled]
+        yield from left_out(f"{part}/", reasons)
+        deep = [path for path in pictures if path.count("/") > 1]
+        if deep:
+            yield Finding("note", f"`{part}/`: pictures in deeper folders: {len(deep)} (`{deep[0]}`, …)")
 
     def _folders(self) -> dict[str, str]:
         if (self.folder / "test").is_dir():
@@ -82,7 +149,7 @@ class ImageFolder(Task):
 
     def _read_part(self, part: str) -> Arrays:
         position = {name: index for index, name in enumerate(self.class_names)}
-        unknown = set(_subfolders(self.folder / part)) - position.keys()
+        unknown = set(_classes(self.folder / part)) - position.keys()
         if unknown:
             raise ValueError(
                 f"`{self.folder / part}` has classes that `train/` has not: {', '.join(sorted(unknown)[:5])}"
@@ -100,20 +167,25 @@ def _path_id(path: str) -> int:
     return int.from_bytes(hashlib.blake2b(path.encode(), digest_size=8).digest()) >> 1
 
 
-def _subfolders(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        return []
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+def _classes(part: Path) -> Iterator[str]:
+    """Folders of a part with a picture in them, sorted."""
+    return (name for name in folders_in(part) if has_picture(part / name))
 
 
 def _images(folder: Path, part: str) -> Iterator[tuple[str, int]]:
     """Relative path with "/" and size in bytes of every picture of one part, sorted."""
-    for name in _subfolders(folder / part):
-        with os.scandir(folder / part / name) as entries:
-            found = [
-                (f"{part}/{name}/{entry.name}", entry.stat().st_size)
-                for entry in entries
-                if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES
-            ]
-        yield from sorted(found)
+    for name in folders_in(folder / part):
+        for found in search(folder / part / name):
+            if found.reason is None:
+                yield f"{part}/{name}/{found.path}", found.size
+
+
+def _partly(part: str, looked_at: int, count: int) -> Iterator[Finding]:
+    from raydistill.tasks.survey import Finding
+
+    if looked_at < count:
+        yield Finding("note", f"`{part}`: {looked_at} of {count} pictures were looked at, chosen by hash")
+
+
+def _weight(finding: Finding) -> int:
+    return ("error", "warning", "note").index(finding.level)

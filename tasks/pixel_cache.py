@@ -9,23 +9,31 @@ A file's name holds the digest of its shards and of the options that change pixe
 and who comes second finds it: two processes that start together both write the same. Nothing deletes old ones.
 """
 
-import io
 import json
 import logging
 import os
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from raydistill.tasks.digests import Stamp, digest_text, stamp
+from raydistill.tasks.pictures import (
+    READER,
+    PictureError,
+    Pixels,
+    Shape,
+    exact_picture,
+    read_picture,
+    scaled_picture,
+)
 from raydistill.tasks.shards import (
     ROWS_AT_ONCE,
     check_shard,
@@ -37,8 +45,6 @@ from raydistill.tasks.shards import (
 
 logger = logging.getLogger(__name__)
 
-Shape = tuple[int, ...]
-Pixels = NDArray[np.uint8]
 OnError = Literal["fail", "skip"]
 
 
@@ -53,16 +59,27 @@ class PixelSource:
     """Scale encoded pictures to `shape`; otherwise another size is an error."""
 
     def digest(self) -> str:
-        """Names the pixels: equal for equal shards, whatever folder they lie in."""
-        return digest_text(f"{digest_shards(self.folder, self.files)} {self.shape} {self.scales}")
+        """Names the pixels: equal for equal shards, whatever folder they lie in, read by the same reader."""
+        reader = f" {READER}" if is_encoded(self.files[0]) else ""
+        return digest_text(f"{digest_shards(self.folder, self.files)} {self.shape} {self.scales}{reader}")
 
 
 @dataclass(frozen=True)
 class CachedPixels:
-    """pixels (M, C, H, W), memory-mapped; `unreadable` has the error of every row whose picture is none."""
+    """pixels (M, C, H, W), memory-mapped; `unreadable` has the error of every row whose picture is none, `turned` says
+    how many pictures were turned from what."""
 
     pixels: Pixels
     unreadable: Mapping[int, str]
+    turned: Mapping[str, int]
+
+
+@dataclass
+class _Noted:
+    """What is noted about rows while their pixels are read."""
+
+    unreadable: dict[int, str] = field(default_factory=dict)
+    turned: Counter[str] = field(default_factory=Counter)
 
 
 def cached_pixels(source: PixelSource, cache: Path, *, on_error: OnError, threads: int) -> CachedPixels:
@@ -74,15 +91,16 @@ def cached_pixels(source: PixelSource, cache: Path, *, on_error: OnError, thread
     pixel_file, list_file = place.with_suffix(".npy"), place.with_suffix(".json")
     if not (pixel_file.is_file() and list_file.is_file()):
         _lay_out(source, pixel_file, list_file, on_error, threads)
-    unreadable = {int(row): reason for row, reason in read_json(list_file).items()}
+    noted = read_json(list_file)
+    unreadable = {int(row): reason for row, reason in noted.get("unreadable", {}).items()}
     if unreadable and on_error == "fail":
         raise unreadable_picture(next(iter(unreadable.values())))
-    return CachedPixels(_map(pixel_file), unreadable)
+    return CachedPixels(_map(pixel_file), unreadable, noted.get("turned", {}))
 
 
-def unreadable_picture(reason: str) -> ValueError:
+def unreadable_picture(reason: str) -> PictureError:
     """The error for a picture that cannot be decoded."""
-    return ValueError(f"{reason}; repair it, or leave such samples out with `on_error: skip`")
+    return PictureError(f"{reason}; repair it, or leave such samples out with `on_error: skip`")
 
 
 def _map(file: Path) -> Pixels:
@@ -99,21 +117,22 @@ def _lay_out(source: PixelSource, pixel_file: Path, list_file: Path, on_error: O
     if not count:
         raise ValueError(f"shard `{source.files[0]}` and those beside it have no rows")
     logger.info("reading %d pictures from %d shards into `%s`, once", count, len(source.files), pixel_file)
-    unreadable: dict[int, str] = {}
+    noted = _Noted()
     with _replaced(pixel_file) as temporary, temporary.open("wb") as stream:
         _write_header(stream, (count, *source.shape))
         row = 0
-        for pixels, reasons in _batches(source, threads):
-            if reasons and on_error == "fail":
-                raise unreadable_picture(next(iter(reasons.values())))
-            unreadable |= {row + place: reason for place, reason in reasons.items()}
+        for pixels, seen in _batches(source, threads):
+            if seen.unreadable and on_error == "fail":
+                raise unreadable_picture(next(iter(seen.unreadable.values())))
+            noted.unreadable |= {row + place: reason for place, reason in seen.unreadable.items()}
+            noted.turned += seen.turned
             stream.write(pixels.data)
             row += len(pixels)
         stream.flush()
         os.fsync(stream.fileno())
         # First the list: the pixels' own name says that both are there.
         with _replaced(list_file) as beside:
-            write_json(beside, unreadable)
+            write_json(beside, {"unreadable": noted.unreadable, "turned": noted.turned})
 
 
 def _count_rows(file: Path) -> int:
@@ -144,8 +163,8 @@ def _replaced(file: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def _batches(source: PixelSource, threads: int) -> Iterator[tuple[Pixels, dict[int, str]]]:
-    """Pixels (B, C, H, W) of consecutive rows, and why places (B,) among them have none: those are zero."""
+def _batches(source: PixelSource, threads: int) -> Iterator[tuple[Pixels, _Noted]]:
+    """Pixels (B, C, H, W) of consecutive rows, zero where they cannot be read, and what was noted about them."""
     with ThreadPoolExecutor(max(threads, 1)) as executor:
         for file in source.files:
             check_shard(source.folder, file)
@@ -163,6 +182,17 @@ def picture_column(file: Path, shard: Any) -> str:
         if column in names:
             return column
     raise ValueError(f"shard `{file}` has neither `pixels` nor `image`; it has {', '.join(names)}")
+
+
+def is_encoded(file: Path) -> bool:
+    """Whether a shard's pictures are encoded ones, which have to be decoded."""
+    return _is_encoded(file, stamp(file))
+
+
+@lru_cache(maxsize=64)
+def _is_encoded(file: Path, changed: tuple[int, int]) -> bool:
+    with opened_shard(file) as shard:
+        return picture_column(file, shard) == "image"
 
 
 def picture_shape(file: Path, channels: int | None, image_size: int | None) -> Shape:
@@ -202,31 +232,44 @@ def declared_shape(file: Path, shard: Any) -> Shape:
 
 
 def _first_shape(file: Path, first: Any, channels: int | None, image_size: int | None) -> Shape:
-    from PIL import Image
-
+    name = f"the first picture of `{file}`"
     try:
-        with Image.open(io.BytesIO(first.column("image")[0].as_py() or b"")) as picture:
-            width, height = (image_size, image_size) if image_size is not None else picture.size
-            return channels or (1 if picture.mode in ("1", "L") else 3), height, width
-    except OSError as error:
+        image = read_picture(encoded(first.column("image"))[0], channels, name=name).image
+    except PictureError as error:
         if image_size is not None and channels is not None:
             return channels, image_size, image_size
-        raise ValueError(
-            f"the first picture of `{file}` cannot be decoded: {error}; "
-            "say the shape of all with `channels` and `image_size`"
+        raise PictureError(
+            f"{error.message}; say the shape of all with `channels` and `image_size`"
         ) from error
+    width, height = (image_size, image_size) if image_size is not None else image.size
+    return len(image.getbands()), height, width
 
 
-def _read_arrays(source: PixelSource, file: Path, shard: Any) -> Iterator[tuple[Pixels, dict[int, str]]]:
+def encoded(column: Any) -> list[bytes]:
+    """A column of encoded pictures, as bytes or as the struct {bytes, path} of the library `datasets`."""
+    cells = column.to_pylist()
+    return [(cell.get("bytes") if isinstance(cell, dict) else cell) or b"" for cell in cells]
+
+
+def _read_arrays(source: PixelSource, file: Path, shard: Any) -> Iterator[tuple[Pixels, _Noted]]:
     shape = declared_shape(file, shard)
     if shape != source.shape:
         raise ValueError(f"pictures of `{file}` are {shape}, those of `{source.files[0]}` {source.shape}")
-    for batch in shard.iter_batches(ROWS_AT_ONCE, columns=["pixels", "id"]):
-        column, ids = batch.column("pixels"), batch.column("id")
+    for column, names in _named_batches(file, shard, "pixels"):
         if column.null_count:
             empty = column.is_null().to_pylist().index(True)
-            raise ValueError(f"sample {ids[empty].as_py()} of `{file}` has no `pixels`")
-        yield _bytes_of(file, column, int(np.prod(shape))).reshape(len(column), *shape), {}
+            raise ValueError(f"{names[empty]} has no `pixels`")
+        yield _bytes_of(file, column, int(np.prod(shape))).reshape(len(column), *shape), _Noted()
+
+
+def _named_batches(file: Path, shard: Any, column: str) -> Iterator[tuple[Any, list[str]]]:
+    """A column piece by piece, with what to call each of its samples."""
+    ids, row = ["id"] if "id" in shard.schema_arrow.names else [], 0
+    for batch in shard.iter_batches(ROWS_AT_ONCE, columns=[column, *ids]):
+        numbers = batch.column("id").to_pylist() if ids else range(row, row + len(batch))
+        kind = "sample" if ids else "row"
+        yield batch.column(column), [f"{kind} {number} of `{file}`" for number in numbers]
+        row += len(batch)
 
 
 def _bytes_of(file: Path, column: Any, size: int) -> Pixels:
@@ -249,37 +292,23 @@ def _bytes_of(file: Path, column: Any, size: int) -> Pixels:
 
 def _decode_pictures(
     source: PixelSource, file: Path, shard: Any, executor: Executor
-) -> Iterator[tuple[Pixels, dict[int, str]]]:
-    decode: Callable[[bytes | None], Pixels | str] = partial(
-        _decode, shape=source.shape, scales=source.scales
-    )
-    for batch in shard.iter_batches(ROWS_AT_ONCE, columns=["image", "id"]):
-        ids = batch.column("id")
-        pixels = np.zeros((len(ids), *source.shape), dtype=np.uint8)
-        reasons: dict[int, str] = {}
-        for place, decoded in enumerate(executor.map(decode, batch.column("image").to_pylist())):
-            if isinstance(decoded, str):
-                reasons[place] = f"sample {ids[place].as_py()} of `{file}` cannot be decoded: {decoded}"
+) -> Iterator[tuple[Pixels, _Noted]]:
+    for column, names in _named_batches(file, shard, "image"):
+        pixels, noted = np.zeros((len(names), *source.shape), dtype=np.uint8), _Noted()
+        decode = partial(_decode, shape=source.shape, scales=source.scales)
+        for place, decoded in enumerate(executor.map(decode, encoded(column), names)):
+            if isinstance(decoded, PictureError):
+                noted.unreadable[place] = decoded.message
             else:
-                pixels[place] = decoded
-        yield pixels, reasons
+                pixels[place], turned = decoded
+                noted.turned.update(turned)
+        yield pixels, noted
 
 
-def _decode(content: bytes | None, *, shape: Shape, scales: bool) -> Pixels | str:
-    """The picture as uint8 (C, H, W), or what is wrong with it."""
-    from PIL import Image
-
-    channels, height, width = shape
+def _decode(
+    content: bytes, name: str, *, shape: Shape, scales: bool
+) -> tuple[Pixels, tuple[str, ...]] | PictureError:
     try:
-        with Image.open(io.BytesIO(content or b"")) as picture:
-            if not scales and picture.size != (width, height):
-                return (
-                    f"it is {picture.size[0]} x {picture.size[1]}, not {width} x {height} (see `image_size`)"
-                )
-            grey_or_colour = picture.convert("L" if channels == 1 else "RGB")
-            if scales:
-                grey_or_colour = grey_or_colour.resize((width, height), Image.Resampling.BILINEAR)
-    except Exception as error:  # every decoder has its own errors for what is damaged
-        return str(error) or type(error).__name__
-    values = np.asarray(grey_or_colour, dtype=np.uint8)
-    return values[None] if channels == 1 else values.transpose(2, 0, 1)
+        return (scaled_picture if scales else exact_picture)(content, shape, name=name)
+    except PictureError as error:
+        return error

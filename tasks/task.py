@@ -118,6 +118,24 @@ class Task(BaseModel):
         self.require_files()
         return build_task_data(self, self.read())
 
+    def picture_input(self, file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """The raw input, uint8 `shape` (channels, height, width), that a picture is for a model of this task.
+
+        What the task's own pictures go through in evaluation; the task's data need not be there. `PictureError` names
+        a file that cannot be read, `ValueError` says that the inputs are no pictures.
+        """
+        from raydistill.tasks.pictures import scaled_picture
+
+        self.require_picture_shape(shape)
+        return scaled_picture(file, shape)[0]
+
+    def require_picture_shape(self, shape: tuple[int, ...]) -> None:
+        """`ValueError` unless inputs of this shape are pictures."""
+        if len(shape) != 3 or shape[0] not in (1, 3):
+            raise ValueError(
+                f"task `{self.name}`: inputs of shape {shape} are no pictures; give them in a .npy file"
+            )
+
     def survey(self) -> Survey:
         """A look at the data before anything is trained: samples per split and class, and what was found."""
         import numpy as np

@@ -25,10 +25,11 @@ from scipy.io import savemat
 from raydistill.tasks import TASKS, fashion_mnist
 from raydistill.tasks.cifar import Cifar10, Cifar100
 from raydistill.tasks.fashion_mnist import FashionMnist
-from raydistill.tasks.folder_split import centre_box, random_box
+from raydistill.tasks.folder_split import random_box
 from raydistill.tasks.hashing import VALIDATION_CUT, cut, fold_key, hash_ids, uniform
 from raydistill.tasks.image_folder import ImageFolder
 from raydistill.tasks.mnist import Mnist
+from raydistill.tasks.pictures import centre_box
 from raydistill.tasks.splits import TensorSplit, View, build_task_data, channel_statistics
 from raydistill.tasks.svhn import Svhn
 from raydistill.tasks.task import Arrays, Task
@@ -776,6 +777,8 @@ def test_folders_without_pictures_or_with_unknown_classes_are_refused(tmp_path: 
         folder_task(tmp_path).load()
     write_pictures(tmp_path, {"train": 2, "val": 1})
     (tmp_path / "val" / "wasp").mkdir()
+    assert len(folder_task(tmp_path).load().test) == 2
+    Image.fromarray(random_bytes(5, 5, 3)).save(tmp_path / "val/wasp/0.png")
     with pytest.raises(ValueError, match=r"classes that `train/` has not: wasp"):
         folder_task(tmp_path).load()
 

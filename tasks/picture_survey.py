@@ -1,0 +1,151 @@
+"""A look at every picture before anything is trained on it: what cannot be read, and what was turned into what.
+
+A picture is decoded once, and what was seen is remembered under the data root beside the file's size, time of change
+and inode: the second look costs a `stat`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+from raydistill.tasks.digests import digest_text
+from raydistill.tasks.picture_files import HIDDEN, OF_SYSTEMS, counted
+from raydistill.tasks.pictures import READER, PictureError, read_picture
+from raydistill.tasks.survey import Finding
+from raydistill.tasks.task import data_root
+
+MOST = 10_000
+"""Pictures of one split that a survey decodes; of more, so many are chosen by hash (4 ms each at 500 x 375)."""
+
+WAY_OUT = "repair them, or leave them out with `on_error: skip`"
+NOTES = frozenset({HIDDEN, OF_SYSTEMS})
+
+
+@dataclass(frozen=True)
+class Look:
+    """What decoding one picture showed; `problem` says why it could not be read."""
+
+    width: int = 0
+    height: int = 0
+    turned: tuple[str, ...] = ()
+    digest: str = ""
+    is_blank: bool = False
+    problem: str | None = None
+
+
+def look_at(folder: Path, paths: Sequence[str], threads: int) -> dict[str, Look]:
+    """What each picture (paths below `folder`) shows, decoded where its file is not the one that was seen before."""
+    memory = data_root() / "pictures" / f"{digest_text(str(folder))[:16]}.json"
+    known = _remembered(memory)
+    stamps = {path: _stamp(folder / path) for path in paths}
+    new = [path for path in paths if known.get(path, ("",))[0] != stamps[path]]
+    if new:
+        with ThreadPoolExecutor(max(threads, 1)) as executor:
+            looks = executor.map(partial(_look, folder), new)
+            known |= {path: (stamps[path], look) for path, look in zip(new, looks, strict=True)}
+        _remember(memory, known)
+    return {path: known[path][1] for path in paths}
+
+
+def _look(folder: Path, path: str) -> Look:
+    try:
+        picture = read_picture(folder / path, 3)
+    except PictureError as error:
+        return Look(problem=error.message)
+    content = picture.image.tobytes()
+    digest = hashlib.blake2b(repr(picture.image.size).encode() + content, digest_size=8).hexdigest()
+    blank = all(low == high for low, high in picture.image.getextrema())  # type: ignore[misc]
+    return Look(*picture.image.size, picture.turned, digest, blank)
+
+
+def _stamp(file: Path) -> str:
+    try:
+        status = file.stat()
+    except OSError:
+        return "gone"
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ino}"
+
+
+def _remembered(memory: Path) -> dict[str, tuple[str, Look]]:
+    """Stamp and look of every path; nothing where another reader has looked, or the file is damaged."""
+    try:
+        content = json.loads(memory.read_text())
+        if content["reader"] != READER:
+            return {}
+        return {
+            path: (stamp, Look(**{**look, "turned": tuple(look["turned"])}))
+            for path, (stamp, look) in content["seen"].items()
+        }
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+
+
+def _remember(memory: Path, known: Mapping[str, tuple[str, Look]]) -> None:
+    seen = {path: (stamp, asdict(look)) for path, (stamp, look) in known.items()}
+    beside = memory.with_name(f".{memory.name}.{uuid.uuid4().hex[:8]}.tmp")
+    with suppress(OSError):  # a machine that cannot keep it looks again
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(json.dumps({"reader": READER, "seen": seen}))
+        beside.replace(memory)
+
+
+def left_out(place: str, reasons: Iterable[tuple[str, str]]) -> Iterator[Finding]:
+    """One line per reason about (reason, path) of what is not taken from the folder `place`."""
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for reason, path in reasons:
+        by_reason[reason].append(path)
+    for reason, paths in sorted(by_reason.items()):
+        text = f"`{place}`: left out {reason}: {counted(paths)}"
+        yield Finding("note" if reason in NOTES else "warning", text)
+
+
+def findings(split: str, looks: Mapping[str, Look], on_error: str, smallest: int) -> Iterator[Finding]:
+    """What the pictures of a split show, each kind in one line. `smallest`: the size that inputs have."""
+    broken = {path: look.problem for path, look in looks.items() if look.problem is not None}
+    good = [look for look in looks.values() if look.problem is None]
+    if broken:
+        yield broken_pictures(split, list(broken), str(next(iter(broken.values()))), on_error)
+    yield from turned_pictures(split, Counter(words for look in good for words in look.turned), len(good))
+    if len(good) > 1 and len({look.digest for look in good}) == 1:
+        yield Finding("warning", f"`{split}`: all {len(good)} pictures are equal, pixel for pixel")
+    blank = sum(look.is_blank for look in good)
+    if blank:
+        text = f"`{split}`: {blank} of {len(good)} pictures have one colour all over"
+        yield Finding("warning" if blank == len(good) else "note", text)
+    small = sum(min(look.width, look.height) < smallest for look in good)
+    if small:
+        text = f"`{split}`: {small} of {len(good)} pictures are smaller than the inputs ({smallest}) and scaled up"
+        yield Finding("note", text)
+
+
+def broken_pictures(split: str, names: Sequence[str], first: str, on_error: str) -> Finding:
+    """The line about pictures that cannot be read: it stops, unless they are to be left out."""
+    if on_error == "skip":
+        return Finding("warning", f"`{split}`: left out what cannot be read: {counted(names)}; {first}")
+    return Finding("error", f"`{split}`: pictures that cannot be read: {counted(names)}; {first}; {WAY_OUT}")
+
+
+def turned_pictures(split: str, turned: Mapping[str, int], count: int) -> Iterator[Finding]:
+    """One line about what pictures were turned from."""
+    if turned:
+        parts = "; ".join(f"{number} {words}" for words, number in sorted(turned.items()))
+        is_dark = any("nearly black" in words for words in turned)
+        yield Finding("warning" if is_dark else "note", f"`{split}`: of {count} pictures {parts}")
+
+
+def shared(looks: Mapping[str, Mapping[str, Look]]) -> Iterator[Finding]:
+    """Pictures of other splits that are in the training split, pixel for pixel."""
+    trained = {look.digest for look in looks["train"].values() if look.digest}
+    for split, seen in looks.items():
+        again = [path for path, look in seen.items() if split != "train" and look.digest in trained]
+        if again:
+            yield Finding("warning", f"`{split}`: pictures that `train` has too: {counted(again)}")
