@@ -24,14 +24,14 @@ def load_source_graph(
     plan_file: Path, overrides: Sequence[str] = (), only: Sequence[str] = ()
 ) -> "tuple[Source, Plan, Graph]":
     """The same, and before them the plan as it is written."""
-    from raydistill.plan.advice import advice
+    from raydistill.plan.advice import advice, shared_folders
     from raydistill.plan.load import check_plan, read_source
     from raydistill.plan.order import order_stages
 
     source = read_source(plan_file, overrides)
     plan = check_plan(source)
     graph = order_stages(plan, source.error)
-    for line in advice(plan, source.error):
+    for line in (*advice(plan, source.error), *shared_folders(graph)):
         click.echo(f"warning: {line}", err=True)
     if only:
         graph = graph.needed_for(graph.called(only, "--only"))

@@ -46,6 +46,10 @@ class LabelsConfig(MethodOptions):
     def needs_labels(self) -> bool:
         return True
 
+    @property
+    def hears_teacher(self) -> bool:
+        return False
+
 
 MethodConfig = Annotated[
     HintonConfig

@@ -38,6 +38,11 @@ class MethodOptions(Config):
         return False
 
     @property
+    def hears_teacher(self) -> bool:
+        """Whether what the teachers say reaches the student."""
+        return self.weight > 0
+
+    @property
     def needs_member_features(self) -> bool:
         """Whether the losses look at the features of each of several teachers: `mode: live`."""
         return False
@@ -62,3 +67,8 @@ class SoftTargetOptions(MethodOptions):
     def needs_labels(self) -> bool:
         """Whether the loss looks at the true labels."""
         return self.hard_weight > 0
+
+    @property
+    def hears_teacher(self) -> bool:
+        """With `soft_weight: 0` the labels alone are left, and whatever features are compared."""
+        return self.weight > 0 and (self.soft_weight > 0 or self.needs_member_features)

@@ -97,11 +97,13 @@ def stages(story: Story) -> str:
     head = (
         "<th>stage</th><th>kind</th><th>outcome</th><th class=number>time</th><th class=number>parameters</th>"
         "<th class=number>validation</th><th class=number>test</th><th class=number>test errors</th>"
+        "<th class=number>worst class</th>"
     )
     rows = "".join(_box_rows(box) for box in group_stages(story.run).values())
     return (
         f'<h2 id="stages">Stages</h2>{table(head, rows)}<p class="note">Validation and test are accuracies after the'
-        " last epoch, with early stopping those of the epoch that was kept. Cached stages show the time of the run that"
+        " last epoch, with early stopping those of the epoch that was kept; of the worst class, the share of its test"
+        " samples that are told. Cached stages show the time of the run that"
         f" made them.{_note_on_specialists(story)}</p>"
     )
 
@@ -130,7 +132,7 @@ def _box_rows(box: Box) -> str:
 
 
 def _stage_row(stage: StageResult, style: str) -> str:
-    errors = stage.metric("test/errors")
+    errors, worst = stage.metric("test/errors"), stage.metric("test/worst_class_recall")
     cells = [
         f"<td>{'' if style else swatch(stage.role)}{escape(stage.name)}</td>",
         f"<td>{escape(stage.kind)}</td><td>{_outcome(stage.status)}</td>",
@@ -139,13 +141,14 @@ def _stage_row(stage: StageResult, style: str) -> str:
         number(_accuracy(stage, "validation")),
         number(_accuracy(stage, "test")),
         number("" if errors is None else count(errors)),
+        number("" if worst is None else percent(worst, 2)),
     ]
     return f'<tr class="{style}">{"".join(cells)}</tr>'
 
 
 def _group_row(box: Box, style: str) -> str:
     members = box.members
-    errors = _over(members, "test/errors")
+    errors, worst = _over(members, "test/errors"), _over(members, "test/worst_class_recall")
     parameters = next((member.parameters for member in members if member.parameters is not None), None)
     cells = [
         f"<td>{swatch(box.role)}{escape(box.label)} <small>×{len(members)}</small></td>",
@@ -154,6 +157,7 @@ def _group_row(box: Box, style: str) -> str:
         number(_size(parameters), parameters),
         *(_mean_accuracy(members, split) for split in ("validation", "test")),
         number(mean(errors) if errors else ""),
+        number(mean_percent(worst, 2) if worst else ""),
     ]
     return f'<tr class="{style}">{"".join(cells)}</tr>'
 

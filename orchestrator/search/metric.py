@@ -17,6 +17,7 @@ MODES: dict[str, Mode] = {
     "validation/loss": "min",
     "validation/errors": "min",
     "validation/ece": "min",
+    "validation/worst_class_recall": "max",
 }
 EVERY_EPOCH = frozenset({"validation/accuracy", "validation/loss"})
 

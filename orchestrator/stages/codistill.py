@@ -1,7 +1,5 @@
 """Train one of several peers that learn from one another's old predictions (co-distillation)."""
 
-import logging
-
 import torch
 
 from raydistill.errors import StageError
@@ -15,8 +13,6 @@ from raydistill.training.data import TransferSet, Views
 from raydistill.training.exchange import Exchange
 
 SHARDS = 17  # purpose of the seed of the peers' parts
-
-log = logging.getLogger(__name__)
 
 
 def codistill(config: CodistillConfig, context: StageContext) -> dict[str, float]:
@@ -39,7 +35,7 @@ def codistill(config: CodistillConfig, context: StageContext) -> dict[str, float
     exchange.publish(method.step)
     metrics = store_model(model, config.model, transfer, data, config, context) | method.summary()
     if config.weight and not metrics["peers_heard"]:
-        log.warning("no other peer was ever heard: `%s` is trained as if alone", context.name)
+        context.warn("no other peer was ever heard: it is trained as if alone")
     return metrics
 
 

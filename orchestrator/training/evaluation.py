@@ -10,7 +10,7 @@ from torch import Tensor
 from raydistill.runs.context import StageContext
 from raydistill.runs.files import atomic_write
 from raydistill.tasks.splits import Split
-from raydistill.training.judgement import expected_calibration_error
+from raydistill.training.judgement import doubts, expected_calibration_error, worst_class_recall
 
 BATCH = 500
 FLOAT16_LARGEST = 65504.0
@@ -24,9 +24,10 @@ def predict_split(predict: Callable[[Tensor], Tensor], split: Split, batch_size:
 
 
 def judge(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Metrics of logits (N, C) against labels (N,): accuracies are fractions, the loss is in nats."""
+    """Metrics of logits (N, C) against labels (N,): accuracies and recalls are fractions, the loss is in nats."""
     labels = labels.cpu()
-    errors = int((logits.argmax(dim=1) != labels).sum())
+    predicted = logits.argmax(dim=1)
+    errors = int((predicted != labels).sum())
     probabilities = torch.softmax(logits, dim=1)
     return {
         "accuracy": (len(labels) - errors) / len(labels),
@@ -34,6 +35,7 @@ def judge(logits: Tensor, labels: Tensor) -> dict[str, float]:
         "samples": len(labels),
         "loss": F.cross_entropy(logits, labels).item(),
         "ece": expected_calibration_error(probabilities.numpy(), labels.numpy()),
+        "worst_class_recall": worst_class_recall(predicted.numpy(), labels.numpy(), logits.shape[1]),
     }
 
 
@@ -43,7 +45,8 @@ def judge_splits(
     splits: dict[str, Split],
     batch_size: int = BATCH,
 ) -> dict[str, float]:
-    """Judge a final model on named splits, and keep its predictions for the report."""
+    """Judge a final model on named splits, and keep its predictions for the report. What validation casts doubt on is
+    a warning of the stage: others may be about to learn from it."""
     metrics: dict[str, float] = {}
     for name, split in splits.items():
         context.is_untested |= name == "test" and not context.sees_test
@@ -52,7 +55,17 @@ def judge_splits(
         logits = predict_split(predict, split, batch_size)
         metrics |= {f"{name}/{key}": value for key, value in judge(logits, split.labels).items()}
         save_predictions(context, name, split, logits)
+        if name == "validation":
+            _warn(context, logits, split.labels.cpu())
     return metrics
+
+
+def _warn(context: StageContext, logits: Tensor, labels: Tensor) -> None:
+    names = context.task.class_names
+    if len(names) != logits.shape[1]:  # a specialist's
+        names = tuple(str(label) for label in range(logits.shape[1]))
+    for text in doubts(logits.argmax(dim=1).numpy(), labels.numpy(), names):
+        context.warn(f"on validation {text}")
 
 
 def save_predictions(context: StageContext, name: str, split: Split, logits: Tensor) -> None:

@@ -4,6 +4,8 @@ Calibration as in Guo et al. 2017 (arXiv 1706.04599, §2): samples are sorted by
 into bins of equal width, and in each bin the mean confidence is compared with the accuracy.
 """
 
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +13,9 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.integer[Any]]
+
+SIGNIFICANT = 0.05  # how often guessing may look better than guessing
+NAMED = 3
 
 
 class ReliabilityBins(NamedTuple):
@@ -54,3 +59,48 @@ def confusion_matrix(predicted: Integers, labels: Integers, num_classes: int) ->
     """Counts (C, C): row = true class, column = predicted class."""
     pairs = labels.astype(np.int64) * num_classes + predicted
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def worst_class_recall(predicted: Integers, labels: Integers, num_classes: int) -> float:
+    """The smallest share of a class's samples that are predicted as such, over the classes that have samples."""
+    counts = np.bincount(labels, minlength=num_classes)
+    right = np.bincount(labels[predicted == labels], minlength=num_classes)
+    is_there = counts > 0
+    return float((right[is_there] / counts[is_there]).min()) if is_there.any() else 0.0
+
+
+def chance_of_guessing(right: int, samples: int, share: float) -> float:
+    """The probability that answers which are each right with probability `share` are right `right` times or more."""
+    if right <= samples * share:
+        return 1.0  # at least about a half
+    total, odds = 0.0, math.log(share) - math.log1p(-share)
+    term = samples * math.log1p(-share) + right * odds
+    term += math.lgamma(samples + 1) - math.lgamma(right + 1) - math.lgamma(samples - right + 1)
+    for count in range(right, samples + 1):
+        total += math.exp(term)
+        if count < samples:
+            term += odds + math.log((samples - count) / (count + 1))
+    return min(total, 1.0)
+
+
+def doubts(predicted: Integers, labels: Integers, class_names: Sequence[str]) -> Iterator[str]:
+    """What a judgement of N predictions casts doubt on: a model that is no better than the most frequent class, or
+    that never says some class. Fewer samples than can tell say nothing about the first."""
+    counts = np.bincount(labels, minlength=len(class_names))
+    samples, most = len(labels), int(counts.argmax())
+    share, right = counts[most] / max(samples, 1), int((predicted == labels).sum())
+    can_tell = 0 < share < 1 and samples * math.log(share) < math.log(SIGNIFICANT)
+    if can_tell and chance_of_guessing(right, samples, float(share)) > SIGNIFICANT:
+        yield (
+            f"accuracy {100 * right / samples:.1f} % is at the level of chance: `{class_names[most]}` alone has"
+            f" {100 * share:.1f} % of the {samples:,} samples; whoever learns from this model learns little: look at"
+            " its data, learning rate and epochs"
+        )
+    unsaid = np.flatnonzero((counts > 0) & (np.bincount(predicted, minlength=len(counts)) == 0))
+    if len(unsaid):
+        named = ", ".join(f"`{class_names[label]}`" for label in unsaid[:NAMED])
+        more = f" and {len(unsaid) - NAMED:,} more" if len(unsaid) > NAMED else ""
+        yield (
+            f"classes that are never predicted: {named}{more}, with {int(counts[unsaid].sum()):,} of the {samples:,}"
+            " samples; `worst_class_recall` is 0"
+        )

@@ -82,7 +82,8 @@ class Progress:
     """Where a training is, and the sums of losses and accuracy over the `steps` of this epoch, and over the `recent`
     ones since the last point of the curves.
 
-    `best_epoch` counts from 1; with early stopping its weights are kept.
+    `best_epoch` counts from 1; with early stopping its weights are kept. `silent` are the losses that were 0, or had
+    no gradient, in every step of every epoch so far; `constant` had none in any step of this one.
     """
 
     step: int = 0
@@ -92,6 +93,8 @@ class Progress:
     metrics_size: int = 0
     best_epoch: int = 0
     best_value: float | None = None
+    silent: list[str] = field(default_factory=list)
+    constant: list[str] | None = None
 
 
 def fit(
@@ -171,6 +174,11 @@ class _Training:
             self._end_epoch(epoch)
         if not self.context.sees_test or self.config.until is not None:
             self._save()  # whoever judges it on the test split later, or trains on, begins here
+        for name in self.progress.silent:
+            self.context.warn(
+                f"the loss `{name}` was 0 or without a gradient in every step: nothing was learned from it; look at"
+                " its weight and `ramp`, and whether the batches hold what it compares"
+            )
         if self.best:
             log.info("kept the weights of epoch %d", self.progress.best_epoch)
             self.model.load_state_dict(self.best)
@@ -248,6 +256,7 @@ class _Training:
         if batch.share != 1.0:
             losses = {name: loss * batch.share for name, loss in losses.items()}
             seen = {name: value * batch.share for name, value in seen.items()}
+        self._note_constants(losses)
         self.optimizer.zero_grad(set_to_none=True)
         torch.stack(list(losses.values())).sum().backward()
         if self.config.clip_norm:
@@ -335,6 +344,7 @@ class _Training:
     def _end_epoch(self, epoch: int) -> None:
         self._look()
         self.cost.end_epoch(self.progress.step)
+        self._note_silence(epoch)
         metrics = {"epoch": epoch + 1, **_means(self.progress.sums, max(self.progress.steps, 1), "train/")}
         metrics["train/learning_rate"] = self.optimizer.param_groups[0]["lr"]
         if self.validation is not None and len(self.validation) and self.context.is_main:
@@ -342,6 +352,20 @@ class _Training:
             self._keep_if_best(epoch, metrics)
         self.context.report(self.progress.step, metrics)
         self.progress.sums, self.progress.recent, self.progress.steps = {}, {}, 0
+
+    def _note_constants(self, losses: Mapping[str, Tensor]) -> None:
+        now, before = (
+            [LOSS + name for name, loss in losses.items() if not loss.requires_grad],
+            self.progress.constant,
+        )
+        self.progress.constant = now if before is None else [name for name in now if name in before]
+
+    def _note_silence(self, epoch: int) -> None:
+        sums = {name: value for name, value in self.progress.sums.items() if name.startswith(LOSS)}
+        zero = {name for name, value in sums.items() if value == 0.0}.union(self.progress.constant or ())
+        before = set(sums) if epoch == 0 else {f"{LOSS}{name}" for name in self.progress.silent}
+        self.progress.silent = sorted(name.removeprefix(LOSS) for name in zero & before)
+        self.progress.constant = None
 
     def _keep_if_best(self, epoch: int, metrics: Mapping[str, float]) -> None:
         if (stopping := self.config.early_stopping) is None:

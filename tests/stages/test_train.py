@@ -62,6 +62,32 @@ def test_the_record_says_what_the_model_does(stages: Any, teacher: dict[str, Any
     assert metrics["test/accuracy"] > 0.6
 
 
+def test_a_teacher_that_learned_nothing_is_told(stages: Any, teacher: dict[str, Any]) -> None:
+    still = teacher | {"epochs": 1, "optimizer": {"name": "sgd", "learning_rate": 1e-9}}
+    stages.task = {"validation_fraction": 0.4}
+    stages.run({"teacher": teacher, "still": still})
+    assert stages.record("teacher").warnings == ()
+    (chance, *_) = stages.record("still").warnings
+    accuracy = 100 * stages.record("still").metrics["validation/accuracy"]
+    assert chance.startswith(f"on validation accuracy {accuracy:.1f} % is at the level of chance")
+
+
+def test_a_class_that_the_kept_epoch_never_says_is_told_and_its_recall_is_a_metric(
+    stages: Any, teacher: dict[str, Any]
+) -> None:
+    draw = np.random.default_rng(1)
+    labels = np.r_[np.zeros(291, int), np.ones(9, int)]
+    np.savez(stages.file, inputs=draw.normal(size=(300, 1, 8, 8)).astype(np.float32), labels=labels)
+    stages.task = {"validation_fraction": 0.4}
+    stages.run({"teacher": teacher | {"epochs": 2, "early_stopping": {"patience": 1}}})
+    record = stages.record("teacher")
+    assert record.metrics["validation/accuracy"] > 0.9
+    assert record.metrics["validation/worst_class_recall"] == record.metrics["test/worst_class_recall"] == 0
+    chance, unsaid = record.warnings
+    assert "at the level of chance: `0` alone" in chance
+    assert "never predicted: `1`" in unsaid
+
+
 def test_a_finished_folder_holds_no_checkpoint_and_nothing_but_plain_files(
     stages: Any, teacher: dict[str, Any]
 ) -> None:

@@ -1,9 +1,18 @@
 """Calibration and confusion against a loop over samples, and against values worked out by hand."""
 
+import math
+
 import numpy as np
 import pytest
 
-from raydistill.training.judgement import confusion_matrix, expected_calibration_error, reliability_bins
+from raydistill.training.judgement import (
+    chance_of_guessing,
+    confusion_matrix,
+    doubts,
+    expected_calibration_error,
+    reliability_bins,
+    worst_class_recall,
+)
 
 
 def random_predictions(samples: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -85,3 +94,38 @@ def test_no_samples_give_zero_error_and_an_empty_matrix() -> None:
     nothing = np.zeros(0, dtype=np.int64)
     assert expected_calibration_error(np.zeros((0, 3)), nothing) == 0
     assert confusion_matrix(nothing, nothing, 3).sum() == 0
+
+
+def test_the_worst_recall_is_that_of_the_class_with_the_smallest_share_of_right_answers() -> None:
+    labels, predicted = np.array([0, 0, 0, 0, 1, 1, 2]), np.array([0, 0, 0, 1, 1, 0, 2])
+    assert worst_class_recall(predicted, labels, 4) == 0.5  # class 3 has no samples
+    assert worst_class_recall(np.zeros(7, int), labels, 4) == 0.0
+    assert worst_class_recall(labels, labels, 4) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("right", "samples", "share"), [(0, 5, 0.5), (3, 5, 0.5), (40, 90, 0.3), (97, 100, 0.97)]
+)
+def test_the_chance_of_guessing_is_the_tail_of_the_binomial(right: int, samples: int, share: float) -> None:
+    tail = sum(
+        math.comb(samples, k) * share**k * (1 - share) ** (samples - k) for k in range(right, samples + 1)
+    )
+    chance = chance_of_guessing(right, samples, share)
+    assert chance == pytest.approx(1.0 if right <= samples * share else tail)
+
+
+def test_a_model_at_chance_is_doubted_and_a_better_one_is_not() -> None:
+    labels = np.arange(90) % 3
+    (line,) = doubts((labels + (np.arange(90) // 3) % 3) % 3, labels, "abc")  # 30 of 90 right
+    assert line.startswith(
+        "accuracy 33.3 % is at the level of chance: `a` alone has 33.3 % of the 90 samples;"
+    )
+    assert not list(doubts(np.where(np.arange(90) < 45, labels, (labels + 1) % 3), labels, "abc"))
+    assert not list(doubts(np.array([1, 0]), np.array([0, 1]), "ab"))  # two samples tell nothing
+
+
+def test_a_model_that_never_says_the_rare_class_is_doubted() -> None:
+    labels = np.array([0] * 97 + [1] * 3)
+    chance, unsaid = doubts(np.zeros(100, int), labels, ["usual", "rare"])
+    assert "accuracy 97.0 % is at the level of chance: `usual` alone has 97.0 %" in chance
+    assert "never predicted: `rare`, with 3 of the 100 samples" in unsaid

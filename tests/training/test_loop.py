@@ -257,6 +257,36 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_last_good_c
     assert not same_weights(good, bench.stopped(bench.mlp(), 1, "train-1"))
 
 
+class WithSilentTerms(Method):
+    """Of four losses one is always 0, one has no gradient, and one begins with the second epoch."""
+
+    def losses(self, student: Output, teacher: TeacherTargets | None, batch: Batch) -> dict[str, Tensor]:
+        hard = F.cross_entropy(student.logits, batch.labels)
+        late = hard * (batch.epoch > 0)
+        return {"hard": hard, "zero": 0 * hard, "fixed": hard.detach(), "late": late}
+
+
+@pytest.mark.parametrize("steps", [None, 3, 5, 12, STEPS])
+def test_a_loss_that_teaches_nothing_in_any_step_is_told_wherever_the_training_was_stopped(
+    bench: Any, caplog: pytest.LogCaptureFixture, steps: int | None
+) -> None:
+    caplog.set_level("INFO", "raydistill")
+    if steps is not None:
+        bench.stopped(bench.mlp(), steps, method=WithSilentTerms())
+    bench.train(bench.mlp(), method=WithSilentTerms())
+    told = [record.message for record in caplog.records if record.message.startswith("warning:")]
+    assert [text.split("`")[1] for text in told] == ["fixed", "zero"]
+    assert "was 0 or without a gradient in every step" in told[0]
+
+
+def test_a_ramp_that_never_begins_is_told_and_one_that_does_is_not(
+    bench: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "raydistill")
+    bench.train(bench.mlp(), method=WithSilentTerms(), epochs=1)
+    assert "the loss `late` was 0" in caplog.text
+
+
 def test_weights_that_are_not_finite_never_become_a_checkpoint(
     bench: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
