@@ -98,7 +98,7 @@ def build_task_data(task: Task, parts: Mapping[str, Arrays]) -> TaskData:
     """The splits of a task that fits in memory. `ValueError` names the first sample that is not valid."""
     parts = three_parts(task, parts)
     for name, part in parts.items():
-        _check_inputs(task, name, part)
+        check_inputs(task, name, part)
     splits = {name: _tensor_split(part) for name, part in parts.items()}
     mean, std = channel_statistics(splits["train"].inputs)
     return task_data(task, splits, mean, std)
@@ -169,7 +169,8 @@ def _check_labels(task: Task, split: str, part: Arrays) -> None:
         )
 
 
-def _check_inputs(task: Task, split: str, part: Arrays) -> None:
+def check_inputs(task: Task, split: str, part: Arrays) -> None:
+    """`ValueError` unless the inputs are finite numbers of the task's shape."""
     if part.inputs.shape[1:] != task.input_shape:
         raise ValueError(
             f"task `{task.name}`: inputs are {part.inputs.shape[1:]}, expected {task.input_shape}"

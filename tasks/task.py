@@ -137,15 +137,9 @@ class Task(BaseModel):
             )
 
     def survey(self) -> Survey:
-        """A look at the data before anything is trained: samples per split and class, and what was found."""
-        import numpy as np
-
-        from raydistill.tasks.survey import Survey
+        """A look at the data before anything is trained: samples per split and class, and what the files show; what
+        the counts show is said by `survey_task`. `FileNotFoundError` or `ValueError` for what cannot be used."""
+        from raydistill.tasks.survey import survey_arrays
 
         self.require_files()
-        return Survey(
-            {
-                split: tuple(np.bincount(part.labels, minlength=self.num_classes).tolist())
-                for split, part in self.read().items()
-            }
-        )
+        return survey_arrays(self, self.read())
