@@ -1,8 +1,6 @@
-"""Using a trained model: labels for files, metrics on a split, an export that needs only torch."""
+"""Using a trained model: labels for files, metrics on a split."""
 
 import csv
-import shutil
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from raydistill.errors import PlanError, StoreError
+from raydistill.errors import PlanError
 from raydistill.plan.schema import build_task
 from raydistill.runs.files import read_json
 from raydistill.runs.folder import CONFIG, RECORD, StageFolder
@@ -150,51 +148,6 @@ def read_image(file: Path, shape: tuple[int, ...]) -> Tensor:
         raise PlanError(f"`{file}` is no image that can be read") from None
     pixels = torch.from_numpy(np.array(converted)).float() / 255
     return pixels.unsqueeze(0) if shape[0] == 1 else pixels.permute(2, 0, 1)
-
-
-def export_model(folder: Path, target: Path) -> list[Path]:
-    """Copy weights and description to `target`, and a `torch.export` program from raw inputs to probabilities."""
-    model = load_model(folder)
-    if target.exists() and any(target.iterdir()):
-        raise PlanError(f"`{target}` is not empty")
-    target.mkdir(parents=True, exist_ok=True)
-    for name in (DESCRIPTION, WEIGHTS):
-        shutil.copyfile(folder / name, target / name)
-    program = target / "model.pt2"
-    try:
-        export_program(model, program)
-    except Exception as error:
-        raise StoreError(
-            f"the weights are in `{target}`, but the model cannot be exported: {error}"
-        ) from error
-    return [target / DESCRIPTION, target / WEIGHTS, program]
-
-
-def export_program(model: TrainedModel, path: Path) -> None:
-    """Write `torch.export`'s archive: inputs (B, ...) in, probabilities (B, C) out, any batch size."""
-    example = torch.zeros(2, *model.input_shape)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.export announces deprecations of its own parts
-        batch = torch.export.Dim("batch", min=1)
-        program = torch.export.export(Probabilities(model), (example,), dynamic_shapes=({0: batch},))
-        torch.export.save(program, path)
-
-
-class Probabilities(nn.Module):
-    """A model with its normalisation, from raw inputs (B, ...) to probabilities (B, C)."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, model: TrainedModel) -> None:
-        super().__init__()
-        self.model = model.model
-        self.register_buffer("mean", model.mean)
-        self.register_buffer("std", model.std)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        logits: Tensor = self.model((inputs - self.mean) / self.std)
-        return torch.softmax(logits, dim=1)
 
 
 def _ranked(names: Sequence[str], logits: Tensor, labels: Sequence[str], top: int) -> Iterator[Prediction]:

@@ -57,6 +57,14 @@ class ImageFolder(Task):
     def input_shape(self) -> tuple[int, ...]:
         return (3, self.image_size, self.image_size)
 
+    @property
+    def input_values(self) -> str:
+        return (
+            f"{super().input_values}; red, green, blue; of a picture the central square, {self.image_size} of"
+            f" {max(self.resize, self.image_size)} parts of its shorter side, scaled bilinearly to"
+            f" {self.image_size} x {self.image_size}"
+        )
+
     def missing_files(self) -> str | None:
         for part in ("train", "val"):
             if not any(True for _ in _classes(self.folder / part)):

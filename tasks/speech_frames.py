@@ -109,6 +109,13 @@ class SpeechFrames(Task):
     def input_shape(self) -> tuple[int, ...]:
         return (self.frames_before + 1 + self.frames_after, self.coefficients)
 
+    @property
+    def input_values(self) -> str:
+        return (
+            f"{self.coefficients} features of each of {self.input_shape[0]} frames in a row, every feature with mean 0"
+            " and variance 1 over its speaker's frames"
+        )
+
     def files(self) -> dict[str, Path]:
         """The Parquet files by name, those of a split in the order of their names."""
         return {path.name: path for part in PARTS for path in self._files_of(part)}

@@ -53,7 +53,7 @@ class Split(Protocol):
         ...
 
     def batches(self, order: Sequence[Tensor], view: View | None) -> Iterator[Tensor]:
-        """For each tensor of positions (B,): inputs (B, ...) float32, images scaled to [0, 1], not normalised."""
+        """For each tensor of positions (B,): inputs (B, ...), images scaled to [0, 1], not normalised."""
         ...
 
 
@@ -72,7 +72,8 @@ class TaskData:
 
 @dataclass(frozen=True, eq=False)
 class TensorSplit:
-    """Samples in memory. uint8 inputs (N, ...) are images of 256 grey levels; others are float32. Views are ignored."""
+    """Samples in memory. uint8 inputs (N, ...) are images of 256 grey levels; others are float32, or int64 that stand
+    for things. Views are ignored."""
 
     inputs: Tensor
     labels: Tensor
@@ -94,14 +95,21 @@ class TensorSplit:
             yield inputs.float().div_(255) if inputs.dtype == torch.uint8 else inputs
 
 
+def normalised(inputs: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Raw inputs (B, ...) as a model takes them: integers as they are, everything else by mean and deviation."""
+    return (inputs - mean) / std if inputs.is_floating_point() else inputs
+
+
 def build_task_data(task: Task, parts: Mapping[str, Arrays]) -> TaskData:
     """The splits of a task that fits in memory. `ValueError` names the first sample that is not valid."""
     parts = three_parts(task, parts)
     for name, part in parts.items():
         check_inputs(task, name, part)
     splits = {name: _tensor_split(part) for name, part in parts.items()}
-    mean, std = channel_statistics(splits["train"].inputs)
-    return task_data(task, splits, mean, std)
+    inputs = splits["train"].inputs
+    if inputs.dtype == torch.int64:
+        return task_data(task, splits, torch.zeros(()), torch.ones(()))
+    return task_data(task, splits, *channel_statistics(inputs))
 
 
 def build_folder_data(task: ImageFolder, parts: Mapping[str, Arrays]) -> TaskData:
@@ -185,8 +193,8 @@ def check_inputs(task: Task, split: str, part: Arrays) -> None:
 
 
 def _tensor_split(part: Arrays) -> TensorSplit:
-    is_bytes = part.inputs.dtype == np.uint8
-    inputs = part.inputs if is_bytes else part.inputs.astype(np.float32)
+    is_bytes, is_integer = part.inputs.dtype == np.uint8, part.inputs.dtype.kind in "iu"
+    inputs = part.inputs if is_bytes else part.inputs.astype(np.int64 if is_integer else np.float32)
     return TensorSplit(_tensor(inputs), _tensor(part.labels), _tensor(part.ids))
 
 

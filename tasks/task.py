@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer
 
@@ -83,6 +83,16 @@ class Task(BaseModel):
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one input, without the batch: (channels, height, width) for images."""
         raise NotImplementedError
+
+    @property
+    def input_dtype(self) -> Literal["float32", "int64"]:
+        """What a model is given: numbers that were normalised, or integers as they are, which stand for things."""
+        return "float32"
+
+    @property
+    def input_values(self) -> str:
+        """What the numbers of one raw input are, in words for whoever gets a model without its task."""
+        return "pixels, channels first, grey levels of 0 to 255 divided by 255"
 
     def identity(self) -> dict[str, Any]:
         """What determines the samples and splits, as JSON values; folders are no part of it.

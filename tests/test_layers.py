@@ -16,6 +16,7 @@ ROWS = (
     ("search",),
     ("run_plan",),
     ("terminal",),
+    ("export",),
     ("report", "predict", "ui", "explain"),
     ("execution",),
     ("stages",),

@@ -15,7 +15,7 @@ from raydistill.execution.scheduler import run_stages
 from raydistill.models.build import build_model
 from raydistill.plan.order import order_stages
 from raydistill.plan.schema import Plan
-from raydistill.predict import evaluate_model, export_model, load_model, predict_files, read_inputs
+from raydistill.predict import evaluate_model, load_model, predict_files, read_inputs
 
 
 @pytest.fixture(scope="module")
@@ -68,22 +68,6 @@ def test_evaluation_agrees_with_the_record(student: Path) -> None:
         judged = evaluate_model(student, split)
         assert judged["errors"] == recorded[f"{split}/errors"]
         assert judged["loss"] == pytest.approx(recorded[f"{split}/loss"], abs=1e-5)
-
-
-def test_the_exported_program_needs_no_code_of_ours(student: Path, tmp_path: Path) -> None:
-    export_model(student, tmp_path / "exported")
-    program = torch.export.load(tmp_path / "exported" / "model.pt2").module()
-    inputs = torch.from_numpy(digits(3)).float() / 255
-    expected = torch.softmax(load_model(student).logits(inputs), dim=1)
-    torch.testing.assert_close(program(inputs), expected)
-    torch.testing.assert_close(program(inputs[:1]), expected[:1])
-    assert load_model(tmp_path / "exported").class_names == load_model(student).class_names
-
-
-def test_an_export_never_overwrites(student: Path, tmp_path: Path) -> None:
-    (tmp_path / "precious.txt").write_text("mine")
-    with pytest.raises(PlanError, match="not empty"):
-        export_model(student, tmp_path)
 
 
 def test_a_damaged_model_is_not_used(student: Path, tmp_path: Path) -> None:

@@ -57,10 +57,12 @@ def predict(model: Path, inputs: tuple[Path, ...], top: int, output: Path | None
 def export(model: Path, folder: Path) -> None:
     """Copy a trained model to FOLDER: weights, description, and a torch.export program that needs only torch.
 
+    The program gives the probabilities that `predict` prints; README.md in FOLDER says what it takes and the classes.
+
     \b
     distill export runs/stages/distill-1f0c92ab34de student/
     """
-    from raydistill.predict import export_model
+    from raydistill.export import export_model
 
     for path in export_model(model, folder):
         click.echo(str(path))

@@ -42,7 +42,7 @@ def judge_committee(config: EvaluateConfig, context: StageContext, split: Split)
     alone, fused, active = [], [], []
     for inputs in split.batches(torch.arange(len(split)).split(config.batch_size), None):
         logits = generalist.logits(inputs)
-        answer = committee.answer((inputs - generalist.mean) / generalist.std, logits)
+        answer = committee.answer(generalist.prepared(inputs), logits)
         alone.append(logits.cpu())
         fused.append(answer.log_probabilities.float().cpu())
         active.append(answer.active.cpu())

@@ -14,7 +14,8 @@ that is down, slow or wrong delays the mirror and stops nothing.
     parent.py       the MLflow run of the plan run
     children.py     the MLflow runs of its stages
     search.py       the MLflow runs of a search and its trials
-    students.py     students as logged models, exported by a process of their own (export_student.py)
+    students.py     students as logged models, exported by a process of their own (raydistill.export)
+    logged_model.py a network as an MLflow model on disk
     background.py   the thread that mirrors while a plan runs, and `sync`
 """
 

@@ -53,8 +53,7 @@ class Committee:
 
     def logits(self, generalist: TrainedModel, inputs: Tensor) -> Tensor:
         """Fused log-probabilities (B, C) of raw inputs (B, ...)."""
-        normalised = (inputs - generalist.mean) / generalist.std
-        return self.answer(normalised, generalist.logits(inputs)).log_probabilities
+        return self.answer(generalist.prepared(inputs), generalist.logits(inputs)).log_probabilities
 
     @staticmethod
     def _ask(model: torch.nn.Module, inputs: Tensor, is_asked: Tensor) -> Tensor | None:

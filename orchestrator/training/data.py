@@ -14,7 +14,7 @@ from raydistill.errors import StageError
 from raydistill.plan.augment_configs import AugmentConfig, MixupConfig
 from raydistill.plan.training_configs import TransferConfig
 from raydistill.tasks.hashing import cut, fold_key
-from raydistill.tasks.splits import Split, TaskData, View
+from raydistill.tasks.splits import Split, TaskData, View, normalised
 from raydistill.training.augment import augment, mixup_partners
 
 ORDER, TRANSFER = 11, 12  # purposes, so that equal seeds do not give equal draws
@@ -24,8 +24,8 @@ ORDER, TRANSFER = 11, 12  # purposes, so that equal seeds do not give equal draw
 class Batch:
     """One worker's part of a batch of B samples.
 
-    inputs (B, ...) float32, normalised; labels and ids (B,) int64; rows (B,) int64 are positions in the transfer set,
-    on the CPU, where stored targets are looked up without waiting for the device.
+    inputs (B, ...) float32, normalised, or int64 as they are; labels and ids (B,) int64; rows (B,) int64 are positions
+    in the transfer set, on the CPU, where stored targets are looked up without waiting for the device.
     Under mixup each input is `weights` (B,) of itself and the rest of a sample labelled `partner_labels` (B,).
     `share` scales the mean over this part so that workers' gradients average to that of the whole batch. `epoch`
     counts from 0.
@@ -125,7 +125,7 @@ class TransferSet:
 
     def normalised(self, inputs: Tensor) -> Tensor:
         """Inputs as the model takes them."""
-        inputs = (inputs - self.mean).div_(self.std)
+        inputs = normalised(inputs, self.mean, self.std)
         if self.channels_last and inputs.dim() == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         return inputs

@@ -15,7 +15,7 @@ from raydistill.plan.model_config import ModelConfig
 from raydistill.runs.context import StageContext
 from raydistill.runs.files import atomic_write, read_json, write_json
 from raydistill.runs.folder import StageFolder
-from raydistill.tasks.splits import TaskData
+from raydistill.tasks.splits import TaskData, normalised
 from raydistill.tasks.task import Task
 
 WEIGHTS = "model.safetensors"
@@ -34,6 +34,11 @@ class TrainedModel:
     description: dict[str, Any]
 
     @property
+    def input_dtype(self) -> torch.dtype:
+        """That of raw inputs: float32, or int64 for a model of integers that stand for things."""
+        return torch.int64 if self.description.get("input_dtype") == "int64" else torch.float32
+
+    @property
     def plain(self) -> nn.Module:
         """The network itself, without a shift of its logits: what other networks take weights from."""
         return self.model.model if isinstance(self.model, OffsetLogits) else self.model
@@ -41,7 +46,11 @@ class TrainedModel:
     @torch.no_grad()
     def logits(self, inputs: Tensor) -> Tensor:
         """Logits (B, C) float32 of raw inputs (B, ...), images scaled to [0, 1]."""
-        return self.model((inputs - self.mean) / self.std).float()
+        return self.model(self.prepared(inputs)).float()
+
+    def prepared(self, inputs: Tensor) -> Tensor:
+        """Raw inputs (B, ...) as the network takes them."""
+        return normalised(inputs.to(self.input_dtype), self.mean, self.std)
 
 
 def classifier_keys(config: ModelConfig, task: Task) -> list[str]:
@@ -100,6 +109,8 @@ def save(
             "num_classes": config.num_classes or task.num_classes,
             "input_shape": list(task.input_shape),
             "class_names": list(task.class_names),
+            "inputs": task.input_values,
+            "input_dtype": task.input_dtype,
             "mean": data.mean.tolist(),
             "std": data.std.tolist(),
             "task": task.model_dump(mode="json"),

@@ -1,0 +1,176 @@
+"""A trained model as it leaves the house: raw inputs in, probabilities out, and which inputs and classes these are.
+
+The exported program, the model that MLflow logs and `distill predict` are one function of the same inputs. Here
+too is the process in which students become MLflow models, `python -m raydistill.export`: exporting traces the network,
+which patches torch while it lasts, and a model of the user's that hangs or crashes takes nobody with it.
+"""
+
+import json
+import shutil
+import sys
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raydistill.errors import PlanError, StoreError
+from raydistill.predict import load_model
+from raydistill.runs.files import json_text
+from raydistill.tasks.splits import normalised
+from raydistill.tracking.logged_model import save_logged_model
+from raydistill.training.model_files import DESCRIPTION, WEIGHTS, TrainedModel
+
+PROGRAM = "model.pt2"
+CARD = "README.md"
+EXAMPLES = 4  # a batch of one would be taken for a constant
+
+
+class Probabilities(nn.Module):
+    """A model with its normalisation, from raw inputs (B, ...) to probabilities (B, C) float32."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: TrainedModel) -> None:
+        super().__init__()
+        self.model = model.model
+        self.input_dtype = model.input_dtype
+        self.register_buffer("mean", model.mean)
+        self.register_buffer("std", model.std)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        # Grey levels of 0 to 255 would be taken for pixels in [0, 1] without a word.
+        torch.ops.aten._assert_tensor_metadata(inputs, None, None, self.input_dtype)
+        logits: Tensor = self.model(normalised(inputs, self.mean, self.std))
+        return torch.softmax(logits.float(), dim=1)
+
+
+def export_model(folder: Path, target: Path) -> list[Path]:
+    """Write weights, description, a `torch.export` program, and a page about them to `target`."""
+    model = load_model(folder)
+    if target.exists() and any(target.iterdir()):
+        raise PlanError(f"`{target}` is not empty")
+    target.mkdir(parents=True, exist_ok=True)
+    for name in (DESCRIPTION, WEIGHTS):
+        shutil.copyfile(folder / name, target / name)
+    (target / CARD).write_text(card(model))
+    program = target / PROGRAM
+    try:
+        export_program(model, program)
+    except Exception as error:
+        raise StoreError(
+            f"the weights are in `{target}`, but the model cannot be exported: {error}"
+        ) from error
+    return [target / DESCRIPTION, target / WEIGHTS, target / CARD, program]
+
+
+def export_program(model: TrainedModel, path: Path) -> None:
+    """Write `torch.export`'s archive: inputs (B, ...) in, probabilities (B, C) out, any batch size.
+
+    It carries what `contract` says as the extra file `contract.json`.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.export announces deprecations of its own parts
+        batch = torch.export.Dim("batch", min=1)
+        program = torch.export.export(
+            Probabilities(model), (_example(model)[:2],), dynamic_shapes=({0: batch},)
+        )
+        torch.export.save(program, path, extra_files={"contract.json": json_text(contract(model))})
+
+
+def contract(model: TrainedModel) -> dict[str, Any]:
+    """What goes in and what comes out, as JSON values: for whoever has the model and not its plan."""
+    names = list(model.class_names)
+    unnamed = range(len(names), model.description["num_classes"])
+    return {
+        "task": model.description["task"].get("name", ""),
+        "inputs": {
+            "dtype": str(model.input_dtype).removeprefix("torch."),
+            "shape": ["batch", *model.input_shape],
+            "values": model.description.get("inputs", "as the task delivers them, pictures in [0, 1]"),
+            "normalisation": {"inside": True, "mean": model.mean.tolist(), "std": model.std.tolist()},
+        },
+        "outputs": {
+            "values": "probabilities; every row sums to 1",
+            "dtype": "float32",
+            "shape": ["batch", model.description["num_classes"]],
+            "class_names": [*names, *(str(index) for index in unnamed)],
+        },
+    }
+
+
+def card(model: TrainedModel) -> str:
+    """The page that lies beside an exported model."""
+    told = contract(model)
+    inputs, outputs = told["inputs"], told["outputs"]
+    shape = ", ".join(str(size) for size in inputs["shape"])
+    classes = "\n".join(f"{index}. {name}" for index, name in enumerate(outputs["class_names"]))
+    example = ", ".join(str(size) for size in (1, *model.input_shape))
+    return f"""# A model for `{told["task"]}`
+
+- In: {inputs["dtype"]} ({shape}): {inputs["values"]}. Nothing is left to normalise, mean and deviation are inside.
+- Out: float32 (batch, {outputs["shape"][1]}): {outputs["values"]}, in the order of the classes below.
+
+```python
+import torch
+
+model = torch.export.load("{PROGRAM}").module()
+probabilities = model(torch.zeros({example}, dtype=torch.{inputs["dtype"]}))
+```
+
+`distill predict` on this folder gives the same numbers. `{DESCRIPTION}` describes the network whose weights are in
+`{WEIGHTS}`; in the program both are together.
+
+Classes, counted from 0:
+
+{classes}
+"""
+
+
+def export_students(requests: list[dict[str, str]]) -> None:
+    """Write the model of each finished stage as an MLflow model; the failure of one is noted and the next one goes on.
+
+    A request is {"stage": folder, "to": folder}; how it went is written to `to`.json as {"error": message or null}.
+    """
+    for request in requests:
+        target = Path(request["to"])
+        error = None
+        try:
+            export_student(Path(request["stage"]), target)
+        except Exception as failure:  # whatever a user's model raises
+            lines = str(failure).strip().splitlines() or [""]
+            error = f"{type(failure).__name__}: {lines[0]}"
+        report = target.with_name(f"{target.name}.json")
+        temporary = report.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"error": error}))
+        temporary.replace(report)
+
+
+def export_student(stage: Path, target: Path) -> None:
+    """Write the model of a finished stage as an MLflow model with signature, its contract as metadata."""
+    model = load_model(stage)
+    probabilities = Probabilities(model).eval()
+    example = _example(model)
+    with torch.no_grad():
+        outputs = probabilities(example)
+    save_logged_model(
+        probabilities,
+        target,
+        example.numpy(),
+        outputs.numpy(),
+        requirements=[f"{name}=={version(name)}" for name in ("mlflow", "torch", "numpy")],
+        metadata=contract(model),
+    )
+
+
+def _example(model: TrainedModel) -> Tensor:
+    """A few raw inputs that any model takes: numbers in [0, 1), or the integer 0."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(EXAMPLES, *model.input_shape, generator=generator).to(model.input_dtype)
+
+
+if __name__ == "__main__":
+    export_students(json.load(sys.stdin))
