@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -54,6 +55,30 @@ class Arrays:
     def take(self, chosen: NDArray[np.bool_]) -> Arrays:
         """The samples that a mask (N,) marks, in the order they have."""
         return Arrays(self.inputs[chosen], self.labels[chosen], self.ids[chosen])
+
+
+def class_index(names: Sequence[str], label: int | str) -> int:
+    """Index of a class that a plan names: a text is its name, a number its index.
+
+    `ValueError` when there is no such class, and for a number where classes are called by other numbers: folders `0`
+    to `11` are sorted as texts, and the class with index 3 is called `11`.
+    """
+    if isinstance(label, str):
+        if label not in names:
+            raise ValueError(f"there is no class `{label}`")
+        return names.index(label)
+    called = [index for index, name in enumerate(names) if name.isdecimal() and int(name) == label]
+    if called and label not in called:
+        index = called[0]
+        other = f", and the one with index {label} is called `{names[label]}`" if label < len(names) else ""
+        raise ValueError(
+            f'class {label} has the index {index}{other}; write the name in quotes, `"{names[index]}"`'
+        )
+    if not 0 <= label < len(names):
+        raise ValueError(f"class {label} is not one of the task's 0 to {len(names) - 1}")
+    if not called and all(name.isdecimal() for name in names):
+        raise ValueError(f"no class is called {label}, though all are called by numbers, as `{names[0]}` is")
+    return label
 
 
 class Task(BaseModel):

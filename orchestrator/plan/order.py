@@ -30,6 +30,7 @@ from raydistill.plan.stage_configs import (
     PredictTargetsConfig,
 )
 from raydistill.plan.training_configs import TransferConfig
+from raydistill.tasks.task import class_index
 
 Locate = Callable[[Path, str], PlanError]
 
@@ -223,32 +224,31 @@ class _Expansion:
                 raise self.locate(("stages", name, *path), missing)
 
     def _check_transfer(self, name: str, config: StageConfig) -> None:
-        for index, label in enumerate(config.classes if isinstance(config, AdjustClassBiasConfig) else ()):
-            self._check_class(("stages", name, "classes", index), label)
+        if isinstance(config, AdjustClassBiasConfig):
+            self._check_classes(("stages", name, "classes"), config.classes)
         if (transfer := getattr(config, "transfer", None)) is None:
             return
         for key in ("only_classes", "omit_classes"):
-            for index, label in enumerate(getattr(transfer, key) or ()):
-                self._check_class(("stages", name, "transfer", key, index), label)
-        names = self.plan.task.class_names
-        omitted = {names.index(label) if isinstance(label, str) else label for label in transfer.omit_classes}
-        if len(omitted) >= len(names):
-            raise self.locate(
-                ("stages", name, "transfer", "omit_classes"), "every class is omitted; leave some"
-            )
+            classes = self._check_classes(("stages", name, "transfer", key), getattr(transfer, key) or ())
+            if key == "omit_classes" and len(classes) >= self.plan.task.num_classes:
+                raise self.locate(("stages", name, "transfer", key), "every class is omitted; leave some")
 
     def _check_changes(self, name: str, config: StageConfig) -> None:
         for place, message in mistakes_of_changes(config):
             raise self.locate(("stages", name, *place), message)
 
-    def _check_class(self, place: Path, label: int | str) -> None:
-        task = self.plan.task
-        if isinstance(label, str) and label not in task.class_names:
-            raise self.locate(
-                place, f"task `{task.name}` has no class `{label}`{did_you_mean(label, task.class_names)}"
-            )
-        if isinstance(label, int) and not 0 <= label < task.num_classes:
-            raise self.locate(place, f"class {label} is not one of the task's 0 to {task.num_classes - 1}")
+    def _check_classes(self, place: Path, labels: Iterable[int | str]) -> set[int]:
+        """The indices of classes that the plan names."""
+        names, indices = self.plan.task.class_names, set()
+        for position, label in enumerate(labels):
+            try:
+                indices.add(class_index(names, label))
+            except ValueError as error:
+                hint = did_you_mean(label, names) if isinstance(label, str) else ""
+                raise self.locate(
+                    (*place, position), f"task `{self.plan.task.name}`: {error}{hint}"
+                ) from None
+        return indices
 
     def _check_clusters(self, name: str, config: StageConfig) -> None:
         """Clusters fit into the task's classes."""
@@ -256,9 +256,10 @@ class _Expansion:
             return
         count, place = self.plan.task.num_classes, ("stages", name)
         for index, cluster in enumerate(config.given or ()):
-            for position, label in enumerate(cluster):
-                self._check_class((*place, "given", index, position), label)
-            if len(set(cluster)) >= count:
+            classes = self._check_classes((*place, "given", index), cluster)
+            if len(classes) < len(cluster):
+                raise self.locate((*place, "given", index), "a class is listed twice, by index and by name")
+            if len(classes) >= count:
                 raise self.locate((*place, "given", index), "a cluster of all classes needs no specialist")
         if config.size is not None and config.size >= count:
             raise self.locate((*place, "size"), f"the task has {count} classes; a cluster holds fewer")

@@ -21,7 +21,8 @@ class ConfusionClustersConfig(StageConfig):
     diagonal, on the validation split, or on `views` augmented versions of the transfer set. `partition`: every class is
     in one cluster of `minimum_size` to `maximum_size` classes, half to twice the mean if left out; `overlap`: equal
     parts of all classes, each filled up to `size` with the classes that it is most confused with. Clusters of your own
-    are written out as `given`: lists of classes by index or name, or the name of a YAML or JSON file with such lists.
+    are written out as `given`: lists of classes by index or name (in quotes where it is a number), or the name of a
+    YAML or JSON file with such lists.
     """
 
     stage: Literal["confusion_clusters"]

@@ -290,7 +290,7 @@ class AdjustClassBiasConfig(StageConfig):
     `prior`: the classes' mean predicted probability on the transfer set, whose labels are not looked at, becomes their
     known `prior`, by default their share of the training split. `validation`: the shift with the fewest errors on the
     validation split. `test_oracle`: on the test split, as in the paper; its test errors are no honest estimate. A model
-    with replicas is adjusted once per replica.
+    with replicas is adjusted once per replica. Classes are written by index or by name, in quotes where it is a number.
     """
 
     follows: ClassVar[frozenset[str]] = frozenset({"model"})

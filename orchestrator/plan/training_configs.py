@@ -94,7 +94,8 @@ ScheduleConfig = Annotated[
 
 class TransferConfig(Config):
     """Which part of the training split is used, or of samples that the stages `synthesized` made instead: then the
-    training split is not looked at. A class is written by index or by name.
+    training split is not looked at. A class is written by index or by name, in quotes where the name is a number; a
+    number that is the name of another class than the one with that index is refused.
 
     The part is the `fraction` of samples with the smallest hash of (`seed`, sample id), so that a larger
     fraction contains every smaller one.

@@ -27,6 +27,7 @@ from raydistill.targets.clusters import (
 )
 from raydistill.targets.confusion import Moments
 from raydistill.tasks.splits import TaskData
+from raydistill.tasks.task import class_index
 from raydistill.training import model_files
 from raydistill.training.data import TransferSet, Views
 
@@ -45,10 +46,7 @@ def confusion_clusters(config: ConfusionClustersConfig, context: StageContext) -
         clusters, held = _find_clusters(config, context)
         found = {"clusters/confusions_held": held}
     else:
-        clusters = [
-            [names.index(label) if isinstance(label, str) else label for label in cluster]
-            for cluster in config.given
-        ]
+        clusters = [[class_index(names, label) for label in cluster] for cluster in config.given]
     _warn_of_odd_sizes(clusters, len(names))
     write_json(
         context.path(CLUSTERS),

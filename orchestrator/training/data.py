@@ -15,6 +15,7 @@ from raydistill.plan.augment_configs import AugmentConfig, MixupConfig
 from raydistill.plan.training_configs import TransferConfig
 from raydistill.tasks.hashing import cut, fold_key
 from raydistill.tasks.splits import Split, TaskData, View, normalised
+from raydistill.tasks.task import class_index
 from raydistill.training.augment import augment, mixup_partners
 
 ORDER, TRANSFER = 11, 12  # purposes, so that equal seeds do not give equal draws
@@ -163,9 +164,7 @@ def transfer_positions(data: TaskData, transfer: TransferConfig) -> Tensor:
 
 def class_indices(data: TaskData, classes: Sequence[int | str]) -> Tensor:
     """Indices of classes written by index or by name."""
-    return torch.tensor(
-        [label if isinstance(label, int) else data.class_names.index(label) for label in classes]
-    )
+    return torch.tensor([class_index(data.class_names, label) for label in classes])
 
 
 def split_batch(rows: Tensor, rank: int, world: int) -> tuple[Tensor, float]:

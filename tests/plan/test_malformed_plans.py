@@ -201,7 +201,7 @@ REFUSED = {
     "class": (
         teacher("transfer: {only_classes: [seven]}"),
         "8: stages.teacher.transfer.only_classes.0",
-        "task `mnist` has no class `seven`; known: `0`, `1`",
+        "task `mnist`: there is no class `seven`; known: `0`, `1`",
     ),
     # what is missing
     "plan without a name": (change("name: probe\n", ""), "1", "`name` is missing"),
@@ -814,7 +814,7 @@ REFUSED = {
     "cluster with a class that does not exist": (
         clusters("{stage: confusion_clusters, given: [[1, 2], [3, ten]]}"),
         "13: stages.clusters.given.1.1",
-        "task `mnist` has no class `ten`",
+        "task `mnist`: there is no class `ten`",
     ),
     "cluster with a class out of range": (
         clusters("{stage: confusion_clusters, given: [[1, 10]]}"),
