@@ -288,7 +288,8 @@ class AdjustClassBiasConfig(StageConfig):
     of them (arXiv 1503.02531, section 3).
 
     `prior`: the classes' mean predicted probability on the transfer set, whose labels are not looked at, becomes their
-    known `prior`, by default their share of the training split. `validation`: the shift with the fewest errors on the
+    known `prior`, by default their share of the training split; the log says where no shift does it (infinite logits),
+    the metric `class_bias/prior_reached` how near it came. `validation`: the shift with the fewest errors on the
     validation split. `test_oracle`: on the test split, as in the paper; its test errors are no honest estimate. A model
     with replicas is adjusted once per replica. Classes are written by index or by name, in quotes where it is a number.
     """
@@ -367,7 +368,7 @@ STAGES: dict[str, StageKind] = {
         TrainSpecialistsConfig, "raydistill.stages.train_specialists:train_specialists", 1, "specialist"
     ),
     "adjust_class_bias": StageKind(
-        AdjustClassBiasConfig, "raydistill.stages.adjust_class_bias:adjust_class_bias", 1, "model"
+        AdjustClassBiasConfig, "raydistill.stages.adjust_class_bias:adjust_class_bias", 2, "model"
     ),
     "record_statistics": StageKind(
         RecordStatisticsConfig, "raydistill.stages.record_statistics:record_statistics", 1, "statistics"

@@ -1,5 +1,6 @@
 """Shift the logits of some classes of a trained model."""
 
+import logging
 import shutil
 
 import torch
@@ -12,10 +13,18 @@ from raydistill.stages.training_stage import load_data
 from raydistill.stages.transfer_data import load_transfer_set
 from raydistill.tasks.splits import TaskData
 from raydistill.training import model_files
-from raydistill.training.class_bias import offset_of_fewest_errors, offset_to_prior
+from raydistill.training.class_bias import (
+    mean_probability,
+    offset_of_fewest_errors,
+    offset_to_prior,
+)
 from raydistill.training.data import Views, class_indices
 from raydistill.training.evaluation import judge_splits, predict_split
 from raydistill.training.model_files import TrainedModel
+
+log = logging.getLogger("raydistill")
+
+NEAR = 0.01  # of the rarer side: an offset of a few hundred nats moves float32 logits by 1e-5 of it
 
 
 def adjust_class_bias(config: AdjustClassBiasConfig, context: StageContext) -> dict[str, float]:
@@ -24,7 +33,12 @@ def adjust_class_bias(config: AdjustClassBiasConfig, context: StageContext) -> d
     source = context.input(config.model)
     trained = model_files.load(source, context.device)
     classes = class_indices(data, config.classes).unique()
-    shift = _shift(config, context, trained, data, classes)
+    found = (
+        _shift_to_prior(config, context, trained, data, classes)
+        if config.by == "prior"
+        else {"class_bias/offset": _best_shift(config, context, trained, data, classes)}
+    )
+    shift = found["class_bias/offset"]
     offset = torch.tensor(
         trained.description.get("logit_offset") or [0.0] * trained.description["num_classes"]
     )
@@ -38,26 +52,43 @@ def adjust_class_bias(config: AdjustClassBiasConfig, context: StageContext) -> d
     added = torch.zeros_like(offset).index_fill_(0, classes, shift).to(context.device)
     splits = {"validation": data.validation.to(context.device), "test": data.test.to(context.device)}
     judged = judge_splits(context, lambda inputs: trained.logits(inputs) + added, splits, config.batch_size)
-    return judged | {"class_bias/offset": shift}
+    return judged | found
 
 
-def _shift(
+def _shift_to_prior(
+    config: AdjustClassBiasConfig,
+    context: StageContext,
+    trained: TrainedModel,
+    data: TaskData,
+    classes: torch.Tensor,
+) -> dict[str, float]:
+    """The shift, the prior that was asked for, and the one that the shifted logits have."""
+    transfer = load_transfer_set(config.transfer, Views(), context, data)
+    prior = config.prior or torch.isin(data.train.labels.cpu(), classes).double().mean().item()
+    if not 0 < prior < 1:
+        raise StageError("the training split does not say how frequent the classes are; write their `prior`")
+    logits = predict_split(trained.logits, transfer.split, config.batch_size)
+    shift = offset_to_prior(logits, classes, prior)
+    reached = mean_probability(
+        logits.index_add(1, classes, logits.new_full((len(logits), len(classes)), shift)), classes
+    )
+    if abs(reached - prior) > NEAR * min(prior, 1 - prior):
+        log.warning(
+            "no shift gives the classes the prior %.4g: the nearest is %.4g; the model's logits are infinite, or too"
+            " far apart for float32",
+            prior,
+            reached,
+        )
+    return {"class_bias/offset": shift, "class_bias/prior": prior, "class_bias/prior_reached": reached}
+
+
+def _best_shift(
     config: AdjustClassBiasConfig,
     context: StageContext,
     trained: TrainedModel,
     data: TaskData,
     classes: torch.Tensor,
 ) -> float:
-    if config.by == "prior":
-        transfer = load_transfer_set(config.transfer, Views(), context, data)
-        prior = config.prior or torch.isin(data.train.labels.cpu(), classes).double().mean().item()
-        if not 0 < prior < 1:
-            raise StageError(
-                "the training split does not say how frequent the classes are; write their `prior`"
-            )
-        return offset_to_prior(
-            predict_split(trained.logits, transfer.split, config.batch_size), classes, prior
-        )
     split = data.validation if config.by == "validation" else data.test
     if not len(split):
         raise StageError(f"there are no samples to choose by; write `by: prior` instead of `by: {config.by}`")

@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 import torch
 
+from raydistill.stages import adjust_class_bias
+
 STILL = {"name": "sgd", "learning_rate": 1e-30}
 
 
@@ -42,6 +44,19 @@ def test_by_prior_the_class_has_its_share_of_the_training_split(stages: Any, pla
     data = stages.plan.task.load()
     logits = stages.model("adjusted").logits(data.train.inputs)
     assert logits.softmax(dim=1)[:, 1].mean().item() == pytest.approx(0.25, abs=1e-4)
+    metrics = stages.record("adjusted").metrics
+    assert metrics["class_bias/prior"] == 0.25
+    assert metrics["class_bias/prior_reached"] == pytest.approx(0.25, abs=1e-5)
+
+
+def test_a_prior_that_no_shift_reaches_is_said(
+    stages: Any, plan: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    never = torch.tensor([0.0, -torch.inf, 0.0])
+    monkeypatch.setattr(adjust_class_bias, "predict_split", lambda *_: never.expand(60, 3).clone())
+    stages.run(plan)
+    assert "no shift gives the classes the prior" in caplog.text
+    assert stages.record("adjusted").metrics["class_bias/prior_reached"] == 0
 
 
 def test_a_second_shift_is_added_to_the_first(stages: Any, plan: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from raydistill.training.class_bias import offset_of_fewest_errors, offset_to_prior
+from raydistill.training.class_bias import mean_probability, offset_of_fewest_errors, offset_to_prior
 
 CLASSES = torch.tensor([3, 1])
 
@@ -33,6 +33,37 @@ def test_a_known_shift_is_found_again() -> None:
     logits = torch.randn(200, 5) * 3
     prior = logits.double().softmax(dim=1)[:, CLASSES].sum(dim=1).mean().item()
     assert offset_to_prior(shifted(logits, -3.5).float(), CLASSES, prior) == pytest.approx(3.5, abs=1e-5)
+
+
+@pytest.mark.parametrize("spread", [1e-3, 30.0, 300.0, 1e4, 1e7])
+@pytest.mark.parametrize("prior", [1e-4, 0.102, 0.5, 0.9])
+def test_the_prior_is_reached_however_far_logits_are_apart(spread: float, prior: float) -> None:
+    """Against a mean of softmaxes in float64; 49 of 50 samples may have to be moved over the whole spread."""
+    torch.manual_seed(1)
+    logits = torch.randn(50, 5) * spread
+    offset = offset_to_prior(logits, CLASSES, prior)
+    mass = shifted(logits, offset).softmax(dim=1)[:, CLASSES].sum(dim=1).mean()
+    assert mass.item() == pytest.approx(prior, rel=1e-6)
+
+
+def test_a_prior_that_infinite_logits_forbid_is_missed_by_as_little_as_can_be() -> None:
+    logits = torch.zeros(10, 5)
+    logits[:3, CLASSES] = -torch.inf  # three of ten samples will never say the classes
+    offset = offset_to_prior(logits, CLASSES, 0.9)
+    assert mean_probability(shifted(logits, offset), CLASSES) == pytest.approx(0.7, abs=1e-9)
+    assert offset_to_prior(logits[:3], CLASSES, 0.9) == 0.0
+
+
+def test_the_fewest_errors_are_found_also_where_classes_are_far_apart() -> None:
+    logits, labels = torch.zeros(4, 5), torch.tensor([3, 3, 0, 0])
+    logits[:2, 0], logits[2:, 0] = (
+        700.0,
+        900.0,
+    )  # 3 is right between the two, 1 ties with it and is never best
+    logits[:, 1] = -1.0
+    offset = offset_of_fewest_errors(logits, labels, CLASSES)
+    assert errors(logits, labels, offset) == 0
+    assert 700 < offset < 900
 
 
 @pytest.mark.parametrize("seed", range(5))
