@@ -92,6 +92,8 @@ class Task(BaseModel):
     split_seed: int = 0
     """Chooses which samples are set aside."""
 
+    plain_word: ClassVar[str | None] = "name"
+    """The key of a mapping for which a plain word may stand in a plan."""
     not_identity: ClassVar[frozenset[str]] = frozenset({"name", "folder", "file", "download", "workers"})
 
     @property

@@ -37,6 +37,9 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    plain_word: ClassVar[str | None] = None
+    """The key of a mapping for which a plain word may stand."""
+
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown_keys(cls, raw: Any) -> Any:
@@ -66,19 +69,25 @@ class ChosenBy:
     what: str
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        members = get_args(source) or (source,)
-        table = {get_args(member.model_fields[self.key].annotation)[0]: member for member in members}
+        table = self.table(source)
+        members = tuple(table.values())
 
         def build(raw: Any) -> Any:
             return raw if isinstance(raw, members) else self._build(raw, table)
 
         return core_schema.no_info_before_validator_function(build, handler(source))
 
+    def table(self, union: Any) -> dict[str, type[Config]]:
+        """The members of the union, by their words."""
+        members = get_args(union) or (union,)
+        return {get_args(member.model_fields[self.key].annotation)[0]: member for member in members}
+
     def _build(self, raw: Any, table: Mapping[str, type[Config]]) -> Config:
         names = ", ".join(f"`{name}`" for name in table)
         if not isinstance(raw, Mapping):
-            word = raw if isinstance(raw, str) and raw in table else next(iter(table))
-            raise located_error(f"should be a mapping, not {shown(raw)}; write `{{{self.key}: {word}}}`")
+            raise located_error(
+                f"should be a mapping, not {shown(raw)}; write `{{{self.key}: {next(iter(table))}}}`"
+            )
         if self.key not in raw:
             raise located_error(f"`{self.key}` is missing: the {self.what}, one of {names}")
         word = raw[self.key]

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from raydistill.errors import PlanError, did_you_mean
 from raydistill.plan.mistakes import Path, mistakes, one_line
 from raydistill.plan.schema import Plan
+from raydistill.plan.short_forms import written_out
 
 MAX_NODES = 20_000  # a plan is a page; more comes from aliases that multiply
 MAX_DEPTH = 50
@@ -63,10 +64,12 @@ def load_plan(file: FilePath, overrides: Sequence[str] = ()) -> Plan:
 
 
 def read_source(file: FilePath, overrides: Sequence[str] = ()) -> Source:
-    """Parse the YAML of `file` and apply `path=value` overrides."""
+    """Parse the YAML of `file`, write its short forms out, and apply `path=value` overrides."""
     source = parse_source(_read_text(file), str(file))
+    source.values = written_out(source.values, Plan)
     for override in overrides:
         _override(source, override)
+        source.values = written_out(source.values, Plan)
     return source
 
 

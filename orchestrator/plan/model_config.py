@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -20,6 +20,8 @@ class ModelConfig(Config):
     function of the user's, called with `num_classes` and the options.
     """
 
+    plain_word: ClassVar[str | None] = "name"
+
     name: str
     num_classes: Integer | None = Field(None, ge=2, description="outputs; the task's classes when left out")
     options: dict[str, Any] = Field({}, description="of the architecture")
@@ -30,7 +32,7 @@ class ModelConfig(Config):
         if isinstance(raw, cls):
             return raw
         if not isinstance(raw, Mapping) or not isinstance(raw.get("name"), str):
-            raise located_error("a model is written `{name: mlp}`, with its options beside the name")
+            raise located_error("a model is written `mlp` or `{name: mlp}`, with its options beside the name")
         own = {key: raw[key] for key in ("name", "num_classes") if key in raw}
         options = {key: value for key, value in raw.items() if key not in cls.model_fields}
         nested = raw.get("options", {})

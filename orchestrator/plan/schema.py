@@ -20,7 +20,7 @@ def build_task(raw: Any) -> Task:
     if isinstance(raw, Task):
         return raw
     if not isinstance(raw, Mapping) or "name" not in raw:
-        raise located_error("a task is written `{name: mnist}`, with its options beside the name")
+        raise located_error("a task is written `mnist` or `{name: mnist}`, with its options beside the name")
     name = raw["name"]
     if not isinstance(name, str) or name not in TASKS:
         raise located_error(f"unknown task {shown(name)}{did_you_mean(str(name), TASKS)}", "name")

@@ -11,6 +11,7 @@ from raydistill.plan.mistakes import Path, shown
 from raydistill.plan.model_config import ModelConfig
 from raydistill.plan.schema import Plan
 from raydistill.plan.search_configs import Domain
+from raydistill.plan.short_forms import written_out
 
 
 def check_path(plan: Plan, source: Source, written: str, domain: Domain) -> Path:
@@ -90,6 +91,7 @@ def source_with(source: Source, defaults: Mapping[str, Any], values: Mapping[Pat
     for path, value in values.items():
         _put(written["stages"], defaults["stages"], path, copy.deepcopy(value))
         _move_place(changed, path)
+    changed.values = written_out(written, Plan)
     return changed
 
 

@@ -62,7 +62,7 @@ def test_a_student_learns_from_all_peers(graph_of: GraphOf) -> None:
     [
         ("stages.peers.peers=1", "should be at least 2"),
         ("stages.peers.peers=[{name: mlp}]", "should be a whole number"),
-        ("stages.peers.model=mlp", "a model is written `{name: mlp}`"),
+        ("stages.peers.model=[mlp]", "a model is written `mlp` or `{name: mlp}`"),
         ("stages.peers.model.name=mpl", "did you mean `mlp`"),
         ("stages.peers.burn_in=3", "after 3 epochs without peers nothing is left of 3; burn in for less"),
         ("stages.peers.burn_in=-1", "should be at least 0"),
