@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raydistill.errors import DistillError
+from raydistill.errors import DistillError, PlanError
 from raydistill.execution.request import Backend
 from raydistill.execution.scheduler import run_stages
 from raydistill.plan.order import Graph
@@ -18,7 +18,7 @@ from raydistill.runs.files import make_folder
 from raydistill.runs.live_results import LiveResults
 from raydistill.runs.plan_run import FINISHED, SUCCEEDED, NodeState, PlanRun, copy_report, latest_run
 from raydistill.terminal import Progress
-from raydistill.tracking import Mirror
+from raydistill.tracking import Mirror, Untracked
 
 MIRROR_SECONDS, MIRROR_SECONDS_INTERRUPTED = 20.0, 3.0  # seconds for the last words to the tracking store
 
@@ -54,8 +54,8 @@ def run_plan(
     states = {name: NodeState() for name in graph.nodes}
     stop = threading.Event()
     with stopping_on_interrupt(stop), ExitStack() if last_words is None else nullcontext(last_words) as words:
+        mirror = build_mirror(plan, run.folder, options)
         run.begin()
-        mirror = Mirror(run.folder, options.root, options.tracking_uri)
         words.callback(finish_tracking, mirror, run, states, stop)
         with results_written(run, states, stop):
             if not (previous and mirror.has_sent(previous)):
@@ -70,8 +70,19 @@ def run_plan(
     return run.results
 
 
+def build_mirror(plan: Plan, folder: Path, options: RunOptions) -> Mirror | Untracked:
+    """What shows a run or a search in MLflow; `PlanError` when only the command line wants that."""
+    if plan.tracking == "none":
+        if options.tracking_uri is not None:
+            raise PlanError(
+                "the plan says `tracking: none`; leave `--tracking-uri` out, or add `--set tracking={}`"
+            )
+        return Untracked()
+    return Mirror(folder, options.root, options.tracking_uri)
+
+
 def finish_tracking(
-    mirror: Mirror, run: PlanRun, states: Mapping[str, NodeState], stop: threading.Event
+    mirror: Mirror | Untracked, run: PlanRun, states: Mapping[str, NodeState], stop: threading.Event
 ) -> None:
     """Wait for what goes to the tracking store, and note where it went."""
     mirror.finish(MIRROR_SECONDS_INTERRUPTED if stop.is_set() else MIRROR_SECONDS)

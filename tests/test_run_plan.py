@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 
 from raydistill import report, run_plan
@@ -138,6 +139,29 @@ def test_a_plan_runs_to_the_end_and_again_without_starting_anything(bench: Bench
     assert NoTracking.started == 1
     assert bench.run(CHAIN, "--force", "student").exit_code == 0
     assert bench.calls == ["teacher", "student", "student"]
+
+
+def test_a_run_without_tracking_never_opens_the_store_and_its_plan_says_so(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(run_plan, "Mirror")
+    for options in (("--no-tracking",), ("--set", "tracking=none")):
+        result = bench.run(CHAIN, *options)
+        assert result.exit_code == 0, result.output
+        assert bench.results()["mlflow"] == {}
+        written = bench.root / "plans" / "p" / bench.results()["run_id"] / "plan.yaml"
+        assert yaml.safe_load(written.read_text())["tracking"] == "none"
+    assert bench.calls == ["teacher", "student"]
+
+
+@pytest.mark.parametrize("options", [("--no-tracking",), ("--set", "tracking=none")])
+def test_a_store_that_is_named_for_a_run_without_tracking_is_a_mistake(
+    bench: Bench, options: tuple[str, ...]
+) -> None:
+    result = bench.run(CHAIN, *options, "--tracking-uri", "http://127.0.0.1:9")
+    assert result.exit_code == 2
+    assert "leave" in one_line(result)
+    assert not bench.calls
 
 
 def test_a_failed_stage_is_exit_code_1_and_a_table_with_its_error(bench: Bench, reports: list[str]) -> None:

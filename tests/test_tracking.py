@@ -537,6 +537,18 @@ def test_the_environment_names_the_store_and_passwords_are_not_written_down(
     assert "secret" not in (folder / "tracking.json").read_text()
 
 
+def test_a_run_or_search_without_tracking_is_sent_by_nobody(runs: Runs) -> None:
+    runs.record(runs.stage("teacher"))
+    folder = runs.run("r1", tracking="none", teacher="done")
+    search = runs.root / "searches" / "p-1"
+    search.mkdir(parents=True)
+    write(search / "search.json", {"plan": "p", "status": "done"})
+    (search / "plan.yaml").write_text("name: p\ntracking: none\n")
+    assert list(sync(runs.root)) == []
+    assert runs.runs() == {}
+    assert not (folder / "tracking.json").exists()
+
+
 def test_sync_closes_the_runs_of_a_dead_driver(runs: Runs) -> None:
     (runs.stage("teacher") / "metrics.jsonl").write_text(lines(1, 2))
     runs.run("r1", "running", teacher="running")

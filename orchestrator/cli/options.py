@@ -1,10 +1,13 @@
 """Options that several commands share."""
 
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
+
+from raydistill.errors import PlanError
 
 runs_option = click.option(
     "--runs", "root", default="runs", show_default=True, type=click.Path(path_type=Path), help="Storage root."
@@ -14,9 +17,22 @@ tracking_option = click.option(
 )
 
 
+def untracked_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--no-tracking` is `--set tracking=none`."""
+
+    @wraps(command)
+    def overriding(*arguments: Any, overrides: tuple[str, ...], no_tracking: bool, **options: Any) -> Any:
+        if no_tracking and options["tracking_uri"]:
+            raise PlanError("`--no-tracking` and `--tracking-uri` exclude each other; leave one out")
+        more = ("tracking=none",) if no_tracking else ()
+        return command(*arguments, overrides=(*overrides, *more), **options)
+
+    return click.option("--no-tracking", is_flag=True, help="Run without MLflow.")(overriding)
+
+
 def plan_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that are the same wherever a plan is taken."""
-    options = [
+    options: list[Callable[..., Any]] = [
         click.argument("plan_file", metavar="PLAN", type=click.Path(path_type=Path)),
         click.option(
             "--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change a value of the plan."
@@ -30,6 +46,7 @@ def plan_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         runs_option,
         tracking_option,
+        untracked_option,
     ]
     for option in reversed(options):
         command = option(command)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from raydistill.cli.graphs import load_graph
-from raydistill.cli.options import tracking_option
+from raydistill.cli.options import tracking_option, untracked_option
 from raydistill.cli.tune import confirm_grid, load_search
 from raydistill.cli.watching import connect, end_with, follow_job, head_option
 from raydistill.errors import PlanError
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     "--runs", "root", type=click.Path(path_type=Path), help="Storage root: absolute, seen by every node."
 )
 @tracking_option
+@untracked_option
 @click.option(
     "--exclude", multiple=True, metavar="PATTERN", help="Leave files out, as a line of .gitignore would."
 )
@@ -114,7 +115,7 @@ def submit(
     results: Path | str = "searches" if searches else f"plans/{plan.name}"
     if problem:
         results = SearchRun(Path(), plan.name, problem.fingerprint).folder
-    job_id, client = _send(submission, address, results)
+    job_id, client = _send(submission, plan, address, results)
     if follow:
         follow_job(client, job_id)
     if wait:
@@ -185,7 +186,9 @@ def _announce(submission: "Submission", plan: "Plan", source: "Source") -> None:
         )
 
 
-def _send(submission: "Submission", address: str | None, results: Path | str) -> "tuple[str, JobsClient]":
+def _send(
+    submission: "Submission", plan: "Plan", address: str | None, results: Path | str
+) -> "tuple[str, JobsClient]":
     from raydistill.execution.submit.sending import send
 
     client = connect(address)
@@ -199,6 +202,8 @@ def _send(submission: "Submission", address: str | None, results: Path | str) ->
         "follow": f"distill jobs logs {job_id} -f --address {client.address}",
     }
     click.echo(f"job {job_id}")
+    if plan.tracking == "none":
+        del lines["mlflow"]
     for name, text in lines.items():
         click.echo(f"  {name:<10}{text}")
     return job_id, client

@@ -84,7 +84,8 @@ def examine(examination: Examination) -> list[Finding]:
         findings += _storage(examination.root)
         findings += _shared_storage(examination.root) if joined else []
         findings += _clocks(ask) if joined else []
-        findings += _tracking(examination.root, examination.tracking_uri)
+        if examination.plan is None or examination.plan.tracking != "none":
+            findings += _tracking(examination.root, examination.tracking_uri)
         findings += [] if examination.plan is None else _needs_of(examination.plan, ask)
     finally:
         if owned:

@@ -1,7 +1,7 @@
 """The whole plan: a task and a graph of stages."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError
 
@@ -45,8 +45,8 @@ PlanName = Annotated[
 
 
 class TrackingConfig(Config):
-    """Where the runs appear in MLflow: the experiment (the plan's name when left out), and the name under which
-    the student is registered as a model (not registered when left out)."""
+    """Where the runs appear in MLflow. `tracking: none` (or `--no-tracking`) runs without it: nothing is sent, neither
+    now nor by `distill sync`, and MLflow is not even imported."""
 
     experiment: str | None = None
     register_student_as: str | None = None
@@ -58,5 +58,10 @@ class Plan(Config):
     name: PlanName
     task: Annotated[SerializeAsAny[Task], BeforeValidator(build_task)]
     stages: Annotated[dict[StageName, AnyStageConfig], Field(min_length=1)]
-    tracking: TrackingConfig = TrackingConfig()
+    tracking: TrackingConfig | Literal["none"] = TrackingConfig()
     search: SearchConfig | None = None
+
+    @property
+    def experiment(self) -> str:
+        """What its runs are called together."""
+        return (self.tracking.experiment if isinstance(self.tracking, TrackingConfig) else None) or self.name

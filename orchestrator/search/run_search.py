@@ -22,6 +22,7 @@ from raydistill.run_plan import (
     MIRROR_SECONDS,
     MIRROR_SECONDS_INTERRUPTED,
     RunOptions,
+    build_mirror,
     run_plan,
     stopping_on_interrupt,
 )
@@ -35,7 +36,7 @@ from raydistill.search.ending import Ending
 from raydistill.search.ledger import Ledger
 from raydistill.search.problem import Problem
 from raydistill.search.progress import Progress
-from raydistill.tracking import Mirror
+from raydistill.tracking import Mirror, Untracked
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ def run_search(
         owned(run),
         stopping_on_interrupt(stop),
         ExitStack() as last_words,
-        shown(run, options, stop) as mirror,
+        shown(problem.plan, run, options, stop) as mirror,
         described(problem, run, options) as description,
     ):
         run.interrupt_running()
@@ -72,9 +73,11 @@ def run_search(
 
 
 @contextmanager
-def shown(run: SearchRun, options: RunOptions, stop: threading.Event) -> Iterator[Mirror]:
+def shown(
+    plan: Plan, run: SearchRun, options: RunOptions, stop: threading.Event
+) -> Iterator[Mirror | Untracked]:
     """The search in MLflow, and at its end a report."""
-    mirror = Mirror(run.folder, options.root, options.tracking_uri)
+    mirror = build_mirror(plan, run.folder, options)
     try:
         yield mirror
         if options.is_reported and not stop.is_set():
@@ -206,8 +209,8 @@ def write_best_plan(problem: Problem, best: TrialRecord, run: SearchRun, root: P
     source = problem.source_of(problem.written_values(best))
     values = dict(source.values)
     values["name"] = f"{problem.plan.name[:95]}-best"
-    experiment = problem.plan.tracking.experiment or problem.plan.name
-    values["tracking"] = {**(values.get("tracking") or {}), "experiment": experiment}
+    if problem.plan.tracking != "none":
+        values["tracking"] = {**(values.get("tracking") or {}), "experiment": problem.plan.experiment}
     chosen = "\n".join(f"#   {path}: {json.dumps(value)}" for path, value in best.values.items())
     header = (
         f"# The best of {len(run.trials())} trials of `{problem.plan.name}`, chosen by `{problem.metric}`"
@@ -232,7 +235,7 @@ def describe(problem: Problem, run: SearchRun, options: RunOptions) -> dict[str,
         "metric": str(problem.metric),
         "mode": problem.metric.mode,
         "replicas": problem.replicas,
-        "experiment": problem.plan.tracking.experiment or problem.plan.name,
+        "experiment": problem.plan.experiment,
         "names": short_names(list(problem.paths)),
         "own": own_values(problem),
         **{key: config[key] for key in ("space", "searcher", "scheduler")},

@@ -17,9 +17,11 @@ that is down, slow or wrong delays the mirror and stops nothing.
     students.py     students as logged models, exported by a process of their own (raydistill.export)
     logged_model.py a network as an MLflow model on disk
     background.py   the thread that mirrors while a plan runs, and `sync`
+    untracked.py    stands in for it where the plan says `tracking: none`
 """
 
 from raydistill.tracking.background import Mirror, MirrorResult, mirror, sync
 from raydistill.tracking.store import resolve_uri
+from raydistill.tracking.untracked import Untracked
 
-__all__ = ["Mirror", "MirrorResult", "mirror", "resolve_uri", "sync"]
+__all__ = ["Mirror", "MirrorResult", "Untracked", "mirror", "resolve_uri", "sync"]

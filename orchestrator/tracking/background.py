@@ -19,7 +19,7 @@ from raydistill.tracking.parent import (
     push_table,
     signatures,
 )
-from raydistill.tracking.plan_run import RAN, TrackedRun, read_run
+from raydistill.tracking.plan_run import RAN, TrackedRun, is_untracked, read_run
 from raydistill.tracking.search import push_search
 from raydistill.tracking.search_run import TrackedSearch, is_search, read_search
 from raydistill.tracking.session import GivenUp, Session
@@ -229,7 +229,9 @@ def _push_rest(
     down: dict[str, str] = {}
     found = [*sorted(root.glob("plans/*/*/graph.json")), *sorted(root.glob("searches/*/search.json"))]
     for folder in (path.parent for path in found):
-        if give_up.is_set() or _is_delivered(folder) or (uri := uri_of(folder)) is None:
+        if give_up.is_set() or _is_delivered(folder) or is_untracked(folder):
+            continue
+        if (uri := uri_of(folder)) is None:
             continue
         name = f"{folder.parent.name}/{folder.name}"
         with try_lock(folder) as is_mine:

@@ -82,7 +82,8 @@ def read_run(folder: Path, root: Path) -> TrackedRun:
     graph = json.loads((folder / "graph.json").read_text())
     results = read_json(folder / "results.json")
     entries = results.get("stages", {})
-    tracking = _tracking_options(folder / "plan.yaml")
+    written = _tracking(folder / "plan.yaml")
+    tracking = written if isinstance(written, dict) else {}
     return TrackedRun(
         folder=folder,
         plan=graph["plan"],
@@ -120,10 +121,15 @@ def _node(values: Mapping[str, Any], entry: Mapping[str, Any], root: Path) -> Tr
     )
 
 
-def _tracking_options(plan: Path) -> dict[str, Any]:
+def is_untracked(folder: Path) -> bool:
+    """Whether the plan of a run or a search keeps it out of MLflow."""
+    return _tracking(folder / "plan.yaml") == "none"
+
+
+def _tracking(plan: Path) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(plan.read_text()).get("tracking") or {}
+        return yaml.safe_load(plan.read_text()).get("tracking")
     except (OSError, yaml.YAMLError, AttributeError):
-        return {}
+        return None

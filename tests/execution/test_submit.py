@@ -520,6 +520,12 @@ def test_a_search_is_checked_before_it_is_sent(project: Path) -> None:
     assert (dependent.exit_code, "finished trials are never repeated" in dependent.output) == (2, True)
 
 
+def test_a_job_without_tracking_is_told_so(project: Path) -> None:
+    result = distill("submit", "plan.yaml", "--runs", "/r", "--no-tracking", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert " --set=tracking=none " in result.output
+
+
 def test_a_large_grid_is_asked_about_where_somebody_can_answer(project: Path) -> None:
     add_search(project, LARGE_GRID)
     refused = distill("submit", "plan.yaml", "--tune", "--runs", "/r")

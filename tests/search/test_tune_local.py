@@ -10,6 +10,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from raydistill import run_plan
 from raydistill.cli import main
 from raydistill.errors import StageError
 from raydistill.execution import run_stage
@@ -46,6 +47,16 @@ def test_the_best_plan_is_the_users_with_the_best_values(bench: Any) -> None:
     assert best["stages"]["teacher"] == bench.plan["stages"]["teacher"]
     assert "search" not in best
     assert best["tracking"] == {"experiment": "p"}
+
+
+def test_a_search_without_tracking_leaves_a_best_plan_without_it(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(run_plan, "Mirror")
+    result = bench.tune(SPACE, "--local", "--no-tracking")
+    assert result.exit_code == 0, result.output
+    for plan in (bench.run.best_plan, bench.run.folder / "plan.yaml"):
+        assert yaml.safe_load(plan.read_text())["tracking"] == "none"
 
 
 def test_what_trials_share_runs_once_and_trials_see_no_test_split(bench: Any) -> None:
