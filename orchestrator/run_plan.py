@@ -119,7 +119,7 @@ def run_on_backend(
 
     with (
         closing(build_backend(options, stop)) as backend,
-        Progress(states) as progress,
+        Progress(states, run.graph, options.root) as progress,
         LiveResults(run, states) as live,
     ):
         run_stages(

@@ -4,6 +4,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -12,7 +13,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from raydistill.execution.outlook import Prospect
+from raydistill.plan.order import Graph
+from raydistill.plan.stage_bases import TrainingConfig
+from raydistill.runs.pace import Pace, Standing
 from raydistill.runs.plan_run import NodeState
+
+TELL_SECONDS = 10.0
 
 STYLES = {
     "done": "green",
@@ -129,14 +135,20 @@ def _errors(metrics: Mapping[str, float], std: Mapping[str, float]) -> str:
 
 
 class Progress:
-    """Shows the stages while they run: a live table on a terminal, a line per change elsewhere."""
+    """Shows the stages while they run: a live table on a terminal; elsewhere a line per change, and one every
+    `TELL_SECONDS` that says how far a stage is."""
 
-    def __init__(self, states: Mapping[str, NodeState]) -> None:
+    def __init__(self, states: Mapping[str, NodeState], graph: Graph, root: Path) -> None:
         self.console = console(stderr=True)
         self.states = dict(states)
+        self.graph, self.root = graph, root
         self.shown: dict[str, tuple[str, str]] = {}
+        self.paces: dict[str, Pace] = {}
+        self.told: dict[str, float] = {}
         self.started = time.monotonic()
         self.lock = threading.Lock()
+        self.over = threading.Event()
+        self.teller = threading.Thread(target=self._tell, name="progress", daemon=True)
         self.live = Live(
             console=self.console, get_renderable=self._render, refresh_per_second=4, transient=True
         )
@@ -144,11 +156,16 @@ class Progress:
     def __enter__(self) -> "Progress":
         if self.console.is_terminal:
             self.live.start()
+        else:
+            self.teller.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.over.set()
         if self.live.is_started:
             self.live.stop()
+        else:
+            self.teller.join()
 
     def update(self, name: str, state: NodeState) -> None:
         """Take a node's state after a change."""
@@ -157,30 +174,80 @@ class Progress:
             now = (state.status, state.note)
             if self.shown.get(name, ("waiting", "")) != now:
                 self.shown[name] = now
-                self._line(name, state)
+                self._follow(name, state)
+                text = state.error or state.note
+                took = f" in {state.seconds:.1f} s" if state.status == "done" else ""
+                self._line(name, f"{state.status}{took}{': ' + text if text else ''}")
 
-    def _line(self, name: str, state: NodeState) -> None:
-        text = state.error or state.note
-        took = f" in {state.seconds:.1f} s" if state.status == "done" else ""
+    def _follow(self, name: str, state: NodeState) -> None:
+        self.paces.pop(name, None)
+        if state.status == "running":
+            node = self.graph.nodes[name]
+            epochs = node.config.trained_epochs if isinstance(node.config, TrainingConfig) else None
+            self.paces[name] = Pace(self.root / node.folder, epochs)
+
+    def tell(self) -> None:
+        """A line for each stage that has got further since the last one."""
+        with self.lock:
+            for name, pace in self.paces.items():
+                standing = pace.standing()
+                if standing.loss is not None and standing.loss != self.told.get(name):
+                    self.told[name] = standing.loss
+                    self._line(name, ", ".join(filter(None, _reached(standing))))
+
+    def _tell(self) -> None:
+        while not self.over.wait(TELL_SECONDS):
+            self.tell()
+
+    def _line(self, name: str, text: str) -> None:
         if not self.live.is_started:
-            stamp = f"{time.monotonic() - self.started:7.1f} s"
-            sys.stderr.write(f"{stamp}  {name}: {state.status}{took}{': ' + text if text else ''}\n")
+            sys.stderr.write(f"{time.monotonic() - self.started:7.1f} s  {name}: {text}\n")
             sys.stderr.flush()
 
     def _render(self) -> RenderableType:
-        table = _table("stage", "state", "seconds", "")
+        table = _table("stage", "state", "seconds", "epoch", "loss", "left", "")
+        for column in table.columns[2:6]:
+            column.justify = "right"
         with self.lock:
             states = dict(self.states)
+            standings = {name: pace.standing() for name, pace in self.paces.items()}
         active = {name: state for name, state in states.items() if state.status not in ("waiting", "cached")}
         for name, state in active.items():
             running = time.monotonic() - state.started if state.status == "running" and state.started else 0.0
+            standing = standings.get(name, Standing())
             table.add_row(
                 name,
                 f"[{STYLES[state.status]}]{state.status}[/]",
                 f"{state.seconds + running:.0f}",
+                _epochs(standing),
+                "" if standing.loss is None else f"{standing.loss:.3g}",
+                _duration(standing.seconds_left),
                 escape(state.error or state.note),
             )
         counts = {status: sum(state.status == status for state in states.values()) for status in STYLES}
         summary = "  ".join(f"{count} {status}" for status, count in counts.items() if count)
-        table.add_row(f"[dim]{summary}[/]", "", f"[dim]{time.monotonic() - self.started:.0f}[/]", "")
+        table.add_row(f"[dim]{summary}[/]", "", f"[dim]{time.monotonic() - self.started:.0f}[/]")
         return table
+
+
+def _reached(standing: Standing) -> tuple[str, ...]:
+    """How far a stage is, in words; empty ones for what is not known."""
+    epochs, left = _epochs(standing), _duration(standing.seconds_left)
+    return (
+        f"epoch {epochs}" if epochs else "",
+        "" if standing.loss is None else f"loss {standing.loss:.3g}",
+        f"{left} left" if left else "",
+    )
+
+
+def _epochs(standing: Standing) -> str:
+    return "" if standing.epoch is None else f"{standing.epoch} of {standing.epochs}"
+
+
+def _duration(seconds: float | None) -> str:
+    """Seconds as a person reads them; empty when they are not known."""
+    if seconds is None:
+        return ""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

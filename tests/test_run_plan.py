@@ -19,9 +19,10 @@ from click.testing import CliRunner, Result
 from raydistill import report, run_plan
 from raydistill.cli import main
 from raydistill.execution import run_stage
+from raydistill.plan.order import order_stages
 from raydistill.runs.context import StageContext
-from raydistill.runs.plan_run import plan_text
-from raydistill.terminal import console, gathered, results_table
+from raydistill.runs.plan_run import NodeState, plan_text
+from raydistill.terminal import Progress, console, gathered, results_table
 
 CHAIN: dict[str, dict[str, Any]] = {"teacher": {}, "student": {"reads": ["teacher"]}}
 NOWHERE = {"tracking_uri": "nowhere", "experiment_id": "1", "run_id": "2"}
@@ -162,6 +163,40 @@ def test_a_store_that_is_named_for_a_run_without_tracking_is_a_mistake(
     assert result.exit_code == 2
     assert "leave" in one_line(result)
     assert not bench.calls
+
+
+def test_a_run_ends_with_where_the_student_is_and_how_to_use_it(bench: Bench) -> None:
+    result = bench.run(CHAIN)
+    folder = bench.root / bench.results()["stages"]["student"]["folder"]
+    assert result.stdout.splitlines()[-3:] == [
+        f"`student` is in {folder}",
+        f"  distill predict {folder} PICTURE...",
+        f"  distill evaluate {folder} --split test",
+    ]
+
+
+def test_a_student_that_failed_is_not_shown_around(bench: Bench) -> None:
+    bench.tell("student", "fails")
+    assert "distill predict" not in bench.run(CHAIN).stdout
+
+
+def test_elsewhere_than_on_a_terminal_a_line_says_how_far_a_stage_is(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    graph = order_stages(bench.counting.plan_of({"student": {"epochs": 4}}))
+    folder = bench.root / graph.nodes["student"].folder
+    folder.mkdir(parents=True)
+    progress = Progress({"student": NodeState()}, graph, bench.root)
+    progress.update("student", NodeState("running"))
+    now = time.time() + 1
+    for epoch in (1, 2):
+        with (folder / "metrics.jsonl").open("a") as stream:
+            line = {"step": 10 * epoch, "time": now + 1000 * epoch, "epoch": epoch, "train/loss": 1 / epoch}
+            stream.write(f"{json.dumps(line)}\n")
+    progress.tell()
+    progress.tell()
+    told = [line.partition(" s  ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert told == ["student: running", "student: epoch 2 of 4, loss 0.5, 67 min left"]
 
 
 def test_a_failed_stage_is_exit_code_1_and_a_table_with_its_error(bench: Bench, reports: list[str]) -> None:

@@ -2,8 +2,9 @@
 
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +12,10 @@ from raydistill.cli.graphs import load_graph
 from raydistill.cli.group import DONE, FAILED, INTERRUPTED
 from raydistill.cli.options import plan_options, runs_option
 from raydistill.errors import PlanError
+
+if TYPE_CHECKING:
+    from raydistill.plan.order import Graph
+    from raydistill.plan.schema import Plan
 
 
 @click.command()
@@ -48,10 +53,9 @@ def run(
     out.print(results_table(results))
     for line in warning_lines(results):
         out.print(line, soft_wrap=True)
-    folder = root / "plans" / plan.name / results["run_id"]
-    out.print(
-        f"\n{results['status']} in {results['seconds']:.1f} s; report: {_relative(folder / 'report.html')}"
-    )
+    report = _relative(root / "plans" / plan.name / results["run_id"] / "report.html")
+    click.echo(f"\n{results['status']} in {results['seconds']:.1f} s; report: {report}")
+    _print_usage(plan, graph, results, root)
     sys.exit({"done": DONE, "failed": FAILED, "interrupted": INTERRUPTED}[results["status"]])
 
 
@@ -93,6 +97,19 @@ def _print_prospects(graph: Any, root: Path, plan_name: str, forced: frozenset[s
     out.print(
         f"\n{len(prospects)} stage{'s' * (len(prospects) != 1)}: {new} to run, {len(prospects) - new} cached"
     )
+
+
+def _print_usage(plan: "Plan", graph: "Graph", results: Mapping[str, Any], root: Path) -> None:
+    """Where the best student is, and what can be done with it; of a plan without one, the best model."""
+    from raydistill.runs.plan_run import best_student
+
+    found = best_student(graph, results)
+    if found is None:
+        return
+    model = shlex.quote(str(_relative(root / results["stages"][found]["folder"])))
+    inputs = "PICTURE..." if len(plan.task.input_shape) == 3 else "ARRAYS.npy"
+    click.echo(f"\n`{found}` is in {model}\n  distill predict {model} {inputs}")
+    click.echo(f"  distill evaluate {model} --split test")
 
 
 def _relative(path: Path) -> Path:

@@ -237,6 +237,15 @@ def _role(node: Node, teaches: bool, has_student: bool) -> str:
     return "teacher" if teaches else ("baseline" if has_student else "model")
 
 
+def best_student(graph: Graph, results: Mapping[str, Any]) -> str | None:
+    """The name of the finished student that is best on validation; of a plan without one, of the model. None: there is
+    no such stage, or it failed."""
+    roles, stages = node_roles(graph), results["stages"]
+    role = next((role for role in ("student", "model") if role in roles.values()), None)
+    done = [name for name in roles if roles[name] == role and stages[name]["status"] in SUCCEEDED]
+    return max(done, key=lambda name: stages[name]["metrics"].get("validation/accuracy", 0.0), default=None)
+
+
 def plan_text(plan: Plan) -> str:
     """The plan with all defaults, as YAML that `distill run` takes."""
     values = json.loads(plan.model_dump_json())

@@ -16,7 +16,7 @@ from raydistill.plan.schema import Plan
 from raydistill.runs import live_results
 from raydistill.runs.folder import StageFolder
 from raydistill.runs.live_results import LiveResults
-from raydistill.runs.plan_run import NodeState, PlanRun, latest_run, write_data_sizes
+from raydistill.runs.plan_run import NodeState, PlanRun, best_student, latest_run, write_data_sizes
 from raydistill.runs.record import Record
 
 MODEL = {"name": "mlp", "widths": [4]}
@@ -199,3 +199,25 @@ def test_live_results_on_a_full_disk_stop_nothing(
         assert failed.wait(30)
         live.note_change()
     assert "No space left on device" in caplog.text
+
+
+def test_the_best_student_is_best_on_validation_and_has_a_result() -> None:
+    plan = Plan.model_validate(
+        {"name": "tiny", "task": {"name": "mnist"}, "stages": {**STAGES, "small": STAGES["student"]}}
+    )
+    entries = {
+        "teacher.0": ("done", 0.99),
+        "teacher.1": ("done", 0.99),
+        "teacher.2": ("done", 0.99),
+        "student": ("cached", 0.8),
+        "small": ("failed", 0.9),
+    }
+    stages = {
+        name: {"status": status, "metrics": {"validation/accuracy": accuracy}}
+        for name, (status, accuracy) in entries.items()
+    }
+    graph = order_stages(plan)
+    assert best_student(graph, {"stages": stages}) == "student"
+    stages["small"]["status"] = "done"
+    assert best_student(graph, {"stages": stages}) == "small"
+    assert best_student(graph, {"stages": {name: {"status": "failed"} for name in stages}}) is None
