@@ -51,15 +51,17 @@ def doctor(plan_file: Path | None, address: str | None, root: Path, tracking_uri
 
 def _doctor_as_job(plan_file: Path | None, address: str, root: Path, tracking_uri: str | None) -> None:
     from raydistill.execution.submit.command import JobCommand, check_root, read_environment
+    from raydistill.execution.submit.needs import find_needs
     from raydistill.execution.submit.package import Package, collect, plan_name
     from raydistill.execution.submit.sending import Submission, new_id, send
 
     folder = Path.cwd()
-    plan = None if plan_file is None else plan_name(folder, plan_file)
+    plan, package = None, Package(folder, ())
     if plan_file is not None:
-        check_here(plan_file)
+        plan = plan_name(folder, plan_file)
+        needs = find_needs(folder, plan_file, check_here(plan_file).source)
+        package = collect(folder, plan_file, needs=needs)
     command = JobCommand(check_root(root), plan, "doctor", tracking_uri=tracking_uri)
-    package = Package(folder, ()) if plan_file is None else collect(folder, plan_file, (), ())
     client = connect(address)
     job_id = send(Submission(new_id("doctor"), command, package, "", read_environment(())), client)
     follow_job(client, job_id)

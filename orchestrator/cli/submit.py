@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 @click.option(
     "--exclude", multiple=True, metavar="PATTERN", help="Leave files out, as a line of .gitignore would."
 )
-@click.option("--include", multiple=True, metavar="PATTERN", help="Send files that would be left out.")
+@click.option("--include", multiple=True, metavar="PATTERN", help="Send these files too.")
+@click.option("--whole-folder", is_flag=True, help="Send the working folder, not only what the plan needs.")
 @click.option(
     "--env", multiple=True, metavar="NAME[=VALUE]", help="Set a variable of the job, or pass this shell's on."
 )
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 @click.option("--follow", is_flag=True, help="Print the job's log as it grows; end with its exit code.")
 @click.option("--wait/--no-wait", default=False, help="End when the job ends, with its exit code.")
 @click.option("--dry-run", is_flag=True, help="Print what would be sent and run; send nothing.")
+@click.option("-v", "--verbose", is_flag=True, help="List every file that is sent.")
 def submit(
     plan_file: Path,
     more: tuple[str, ...],
@@ -58,6 +60,7 @@ def submit(
     tracking_uri: str | None,
     exclude: tuple[str, ...],
     include: tuple[str, ...],
+    whole_folder: bool,
     env: tuple[str, ...],
     pip: tuple[str, ...],
     uv: tuple[str, ...],
@@ -65,10 +68,13 @@ def submit(
     follow: bool,
     wait: bool,
     dry_run: bool,
+    verbose: bool,
 ) -> None:
     """Check a plan here, and run it as a job on a Ray cluster.
 
-    The working folder travels with it, without data, results, hidden files and what .gitignore and .rayignore name.
+    What the plan needs of the working folder travels with it: the packages of its modules and of what these import,
+    and the files that are named. Not data, weights, hidden files, what looks private, and what .gitignore and
+    .rayignore name; where the plan needs that, it is an error, and `--include` sends it.
     Options behind `--` are passed on as they are.
 
     \b
@@ -81,8 +87,9 @@ def submit(
         check_submission_id,
         read_environment,
     )
+    from raydistill.execution.submit.needs import find_needs
     from raydistill.execution.submit.package import collect, plan_name
-    from raydistill.execution.submit.sending import Submission, choose_installer, new_id
+    from raydistill.execution.submit.sending import Submission, choose_installer, new_id, try_packing
     from raydistill.runs.search_run import SearchRun
 
     plan, source, problem = check_here(plan_file, overrides, only, force, searches)
@@ -103,14 +110,17 @@ def submit(
     submission = Submission(
         id=check_submission_id(submission_id) if submission_id else new_id(plan.name),
         command=command,
-        package=collect(folder, plan_file, exclude, include),
+        package=collect(
+            folder, plan_file, exclude, include, find_needs(folder, plan_file, source, whole_folder)
+        ),
         name=plan.name,
         environment=read_environment(env),
         requirements=requirements,
         installer=installer,
     )
-    _announce(submission, plan, source)
+    _announce(submission, plan, verbose)
     if dry_run:
+        try_packing(submission.package)
         return
     results: Path | str = "searches" if searches else f"plans/{plan.name}"
     if problem:
@@ -164,17 +174,20 @@ def check_here(
     return Checked(plan, source, problem)
 
 
-def _announce(submission: "Submission", plan: "Plan", source: "Source") -> None:
+def _announce(submission: "Submission", plan: "Plan", verbose: bool) -> None:
     """Say what is sent, and what could be wrong with it."""
     from raydistill.execution.submit.command import points_home
     from raydistill.execution.submit.package import counted, own_size, size
-    from raydistill.execution.submit.sending import check_paths, modules_not_sent
+    from raydistill.execution.submit.sending import modules_not_sent
 
-    check_paths(source, submission.package)
     files, count = own_size()
     click.echo(f"sends {submission.package.summary()}")
+    if verbose:
+        click.echo("\n".join(f"  {file.name}" for file in submission.package.files))
     click.echo(f"and raydistill itself: {counted(files)}, {size(count)}")
     click.echo(f"runs {submission.command.to_shell()}")
+    for remark in submission.package.left_out:
+        click.echo(f"note: {remark}", err=True)
     for name in modules_not_sent(plan, submission.package):
         click.echo(
             f"note: `{name}` is not among the files; the nodes must have it installed (`--pip`)", err=True

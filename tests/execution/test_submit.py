@@ -175,11 +175,11 @@ def test_too_much_is_refused_with_the_largest_files(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(package_module, "MAX_BYTES", 20_000)
-    (project / "lookup.bin").write_bytes(np.random.default_rng(0).bytes(30_000))
-    (project / "zeros.bin").write_bytes(bytes(500_000))  # which packs to nothing
-    with pytest.raises(PlanError, match=r"--exclude(.|\n)*\n.*zeros\.bin\n.*lookup\.bin\n"):
+    (project / "lookup.txt").write_bytes(np.random.default_rng(0).bytes(30_000))
+    (project / "zeros.txt").write_bytes(bytes(500_000))  # which packs to nothing
+    with pytest.raises(PlanError, match=r"--exclude(.|\n)*\n.*zeros\.txt\n.*lookup\.txt\n"):
         write_zip(collect(project, project / "plan.yaml", (), ()), tmp_path / "package.zip")
-    write_zip(collect(project, project / "plan.yaml", ("lookup.bin",), ()), tmp_path / "package.zip")
+    write_zip(collect(project, project / "plan.yaml", ("lookup.txt",), ()), tmp_path / "package.zip")
 
 
 def test_a_package_knows_what_it_holds(project: Path) -> None:

@@ -1,9 +1,9 @@
-"""What a job needs of this machine: the project's files, without data, results, caches and secrets, as one zip file.
+"""What a job needs of this machine, as one zip file.
 
-Two parts travel. The working folder is what the user has written: the plan and modules of theirs. Our own packages
-travel beside it, so that the job runs the code that checked the plan, whatever the Ray cluster has installed; in a
-checkout they are not packed twice. The zip file of the same files is the same file, and Ray keeps packages by digest:
-what has been sent before is not sent again.
+Two parts travel. From the working folder what the plan needs (`needs`), without what has to stay at home (`rules`).
+Our own packages travel beside it, so that the job runs the code that checked the plan, whatever the Ray cluster has
+installed; in a checkout they are not packed twice. The zip file of the same files is the same file, and Ray keeps
+packages by digest: what has been sent before is not sent again.
 """
 
 import os
@@ -11,33 +11,17 @@ import shutil
 import stat
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from raydistill.errors import PlanError
-from raydistill.execution.ray_backend.connection import use_token
+from raydistill.execution.submit.needs import Needs, refuse_left_out
+from raydistill.execution.submit.rules import Reason, Rules, is_home
 
 OWN_PACKAGES = ("raydistill", "raydistill.models", "raydistill.tasks")
 
-# In the language of .gitignore; a later rule wins, so a `!rule` of the user's brings something back.
-NEVER_SENT = (
-    ".*",  # hidden: .git, .venv, caches, and files with passwords
-    "__pycache__/",
-    "*.py[co]",
-    "*.egg-info/",
-    "node_modules/",
-    "/data/",
-    "/runs/",
-    "mlruns/",
-    "mlartifacts/",
-    "*.db",
-    *(f"*.{ending}" for ending in ("pt", "pt2", "pth", "ckpt", "onnx", "safetensors", "gguf", "h5")),
-    *(f"*.{ending}" for ending in ("parquet", "arrow", "npy", "npz", "tar", "gz", "tgz", "zip", "whl")),
-)
 NEVER_OWN = ("__pycache__", "*.pyc")
-IGNORE_FILES = (".gitignore", ".rayignore")
 MAX_BYTES = 100 * 2**20  # of one request, as Ray's dashboard takes it; it advertises 512
 MIB = 2**20
 SHOWN = 8
@@ -55,10 +39,11 @@ class PackedFile:
 
 @dataclass(frozen=True)
 class Package:
-    """The files that a job gets, and the folder that they come from."""
+    """The files that a job gets, and the folder that they come from. `left_out`: what stays, and nobody expects it."""
 
     folder: Path
     files: tuple[PackedFile, ...]
+    left_out: tuple[str, ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -79,17 +64,65 @@ class Package:
             top, below, _ = file.name.partition("/")
             parts[top + below] = parts.get(top + below, 0) + 1
         shown = [f"{name} ({count})" if name.endswith("/") else name for name, count in sorted(parts.items())]
-        more = f", and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""
+        more = f", and {len(shown) - SHOWN} more (`--verbose` lists all)" if len(shown) > SHOWN else ""
         return f"{counted(len(self.files))}, {size(self.bytes)}: {', '.join(shown[:SHOWN])}{more}"
 
 
-def collect(folder: Path, plan_file: Path, exclude: Sequence[str], include: Sequence[str]) -> Package:
-    """The files below `folder` that are sent, and in any case the plan, wherever it is."""
-    rules = [*NEVER_SENT, *_rules_of(folder), *exclude, *(f"!{pattern}" for pattern in include)]
-    files = {file.name: file for file in _walk(folder, rules)}
+def collect(
+    folder: Path,
+    plan_file: Path,
+    exclude: Sequence[str] = (),
+    include: Sequence[str] = (),
+    needs: Needs | None = None,
+) -> Package:
+    """The files below `folder` that are sent: what `needs` covers, or all of them, and what `include` names.
+
+    The plan is sent in any case, wherever it is. `PlanError` for a needed file that a rule leaves out.
+    """
+    if is_home(folder):
+        raise PlanError(
+            f"`{folder}` is a home folder or holds one: run `distill submit` in a folder of the plan and its modules"
+        )
+    needs = needs or Needs(is_whole=True)
+    rules = Rules(folder, exclude, include)
+    files: dict[str, PackedFile] = {}
+    left_out = []
+    for name in {**dict.fromkeys(_walk(folder, rules)), **_files_of(needs, folder)}:
+        if not needs.covers(name) and not rules.includes(name):
+            continue
+        reason = rules.reason(name)
+        if reason is None:
+            files[name] = PackedFile(folder / name, name, (folder / name).stat().st_size)
+        elif reason.is_told:
+            left_out.append(f"`{name}` is not sent: {reason.text}")
     name = plan_name(folder, plan_file)
     files[name] = PackedFile(plan_file.absolute(), name, plan_file.stat().st_size)
-    return Package(folder, tuple(files[name] for name in sorted(files)))
+    package = Package(folder, tuple(files[name] for name in sorted(files)), tuple(left_out))
+    return _checked(package, needs, rules)
+
+
+def _files_of(needs: Needs, folder: Path) -> dict[str, None]:
+    """Needed files that lie behind a link to a folder, which no walk enters."""
+    return {name: None for name in (*needs.required, *needs.mentioned) if (folder / name).is_file()}
+
+
+def _checked(package: Package, needs: Needs, rules: Rules) -> Package:
+    """The package, with a word on what its modules name and a rule leaves out; `PlanError` for what the plan needs."""
+    for name, need in needs.required.items():
+        reason = rules.reason(name)
+        is_installed = need.is_module and reason is not None and reason.is_asked_for
+        if not package.holds(package.folder / name) and not is_installed:
+            raise refuse_left_out(name, need, reason)
+    told = [
+        f"`{name}`, which `{module}` names, is not sent{_because(rules.reason(name))}; `--include {name}` sends it"
+        for name, module in needs.mentioned.items()
+        if not package.holds(package.folder / name)
+    ]
+    return replace(package, left_out=(*package.left_out, *told))
+
+
+def _because(reason: Reason | None) -> str:
+    return "" if reason is None else f": {reason.text}"
 
 
 def plan_name(folder: Path, plan_file: Path) -> str:
@@ -144,56 +177,20 @@ def counted(files: int) -> str:
     return f"{files} file{'' if files == 1 else 's'}"
 
 
-def _walk(folder: Path, rules: Sequence[str]) -> Iterator[PackedFile]:
-    """Files that no rule excludes. Links to folders are not followed: they lead to data more often than to code."""
-    ignored = {"": matcher(rules)}
-    brought_back = [rule.lstrip("!/") for rule in rules if rule.startswith("!")]
+def _walk(folder: Path, rules: Rules) -> Iterator[str]:
+    """Names of files below `folder`. Links to folders are not followed: they lead to data more often than to code."""
     own = set(own_folders().values())
-
-    def is_out(name: str) -> bool:
-        return any(
-            matches(name.removeprefix(place)) for place, matches in ignored.items() if name.startswith(place)
-        )
-
-    def is_entered(here: Path, name: str) -> bool:
-        below = f"{_prefix(folder, here)}{name}/"
-        is_environment = (here / name / "pyvenv.cfg").exists()
-        if is_environment or (here / name).resolve() in own:
-            return False
-        return not is_out(below) or any(rule.startswith(below) for rule in brought_back)
-
     for place, folders, names in os.walk(folder):
         here = Path(place)
-        if here != folder and (lines := _rules_of(here)):
-            ignored[_prefix(folder, here)] = matcher(lines)
-        folders[:] = sorted(name for name in folders if is_entered(here, name))
-        for name in sorted(names):
-            path, below = here / name, _prefix(folder, here) + name
-            if path.is_file() and not is_out(below):
-                yield PackedFile(path, below, path.stat().st_size)
-
-
-def _prefix(folder: Path, here: Path) -> str:
-    """What the names of files in `here` begin with: nothing, or `package/`."""
-    return "" if here == folder else f"{here.relative_to(folder).as_posix()}/"
-
-
-def matcher(rules: Sequence[str]) -> Any:
-    """A function that says whether rules in the language of .gitignore match a path.
-
-    Ray's own copy of `pathspec`, so that a .rayignore means here what it means to Ray.
-    """
-    use_token()  # ray reads the mode while it is imported, which may be here
-    from ray._private.thirdparty.pathspec import PathSpec
-
-    return PathSpec.from_lines("gitwildmatch", rules).match_file
-
-
-def _rules_of(folder: Path) -> list[str]:
-    files = [folder / name for name in IGNORE_FILES]
-    return [
-        line for file in files if file.is_file() for line in file.read_text(errors="replace").splitlines()
-    ]
+        prefix = "" if here == folder else f"{here.relative_to(folder).as_posix()}/"
+        folders[:] = sorted(
+            name
+            for name in folders
+            if rules.is_entered(prefix + name)
+            and not (here / name / "pyvenv.cfg").exists()
+            and (here / name).resolve() not in own
+        )
+        yield from (prefix + name for name in sorted(names) if (here / name).is_file())
 
 
 def _name_below(folder: Path, path: Path) -> str | None:

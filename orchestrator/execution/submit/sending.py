@@ -17,10 +17,7 @@ from raydistill.execution.submit.client import JobsClient
 from raydistill.execution.submit.command import JobCommand
 from raydistill.execution.submit.package import Package, copy_own, write_zip
 from raydistill.execution.user_modules import user_modules
-from raydistill.plan.load import Source
 from raydistill.plan.schema import Plan
-
-PATHS_OF_TASKS = ("folder", "file", "cache")
 
 
 @dataclass(frozen=True)
@@ -51,6 +48,12 @@ def send(submission: Submission, client: JobsClient) -> str:
         return client.submit(submission.command.to_shell(), submission.id, runtime_env, _metadata(submission))
 
 
+def try_packing(package: Package) -> None:
+    """Pack and throw away: `PlanError` for what is too large to send."""
+    with tempfile.TemporaryDirectory(prefix="distill-submit-") as scratch:
+        write_zip(package, Path(scratch) / "project.zip")
+
+
 def new_id(name: str) -> str:
     """An id that says what runs and since when."""
     word = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[:60] or "job"
@@ -64,21 +67,6 @@ def choose_installer(pip: Sequence[str], uv: Sequence[str]) -> tuple[str, tuple[
             "`--pip` and `--uv` cannot be mixed: Ray makes one environment; name all with one of them"
         )
     return ("uv", tuple(uv)) if uv else ("pip", tuple(pip))
-
-
-def check_paths(source: Source, package: Package) -> None:
-    """`PlanError` for data that the plan names relative to this folder and that is not sent."""
-    task = source.values["task"]
-    for key in PATHS_OF_TASKS:
-        value = task.get(key)
-        if not isinstance(value, str) or value.startswith(("/", "~", "$")):
-            continue
-        if not package.holds(package.folder / value):
-            raise source.error(
-                ("task", key),
-                f"`{value}` is not sent to the Ray cluster; name a path that every node sees, such as"
-                f" `--set task.{key}=/shared/{Path(value).name}`, or send small data with `--include {value}`",
-            )
 
 
 def modules_not_sent(plan: Plan, package: Package) -> list[str]:
