@@ -82,7 +82,7 @@ def count_findings(counts: Mapping[str, Sequence[int]], names: Sequence[str]) ->
             what = f"all {train.sum():,} training samples are of the class `{names[there[0]]}`"
         yield Finding("error", f"{what}: nothing can be learned from them")
         return
-    every = sum(np.array(split) for split in counts.values())
+    every = np.sum(list(counts.values()), axis=0)
     from_one = every[0] == 0 and (every[1:] > 0).all()
     if from_one:
         yield Finding(
