@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from raydistill.tasks.pixel_cache import CachedPixels
     from raydistill.tasks.splits import TaskData
 
+SPLITS = ("train", "validation", "test")
+IDS_PER_SPLIT = 2**40  # where rows are their own ids, those of the splits stay apart
+
 logger = logging.getLogger(__name__)
 
 
@@ -46,7 +49,8 @@ class ManyClass(Task):
     def class_names(self) -> tuple[str, ...]:
         from raydistill.tasks.shards import read_class_names
 
-        return read_class_names(self.folder)
+        self.require_files()
+        return read_class_names(self.folder) or ()
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -56,27 +60,31 @@ class ManyClass(Task):
         return picture_shape(self._files()["train"][0], self.channels, self.image_size)
 
     def missing_files(self) -> str | None:
-        from raydistill.tasks.shards import CLASSES
+        from raydistill.tasks.shards import CLASSES, read_class_names
 
         files = self._files()
         absent = [f"{split}-*.parquet" for split in ("train", "test") if split not in files]
-        if not (self.folder / CLASSES).is_file():
+        if not absent and read_class_names(self.folder) is None:
             absent.append(CLASSES)
         if not absent:
             return None
         return (
             f"task `many_class` finds no `{absent[0]}` in `{self.folder}`: make a data set of characters with "
             f"`python -m raydistill.tasks.glyphs --out {self.folder} --classes 200`, put shards of your own "
-            "there with the columns `pixels` or `image`, `label` and `id`, or name another `folder`; nothing can be "
-            "downloaded"
+            "there with the columns `pixels` or `image`, `label` and `id` and the list of class names `classes.json`, "
+            "or name another `folder`; nothing can be downloaded"
         )
 
     def content(self) -> str:
         from raydistill.tasks.digests import digest_text
         from raydistill.tasks.shards import digest_shards
 
+        from raydistill.tasks.pixel_cache import is_encoded
+        from raydistill.tasks.pictures import READER
+
         files = [file for part in self._files().values() for file in part]
-        return digest_text("\n".join([*self.class_names, digest_shards(self.folder, files)]))
+        reader = [READER] if is_encoded(files[0]) else []
+        return digest_text("\n".join([*self.class_names, digest_shards(self.folder, files), *reader]))
 
     def read(self) -> dict[str, Arrays]:
         """Inputs are row numbers in the pixels of their split; pictures that cannot be decoded are left out."""
@@ -90,17 +98,25 @@ class ManyClass(Task):
         return build_shards_data(self, parts, {name: part.pixels for name, part in pixels.items()})
 
     def _open(self) -> tuple[dict[str, Arrays], dict[str, CachedPixels]]:
-        from raydistill.tasks.shards import read_samples
-
         # First the small columns: what is wrong there should not wait for the pixels.
-        samples = {split: read_samples(files) for split, files in self._files().items()}
+        samples = self._samples()
         pixels = self._pixels()
         return {split: self._readable(split, part, pixels[split]) for split, part in samples.items()}, pixels
+
+    def _samples(self) -> dict[str, Arrays]:
+        from raydistill.tasks.shards import have_ids, read_samples
+
+        parts = self._files()
+        if have_ids(file for files in parts.values() for file in files):
+            return {split: read_samples(files) for split, files in parts.items()}
+        return {
+            split: read_samples(files, SPLITS.index(split) * IDS_PER_SPLIT) for split, files in parts.items()
+        }
 
     def _files(self) -> dict[str, list[Path]]:
         from raydistill.tasks.shards import shard_files
 
-        files = {split: shard_files(self.folder, split) for split in ("train", "validation", "test")}
+        files = {split: shard_files(self.folder, split) for split in SPLITS}
         return {split: found for split, found in files.items() if found}
 
     def _pixels(self) -> dict[str, CachedPixels]:

@@ -190,7 +190,7 @@ def is_encoded(file: Path) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _is_encoded(file: Path, changed: tuple[int, int]) -> bool:
+def _is_encoded(file: Path, changed: Stamp) -> bool:
     with opened_shard(file) as shard:
         return picture_column(file, shard) == "image"
 

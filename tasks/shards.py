@@ -3,7 +3,8 @@
 A shard has the columns `label` and `id` (integers) and either `pixels` (uint8 arrays, as fixed-size binary or lists,
 whose shape (channels, height, width) is the entry `shape` of the schema's metadata) or `image` (encoded PNG or JPEG).
 Beside the shards lie `classes.json`, a list with one name per label, and, where `write_manifest` made it,
-`manifest.json` with the SHA-256 of every shard.
+`manifest.json` with the SHA-256 of every shard. Shards as the library `datasets` writes them need neither `id` nor
+`classes.json`: a sample's id is then its row's number in its split, and the names are in the schema's metadata.
 """
 
 import json
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raydistill.tasks.array_files import open_array
+from raydistill.tasks.array_files import array_names, open_array
 from raydistill.tasks.digests import Stamp, digest_below, digest_file, digest_text, stamp
 from raydistill.tasks.task import Arrays
 
@@ -29,14 +30,35 @@ def shard_files(folder: Path, split: str) -> list[Path]:
     return sorted(folder.glob(f"{split}-*.parquet"))
 
 
-def read_class_names(folder: Path) -> tuple[str, ...]:
-    """Names from `classes.json`. `ValueError` when it is not a list of different names."""
-    return _class_names(folder / CLASSES, stamp(folder / CLASSES))
+def read_class_names(folder: Path) -> tuple[str, ...] | None:
+    """Names from `classes.json`, or else from the first training shard; None where neither has them.
+
+    `ValueError` when they are not a list of different names.
+    """
+    if (folder / CLASSES).is_file():
+        return _class_names(folder / CLASSES, stamp(folder / CLASSES))
+    shards = shard_files(folder, "train")
+    return _schema_names(shards[0], stamp(shards[0])) if shards else None
+
+
+@lru_cache(maxsize=16)
+def _schema_names(shard: Path, changed: Stamp) -> tuple[str, ...] | None:
+    """What `datasets` writes about the column `label` of a kind that has names."""
+    with opened_shard(shard) as opened:
+        text = (opened.schema_arrow.metadata or {}).get(b"huggingface", b"{}")
+    try:
+        names = json.loads(text)["info"]["features"]["label"]["names"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return _different(shard, names)
 
 
 @lru_cache(maxsize=16)
 def _class_names(file: Path, changed: Stamp) -> tuple[str, ...]:
-    names = read_json(file)
+    return _different(file, read_json(file))
+
+
+def _different(file: Path, names: Any) -> tuple[str, ...]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"`{file}` should be a JSON list with one name per label")
     if len(set(names)) < len(names):
@@ -90,11 +112,21 @@ def read_json(file: Path) -> Any:
         raise ValueError(f"`{file}` is damaged: {error}") from error
 
 
-def read_samples(files: Sequence[Path]) -> Arrays:
-    """Labels and ids of all shards; the inputs are row numbers (N,), counted through the shards."""
+def read_samples(files: Sequence[Path], first_id: int | None = None) -> Arrays:
+    """Labels and ids of all shards; the inputs are row numbers (N,), counted through the shards.
+
+    Ids are those of the column `id`, or count on from `first_id`.
+    """
     labels = np.concatenate([_integers(file, "label") for file in files])
-    ids = np.concatenate([_integers(file, "id") for file in files])
-    return Arrays(np.arange(len(labels)), labels, ids)
+    rows = np.arange(len(labels))
+    if first_id is not None:
+        return Arrays(rows, labels, rows + first_id)
+    return Arrays(rows, labels, np.concatenate([_integers(file, "id") for file in files]))
+
+
+def have_ids(files: Iterable[Path]) -> bool:
+    """Whether one of the shards has the column `id`: then all should."""
+    return any("id" in array_names(file) for file in files)
 
 
 def _integers(file: Path, name: str) -> NDArray[np.int64]:
