@@ -1,9 +1,12 @@
 """Using a trained model: labels for files, metrics on a split."""
 
 import csv
+import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +14,41 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raydistill.errors import PlanError
+from raydistill.errors import DistillError, PlanError
 from raydistill.plan.schema import build_task
-from raydistill.runs.files import read_json
+from raydistill.runs.files import atomic_write, read_json
 from raydistill.runs.folder import CONFIG, RECORD, StageFolder
+from raydistill.tasks.picture_files import PICTURE_ENDINGS, search
+from raydistill.tasks.picture_survey import left_out
+from raydistill.tasks.task import Task
 from raydistill.training import model_files
 from raydistill.training.committee import Committee
 from raydistill.training.ensemble import Ensemble
-from raydistill.training.evaluation import judge, predict_split
+from raydistill.training.evaluation import BATCH, judge, predict_split
 from raydistill.training.model_files import DESCRIPTION, WEIGHTS, TrainedModel
 
-BATCH = 256
+logger = logging.getLogger(__name__)
+
+ARRAYS = ".npy"
+"""The ending of files that hold inputs as they are; all others are pictures."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most probable classes of one input, best first."""
+    """The most probable classes of one input, best first; or the `error` for which there are none."""
 
     source: str
-    ranked: tuple[tuple[str, float], ...]
+    ranked: tuple[tuple[str, float], ...] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Raw:
+    """One raw input as the model takes it, float32, images scaled to [0, 1]; or the `error` for which there is none."""
+
+    source: str
+    values: Tensor | None = None
+    error: str | None = None
 
 
 def load_model(folder: Path) -> TrainedModel:
@@ -87,71 +106,124 @@ def evaluate_model(folder: Path, split: str) -> dict[str, float]:
     predictor = load_predictor(folder)
     try:
         data = build_task(predictor.first.description["task"]).load()
-    except FileNotFoundError as error:
+        chosen = data.validation if split == "validation" else data.test
+        return judge(predict_split(predictor.logits, chosen), chosen.labels)
+    except (FileNotFoundError, ValueError) as error:
         raise PlanError(str(error)) from None
-    chosen = data.validation if split == "validation" else data.test
-    return judge(predict_split(predictor.logits, chosen), chosen.labels)
 
 
-def predict_files(folder: Path, files: Sequence[Path], top: int = 3) -> list[Prediction]:
-    """Label every input in `files`."""
+def predict_files(folder: Path, files: Iterable[Path], top: int = 3) -> Iterator[Prediction]:
+    """Label every input in `files`, in their order; folders are searched.
+
+    Pictures are read by the task that the model was trained on, as for its evaluation, and go through the model in
+    batches of the same size: a test split's pictures in their order give its stored predictions to the last bit.
+    """
     predictor = load_predictor(folder)
-    predictions: list[Prediction] = []
-    for file in files:
-        names, inputs = read_inputs(file, predictor.first.input_shape)
-        logits = torch.cat([predictor.logits(part) for part in inputs.split(BATCH)])
-        predictions.extend(_ranked(names, logits, predictor.first.class_names, top))
-    return predictions
+    task = build_task(predictor.first.description["task"])
+    raw = chain.from_iterable(read_inputs(file, task, predictor.first.input_shape) for file in _found(files))
+    return chain.from_iterable(_label(part, predictor, top) for part in _parts(raw))
 
 
 def write_csv(path: Path, predictions: Iterable[Prediction]) -> None:
-    """One line per input: the source, then classes with their probabilities."""
-    with path.open("w", newline="") as stream:
+    """One line per input and rank, or one with its error."""
+    with (
+        atomic_write(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream,
+    ):
         writer = csv.writer(stream)
-        writer.writerow(["source", "rank", "label", "probability"])
+        writer.writerow(["source", "rank", "label", "probability", "error"])
         for prediction in predictions:
             for rank, (label, probability) in enumerate(prediction.ranked, start=1):
-                writer.writerow([prediction.source, rank, label, f"{probability:.6f}"])
+                writer.writerow([prediction.source, rank, label, f"{probability:.6f}", ""])
+            if prediction.error is not None:
+                writer.writerow([prediction.source, "", "", "", prediction.error])
 
 
-def read_inputs(file: Path, shape: tuple[int, ...]) -> tuple[list[str], Tensor]:
-    """Inputs (N, *shape) float32 in a file, images scaled to [0, 1], and a name for each."""
-    if not file.is_file():
-        raise PlanError(f"`{file}` does not exist")
-    if file.suffix != ".npy":
-        return [str(file)], read_image(file, shape).unsqueeze(0)
+def check_output(path: Path) -> None:
+    """`PlanError` when no file can be written there: better now than after the work."""
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise PlanError(f"`{path}` cannot be written: there is no folder `{folder}`")
+    if path.is_dir():
+        raise PlanError(f"`{path}` is a folder; name a file in it")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PlanError(f"`{path}` cannot be written: `{folder}` does not allow it")
+
+
+def read_inputs(file: Path, task: Task, shape: tuple[int, ...]) -> list[Raw]:
+    """The inputs of `shape` in one file: a picture, or an array of one or several."""
+    try:
+        if file.is_dir():
+            raise PlanError(f"`{file}` holds no picture and no {ARRAYS}")
+        if not file.is_file():
+            raise PlanError(f"`{file}` does not exist")
+        if file.suffix == ARRAYS:
+            return _read_arrays(file, shape)
+        return [Raw(str(file), _scaled(torch.from_numpy(task.picture_input(file, shape))))]
+    except (DistillError, ValueError, OSError) as error:
+        return [Raw(str(file), error=str(error))]
+
+
+def _read_arrays(file: Path, shape: tuple[int, ...]) -> list[Raw]:
     try:
         array = np.load(file, allow_pickle=False)
-    except ValueError as error:
+        values = _scaled(torch.from_numpy(np.ascontiguousarray(array)))
+    except (ValueError, EOFError, TypeError) as error:
         raise PlanError(f"`{file}` is no array of numbers: {error}") from None
-    values = torch.from_numpy(np.ascontiguousarray(array))
-    values = values.float() / 255 if values.dtype == torch.uint8 else values.float()
     if tuple(values.shape) == shape:
-        return [str(file)], values.unsqueeze(0)
+        return [Raw(str(file), values)]
     if tuple(values.shape[1:]) != shape:
         raise PlanError(
             f"`{file}` has the shape {tuple(values.shape)}; the model takes {shape} or (N, *{shape})"
         )
-    return [f"{file}[{index}]" for index in range(len(values))], values
+    return [Raw(f"{file}[{index}]", row) for index, row in enumerate(values)]
 
 
-def read_image(file: Path, shape: tuple[int, ...]) -> Tensor:
-    """An image as (C, H, W) in [0, 1], in the colours and size that the model takes."""
-    from PIL import Image, UnidentifiedImageError
-
-    if len(shape) != 3 or shape[0] not in (1, 3):
-        raise PlanError(f"the model takes inputs of shape {shape}, not images; give a .npy file")
-    try:
-        with Image.open(file) as image:
-            converted = image.convert("L" if shape[0] == 1 else "RGB").resize((shape[2], shape[1]))
-    except UnidentifiedImageError:
-        raise PlanError(f"`{file}` is no image that can be read") from None
-    pixels = torch.from_numpy(np.array(converted)).float() / 255
-    return pixels.unsqueeze(0) if shape[0] == 1 else pixels.permute(2, 0, 1)
+def _scaled(values: Tensor) -> Tensor:
+    return values.float().div_(255) if values.dtype == torch.uint8 else values.float()
 
 
-def _ranked(names: Sequence[str], logits: Tensor, labels: Sequence[str], top: int) -> Iterator[Prediction]:
+def _found(files: Iterable[Path]) -> Iterator[Path]:
+    """Each file, and in place of a folder the pictures and arrays in it, or the folder when it has none."""
+    for file in files:
+        if not file.is_dir():
+            yield file
+            continue
+        everything = list(search(file, PICTURE_ENDINGS | {ARRAYS}))
+        inputs = [file / found.path for found in everything if found.reason is None]
+        yield from inputs or [file]
+        for line in left_out(str(file), [(found.reason, found.path) for found in everything if found.reason]):
+            logger.log(logging.WARNING if line.level == "warning" else logging.INFO, line.text)
+
+
+def _parts(raw: Iterable[Raw]) -> Iterator[list[Raw]]:
+    """The inputs in their order, in parts with `BATCH` that could be read, whatever lies between them."""
+    part: list[Raw] = []
+    readable = 0
+    for entry in raw:
+        part.append(entry)
+        readable += entry.values is not None
+        if readable == BATCH:
+            yield part
+            part, readable = [], 0
+    if part:
+        yield part
+
+
+def _label(part: Sequence[Raw], predictor: Predictor, top: int) -> Iterator[Prediction]:
+    """Predictions of one part: what could be read goes through the model at once."""
+    values = [entry.values for entry in part if entry.values is not None]
+    logits = predictor.logits(torch.stack(values)) if values else torch.empty(0, 1)
+    ranked = _ranked(logits, predictor.first.class_names, top)
+    for entry in part:
+        if entry.error is None:
+            yield Prediction(entry.source, next(ranked))
+        else:
+            yield Prediction(entry.source, error=entry.error)
+
+
+def _ranked(logits: Tensor, labels: Sequence[str], top: int) -> Iterator[tuple[tuple[str, float], ...]]:
     values, indices = torch.softmax(logits, dim=1).topk(min(top, logits.shape[1]))
-    for name, probabilities, classes in zip(names, values.tolist(), indices.tolist(), strict=True):
-        words: list[Any] = [labels[index] if index < len(labels) else str(index) for index in classes]
-        yield Prediction(name, tuple(zip(words, probabilities, strict=True)))
+    for probabilities, classes in zip(values.tolist(), indices.tolist(), strict=True):
+        words = [labels[index] if index < len(labels) else str(index) for index in classes]
+        yield tuple(zip(words, probabilities, strict=True))

@@ -108,16 +108,17 @@ class ImageFolder(Task):
 
     def survey(self) -> Survey:
         """Every picture is decoded once; of more than `picture_survey.MOST` in a split, so many chosen by hash."""
-        from raydistill.tasks.picture_survey import findings, shared
+        from raydistill.tasks.picture_survey import by_weight, folder_findings, shared
         from raydistill.tasks.survey import Survey
 
         counts = super().survey().counts
-        looks = {split: self._look(self._read_part(part)) for split, part in self._folders().items()}
         found = [line for part in self._folders().values() for line in self._left_out(part)]
+        looks: dict[str, dict[str, Look]] = {}
         for split, part in self._folders().items():
-            found += findings(part, looks[split], self.on_error, self.image_size)
-            found += _partly(part, len(looks[split]), sum(counts[split]))
-        return Survey(counts, tuple(sorted([*found, *shared(looks)], key=_weight)))
+            everything = self._read_part(part)
+            looks[split] = self._look(everything)
+            found += folder_findings(part, looks[split], len(everything.ids), self.on_error, self.image_size)
+        return Survey(counts, by_weight([*found, *shared(looks)]))
 
     def _look(self, part: Arrays, most: int | None = None) -> dict[str, Look]:
         from raydistill.tasks.picture_survey import MOST, look_at
@@ -186,14 +187,3 @@ def _images(folder: Path, part: str) -> Iterator[tuple[str, int]]:
         for found in search(folder / part / name):
             if found.reason is None:
                 yield f"{part}/{name}/{found.path}", found.size
-
-
-def _partly(part: str, looked_at: int, count: int) -> Iterator[Finding]:
-    from raydistill.tasks.survey import Finding
-
-    if looked_at < count:
-        yield Finding("note", f"`{part}`: {looked_at} of {count} pictures were looked at, chosen by hash")
-
-
-def _weight(finding: Finding) -> int:
-    return ("error", "warning", "note").index(finding.level)

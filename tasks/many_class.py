@@ -15,8 +15,10 @@ from pydantic import Field
 from raydistill.tasks.task import Arrays, Task, UserPath
 
 if TYPE_CHECKING:
-    from raydistill.tasks.pixel_cache import CachedPixels
+    from raydistill.tasks.pictures import Pixels
+    from raydistill.tasks.pixel_cache import CachedPixels, PixelSource
     from raydistill.tasks.splits import TaskData
+    from raydistill.tasks.survey import Finding, Survey
 
 SPLITS = ("train", "validation", "test")
 IDS_PER_SPLIT = 2**40  # where rows are their own ids, those of the splits stay apart
@@ -77,10 +79,9 @@ class ManyClass(Task):
 
     def content(self) -> str:
         from raydistill.tasks.digests import digest_text
-        from raydistill.tasks.shards import digest_shards
-
-        from raydistill.tasks.pixel_cache import is_encoded
         from raydistill.tasks.pictures import READER
+        from raydistill.tasks.pixel_cache import is_encoded
+        from raydistill.tasks.shards import digest_shards
 
         files = [file for part in self._files().values() for file in part]
         reader = [READER] if is_encoded(files[0]) else []
@@ -96,6 +97,30 @@ class ManyClass(Task):
         self.require_files()
         parts, pixels = self._open()
         return build_shards_data(self, parts, {name: part.pixels for name, part in pixels.items()})
+
+    def picture_input(self, file: Path, shape: tuple[int, ...]) -> Pixels:
+        """The whole picture, scaled where the task has an `image_size`; otherwise its size must be that of all."""
+        from raydistill.tasks.pictures import exact_picture, scaled_picture
+
+        return (exact_picture if self.image_size is None else scaled_picture)(file, shape)[0]
+
+    def survey(self) -> Survey:
+        """Encoded pictures are laid out, as for the first stage; of more than `picture_survey.MOST` in a split, and of
+        pictures that are arrays, so many are looked at, from the beginnings of all shards."""
+        import numpy as np
+
+        from raydistill.tasks.picture_survey import MOST, by_weight, glance_findings
+        from raydistill.tasks.pixel_cache import glance_at
+        from raydistill.tasks.survey import Survey
+
+        self.require_files()
+        counts: dict[str, tuple[int, ...]] = {}
+        findings: list[Finding] = []
+        for split, part in self._samples().items():
+            counts[split] = tuple(np.bincount(part.labels, minlength=self.num_classes).tolist())
+            glance = glance_at(*self._source(split), threads=self.workers, most=MOST)
+            findings += glance_findings(split, glance, len(part.ids), self.on_error)
+        return Survey(counts, by_weight(findings))
 
     def _open(self) -> tuple[dict[str, Arrays], dict[str, CachedPixels]]:
         # First the small columns: what is wrong there should not wait for the pixels.
@@ -120,18 +145,20 @@ class ManyClass(Task):
         return {split: found for split, found in files.items() if found}
 
     def _pixels(self) -> dict[str, CachedPixels]:
-        from raydistill.tasks.pixel_cache import PixelSource, cached_pixels
+        from raydistill.tasks.pixel_cache import cached_pixels
 
-        cache, scales = self.cache or self.folder / ".pixels", self.image_size is not None
         return {
-            split: cached_pixels(
-                PixelSource(self.folder, tuple(files), self.input_shape, scales),
-                cache,
-                on_error=self.on_error,
-                threads=self.workers,
-            )
-            for split, files in self._files().items()
+            split: cached_pixels(*self._source(split), on_error=self.on_error, threads=self.workers)
+            for split in self._files()
         }
+
+    def _source(self, split: str) -> tuple[PixelSource, Path]:
+        """The pictures of a split, and where their pixels are laid out."""
+        from raydistill.tasks.pixel_cache import PixelSource
+
+        files, scales = self._files()[split], self.image_size is not None
+        source = PixelSource(self.folder, tuple(files), self.input_shape, scales)
+        return source, self.cache or self.folder / ".pixels"
 
     def _readable(self, split: str, part: Arrays, pixels: CachedPixels) -> Arrays:
         import numpy as np

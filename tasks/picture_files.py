@@ -37,14 +37,9 @@ class Found:
     reason: str | None = None
 
 
-def is_picture(name: str) -> bool:
-    """Whether a file's ending is that of a picture."""
-    return PurePosixPath(name).suffix.lower() in PICTURE_ENDINGS
-
-
-def search(folder: Path) -> Iterator[Found]:
+def search(folder: Path, endings: frozenset[str] = PICTURE_ENDINGS) -> Iterator[Found]:
     """Everything below a folder, sorted by path within each folder; links are followed, but never in a circle."""
-    yield from _search(folder, "", frozenset())
+    yield from _search(folder, "", endings, frozenset())
 
 
 def folders_in(folder: Path) -> list[str]:
@@ -67,7 +62,9 @@ def has_picture(folder: Path) -> bool:
     return any(found.reason is None for found in search(folder))
 
 
-def _search(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[Found]:
+def _search(
+    folder: Path, prefix: str, endings: frozenset[str], above: frozenset[tuple[int, int]]
+) -> Iterator[Found]:
     status = folder.stat()
     place = (status.st_dev, status.st_ino)
     if place in above:
@@ -79,8 +76,8 @@ def _search(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Ite
         if (reason := reason_of(entry.name)) is not None:
             yield Found(path, reason=reason)
         elif entry.is_dir():
-            yield from _search(folder / entry.name, f"{path}/", above | {place})
-        elif not is_picture(entry.name):
+            yield from _search(folder / entry.name, f"{path}/", endings, above | {place})
+        elif PurePosixPath(entry.name).suffix.lower() not in endings:
             yield Found(path, reason=_ending(entry.name))
         elif not entry.is_file():
             yield Found(path, reason="links to nothing")
@@ -97,4 +94,9 @@ def counted(paths: Iterable[str], shown: int = 3) -> str:
     """How many there are, and the first of them by name."""
     named = list(paths)
     more = ", …" if len(named) > shown else ""
-    return f"{len(named)} ({', '.join(f'`{path}`' for path in named[:shown])}{more})"
+    return f"{len(named)} ({', '.join(f'`{printable(path)}`' for path in named[:shown])}{more})"
+
+
+def printable(text: str) -> str:
+    """The text with what a terminal would obey, or cannot show, as an escape."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)

@@ -16,12 +16,16 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from raydistill.tasks.digests import digest_text
 from raydistill.tasks.picture_files import HIDDEN, OF_SYSTEMS, counted
 from raydistill.tasks.pictures import READER, PictureError, read_picture
 from raydistill.tasks.survey import Finding
 from raydistill.tasks.task import data_root
+
+if TYPE_CHECKING:
+    from raydistill.tasks.pixel_cache import Glance
 
 MOST = 10_000
 """Pictures of one split that a survey decodes; of more, so many are chosen by hash (4 ms each at 500 x 375)."""
@@ -108,15 +112,16 @@ def left_out(place: str, reasons: Iterable[tuple[str, str]]) -> Iterator[Finding
         yield Finding("note" if reason in NOTES else "warning", text)
 
 
-def findings(split: str, looks: Mapping[str, Look], on_error: str, smallest: int) -> Iterator[Finding]:
-    """What the pictures of a split show, each kind in one line. `smallest`: the size that inputs have."""
+def folder_findings(
+    split: str, looks: Mapping[str, Look], count: int, on_error: str, smallest: int
+) -> Iterator[Finding]:
+    """What the pictures of a split show, each kind in one line: `count` are in it, inputs are `smallest` wide."""
     broken = {path: look.problem for path, look in looks.items() if look.problem is not None}
     good = [look for look in looks.values() if look.problem is None]
     if broken:
-        yield broken_pictures(split, list(broken), str(next(iter(broken.values()))), on_error)
-    yield from turned_pictures(split, Counter(words for look in good for words in look.turned), len(good))
-    if len(good) > 1 and len({look.digest for look in good}) == 1:
-        yield Finding("warning", f"`{split}`: all {len(good)} pictures are equal, pixel for pixel")
+        yield _broken(split, counted(broken), str(next(iter(broken.values()))), on_error)
+    yield from _turned(split, Counter(words for look in good for words in look.turned), len(good))
+    yield from _equal(split, len(good), len(good) > 1 and len({look.digest for look in good}) == 1)
     blank = sum(look.is_blank for look in good)
     if blank:
         text = f"`{split}`: {blank} of {len(good)} pictures have one colour all over"
@@ -125,21 +130,17 @@ def findings(split: str, looks: Mapping[str, Look], on_error: str, smallest: int
     if small:
         text = f"`{split}`: {small} of {len(good)} pictures are smaller than the inputs ({smallest}) and scaled up"
         yield Finding("note", text)
+    yield from _partly(split, len(looks), count, "chosen by hash")
 
 
-def broken_pictures(split: str, names: Sequence[str], first: str, on_error: str) -> Finding:
-    """The line about pictures that cannot be read: it stops, unless they are to be left out."""
-    if on_error == "skip":
-        return Finding("warning", f"`{split}`: left out what cannot be read: {counted(names)}; {first}")
-    return Finding("error", f"`{split}`: pictures that cannot be read: {counted(names)}; {first}; {WAY_OUT}")
-
-
-def turned_pictures(split: str, turned: Mapping[str, int], count: int) -> Iterator[Finding]:
-    """One line about what pictures were turned from."""
-    if turned:
-        parts = "; ".join(f"{number} {words}" for words, number in sorted(turned.items()))
-        is_dark = any("nearly black" in words for words in turned)
-        yield Finding("warning" if is_dark else "note", f"`{split}`: of {count} pictures {parts}")
+def glance_findings(split: str, glance: Glance, count: int, on_error: str) -> Iterator[Finding]:
+    """The same about `count` pictures in shards."""
+    good = glance.count - len(glance.unreadable)
+    if glance.unreadable:
+        yield _broken(split, str(len(glance.unreadable)), glance.unreadable[0], on_error)
+    yield from _turned(split, glance.turned, good)
+    yield from _equal(split, good, glance.are_equal)
+    yield from _partly(split, glance.count, count, "from the beginnings of all shards")
 
 
 def shared(looks: Mapping[str, Mapping[str, Look]]) -> Iterator[Finding]:
@@ -149,3 +150,31 @@ def shared(looks: Mapping[str, Mapping[str, Look]]) -> Iterator[Finding]:
         again = [path for path, look in seen.items() if split != "train" and look.digest in trained]
         if again:
             yield Finding("warning", f"`{split}`: pictures that `train` has too: {counted(again)}")
+
+
+def by_weight(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Errors first, notes last."""
+    return tuple(sorted(findings, key=lambda finding: ("error", "warning", "note").index(finding.level)))
+
+
+def _broken(split: str, which: str, first: str, on_error: str) -> Finding:
+    if on_error == "skip":
+        return Finding("warning", f"`{split}`: left out pictures that cannot be read: {which}; {first}")
+    return Finding("error", f"`{split}`: pictures that cannot be read: {which}; {first}; {WAY_OUT}")
+
+
+def _turned(split: str, turned: Mapping[str, int], count: int) -> Iterator[Finding]:
+    if turned:
+        parts = "; ".join(f"{number} {words}" for words, number in sorted(turned.items()))
+        is_dark = any("nearly black" in words for words in turned)
+        yield Finding("warning" if is_dark else "note", f"`{split}`: of {count} pictures {parts}")
+
+
+def _equal(split: str, count: int, are_equal: bool) -> Iterator[Finding]:
+    if are_equal:
+        yield Finding("warning", f"`{split}`: all {count} pictures are equal, pixel for pixel")
+
+
+def _partly(split: str, looked_at: int, count: int, which: str) -> Iterator[Finding]:
+    if looked_at < count:
+        yield Finding("note", f"`{split}`: {looked_at} of {count} pictures were looked at, {which}")

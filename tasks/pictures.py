@@ -24,6 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from raydistill.tasks.picture_files import printable
+
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
@@ -121,20 +123,13 @@ def centre_box(width: int, height: int, part: float) -> Box:
     return left, top, left + side, top + side
 
 
-def printable(text: str) -> str:
-    """The text on one line, with what a terminal would obey shown as an escape."""
-    return "".join(
-        letter if letter.isprintable() else ascii(letter)[1:-1] for letter in " ".join(text.split())
-    )
-
-
 def _reason(source: Path | bytes, error: Exception) -> str:
     if source == b"" or (isinstance(source, Path) and source.is_file() and not source.stat().st_size):
         return "it is empty"
     if isinstance(error, UnidentifiedImageError):
         return "its content has no known format"
     said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return printable(said) or type(error).__name__
+    return printable(" ".join(said.split())) or type(error).__name__
 
 
 def _turned(opened: ImageFile, channels: int | None) -> Picture:

@@ -19,6 +19,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -103,6 +104,47 @@ def unreadable_picture(reason: str) -> PictureError:
     return PictureError(f"{reason}; repair it, or leave such samples out with `on_error: skip`")
 
 
+@dataclass(frozen=True)
+class Glance:
+    """What a look at `count` pictures of a split showed: why some cannot be read, and from what others were turned."""
+
+    count: int
+    unreadable: tuple[str, ...]
+    turned: Mapping[str, int]
+    are_equal: bool
+
+
+def glance_at(source: PixelSource, cache: Path, *, threads: int, most: int) -> Glance:
+    """A look at encoded pictures through `cache`, laid out now if there are at most `most` of them.
+
+    Of more, and of pictures that are arrays, so many from the beginnings of all shards.
+    """
+    count = sum(_count_rows(file) for file in source.files)
+    if not is_encoded(source.files[0]) or count > most:
+        return _beginnings(source, threads, max(most // len(source.files), 1))
+    cached = cached_pixels(source, cache, on_error="skip", threads=threads)
+    return Glance(count, tuple(cached.unreadable.values()), cached.turned, _are_equal(cached.pixels))
+
+
+def _beginnings(source: PixelSource, threads: int, rows: int) -> Glance:
+    parts: list[Pixels] = []
+    unreadable: list[str] = []
+    turned: Counter[str] = Counter()
+    with ThreadPoolExecutor(max(threads, 1)) as executor:
+        for file in source.files:
+            with opened_shard(file) as shard:
+                for pixels, seen in islice(_rows_of(source, file, shard, executor, rows), 1):
+                    parts.append(pixels)
+                    unreadable += seen.unreadable.values()
+                    turned += seen.turned
+    pixels = np.concatenate(parts)
+    return Glance(len(pixels), tuple(unreadable), turned, _are_equal(pixels))
+
+
+def _are_equal(pixels: Pixels) -> bool:
+    return len(pixels) > 1 and bool((pixels == pixels[:1]).all())
+
+
 def _map(file: Path) -> Pixels:
     try:
         # Copy-on-write: torch wants memory that it could write to, and nobody does.
@@ -169,10 +211,17 @@ def _batches(source: PixelSource, threads: int) -> Iterator[tuple[Pixels, _Noted
         for file in source.files:
             check_shard(source.folder, file)
             with opened_shard(file) as shard:
-                if picture_column(file, shard) == "pixels":
-                    yield from _read_arrays(source, file, shard)
-                else:
-                    yield from _decode_pictures(source, file, shard, executor)
+                yield from _rows_of(source, file, shard, executor, ROWS_AT_ONCE)
+
+
+def _rows_of(
+    source: PixelSource, file: Path, shard: Any, executor: Executor, size: int
+) -> Iterator[tuple[Pixels, _Noted]]:
+    """The rows of one shard in batches of at most `size`."""
+    if picture_column(file, shard) == "pixels":
+        yield from _read_arrays(source, file, shard, size)
+    else:
+        yield from _decode_pictures(source, file, shard, executor, size)
 
 
 def picture_column(file: Path, shard: Any) -> str:
@@ -251,21 +300,21 @@ def encoded(column: Any) -> list[bytes]:
     return [(cell.get("bytes") if isinstance(cell, dict) else cell) or b"" for cell in cells]
 
 
-def _read_arrays(source: PixelSource, file: Path, shard: Any) -> Iterator[tuple[Pixels, _Noted]]:
+def _read_arrays(source: PixelSource, file: Path, shard: Any, size: int) -> Iterator[tuple[Pixels, _Noted]]:
     shape = declared_shape(file, shard)
     if shape != source.shape:
         raise ValueError(f"pictures of `{file}` are {shape}, those of `{source.files[0]}` {source.shape}")
-    for column, names in _named_batches(file, shard, "pixels"):
+    for column, names in _named_batches(file, shard, "pixels", size):
         if column.null_count:
             empty = column.is_null().to_pylist().index(True)
             raise ValueError(f"{names[empty]} has no `pixels`")
         yield _bytes_of(file, column, int(np.prod(shape))).reshape(len(column), *shape), _Noted()
 
 
-def _named_batches(file: Path, shard: Any, column: str) -> Iterator[tuple[Any, list[str]]]:
+def _named_batches(file: Path, shard: Any, column: str, size: int) -> Iterator[tuple[Any, list[str]]]:
     """A column piece by piece, with what to call each of its samples."""
     ids, row = ["id"] if "id" in shard.schema_arrow.names else [], 0
-    for batch in shard.iter_batches(ROWS_AT_ONCE, columns=[column, *ids]):
+    for batch in shard.iter_batches(size, columns=[column, *ids]):
         numbers = batch.column("id").to_pylist() if ids else range(row, row + len(batch))
         kind = "sample" if ids else "row"
         yield batch.column(column), [f"{kind} {number} of `{file}`" for number in numbers]
@@ -291,9 +340,9 @@ def _bytes_of(file: Path, column: Any, size: int) -> Pixels:
 
 
 def _decode_pictures(
-    source: PixelSource, file: Path, shard: Any, executor: Executor
+    source: PixelSource, file: Path, shard: Any, executor: Executor, size: int
 ) -> Iterator[tuple[Pixels, _Noted]]:
-    for column, names in _named_batches(file, shard, "image"):
+    for column, names in _named_batches(file, shard, "image", size):
         pixels, noted = np.zeros((len(names), *source.shape), dtype=np.uint8), _Noted()
         decode = partial(_decode, shape=source.shape, scales=source.scales)
         for place, decoded in enumerate(executor.map(decode, encoded(column), names)):

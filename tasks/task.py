@@ -163,15 +163,11 @@ class Task(BaseModel):
         """
         from raydistill.tasks.pictures import scaled_picture
 
-        self.require_picture_shape(shape)
-        return scaled_picture(file, shape)[0]
-
-    def require_picture_shape(self, shape: tuple[int, ...]) -> None:
-        """`ValueError` unless inputs of this shape are pictures."""
         if len(shape) != 3 or shape[0] not in (1, 3):
             raise ValueError(
                 f"task `{self.name}`: inputs of shape {shape} are no pictures; give them in a .npy file"
             )
+        return scaled_picture(file, shape)[0]
 
     def survey(self) -> Survey:
         """A look at the data before anything is trained: samples per split and class, and what the files show; what

@@ -56,6 +56,14 @@ class Tensors(Task):
     def input_shape(self) -> tuple[int, ...]:
         return self.shape or shape_of(self.file, self.inputs)[1:]
 
+    def picture_input(self, file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """The whole picture, scaled. Where the task's file is at hand, it must hold pictures itself: of other numbers
+        nobody knows which one is white."""
+        kind = _kind(self.file, self.inputs, stamp(self.file)) if self.file.is_file() else "uint8"
+        if kind != "uint8":
+            raise ValueError(f"task `tensors`: its inputs are {kind}, not pictures; give them in a .npy file")
+        return super().picture_input(file, shape)
+
     def missing_files(self) -> str | None:
         if self.file.is_file():
             return None
@@ -98,6 +106,11 @@ def _largest_label(file: Path, name: str, changed: Stamp) -> int:
     if not len(labels):
         raise ValueError(f"`{name}` of `{file}` is empty")
     return int(labels.max())
+
+
+@lru_cache(maxsize=16)
+def _kind(file: Path, name: str, changed: tuple[int, int]) -> str:
+    return str(open_array(file, name).dtype)
 
 
 def _integers(file: Path, name: str, values: NDArray[Any]) -> NDArray[np.int64]:

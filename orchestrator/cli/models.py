@@ -1,12 +1,18 @@
 """Commands about what stages made: models and soft targets."""
 
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from raydistill.cli.group import FAILED
 from raydistill.cli.options import runs_option
+from raydistill.tasks.picture_files import printable
+
+if TYPE_CHECKING:
+    from raydistill.predict import Prediction
 
 
 @click.command()
@@ -33,22 +39,45 @@ def evaluate(model: Path, split: str) -> None:
 @click.option("--top", default=3, show_default=True, help="Classes to print per input.")
 @click.option("--output", type=click.Path(path_type=Path), help="Write a CSV file instead of printing.")
 def predict(model: Path, inputs: tuple[Path, ...], top: int, output: Path | None) -> None:
-    """Label images or arrays: INPUTS are image files, or .npy files of shape (N, ...) or (...).
+    """Label pictures or arrays: INPUTS are pictures, .npy files of shape (N, ...) or (...), or folders of them.
+
+    A picture is read as those of the model's own task are for evaluation. One that cannot be read has its error in its
+    place, and the command ends with exit code 1.
 
     MODEL is a stage's folder or an exported one; that of an `evaluate` stage stands for its ensemble or committee.
 
     \b
-    distill predict runs/stages/distill-1f0c92ab34de digit.png more.npy
+    distill predict runs/stages/distill-1f0c92ab34de digit.png more.npy photos/
     """
-    from raydistill.predict import predict_files, write_csv
+    from raydistill.errors import StageError
+    from raydistill.predict import check_output, predict_files, write_csv
 
-    rows = predict_files(model, inputs, top)
     if output is not None:
-        write_csv(output, rows)
-        return
-    for row in rows:
-        ranked = "  ".join(f"{label} {probability:.4f}" for label, probability in row.ranked)
-        click.echo(f"{row.source}\t{ranked}")
+        check_output(output)
+    errors: list[str] = []
+    predictions = _errors_shown(predict_files(model, inputs, top), errors)
+    if output is not None:
+        write_csv(output, predictions)
+    else:
+        _print(predictions)
+    if errors:
+        raise StageError(f"inputs that could not be labelled: {len(errors)}")
+
+
+def _errors_shown(predictions: Iterable["Prediction"], errors: list[str]) -> Iterator["Prediction"]:
+    """The same predictions; an error among them goes to stderr and into `errors`."""
+    for prediction in predictions:
+        if prediction.error is not None:
+            errors.append(prediction.error)
+            click.echo(f"error: {printable(prediction.error)}", err=True)
+        yield prediction
+
+
+def _print(predictions: Iterable["Prediction"]) -> None:
+    for prediction in predictions:
+        if prediction.error is None:
+            ranked = "  ".join(f"{label} {probability:.4f}" for label, probability in prediction.ranked)
+            click.echo(f"{printable(prediction.source)}\t{ranked}")
 
 
 @click.command()

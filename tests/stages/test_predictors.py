@@ -46,7 +46,7 @@ def test_a_judged_group_of_models_gives_the_numbers_of_its_stage(
 def test_a_committee_labels_inputs(stages: Any, plan: dict[str, Any], tmp_path: Path) -> None:
     stages.run(plan)
     np.save(tmp_path / "some.npy", np.load(stages.file)["inputs"][:5])
-    rows = predict_files(stages.folder("committee").path, [tmp_path / "some.npy"])
+    rows = list(predict_files(stages.folder("committee").path, [tmp_path / "some.npy"]))
     assert len(rows) == 5
     assert sum(probability for _, probability in rows[0].ranked) == pytest.approx(1)
 
