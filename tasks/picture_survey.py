@@ -48,7 +48,7 @@ class Look:
 
 def look_at(folder: Path, paths: Sequence[str], threads: int) -> dict[str, Look]:
     """What each picture (paths below `folder`) shows, decoded where its file is not the one that was seen before."""
-    memory = data_root() / "pictures" / f"{digest_text(str(folder))[:16]}.json"
+    memory = data_root() / ".looks" / f"{digest_text(str(folder))[:16]}.json"
     known = _remembered(memory)
     stamps = {path: _stamp(folder / path) for path in paths}
     new = [path for path in paths if known.get(path, ("",))[0] != stamps[path]]
