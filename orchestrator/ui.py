@@ -9,7 +9,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -17,8 +17,9 @@ from typing import IO
 import click
 
 from raydistill.errors import DistillError
+from raydistill.masking import mask
 from raydistill.tracking import resolve_uri
-from raydistill.tracking.store import open_client, public_uri, reason
+from raydistill.tracking.store import open_client, reason
 
 START_PAGE = "#/experiments?workflowType=machine_learning"  # else it opens on pages about agents
 START_SECONDS = 90.0
@@ -39,23 +40,25 @@ def serve(
     """
     uri = resolve_uri(root, tracking_uri)
     if uri.startswith(("http://", "https://")):
-        on_ready(f"the runs are tracked by a server that has pages of its own: {public_uri(uri)}")
+        on_ready(f"the runs are tracked by a server that has pages of its own: {mask(uri)}")
         return
     _check_port(host, port)
     _create_schema(uri, root)
     url = _url(host, port)
-    with tempfile.TemporaryFile() as output, _server(_command(root, uri, host, port), output) as server:
+    with (
+        tempfile.TemporaryFile() as output,
+        _server(_command(root, host, port), _environment(uri), output) as server,
+    ):
         _wait_until_healthy(server, url, output)
-        on_ready(f"MLflow shows {public_uri(uri)} at {url}/{START_PAGE} (interrupt to stop)")
+        on_ready(f"MLflow shows {mask(uri)} at {url}/{START_PAGE} (interrupt to stop)")
         with suppress(KeyboardInterrupt):
             server.wait()
             raise DistillError(f"the MLflow server ended: {_last_words(output)}")
 
 
-def _command(root: Path, uri: str, host: str, port: int) -> list[str]:
+def _command(root: Path, host: str, port: int) -> list[str]:
     artifacts = (root.absolute() / "mlartifacts").as_uri()
     options = {
-        "--backend-store-uri": uri,
         "--artifacts-destination": artifacts,
         "--host": host,
         "--port": str(port),
@@ -64,14 +67,21 @@ def _command(root: Path, uri: str, host: str, port: int) -> list[str]:
     return [sys.executable, "-m", "mlflow", "server", *(part for pair in options.items() for part in pair)]
 
 
-@contextmanager
-def _server(command: list[str], output: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """The server in a process group of its own, which is gone afterwards, with all that it started."""
-    environment = {
+def _environment(uri: str) -> dict[str, str]:
+    """The server's environment: the store may be written with a password, which a command line would show."""
+    return {
         **os.environ,
+        "MLFLOW_BACKEND_STORE_URI": uri,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # 2 processes and 0.5 GB instead of 13 and 2 GB
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
+
+
+@contextmanager
+def _server(
+    command: list[str], environment: Mapping[str, str], output: IO[bytes]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """The server in a process group of its own, which is gone afterwards, with all that it started."""
     process = subprocess.Popen(
         command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
     )
@@ -122,9 +132,7 @@ def _create_schema(uri: str, root: Path) -> None:
     try:
         open_client(uri, root).search_experiments(max_results=1)
     except Exception as error:  # whatever the database's driver raises
-        raise DistillError(
-            f"the tracking store `{public_uri(uri)}` cannot be opened: {reason(error)}"
-        ) from error
+        raise DistillError(f"the tracking store `{mask(uri)}` cannot be opened: {reason(error)}") from error
 
 
 def _wait_until_healthy(server: subprocess.Popen[bytes], url: str, output: IO[bytes]) -> None:
@@ -145,5 +153,5 @@ def _url(host: str, port: int) -> str:
 
 def _last_words(output: IO[bytes]) -> str:
     output.seek(0)
-    lines = output.read().decode(errors="replace").strip().splitlines()
+    lines = mask(output.read().decode(errors="replace")).strip().splitlines()
     return lines[-1] if lines else "it said nothing"

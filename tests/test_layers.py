@@ -28,7 +28,7 @@ ROWS = (
     ("tracking",),
     ("lookup",),
     ("models", "tasks"),
-    ("errors",),
+    ("errors", "masking"),
 )
 RANK = {name: rank for rank, names in enumerate(ROWS) for name in names}
 MODULES = sorted(

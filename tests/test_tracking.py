@@ -533,7 +533,7 @@ def test_the_environment_names_the_store_and_passwords_are_not_written_down(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
     folder = runs.run("r1")
-    assert mirror(folder, runs.root).tracking_uri == "http://me@127.0.0.1:9"
+    assert mirror(folder, runs.root).tracking_uri == "http://***@127.0.0.1:9"
     assert "secret" not in (folder / "tracking.json").read_text()
 
 

@@ -10,6 +10,7 @@ from raydistill.cli.group import DONE, FAILED
 from raydistill.cli.options import runs_option, tracking_option
 from raydistill.cli.submit import check_here
 from raydistill.cli.watching import connect, follow_job
+from raydistill.masking import mask
 
 
 @click.command()
@@ -40,10 +41,10 @@ def doctor(plan_file: Path | None, address: str | None, root: Path, tracking_uri
     for finding in findings:
         table.add_row(
             finding.check,
-            plain(finding.where),
+            plain(mask(finding.where)),
             coloured(finding.verdict),
-            plain(finding.text),
-            plain(finding.way_out),
+            plain(mask(finding.text)),
+            plain(mask(finding.way_out)),
         )
     print_table(table)
     sys.exit(FAILED if any(finding.verdict == "fail" for finding in findings) else DONE)

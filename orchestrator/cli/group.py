@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from raydistill.errors import DistillError, PlanError
+from raydistill.masking import mask
 
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 
@@ -17,10 +18,10 @@ class Group(click.Group):
         try:
             return super().main(*args, **kwargs)
         except PlanError as error:
-            click.echo(f"error: {error.message}", err=True)
+            click.echo(f"error: {mask(error.message)}", err=True)
             sys.exit(WRONG)
         except DistillError as error:
-            click.echo(f"error: {error.message}", err=True)
+            click.echo(f"error: {mask(error.message)}", err=True)
             sys.exit(FAILED)
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -11,6 +11,7 @@ from raydistill.cli.options import tracking_option, untracked_option
 from raydistill.cli.tune import confirm_grid, load_search
 from raydistill.cli.watching import connect, end_with, follow_job, head_option
 from raydistill.errors import PlanError
+from raydistill.masking import mask
 
 if TYPE_CHECKING:
     from raydistill.execution.submit.client import Job, JobsClient
@@ -86,6 +87,7 @@ def submit(
         check_root,
         check_submission_id,
         read_environment,
+        split_tracking_uri,
     )
     from raydistill.execution.submit.needs import find_needs
     from raydistill.execution.submit.package import collect, plan_name
@@ -95,6 +97,7 @@ def submit(
     plan, source, problem = check_here(plan_file, overrides, only, force, searches)
     if problem and not dry_run and "--yes" not in more and confirm_grid(problem, yes=False):
         more = (*more, "--yes")  # nobody can be asked where the job runs
+    passed_on, more = split_tracking_uri(more)
     folder = Path.cwd()
     installer, requirements = choose_installer(pip, uv)
     command = JobCommand(
@@ -104,7 +107,7 @@ def submit(
         overrides=overrides,
         only=only,
         force=force,
-        tracking_uri=tracking_uri,
+        tracking_uri=tracking_uri or passed_on,
         more=more,
     )
     submission = Submission(
@@ -195,7 +198,8 @@ def _announce(submission: "Submission", plan: "Plan", verbose: bool) -> None:
     uri = submission.command.tracking_uri or submission.environment.get("MLFLOW_TRACKING_URI")
     if points_home(uri):
         click.echo(
-            f"note: the job reads `{uri}` as an address of the head node, not of this machine", err=True
+            f"note: the job reads `{mask(str(uri))}` as an address of the head node, not of this machine",
+            err=True,
         )
 
 
@@ -210,7 +214,7 @@ def _send(
     root = submission.command.root
     lines = {
         "dashboard": client.page(job_id),
-        "mlflow": uri or f"distill ui --runs {root}   (on a machine that sees it)",
+        "mlflow": mask(uri) if uri else f"distill ui --runs {root}   (on a machine that sees it)",
         "results": f"{root}/{results}",
         "follow": f"distill jobs logs {job_id} -f --address {client.address}",
     }

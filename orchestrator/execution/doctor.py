@@ -19,8 +19,9 @@ from raydistill.errors import DistillError
 from raydistill.execution.ray_backend import probes
 from raydistill.execution.ray_backend.connection import TOKEN_HINT, connect, leave, use_token
 from raydistill.execution.user_modules import user_modules
+from raydistill.masking import mask, split_login
 from raydistill.plan.schema import Plan
-from raydistill.tracking.store import answers, is_missing, public_uri, resolve_uri
+from raydistill.tracking.store import answers, is_missing, resolve_uri
 
 Verdict = Literal["ok", "warn", "fail"]
 
@@ -231,7 +232,7 @@ def _clock(where: str, apart: float) -> Finding:
 
 def _tracking(root: Path, tracking_uri: str | None) -> Iterator[Finding]:
     uri = resolve_uri(root, tracking_uri)
-    shown = public_uri(uri)
+    shown = mask(uri)
     if uri.startswith(("http://", "https://")):
         yield _tracking_server(uri.rstrip("/"), shown)
     elif is_missing(uri):
@@ -248,14 +249,15 @@ def _tracking(root: Path, tracking_uri: str | None) -> Iterator[Finding]:
 def _tracking_server(uri: str, shown: str) -> Finding:
     own = version("mlflow")
     try:
-        with urllib.request.urlopen(f"{uri}/version", timeout=REACH_SECONDS) as answer:
+        url, headers = split_login(f"{uri}/version")
+        request = urllib.request.Request(url, headers=headers)
+        with urllib.request.urlopen(request, timeout=REACH_SECONDS) as answer:
             theirs = answer.read(100).decode(errors="replace").strip()
     except urllib.error.HTTPError as error:
-        hint = (
-            "start it with `--allowed-hosts`, or write its IP"
-            if error.code == 403
-            else "is this an MLflow server?"
-        )
+        hint = {
+            401: "write its user and password into the URI, or into MLFLOW_TRACKING_USERNAME and _PASSWORD",
+            403: "start it with `--allowed-hosts`, or write its IP",
+        }.get(error.code, "is this an MLflow server?")
         return Finding("tracking", HERE, "fail", f"`{shown}` answers with error {error.code}", hint)
     except (OSError, ValueError, http.client.HTTPException) as error:
         text = f"nobody answers at `{shown}` ({getattr(error, 'reason', error)})"

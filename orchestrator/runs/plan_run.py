@@ -16,6 +16,7 @@ from typing import Any, Literal
 import yaml
 
 from raydistill.errors import StoreError
+from raydistill.masking import mask
 from raydistill.plan.data_free_configs import DistillWithGeneratorConfig
 from raydistill.plan.fingerprint import fingerprint
 from raydistill.plan.model_config import models_in
@@ -85,7 +86,7 @@ class PlanRun:
             "status": status,
             "seconds": round(time.monotonic() - self.started, 3),
             "storage": str(self.root),
-            "command": self.command,
+            "command": mask(self.command),
             "versions": self.versions,
             "task": {
                 "name": self.plan.task.name,

@@ -15,6 +15,7 @@ import yaml
 from raydistill.errors import DistillError, PlanError
 from raydistill.execution.local_backend import LocalBackend
 from raydistill.execution.outlook import look_ahead
+from raydistill.masking import mask
 from raydistill.plan.load import check_plan, read_source
 from raydistill.plan.order import Graph, order_stages
 from raydistill.plan.schema import Plan
@@ -230,7 +231,7 @@ def describe(problem: Problem, run: SearchRun, options: RunOptions) -> dict[str,
         "plan": problem.plan.name,
         "fingerprint": problem.fingerprint,
         "file": problem.source.file,
-        "command": options.command,
+        "command": mask(options.command),
         "storage": str(options.root),
         "metric": str(problem.metric),
         "mode": problem.metric.mode,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from raydistill.errors import DistillError
+from raydistill.masking import MASK, mask
 from raydistill.tracking.children import push_stage
 from raydistill.tracking.parent import (
     close_parent,
@@ -28,7 +29,6 @@ from raydistill.tracking.store import (
     answers,
     import_mlflow,
     is_missing,
-    public_uri,
     reason,
     resolve_uri,
     version_conflict,
@@ -57,7 +57,7 @@ def mirror(folder: Path, root: Path, tracking_uri: str | None = None) -> MirrorR
     uri = resolve_uri(root, tracking_uri)
     with try_lock(folder) as is_mine:
         if not is_mine:
-            return MirrorResult(public_uri(uri), problem="another process mirrors this run")
+            return MirrorResult(mask(uri), problem="another process mirrors this run")
         result = _push(folder, root, uri, threading.Event())
     if result.problem is not None:
         log.warning(UNSENT, result.tracking_uri, result.problem)
@@ -70,7 +70,7 @@ class Mirror:
     def __init__(self, folder: Path, root: Path, tracking_uri: str | None = None) -> None:
         self.folder, self.root = folder, root
         self.uri = resolve_uri(root, tracking_uri)
-        self.result = MirrorResult(public_uri(self.uri))
+        self.result = MirrorResult(mask(self.uri))
         self._stop, self._give_up, self._due = threading.Event(), threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
         self._has_warned = self._has_pushed_rest = False
@@ -81,7 +81,7 @@ class Mirror:
         state = read_state(previous)
         return (
             state is not None
-            and state.tracking_uri == public_uri(self.uri)
+            and state.tracking_uri == mask(self.uri)
             and _is_all_sent(previous, state)
             and not is_missing(self.uri)
         )
@@ -169,7 +169,7 @@ class Mirror:
         """What earlier runs could not send to this store; their models only while the plan runs anyway."""
 
         def ours(folder: Path) -> str | None:
-            meant = public_uri(_uri_of(folder, self.root, None))
+            meant = mask(_uri_of(folder, self.root, None))
             return self.uri if meant == self.result.tracking_uri else None
 
         for name, result in _push_rest(self.root, ours, give_up, has_time=has_time):
@@ -213,7 +213,8 @@ def sync(root: Path, tracking_uri: str | None = None) -> Iterator[str]:
         if result.is_complete:
             yield f"{name} → {result.tracking_uri}"
         else:
-            problems.append(f"{name} could not be sent to `{result.tracking_uri}`: {result.problem}")
+            hint = "; name it with its login" if MASK in result.tracking_uri and tracking_uri is None else ""
+            problems.append(f"{name} could not be sent to `{result.tracking_uri}`: {result.problem}{hint}")
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise DistillError(f"{problems[0]}{more}; `distill sync` tries again")
@@ -238,7 +239,7 @@ def _push_rest(
             if not is_mine:
                 continue
             if uri in down:
-                yield name, MirrorResult(public_uri(uri), problem=down[uri])
+                yield name, MirrorResult(mask(uri), problem=down[uri])
                 continue
             result = _push(folder, root, uri, give_up, driver_is_gone=True, has_time=has_time)
         if result.problem is not None and not give_up.is_set() and not answers(uri, root):
@@ -247,10 +248,10 @@ def _push_rest(
 
 
 def _uri_of(folder: Path, root: Path, tracking_uri: str | None) -> str:
-    """The store that a run was meant for; ours if that is the same but for the password, which is not stored."""
+    """The store that a run was meant for; ours if that is the same but for the login, which is not stored."""
     ours = resolve_uri(root, tracking_uri)
     state = read_state(folder)
-    if tracking_uri is not None or state is None or state.tracking_uri == public_uri(ours):
+    if tracking_uri is not None or state is None or state.tracking_uri == mask(ours):
         return ours
     return state.tracking_uri
 
@@ -276,8 +277,8 @@ def _push(
 ) -> MirrorResult:
     """One push under the lock. Whatever goes wrong becomes the result's `problem`: tracking stops nothing."""
     state = read_state(folder)
-    if state is None or state.tracking_uri != public_uri(uri):
-        state = State(tracking_uri=public_uri(uri))
+    if state is None or state.tracking_uri != mask(uri):
+        state = State(tracking_uri=mask(uri))
         state.save(folder)  # first of all, so that `sync` knows which store the run was meant for
     problem = None
     try:

@@ -45,7 +45,7 @@ class ChildState(BaseModel):
 
 
 class State(BaseModel):
-    """What of a plan run or a search was sent to the store `tracking_uri` (written without its password)."""
+    """What of a plan run or a search was sent to the store `tracking_uri` (written without its login)."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from raydistill.errors import DistillError
+from raydistill.masking import mask
 
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
@@ -31,15 +31,6 @@ MAX_KEY, MAX_PARAM, MAX_TAG = 250, 6000, 8000
 def resolve_uri(root: Path, tracking_uri: str | None) -> str:
     """Where runs are tracked: as asked, else `MLFLOW_TRACKING_URI`, else a database in the storage root."""
     return tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.absolute()}/mlflow.db"
-
-
-def public_uri(uri: str) -> str:
-    """The URI without a password, for files and messages."""
-    parts = urlsplit(uri)
-    if not parts.password:
-        return uri
-    user, _, host = parts.netloc.rpartition("@")
-    return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}@{host}"))
 
 
 def is_missing(uri: str) -> bool:
@@ -131,7 +122,7 @@ def version_conflict(uri: str) -> str | None:
     if not re.fullmatch(r"\d+(\.\w+)+", theirs) or _major(theirs) == _major(ours):
         return None
     return (
-        f"`{public_uri(uri)}` runs MLflow {theirs}, and here is {ours}: it may refuse what is sent; start the server"
+        f"`{mask(uri)}` runs MLflow {theirs}, and here is {ours}: it may refuse what is sent; start the server"
         f" from an environment with `mlflow=={_major(ours)}.*`, then `distill sync` sends the rest"
     )
 
@@ -154,7 +145,7 @@ def key_of(name: str) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """One short line for a warning."""
+    """One short line for a warning. Errors of HTTP and of databases repeat the address, login and all."""
     lines = str(error).strip().splitlines() or [""]
-    text = f"{type(error).__name__}: {lines[0]}"
+    text = mask(f"{type(error).__name__}: {lines[0]}")
     return text if len(text) <= 160 else text[:157] + "..."

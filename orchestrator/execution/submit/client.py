@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from raydistill.errors import DistillError, PlanError
 from raydistill.execution.ray_backend.connection import TOKEN_HINT, use_token
 from raydistill.execution.submit.package import MAX_BYTES, size
+from raydistill.masking import mask, split_login
 from raydistill.runs.record import summary_of
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -70,11 +71,12 @@ class Job:
 
 
 class JobsClient:
-    """The Jobs API of one Ray cluster."""
+    """The Jobs API of one Ray cluster. `address` is for showing: it has no login."""
 
     def __init__(self, address: str | None = None) -> None:
         """Find the head. `PlanError` when it cannot be used, with the way out."""
-        self.address = resolve_address(address)
+        self._url = resolve_address(address)
+        self.address = mask(self._url)
         self._token = use_token()
         self.versions = self._ask_versions()
         with self._addressed():
@@ -82,7 +84,7 @@ class JobsClient:
 
             for name in QUIET:
                 logging.getLogger(name).setLevel(logging.ERROR)
-            self._client = self._call(lambda: JobSubmissionClient(self.address))
+            self._client = self._call(lambda: JobSubmissionClient(self._url))
 
     def submit(
         self, entrypoint: str, submission_id: str, runtime_env: dict[str, Any], metadata: dict[str, str]
@@ -142,7 +144,8 @@ class JobsClient:
 
     def _get(self, path: str) -> dict[str, Any]:
         """What the head answers; nothing for a page that it does not have."""
-        request = urllib.request.Request(self.address + path)
+        url, headers = split_login(self._url + path)
+        request = urllib.request.Request(url, headers=headers)
         if self._token:
             request.add_header("Authorization", f"Bearer {self._token}")
         try:
@@ -163,7 +166,7 @@ class JobsClient:
     def _addressed(self) -> Iterator[None]:
         """Ray prefers this variable to the address that it is given."""
         before = os.environ.get(ADDRESS)
-        os.environ[ADDRESS] = self.address
+        os.environ[ADDRESS] = self._url
         try:
             yield
         finally:
@@ -183,7 +186,7 @@ def resolve_address(address: str | None) -> str:
         is_usable = False
     if not is_usable:
         raise PlanError(
-            f"`{given}` is not the dashboard of a Ray cluster; write `--address http://HEAD:8265`, as `ray start"
+            f"`{mask(given)}` is not the dashboard of a Ray cluster; write `--address http://HEAD:8265`, as `ray start"
             " --head` printed it (`distill run` is what takes `HEAD:6379`)"
         )
     return parts.geturl().rstrip("/")
@@ -206,14 +209,14 @@ def explain(error: Exception, address: str, job_id: str = "") -> DistillError:
     """One line for what Ray's client raised."""
     if isinstance(error, DistillError):
         return error
-    text = str(error)
+    text = mask(str(error))
     if found := re.search(r"status code (\d+): (.*)", text, re.DOTALL):
         return explain_status(int(found[1]), found[2], address, job_id)
     if type(error).__name__ == "AuthenticationError":
         return explain_status(401 if "required" in text else 403, text, address)
     if isinstance(error, OSError):  # among others, all errors of requests
-        return _unreachable(address, summary_of(error))
-    return DistillError(f"the Ray cluster at {address} refuses the job: {summary_of(error)}")
+        return _unreachable(address, mask(summary_of(error)))
+    return DistillError(f"the Ray cluster at {address} refuses the job: {mask(summary_of(error))}")
 
 
 def explain_status(status: int, text: str, address: str, job_id: str = "") -> DistillError:

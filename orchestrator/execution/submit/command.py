@@ -9,16 +9,21 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from raydistill.errors import PlanError
+from raydistill.masking import mask
 
 # Ray kills a job 3 s after it asked it to stop. Stages get 10 s for their checkpoints, and the tracking store 3 s.
 STOP_WAIT = {"RAY_JOB_STOP_WAIT_TIME_S": "30"}
-PASSED_ON = ("MLFLOW_TRACKING_URI",)
+TRACKING_URI = "MLFLOW_TRACKING_URI"
+PASSED_ON = (TRACKING_URI,)
 THIS_MACHINE = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 
 
 @dataclass(frozen=True)
 class JobCommand:
-    """A `distill` command with the options that a plan takes. `plan` is the plan's name in the package."""
+    """A `distill` command with the options that a plan takes. `plan` is the plan's name in the package.
+
+    A tracking URI with a login travels as a variable: Ray shows a job's command line to everybody who asks.
+    """
 
     root: str
     plan: str | None = None
@@ -28,6 +33,15 @@ class JobCommand:
     force: tuple[str, ...] = ()
     tracking_uri: str | None = None
     more: tuple[str, ...] = field(default=())
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the job's command line would show, and should not."""
+        return {TRACKING_URI: self.tracking_uri} if self.tracking_uri and self._has_login else {}
+
+    @property
+    def _has_login(self) -> bool:
+        return self.tracking_uri is not None and mask(self.tracking_uri) != self.tracking_uri
 
     def to_shell(self) -> str:
         """One line for the shell of the head node, with that machine's `python`.
@@ -39,8 +53,23 @@ class JobCommand:
         for option, values in (("--set", self.overrides), ("--only", self.only), ("--force", self.force)):
             words += [f"{option}={value}" for value in values]
         words += ["--address=auto", f"--runs={self.root}"]
-        words += [f"--tracking-uri={self.tracking_uri}"] if self.tracking_uri else []
+        if self.tracking_uri and not self._has_login:
+            words += [f"--tracking-uri={self.tracking_uri}"]
         return "exec " + shlex.join([*words, *self.more])
+
+
+def split_tracking_uri(more: Sequence[str]) -> tuple[str | None, tuple[str, ...]]:
+    """The tracking URI among options that are passed on, and the others."""
+    option, others, words = "--tracking-uri", [], iter(more)
+    uri = None
+    for word in words:
+        if word == option:
+            uri = next(words, None)
+        elif word.startswith(f"{option}="):
+            uri = word.partition("=")[2]
+        else:
+            others.append(word)
+    return uri, tuple(others)
 
 
 def check_root(root: Path | None) -> str:

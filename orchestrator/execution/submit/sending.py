@@ -41,7 +41,7 @@ def send(submission: Submission, client: JobsClient) -> str:
         runtime_env: dict[str, Any] = {
             "working_dir": str(archive),
             "py_modules": [str(copy_own(Path(scratch)))],
-            "env_vars": dict(submission.environment),
+            "env_vars": {**submission.environment, **submission.command.environment},
         }
         if submission.requirements:
             runtime_env[submission.installer] = list(submission.requirements)
