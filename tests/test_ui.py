@@ -70,7 +70,7 @@ def test_a_port_in_use_is_one_clear_error(tmp_path: Path, taken_port: int) -> No
 
 def test_a_tracking_server_has_pages_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     serve(tmp_path, "http://me:secret@mlflow.example:5000")
-    assert "http://me@mlflow.example:5000" in capsys.readouterr().out
+    assert "http://***@mlflow.example:5000" in capsys.readouterr().out
 
 
 def test_a_store_that_is_no_database_is_one_clear_error(tmp_path: Path) -> None:
