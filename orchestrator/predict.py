@@ -44,7 +44,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Raw:
-    """One raw input as the model takes it, float32, images scaled to [0, 1]; or the `error` for which there is none."""
+    """One raw input as the model takes it, pictures scaled to [0, 1]; or the `error` for which there is none."""
 
     source: str
     values: Tensor | None = None
@@ -120,7 +120,10 @@ def predict_files(folder: Path, files: Iterable[Path], top: int = 3) -> Iterator
     """
     predictor = load_predictor(folder)
     task = build_task(predictor.first.description["task"])
-    raw = chain.from_iterable(read_inputs(file, task, predictor.first.input_shape) for file in _found(files))
+    model = predictor.first
+    raw = chain.from_iterable(
+        read_inputs(file, task, model.input_shape, model.input_dtype) for file in _found(files)
+    )
     return chain.from_iterable(_label(part, predictor, top) for part in _parts(raw))
 
 
@@ -150,26 +153,31 @@ def check_output(path: Path) -> None:
         raise PlanError(f"`{path}` cannot be written: `{folder}` does not allow it")
 
 
-def read_inputs(file: Path, task: Task, shape: tuple[int, ...]) -> list[Raw]:
-    """The inputs of `shape` in one file: a picture, or an array of one or several."""
+def read_inputs(
+    file: Path, task: Task, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
+) -> list[Raw]:
+    """The inputs of `shape` in one file: a picture, or an array of one or several. `dtype` is what the model takes."""
     try:
         if file.is_dir():
             raise PlanError(f"`{file}` holds no picture and no {ARRAYS}")
         if not file.is_file():
             raise PlanError(f"`{file}` does not exist")
         if file.suffix == ARRAYS:
-            return _read_arrays(file, shape)
+            return _read_arrays(file, shape, dtype)
         return [Raw(str(file), _scaled(torch.from_numpy(task.picture_input(file, shape))))]
     except (DistillError, ValueError, OSError) as error:
         return [Raw(str(file), error=str(error))]
 
 
-def _read_arrays(file: Path, shape: tuple[int, ...]) -> list[Raw]:
+def _read_arrays(file: Path, shape: tuple[int, ...], dtype: torch.dtype) -> list[Raw]:
     try:
         array = np.load(file, allow_pickle=False)
-        values = _scaled(torch.from_numpy(np.ascontiguousarray(array)))
+        values = torch.from_numpy(np.ascontiguousarray(array))
     except (ValueError, EOFError, TypeError) as error:
         raise PlanError(f"`{file}` is no array of numbers: {error}") from None
+    if dtype == torch.int64 and values.is_floating_point():
+        raise PlanError(f"`{file}` holds {array.dtype}; the model takes integers, which stand for things")
+    values = values.long() if dtype == torch.int64 else _scaled(values)
     if tuple(values.shape) == shape:
         return [Raw(str(file), values)]
     if tuple(values.shape[1:]) != shape:

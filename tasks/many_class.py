@@ -111,16 +111,17 @@ class ManyClass(Task):
 
         from raydistill.tasks.picture_survey import MOST, by_weight, glance_findings
         from raydistill.tasks.pixel_cache import glance_at
-        from raydistill.tasks.survey import Survey
+        from raydistill.tasks.splits import three_parts
+        from raydistill.tasks.survey import Survey, class_counts
 
         self.require_files()
-        counts: dict[str, tuple[int, ...]] = {}
+        parts: dict[str, Arrays] = {}
         findings: list[Finding] = []
         for split, part in self._samples().items():
-            counts[split] = tuple(np.bincount(part.labels, minlength=self.num_classes).tolist())
             glance = glance_at(*self._source(split), threads=self.workers, most=MOST)
             findings += glance_findings(split, glance, len(part.ids), self.on_error)
-        return Survey(counts, by_weight(findings))
+            parts[split] = part.take(~np.isin(part.inputs, list(glance.unreadable)))
+        return Survey(class_counts(self, three_parts(self, parts)), by_weight(findings))
 
     def _open(self) -> tuple[dict[str, Arrays], dict[str, CachedPixels]]:
         # First the small columns: what is wrong there should not wait for the pixels.

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from raydistill.tasks.digests import digest_text
 from raydistill.tasks.picture_files import HIDDEN, OF_SYSTEMS, counted
 from raydistill.tasks.pictures import READER, PictureError, read_picture
-from raydistill.tasks.survey import Finding
+from raydistill.tasks.survey import FEW, Finding
 from raydistill.tasks.task import data_root
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def folder_findings(
     blank = sum(look.is_blank for look in good)
     if blank:
         text = f"`{split}`: {blank} of {len(good)} pictures have one colour all over"
-        yield Finding("warning" if blank == len(good) else "note", text)
+        yield Finding("warning" if blank >= FEW * len(good) else "note", text)
     small = sum(min(look.width, look.height) < smallest for look in good)
     if small:
         text = f"`{split}`: {small} of {len(good)} pictures are smaller than the inputs ({smallest}) and scaled up"
@@ -137,7 +137,7 @@ def glance_findings(split: str, glance: Glance, count: int, on_error: str) -> It
     """The same about `count` pictures in shards."""
     good = glance.count - len(glance.unreadable)
     if glance.unreadable:
-        yield _broken(split, str(len(glance.unreadable)), glance.unreadable[0], on_error)
+        yield _broken(split, str(len(glance.unreadable)), next(iter(glance.unreadable.values())), on_error)
     yield from _turned(split, glance.turned, good)
     yield from _equal(split, good, glance.are_equal)
     yield from _partly(split, glance.count, count, "from the beginnings of all shards")
@@ -149,7 +149,8 @@ def shared(looks: Mapping[str, Mapping[str, Look]]) -> Iterator[Finding]:
     for split, seen in looks.items():
         again = [path for path, look in seen.items() if split != "train" and look.digest in trained]
         if again:
-            yield Finding("warning", f"`{split}`: pictures that `train` has too: {counted(again)}")
+            text = f"`{split}`: pictures that `train` has too, on which it judges memory: {counted(again)}"
+            yield Finding("warning" if len(again) >= FEW * len(seen) else "note", text)
 
 
 def by_weight(findings: Iterable[Finding]) -> tuple[Finding, ...]:
@@ -172,7 +173,8 @@ def _turned(split: str, turned: Mapping[str, int], count: int) -> Iterator[Findi
 
 def _equal(split: str, count: int, are_equal: bool) -> Iterator[Finding]:
     if are_equal:
-        yield Finding("warning", f"`{split}`: all {count} pictures are equal, pixel for pixel")
+        text = f"`{split}`: all {count} pictures are equal, pixel for pixel: nothing can be learned from them"
+        yield Finding("error" if split == "train" else "warning", text)
 
 
 def _partly(split: str, looked_at: int, count: int, which: str) -> Iterator[Finding]:

@@ -9,6 +9,8 @@ A file's name holds the digest of its shards and of the options that change pixe
 and who comes second finds it: two processes that start together both write the same. Nothing deletes old ones.
 """
 
+from __future__ import annotations
+
 import json
 import logging
 import os
@@ -82,6 +84,11 @@ class _Noted:
     unreadable: dict[int, str] = field(default_factory=dict)
     turned: Counter[str] = field(default_factory=Counter)
 
+    def add(self, seen: _Noted, start: int) -> None:
+        """What was noted about the rows from `start` on."""
+        self.unreadable |= {start + place: reason for place, reason in seen.unreadable.items()}
+        self.turned += seen.turned
+
 
 def cached_pixels(source: PixelSource, cache: Path, *, on_error: OnError, threads: int) -> CachedPixels:
     """All pixels of the shards, from `cache`, where they are laid out if they are not there yet.
@@ -106,10 +113,11 @@ def unreadable_picture(reason: str) -> PictureError:
 
 @dataclass(frozen=True)
 class Glance:
-    """What a look at `count` pictures of a split showed: why some cannot be read, and from what others were turned."""
+    """What a look at `count` pictures of a split showed: which rows cannot be read and why, and from what others were
+    turned."""
 
     count: int
-    unreadable: tuple[str, ...]
+    unreadable: Mapping[int, str]
     turned: Mapping[str, int]
     are_equal: bool
 
@@ -123,22 +131,21 @@ def glance_at(source: PixelSource, cache: Path, *, threads: int, most: int) -> G
     if not is_encoded(source.files[0]) or count > most:
         return _beginnings(source, threads, max(most // len(source.files), 1))
     cached = cached_pixels(source, cache, on_error="skip", threads=threads)
-    return Glance(count, tuple(cached.unreadable.values()), cached.turned, _are_equal(cached.pixels))
+    return Glance(count, cached.unreadable, cached.turned, _are_equal(cached.pixels))
 
 
 def _beginnings(source: PixelSource, threads: int, rows: int) -> Glance:
     parts: list[Pixels] = []
-    unreadable: list[str] = []
-    turned: Counter[str] = Counter()
+    noted, start = _Noted(), 0
     with ThreadPoolExecutor(max(threads, 1)) as executor:
         for file in source.files:
             with opened_shard(file) as shard:
                 for pixels, seen in islice(_rows_of(source, file, shard, executor, rows), 1):
                     parts.append(pixels)
-                    unreadable += seen.unreadable.values()
-                    turned += seen.turned
+                    noted.add(seen, start)
+                start += int(shard.metadata.num_rows)
     pixels = np.concatenate(parts)
-    return Glance(len(pixels), tuple(unreadable), turned, _are_equal(pixels))
+    return Glance(len(pixels), noted.unreadable, noted.turned, _are_equal(pixels))
 
 
 def _are_equal(pixels: Pixels) -> bool:
@@ -166,8 +173,7 @@ def _lay_out(source: PixelSource, pixel_file: Path, list_file: Path, on_error: O
         for pixels, seen in _batches(source, threads):
             if seen.unreadable and on_error == "fail":
                 raise unreadable_picture(next(iter(seen.unreadable.values())))
-            noted.unreadable |= {row + place: reason for place, reason in seen.unreadable.items()}
-            noted.turned += seen.turned
+            noted.add(seen, row)
             stream.write(pixels.data)
             row += len(pixels)
         stream.flush()

@@ -63,11 +63,15 @@ def survey_arrays(task: Task, parts: Mapping[str, Arrays]) -> Survey:
         for name, part in parts.items():
             check_inputs(task, name, part)
         findings += [*layout_findings(task.input_shape), *input_findings(parts)]
-    counts = {
+    return Survey(class_counts(task, parts), tuple(findings))
+
+
+def class_counts(task: Task, parts: Mapping[str, Arrays]) -> dict[str, tuple[int, ...]]:
+    """Samples per split and class."""
+    return {
         name: tuple(np.bincount(part.labels, minlength=task.num_classes).tolist())
         for name, part in parts.items()
     }
-    return Survey(counts, tuple(findings))
 
 
 def count_findings(counts: Mapping[str, Sequence[int]], names: Sequence[str]) -> Iterator[Finding]:

@@ -93,7 +93,7 @@ def test_a_survey_counts_what_is_left_out_by_reason(folder: Path) -> None:
 def test_a_clean_folder_deserves_no_word(folder: Path) -> None:
     survey = task(folder).survey()
     assert survey.findings == ()
-    assert survey.counts == {"train": (3, 3), "test": (1, 1)}
+    assert survey.counts == {"train": (3, 3), "validation": (0, 0), "test": (1, 1)}
 
 
 def test_every_usual_ending_is_taken_whatever_its_case(folder: Path) -> None:
@@ -135,7 +135,7 @@ def test_with_skip_broken_pictures_are_left_out_everywhere(folder: Path) -> None
     after = skipping.load()
     for split in ("train", "test"):
         assert torch.equal(getattr(after, split).ids, getattr(before, split).ids)
-    assert skipping.survey().counts == {"train": (3, 3), "test": (1, 1)}
+    assert skipping.survey().counts == {"train": (3, 3), "validation": (0, 0), "test": (1, 1)}
     assert said(skipping, "error") == []
     assert "`val`: left out pictures that cannot be read: 1 (`val/bee/9.png`)" in said(skipping, "warning")[1]
 
@@ -187,10 +187,12 @@ def test_equal_blank_and_shared_pictures_are_told(folder: Path) -> None:
     for part, count in (("train", 3), ("val", 1)):
         names = [f"{part}/{name}/{n}.png" for name in ("ant", "bee") for n in range(count)]
         write(folder, *names, content=stream.getvalue())
+    assert said(task(folder), "error") == [
+        "`train`: all 6 pictures are equal, pixel for pixel: nothing can be learned from them"
+    ]
     told = said(task(folder), "warning")
-    assert "`train`: all 6 pictures are equal, pixel for pixel" in told
     assert "`train`: 6 of 6 pictures have one colour all over" in told
-    assert "`test`: pictures that `train` has too: 2 (`val/ant/0.png`, `val/bee/0.png`)" in told
+    assert any("`train` has too" in line and "2 (`val/ant/0.png`, `val/bee/0.png`)" in line for line in told)
 
 
 def test_what_pictures_were_turned_from_is_told_once_per_split(folder: Path) -> None:
@@ -259,9 +261,8 @@ def test_broken_pictures_in_shards_are_found_by_the_survey(
 
 
 def test_equal_pictures_in_shards_are_told(tmp_path: Path) -> None:
-    assert said(write_shards(tmp_path, [picture()] * 3), "warning") == [
-        "`train`: all 3 pictures are equal, pixel for pixel"
-    ]
+    (error,) = said(write_shards(tmp_path, [picture()] * 3), "error")
+    assert error.startswith("`train`: all 3 pictures are equal, pixel for pixel")
 
 
 def test_the_reader_is_part_of_what_names_decoded_pixels(

@@ -132,3 +132,13 @@ def test_a_folder_without_a_model_is_a_wrong_argument(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["predict", str(tmp_path), "digit.png"])
     assert result.exit_code == 2
     assert "holds no model" in result.output
+
+
+def test_integers_that_stand_for_things_stay_integers(tmp_path: Path) -> None:
+    np.save(tmp_path / "few.npy", np.array([[3, 255]], np.uint8))
+    np.save(tmp_path / "parts.npy", np.array([[0.5, 2.0]], np.float32))
+    (words,) = read_inputs(tmp_path / "few.npy", Mnist(), (2,), torch.int64)
+    assert words.values is not None
+    assert (words.values.dtype, words.values.tolist()) == (torch.int64, [3, 255])
+    (parts,) = read_inputs(tmp_path / "parts.npy", Mnist(), (2,), torch.int64)
+    assert "float32; the model takes integers" in str(parts.error)
