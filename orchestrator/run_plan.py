@@ -151,10 +151,10 @@ def same_stages(previous: Path | None, graph: Graph) -> Path | None:
 
     with suppress(DistillError, KeyError):
         if previous is not None and (previous / "report.html").exists():
-            before = {
-                node["name"]: node["fingerprint"] for node in read_json(previous / "graph.json")["nodes"]
-            }
-            if before == {name: node.fingerprint for name, node in graph.nodes.items()}:
+            values = read_json(previous / "graph.json")
+            before = {node["name"]: node["fingerprint"] for node in values["nodes"]}
+            now = {name: node.fingerprint for name, node in graph.nodes.items()}
+            if before == now and values["test"] == graph.test:
                 return previous
     return None
 

@@ -48,7 +48,7 @@ def prospects_table(prospects: Sequence[Prospect]) -> Table:
             ", ".join(gathered(node.reads)),
             _resources(node.config.resources),
             node.fingerprint,
-            "[cyan]cached[/]" if prospect.is_cached else "[bold]new[/]",
+            f"[cyan]{prospect.state}[/]" if prospect.is_cached else f"[bold]{prospect.state}[/]",
             escape(prospect.reason),
         )
     return table

@@ -1,14 +1,17 @@
 """Named arrays in one file (.npz, .safetensors, .parquet), opened one at a time and without pickle."""
 
+import hashlib
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+ROWS_AT_ONCE = 4096
 
 
 def array_names(file: Path) -> list[str]:
@@ -26,6 +29,17 @@ def shape_of(file: Path, name: str) -> tuple[int, ...]:
     """The shape of an array, rows first, from headers where the format has them."""
     with _named(file, name) as source:
         return source.shape(name)
+
+
+def digest_rows(columns: Sequence[NDArray[Any]], chosen: NDArray[np.bool_]) -> str:
+    """Hexadecimal SHA-256 of the rows that a mask (N,) marks, in their order, with the columns' types and shapes."""
+    digest = hashlib.sha256()
+    for column in columns:
+        digest.update(f"{column.dtype.str} {column.shape[1:]} {int(chosen.sum())}\n".encode())
+        for start in range(0, len(column), ROWS_AT_ONCE):
+            block = slice(start, start + ROWS_AT_ONCE)
+            digest.update(np.ascontiguousarray(column[block][chosen[block]]).tobytes())
+    return digest.hexdigest()
 
 
 class _Npz:

@@ -12,11 +12,12 @@ import logging
 import time
 import uuid
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from raydistill.tasks.task import data_root
 
@@ -57,9 +58,9 @@ def digest_below(folder: Path, names: Collection[str]) -> dict[str, str]:
     `OSError` when a file is not there or cannot be read; `ValueError` when it cannot be unpacked.
     """
     folder, began = folder.absolute(), time.time()
-    remembered = _remembered(_memory_file(folder))
+    known = _remembered(_memory_file(folder))
     stamps = {name: stamp(folder / name) for name in names}
-    digests = {name: digest for name in stamps if (digest := _digest_at(remembered, name, stamps[name]))}
+    digests = {name: digest for name in stamps if (digest := _digest_at(known, name, stamps[name]))}
     unknown = [name for name in stamps if name not in digests]
     try:
         for name, digest in _read_all(folder, unknown):
@@ -68,6 +69,20 @@ def digest_below(folder: Path, names: Collection[str]) -> dict[str, str]:
         read = {name: (stamps[name], digests[name]) for name in unknown if name in digests}
         _remember(folder, {name: entry for name, entry in read.items() if not _is_young(entry[0], began)})
     return digests
+
+
+def digests_of_parts(file: Path, options: str, compute: Callable[[], Mapping[str, str]]) -> Mapping[str, str]:
+    """What `compute` makes of a file's parts, which depends on `options`; of a large one it is remembered."""
+    if stamp(file)[0] < WORTH_BYTES:
+        return compute()
+    key = f"{digest_file(file)} {options}"
+    place = data_root() / "digests" / f"{digest_text(key)[:24]}.json"
+    try:
+        found: Mapping[str, str] = json.loads(place.read_bytes())[key]
+    except (OSError, ValueError, KeyError, TypeError):
+        found = compute()
+        _write(place, {key: dict(found)})
+    return found
 
 
 def stamp(path: Path) -> Stamp:
@@ -96,8 +111,8 @@ def _read(path: Path) -> str:
         raise ValueError(f"`{path}` is damaged: {error}") from error
 
 
-def _digest_at(remembered: Remembered, name: str, now: Stamp) -> str | None:
-    then, digest = remembered.get(name, (None, None))
+def _digest_at(known: Remembered, name: str, now: Stamp) -> str | None:
+    then, digest = known.get(name, (None, None))
     return digest if then == now else None
 
 
@@ -108,13 +123,14 @@ def _is_young(then: Stamp, now: float) -> bool:
 def _remember(folder: Path, read: Remembered) -> None:
     """Keep what was read, in this process, and on the disk where reading it again would take time."""
     place = _memory_file(folder)
-    remembered = _remembered(place)
-    remembered.update(read)
+    known = _remembered(place)
+    known.update(read)
     if len(read) >= WORTH_FILES or sum(then[0] for then, _ in read.values()) >= WORTH_BYTES:
-        known = _load(place) | remembered
-        _save(
-            place, folder, {name: known[name] for name in known if name in read or (folder / name).exists()}
-        )
+        # Of processes that write at once the last one wins, which only costs time.
+        both = (_load(place) | known).items()
+        there = {name: entry for name, entry in both if name in read or (folder / name).exists()}
+        files = {name: (*then, digest) for name, (then, digest) in there.items()}
+        _write(place, {"folder": str(folder), "files": files})
 
 
 def _memory_file(folder: Path) -> Path:
@@ -141,13 +157,12 @@ def _stamp_of(numbers: Sequence[int]) -> Stamp:
     return size, modified, changed, inode
 
 
-def _save(place: Path, folder: Path, remembered: Remembered) -> None:
-    """Replace the file. Of processes that do so at once the last one wins, which only costs time."""
+def _write(place: Path, values: Mapping[str, Any]) -> None:
+    """Replace a file whole; what cannot be written is not remembered."""
     temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.tmp")
-    files = {name: (*then, digest) for name, (then, digest) in remembered.items()}
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps({"folder": str(folder), "files": files}, separators=(",", ":")))
+        temporary.write_text(json.dumps(values, separators=(",", ":")))
         temporary.replace(place)
     except OSError as error:
         logger.debug("digests are not remembered in `%s`: %s", place, error)

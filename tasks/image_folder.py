@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field
 
-from raydistill.tasks.digests import digest_text
+from raydistill.tasks.digests import digest_below, digest_named, digest_text
 from raydistill.tasks.hashing import fold_key, smallest_hashes
 from raydistill.tasks.picture_files import NO_PICTURES, folders_in, has_picture, search
 from raydistill.tasks.task import Arrays, Task, UserPath
@@ -78,12 +78,18 @@ class ImageFolder(Task):
     def content(self) -> str:
         from raydistill.tasks.pictures import READER
 
-        lines = [
-            f"{path} {size}\n"
-            for part in self._folders().values()
-            for path, size in _images(self.folder, part)
-        ]
-        return digest_text("".join([READER, *sorted(lines)]))
+        # Paths count: class and sample id follow from them.
+        learned = [files for split, files in self.digests().items() if split != "test"]
+        return digest_text("\n".join([READER, *self.class_names, *map(digest_named, learned)]))
+
+    def test_content(self) -> str:
+        return digest_named(self.digests()["test"])
+
+    def digests(self) -> dict[str, dict[str, str]]:
+        return {
+            split: digest_below(self.folder, [path for path, _ in _images(self.folder, part)])
+            for split, part in self._folders().items()
+        }
 
     def read(self) -> dict[str, Arrays]:
         """Inputs are the pictures' paths relative to `folder`; ids are hashes of those paths."""

@@ -83,9 +83,22 @@ class ManyClass(Task):
         from raydistill.tasks.pixel_cache import is_encoded
         from raydistill.tasks.shards import digest_shards
 
-        files = [file for part in self._files().values() for file in part]
+        files = [file for split, part in self._files().items() for file in part if split != "test"]
         reader = [READER] if is_encoded(files[0]) else []
         return digest_text("\n".join([*self.class_names, digest_shards(self.folder, files), *reader]))
+
+    def test_content(self) -> str:
+        from raydistill.tasks.shards import digest_shards
+
+        return digest_shards(self.folder, self._files()["test"])
+
+    def digests(self) -> dict[str, dict[str, str]]:
+        from raydistill.tasks.digests import digest_below
+
+        return {
+            split: digest_below(self.folder, [file.name for file in files])
+            for split, files in self._files().items()
+        }
 
     def read(self) -> dict[str, Arrays]:
         """Inputs are row numbers in the pixels of their split; pictures that cannot be decoded are left out."""

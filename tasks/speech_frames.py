@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from raydistill.tasks.digests import Stamp, digest_files, stamp
+from raydistill.tasks.digests import Stamp, digest_below, digest_named, digest_text, stamp
 from raydistill.tasks.hashing import VALIDATION_CUT, cut, fold_key
 from raydistill.tasks.task import Task, UserPath
 
@@ -131,8 +131,18 @@ class SpeechFrames(Task):
         return None
 
     def content(self) -> str:
-        names = self.folder / "classes.json"
-        return digest_files(self.files() | ({names.name: names} if names.is_file() else {}))
+        learned = [files for split, files in self.digests().items() if split != "test"]
+        return digest_text("\n".join([*self.class_names, *map(digest_named, learned)]))
+
+    def test_content(self) -> str:
+        return digest_named(self.digests()["test"])
+
+    def digests(self) -> dict[str, dict[str, str]]:
+        return {
+            part: digest_below(self.folder, [file.name for file in files])
+            for part in PARTS
+            if (files := self._files_of(part))
+        }
 
     def read_utterances(self) -> dict[str, Utterances]:
         """The three splits as they will be spliced: checked, normalised, validation set aside."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -122,7 +122,7 @@ class Task(BaseModel):
         return "pixels, channels first, grey levels of 0 to 255 divided by 255"
 
     def identity(self) -> dict[str, Any]:
-        """What determines the samples and splits, as JSON values; folders are no part of it.
+        """What determines the samples that are learned from, as JSON values; neither folders nor the test split are.
 
         `FileNotFoundError` when the data is not there.
         """
@@ -131,8 +131,19 @@ class Task(BaseModel):
         return {"name": self.name, "content": self.content(), **options}
 
     def content(self) -> str:
-        """A name or digest of the samples themselves."""
+        """A name or digest of the classes and of the samples of training and validation."""
         raise NotImplementedError
+
+    def test_content(self) -> str:
+        """A name or digest of the test split's samples: a model is judged again when they change, not trained again.
+
+        Where the samples are one published whole, it is that of the whole.
+        """
+        return self.content()
+
+    def digests(self) -> Mapping[str, Mapping[str, str]]:
+        """Of data in many files: split → file → SHA-256, to say what changed. Empty where the data is one whole."""
+        return {}
 
     def missing_files(self) -> str | None:
         """None when the data is there; otherwise which files go where and which option downloads them."""

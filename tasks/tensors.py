@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -10,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from raydistill.tasks.array_files import array_names, open_array, shape_of
-from raydistill.tasks.digests import Stamp, digest_file, stamp
+from raydistill.tasks.array_files import array_names, digest_rows, open_array, shape_of
+from raydistill.tasks.digests import Stamp, digest_file, digest_text, digests_of_parts, stamp
 from raydistill.tasks.hashing import TEST_CUT, cut, fold_key
 from raydistill.tasks.task import Arrays, Task, UserPath
 
@@ -73,19 +74,47 @@ class Tensors(Task):
         )
 
     def content(self) -> str:
-        return digest_file(self.file)
+        return digest_text(f"{self.num_classes} classes, {self._digests()['learned']}")
+
+    def test_content(self) -> str:
+        return self._digests()["test"]
+
+    def _digests(self) -> Mapping[str, str]:
+        """Of the rows that are learned from and of those for the test, whatever else the file holds."""
+        options = {"inputs", "labels", "ids", "split", "test_fraction", "split_seed"}
+        return digests_of_parts(self.file, self.model_dump_json(include=options), self._digest_rows)
+
+    def _digest_rows(self) -> dict[str, str]:
+        inputs, labels = open_array(self.file, self.inputs), open_array(self.file, self.labels)
+        ids = (
+            open_array(self.file, self.ids) if self.ids in array_names(self.file) else np.arange(len(labels))
+        )
+        belongs = self._belongs(ids)
+        if not len(inputs) == len(labels) == len(ids) == len(belongs):
+            return {"learned": digest_file(self.file), "test": digest_file(self.file)}  # `read` refuses them
+        columns = (inputs, labels, ids, belongs)
+        return {
+            "learned": digest_rows(columns, belongs != "test"),
+            "test": digest_rows(columns, belongs == "test"),
+        }
 
     def read(self) -> dict[str, Arrays]:
         everything = self._read_arrays()
-        if self.split not in array_names(self.file):
-            is_test = cut(everything.ids, self.test_fraction, fold_key(self.split_seed, TEST_CUT))
-            return {"train": everything.take(~is_test), "test": everything.take(is_test)}
-        belongs = _split_names(self.file, open_array(self.file, self.split))
+        belongs = self._belongs(everything.ids)
         parts = {name: everything.take(belongs == name) for name in ("train", "validation", "test")}
         for name in ("train", "test"):
-            if not len(parts[name].labels):
+            if self.split in array_names(self.file) and not len(parts[name].labels):
                 raise ValueError(f"`{self.split}` of `{self.file}` marks no row as `{name}`")
         return parts if len(parts["validation"].labels) else {name: parts[name] for name in ("train", "test")}
+
+    def _belongs(self, ids: NDArray[Any]) -> NDArray[np.str_]:
+        """Which split each row is in: train, validation or test."""
+        if self.split in array_names(self.file):
+            return _split_names(self.file, open_array(self.file, self.split))
+        is_test = cut(
+            _integers(self.file, self.ids, ids), self.test_fraction, fold_key(self.split_seed, TEST_CUT)
+        )
+        return np.where(is_test, "test", "train")
 
     def _read_arrays(self) -> Arrays:
         inputs, labels = open_array(self.file, self.inputs), open_array(self.file, self.labels)

@@ -140,7 +140,11 @@ def test_the_identity_is_content_and_context_not_place(tmp_path: Path) -> None:
     here.rename(tmp_path / "there")
     assert task(tmp_path / "there").identity() == identity
     assert task(tmp_path / "there", frames_before=3).identity() != identity
+    judged_on = task(tmp_path / "there").test_content()
     write(tmp_path / "there", test=[utterance(1, 4)])
+    assert task(tmp_path / "there").identity() == identity
+    assert task(tmp_path / "there").test_content() != judged_on
+    write(tmp_path / "there", train=[utterance(0, 8)])
     assert task(tmp_path / "there").identity() != identity
 
 

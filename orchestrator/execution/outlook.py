@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from raydistill.errors import StoreError
 from raydistill.plan.fingerprint import differences
@@ -11,6 +11,7 @@ from raydistill.plan.order import Graph, Node
 from raydistill.runs.files import read_json
 from raydistill.runs.folder import CONFIG, StageFolder
 from raydistill.runs.plan_run import latest_run
+from raydistill.runs.record import Record
 
 SHOWN = 3
 RUNS_BACK = 20  # a stage that the last run left out was perhaps made by one before
@@ -18,11 +19,16 @@ RUNS_BACK = 20  # a stage that the last run left out was perhaps made by one bef
 
 @dataclass(frozen=True)
 class Prospect:
-    """One node: `cached`, or `new` for a reason."""
+    """One node: `cached`, `new`, or to `judge` because its model is there and the test split another; and why."""
 
     node: Node
-    is_cached: bool
-    reason: str
+    state: Literal["cached", "new", "judge"]
+    reason: str = ""
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether nothing is to be done."""
+        return self.state == "cached"
 
 
 def look_ahead(graph: Graph, root: Path, plan_name: str, forced: Collection[str] = ()) -> list[Prospect]:
@@ -34,21 +40,29 @@ def look_ahead(graph: Graph, root: Path, plan_name: str, forced: Collection[str]
 def _prospects(graph: Graph, root: Path, before: dict[str, Path], forced: set[str]) -> Iterator[Prospect]:
     for node in graph.nodes.values():
         if node.name in forced:
-            yield Prospect(node, False, "forced")
+            yield Prospect(node, "new", "forced")
             continue
         try:
             record = StageFolder(root / node.folder).record()
         except StoreError as error:
-            yield Prospect(node, False, error.message)
+            yield Prospect(node, "new", error.message)
             continue
         if record is not None and record.status == "done":
-            yield Prospect(node, not record.untested, "to be judged on the test split" * record.untested)
+            yield _finished(node, record, graph.test)
         elif record is not None:
-            yield Prospect(node, False, f"failed before: {record.error}")
+            yield Prospect(node, "new", f"failed before: {record.error}")
         elif (root / node.folder / "checkpoint").is_dir():
-            yield Prospect(node, False, "continues from its checkpoint")
+            yield Prospect(node, "new", "continues from its checkpoint")
         else:
-            yield Prospect(node, False, _why_new(node, graph, before.get(node.name)))
+            yield Prospect(node, "new", _why_new(node, graph, before.get(node.name)))
+
+
+def _finished(node: Node, record: Record, test: str) -> Prospect:
+    if record.untested:
+        return Prospect(node, "judge", "to be judged on the test split")
+    if record.is_judged_on(test):
+        return Prospect(node, "cached")
+    return Prospect(node, "judge", "judged again: the test split changed")
 
 
 def _why_new(node: Node, graph: Graph, before: Path | None) -> str:

@@ -29,6 +29,8 @@ class StageRequest:
     attempt: str
     resources: dict[str, Any] = field(default_factory=dict)
     siblings: dict[str, str] = field(default_factory=dict)
+    task_identity: dict[str, Any] = field(default_factory=dict)
+    test: str = ""
     sees_test: bool = True
 
     @property
@@ -95,5 +97,7 @@ def build_request(
         attempt=attempt,
         resources=node.config.resources.model_dump(mode="json"),
         siblings={name: graph.nodes[name].folder for name in node.siblings},
+        task_identity=dict(graph.task),
+        test=graph.test,
         sees_test=sees_test,
     )

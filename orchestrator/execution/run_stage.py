@@ -54,6 +54,8 @@ def run_stage(
         world=world,
         device=device,
         should_stop=lambda: should_stop() or deadline.has_passed(),
+        task_identity=request.task_identity,
+        test=request.test,
         sees_test=request.sees_test,
         on_report=on_report,
     )
@@ -77,6 +79,11 @@ def run_stage(
 def _call(request: StageRequest, context: StageContext) -> dict[str, float]:
     kind = STAGES[request.kind]
     config = kind.config.model_validate(request.config)
+    if finished_record(context.folder.path) is not None:  # it lacks a judgement on this test split
+        from raydistill.stages.judge_again import has_judged_model, judge_again
+
+        if has_judged_model(context.folder):
+            return judge_again(config, context)
     stage = load_object(kind.run)
     metrics: dict[str, float] = stage(config, context)
     return metrics
@@ -91,6 +98,7 @@ def _finish(request: StageRequest, context: StageContext, metrics: dict[str, flo
         fingerprint=request.fingerprint,
         status="done",
         untested=context.is_untested,
+        judged_on=request.test if context.is_judged else None,
         seconds=seconds + (trained.seconds if trained else 0.0),
         finished=time.time(),
         metrics={name: float(value) for name, value in metrics.items()},
@@ -123,7 +131,7 @@ def _fail(request: StageRequest, context: StageContext, error: Exception, second
     )
     try:
         context.check_current()
-        context.folder.write_record(record)
+        context.folder.write_failure(record)
     except StageError:
         log.warning("this attempt was superseded; its failure is not recorded")
     except Exception as second:  # a full disk must not hide the first error

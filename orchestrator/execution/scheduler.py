@@ -46,8 +46,8 @@ def run_stages(
     """Run every node that has no result yet; returns how each ended. `forced` nodes run again from the start.
 
     Setting `stop` makes the running stages write a checkpoint and end. `watch` is called with a node's name and state
-    after every change of it. With `sees_test` False no stage sees the test split, and results without its judgement
-    are good enough.
+    after every change of it. What was judged on another test split is judged again. With `sees_test` False no stage
+    sees the test split, and results without its judgement are good enough.
     """
     run = _Run(graph, backend, task, root, forced, stop or threading.Event(), watch, sees_test)
     try:
@@ -110,7 +110,9 @@ class _Run:
         except StoreError as error:
             self._note_damage(node, error.message)
             return False
-        return record is not None and record.status == "done" and not (record.untested and self.sees_test)
+        if record is None or record.status != "done":
+            return False
+        return not self.sees_test or record.is_judged_on(self.graph.test)
 
     def _note_damage(self, node: Node, damage: str) -> None:
         log.warning("%s: %s; the stage runs again", node.name, damage)
@@ -160,7 +162,7 @@ class _Run:
     def _prepare(self, node: Node, folder: StageFolder) -> None:
         """Unfinished work of this very stage may stay; what must be made again may not.
 
-        A result that only lacks its judgement on the test split stays one meanwhile.
+        A result that only lacks its judgement on this test split stays one meanwhile.
         """
         folder.create(node.identity)
         if node.folder in self.forced | self.damaged:
@@ -236,7 +238,7 @@ class _Run:
             error=error,
         )
         try:
-            self._folder(node).write_record(record)
+            self._folder(node).write_failure(record)
         except StoreError as second:  # a full disk must not hide the first error
             log.error("%s: %s", name, second.message)
         self._finish(name, "failed", error=error)

@@ -116,6 +116,7 @@ def _data_problem(plan: Plan) -> str | None:
         if missing := plan.task.missing_files():
             return missing
         plan.task.identity()
+        plan.task.test_content()
         if plan.task.num_classes < 2:
             return f"task `{plan.task.name}` has {plan.task.num_classes} class; a plan needs at least 2"
     except (OSError, ValueError) as error:

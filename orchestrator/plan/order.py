@@ -61,9 +61,13 @@ class Node:
 
 @dataclass
 class Graph:
-    """Nodes in an order in which every node comes after what it reads."""
+    """Nodes in an order in which every node comes after what it reads.
 
-    task: Mapping[str, Any]
+    `task` identifies what is learned from, `test` the split that models are judged on.
+    """
+
+    task: dict[str, Any]
+    test: str
     nodes: dict[str, Node] = field(default_factory=dict)
     replicas: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -95,7 +99,7 @@ class Graph:
                 keep.add(name)
                 wanted.extend((*self.nodes[name].reads, *self.nodes[name].siblings))
         nodes = {name: node for name, node in self.nodes.items() if name in keep}
-        return Graph(self.task, nodes, self.replicas)
+        return replace(self, nodes=nodes)
 
 
 def order_stages(plan: Plan, locate: Locate | None = None) -> Graph:
@@ -113,7 +117,7 @@ class _Expansion:
     def __init__(self, plan: Plan, locate: Locate) -> None:
         self.plan = plan
         self.locate = locate
-        self.graph = Graph(plan.task.identity())
+        self.graph = Graph(plan.task.identity(), plan.task.test_content())
 
     def expand(self) -> Graph:
         for name, config in self.plan.stages.items():
@@ -477,5 +481,6 @@ class _Expansion:
     def _node(self, name: str, stage: str, config: Any, *, inserted: bool) -> Node:
         reads = tuple(dict.fromkeys(str(ref) for _, ref in stage_refs(config)))
         fingerprints = {ref: self.graph.nodes[ref].fingerprint for ref in reads}
-        identity = stage_identity(config.stage, config, self.graph.task, fingerprints)
+        task = self.graph.task | ({"test": self.graph.test} if config.learns_from_test else {})
+        identity = stage_identity(config.stage, config, task, fingerprints)
         return Node(name, stage, config.stage, config, identity, fingerprint(identity), reads, inserted)

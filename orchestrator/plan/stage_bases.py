@@ -32,6 +32,11 @@ class StageConfig(Config):
 
     resources: ResourcesConfig = ResourcesConfig()
 
+    @property
+    def learns_from_test(self) -> bool:
+        """Whether the test split decides the result, not only the judgement of it."""
+        return False
+
     def copies(self, stages: Mapping[str, "StageConfig"]) -> int | None:
         """How many numbered nodes of the graph this is; None for a single one without a number.
 

@@ -310,6 +310,11 @@ class AdjustClassBiasConfig(StageConfig):
             raise located_error(f"`by: {self.by}` asks for no `prior`; leave it out", "prior")
         return self
 
+    @property
+    def learns_from_test(self) -> bool:
+        """The oracle looks at the test split."""
+        return self.by == "test_oracle"
+
     def copies(self, stages: Mapping[str, StageConfig]) -> int | None:
         """As many as its model has, unless they read one another in a circle."""
         others = {name: stage for name, stage in stages.items() if stage is not self}

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from raydistill.errors import StageError, StoreError
 from raydistill.runs.files import read_json, replaced_file, store_errors
@@ -30,8 +31,9 @@ class StageContext:
     Only the main process (rank 0) writes. An attempt that was superseded, because its driver was taken for dead,
     may not publish: `check_current` raises.
 
-    With `sees_test` False the test split is withheld: trials of a search are chosen by validation alone. A stage that
-    would have judged a model by it sets `is_untested`. `on_report` hears what is reported, on the main process.
+    `task_identity` and `test` are the digests of the data when the plan was read. With `sees_test` False the test split
+    is withheld: trials of a search are chosen by validation alone. A stage that would have judged a model by it sets
+    `is_untested`, one that did `is_judged`. `on_report` hears what is reported, on the main process.
     `when_done` is called once the record is written: until then a process that dies must find its checkpoint.
     `warnings` are what `warn` was told.
     """
@@ -47,8 +49,11 @@ class StageContext:
     world: int = 1
     device: str = "cpu"
     should_stop: Callable[[], bool] = never
+    task_identity: Mapping[str, Any] = field(default_factory=dict)
+    test: str = ""
     sees_test: bool = True
     is_untested: bool = False
+    is_judged: bool = False
     on_report: Callable[[Mapping[str, float]], None] | None = None
     when_done: list[Callable[[], None]] = field(default_factory=list)
     payload: set[str] = field(default_factory=set)

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +79,18 @@ class StageFolder:
         return record
 
     def write_record(self, record: Record) -> None:
-        """Make the folder a result. Nothing may be written to it afterwards."""
+        """Make the folder a result. Nothing may be written to it afterwards but another judgement of its model."""
         if (config := self.path / CONFIG).exists():
             with store_errors(config):
                 fsync(config)
         write_json(self.path / RECORD, record.model_dump(mode="json"))
+
+    def write_failure(self, record: Record) -> None:
+        """Say why there is no result. What is there, and could not be judged, stays."""
+        with suppress(StoreError):
+            if (found := self.record()) is not None and found.status == "done":
+                return
+        self.write_record(record)
 
     def checksums(self, names: Iterable[str]) -> dict[str, str]:
         """SHA-256 of payload files, by their path below the folder."""

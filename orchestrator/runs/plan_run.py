@@ -35,7 +35,6 @@ from raydistill.plan.stage_configs import (
 from raydistill.runs.files import atomic_write, make_folder, read_json, write_json
 from raydistill.runs.folder import StageFolder
 from raydistill.runs.record import Record
-from raydistill.tasks.task import Task
 
 Status = Literal["waiting", "running", "done", "cached", "failed", "skipped", "stopped"]
 FINISHED: frozenset[Status] = frozenset({"done", "cached", "failed", "skipped", "stopped"})
@@ -79,7 +78,7 @@ class PlanRun:
 
     def write_results(self, states: Mapping[str, NodeState], status: str) -> None:
         """Write `results.json` as it stands now."""
-        sizes = read_data_sizes(self.root, self.plan.task)
+        sizes = read_data_sizes(self.root, self.graph.task, self.graph.test)
         self.results = {
             "plan": self.plan.name,
             "run_id": self.run_id,
@@ -195,7 +194,13 @@ def graph_values(plan: Plan, graph: Graph, run_id: str) -> dict[str, Any]:
         }
         for node in graph.nodes.values()
     ]
-    return {"plan": plan.name, "run_id": run_id, "nodes": nodes, "order": list(graph.nodes)}
+    return {
+        "plan": plan.name,
+        "run_id": run_id,
+        "test": graph.test,
+        "nodes": nodes,
+        "order": list(graph.nodes),
+    }
 
 
 def node_roles(graph: Graph) -> dict[str, str]:
@@ -257,22 +262,23 @@ def plan_text(plan: Plan) -> str:
     return str(yaml.dump(values, Dumper=FastDumper, sort_keys=False, width=100))
 
 
-def read_data_sizes(root: Path, task: Task) -> dict[str, int]:
-    """Samples per split, as a stage noted them; empty before any stage loaded the data."""
-    path = _data_sizes_file(root, task)
+def read_data_sizes(root: Path, task: Mapping[str, Any], test: str) -> dict[str, int]:
+    """Samples per split of a task with this identity and test split, as a stage noted them; empty before any stage
+    loaded the data."""
+    path = _data_sizes_file(root, task, test)
     return dict(read_json(path)) if path.exists() else {}
 
 
-def write_data_sizes(root: Path, task: Task, sizes: Mapping[str, int]) -> None:
+def write_data_sizes(root: Path, task: Mapping[str, Any], test: str, sizes: Mapping[str, int]) -> None:
     """Note the samples per split of a task for all plans."""
-    path = _data_sizes_file(root, task)
+    path = _data_sizes_file(root, task, test)
     if not path.exists():
         make_folder(path.parent)
         write_json(path, dict(sizes))
 
 
-def _data_sizes_file(root: Path, task: Task) -> Path:
-    return root / "tasks" / f"{task.name}-{fingerprint(task.identity())}.json"
+def _data_sizes_file(root: Path, task: Mapping[str, Any], test: str) -> Path:
+    return root / "tasks" / f"{task['name']}-{fingerprint({**task, 'test': test})}.json"
 
 
 def latest_run(root: Path, plan_name: str, *, before: str | None = None) -> Path | None:

@@ -15,6 +15,9 @@ class Record(BaseModel):
     plan completes it from there without training again.
 
     `warnings` do not touch the result, but whoever reads it should know them.
+
+    `judged_on`: digest of the test split that the model was judged on, empty while it is judged on another one; None
+    when nobody looked at the test split.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -23,6 +26,7 @@ class Record(BaseModel):
     fingerprint: str
     status: Literal["done", "failed"]
     untested: bool = False
+    judged_on: str | None = None
     seconds: float
     finished: float
     metrics: dict[str, float] = {}
@@ -34,6 +38,10 @@ class Record(BaseModel):
     warnings: tuple[str, ...] = ()
     error: str | None = None
     traceback: str | None = None
+
+    def is_judged_on(self, test: str) -> bool:
+        """Whether what it says about the test split, if it is to say something, is about this one."""
+        return not self.untested and self.judged_on in (None, test)
 
 
 def summary_of(error: BaseException) -> str:

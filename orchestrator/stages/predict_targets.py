@@ -53,7 +53,7 @@ def describe(
     sources = sources_of(config.transfer, context)
     transfer = config.transfer.model_dump(mode="json", exclude={"synthesized"})
     return Description(
-        task=digest(context.task.identity()),
+        task=digest(context.task_identity),
         split=split_name(sources),
         transfer=transfer | ({"synthesized": sources} if sources else {}),
         num_classes=int(str(teacher["num_classes"])),

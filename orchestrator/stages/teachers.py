@@ -29,7 +29,7 @@ def stored_teacher(config: DistillConfig, context: StageContext, transfer: Trans
     assert config.targets is not None
     task = context.task
     expectation = Expectation(
-        task=digest(task.identity()),
+        task=digest(context.task_identity),
         split=split_name(sources_of(config.transfer, context)),
         num_classes=config.student.num_classes or task.num_classes,
         views=config.views,

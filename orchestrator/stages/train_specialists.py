@@ -45,11 +45,7 @@ def train_specialists(config: TrainSpecialistsConfig, context: StageContext) -> 
     views = Views(config.augment, config.seed)
     whole = load_transfer_set(config.transfer, views, context, data, channels_last=config.channels_last)
     special = special_transfer_set(whole, cluster, config.special_fraction, data.class_names)
-    table = torch.arange(data.num_classes) if is_full else local_labels(cluster, data.num_classes)
-
-    def shown(split: Split) -> Split:
-        return Relabelled(as_trained_on(split, cluster, config.special_fraction), table)
-
+    table = _new_labels(cluster, data.num_classes, config)
     transfer = special.of(Relabelled(special.split, table.to(context.device)))
     model_config = ModelConfig.model_validate(generalist.description["model"])
     if not is_full:
@@ -65,7 +61,11 @@ def train_specialists(config: TrainSpecialistsConfig, context: StageContext) -> 
         model_config,
         method,
         transfer,
-        replace(data, validation=shown(data.validation), test=shown(data.test)),
+        replace(
+            data,
+            validation=shown_to_specialist(data.validation, cluster, data.num_classes, config),
+            test=shown_to_specialist(data.test, cluster, data.num_classes, config),
+        ),
         config,
         context,
         teacher,
@@ -74,6 +74,18 @@ def train_specialists(config: TrainSpecialistsConfig, context: StageContext) -> 
         logit_offset=logit_offset(cluster, data.num_classes, correction, is_full=is_full),
     )
     return metrics | {"specialist/classes": float(len(cluster)), "specialist/prior": prior}
+
+
+def shown_to_specialist(
+    split: Split, cluster: Sequence[int], num_classes: int, config: TrainSpecialistsConfig
+) -> Split:
+    """The part of a split, labelled anew, that a specialist is judged on."""
+    part = as_trained_on(split, cluster, config.special_fraction)
+    return Relabelled(part, _new_labels(cluster, num_classes, config))
+
+
+def _new_labels(cluster: Sequence[int], num_classes: int, config: TrainSpecialistsConfig) -> torch.Tensor:
+    return torch.arange(num_classes) if config.head == "full" else local_labels(cluster, num_classes)
 
 
 def _cluster(config: TrainSpecialistsConfig, context: StageContext) -> list[int]:

@@ -34,7 +34,7 @@ def load_data(context: StageContext) -> TaskData:
         raise StageError(str(error)) from error
     if context.is_main:
         sizes = {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)}
-        write_data_sizes(context.root, context.task, sizes)
+        write_data_sizes(context.root, context.task_identity, context.test, sizes)
     return data if context.sees_test else replace(data, test=data.test.select(torch.arange(0)))
 
 

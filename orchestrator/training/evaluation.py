@@ -68,9 +68,15 @@ def _warn(context: StageContext, logits: Tensor, labels: Tensor) -> None:
         context.warn(f"on validation {text}")
 
 
+def predictions_of(split: str) -> str:
+    """The payload file with the predictions of a split."""
+    return f"predictions-{split}.safetensors"
+
+
 def save_predictions(context: StageContext, name: str, split: Split, logits: Tensor) -> None:
     """Keep logits as float16 beside ids and labels, as payload of the stage."""
-    with atomic_write(context.path(f"predictions-{name}.safetensors")) as temporary:
+    context.is_judged |= name == "test"
+    with atomic_write(context.path(predictions_of(name))) as temporary:
         save_file(
             {
                 "ids": split.ids.cpu().contiguous(),

@@ -64,7 +64,9 @@ def read(run: PlanRun) -> dict[str, Any]:
 
 def test_results_have_the_shape_that_the_design_gives_them(tmp_path: Path) -> None:
     run = plan_run(tmp_path)
-    write_data_sizes(tmp_path, run.plan.task, {"train": 3600, "validation": 400, "test": 1000})
+    write_data_sizes(
+        tmp_path, run.graph.task, run.graph.test, {"train": 3600, "validation": 400, "test": 1000}
+    )
     finish(run, "student", {"validation/accuracy": 0.951, "test/accuracy": 0.957, "test/errors": 43.0})
     run.write_results(states(student="done"), "done")
     written = run.results

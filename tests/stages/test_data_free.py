@@ -232,6 +232,7 @@ def test_targets_of_other_samples_are_refused_although_the_ids_agree(
     """The plan sees it too; here the student's stage is asked, as by a plan that was changed by hand."""
     plan |= {"other": SYNTHESIZE | {"seed": 1}, "of_other": predicting(synthesized="other")}
     stages.run(plan)
+    stages.folder("student").unfinish()
     request = stages.request("student")
     request.reads["teacher.targets"] = stages.graph.nodes["of_other"].folder
     outcome = run_stage(request)

@@ -51,4 +51,4 @@ def record_failure(request: dict[str, Any], error: str, traceback: str | None = 
         error=error,
         traceback=traceback,
     )
-    folder.write_record(record)
+    folder.write_failure(record)

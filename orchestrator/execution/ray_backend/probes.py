@@ -87,7 +87,7 @@ def find_data(task: dict[str, Any]) -> dict[str, str]:
         found = build_task(task)
         if problem := found.missing_files():
             return {"problem": problem}
-        return {"content": found.content()}
+        return {"content": " ".join(dict.fromkeys((found.content(), found.test_content())))}
     except Exception as error:  # among others of ours, that this machine has none of our packages
         return {"problem": _line(error)}
 
