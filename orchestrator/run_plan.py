@@ -16,7 +16,15 @@ from raydistill.plan.order import Graph
 from raydistill.plan.schema import Plan
 from raydistill.runs.files import make_folder
 from raydistill.runs.live_results import LiveResults
-from raydistill.runs.plan_run import FINISHED, SUCCEEDED, NodeState, PlanRun, copy_report, latest_run
+from raydistill.runs.plan_run import (
+    FINISHED,
+    SUCCEEDED,
+    UNTOUCHED,
+    NodeState,
+    PlanRun,
+    copy_report,
+    latest_run,
+)
 from raydistill.terminal import Progress
 from raydistill.tracking import Mirror, Untracked
 
@@ -62,7 +70,7 @@ def run_plan(
                 mirror.start()
             run_on_backend(run, states, options, forced, stop)
         mirror.hurry()
-        if previous and all(state.status == "cached" for state in states.values()):
+        if previous and all(state.status in UNTOUCHED for state in states.values()):
             copy_report(previous, run.folder)
             mirror.adopt(previous)
         elif options.is_reported and not stop.is_set():

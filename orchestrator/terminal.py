@@ -23,12 +23,15 @@ TELL_SECONDS = 10.0
 STYLES = {
     "done": "green",
     "cached": "cyan",
+    "not needed": "dim",
     "failed": "bold red",
     "skipped": "yellow",
     "stopped": "yellow",
     "running": "bold blue",
     "waiting": "dim",
 }
+
+AT_REST = ("waiting", "cached", "not needed")
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -211,7 +214,7 @@ class Progress:
         with self.lock:
             states = dict(self.states)
             standings = {name: pace.standing() for name, pace in self.paces.items()}
-        active = {name: state for name, state in states.items() if state.status not in ("waiting", "cached")}
+        active = {name: state for name, state in states.items() if state.status not in AT_REST}
         for name, state in active.items():
             running = time.monotonic() - state.started if state.status == "running" and state.started else 0.0
             standing = standings.get(name, Standing())

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,16 +88,24 @@ def report(plan_file: Path, overrides: tuple[str, ...], root: Path) -> None:
 
 
 def _print_prospects(graph: Any, root: Path, plan_name: str, forced: frozenset[str]) -> None:
+    from rich.markup import escape
+
     from raydistill.execution.outlook import look_ahead
+    from raydistill.plan.model_config import models_in
+    from raydistill.plan.model_sources import unseen_sources
     from raydistill.terminal import console, prospects_table
 
     prospects = look_ahead(graph, root, plan_name, forced)
     out = console()
     out.print(prospects_table(prospects))
-    new = sum(not prospect.is_cached for prospect in prospects)
-    out.print(
-        f"\n{len(prospects)} stage{'s' * (len(prospects) != 1)}: {new} to run, {len(prospects) - new} cached"
-    )
+    states = Counter(prospect.state for prospect in prospects)
+    counts = [f"{states['new']} to run", f"{states['cached']} cached"]
+    counts += [f"{states['judge']} to judge"] * (states["judge"] > 0)
+    counts += [f"{states['not needed']} not needed"] * (states["not needed"] > 0)
+    out.print(f"\n{len(prospects)} stage{'s' * (len(prospects) != 1)}: {', '.join(counts)}")
+    models = {model.name: model for node in graph.nodes.values() for _, model in models_in(node.config)}
+    for text in unseen_sources(models.values()):
+        out.print(f"a change is not seen of {escape(text)}", soft_wrap=True)
 
 
 def _print_usage(plan: "Plan", graph: "Graph", results: Mapping[str, Any], root: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raydistill.errors import StoreError
+from raydistill.execution.needed import WHY_NOT, not_needed
 from raydistill.plan.fingerprint import differences
 from raydistill.plan.order import Graph, Node
 from raydistill.runs.files import read_json
@@ -19,22 +20,27 @@ RUNS_BACK = 20  # a stage that the last run left out was perhaps made by one bef
 
 @dataclass(frozen=True)
 class Prospect:
-    """One node: `cached`, `new`, or to `judge` because its model is there and the test split another; and why."""
+    """One node: `cached`, `new`, to `judge` because its model is there and the test split another, or `not needed`;
+    and why."""
 
     node: Node
-    state: Literal["cached", "new", "judge"]
+    state: Literal["cached", "new", "judge", "not needed"]
     reason: str = ""
 
     @property
     def is_cached(self) -> bool:
         """Whether nothing is to be done."""
-        return self.state == "cached"
+        return self.state in ("cached", "not needed")
 
 
 def look_ahead(graph: Graph, root: Path, plan_name: str, forced: Collection[str] = ()) -> list[Prospect]:
     """Judge every node of a graph without starting anything."""
     before = _earlier_folders(root, plan_name)
-    return list(_prospects(graph, root, before, set(forced)))
+    prospects = {prospect.node.name: prospect for prospect in _prospects(graph, root, before, set(forced))}
+    finished = {name for name, prospect in prospects.items() if prospect.is_cached}
+    for name in not_needed(graph, root, finished, forced):
+        prospects[name] = Prospect(graph.nodes[name], "not needed", WHY_NOT)
+    return list(prospects.values())
 
 
 def _prospects(graph: Graph, root: Path, before: dict[str, Path], forced: set[str]) -> Iterator[Prospect]:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from raydistill.errors import PlanError, StoreError
+from raydistill.execution.needed import WHY_NOT, not_needed
 from raydistill.execution.ready import ReadyStages
 from raydistill.execution.request import Backend, Outcome, build_request
 from raydistill.plan.order import Graph, Node
@@ -95,9 +96,12 @@ class _Run:
         return self.states
 
     def _mark_cached(self) -> None:
-        for name, node in self.graph.nodes.items():
-            if self._has_result(node):
-                self._finish(name, "cached")
+        finished = [name for name, node in self.graph.nodes.items() if self._has_result(node)]
+        forced = [name for name, node in self.graph.nodes.items() if node.folder in self.forced]
+        for name in finished:
+            self._finish(name, "cached")
+        for name in not_needed(self.graph, self.root, set(finished), set(forced)):
+            self._finish(name, "not needed", note=WHY_NOT)
 
     def _has_result(self, node: Node) -> bool:
         folder = self._folder(node)
@@ -125,6 +129,11 @@ class _Run:
     def _try(self, node: Node) -> None:
         """Skip, reuse, or start one node whose inputs are finished."""
         missing = [read for read in node.reads if self.states[read].status not in SUCCEEDED]
+        left_out = [read for read in node.reads if self.states[read].status == "not needed"]
+        for read in left_out:  # it was not, before this node's own result turned out to be damaged
+            self._make_again(read)
+        if left_out:
+            return
         if missing:
             how = _ended_how(self.states[missing[0]])
             self._finish(node.name, "skipped", note=f"needs `{missing[0]}`, which {how}")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -40,16 +41,37 @@ def digest(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
+def differences(old: Any, new: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
     """Readable differences of two identities: `config.epochs: 10 → 12`."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in [*old, *(key for key in new if key not in old)]:
-            yield from differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+            yield from differences(old.get(key), new.get(key), (*path, str(key)))
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for index, (before, after) in enumerate(zip(old, new, strict=True)):
-            yield from differences(before, after, f"{path}.{index}")
+            yield from differences(before, after, (*path, str(index)))
     elif old != new:
-        yield f"{path.removesuffix('.input')}: {_shown(old)} → {_shown(new)}"
+        yield _difference(path, old, new)
+
+
+def _difference(path: tuple[str, ...], old: Any, new: Any) -> str:
+    """One difference; digests, which tell a person nothing, in words."""
+    place = ".".join(path).removesuffix(".input")
+    became = "is new" if old is None else "is gone" if new is None else "changed"
+    if path[-3:-1] == ("source", "modules"):
+        return f"module `{path[-1]}` {became}"
+    if path[-3:-1] == ("source", "files"):
+        return f"file `{path[-1]}` {became}"
+    if path == ("task", "content"):
+        return "the data that is learned from changed"
+    if path == ("task", "test"):
+        return "the test split changed"
+    if _is_digest(old) and _is_digest(new):
+        return f"{place}: the file changed"
+    return f"{place}: {_shown(old)} → {_shown(new)}"
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
 
 
 def _shown(value: Any) -> str:

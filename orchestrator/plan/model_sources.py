@@ -1,66 +1,108 @@
-"""What a model is made from besides its options: weights that the user names, and the user's own code.
+"""What a model is made from besides its options: files that these name, and the user's own code.
 
 Their content is part of a stage's identity, their place is not. Nothing is imported to find out.
 """
 
-import hashlib
-import sys
-from collections.abc import Sequence
-from importlib.machinery import PathFinder
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from raydistill.models import MODELS
 from raydistill.plan.model_config import ModelConfig
+from raydistill.plan.source_code import SourceCode, find_module, read_source
+from raydistill.tasks.digests import digest_below, digest_file, digest_named
+
+MOST_IN_A_FOLDER = 10_000
 
 
 def missing_source(model: ModelConfig) -> str | None:
     """Why a model cannot be built here: its module or a file it names is not there. None when all is well."""
     if ":" in model.name:
         module = model.name.partition(":")[0]
-        if module_file(module) is None:
+        found = find_module(module)
+        if found is None or found.file is None:
             return (
                 f"model `{model.name}`: no module `{module}` on the import path; run `distill` in the folder that"
                 " holds it, or install its package"
             )
         return None
-    for file in _named_files(model):
+    for file in MODELS[model.name].options.model_validate(model.options).files:
         if not Path(file).is_file():
             return f"model `{model.name}`: the file `{file}` does not exist"
     return None
 
 
 def model_identity(model: ModelConfig) -> dict[str, Any]:
-    """A model's config as identity: files by the SHA-256 of their content, the user's module by that of its source."""
+    """A model's config as identity: what options name by its content, the user's code by its syntax."""
     values = model.model_dump(mode="json")
-    if ":" in model.name:
-        source = module_file(model.name.partition(":")[0])
-        return {**values, "source": None if source is None else _sha256(source)}
-    digests = {file: _sha256(Path(file)) for file in _named_files(model)}
-    values["options"] = {key: digests.get(str(value), value) for key, value in values["options"].items()}
-    return values
+    values["options"] = _by_content(values["options"])
+    source = code_of(model)
+    return values if source is None else {**values, "source": source_identity(source)}
 
 
-def module_file(name: str) -> Path | None:
-    """The source file of a module, found on the import path without importing its packages."""
-    path: Sequence[str] | None = [str(Path.cwd()), *sys.path]
-    parts = name.split(".")
-    for depth in range(1, len(parts) + 1):
-        spec = PathFinder.find_spec(".".join(parts[:depth]), path)
-        if spec is None:
-            return None
-        if depth == len(parts):
-            return Path(spec.origin) if spec.origin else None
-        path = spec.submodule_search_locations
-        if path is None:
-            return None
-    return None
+def code_of(model: ModelConfig) -> SourceCode | None:
+    """The user's code behind a model; None for one of ours."""
+    return read_source(model.name.partition(":")[0]) if ":" in model.name else None
 
 
-def _named_files(model: ModelConfig) -> tuple[str, ...]:
-    return MODELS[model.name].options.model_validate(model.options).files
+def source_identity(source: SourceCode) -> dict[str, Any]:
+    """The code as JSON values."""
+    return {"modules": dict(source.modules), **({"files": dict(source.files)} if source.files else {})}
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def unseen_sources(models: Iterable[ModelConfig]) -> list[str]:
+    """What these models may depend on that no identity sees, a phrase each."""
+    found: set[str] = set()
+    for model in models:
+        code = code_of(model)
+        found |= set(code.unseen) if code is not None else set()
+        found |= {f"the folder `{text}`, which is large" for text in _texts(model.options) if _is_large(text)}
+    return sorted(found)
+
+
+def _by_content(value: Any) -> Any:
+    """Options with the digest in the place of every text that names something on the disk."""
+    if isinstance(value, str):
+        return _content_of(value) or value
+    if isinstance(value, Mapping):
+        return {key: _by_content(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_by_content(item) for item in value]
+    return value
+
+
+def _content_of(text: str) -> str | None:
+    try:
+        path = Path(text).expanduser()
+        if path.is_file():
+            return digest_file(path)
+        # A plain word is an option's value far more often than a folder that happens to lie here.
+        return _content_of_folder(path) if "/" in text and path.is_dir() else None
+    except (OSError, ValueError, RuntimeError):  # no path at all, or none that can be read: it is a text
+        return None
+
+
+def _content_of_folder(folder: Path) -> str | None:
+    """None for a folder of more than we read: all of somebody's disk, perhaps."""
+    paths = list(islice(folder.rglob("*"), MOST_IN_A_FOLDER + 1))
+    if len(paths) > MOST_IN_A_FOLDER:
+        return None
+    names = [path.relative_to(folder).as_posix() for path in paths if path.is_file()]
+    return digest_named(digest_below(folder, names))
+
+
+def _is_large(text: str) -> bool:
+    try:
+        folder = Path(text).expanduser()
+        return "/" in text and folder.is_dir() and _content_of(text) is None
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(item)

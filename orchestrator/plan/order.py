@@ -63,13 +63,15 @@ class Node:
 class Graph:
     """Nodes in an order in which every node comes after what it reads.
 
-    `task` identifies what is learned from, `test` the split that models are judged on.
+    `task` identifies what is learned from, `test` the split that models are judged on. `asked` are the nodes that
+    somebody named, where not all of a plan is to run.
     """
 
     task: dict[str, Any]
     test: str
     nodes: dict[str, Node] = field(default_factory=dict)
     replicas: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    asked: frozenset[str] = frozenset()
 
     @property
     def compares_features(self) -> bool:
@@ -92,6 +94,7 @@ class Graph:
     def needed_for(self, names: Iterable[str]) -> "Graph":
         """The part of the graph that makes the stages or nodes called `names`."""
         wanted = [node for name in names for node in self.replicas.get(name, (name,))]
+        asked = frozenset(wanted)
         keep: set[str] = set()
         while wanted:
             name = wanted.pop()
@@ -99,7 +102,7 @@ class Graph:
                 keep.add(name)
                 wanted.extend((*self.nodes[name].reads, *self.nodes[name].siblings))
         nodes = {name: node for name, node in self.nodes.items() if name in keep}
-        return replace(self, nodes=nodes)
+        return replace(self, nodes=nodes, asked=asked)
 
 
 def order_stages(plan: Plan, locate: Locate | None = None) -> Graph:

@@ -53,7 +53,9 @@ class StageFolder:
         """The folder below the storage root of a stage that another one names by its fingerprint."""
         found = sorted((root / "stages").glob(f"*-{fingerprint}"))
         if not found:
-            raise StoreError(f"the stage `{fingerprint}` is gone; run the plan again")
+            raise StoreError(
+                f"the stage `{fingerprint}` is gone; bring it back, or make it again: `distill run PLAN --only STAGE`"
+            )
         return cls(found[0])
 
     def record(self) -> Record | None:

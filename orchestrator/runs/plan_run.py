@@ -36,9 +36,10 @@ from raydistill.runs.files import atomic_write, make_folder, read_json, write_js
 from raydistill.runs.folder import StageFolder
 from raydistill.runs.record import Record
 
-Status = Literal["waiting", "running", "done", "cached", "failed", "skipped", "stopped"]
-FINISHED: frozenset[Status] = frozenset({"done", "cached", "failed", "skipped", "stopped"})
-SUCCEEDED: frozenset[Status] = frozenset({"done", "cached"})
+Status = Literal["waiting", "running", "done", "cached", "not needed", "failed", "skipped", "stopped"]
+FINISHED: frozenset[Status] = frozenset({"done", "cached", "not needed", "failed", "skipped", "stopped"})
+SUCCEEDED: frozenset[Status] = frozenset({"done", "cached", "not needed"})
+UNTOUCHED: frozenset[Status] = frozenset({"cached", "not needed"})
 FastDumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
@@ -141,7 +142,16 @@ def stage_entry(node: Node, state: NodeState, record: Record | None) -> dict[str
 def replicas_entry(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A stage with replicas in sum: mean and standard deviation of what its members reached."""
     statuses = [member["status"] for member in members]
-    order: list[Status] = ["failed", "stopped", "skipped", "running", "waiting", "done", "cached"]
+    order: list[Status] = [
+        "failed",
+        "stopped",
+        "skipped",
+        "running",
+        "waiting",
+        "done",
+        "cached",
+        "not needed",
+    ]
     entry: dict[str, Any] = {
         "stage": members[0]["stage"],
         "status": next(status for status in order if status in statuses),
@@ -248,7 +258,7 @@ def best_student(graph: Graph, results: Mapping[str, Any]) -> str | None:
     no such stage, or it failed."""
     roles, stages = node_roles(graph), results["stages"]
     role = next((role for role in ("student", "model") if role in roles.values()), None)
-    done = [name for name in roles if roles[name] == role and stages[name]["status"] in SUCCEEDED]
+    done = [name for name in roles if roles[name] == role and "metrics" in stages[name]]
     return max(done, key=lambda name: stages[name]["metrics"].get("validation/accuracy", 0.0), default=None)
 
 
