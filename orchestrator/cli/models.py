@@ -103,7 +103,7 @@ def export(model: Path, folder: Path) -> None:
 @click.option("--seed", default=0, show_default=True, help="Chooses the rows.")
 @runs_option
 def verify(targets: Path, rows: int, seed: int, root: Path) -> None:
-    """Compute a random sample of stored soft targets again from the teacher, and report the largest difference.
+    """Compute a random sample of stored soft targets again from the teacher, and report how far apart they are.
 
     \b
     distill verify runs/stages/predict_targets-1f0c92ab34de
@@ -114,8 +114,8 @@ def verify(targets: Path, rows: int, seed: int, root: Path) -> None:
     for name, result in results.items():
         verdict = "as stored" if result.passed else "DIFFERENT"
         click.echo(
-            f"{name}: {verdict}; largest difference {result.largest_difference:.3g} (allowed"
-            f" {result.tolerance:.3g}), mean {result.mean_difference:.3g}, sample {result.worst_sample_id}"
+            f"{name}: {verdict}; largest divergence {result.largest_divergence:.3g} nats (allowed"
+            f" {result.tolerance:.3g}), mean {result.mean_divergence:.3g}, sample {result.worst_sample_id}"
         )
     if not all(result.passed for result in results.values()):
         sys.exit(FAILED)

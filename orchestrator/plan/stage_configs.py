@@ -222,11 +222,13 @@ class DistillConfig(TrainingConfig):
 class PredictTargetsConfig(StageConfig):
     """Store a teacher's logits on a transfer set: once on the clean inputs, or on `views` augmented ones.
 
-    All of them, 2 bytes a class; or with `top_k` only the most probable classes of each row, with the mass of all
-    others at T = 1, 2, 4, 8 and 20, in 4 · top_k + 20 bytes: for label spaces of thousands of classes. A target then
-    has the teacher's probabilities for the kept classes and its tail's mass, in equal parts, for the others; at
-    temperatures between those five the mass is interpolated. A student reads them as `targets: NAME`, with
-    `method: hinton` at T ≥ 1; several of them can be combined with `rule: arithmetic`.
+    All of them, 2 bytes a class (as differences from the row's largest, so that it does not matter at which level the
+    teacher's logits lie); or with `top_k` only the most probable classes of each row, with the mass of all others at
+    eight temperatures from 1 to 20, in 4 · top_k + 50 bytes: for label spaces of thousands of classes. A target then
+    has the teacher's probabilities for the kept classes and its tail's mass, in equal parts, for the others; between
+    1, 1.25, 1.6, 2, 2.8, 4, 8 and 20 the mass is interpolated, to 0.1 % (1 % where logits spread by 20). A student
+    reads them as `targets: NAME`, with `method: hinton` at T ≥ 1; several of them can be combined with `rule:
+    arithmetic`.
     """
 
     stage: Literal["predict_targets"]
@@ -360,10 +362,10 @@ STAGES: dict[str, StageKind] = {
     "train": StageKind(TrainConfig, "raydistill.stages.train:train", 1, "model"),
     "distill": StageKind(DistillConfig, "raydistill.stages.distill:distill", 1, "model"),
     "predict_targets": StageKind(
-        PredictTargetsConfig, "raydistill.stages.predict_targets:predict_targets", 1, "targets"
+        PredictTargetsConfig, "raydistill.stages.predict_targets:predict_targets", 2, "targets"
     ),
     "combine_targets": StageKind(
-        CombineTargetsConfig, "raydistill.stages.combine_targets:combine_targets", 1, "targets"
+        CombineTargetsConfig, "raydistill.stages.combine_targets:combine_targets", 2, "targets"
     ),
     "evaluate": StageKind(EvaluateConfig, "raydistill.stages.evaluate:evaluate", 1, "judgement"),
     "confusion_clusters": StageKind(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from raydistill.errors import StoreError
+from raydistill.targets import dense
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.targets.shards import ShardedRows
 from raydistill.targets.store import Description, Manifest, load_manifest
@@ -42,7 +43,7 @@ class Member:
         """Fill `logits` (B, C) float32; rows travel to its device as they are stored."""
         stored = torch.from_numpy(self.rows.gather(positions))
         if self.top_k is None:
-            logits.copy_(_sent(stored, logits.device))
+            dense.unpack_into(logits, _sent(stored, logits.device))
         else:
             packed = _sent(stored.view(torch.int16), logits.device).view(torch.uint16)
             self.top_k.expand_into(logits, packed, temperature)

@@ -1,9 +1,10 @@
 """What a folder of soft targets is, and how it is written.
 
 `manifest.json` is written last: a folder without it is unfinished. A *dense* store holds logits (natural-log scale,
-float16), one row per sample and view. A *top_k* store holds of each row the largest log-probabilities and the mass of
-the others. A *mixture* holds no rows: it names stores of the other forms and their weights, because the mean of
-tempered probabilities depends on the temperature and can only be formed when it is read.
+float16, relative to the row's largest: `targets/dense.py`), one row per sample and view. A *top_k* store holds of each
+row the largest log-probabilities and the mass of the others. A *mixture* holds no rows: it names stores of the other
+forms and their weights, because the mean of tempered probabilities depends on the temperature and can only be formed
+when it is read.
 """
 
 from pathlib import Path, PurePosixPath
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from raydistill.errors import StageError, StoreError
 from raydistill.runs.files import read_json, write_json
+from raydistill.targets import dense
 from raydistill.targets.shards import Layout, Shard, ShardWriter, digest_of
 from raydistill.targets.top_k import TopK
 
@@ -22,6 +24,7 @@ MANIFEST = "manifest.json"
 FORMS = ("dense", "top_k", "mixture")
 ROWS_PER_SHARD = 65536
 FLOAT16_LARGEST = 65504
+VERSION: Literal[2] = 2  # of what a row holds
 
 
 class Description(BaseModel):
@@ -52,7 +55,7 @@ class Description(BaseModel):
         return max(self.views, 1)
 
     def layout(self, column: str = "logits", dtype: str = "float16", width: int | None = None) -> Layout:
-        """How a column of this store lies in shards; dense logits unless told otherwise."""
+        """How a column of this store lies in shards."""
         return Layout(
             column=column,
             dtype=dtype,
@@ -64,7 +67,9 @@ class Description(BaseModel):
 
     def rows_layout(self, top_k: TopK | None) -> Layout:
         """How the logits, or what is kept of them, lie in shards."""
-        return self.layout() if top_k is None else self.layout(top_k.column, "uint16", top_k.width)
+        if top_k is None:
+            return self.layout(width=dense.width(self.num_classes))
+        return self.layout(top_k.column, "uint16", top_k.width)
 
     def description(self) -> "Description":
         """This, without anything a subclass adds."""
@@ -74,6 +79,7 @@ class Description(BaseModel):
 class Manifest(Description):
     """A finished store: its description, and where its numbers are."""
 
+    version: Literal[2] = VERSION
     form: Literal["dense", "top_k", "mixture"]
     shards: tuple[Shard, ...] = ()
     """Dense: the logits. Top-k: what is kept of them."""
@@ -130,6 +136,10 @@ def load_manifest(folder: Path) -> Manifest:
         raise StoreError(
             f"`{path}` has the form `{form}`; this version reads {', '.join(FORMS[:-1])} and {FORMS[-1]}"
         )
+    if content.get("version") != VERSION:
+        raise StoreError(
+            f"`{path}` was written by another version, which stored other numbers; write these targets again"
+        )
     digest = content.pop("digest", None)
     if digest != digest_of(content):
         raise StoreError(f"`{path}` is damaged: its digest does not fit; write these targets again")
@@ -184,7 +194,7 @@ class TargetWriter:
             )
         ids, logits = ids.cpu(), logits.detach()
         if self.top_k is None:
-            stored = logits.to("cpu", torch.float16)
+            stored = dense.pack(logits).cpu()
             is_sound = torch.isfinite(stored).all(dim=1)
         else:
             kept = self.top_k.keep(logits)
@@ -216,9 +226,19 @@ class TargetWriter:
         values, name = logits[row].cpu().double(), "logit"
         if self.top_k is not None and torch.isfinite(values).all():
             values, name = torch.log_softmax(values, dim=-1), "log-probability"
-        broken = values[~torch.isfinite(values.half())][0]
-        reason = f"it does not fit into float16 (±{FLOAT16_LARGEST})" if broken.isfinite() else "not finite"
+        broken, reason = _broken(values)
         raise StageError(
-            f"teacher {self._teachers} gave the {name} {broken.item():g} for sample {int(ids[row])}"
+            f"teacher {self._teachers} gave the {name} {broken:g} for sample {int(ids[row])}"
             f" in view {view}: {reason}"
         )
+
+
+def _broken(values: Tensor) -> tuple[float, str]:
+    """The number of a row (C,) float64 that cannot be stored, and why."""
+    if not values.isfinite().all():
+        return values[~values.isfinite()][0].item(), "not finite"
+    largest = values.max().item()
+    if not values.max().half().isfinite():
+        return largest, f"it does not fit into float16 (±{FLOAT16_LARGEST})"
+    beside = f"it does not fit into float16 (±{FLOAT16_LARGEST}) beside the row's largest, {largest:g}"
+    return values.min().item(), beside

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -40,6 +41,18 @@ def draw_logits() -> Callable[..., Tensor]:
         return 3 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
     return draw
+
+
+@pytest.fixture
+def as_stored() -> Callable[[Tensor], Tensor]:
+    """What is left of logits (..., C): differences from the largest, rounded to float16. By numpy's rounding."""
+
+    def rounded(logits: Tensor) -> Tensor:
+        values = logits.numpy().astype(np.float32)
+        level = values.max(axis=-1, keepdims=True)
+        return torch.from_numpy((values - level).astype(np.float16).astype(np.float32) + level)
+
+    return rounded
 
 
 @pytest.fixture

@@ -95,4 +95,4 @@ def test_many_classes_of_which_few_are_kept_need_the_memory_of_a_batch(
 
     assert growth(write_kept()) < ALLOWED
     assert growth(read_kept()) < ALLOWED
-    assert sum(path.stat().st_size for path in folder.glob("*.arrow")) < rows * (4 * 100 + 20 + 12 + 8)
+    assert sum(path.stat().st_size for path in folder.glob("*.arrow")) < rows * (4 * 100 + 50 + 12 + 8)
