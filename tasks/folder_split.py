@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from raydistill.tasks.devices import all_to_device, to_device
 from raydistill.tasks.hashing import fold_key, uniform
 from raydistill.tasks.pictures import Box, PictureError, centre_box, part_of, read_picture
 from raydistill.tasks.splits import View
@@ -54,9 +55,9 @@ class FolderSplit:
         device = self.labels.device
         loader = DataLoader(
             _Pictures(self.task, self.paths, self.ids.cpu().numpy(), view),
-            batch_sampler=[positions.tolist() for positions in order],
+            batch_sampler=[positions.tolist() for positions in all_to_device(order, "cpu")],
             num_workers=self.task.workers,
-            pin_memory=device.type == "cuda",
+            pin_memory=device.type != "cpu",  # by a thread of the loader, where the steps do not wait for it
             # Without a generator of its own the loader draws from torch's, and resuming would not repeat exactly.
             generator=torch.Generator(),
             collate_fn=_stacked,
@@ -64,7 +65,7 @@ class FolderSplit:
         for pixels in loader:
             if isinstance(pixels, PictureError):
                 raise pixels
-            yield pixels.to(device, non_blocking=True).float().div_(255)
+            yield to_device(pixels, device).float().div_(255)
 
 
 class _Pictures(Dataset[Tensor | PictureError]):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from raydistill.tasks.devices import all_to_device
 from raydistill.tasks.speech_frames import SpeechFrames, Utterances
 from raydistill.tasks.splits import TaskData, View
 
@@ -42,8 +43,8 @@ class FrameSplit:
 
     def batches(self, order: Sequence[Tensor], view: View | None) -> Iterator[Tensor]:
         """For each tensor of positions (B,): inputs (B, context, coefficients); over an end its frame is repeated."""
-        for positions in order:
-            places = self.places[positions.to(self.places.device)]
+        for positions in all_to_device(order, self.places.device):
+            places = self.places[positions]
             utterances = torch.searchsorted(self.bounds, places, right=True)
             first, last = self.bounds[utterances - 1], self.bounds[utterances] - 1
             neighbours = places[:, None] + self.offsets

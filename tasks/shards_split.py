@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from raydistill.tasks.devices import all_to_device, to_device
 from raydistill.tasks.hashing import fold_key, smallest_hashes
 from raydistill.tasks.splits import TaskData, View, channel_statistics, task_data, three_parts
 from raydistill.tasks.task import Arrays
@@ -44,12 +45,9 @@ class ShardsSplit:
 
     def batches(self, order: Sequence[Tensor], view: View | None) -> Iterator[Tensor]:
         device = self.labels.device
-        # All at once: each copy from a GPU would wait for the step before it.
-        for rows in [self.rows[positions.cpu()] for positions in order]:
-            pixels = self.pixels.index_select(0, rows)
-            if device.type == "cuda":
-                pixels = pixels.pin_memory()
-            yield pixels.to(device, non_blocking=True).float().div_(255)
+        for positions in all_to_device(order, "cpu"):
+            pixels = self.pixels.index_select(0, self.rows[positions])
+            yield to_device(pixels, device).float().div_(255)
 
 
 def build_shards_data(task: ManyClass, parts: Mapping[str, Arrays], pixels: Mapping[str, Pixels]) -> TaskData:

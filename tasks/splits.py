@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from raydistill.tasks.devices import all_to_device
 from raydistill.tasks.hashing import VALIDATION_CUT, cut, fold_key
 from raydistill.tasks.task import Arrays, Task
 
@@ -53,7 +54,7 @@ class Split(Protocol):
         ...
 
     def batches(self, order: Sequence[Tensor], view: View | None) -> Iterator[Tensor]:
-        """For each tensor of positions (B,): inputs (B, ...), images scaled to [0, 1], not normalised."""
+        """For each tensor of positions (B,), on any device: inputs (B, ...), images scaled to [0, 1], not normalised."""
         ...
 
 
@@ -90,8 +91,8 @@ class TensorSplit:
         return TensorSplit(self.inputs.to(device), self.labels.to(device), self.ids.to(device))
 
     def batches(self, order: Sequence[Tensor], view: View | None) -> Iterator[Tensor]:
-        for positions in order:
-            inputs = self.inputs.index_select(0, positions.to(self.inputs.device))
+        for positions in all_to_device(order, self.inputs.device):
+            inputs = self.inputs.index_select(0, positions)
             yield inputs.float().div_(255) if inputs.dtype == torch.uint8 else inputs
 
 

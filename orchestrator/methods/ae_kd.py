@@ -8,6 +8,7 @@ from torch import Tensor
 
 from raydistill.methods.adaptive_weights import AdaptiveWeights
 from raydistill.plan.committee_method_configs import AeKdConfig
+from raydistill.tasks.devices import to_device
 from raydistill.training.data import Batch
 
 RIDGE = 1e-10  # of the mean squared norm: makes the minimum unique, and equal where teachers agree
@@ -21,13 +22,16 @@ class AeKd(AdaptiveWeights):
     """One weight per teacher for the whole batch, from the gradients in the student's logits."""
 
     config: AeKdConfig
+    waits_for_device = (
+        True  # the weights are found on the host: some dozens of numbers, in a loop of unknown length
+    )
 
     def weights(self, student_logits: Tensor, teacher_logits: Tensor, batch: Batch) -> Tensor:
         config = self.config
         gradients = mean_gradients(student_logits, teacher_logits, config.temperature).double().cpu().numpy()
         weigh = normalized_weights if config.normalize else capped_weights
         found = weigh(gradients, config.cap)
-        weights = torch.from_numpy(found).to(student_logits)
+        weights = to_device(torch.from_numpy(found).to(student_logits.dtype), student_logits.device)
         return weights.expand(len(student_logits), -1)
 
 

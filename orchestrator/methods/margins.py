@@ -12,14 +12,14 @@ RARELY_NEGATIVE = 0.001
 
 
 def margins(norm: nn.BatchNorm2d) -> Tensor:
-    """m (C,) float32: E[t | t < 0] for t ~ N(μ, σ²), with the norm's bias μ and the size σ of its scale.
+    """m (C,) float32, on the CPU: E[t | t < 0] for t ~ N(μ, σ²), with the norm's bias μ and the size σ of its scale.
 
     m = μ - σ φ(μ/σ) / Φ(-μ/σ); as in the release, -3σ where t < 0 has a probability of 0.001 or less. A channel of
     σ = 0 always gives μ, so m = min(μ, 0).
     """
     zeros = torch.zeros(norm.num_features, dtype=torch.float64)
-    mean = zeros if norm.bias is None else norm.bias.detach().double()
-    deviation = zeros + 1 if norm.weight is None else norm.weight.detach().double().abs()
+    mean = zeros if norm.bias is None else norm.bias.detach().double().cpu()
+    deviation = zeros + 1 if norm.weight is None else norm.weight.detach().double().cpu().abs()
     ratio = mean / deviation
     # Both φ and Φ vanish far out, their quotient does not.
     log_density = -(ratio**2) / 2 - torch.log(torch.tensor(2 * torch.pi)) / 2

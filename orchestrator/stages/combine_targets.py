@@ -61,8 +61,8 @@ def _fused(config: CombineTargetsConfig, context: StageContext) -> dict[str, flo
     for batch in batches_from(transfer, writer.rows_done, description.views_stored, SAMPLES_AT_ONCE):
         if context.should_stop():
             raise StageStopped(f"stopped after {writer.rows_done} rows; run the plan again to continue")
-        logits = generalist.read(rows[batch.rows], batch.view).logits[:, 0].to(context.device)
-        answer = committee.answer(batch.inputs, logits)
+        answers_of_generalist = generalist.read(rows[batch.rows], batch.view, device=context.device)
+        answer = committee.answer(batch.inputs, answers_of_generalist.logits[:, 0])
         answers += int(answer.active.sum())
         known = writer.rows_done - (batch.view * len(transfer) + int(batch.rows[0]))
         log_probabilities = answer.log_probabilities.clamp(min=LEAST_LOG_PROBABILITY)

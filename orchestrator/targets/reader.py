@@ -16,6 +16,7 @@ from raydistill.targets.mixing import TeacherTargets
 from raydistill.targets.shards import ShardedRows
 from raydistill.targets.store import Description, Manifest, load_manifest
 from raydistill.targets.top_k import Kept, TopK
+from raydistill.tasks.devices import to_device
 
 AGREEMENT = ("task", "split", "transfer", "num_classes", "rows", "views", "view_seed", "augment")
 
@@ -43,9 +44,9 @@ class Member:
         """Fill `logits` (B, C) float32; rows travel to its device as they are stored."""
         stored = torch.from_numpy(self.rows.gather(positions))
         if self.top_k is None:
-            dense.unpack_into(logits, _sent(stored, logits.device))
+            dense.unpack_into(logits, to_device(stored, logits.device))
         else:
-            packed = _sent(stored.view(torch.int16), logits.device).view(torch.uint16)
+            packed = to_device(stored.view(torch.int16), logits.device).view(torch.uint16)
             self.top_k.expand_into(logits, packed, temperature)
 
 
@@ -121,10 +122,10 @@ class Targets:
         for index, member in enumerate(self._members):
             member.read_into(logits[:, index], positions, temperature)
         if isinstance(self._weights, ShardedRows):
-            weights = torch.from_numpy(self._weights.gather(positions))
+            weights = to_device(torch.from_numpy(self._weights.gather(positions)), device)
         else:
-            weights = self._weights.expand(len(positions), -1)
-        return TeacherTargets(logits, _sent(weights, device))
+            weights = to_device(self._weights, device).expand(len(positions), -1)
+        return TeacherTargets(logits, weights)
 
     def kept(self, rows: Tensor, view: int = 0) -> Kept:
         """What a single top-k store keeps of the samples at `rows` (B,), on the CPU."""
@@ -139,11 +140,6 @@ class Targets:
         if is_repeated.any():
             raise StoreError(f"the targets list sample {int(sorted_ids[1:][is_repeated][0])} more than once")
         return sorted_ids, order
-
-
-def _sent(values: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device; from pinned memory, or the host would wait for all that the device has to do."""
-    return values if device.type == "cpu" else values.pin_memory().to(device, non_blocking=True)
 
 
 def open_targets(

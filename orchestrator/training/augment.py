@@ -20,6 +20,7 @@ from raydistill.plan.augment_configs import (
     PadCropConfig,
     ShiftConfig,
 )
+from raydistill.tasks.devices import to_device
 from raydistill.training.counter_random import integers, uniform
 
 MIXUP_STREAM = 1_000_000  # far from the positions of the steps, which are the other streams
@@ -106,7 +107,7 @@ def _beta_quantiles(alpha: float, device: torch.device) -> Tensor:
     from scipy.special import betaincinv
 
     quantiles = betaincinv(alpha, alpha, np.linspace(0, 1, QUANTILES + 1))
-    return torch.from_numpy(quantiles.astype(np.float32)).to(device)
+    return to_device(torch.from_numpy(quantiles.astype(np.float32)), device)
 
 
 _AUGMENTATIONS: dict[type, Callable[[Any, Tensor, _Draws], Tensor]] = {

@@ -24,8 +24,8 @@ class Cost:
         self.seconds_per_step = math.inf
         self._device = torch.device(device)
         self._began = (0, 0.0)
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
+        if self._device.type != "cpu":
+            torch.get_device_module(self._device).reset_peak_memory_stats(self._device)
         else:
             with suppress(OSError):
                 RESET.write_text(RESET_PEAK)
@@ -50,8 +50,8 @@ class Cost:
         return known
 
     def _peak_bytes(self) -> int | None:
-        if self._device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self._device)
+        if self._device.type != "cpu":
+            return int(torch.get_device_module(self._device).max_memory_allocated(self._device))
         with suppress(OSError):
             for line in STATUS.read_text().splitlines():
                 if line.startswith("VmHWM:"):

@@ -13,6 +13,7 @@ from torch import Tensor
 from raydistill.errors import StageError
 from raydistill.plan.augment_configs import AugmentConfig, MixupConfig
 from raydistill.plan.training_configs import TransferConfig
+from raydistill.tasks.devices import all_to_device
 from raydistill.tasks.hashing import cut, fold_key
 from raydistill.tasks.splits import Split, TaskData, View, normalised
 from raydistill.tasks.task import class_index
@@ -96,9 +97,9 @@ class TransferSet:
         """Batches at these positions, as this view shows them."""
         split, steps, device = self.split, self.views.steps, self.split.labels.device
         name = View(self.views.seed, view) if steps else None
-        places = [part.to(device) for part in parts]
+        places = all_to_device(parts, device)
         partners = self._partners(places, view)
-        for index, (rows, inputs) in enumerate(zip(parts, split.batches(places, name), strict=True)):
+        for index, (rows, inputs) in enumerate(zip(parts, split.batches(parts, name), strict=True)):
             place = places[index]
             ids, labels = split.ids[place], split.labels[place]
             inputs = augment(inputs, ids, steps, self.views.seed, view)

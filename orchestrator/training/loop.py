@@ -404,9 +404,10 @@ def _means(sums: Mapping[str, float], count: int, prefix: str) -> dict[str, floa
 def seed_generators(seed: int, device: torch.device) -> None:
     """What `torch.manual_seed` does, for one device: 3 µs in place of 150 µs, and this is done in every step."""
     torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        index = torch.cuda.current_device() if device.index is None else device.index
-        torch.cuda.default_generators[index].manual_seed(seed)
+    if device.type != "cpu":
+        module = torch.get_device_module(device)
+        index = module.current_device() if device.index is None else device.index
+        module.default_generators[index].manual_seed(seed)
 
 
 def predictor(model: nn.Module, transfer: TransferSet, config: TrainingConfig) -> Callable[[Tensor], Tensor]:

@@ -101,6 +101,9 @@ class Method(nn.Module):
     teacher_in_training_mode: bool = False
     """Whether the teacher's batch norms use the statistics of the batch; its own, and its dropout, stay as they are."""
 
+    waits_for_device: bool = False
+    """Whether a step asks the device for a number, and so waits until all before it is done."""
+
     own_optimizer: tuple[OptimizerConfig, nn.Module] | None = None
     """An optimizer of its own for a module that trains beside the student, such as a generator; schedules leave it."""
 

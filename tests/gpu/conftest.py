@@ -1,0 +1,289 @@
+"""A device that is not there: whole stages run on it as on a GPU, and it notes where the host waits for it.
+
+The twin's tensors say that they lie on the device `twin` and are computed on the CPU, by the CPU's own kernels, so that
+results are the CPU's to the last bit. What a GPU refuses it refuses: tensors of the CPU beside its own, and pinning
+memory in which several elements lie in one place. It is registered as torch's third-party devices are, not as CUDA:
+backward does not run on a CUDA that is not there.
+"""
+
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from raydistill.execution.request import Outcome, build_request
+from raydistill.execution.run_stage import run_stage
+from raydistill.plan.order import Graph, order_stages
+from raydistill.plan.schema import Plan
+from raydistill.runs.context import claim_attempt, never
+from raydistill.runs.folder import StageFolder
+
+TWIN = "twin"
+COPIES = frozenset({"copy_", "_to_copy"})
+TELLS_THE_HOST = frozenset(
+    {"_local_scalar_dense", "bincount", "equal", "isin", "masked_select", "nonzero", "_unique2"}
+    | {"repeat_interleave", "_linalg_eigh"}
+)
+INDEXED = frozenset({"index", "index_put_", "_index_put_impl_"})
+Frames = frozenset[str]
+Arguments = tuple[Any, ...]
+
+
+class TwinModule:
+    """What torch asks of the module of a device."""
+
+    def __init__(self) -> None:
+        self.default_generators = (torch.Generator(),)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        answers: dict[str, Any] = {
+            "is_available": True,
+            "is_initialized": True,
+            "_is_in_bad_fork": False,
+            "device_count": 1,
+            "current_device": 0,
+            "get_amp_supported_dtype": [torch.bfloat16, torch.float16],
+            "manual_seed_all": None,
+            "reset_peak_memory_stats": None,
+            "max_memory_allocated": 1,
+        }
+        if name not in answers:
+            raise AttributeError(name)
+        return lambda *arguments: answers[name]
+
+
+class TwinTensor(Tensor):
+    """A tensor on the device; its numbers lie in `own`, on the CPU."""
+
+    own: Tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, own: Tensor) -> "TwinTensor":
+        twin: TwinTensor = Tensor._make_wrapper_subclass(
+            cls,
+            own.shape,
+            strides=own.stride(),
+            storage_offset=own.storage_offset(),
+            dtype=own.dtype,
+            device=torch.device(TWIN, 0),
+        )
+        twin.own = own
+        return twin
+
+    @property
+    def data(self) -> Tensor:
+        values: Tensor = Tensor.data.__get__(self)  # type: ignore[attr-defined]
+        return values
+
+    @data.setter
+    def data(self, values: "TwinTensor") -> None:
+        Tensor.data.__set__(self, values)  # type: ignore[attr-defined]
+        self.own = values.own
+
+    def untyped_storage(self) -> torch.UntypedStorage:
+        return self.own.untyped_storage()
+
+    def data_ptr(self) -> int:
+        return self.own.data_ptr()
+
+    def tolist(self) -> Any:
+        return self.detach().cpu().tolist()
+
+    def __deepcopy__(self, known: dict[int, Any]) -> "TwinTensor":
+        if id(self) not in known:
+            copy = TwinTensor(self.own.detach().clone()).requires_grad_(self.requires_grad)
+            copy._is_param = getattr(self, "_is_param", False)
+            known[id(self)] = copy
+        same: TwinTensor = known[id(self)]
+        return same
+
+    def __repr__(self, **_: Any) -> str:
+        return f"TwinTensor({self.own})"
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, function: Any, types: Any, arguments: Arguments = (), named: Mapping[str, Any] | None = None
+    ) -> Any:
+        return computed(function, arguments, named or {}, [])
+
+
+class Twin(TorchDispatchMode):
+    """While it is entered the device is there. `waits`: for each wait of the host, the names of our functions that led
+    to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[Frames] = []
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: Arguments = (), named: Mapping[str, Any] | None = None
+    ) -> Any:
+        return computed(function, arguments, named or {}, self.waits)
+
+    def waits_in_steps(self) -> list[Frames]:
+        """Those of the steps of a training, but for the looks at losses and siblings and what comes after an epoch."""
+        is_meant = {"_look", "_validate", "publish", "look"}
+        return [frames for frames in self.waits if "_train" in frames and not frames & is_meant]
+
+
+def computed(function: Any, arguments: Arguments, named: Mapping[str, Any], waits: list[Frames]) -> Any:
+    """What a function of torch gives on the twin; or as ever, where it has nothing to do with it."""
+    name, wanted = function.overloadpacket.__name__, named.get("device")
+    tensors = tensors_in([*arguments, *named.values()])
+    twins = [tensor for tensor in tensors if isinstance(tensor, TwinTensor)]
+    to_twin = wanted is not None and torch.device(wanted).type == TWIN
+    if not twins and not to_twin:
+        return function(*arguments, **named)
+    if name not in COPIES:
+        check_devices(name, arguments, tensors)
+    if makes_the_host_wait(name, arguments, named, to_twin=to_twin):
+        waits.append(our_frames())
+    values = {**named, **({} if wanted is None else {"device": "cpu"})}
+    result = function(*tree_map(numbers, arguments), **tree_map(numbers, values))
+    if wanted is not None and not to_twin:
+        return result
+    known = {id(twin.own): twin for twin in twins}  # what was changed in place is the same tensor afterwards
+
+    def on_twin(value: Any) -> Any:
+        return known.get(id(value)) if id(value) in known else TwinTensor(value)
+
+    return tree_map(lambda value: on_twin(value) if isinstance(value, Tensor) else value, result)
+
+
+def check_devices(name: str, arguments: Arguments, tensors: Sequence[Tensor]) -> None:
+    """A number of the CPU is taken everywhere, and as an index (the host waits) all of its tensors are."""
+    if name in INDEXED and isinstance(arguments[0], TwinTensor):
+        return
+    if any(not isinstance(tensor, TwinTensor) and tensor.dim() for tensor in tensors):
+        raise RuntimeError(
+            f"`{name}`: expected all tensors to be on the same device, twin and cpu were given"
+        )
+
+
+def makes_the_host_wait(name: str, arguments: Arguments, named: Mapping[str, Any], *, to_twin: bool) -> bool:
+    """Whether it gives the host a number of the device, or copies between the two and not from pinned memory."""
+    if name in INDEXED:
+        indices = [index for index in arguments[1] if index is not None]
+        return any(index.dtype == torch.bool or not isinstance(index, TwinTensor) for index in indices)
+    if name not in COPIES:
+        return name in TELLS_THE_HOST
+    source = arguments[1 if name == "copy_" else 0]
+    target_is_twin = (
+        isinstance(arguments[0], TwinTensor) if name == "copy_" or "device" not in named else to_twin
+    )
+    does_not_block = named.get("non_blocking") or arguments[2:3] == (True,)
+    is_sent = does_not_block and getattr(source, "lies_pinned", False)
+    return isinstance(source, TwinTensor) != target_is_twin and not is_sent
+
+
+def pinned(tensor: Tensor) -> Tensor:
+    """What `Tensor.pin_memory` does and refuses."""
+    if isinstance(tensor, TwinTensor):
+        raise RuntimeError("cannot pin a tensor of a device; only dense CPU tensors can be pinned")
+    copy = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype).copy_(tensor)
+    copy.lies_pinned = True
+    return copy
+
+
+def tensors_in(values: Sequence[Any]) -> list[Tensor]:
+    found: list[Tensor] = []
+    tree_map(lambda value: found.append(value) if isinstance(value, Tensor) else None, list(values))
+    return found
+
+
+def numbers(value: Any) -> Any:
+    return value.own if isinstance(value, TwinTensor) else value
+
+
+def our_frames() -> Frames:
+    frame, names = sys._getframe(1), set()
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").startswith("raydistill."):
+            names.add(frame.f_code.co_name)
+        frame = frame.f_back  # type: ignore[assignment]
+    return frozenset(names)
+
+
+@pytest.fixture
+def twin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Twin]:
+    """The device, entered."""
+    if not hasattr(torch, TWIN):
+        from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+        _setup_privateuseone_for_python_backend(TWIN, TwinModule())
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor, device=None: pinned(tensor))
+    before = torch._C._only_lift_cpu_tensors()
+    torch._C._set_only_lift_cpu_tensors(True)  # or `torch.tensor(…, device=…)` goes past the mode
+    with Twin() as twin:
+        yield twin
+    torch._C._set_only_lift_cpu_tensors(before)
+
+
+@dataclass
+class Plans:
+    """Runs plans over 60 small images of 4 classes, stage by stage in this process, each device below its own root."""
+
+    folder: Path
+    file: Path
+
+    def files(self, stages: Mapping[str, Any], device: str) -> dict[str, str]:
+        """Run what has no result yet; the digests of all that the stages made, but for what tells of times."""
+        graph, made = self.graph(stages), {}
+        for name in graph.nodes:
+            folder = self.stage_folder(graph, name, device)
+            if folder.record() is None:
+                outcome = self.attempt(graph, name, device)
+                assert outcome.status == "done", (name, outcome.error)
+            record = folder.record()
+            assert record is not None
+            made |= {
+                f"{name}/{file}": sum for file, sum in record.payload.items() if file != "committee.json"
+            }
+        return made
+
+    def graph(self, stages: Mapping[str, Any]) -> Graph:
+        task = {"name": "tensors", "file": str(self.file)}
+        self.plan = Plan.model_validate({"name": "p", "task": task, "stages": stages})
+        return order_stages(self.plan)
+
+    def stage_folder(self, graph: Graph, name: str, device: str) -> StageFolder:
+        return StageFolder(self.folder / device / graph.nodes[name].folder)
+
+    def attempt(
+        self, graph: Graph, name: str, device: str, should_stop: Callable[[], bool] = never
+    ) -> Outcome:
+        node, root = graph.nodes[name], self.folder / device
+        request = build_request(node, graph, self.plan.task, root, attempt=uuid.uuid4().hex)
+        folder = StageFolder(root / request.folder)
+        folder.create(node.identity)
+        claim_attempt(folder, request.attempt)
+        return run_stage(request, should_stop=should_stop, device=device)
+
+    def stop_after(self, stages: Mapping[str, Any], steps: int, device: str) -> Outcome:
+        """Begin the first stage, and stop it."""
+        graph = self.graph(stages)
+        answers = iter([False] * steps + [True])
+        return self.attempt(graph, next(iter(graph.nodes)), device, answers.__next__)
+
+    def elsewhere(self, name: str) -> "Plans":
+        return Plans(self.folder / name, self.file)
+
+
+@pytest.fixture(scope="module")
+def plans(tmp_path_factory: pytest.TempPathFactory) -> Plans:
+    """Tests share it: a teacher of many is trained once."""
+    folder = tmp_path_factory.mktemp("plans")
+    draw = np.random.default_rng(0)
+    inputs = draw.normal(size=(60, 1, 8, 8)).astype(np.float32)
+    np.savez(folder / "data.npz", inputs=inputs, labels=np.arange(60) % 4)
+    return Plans(folder / "runs", folder / "data.npz")
