@@ -40,8 +40,7 @@ class Codistillation(Method):
 
     def teach(self, batch: Batch) -> TeacherTargets:
         """Predictions (B, M, C) of the peers that count in this step; M is 0 while the weight is."""
-        assert self.step is not None
-        if self.step < self.burn_in or not self.config.weight:
+        if self.step is None or self.step < self.burn_in or not self.config.weight:
             self._count(batch, [])
             return _equal_weights(batch.inputs.new_zeros(len(batch.inputs), 0, 0))
         self.steps += 1

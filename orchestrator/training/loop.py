@@ -209,14 +209,20 @@ class _Training:
         return load_checkpoint(folder / CHECKPOINT, self.learner, self.optimizer, self.schedule)
 
     def _freeze_what_no_loss_reaches(self) -> None:
-        """Layers above all features that the losses look at: left out of the optimizer, its weight decay, and DDP."""
+        """Layers above all features that the losses look at: left out of the optimizer and its weight decay."""
+        for parameter in self._not_reached():
+            parameter.requires_grad_(False)
+
+    def _not_reached(self) -> list[nn.Parameter]:
+        """The parameters that would train, and that the losses of the first two samples do not depend on."""
         rows = torch.arange(min(2, len(self.transfer)))
         (batch,) = self.transfer.batches([rows], self.transfer.views.of_epoch(0))
         targets = None if self.teacher is None else self.teacher(batch)
-        probe = copy.deepcopy(self.learner).eval()
+        # A method may hold the context, with locks that cannot be copied. Some heads are there in training mode only.
+        probe = copy.deepcopy(self.learner, {id(self.context): self.context}).train()
         torch.stack(list(probe(batch, targets)[0].values())).sum().backward()
-        for own, probed in zip(self.learner.parameters(), probe.parameters(), strict=True):
-            own.requires_grad_(own.requires_grad and probed.grad is not None)
+        pairs = zip(self.learner.parameters(), probe.parameters(), strict=True)
+        return [own for own, probed in pairs if own.requires_grad and probed.grad is None]
 
     def _check_same_start(self) -> None:
         ends = torch.tensor([-self.progress.step, self.progress.step], device=self.context.device)
@@ -231,7 +237,8 @@ class _Training:
     def _step_function(self) -> StepFunction:
         learner: Any = self.learner
         if self.context.world > 1:
-            learner = DistributedDataParallel(learner)
+            # Not frozen: other samples may reach them. Looking for them in every step costs time, so only where needed.
+            learner = DistributedDataParallel(learner, find_unused_parameters=bool(self._not_reached()))
         if self.config.compile:
             learner = torch.compile(learner)
         function: StepFunction = learner

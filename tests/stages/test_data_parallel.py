@@ -36,9 +36,27 @@ class Fragile(nn.Module):
 def build(num_classes):
     return Fragile(num_classes)
 """
+# One layer no loss reaches; two others take turns, so that each is idle in every other step.
+IDLE = """
+from torch import nn
+
+class Idle(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Linear(64, num_classes) for _ in range(2))
+        self.idle = nn.Linear(64, num_classes)
+        self.steps = 0
+
+    def forward(self, inputs):
+        self.steps += self.training
+        return self.heads[self.steps % 2](inputs.flatten(1))
+
+def build(num_classes):
+    return Idle(num_classes)
+"""
 
 
-def plan_of(teacher: dict[str, Any], student: dict[str, Any], fragile: str) -> dict[str, Any]:
+def plan_of(teacher: dict[str, Any], student: dict[str, Any], fragile: str, idle: str) -> dict[str, Any]:
     """108 training samples: batches of 25 leave 8 for the last, batches of 107 leave one."""
     bounded = {"clip_norm": 0.5, "max_norm": 0.8, "label_smoothing": 0.1, "schedule": {"name": "cosine"}}
     online = {"epochs": 2, "batch_size": 107, "optimizer": {"name": "sgd", "learning_rate": 5e-3}}
@@ -53,6 +71,8 @@ def plan_of(teacher: dict[str, Any], student: dict[str, Any], fragile: str) -> d
         "branches": {"stage": "train_branches", "model": STAGED, "deploy": "ensemble"} | online,
         "peers": {"stage": "train_peers", "peers": [STAGED, NORMED]} | online,
         "codistilled": {"stage": "codistill", "model": NORMED, "burn_in": 0.5, "exchange_every": 1} | online,
+        "idle": teacher
+        | {"model": {"name": f"{idle}:build"}, "optimizer": {"name": "adamw", "weight_decay": 0.1}},
         "fragile": teacher | {"model": {"name": f"{fragile}:build"}},
     }
 
@@ -98,7 +118,7 @@ def check_same(one: Any, two: Any, name: str) -> None:
 def test_two_workers_make_what_one_makes(
     stages: Any, teacher: dict[str, Any], student: dict[str, Any], tmp_path: Path, users_models: Any
 ) -> None:
-    plan = plan_of(teacher, student, users_models(FRAGILE))
+    plan = plan_of(teacher, student, users_models(FRAGILE), users_models(IDLE))
     alone, together = stages.run(plan), stages.elsewhere("together")
     graph = together.write(plan)
     names = [name for name in graph.nodes if name not in ("targets", "stopped", "student", "fragile")]
@@ -109,7 +129,17 @@ def test_two_workers_make_what_one_makes(
     assert [status for status, _ in first] == ["done"] * len(names) + ["stopped", "done", "failed"]
     assert [status for status, _ in second] == [status for status, _ in first]
 
-    for name in ("plain", "lonely", "stopped", "normed", "bounded", "branches", "peers", "codistilled.1"):
+    for name in (
+        "plain",
+        "lonely",
+        "stopped",
+        "normed",
+        "bounded",
+        "branches",
+        "peers",
+        "codistilled.1",
+        "idle",
+    ):
         check_same(alone, together, name)
     for _, error in (first[-1], second[-1]):  # a loss that only one worker sees stops both, at the same step
         assert "the loss is not finite at step 3" in (error or "")
