@@ -1,14 +1,19 @@
-"""A device that is not there: whole stages run on it as on a GPU, and it notes where the host waits for it.
+"""What the tests of devices share: a GPU if there is one, and in any case a device that is not there.
 
-The twin's tensors say that they lie on the device `twin` and are computed on the CPU, by the CPU's own kernels, so that
-results are the CPU's to the last bit. What a GPU refuses it refuses: tensors of the CPU beside its own, and pinning
-memory in which several elements lie in one place. It is registered as torch's third-party devices are, not as CUDA:
-backward does not run on a CUDA that is not there.
+On the twin whole stages run as on a GPU, and it notes where the host waits for it. Its tensors say that they lie on the
+device `twin` and are computed on the CPU, by the CPU's own kernels, so that results are the CPU's to the last bit. What
+a GPU refuses it refuses: tensors of the CPU beside its own, and pinning memory in which several elements lie in one
+place. It is registered as torch's third-party devices are, not as CUDA: backward does not run on a CUDA that is not
+there.
 """
 
+import json
+import shutil
 import sys
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,11 +134,6 @@ class Twin(TorchDispatchMode):
         self, function: Any, types: Any, arguments: Arguments = (), named: Mapping[str, Any] | None = None
     ) -> Any:
         return computed(function, arguments, named or {}, self.waits)
-
-    def waits_in_steps(self) -> list[Frames]:
-        """Those of the steps of a training, but for the looks at losses and siblings and what comes after an epoch."""
-        is_meant = {"_look", "_validate", "publish", "look"}
-        return [frames for frames in self.waits if "_train" in frames and not frames & is_meant]
 
 
 def computed(function: Any, arguments: Arguments, named: Mapping[str, Any], waits: list[Frames]) -> Any:
@@ -269,6 +269,20 @@ class Plans:
         claim_attempt(folder, request.attempt)
         return run_stage(request, should_stop=should_stop, device=device)
 
+    def share(self, stages: Mapping[str, Any], device: str) -> None:
+        """Run stages on the CPU, and let the results count on a device."""
+        self.files(stages, "cpu")
+        graph = self.graph(stages)
+        for name in graph.nodes:
+            own, other = (self.stage_folder(graph, name, each).path for each in ("cpu", device))
+            shutil.copytree(own, other, dirs_exist_ok=True)
+
+    def losses(self, stages: Mapping[str, Any], name: str, device: str) -> list[float]:
+        """Of every epoch of a stage that has run."""
+        path = self.stage_folder(self.graph(stages), name, device).path / "metrics.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        return [line["train/loss"] for line in lines if "epoch" in line]
+
     def stop_after(self, stages: Mapping[str, Any], steps: int, device: str) -> Outcome:
         """Begin the first stage, and stop it."""
         graph = self.graph(stages)
@@ -277,6 +291,51 @@ class Plans:
 
     def elsewhere(self, name: str) -> "Plans":
         return Plans(self.folder / name, self.file)
+
+
+@pytest.fixture(params=[f"{TWIN}:0", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The twin, and with `-m gpu` the GPU, whose convolutions then have the digits of float32."""
+    name: str = request.param
+    if name != "cuda":
+        request.getfixturevalue("twin")
+    elif not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    return name
+
+
+@pytest.fixture
+def watched(
+    device: str, request: pytest.FixtureRequest
+) -> Callable[[], AbstractContextManager[list[Frames]]]:
+    """Watches the host: what it waited for the device for, by the names of our functions that led to it."""
+
+    @contextmanager
+    def watch() -> Iterator[list[Frames]]:
+        if device != "cuda":
+            yield request.getfixturevalue("twin").waits
+            return
+        waits: list[Frames] = []
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.showwarning = lambda message, *more, **named: (
+                waits.append(our_frames()) if "synchroniz" in str(message) else None
+            )
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                yield waits
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+    return watch
+
+
+@pytest.fixture
+def in_steps() -> Callable[[list[Frames]], list[Frames]]:
+    """Those of a training's steps, but for the looks at losses and siblings and what comes after an epoch."""
+    is_meant = {"_look", "_validate", "publish", "look"}
+    return lambda waits: [frames for frames in waits if "_train" in frames and not frames & is_meant]
 
 
 @pytest.fixture(scope="module")

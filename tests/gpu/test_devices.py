@@ -1,0 +1,159 @@
+"""What must hold on every device: `pytest` runs it on the twin, `pytest -m gpu` on a GPU."""
+
+from collections.abc import Callable
+from typing import Any, get_args
+
+import pytest
+import torch
+
+from raydistill.lookup import load_object
+from raydistill.plan.augment_configs import AugmentConfig, MixupConfig
+from raydistill.plan.method_configs import METHODS
+from raydistill.plan.stage_configs import STAGES
+from raydistill.training.augment import augment, mixup_partners
+
+AUGMENTATIONS = get_args(get_args(AugmentConfig)[0])
+CNN = {"name": "cnn", "widths": [6, 6], "batch_norm": True}
+MLP = {"name": "mlp", "widths": [8], "dropout": 0.2}
+SHORT = {"epochs": 1, "batch_size": 16}
+TEACHER: dict[str, Any] = {"stage": "train", "model": CNN, **SHORT}
+MODEL: dict[str, Any] = {"stage": "train", "model": MLP, **SHORT}
+STUDENT: dict[str, Any] = {"stage": "distill", "student": MLP, "teachers": ["teacher"], **SHORT}
+LIVE: dict[str, Any] = STUDENT | {"mode": "live", "student": CNN}
+AUGMENTED = {
+    "augment": [{"name": kind.model_fields["name"].default} for kind in get_args(get_args(AugmentConfig)[0])]
+}
+COMMITTEE = {"specialists": ["specialists.0", "specialists.1"], "active": 2}
+SGD = {"name": "sgd", "learning_rate": 0.05, "momentum": 0.9}
+
+# Plans of some stages, that together have every kind of stage and whatever else a stage may be told of how to compute.
+PLANS: dict[str, dict[str, Any]] = {
+    "ways to train": {
+        "plain": TEACHER | AUGMENTED,
+        "bounded": MODEL | {"clip_norm": 0.5, "max_norm": 0.8, "label_smoothing": 0.1, "optimizer": SGD},
+        "scheduled": MODEL | {"schedule": {"name": "one_cycle"}, "early_stopping": {"patience": 1}},
+        "laid_out": TEACHER | {"channels_last": True, "transfer": {"fraction": 0.7}},
+    },
+    "stored targets": {
+        "teacher": TEACHER | {"replicas": 2},
+        "student": STUDENT,
+        "viewed": STUDENT | {"views": 2, "augment": [{"name": "flip"}, {"name": "mixup"}]},
+        "weighed": STUDENT | {"combine": {"weights": "entropy"}},
+        "top": {"stage": "predict_targets", "teacher": "teacher.0", "top_k": 2},
+        "also": {"stage": "predict_targets", "teacher": "teacher.1", "top_k": 2},
+        "both": {"stage": "combine_targets", "targets": ["top", "also"]},
+        "of_few": {key: value for key, value in STUDENT.items() if key != "teachers"} | {"targets": "both"},
+        "ensemble": {"stage": "evaluate", "models": ["teacher"]},
+    },
+    "live teachers": {
+        "teacher": TEACHER | {"replicas": 2},
+        "mixed": LIVE | AUGMENTED | {"combine": {"rule": "geometric", "weights": "proportional"}},
+        "committee": LIVE | {"method": {"method": "ca_mkd", "feature_weight": 5, "logits_only_epochs": 0}},
+        "shifted": {"stage": "adjust_class_bias", "model": "mixed", "classes": [1]},
+    },
+    "specialists": {
+        "teacher": TEACHER,
+        "clusters": {"stage": "confusion_clusters", "given": [[0, 1], [2, 3]]},
+        "found": {"stage": "confusion_clusters", "generalist": "teacher", "clusters": 2},
+        "specialists": {
+            "stage": "train_specialists",
+            "generalist": "teacher",
+            "clusters": "clusters",
+            **SHORT,
+        },
+        "full": {
+            "stage": "train_specialists",
+            "generalist": "teacher",
+            "clusters": "clusters",
+            "head": "full",
+        }
+        | SHORT,
+        "student": STUDENT | {"committee": COMMITTEE},
+        "judged": {"stage": "evaluate", "models": ["teacher"], "committee": COMMITTEE},
+    },
+    "without data": {
+        "teacher": MODEL,
+        "statistics": {"stage": "record_statistics", "teacher": "teacher", "layers": "all"},
+        "images": {
+            "stage": "synthesize",
+            "teacher": "teacher",
+            "statistics": "statistics",
+            "objective": "dropout",
+        }
+        | {"batches": 1, "batch_size": 4, "steps": 2, "smooth_every": 1},
+        "student": STUDENT
+        | {"transfer": {"synthesized": "images"}}
+        | {"method": {"method": "hinton", "hard_weight": 0}},
+        "drawn": {
+            "stage": "distill_with_generator",
+            "teacher": "teacher",
+            "student": MLP,
+            "latent": 5,
+            **SHORT,
+        }
+        | {"iterations": 2},
+    },
+    "together": {
+        "branches": {"stage": "train_branches", "model": CNN, "ramp_epochs": 1, **SHORT},
+        "peers": {"stage": "train_peers", "peers": [MLP, CNN], **SHORT},
+        "old": {"stage": "codistill", "model": MLP, "burn_in": 0.5, "exchange_every": 1, **SHORT},
+    },
+}
+
+
+def test_every_kind_of_stage_is_in_a_plan() -> None:
+    assert {stage["stage"] for plan in PLANS.values() for stage in plan.values()} == set(STAGES)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_every_kind_of_stage_runs_on_a_device_and_its_steps_do_not_wait(
+    plans: Any, device: str, watched: Any, in_steps: Any, name: str
+) -> None:
+    with watched() as waits:
+        made = plans.files(PLANS[name], device)
+    assert waits  # they are seen where there are some: judging a model brings its predictions to the host
+    assert in_steps(waits) == []
+    alone = plans.files(PLANS[name], "cpu")
+    assert made == alone if device != "cuda" else made.keys() == alone.keys()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_takes_the_steps_that_it_takes_on_the_cpu_and_waits_only_if_it_says_so(
+    plans: Any, device: str, watched: Any, in_steps: Any, method: str
+) -> None:
+    """Three steps, one an epoch: later ones part by rounding, on a CPU too from one number of threads to another."""
+    taught = LIVE | {"method": {"method": method}, "batch_size": 60, "epochs": 3}
+    plan = {"teacher": TEACHER, "student": taught}
+    plans.share({"teacher": TEACHER}, device)
+    with watched() as waits:
+        plans.files(plan, device)
+    plans.files(plan, "cpu")
+    expected = plans.losses(plan, "student", "cpu")
+    assert len(expected) == 3
+    assert plans.losses(plan, "student", device) == pytest.approx(expected, rel=1e-4)
+    assert bool(in_steps(waits)) == load_object(METHODS[method].implementation).waits_for_device
+
+
+def test_a_training_that_was_stopped_goes_on_as_if_it_had_not(plans: Any, device: str) -> None:
+    plan = {"teacher": MODEL | {"optimizer": SGD, "epochs": 2}}
+    whole = plans.files(plan, device)
+    again = plans.elsewhere("again")
+    assert again.stop_after(plan, 3, device).status == "stopped"
+    assert again.files(plan, device) == whole
+
+
+@pytest.mark.parametrize("kind", AUGMENTATIONS)
+def test_augmentation_is_that_of_the_cpu_bit_for_bit(device: str, kind: Callable[[], Any]) -> None:
+    inputs, ids = torch.rand(20, 3, 9, 9), torch.arange(20) * 3
+    there = augment(inputs.to(device), ids.to(device), [kind()], 5, 2)
+    assert torch.equal(there.cpu(), augment(inputs, ids, [kind()], 5, 2))
+
+
+def test_mixup_draws_the_partners_that_it_draws_on_the_cpu(device: str) -> None:
+    ids, alpha = torch.arange(50) * 3, MixupConfig().alpha
+    positions, weights = mixup_partners(ids.to(device), 2, 5, 50, alpha)
+    expected = mixup_partners(ids, 2, 5, 50, alpha)
+    assert torch.equal(positions.cpu(), expected[0])
+    torch.testing.assert_close(
+        weights.cpu(), expected[1], rtol=1e-6, atol=1e-7
+    )  # one rounding less where a GPU fuses
