@@ -1,13 +1,14 @@
 """A look at every picture before anything is trained on it: what cannot be read, and what was turned into what.
 
-A picture is decoded once, and what was seen is remembered under the data root beside the file's size, time of change
-and inode: the second look costs a `stat`.
+A picture is decoded once, and what was seen is remembered under the data root beside the file's stamp: the second look
+costs a `stat`. As in `digests.py`, the stamp of a file that has just been written is not trusted.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import time
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,9 +17,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from raydistill.tasks.digests import digest_text
+from raydistill.tasks.digests import YOUNG_SECONDS, Stamp, digest_text, stamp
 from raydistill.tasks.picture_files import HIDDEN, OF_SYSTEMS, counted
 from raydistill.tasks.pictures import READER, PictureError, read_picture
 from raydistill.tasks.survey import FEW, Finding
@@ -49,14 +50,14 @@ class Look:
 def look_at(folder: Path, paths: Sequence[str], threads: int) -> dict[str, Look]:
     """What each picture (paths below `folder`) shows, decoded where its file is not the one that was seen before."""
     memory = data_root() / ".looks" / f"{digest_text(str(folder))[:16]}.json"
-    known = _remembered(memory)
+    known, old = _remembered(memory), (time.time() - YOUNG_SECONDS) * 1e9
     stamps = {path: _stamp(folder / path) for path in paths}
-    new = [path for path in paths if known.get(path, ("",))[0] != stamps[path]]
+    new = [path for path in paths if path not in known or known[path][0] != stamps[path]]
     if new:
         with ThreadPoolExecutor(max(threads, 1)) as executor:
             looks = executor.map(partial(_look, folder), new)
             known |= {path: (stamps[path], look) for path, look in zip(new, looks, strict=True)}
-        _remember(memory, known)
+        _remember(memory, {path: seen for path, seen in known.items() if max(seen[0][1:3]) < old})
     return {path: known[path][1] for path in paths}
 
 
@@ -71,30 +72,31 @@ def _look(folder: Path, path: str) -> Look:
     return Look(*picture.image.size, picture.turned, digest, blank)
 
 
-def _stamp(file: Path) -> str:
+def _stamp(file: Path) -> Stamp:
     try:
-        status = file.stat()
+        return stamp(file)
     except OSError:
-        return "gone"
-    return f"{status.st_size} {status.st_mtime_ns} {status.st_ino}"
+        return 0, 0, 0, 0
 
 
-def _remembered(memory: Path) -> dict[str, tuple[str, Look]]:
+def _remembered(memory: Path) -> dict[str, tuple[Stamp, Look]]:
     """Stamp and look of every path; nothing where another reader has looked, or the file is damaged."""
     try:
         content = json.loads(memory.read_text())
         if content["reader"] != READER:
             return {}
-        return {
-            path: (stamp, Look(**{**look, "turned": tuple(look["turned"])}))
-            for path, (stamp, look) in content["seen"].items()
-        }
+        return {path: _seen(*seen) for path, seen in content["seen"].items()}
     except (OSError, ValueError, TypeError, KeyError):
         return {}
 
 
-def _remember(memory: Path, known: Mapping[str, tuple[str, Look]]) -> None:
-    seen = {path: (stamp, asdict(look)) for path, (stamp, look) in known.items()}
+def _seen(then: Sequence[int], look: dict[str, Any]) -> tuple[Stamp, Look]:
+    size, modified, changed, inode = then
+    return (size, modified, changed, inode), Look(**{**look, "turned": tuple(look["turned"])})
+
+
+def _remember(memory: Path, known: Mapping[str, tuple[Stamp, Look]]) -> None:
+    seen = {path: (then, asdict(look)) for path, (then, look) in known.items()}
     beside = memory.with_name(f".{memory.name}.{uuid.uuid4().hex[:8]}.tmp")
     with suppress(OSError):  # a machine that cannot keep it looks again
         memory.parent.mkdir(parents=True, exist_ok=True)

@@ -152,6 +152,7 @@ def test_the_error_of_a_worker_is_the_line_about_the_picture(folder: Path, worke
 def test_a_picture_is_decoded_once_and_again_when_its_file_changes(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(picture_survey, "YOUNG_SECONDS", -1)
     task(folder).survey()
     decoded: list[Path] = []
     read = picture_survey.read_picture
@@ -165,7 +166,15 @@ def test_a_picture_is_decoded_once_and_again_when_its_file_changes(
     assert decoded == [folder / "val/ant/0.png"]
 
 
-def test_a_damaged_memory_is_made_again(folder: Path) -> None:
+def test_the_stamp_of_a_file_just_written_is_not_trusted(folder: Path) -> None:
+    write(folder, "val/bee/0.png", content=b"no picture")
+    assert len(said(task(folder), "error")) == 1
+    (memory,) = (Path(os.environ["RAYDISTILL_DATA"]) / ".looks").iterdir()
+    assert json.loads(memory.read_text())["seen"] == {}
+
+
+def test_a_damaged_memory_is_made_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(picture_survey, "YOUNG_SECONDS", -1)
     first = look_at(folder, ["val/ant/0.png"], 1)
     (memory,) = (Path(os.environ["RAYDISTILL_DATA"]) / ".looks").iterdir()
     for content in ("", "[]", '{"reader": "pictures-2", "seen": {"a": 1}}'):
