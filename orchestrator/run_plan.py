@@ -3,7 +3,7 @@
 import logging
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,8 @@ from typing import Any
 from raydistill.errors import DistillError, PlanError
 from raydistill.execution.request import Backend
 from raydistill.execution.scheduler import run_stages
-from raydistill.plan.order import Graph
+from raydistill.execution.survey import PlanSurvey, Remark, survey_plan
+from raydistill.plan.order import Graph, Node
 from raydistill.plan.schema import Plan
 from raydistill.runs.files import make_folder
 from raydistill.runs.live_results import LiveResults
@@ -51,7 +52,8 @@ def run_plan(
 ) -> dict[str, Any]:
     """Run what has no result yet, track it, report it; returns what `results.json` holds.
 
-    Who gives `last_words` waits for the tracking store when they are closed, not here.
+    Before the first stage starts, data and models are looked at: `PlanError` for what cannot go well. Who gives
+    `last_words` waits for the tracking store when they are closed, not here.
     """
     from raydistill.execution.run_stage import versions
 
@@ -68,13 +70,14 @@ def run_plan(
         with results_written(run, states, stop):
             if not (previous and mirror.has_sent(previous)):
                 mirror.start()
-            run_on_backend(run, states, options, forced, stop)
+            errors = run_on_backend(run, states, options, forced, stop)
         mirror.hurry()
         if previous and all(state.status in UNTOUCHED for state in states.values()):
             copy_report(previous, run.folder)
             mirror.adopt(previous)
-        elif options.is_reported and not stop.is_set():
+        elif options.is_reported and not stop.is_set() and not errors:
             write_report_of(run)
+    refuse(errors)
     return run.results
 
 
@@ -117,13 +120,20 @@ def run_on_backend(
     options: RunOptions,
     forced: frozenset[str],
     stop: threading.Event,
-) -> None:
-    """Run the stages; `states`, the terminal and `results.json` follow."""
+) -> list[Remark]:
+    """Run the stages; `states`, the terminal and `results.json` follow. Returns what kept them from being started."""
+    found = PlanSurvey()
 
     def watch(name: str, state: NodeState) -> None:
         states[name] = state
         progress.update(name, state)
         live.note_change()
+
+    def look(nodes: Sequence[Node]) -> dict[str, str]:
+        nonlocal found
+        found = survey_plan(run.graph, nodes, backend, run.plan.task, options.root, stop)
+        run.write_survey(found.to_dict())
+        return found.errors_of(nodes)
 
     with (
         closing(build_backend(options, stop)) as backend,
@@ -131,8 +141,22 @@ def run_on_backend(
         LiveResults(run, states) as live,
     ):
         run_stages(
-            run.graph, backend, task=run.plan.task, root=options.root, forced=forced, stop=stop, watch=watch
+            run.graph,
+            backend,
+            task=run.plan.task,
+            root=options.root,
+            forced=forced,
+            stop=stop,
+            watch=watch,
+            survey=look,
         )
+    return found.errors
+
+
+def refuse(errors: Sequence[Remark]) -> None:
+    """`PlanError`, a line for each error of a survey, unless there is none."""
+    if errors:
+        raise PlanError("\n".join(str(remark) for remark in errors))
 
 
 def build_backend(options: RunOptions, stop: threading.Event) -> Backend:

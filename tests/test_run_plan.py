@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 from raydistill import report, run_plan
 from raydistill.cli import main
 from raydistill.execution import run_stage
+from raydistill.execution.survey import PlanSurvey, Remark
 from raydistill.plan.order import order_stages
 from raydistill.runs.context import StageContext
 from raydistill.runs.plan_run import NodeState, plan_text
@@ -364,6 +365,61 @@ def test_what_a_stage_warns_of_is_told_before_others_learn_from_it_and_at_the_en
     assert bench.calls == ["teacher", "student"]
     for result in (first, again):
         assert result.stdout.count("warning: teacher: teacher is [/of] no use\n") == 1
+
+
+def found(monkeypatch: pytest.MonkeyPatch, *remarks: Remark) -> None:
+    survey = PlanSurvey({"train": (3, 4)}, remarks)
+    monkeypatch.setattr(run_plan, "survey_plan", lambda *arguments: survey)
+
+
+def test_what_a_survey_has_against_a_plan_is_a_line_each_and_nothing_starts(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, reports: list[str]
+) -> None:
+    found(
+        monkeypatch,
+        Remark("error", "no samples [/of] use"),
+        Remark("error", "it has 1000 outputs", ("student",)),
+        Remark("warning", "it is large", ("student",)),
+    )
+    result = bench.run(CHAIN)
+    assert result.exit_code == 2
+    assert [line for line in result.stderr.splitlines() if line.startswith("error:")] == [
+        "error: data: no samples [/of] use",
+        "error: `student`: it has 1000 outputs",
+    ]
+    assert (bench.calls, reports) == ([], [])
+    stages = bench.results()["stages"]
+    assert {name: entry["error"] for name, entry in stages.items()} == {
+        "teacher": "no samples [/of] use",
+        "student": "it has 1000 outputs",
+    }
+
+
+def test_stages_that_a_survey_has_nothing_against_are_skipped_with_the_others(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found(monkeypatch, Remark("error", "it has 1000 outputs", ("student",)))
+    assert bench.run(CHAIN | {"alone": {}}).exit_code == 2
+    assert bench.statuses() == {"teacher": "skipped", "student": "failed", "alone": "skipped"}
+
+
+def test_what_a_survey_warns_of_is_printed_and_kept(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    found(monkeypatch, Remark("warning", "few [/of] them"), Remark("note", "fewer still"))
+    result = bench.run(CHAIN)
+    assert result.exit_code == 0
+    assert result.stdout.count("warning: data: few [/of] them\n") == 1
+    assert "fewer still" not in result.stdout
+    assert [remark["text"] for remark in bench.results()["survey"]] == ["few [/of] them", "fewer still"]
+    (file,) = bench.root.glob("plans/p/*/survey.json")
+    assert json.loads(file.read_text())["counts"] == {"train": [3, 4]}
+
+
+def test_nothing_is_looked_at_when_nothing_will_run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.run(CHAIN)
+    found(monkeypatch, Remark("error", "nobody may see this"))
+    assert bench.run(CHAIN).exit_code == 0
+    assert bench.run(CHAIN, "--force", "student").exit_code == 2
+    assert bench.run(CHAIN, "--dry-run").exit_code == 0
 
 
 def test_what_nobody_reads_is_warned_of_at_the_end_alone(

@@ -36,7 +36,7 @@ def load_source_graph(
     if only:
         graph = graph.needed_for(graph.called(only, "--only"))
     if graph.compares_features:  # which takes torch, and with it more than a second
-        from raydistill.stages.feature_check import check_features
+        from raydistill.stages.model_probe import check_features
 
         check_features(graph, plan.task, source.error)
     return source, plan, graph

@@ -18,7 +18,8 @@ class Group(click.Group):
         try:
             return super().main(*args, **kwargs)
         except PlanError as error:
-            click.echo(f"error: {mask(error.message)}", err=True)
+            for line in mask(error.message).splitlines():  # a survey may have found several
+                click.echo(f"error: {line}", err=True)
             sys.exit(WRONG)
         except DistillError as error:
             click.echo(f"error: {mask(error.message)}", err=True)

@@ -18,9 +18,12 @@ from typing import Any, Literal
 from raydistill.errors import DistillError
 from raydistill.execution.ray_backend import probes
 from raydistill.execution.ray_backend.connection import TOKEN_HINT, connect, leave, use_token
+from raydistill.execution.survey import Remark, probed_models, remarks_on_models
 from raydistill.execution.user_modules import user_modules
 from raydistill.masking import mask, split_login
+from raydistill.plan.order import order_stages
 from raydistill.plan.schema import Plan
+from raydistill.runs.record import summary_of
 from raydistill.tracking.store import answers, is_missing, resolve_uri
 
 Verdict = Literal["ok", "warn", "fail"]
@@ -31,7 +34,9 @@ GIB = 2**30
 LEAST_FREE = 5 * GIB
 MOST_SECONDS_APART = 2.0
 REACH_SECONDS = 5.0
+SURVEY_SECONDS = 3600.0  # a node may have to read all pictures
 HERE = "here"
+VERDICTS: dict[str, Verdict] = {"error": "fail", "warning": "warn", "note": "ok"}
 DIGEST = 32  # characters of it that tell two apart
 
 
@@ -87,24 +92,26 @@ def examine(examination: Examination) -> list[Finding]:
         findings += _clocks(ask) if joined else []
         if examination.plan is None or examination.plan.tracking != "none":
             findings += _tracking(examination.root, examination.tracking_uri)
-        findings += [] if examination.plan is None else _needs_of(examination.plan, ask)
+        findings += [] if examination.plan is None else _needs_of(examination.plan, examination.root, ask)
     finally:
         if owned:
             leave()
     return findings
 
 
-def _ask_here(question: Callable[..., Any], *arguments: Any) -> list[Reply]:
+def _ask_here(question: Callable[..., Any], *arguments: Any, where: str | None = None) -> list[Reply]:
     return [Reply(HERE, question(*arguments))]
 
 
-def _ask_nodes(question: Callable[..., Any], *arguments: Any) -> list[Reply]:
-    from raydistill.execution.ray_backend.nodes import ask_nodes, list_nodes
+def _ask_nodes(question: Callable[..., Any], *arguments: Any, where: str | None = None) -> list[Reply]:
+    """Every node, or patiently the one that is called so."""
+    from raydistill.execution.ray_backend.nodes import ANSWER_SECONDS, ask_nodes, list_nodes
 
-    nodes = [node for node in list_nodes() if node.is_alive]
+    nodes = [node for node in list_nodes() if node.is_alive and where in (None, str(node))]
+    seconds = ANSWER_SECONDS if where is None else SURVEY_SECONDS
     return [
         Reply(str(answer.node), answer.value, answer.error)
-        for answer in ask_nodes(nodes, question, lambda node: arguments)
+        for answer in ask_nodes(nodes, question, lambda node: arguments, seconds)
     ]
 
 
@@ -270,12 +277,41 @@ def _tracking_server(uri: str, shown: str) -> Finding:
     return Finding("tracking", HERE, "ok", f"`{shown}`, MLflow {theirs}")
 
 
-def _needs_of(plan: Plan, ask: Asker) -> Iterator[Finding]:
-    """The plan's data and the user's modules, wherever stages may run."""
-    yield from _data(ask(probes.find_data, plan.task.model_dump(mode="json")))
+def _needs_of(plan: Plan, root: Path, ask: Asker) -> Iterator[Finding]:
+    """The plan's data and the user's modules, wherever stages may run; and at one such place, what a run would look at
+    before its first stage."""
+    replies = ask(probes.find_data, plan.task.model_dump(mode="json"))
+    yield from _data(replies)
     if modules := user_modules(plan):
         for reply in ask(probes.find_modules, modules, str(Path.cwd())):
             yield _imports(reply, modules)
+    places = [reply.where for reply in replies if reply.value and "content" in reply.value]
+    if places:
+        yield from _survey(plan, root, ask, places[0])
+
+
+def _survey(plan: Plan, root: Path, ask: Asker, where: str) -> Iterator[Finding]:
+    try:
+        graph = order_stages(plan)
+    except (DistillError, OSError, ValueError) as error:
+        yield Finding("survey", where, "warn", f"left out: {summary_of(error)}", "the data must be here, too")
+        return
+    models = probed_models(graph, list(graph.nodes.values()), plan.task)
+    values = [model.model_dump(mode="json") for model in models]
+    (reply,) = ask(
+        probes.look_at_plan, plan.task.model_dump(mode="json"), values, str(Path.cwd()), where=where
+    )
+    if problem := reply.error or reply.value.get("problem"):
+        yield Finding("survey", where, "fail", problem)
+        return
+    remarks = [Remark(**finding) for finding in reply.value["findings"]]
+    remarks += remarks_on_models(graph, models, reply.value["models"], root)
+    for remark in remarks:
+        yield Finding("survey", where, VERDICTS[remark.level], str(remark))
+    if not remarks:
+        samples = sum(sum(counts) for counts in reply.value["counts"].values())
+        fit = f"{len(models)} model{'s' * (len(models) != 1)} fit for training"
+        yield Finding("survey", where, "ok", f"{samples:,} samples, {fit}")
 
 
 def _data(replies: Sequence[Reply]) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ from raydistill.execution.deadline import Deadline
 from raydistill.execution.request import Outcome, StageRequest
 from raydistill.lookup import load_object
 from raydistill.plan.schema import build_task
-from raydistill.plan.stage_configs import STAGES
+from raydistill.plan.stage_configs import STAGES, SURVEYS
 from raydistill.runs.context import StageContext, never
 from raydistill.runs.folder import LOG, StageFolder
 from raydistill.runs.plan_run import finished_record
@@ -77,7 +77,7 @@ def run_stage(
 
 
 def _call(request: StageRequest, context: StageContext) -> dict[str, float]:
-    kind = STAGES[request.kind]
+    kind = (STAGES | SURVEYS)[request.kind]
     config = kind.config.model_validate(request.config)
     if finished_record(context.folder.path) is not None:  # it lacks a judgement on this test split
         from raydistill.stages.judge_again import has_judged_model, judge_again

@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from raydistill.errors import PlanError, StoreError
@@ -31,6 +31,7 @@ RECHECK_SECONDS = 2.0  # between looks at a stage that another driver owns, or t
 log = logging.getLogger(__name__)
 
 Watcher = Callable[[str, NodeState], None]
+Survey = Callable[[Sequence[Node]], Mapping[str, str]]
 
 
 def run_stages(
@@ -43,14 +44,18 @@ def run_stages(
     stop: threading.Event | None = None,
     watch: Watcher = lambda name, state: None,
     sees_test: bool = True,
+    survey: Survey = lambda nodes: {},
 ) -> dict[str, NodeState]:
     """Run every node that has no result yet; returns how each ended. `forced` nodes run again from the start.
 
     Setting `stop` makes the running stages write a checkpoint and end. `watch` is called with a node's name and state
     after every change of it. What was judged on another test split is judged again. With `sees_test` False no stage
     sees the test split, and results without its judgement are good enough.
+
+    `survey` is shown the nodes without a result before the first of them starts. What it has against some of them, by
+    their names, stops them all.
     """
-    run = _Run(graph, backend, task, root, forced, stop or threading.Event(), watch, sees_test)
+    run = _Run(graph, backend, task, root, forced, stop or threading.Event(), watch, sees_test, survey)
     try:
         return run.until_finished()
     finally:
@@ -70,9 +75,10 @@ class _Run:
         stop: threading.Event,
         watch: Watcher,
         sees_test: bool,
+        survey: Survey,
     ) -> None:
         self.graph, self.backend, self.task, self.root = graph, backend, task, root
-        self.stop, self.watch, self.sees_test = stop, watch, sees_test
+        self.stop, self.watch, self.sees_test, self.survey = stop, watch, sees_test, survey
         # By folder: nodes that are the same stage share one, and it is made again once.
         self.forced = {graph.nodes[name].folder for name in forced}
         self.damaged: set[str] = set()
@@ -86,6 +92,7 @@ class _Run:
         self._mark_cached()
         if self.ready.unfinished:
             self.backend.check_feasible(self._unfinished())
+            self._refuse(self.survey(self._unfinished()))
         while self.ready.unfinished and not self.stop.is_set():
             self._start_ready()
             if self.ready.unfinished:
@@ -94,6 +101,13 @@ class _Run:
         if self.stop.is_set():
             self._stop_all()
         return self.states
+
+    def _refuse(self, errors: Mapping[str, str]) -> None:
+        for node in self._unfinished() if errors else ():
+            if node.name in errors:
+                self._finish(node.name, "failed", error=errors[node.name])
+            else:
+                self._finish(node.name, "skipped", note="nothing was started")
 
     def _mark_cached(self) -> None:
         finished = [name for name, node in self.graph.nodes.items() if self._has_result(node)]

@@ -15,7 +15,7 @@ from raydistill.plan.config import ModelRef, Path, StageRef, TargetsRef, stage_r
 from raydistill.plan.data_free_configs import SynthesizeConfig
 from raydistill.plan.fingerprint import fingerprint, stage_identity
 from raydistill.plan.kept_classes import mistakes_of_top_k
-from raydistill.plan.model_config import models_in
+from raydistill.plan.model_config import ModelConfig, models_in
 from raydistill.plan.model_sources import missing_source
 from raydistill.plan.schema import Plan
 from raydistill.plan.specialist_configs import ConfusionClustersConfig
@@ -80,6 +80,15 @@ class Graph:
             isinstance(node.config, DistillConfig) and node.config.needs_features
             for node in self.nodes.values()
         )
+
+    def model_of(self, name: str) -> ModelConfig | None:
+        """The architecture of the model that a node makes; None where that is not one model of the plan's own."""
+        config = self.nodes[name].config
+        if isinstance(config, AdjustClassBiasConfig):
+            return self.model_of(config.model)
+        models = [model for _, model in models_in(config)]
+        is_one = len(models) == 1 and getattr(config, "deploy", None) != "ensemble"
+        return models[0] if is_one else None
 
     def called(self, names: Iterable[str], option: str) -> frozenset[str]:
         """The nodes of the stages or replicas called `names`; `PlanError` for one that is not there."""

@@ -31,6 +31,7 @@ from raydistill.plan.model_config import ModelConfig
 from raydistill.plan.online_configs import CodistillConfig, TrainBranchesConfig, TrainPeersConfig
 from raydistill.plan.specialist_configs import ConfusionClustersConfig, TrainSpecialistsConfig
 from raydistill.plan.stage_bases import BatchSize, StageConfig, TrainingConfig
+from raydistill.plan.survey_configs import ProbeModelsConfig, SurveyDataConfig
 from raydistill.plan.training_configs import TransferConfig
 
 MOST_TOP_K_CLASSES = 1 << 16  # they are numbered with 16 bits
@@ -353,7 +354,9 @@ class StageKind:
     config: type[StageConfig]
     run: str
     version: int
-    makes: Literal["model", "targets", "judgement", "clusters", "specialist", "statistics", "samples"]
+    makes: Literal[
+        "model", "targets", "judgement", "clusters", "specialist", "statistics", "samples", "survey"
+    ]
 
     not_identity: ClassVar[frozenset[str]] = frozenset({"resources", "replicas"})
 
@@ -393,3 +396,9 @@ STAGES: dict[str, StageKind] = {
     "train_peers": StageKind(TrainPeersConfig, "raydistill.stages.train_peers:train_peers", 1, "model"),
     "codistill": StageKind(CodistillConfig, "raydistill.stages.codistill:codistill", 1, "model"),
 }
+
+SURVEYS: dict[str, StageKind] = {
+    "survey_data": StageKind(SurveyDataConfig, "raydistill.stages.survey:survey_data", 1, "survey"),
+    "probe_models": StageKind(ProbeModelsConfig, "raydistill.stages.survey:probe_models", 1, "survey"),
+}
+"""What looks at data and models before the first stage: run as stages are, but no plan can name it."""

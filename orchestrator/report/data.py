@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ from raydistill.errors import StoreError
 from raydistill.plan.stage_configs import STAGES
 from raydistill.runs.files import read_json
 from raydistill.runs.folder import CONFIG, METRICS, StageFolder
+from raydistill.runs.plan_run import SURVEY
 from raydistill.runs.record import Record
 
 SUCCEEDED = frozenset({"done", "cached"})
@@ -111,6 +112,8 @@ class Run:
     folder: Path
     root: Path
     stages: Mapping[str, StageResult] = field(default_factory=dict)
+    remarks: Sequence[Mapping[str, Any]] = ()
+    counts: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def in_role(self, *roles: str) -> list[StageResult]:
         """Stages that play one of these roles, in the order of the graph."""
@@ -173,7 +176,17 @@ def read_run(folder: Path, root: Path) -> Run:
         folder=folder,
         root=root,
         stages=stages,
+        **_read_survey(folder),
     )
+
+
+def _read_survey(folder: Path) -> dict[str, Any]:
+    """What was found before the first stage: remarks, and split → samples per class; nothing where all was cached."""
+    try:
+        survey = read_json(folder / SURVEY)
+        return {"remarks": survey["remarks"], "counts": survey["counts"]}
+    except (StoreError, KeyError, TypeError):
+        return {}
 
 
 def _read_stage(node: Mapping[str, Any], entry: Mapping[str, Any], root: Path) -> StageResult:

@@ -66,13 +66,25 @@ def _because(story: Story, stage: StageResult) -> str:
 
 
 def warnings(story: Story) -> str:
-    """What stages warn of; empty when there is nothing."""
-    items = [
-        f"<li><b>{escape(stage.name)}</b>: {escape(text)}</li>"
-        for stage in story.run.stages.values()
+    """What the survey of data and models remarks, and what stages warn of; empty when there is nothing."""
+    run = story.run
+    lines = [(", ".join(remark["stages"]) or "data", remark["text"]) for remark in run.remarks]
+    lines += [
+        (stage.name, text)
+        for stage in run.stages.values()
         for text in (stage.record.warnings if stage.record else ())
     ]
-    return f'<h2 id="warnings">Warnings</h2><ul>{"".join(items)}</ul>' if items else ""
+    if not lines:
+        return ""
+    items = "".join(f"<li><b>{escape(about)}</b>: {escape(text)}</li>" for about, text in lines)
+    counted = [f"{split}: {_class_sizes(sizes)}" for split, sizes in run.counts.items() if sizes]
+    note = f'<p class="note">Samples per class. {escape("; ".join(counted))}.</p>' if counted else ""
+    return f'<h2 id="warnings">Warnings</h2><ul>{items}</ul>{note}'
+
+
+def _class_sizes(sizes: Sequence[int]) -> str:
+    few, many = min(sizes), max(sizes)
+    return count(few) if few == many else f"{count(few)} to {count(many)}"
 
 
 def graph(story: Story) -> str:

@@ -40,6 +40,7 @@ Status = Literal["waiting", "running", "done", "cached", "not needed", "failed",
 FINISHED: frozenset[Status] = frozenset({"done", "cached", "not needed", "failed", "skipped", "stopped"})
 SUCCEEDED: frozenset[Status] = frozenset({"done", "cached", "not needed"})
 UNTOUCHED: frozenset[Status] = frozenset({"cached", "not needed"})
+SURVEY = "survey.json"
 FastDumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
@@ -68,6 +69,7 @@ class PlanRun:
         self.folder = root / "plans" / plan.name / self.run_id
         self.mlflow: dict[str, Any] = {}
         self.results: dict[str, Any] = {}
+        self.remarks: list[dict[str, Any]] = []
         self._records: dict[str, Record | None] = {}
 
     def begin(self) -> None:
@@ -76,6 +78,11 @@ class PlanRun:
         with atomic_write(self.folder / "plan.yaml") as temporary:
             temporary.write_text(plan_text(self.plan))
         write_json(self.folder / "graph.json", graph_values(self.plan, self.graph, self.run_id))
+
+    def write_survey(self, survey: Mapping[str, Any]) -> None:
+        """Keep what was found before the first stage: all of it in `survey.json`, the lines in the results too."""
+        self.remarks = list(survey["remarks"])
+        write_json(self.folder / SURVEY, survey)
 
     def write_results(self, states: Mapping[str, NodeState], status: str) -> None:
         """Write `results.json` as it stands now."""
@@ -93,6 +100,7 @@ class PlanRun:
                 "num_classes": self.plan.task.num_classes,
                 **sizes,
             },
+            "survey": self.remarks,
             "stages": self._stages(states),
             "mlflow": self.mlflow,
         }
@@ -300,6 +308,8 @@ def latest_run(root: Path, plan_name: str, *, before: str | None = None) -> Path
 
 def copy_report(source: Path, target: Path) -> None:
     """Reuse the report of a run that trained the same stages."""
-    shutil.copy2(source / "report.html", target / "report.html")
+    for name in ("report.html", SURVEY):
+        if (source / name).exists():
+            shutil.copy2(source / name, target / name)
     if (source / "plots").is_dir():
         shutil.copytree(source / "plots", target / "plots", copy_function=os.link, dirs_exist_ok=True)

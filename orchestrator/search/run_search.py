@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import yaml
 from raydistill.errors import DistillError, PlanError
 from raydistill.execution.local_backend import LocalBackend
 from raydistill.execution.outlook import look_ahead
+from raydistill.execution.survey import survey_plan
 from raydistill.masking import mask
 from raydistill.plan.load import check_plan, read_source
 from raydistill.plan.order import Graph, order_stages
@@ -23,7 +24,9 @@ from raydistill.run_plan import (
     MIRROR_SECONDS,
     MIRROR_SECONDS_INTERRUPTED,
     RunOptions,
+    build_backend,
     build_mirror,
+    refuse,
     run_plan,
     stopping_on_interrupt,
 )
@@ -62,6 +65,8 @@ def run_search(
         ledger = Ledger(problem, run, progress)
         with connected(options, problem, needed=bool(ledger.left)):
             if ledger.left:
+                look_ahead_of_trials(problem, options, stop)
+            if ledger.left and not stop.is_set():
                 description["plan_runs"] += run_shared(problem, options, only, stop)
             if ledger.left and not stop.is_set():
                 run_trials_of(ledger, run, options, stop)
@@ -130,6 +135,22 @@ def run_trials_of(ledger: Ledger, run: SearchRun, options: RunOptions, stop: thr
         ending.clear()
 
 
+def look_ahead_of_trials(problem: Problem, options: RunOptions, stop: threading.Event) -> None:
+    """Data and models of the plan as it is written, before the first teacher trains; `PlanError` for what cannot go
+    well. What deserves a word is logged."""
+    graph, root = problem.graph, options.root
+    nodes = [node for node in graph.nodes.values() if finished_record(root / node.folder) is None]
+    if not nodes:
+        return
+    with closing(build_backend(options, stop)) as backend:
+        backend.check_feasible(nodes[:1])
+        found = survey_plan(graph, nodes, backend, problem.plan.task, root, stop)
+    for remark in found.remarks:
+        if remark.level == "warning":
+            log.warning("warning: %s", remark)
+    refuse(found.errors)
+
+
 def run_shared(
     problem: Problem, options: RunOptions, only: Sequence[str], stop: threading.Event
 ) -> list[str]:
@@ -142,7 +163,8 @@ def run_shared(
         prospects = look_ahead(graph, options.root, plan.name)
         if not damaged and not forced and all(prospect.is_cached for prospect in prospects):
             continue
-        results = run_plan(plan, graph, replace(options, force=(*forced, *damaged), is_reported=False))
+        alone = replace(options, force=(*forced, *damaged), is_reported=False)
+        results = run_plan(plan, graph, alone)
         folders.append(folder_of(plan, results))
         if results["status"] == "interrupted":
             stop.set()

@@ -11,8 +11,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from raydistill import run_plan
 from raydistill.errors import StageError, StageStopped
 from raydistill.execution import local_backend, run_stage
+from raydistill.execution.survey import PlanSurvey
 from raydistill.plan.order import Graph, order_stages
 from raydistill.plan.schema import Plan
 from raydistill.runs.context import StageContext
@@ -27,6 +29,7 @@ def replacements() -> Iterator[tuple[Any, str, Any]]:
     yield run_stage, "load_object", lambda path: count
     yield run_stage, "_set_threads", lambda request: None
     yield local_backend, "_device", lambda request: "cpu"
+    yield run_plan, "survey_plan", lambda *arguments: PlanSurvey()
 
 
 def count(config: Any, context: StageContext) -> dict[str, float]:

@@ -44,6 +44,21 @@ def test_a_sound_machine_passes(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+def test_what_a_run_would_find_before_its_first_stage_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = one(examine(Examination(tmp_path / "runs", plan_with())), "survey")
+    assert (sound.verdict, sound.text) == ("ok", "5,000 samples, 1 model fit for training")
+    (tmp_path / "nets_of_a_user.py").write_text(
+        "from torch import nn\ndef build(num_classes): return nn.Flatten()"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    plan = plan_with(model={"name": "nets_of_a_user:build"})
+    wrong = one(examine(Examination(tmp_path / "runs", plan)), "survey")
+    assert wrong.verdict == "fail"
+    assert wrong.text.startswith("`teacher`: model `nets_of_a_user:build` gives 784 outputs for each sample")
+
+
 def test_the_exit_code_says_whether_a_check_failed(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()

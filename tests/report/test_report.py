@@ -1,5 +1,6 @@
 """The whole report of runs made by hand: what it says, what it survives, and that it fetches nothing."""
 
+import json
 import os
 import re
 from collections.abc import Callable
@@ -196,6 +197,15 @@ def test_what_stages_warn_of_is_listed(tmp_path: Path, fake_run: Start, predict:
     run.stage("student", "distill", role="student", reads=["teacher"], **good)
     text = page_of(run).text
     assert "Warnings teacher : no better than <chance> teacher : it is large" in text
+    survey = {
+        "counts": {"train": [97, 3], "test": [5, 5]},
+        "remarks": [{"level": "note", "text": "few <of> them", "stages": []}],
+    }
+    (run.folder / "survey.json").write_text(json.dumps(survey))
+    text = page_of(run).text
+    assert "data : few <of> them teacher : no better" in text
+    assert "Samples per class. train: 3 to 97; test: 5." in text
+    (run.folder / "survey.json").unlink()
     run.nodes, run.entries = [], {}
     run.stage("other", **good)
     assert "Warnings" not in page_of(run).text

@@ -73,7 +73,7 @@ def test_results_have_the_shape_that_the_design_gives_them(tmp_path: Path) -> No
     results = read(run)
     assert results == json.loads(json.dumps(written))
     design = ["plan", "run_id", "status", "seconds", "storage", "versions", "task", "stages", "mlflow"]
-    assert set(results) == {*design, "command"}
+    assert set(results) == {*design, "command", "survey"}
     assert results["plan"] == "tiny"
     assert results["run_id"] == run.folder.name
     assert results["task"] == {

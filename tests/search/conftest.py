@@ -14,6 +14,7 @@ from raydistill import report, run_plan
 from raydistill.cli import main
 from raydistill.errors import StageError
 from raydistill.execution import local_backend, run_stage
+from raydistill.execution.survey import PlanSurvey
 from raydistill.plan.changes import during
 from raydistill.plan.load import check_plan, read_source
 from raydistill.plan.order import order_stages
@@ -131,6 +132,8 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, untracked: None) -> B
     monkeypatch.setattr(run_stage, "load_object", lambda path: answer)
     monkeypatch.setattr(run_stage, "_set_threads", lambda request: None)
     monkeypatch.setattr(local_backend, "_device", lambda request: "cpu")
+    for module in (run_plan, run_search):
+        monkeypatch.setattr(module, "survey_plan", lambda *arguments: PlanSurvey())
     return Bench(tmp_path, {"name": "mnist"})
 
 

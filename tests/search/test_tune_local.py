@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,22 @@ def test_a_shared_stage_that_fails_ends_the_search_before_its_trials(
     assert "a stage that all trials share failed, so none was tried: `teacher`: the teacher has a fault" in (
         result.stderr
     )
+    assert bench.search()["status"] == "failed"
+
+
+def test_a_student_that_cannot_be_trained_is_found_before_its_teacher_is(
+    real_bench: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "searched_nets.py").write_text(
+        "from torch import nn\ndef build(num_classes): return nn.Linear(8, 9)"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    bench = real_bench(student={"name": "searched_nets:build"})
+    result = bench.tune(SPACE, "--local")
+    assert result.exit_code == 2
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert "error: `student`: model `searched_nets:build` gives 9 outputs" in line
+    assert not (bench.root / "stages").exists()
     assert bench.search()["status"] == "failed"
 
 

@@ -92,6 +92,31 @@ def find_data(task: dict[str, Any]) -> dict[str, str]:
         return {"problem": _line(error)}
 
 
+def look_at_plan(task: dict[str, Any], models: Sequence[dict[str, Any]], folder: str) -> dict[str, Any]:
+    """What a run would look at before its first stage: `counts` and `findings` of the data, and of each of the `models`
+    whether it is fit; or `problem`."""
+    if folder not in sys.path:
+        sys.path.append(folder)
+    try:
+        from dataclasses import asdict
+
+        from raydistill.plan.schema import build_task
+        from raydistill.plan.survey_configs import ProbedModel
+        from raydistill.stages.model_probe import probe_model, two_samples
+        from raydistill.tasks.survey import survey_task
+
+        found = build_task(task)
+        survey = asdict(survey_task(found))
+        if any(finding["level"] == "error" for finding in survey["findings"]):
+            return {**survey, "models": []}
+        data = found.load()
+        samples = two_samples(data, "cpu")
+        probed = [ProbedModel.model_validate(model) for model in models]
+        return {**survey, "models": [asdict(probe_model(model, found, data, samples)) for model in probed]}
+    except Exception as error:  # among others of ours, that this machine has none of our packages
+        return {"problem": _line(error)}
+
+
 def _line(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
 

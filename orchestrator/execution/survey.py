@@ -1,0 +1,286 @@
+"""The survey before work: what is wrong with the data or with a model is found before the first stage starts.
+
+It is made where stages run, through the same back end and under the same leases, in folders of its own under
+`surveys/`, and remembered by what it looked at: a second plan over the same data pays nothing.
+"""
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raydistill.errors import StoreError
+from raydistill.execution.request import Backend, Outcome, StageRequest
+from raydistill.plan.data_free_configs import DistillWithGeneratorConfig
+from raydistill.plan.fingerprint import fingerprint
+from raydistill.plan.model_config import models_in
+from raydistill.plan.model_sources import model_identity
+from raydistill.plan.online_configs import CodistillConfig
+from raydistill.plan.order import Graph, Node
+from raydistill.plan.specialist_configs import TrainSpecialistsConfig
+from raydistill.plan.stage_bases import StageConfig, TrainingConfig
+from raydistill.plan.stage_configs import SURVEYS, DistillConfig
+from raydistill.plan.survey_configs import FOUND, ProbedModel, ProbeModelsConfig, SurveyDataConfig
+from raydistill.runs.context import claim_attempt
+from raydistill.runs.files import read_json
+from raydistill.runs.folder import StageFolder
+from raydistill.runs.lease import Leases
+from raydistill.runs.plan_run import finished_record
+from raydistill.tasks.task import Task
+
+if TYPE_CHECKING:  # numpy, which a run of cached stages does not need
+    from raydistill.tasks.survey import Level
+
+POLL_SECONDS = 0.5
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Remark:
+    """One line that was found: about some stages, or about the data when it names none."""
+
+    level: "Level"
+    text: str
+    stages: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        names = ", ".join(f"`{stage}`" for stage in self.stages)
+        return f"{names}: {self.text}" if names else f"data: {self.text}"
+
+
+@dataclass(frozen=True)
+class PlanSurvey:
+    """What a survey found. `counts`: split → samples per class."""
+
+    counts: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    remarks: tuple[Remark, ...] = ()
+
+    @property
+    def errors(self) -> list[Remark]:
+        """What must be put right before anything starts."""
+        return [remark for remark in self.remarks if remark.level == "error"]
+
+    def errors_of(self, nodes: Sequence[Node]) -> dict[str, str]:
+        """The errors by the nodes that they are about; those of the data belong to the nodes that would start first."""
+        names = {node.name for node in nodes}
+        first = [node.name for node in nodes if names.isdisjoint(node.reads)]
+        texts: dict[str, list[str]] = {}
+        for remark in self.errors:
+            for name in remark.stages or first:
+                texts.setdefault(name, []).append(remark.text)
+        return {name: "; ".join(lines) for name, lines in texts.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {"counts": dict(self.counts), "remarks": [asdict(remark) for remark in self.remarks]}
+
+
+def survey_plan(
+    graph: Graph,
+    nodes: Sequence[Node],
+    backend: Backend,
+    task: Task,
+    root: Path,
+    stop: threading.Event | None = None,
+) -> PlanSurvey:
+    """Look at the data and at the models of the nodes that are about to run, of which there is at least one."""
+    look = _Look(graph, backend, task, root, stop or threading.Event(), nodes[0])
+    data = look.at(SurveyDataConfig(), {})
+    counts = data.get("counts", {})
+    remarks = [Remark(**finding) for finding in data["findings"]]
+    models = probed_models(graph, nodes, task)
+    if not models or any(remark.level == "error" for remark in remarks):
+        return PlanSurvey(counts, tuple(remarks))
+    identity = [_identity(probed) for probed in models]
+    probes = look.at(ProbeModelsConfig(models=tuple(models)), {"models": identity})
+    remarks += [Remark(**finding) for finding in probes["findings"]]
+    return PlanSurvey(counts, (*remarks, *remarks_on_models(graph, models, probes.get("models", ()), root)))
+
+
+def remarks_on_models(
+    graph: Graph, models: Sequence[ProbedModel], probes: Sequence[Mapping[str, Any]], root: Path
+) -> list[Remark]:
+    """What the probes of some models, in their order, say about their stages; a survey that failed has none."""
+    remarks, sizes = [], _finished_sizes(graph, root)
+    for probed, probe in zip(models, probes, strict=False):
+        sizes |= dict.fromkeys(probed.stages, probe["parameters"])
+        if probe["error"]:
+            remarks.append(Remark("error", probe["error"], probed.stages))
+    asked = [graph.nodes[name] for probed in models for name in probed.stages]
+    return remarks + _compare_sizes(graph, asked, sizes)
+
+
+def probed_models(graph: Graph, nodes: Sequence[Node], task: Task) -> list[ProbedModel]:
+    """Every model that these nodes build and train, those that are alike once."""
+    found: dict[str, ProbedModel] = {}
+    for node in nodes:
+        for probed in _models_of(node, graph, task):
+            key = probed.replace(stages=()).model_dump_json()
+            stages = found[key].stages if key in found else ()
+            found[key] = probed.replace(stages=(*stages, node.name))
+    return list(found.values())
+
+
+def _models_of(node: Node, graph: Graph, task: Task) -> list[ProbedModel]:
+    config = node.config
+    if not isinstance(config, TrainingConfig):
+        return []
+    models = [model for _, model in models_in(config)]
+    classes = {}
+    if isinstance(config, TrainSpecialistsConfig) and (model := graph.model_of(config.generalist)):
+        # How many of them and one for all others it will have is known later; that it follows, can be known now.
+        models, classes = [model], {"num_classes": task.num_classes + (config.head == "dustbin")}
+    is_seen = not isinstance(config, DistillWithGeneratorConfig | TrainSpecialistsConfig)
+    options = {
+        "stages": (node.name,),
+        "loss": "features"
+        if isinstance(config, DistillConfig) and not config.trains_classifier
+        else "logits",
+        "workers": config.resources.workers,
+        "batch_size": config.batch_size,
+        "transfer": config.transfer if is_seen else None,
+        "shards": config.peers if isinstance(config, CodistillConfig) and config.data == "shards" else 1,
+        "initial": graph.model_of(config.initial) if config.initial and not config.grow else None,
+    }
+    return [
+        ProbedModel(
+            model=model, **{"num_classes": model.num_classes or task.num_classes, **classes}, **options
+        )
+        for model in models
+    ]
+
+
+def _identity(probed: ProbedModel) -> dict[str, Any]:
+    """What decides about the outcome: whose model it is does not, what the model is made from does."""
+    initial = None if probed.initial is None else model_identity(probed.initial)
+    values = probed.model_dump(mode="json", exclude={"stages"})
+    return {**values, "model": model_identity(probed.model), "initial": initial}
+
+
+def _finished_sizes(graph: Graph, root: Path) -> dict[str, int | None]:
+    records = {name: finished_record(root / node.folder) for name, node in graph.nodes.items()}
+    return {name: record.parameters for name, record in records.items() if record is not None}
+
+
+def _compare_sizes(graph: Graph, nodes: Sequence[Node], sizes: Mapping[str, int | None]) -> list[Remark]:
+    """A teacher, or an assistant on the way down, that is smaller than its student."""
+    remarks = []
+    for node in nodes:
+        own = sizes.get(node.name)
+        for teacher in _teachers(node, graph):
+            other = sizes.get(teacher)
+            if own and other and other < own:
+                is_assistant = bool(_teachers(graph.nodes[teacher], graph))
+                remarks.append(
+                    Remark(
+                        "warning" if is_assistant else "note",
+                        f"learns from {'the assistant' if is_assistant else ''} `{teacher}`, which is smaller:"
+                        f" {other:,} weights against {own:,}".replace("  ", " "),
+                        (node.name,),
+                    )
+                )
+    return remarks
+
+
+def _teachers(node: Node, graph: Graph) -> list[str]:
+    """The nodes whose models a student learns from, live or through stored targets."""
+    found, wanted = [], [*node.reads] if isinstance(node.config, DistillConfig) else []
+    initial = getattr(node.config, "initial", None)
+    while wanted:
+        name = wanted.pop(0)
+        if name == initial:
+            continue
+        if graph.model_of(name) is not None:
+            found.append(name)
+        else:
+            wanted.extend(graph.nodes[name].reads)
+    return list(dict.fromkeys(found))
+
+
+class _Look:
+    """Asks the back end as the scheduler would, for work that is no node of the graph."""
+
+    def __init__(
+        self, graph: Graph, backend: Backend, task: Task, root: Path, stop: threading.Event, like: Node
+    ) -> None:
+        self.graph, self.backend, self.task, self.root, self.stop = graph, backend, task, root, stop
+        # On a worker of the shape that the first stage needs anyway: it stays warm for it.
+        self.resources = like.config.resources.replace(workers=1, timeout=None)
+
+    def at(self, config: StageConfig, looked_at: Mapping[str, Any]) -> dict[str, Any]:
+        """What is found, from memory or anew; at least `findings`."""
+        kind: str = config.stage  # type: ignore[attr-defined]
+        identity = {
+            "kind": kind,
+            "version": SURVEYS[kind].version,
+            "task": {**self.graph.task, "test": self.graph.test},
+            "config": dict(looked_at),
+        }
+        number = fingerprint(identity)
+        folder = StageFolder(self.root / "surveys" / f"{kind}-{number}")
+        if (found := _remembered(folder)) is not None:
+            return found
+        leases = Leases()
+        try:
+            while not leases.acquire(folder.path):
+                if self.stop.is_set():
+                    return {"findings": []}
+                time.sleep(POLL_SECONDS)
+            if (found := _remembered(folder)) is not None:
+                return found
+            return self._ask(config, kind, identity, number, folder)
+        finally:
+            leases.close()
+
+    def _ask(
+        self, config: StageConfig, kind: str, identity: dict[str, Any], number: str, folder: StageFolder
+    ) -> dict[str, Any]:
+        folder.create(identity)
+        folder.unfinish()
+        request = StageRequest(
+            name="survey",
+            kind=kind,
+            fingerprint=number,
+            folder=str(folder.path.relative_to(self.root)),
+            root=str(self.root),
+            config=config.model_dump(mode="json"),
+            identity=identity,
+            task=self.task.model_dump(mode="json"),
+            reads={},
+            attempt=uuid.uuid4().hex,
+            resources=self.resources.model_dump(mode="json"),
+        )
+        claim_attempt(folder, request.attempt)
+        outcome = self._run(request)
+        if outcome.status == "done":
+            return {"findings": [], **read_json(folder.path / FOUND)}
+        if outcome.status == "stopped":
+            return {"findings": []}
+        text = f"the survey itself failed, and stages start without it: {outcome.error}"
+        return {"findings": [{"level": "warning", "text": text}]}
+
+    def _run(self, request: StageRequest) -> Outcome:
+        while not self.stop.is_set() and not self.backend.try_start(request):
+            self.backend.wait(POLL_SECONDS)
+        while not self.stop.is_set():
+            for _, outcome in self.backend.wait(POLL_SECONDS):
+                return outcome
+        self.backend.stop()
+        return Outcome("stopped")
+
+
+def _remembered(folder: StageFolder) -> dict[str, Any] | None:
+    """What was found before, unless it was an error: whoever has put that right wants to hear so."""
+    if finished_record(folder.path) is None:
+        return None
+    try:
+        found = {"findings": [], **read_json(folder.payload(FOUND))}
+    except StoreError:
+        return None
+    is_wrong = any(finding["level"] == "error" for finding in found["findings"])
+    return None if is_wrong or any(probe["error"] for probe in found.get("models", ())) else found

@@ -1,0 +1,45 @@
+"""What the survey before work is told. It runs where stages run and as they do, but no plan can name it."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from raydistill.plan.config import Config, Integer
+from raydistill.plan.model_config import ModelConfig
+from raydistill.plan.stage_bases import BatchSize, StageConfig
+from raydistill.plan.training_configs import TransferConfig
+
+FOUND = "found.json"
+"""What a survey leaves in its folder."""
+
+
+class SurveyDataConfig(StageConfig):
+    """Look at the task's data."""
+
+    stage: Literal["survey_data"] = "survey_data"
+
+
+class ProbedModel(Config):
+    """A model, and what the stages of these names will ask of it.
+
+    It gives `num_classes` logits. Gradients reach it through them if its `loss` looks at logits, else through features
+    that a method names. Without a `transfer` it sees no part of the task's data while it learns; of what it sees, each
+    of so many `shards` is another model's. Where it starts with the weights of another stage, `initial` made them.
+    """
+
+    stages: tuple[str, ...]
+    model: ModelConfig
+    num_classes: Annotated[Integer, Field(ge=1)]
+    loss: Literal["logits", "features"] = "logits"
+    workers: Annotated[Integer, Field(ge=1)] = 1
+    batch_size: BatchSize = 128
+    transfer: TransferConfig | None = None
+    shards: Annotated[Integer, Field(ge=1)] = 1
+    initial: ModelConfig | None = None
+
+
+class ProbeModelsConfig(StageConfig):
+    """Build every model, and try it on two samples."""
+
+    stage: Literal["probe_models"] = "probe_models"
+    models: tuple[ProbedModel, ...] = ()

@@ -1,0 +1,202 @@
+"""Is a model fit for its stage? Found out before anything trains.
+
+`check_features` looks at the features that methods compare, on models without memory, when a plan is read.
+`probe_model` builds a model where it will train and tries it on two samples: outputs, gradients, a batch of one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raydistill.errors import StageError
+from raydistill.plan.model_config import ModelConfig
+from raydistill.plan.order import Graph, Locate
+from raydistill.plan.stage_configs import DistillConfig
+from raydistill.plan.survey_configs import ProbedModel
+from raydistill.runs.record import summary_of
+from raydistill.stages.distill import build_method, setting_of
+from raydistill.tasks.splits import TaskData
+from raydistill.tasks.task import Task
+from raydistill.training import model_files
+from raydistill.training.data import TransferSet, transfer_positions
+from raydistill.training.method import Setting
+
+NAMED = 3  # of many parameters
+
+
+def check_features(graph: Graph, task: Task, locate: Locate) -> None:
+    """`PlanError` for a method whose features are not there, or whose shapes do not suit."""
+    for node in graph.nodes.values():
+        if isinstance(node.config, DistillConfig) and node.config.needs_features:
+            setting = _setting(node.config, graph, task)
+            for index, options in enumerate(node.config.all_methods):
+                try:
+                    build_method(node.config.replace(method=options, methods=()), setting)
+                except (NotImplementedError, RuntimeError):
+                    continue  # it needs the numbers of a model, which only the stage has
+                except StageError as error:
+                    key = ("methods", index) if node.config.methods else ("method",)
+                    raise locate(("stages", node.stage, *key), error.message) from None
+
+
+def _setting(config: DistillConfig, graph: Graph, task: Task) -> Setting:
+    models = [graph.model_of(name) for name in config.teachers]
+    with torch.device("meta"):
+        student = model_files.build(config.student, task)
+        teachers = [model_files.build(model, task) for model in models if model is not None]
+    return setting_of(config, task, student, teachers)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What was found: the number of weights, frozen ones included, and why the model cannot be used."""
+
+    parameters: int | None
+    error: str | None = None
+
+
+def two_samples(data: TaskData, device: str) -> Tensor:
+    """The first two training samples as models get them."""
+    rows = torch.arange(2)
+    transfer = TransferSet(data.train.select(rows).to(device), data.mean.to(device), data.std.to(device))
+    (batch,) = transfer.batches([rows], 0)
+    return batch.inputs
+
+
+def probe_model(probed: ProbedModel, task: Task, data: TaskData, samples: Tensor) -> Probe:
+    """Build a model and try it on samples (2, ...); the random state of the process stays as it was."""
+    parameters = None
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        try:
+            model = _build(probed.model.replace(num_classes=probed.num_classes), task).to(samples.device)
+            with torch.no_grad():
+                _logits(model.eval(), samples, probed.num_classes)
+                parameters = sum(parameter.numel() for parameter in model.parameters())
+                _logits(model, samples[:1], probed.num_classes)
+            _check_gradients(model.train(), samples, probed)
+            _check_batch_of_one(model, samples[:1], probed, data)
+            _check_initial(probed, task)
+        except StageError as error:
+            return Probe(parameters, f"model `{probed.model.name}` {error.message}")
+    return Probe(parameters)
+
+
+def _build(config: ModelConfig, task: Task) -> nn.Module:
+    try:
+        return model_files.build(config, task)
+    except Exception as error:  # whatever a user's function does
+        raise StageError(f"cannot be built: {summary_of(error)}") from error
+
+
+def _logits(model: nn.Module, inputs: Tensor, num_classes: int) -> Tensor:
+    """What a model answers, if that is logits (batch, classes)."""
+    mode = "train" if model.training else "eval"
+    try:
+        output = model(inputs)
+    except Exception as error:  # whatever a user's layers do
+        count = f"{len(inputs)} samples" if len(inputs) > 1 else "one sample"
+        raise StageError(
+            f"cannot take a batch of {count} of shape {tuple(inputs.shape[1:])} in {mode} mode: {summary_of(error)}"
+        ) from error
+    if not isinstance(output, Tensor):
+        raise StageError(
+            f"returns {_described(output)} in {mode} mode; return the logits alone, one tensor (batch, classes)"
+        )
+    expected = (len(inputs), num_classes)
+    if output.shape == expected:
+        return output
+    if output.dim() == 2 and len(output) == len(inputs):
+        raise StageError(
+            f"gives {output.shape[1]} outputs for each sample, but the stage needs {num_classes}, one per class; take"
+            " the size of the last layer from the argument `num_classes`"
+        )
+    raise StageError(
+        f"gives outputs of shape {tuple(output.shape)} for a batch of {len(inputs)}, not {expected}; mind that a"
+        " `squeeze` takes a batch of one away"
+    )
+
+
+def _described(output: Any) -> str:
+    kind = type(output).__name__
+    if isinstance(output, dict):  # the output objects of some libraries are dicts, too
+        return f"a {kind} with the keys {', '.join(f'`{key}`' for key in output)}"
+    if isinstance(output, tuple | list):
+        return f"a {kind} of {len(output)}"
+    return f"a {kind}" + (", whose `logits` are meant" if hasattr(output, "logits") else "")
+
+
+def _check_gradients(model: nn.Module, inputs: Tensor, probed: ProbedModel) -> None:
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    if not trained:
+        frozen = sum(1 for _ in model.parameters())
+        what = f"all {frozen} of its parameters are frozen" if frozen else "it has no parameters"
+        raise StageError(f"has nothing to train: {what}; set `requires_grad` on those that are to learn")
+    logits = _logits(model, inputs, probed.num_classes)
+    unreached = list(trained)
+    if logits.requires_grad:
+        gradients = _gradients(logits, list(trained.values()))
+        unreached = [name for name, value in zip(trained, gradients, strict=True) if value is None]
+    if len(unreached) == len(trained):
+        raise StageError(
+            "learns nothing: no gradient reaches any of its weights; is its output detached, or made under `no_grad`?"
+        )
+    if unreached and probed.workers > 1 and probed.loss == "logits":
+        raise StageError(
+            f"has weights that no gradient reaches: {_listed(unreached)}; `workers: {probed.workers}` would wait for"
+            " them in vain: take these layers out, freeze them (`requires_grad_(False)`), or train on one worker"
+        )
+
+
+def _gradients(logits: Tensor, weights: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    try:
+        return torch.autograd.grad(logits.float().logsumexp(dim=1).sum(), weights, allow_unused=True)
+    except RuntimeError as error:
+        raise StageError(f"has no gradient: {summary_of(error)}") from error
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(f"`{name}`" for name in names[:NAMED]) + more
+
+
+def _check_batch_of_one(model: nn.Module, inputs: Tensor, probed: ProbedModel, data: TaskData) -> None:
+    """In train mode, if the last batch of an epoch is one. Of several workers the batch norms see all samples."""
+    if probed.workers > 1 or probed.transfer is None or probed.transfer.synthesized is not None:
+        return
+    try:
+        _logits(model, inputs, probed.num_classes)
+    except StageError as error:
+        samples = len(transfer_positions(data, probed.transfer)) // probed.shards
+        if probed.batch_size == 1 or samples % probed.batch_size == 1:
+            raise StageError(
+                f"{error.message}; and the last batch of an epoch is one: {samples:,} samples in batches of"
+                f" {probed.batch_size}; set another `batch_size`"
+            ) from error
+
+
+def _check_initial(probed: ProbedModel, task: Task) -> None:
+    """The weights of another stage fit, but for the classifier of another number of classes."""
+    if probed.initial is None:
+        return
+    own_config = probed.model.replace(num_classes=probed.num_classes)
+    try:
+        with torch.device("meta"):
+            own = _shapes(model_files.build(own_config, task))
+            other = _shapes(model_files.build(probed.initial, task))
+        if (probed.initial.num_classes or task.num_classes) != probed.num_classes:
+            other |= {key: own[key] for key in model_files.classifier_keys(own_config, task)}
+    except Exception:  # some models cannot be built without memory: the stage finds out
+        return
+    if own != other:
+        different = [name for name in {**own, **other} if own.get(name) != other.get(name)]
+        raise StageError(
+            f"cannot start with the weights of `{probed.initial.name}` (`initial`): {_listed(different)} do not fit"
+        )
+
+
+def _shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in model.state_dict().items()}
