@@ -95,7 +95,7 @@ class BranchedNetwork(nn.Module):
         self.feature_paths["gate"] = "gate"
 
     def forward(self, inputs: Tensor) -> Tensor:
-        shared = self.trunk(inputs)
+        shared = self.trunk(inputs if inputs.is_floating_point() else inputs.float())
         weights = self.gate(shared)
         logits = torch.stack([branch(shared) for branch in self.branches], dim=1)
         return (weights.unsqueeze(-1) * logits).sum(dim=1)

@@ -10,11 +10,18 @@ from torch import Tensor, nn
 
 
 class Network(nn.Sequential):
-    """A chain of named parts that ends in logits; `feature_paths` says whose output a feature is."""
+    """A chain of named parts that ends in logits; `feature_paths` says whose output a feature is.
+
+    Integer inputs are taken as numbers.
+    """
 
     def __init__(self, parts: Mapping[str, nn.Module], feature_paths: Mapping[str, str]) -> None:
         super().__init__(OrderedDict(parts))
         self.feature_paths = dict(feature_paths)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = super().forward(inputs if inputs.is_floating_point() else inputs.float())
+        return outputs
 
     def behind(self, feature: str) -> nn.Sequential:
         """The parts that lead from a feature to the logits; `ValueError` unless the feature is what a part returns."""

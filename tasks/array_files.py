@@ -31,6 +31,13 @@ def shape_of(file: Path, name: str) -> tuple[int, ...]:
         return source.shape(name)
 
 
+def dtype_of(file: Path, name: str) -> np.dtype[Any]:
+    """What an array is made of, from headers where the format has them."""
+    with _named(file, name) as source:
+        dtype: np.dtype[Any] = source.dtype(name)
+        return dtype
+
+
 def digest_rows(columns: Sequence[NDArray[Any]], chosen: NDArray[np.bool_]) -> str:
     """Hexadecimal SHA-256 of the rows that a mask (N,) marks, in their order, with the columns' types and shapes."""
     digest = hashlib.sha256()
@@ -56,6 +63,12 @@ class _Npz:
             return archive[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
+        return self._header(name)[0]
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        return self._header(name)[2]
+
+    def _header(self, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
         with zipfile.ZipFile(self.file) as archive, archive.open(f"{name}.npy") as stream:
             version = np.lib.format.read_magic(stream)
             read_header = (
@@ -63,7 +76,7 @@ class _Npz:
                 if version == (1, 0)
                 else np.lib.format.read_array_header_2_0
             )
-            return read_header(stream)[0]
+            return read_header(stream)
 
 
 class _Safetensors:
@@ -81,6 +94,10 @@ class _Safetensors:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.opened.get_slice(name).get_shape())
 
+    def dtype(self, name: str) -> np.dtype[Any]:
+        first: NDArray[Any] = self.opened.get_slice(name)[:1]
+        return first.dtype
+
 
 class _Parquet:
     def __init__(self, file: Path) -> None:
@@ -95,11 +112,15 @@ class _Parquet:
         return _column_array(self.opened.read(columns=[name]).column(0))
 
     def shape(self, name: str) -> tuple[int, ...]:
-        rows = self.opened.metadata.num_rows
-        if not rows:
+        return (self.opened.metadata.num_rows, *self._first(name).shape[1:])
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        return self._first(name).dtype
+
+    def _first(self, name: str) -> NDArray[Any]:
+        if not self.opened.metadata.num_rows:
             raise ValueError("it has no rows")
-        first = next(self.opened.iter_batches(batch_size=1, columns=[name])).column(0)
-        return (rows, *_column_array(first).shape[1:])
+        return _column_array(next(self.opened.iter_batches(batch_size=1, columns=[name])).column(0))
 
 
 def _column_array(column: Any) -> NDArray[Any]:

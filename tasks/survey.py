@@ -21,7 +21,6 @@ NAMED = 3  # of many classes
 RARE = 5  # samples below which a class is hardly learned
 UNEVEN = 10  # times as many samples in the largest class as in the smallest
 FEW = 0.01  # a share of a split below which it is no warning
-CHANNELS = (1, 3, 4)  # of pictures
 SAMPLES_AT_ONCE = 2048
 
 Level = Literal["error", "warning", "note"]
@@ -62,7 +61,7 @@ def survey_arrays(task: Task, parts: Mapping[str, Arrays]) -> Survey:
     if all(part.inputs.shape[1:] == task.input_shape for part in parts.values()):
         for name, part in parts.items():
             check_inputs(task, name, part)
-        findings += [*layout_findings(task.input_shape), *input_findings(parts)]
+        findings += input_findings(parts)
     return Survey(class_counts(task, parts), tuple(findings))
 
 
@@ -127,16 +126,6 @@ def _absent_classes(
             yield Finding(
                 level, f"no {split} samples have {_named(absent, names)}: it says nothing about them"
             )
-
-
-def layout_findings(shape: tuple[int, ...]) -> Iterator[Finding]:
-    """Pictures whose channels come last would be read as many thin ones."""
-    if len(shape) == 3 and shape[2] in CHANNELS and shape[0] > max(CHANNELS) and shape[1] > max(CHANNELS):
-        yield Finding(
-            "warning",
-            f"inputs are {shape}, read as {shape[0]} channels of {shape[1]} × {shape[2]}; if they are pictures of"
-            f" {shape[0]} × {shape[1]}, put the channels first: ({shape[2]}, {shape[0]}, {shape[1]})",
-        )
 
 
 def input_findings(parts: Mapping[str, Arrays]) -> Iterator[Finding]:

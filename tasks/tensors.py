@@ -5,25 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from raydistill.tasks.array_files import array_names, digest_rows, open_array, shape_of
+from raydistill.tasks.array_files import array_names, digest_rows, dtype_of, open_array, shape_of
 from raydistill.tasks.digests import Stamp, digest_file, digest_text, digests_of_parts, stamp
 from raydistill.tasks.hashing import TEST_CUT, cut, fold_key
 from raydistill.tasks.task import Arrays, Task, UserPath
 
+if TYPE_CHECKING:
+    from raydistill.tasks.survey import Survey
+
 SPLIT_NAMES = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
+CHANNELS = (1, 3, 4)
 SPLIT_NUMBERS = {0: "train", 1: "validation", 2: "test"}
 
 
 class Tensors(Task):
     """Inputs of any shape with labels, from one file of named arrays or columns.
 
-    uint8 inputs are taken for images and scaled to [0, 1]; all others are used as they are, as float32.
+    uint8 inputs are images, divided by 255. Other integers stand for things, as tokens do, and reach the model as they
+    are, as int64; store measurements as floats. Images and floats are float32, and brought to mean 0 and deviation
+    1 over the training samples, each channel (the first axis of an input) by itself.
     """
 
     name: Literal["tensors"] = "tensors"
@@ -31,7 +37,7 @@ class Tensors(Task):
     inputs: str = "inputs"
     """Array or column with one input per row."""
     labels: str = "labels"
-    """Array or column with integers from 0."""
+    """Array or column with integers from 0 to the number of classes - 1."""
     ids: str = "ids"
     """Array or column with a different integer per row; without it, the row's number."""
     split: str = "split"
@@ -41,6 +47,9 @@ class Tensors(Task):
     """
     shape: tuple[int, ...] | None = None
     """Shape of one input, when the file holds it flat."""
+    layout: Literal["channels_first", "channels_last"] | None = None
+    """Where the channels of an image are. Models take them first; `channels_last` turns arrays (N, H, W, C) around.
+    Without it, inputs that look like (H, W, C) are refused."""
     classes: int | tuple[str, ...] | None = None
     """Number or names of the classes; without it, the largest label decides."""
     test_fraction: float = Field(default=0.2, gt=0, lt=1)
@@ -50,20 +59,47 @@ class Tensors(Task):
     def class_names(self) -> tuple[str, ...]:
         if isinstance(self.classes, tuple):
             return self.classes
-        count = self.classes or _largest_label(self.file, self.labels, stamp(self.file)) + 1
+        count = self.classes or _label_range(self.file, self.labels, stamp(self.file))[1] + 1
         return tuple(str(label) for label in range(count))
 
     @property
     def input_shape(self) -> tuple[int, ...]:
+        shape = self._stored_shape
+        if self.layout == "channels_last" and len(shape) == 3:
+            return (shape[2], *shape[:2])
+        if self.layout is None and _looks_channels_last(shape):
+            raise ValueError(
+                f"inputs {shape} of `{self.file}` look like height, width, channels, and models take channels first;"
+                f" write `layout: channels_last`, or `layout: channels_first` if they are {shape[0]} channels"
+            )
+        return shape
+
+    @property
+    def _stored_shape(self) -> tuple[int, ...]:
         return self.shape or shape_of(self.file, self.inputs)[1:]
+
+    @property
+    def _stored_dtype(self) -> np.dtype[Any]:
+        return _dtype(self.file, self.inputs, stamp(self.file))
 
     def picture_input(self, file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         """The whole picture, scaled. Where the task's file is at hand, it must hold pictures itself: of other numbers
         nobody knows which one is white."""
-        kind = _kind(self.file, self.inputs, stamp(self.file)) if self.file.is_file() else "uint8"
-        if kind != "uint8":
-            raise ValueError(f"task `tensors`: its inputs are {kind}, not pictures; give them in a .npy file")
+        if self.file.is_file() and self._stored_dtype != np.uint8:
+            raise ValueError(
+                f"task `tensors`: its inputs are {self._stored_dtype}, not pictures; give them in a .npy file"
+            )
         return super().picture_input(file, shape)
+
+    @property
+    def input_dtype(self) -> Literal["float32", "int64"]:
+        return "int64" if _is_integer(self._stored_dtype) else "float32"
+
+    @property
+    def input_values(self) -> str:
+        if self._stored_dtype == np.uint8:
+            return super().input_values
+        return f"the numbers of `{self.inputs}` as they stood in the file of the task"
 
     def missing_files(self) -> str | None:
         if self.file.is_file():
@@ -72,6 +108,13 @@ class Tensors(Task):
             f"task `tensors` finds no file `{self.file}`: put an .npz, .safetensors or .parquet with "
             f"`{self.inputs}` and `{self.labels}` there, or name another `file`; nothing can be downloaded"
         )
+
+    def identity(self) -> dict[str, Any]:
+        identity = super().identity()
+        self._check_description()
+        if self.layout != "channels_last":  # what is not set leaves older results valid
+            identity.pop("layout", None)
+        return identity | ({"input_dtype": "int64"} if self.input_dtype == "int64" else {})
 
     def content(self) -> str:
         return digest_text(f"{self.num_classes} classes, {self._digests()['learned']}")
@@ -98,6 +141,28 @@ class Tensors(Task):
             "test": digest_rows(columns, belongs == "test"),
         }
 
+    def survey(self) -> Survey:
+        from raydistill.tasks.survey import Finding, Survey
+
+        survey = super().survey()
+        if self.input_dtype == "float32":
+            return survey
+        text = (
+            f"`{self.inputs}` of `{self.file}` are integers and reach the models as they are; store measurements as"
+            " floats, which are normalised"
+        )
+        return Survey(survey.counts, (*survey.findings, Finding("note", text)))
+
+    def _check_description(self) -> None:
+        """`ValueError` for inputs that are turned around, and for labels that were counted from 1."""
+        _ = self.input_shape
+        smallest, largest = _label_range(self.file, self.labels, stamp(self.file))
+        if smallest == 1 and largest == self.num_classes:
+            raise ValueError(
+                f"`{self.labels}` of `{self.file}` go from 1 to {largest}, and {self.num_classes} classes have the"
+                f" labels 0 to {largest - 1}; subtract 1"
+            )
+
     def read(self) -> dict[str, Arrays]:
         everything = self._read_arrays()
         belongs = self._belongs(everything.ids)
@@ -117,6 +182,7 @@ class Tensors(Task):
         return np.where(is_test, "test", "train")
 
     def _read_arrays(self) -> Arrays:
+        self._check_description()
         inputs, labels = open_array(self.file, self.inputs), open_array(self.file, self.labels)
         has_ids = self.ids in array_names(self.file)
         ids = open_array(self.file, self.ids) if has_ids else np.arange(len(labels))
@@ -126,20 +192,31 @@ class Tensors(Task):
             )
         if self.shape is not None:
             inputs = _reshape(self.file, inputs, self.shape)
+        if self.layout == "channels_last" and inputs.ndim == 4:
+            inputs = np.ascontiguousarray(np.moveaxis(inputs, -1, 1))
         return Arrays(inputs, _integers(self.file, self.labels, labels), _integers(self.file, self.ids, ids))
 
 
 @lru_cache(maxsize=16)
-def _largest_label(file: Path, name: str, changed: Stamp) -> int:
+def _label_range(file: Path, name: str, changed: Stamp) -> tuple[int, int]:
     labels = _integers(file, name, open_array(file, name))
     if not len(labels):
         raise ValueError(f"`{name}` of `{file}` is empty")
-    return int(labels.max())
+    return int(labels.min()), int(labels.max())
+
+
+def _is_integer(dtype: np.dtype[Any]) -> bool:
+    return dtype.kind in "iu" and dtype != np.uint8
+
+
+def _looks_channels_last(shape: tuple[int, ...]) -> bool:
+    """Three sizes of which the last alone can be that of an image's channels."""
+    return len(shape) == 3 and shape[2] in CHANNELS and min(shape[:2]) > max(CHANNELS)
 
 
 @lru_cache(maxsize=16)
-def _kind(file: Path, name: str, changed: tuple[int, int]) -> str:
-    return str(open_array(file, name).dtype)
+def _dtype(file: Path, name: str, changed: Stamp) -> np.dtype[Any]:
+    return dtype_of(file, name)
 
 
 def _integers(file: Path, name: str, values: NDArray[Any]) -> NDArray[np.int64]:

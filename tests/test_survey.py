@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from raydistill.tasks.mnist import Mnist
-from raydistill.tasks.survey import Finding, count_findings, layout_findings, survey_task
+from raydistill.tasks.survey import Finding, count_findings, survey_task
 from raydistill.tasks.tensors import Tensors
 
 SPLITS = np.array(["train"] * 60 + ["val"] * 15 + ["test"] * 15)
@@ -109,11 +109,3 @@ def test_very_many_classes_are_counted_and_not_listed() -> None:
         finding.text
         == "fewer than 5 training samples have 1,500 classes: `c500`, `c501`, `c502` and 1,497 more"
     )
-
-
-@pytest.mark.parametrize(
-    ("shape", "told"),
-    [((32, 32, 3), True), ((28, 28, 1), True), ((3, 32, 32), False), ((64, 8, 4), True), ((16, 3, 3), False)],
-)
-def test_channels_that_come_last_are_told(shape: tuple[int, ...], told: bool) -> None:
-    assert bool(list(layout_findings(shape))) == told

@@ -30,7 +30,7 @@ from raydistill.tasks.hashing import VALIDATION_CUT, cut, fold_key, hash_ids, un
 from raydistill.tasks.image_folder import ImageFolder
 from raydistill.tasks.mnist import Mnist
 from raydistill.tasks.pictures import centre_box
-from raydistill.tasks.splits import TensorSplit, View, build_task_data, channel_statistics
+from raydistill.tasks.splits import TensorSplit, View, build_task_data, channel_statistics, normalised
 from raydistill.tasks.svhn import Svhn
 from raydistill.tasks.task import Arrays, Task
 from raydistill.tasks.tensors import Tensors
@@ -676,6 +676,67 @@ def test_the_identity_of_arrays_is_their_content_and_options_not_their_place(tmp
     a, b, c = (Tensors(file=tmp_path / f"{name}.npz").identity() for name in "abc")
     assert a == b != c
     assert a != Tensors(file=tmp_path / "a.npz", test_fraction=0.5).identity()
+
+
+def test_integers_are_handed_on_as_they_are(tmp_path: Path) -> None:
+    for dtype in (np.int64, np.uint16):
+        tokens = RANDOM.integers(0, 50_000, (40, 6)).astype(dtype)
+        write_npz(tmp_path / "data.npz", inputs=tokens, labels=np.arange(40) % 2, split=np.repeat([0, 2], 20))
+        task = Tensors(file=tmp_path / "data.npz", validation_fraction=0)
+        data = task.load()
+        batch = normalised(next(data.train.batches([torch.arange(20)], None)), data.mean, data.std)
+        assert batch.dtype == torch.int64
+        np.testing.assert_array_equal(batch.numpy(), tokens[:20])
+        assert "are integers and reach the models as they are" in task.survey().findings[-1].text
+
+
+@pytest.mark.parametrize("file", WRITERS)
+def test_floats_are_brought_to_mean_zero_and_deviation_one_by_channel(tmp_path: Path, file: str) -> None:
+    WRITERS[file](tmp_path / file, inputs=5 + 3 * RANDOM.random((300, 2, 4)), labels=np.arange(300) % 2)
+    task = Tensors(file=tmp_path / file, validation_fraction=0)
+    data = task.load()
+    inputs = normalised(next(data.train.batches([torch.arange(240)], None)), data.mean, data.std)
+    assert task.input_dtype == "float32"
+    torch.testing.assert_close(inputs.mean(dim=(0, 2)), torch.zeros(2), atol=1e-4, rtol=0)
+    torch.testing.assert_close(inputs.std(dim=(0, 2)), torch.ones(2), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("file", WRITERS)
+def test_images_with_their_channels_last_are_refused_or_turned_around(tmp_path: Path, file: str) -> None:
+    images = random_bytes(30, 8, 9, 3)
+    WRITERS[file](tmp_path / file, inputs=images, labels=np.arange(30) % 2, split=np.repeat([0, 2], 15))
+    with pytest.raises(ValueError, match=r"\(8, 9, 3\).*`layout: channels_last`"):
+        Tensors(file=tmp_path / file).identity()
+    task = Tensors(file=tmp_path / file, layout="channels_last", validation_fraction=0)
+    pixels = next(task.load().train.batches([torch.arange(15)], None))
+    assert task.input_shape == (3, 8, 9)
+    np.testing.assert_array_equal((pixels * 255).round().numpy(), images[:15].transpose(0, 3, 1, 2))
+    assert Tensors(file=tmp_path / file, layout="channels_first").input_shape == (8, 9, 3)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 8, 8), (3, 9, 3), (8, 8), (4, 5, 1), (64, 10, 10)])
+def test_inputs_that_may_well_be_channels_first_are_taken_so(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    write_npz(tmp_path / "data.npz", inputs=np.zeros((4, *shape)), labels=np.arange(4))
+    assert Tensors(file=tmp_path / "data.npz").input_shape == shape
+
+
+def test_the_layout_is_part_of_the_identity_only_where_it_turns_something_around(tmp_path: Path) -> None:
+    write_npz(tmp_path / "data.npz", inputs=np.zeros((4, 3, 8, 8)), labels=np.arange(4))
+    plain, first, last = (
+        Tensors(file=tmp_path / "data.npz", layout=layout).identity()
+        for layout in (None, "channels_first", "channels_last")
+    )
+    assert plain == first != last
+    assert "layout" not in plain
+
+
+def test_labels_that_were_counted_from_one_are_refused(tmp_path: Path) -> None:
+    write_npz(tmp_path / "data.npz", inputs=np.zeros((40, 2)), labels=1 + np.arange(40) % 4)
+    for classes in (4, ("a", "b", "c", "d")):
+        task = Tensors(file=tmp_path / "data.npz", classes=classes)
+        for use in (task.identity, task.load, task.survey):
+            with pytest.raises(ValueError, match=r"`labels` of .* go from 1 to 4, .* subtract 1"):
+                use()
 
 
 def test_a_missing_file_of_arrays_is_named(tmp_path: Path) -> None:

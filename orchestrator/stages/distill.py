@@ -50,15 +50,15 @@ def setting_of(
     config: DistillConfig, task: Task, student: nn.Module, teachers: Sequence[nn.Module], *, world: int = 1
 ) -> Setting:
     """What the methods of a student are built for, when each of `world` workers has its part of the batch."""
-    shape = task.input_shape
+    inputs = (task.input_shape, task.input_dtype == "int64")
     return Setting(
-        student=Features(student, shape),
-        teacher=Features(teachers[0], shape) if len(teachers) == 1 else None,
+        student=Features(student, *inputs),
+        teacher=Features(teachers[0], *inputs) if len(teachers) == 1 else None,
         num_classes=config.student.num_classes or task.num_classes,
         batch_size=-(-config.batch_size // world),
         epochs=config.epochs,
         label_smoothing=config.label_smoothing,
-        teachers=tuple(Features(teacher, shape) for teacher in teachers),
+        teachers=tuple(Features(teacher, *inputs) for teacher in teachers),
     )
 
 

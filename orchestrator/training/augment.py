@@ -31,9 +31,13 @@ def augment(inputs: Tensor, ids: Tensor, steps: Sequence[AugmentConfig], seed: i
     """One view of inputs (B, C, H, W) whose zero is the background; `ids` (B,) int64 on the same device.
 
     Steps are applied in order, each with random numbers of its own. Mixup is left to the caller, who has the other
-    samples at hand (`mixup_partners`). `ValueError` when a step needs images and `inputs` are something else.
+    samples at hand (`mixup_partners`). `ValueError` when `inputs` are not what a step needs.
     """
     for stream, step in enumerate(steps):
+        if not inputs.is_floating_point():
+            raise ValueError(
+                f"augmentation `{step.name}` makes other numbers, but the inputs are integers that stand for things"
+            )
         if isinstance(step, MixupConfig):
             continue
         if inputs.dim() != 4:

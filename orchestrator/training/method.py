@@ -27,6 +27,7 @@ class Features:
 
     model: nn.Module
     input_shape: tuple[int, ...]
+    takes_integers: bool = False
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -48,7 +49,9 @@ class Features:
     def probe(self, names: Sequence[str]) -> list[Tensor]:
         """The features of two inputs of zeros in eval mode, with the graph that led to them where gradients are on."""
         like = next(self.model.parameters())
-        inputs = torch.zeros(2, *self.input_shape, dtype=like.dtype, device=like.device).requires_grad_()
+        dtype = torch.int64 if self.takes_integers else like.dtype
+        inputs = torch.zeros(2, *self.input_shape, dtype=dtype, device=like.device)
+        inputs.requires_grad_(inputs.is_floating_point())
         mode = self.model.training
         tapped = Tapped(self.model.eval(), names)
         try:
