@@ -80,7 +80,7 @@ class Learner(nn.Module):
 @dataclass
 class Progress:
     """Where a training is, and the sums of losses and accuracy over the `steps` of this epoch, and over the `recent`
-    ones since the last point of the curves.
+    ones since the last point of the curves. A step counts for as much of a batch as it has samples.
 
     `best_epoch` counts from 1; with early stopping its weights are kept. `silent` are the losses that were 0, or had
     no gradient, in every step of every epoch so far; `constant` had none in any step of this one.
@@ -294,14 +294,21 @@ class _Training:
         self._check_finite(names, values)
         # One by one, so that the sums do not depend on where the looks, and with them a stop, fell.
         for step, row in enumerate(values.tolist(), self.progress.step - len(values) + 1):
+            weight = self._weight(step)
             for name, value in zip(names, row, strict=True):
-                self.progress.sums[name] = self.progress.sums.get(name, 0.0) + value
-                self.progress.recent[name] = self.progress.recent.get(name, 0.0) + value
+                self.progress.sums[name] = self.progress.sums.get(name, 0.0) + weight * value
+                self.progress.recent[name] = self.progress.recent.get(name, 0.0) + weight * value
             self.progress.steps += 1
             if self.progress.steps % CURVE_EVERY == 0:
-                self.context.report(step, _means(self.progress.recent, CURVE_EVERY, "steps/"))
+                self.context.report(step, _means(self.progress.recent, CURVE_EVERY - 1 + weight, "steps/"))
                 self.progress.recent = {}
         self.pending.clear()
+
+    def _weight(self, step: int) -> float:
+        """The samples of a step, counted from 1, in full batches; only an epoch's last batch may be smaller."""
+        if step % self.steps_per_epoch:
+            return 1.0
+        return self.transfer.samples_per_epoch / self.config.batch_size - (self.steps_per_epoch - 1)
 
     def _check_finite(self, names: list[str], values: Tensor) -> None:
         """What was told (steps, terms) of the steps since the last look, and the weights that they led to."""
@@ -352,7 +359,8 @@ class _Training:
         self._look()
         self.cost.end_epoch(self.progress.step)
         self._note_silence(epoch)
-        metrics = {"epoch": epoch + 1, **_means(self.progress.sums, max(self.progress.steps, 1), "train/")}
+        batches = self.progress.steps - 1 + self._weight(self.progress.step)
+        metrics = {"epoch": epoch + 1, **_means(self.progress.sums, batches, "train/")}
         metrics["train/learning_rate"] = self.optimizer.param_groups[0]["lr"]
         if self.validation is not None and len(self.validation) and self.context.is_main:
             metrics |= self._validate()
@@ -401,9 +409,9 @@ class _Training:
         return predictor(self.model, self.transfer, self.config)(inputs)
 
 
-def _means(sums: Mapping[str, float], count: int, prefix: str) -> dict[str, float]:
-    """The mean loss and its terms, and whatever else was summed over `count` steps."""
-    means = {name: value / count for name, value in sums.items()}
+def _means(sums: Mapping[str, float], batches: float, prefix: str) -> dict[str, float]:
+    """The mean over samples of the loss, its terms, and whatever else was summed over so many full batches."""
+    means = {name: value / batches for name, value in sums.items()}
     loss = sum(value for name, value in means.items() if name.startswith(LOSS))
     return {f"{prefix}loss": loss, **{f"{prefix}{name}": value for name, value in means.items()}}
 

@@ -376,8 +376,9 @@ def test_the_first_epochs_are_those_of_plain_training_while_peers_burn_in(stages
     assert peer[1]["train/loss/soft"] > 0
     assert peer[1]["train/peers_heard"] == 1
     assert peer[1]["validation/loss"] != plain[1]["validation/loss"]
-    # The other has finished its 14 steps; this one is at its steps 7 to 13.
-    assert peer[1]["train/staleness"] == pytest.approx(sum(step - 14 for step in range(7, 14)) / 7)
+    # The other has finished its 14 steps; this one is at its steps 7 to 13, of 16 samples each, 12 in the last.
+    ages = zip(range(7, 14), [16] * 6 + [12], strict=True)
+    assert peer[1]["train/staleness"] == pytest.approx(sum(size * (step - 14) for step, size in ages) / 108)
     assert stages.record("peers.1").metrics["staleness"] == pytest.approx(-4)
 
 

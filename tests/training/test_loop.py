@@ -358,6 +358,23 @@ def test_label_smoothing_is_that_of_torch(bench: Any) -> None:
     assert same_weights(bench.train(bench.mlp(), "train-2", method=Supervised(0.2)), expected)
 
 
+@pytest.mark.parametrize("batch_size", [5, 11, 22, 23, 100])
+@pytest.mark.parametrize("steps", [None, 1, 2])
+def test_an_epoch_counts_every_sample_once_wherever_it_stopped(
+    bench: Any, batch_size: int, steps: int | None
+) -> None:
+    still = {"batch_size": batch_size, "epochs": 2, "optimizer": {"name": "sgd", "learning_rate": 1e-30}}
+    model, split = bench.mlp().eval(), bench.split()
+    logits = model((split.inputs - 0.5) / 0.3)
+    if steps is not None:
+        bench.stopped(bench.mlp(), steps, **still)
+    bench.train(bench.mlp(), **still)
+    right = (logits.argmax(dim=1) == split.labels).double().mean().item()
+    for line in bench.metrics():
+        assert line["train/loss"] == pytest.approx(F.cross_entropy(logits, split.labels).item(), rel=1e-6)
+        assert line["train/accuracy"] == pytest.approx(right, rel=1e-6)
+
+
 def test_metrics_are_those_of_the_epoch(bench: Any) -> None:
     seen: list[float] = []
 
@@ -371,7 +388,8 @@ def test_metrics_are_those_of_the_epoch(bench: Any) -> None:
     lines = bench.metrics()
     assert [(line["step"], line["epoch"]) for line in lines] == [(5, 1), (10, 2), (15, 3)]
     for epoch, line in enumerate(lines):
-        mean = sum(seen[5 * epoch : 5 * epoch + 5]) / 5
+        *whole, last = seen[5 * epoch : 5 * epoch + 5]  # four batches of 5 and one of 3
+        mean = (5 * sum(whole) + 3 * last) / 23
         assert line["train/loss"] == pytest.approx(mean, rel=1e-6)
         assert line["train/loss/one"] == pytest.approx(0.25 * mean, rel=1e-6)
     assert [line["train/learning_rate"] for line in lines] == pytest.approx([0.05, 0.005, 0.005])
@@ -467,7 +485,8 @@ def test_the_training_accuracy_is_that_of_the_batches_as_they_were_trained_on(be
 
     bench.train(bench.mlp(), method=Listening())
     for epoch, line in enumerate(bench.metrics()):
-        assert line["train/accuracy"] == pytest.approx(sum(seen[5 * epoch : 5 * epoch + 5]) / 5)
+        *whole, last = seen[5 * epoch : 5 * epoch + 5]
+        assert line["train/accuracy"] == pytest.approx((5 * sum(whole) + 3 * last) / 23)
 
 
 @pytest.mark.parametrize("augment", [(), (MixupConfig(alpha=0.4),)])
