@@ -67,9 +67,7 @@ class Learner(nn.Module):
         """Named losses of a batch, and what else is told of it: its accuracy, if it has labels of its own, and what
         the method observes."""
         with torch.autocast(batch.inputs.device.type, torch.bfloat16) if self.autocasts else nullcontext():
-            output = self.model(batch.inputs)
-        if not isinstance(output, Output):
-            output = Output(output, {})
+            output = _output_of(self.model(batch.inputs))
         seen = {}
         if self.labelled and batch.weights is None:
             seen["accuracy"] = (output.logits.detach().argmax(dim=1) == batch.labels).float().mean()
@@ -416,6 +414,17 @@ def _means(sums: Mapping[str, float], batches: float, prefix: str) -> dict[str, 
     return {f"{prefix}loss": loss, **{f"{prefix}{name}": value for name, value in means.items()}}
 
 
+def _output_of(returned: object) -> Output:
+    if isinstance(returned, Output):
+        return returned
+    if isinstance(returned, Tensor):
+        return Output(returned, {})
+    raise StageError(
+        f"the model returns a {type(returned).__name__}; a model returns its logits (B, C), one tensor: write a module"
+        " around it that returns them alone"
+    )
+
+
 def seed_generators(seed: int, device: torch.device) -> None:
     """What `torch.manual_seed` does, for one device: 3 µs in place of 150 µs, and this is done in every step."""
     torch.default_generator.manual_seed(seed)
@@ -430,7 +439,6 @@ def predictor(model: nn.Module, transfer: TransferSet, config: TrainingConfig) -
 
     def predict(inputs: Tensor) -> Tensor:
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-            output = model(transfer.normalised(inputs))
-        return output.logits if isinstance(output, Output) else output
+            return _output_of(model(transfer.normalised(inputs))).logits
 
     return predict

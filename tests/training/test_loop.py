@@ -358,6 +358,23 @@ def test_label_smoothing_is_that_of_torch(bench: Any) -> None:
     assert same_weights(bench.train(bench.mlp(), "train-2", method=Supervised(0.2)), expected)
 
 
+@pytest.mark.parametrize("wrap", [lambda x: (x, None), lambda x: [x], lambda x: {"logits": x}])
+def test_a_model_that_returns_something_else_than_logits_is_told_what_to_return(
+    bench: Any, wrap: Callable[[Tensor], Any]
+) -> None:
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = bench.mlp()
+
+        def forward(self, inputs: Tensor) -> Any:
+            return wrap(self.network(inputs))
+
+    name = type(wrap(torch.zeros(1))).__name__
+    with pytest.raises(StageError, match=rf"the model returns a {name}; .* logits \(B, C\), one tensor"):
+        bench.train(Wrapped())
+
+
 @pytest.mark.parametrize("batch_size", [5, 11, 22, 23, 100])
 @pytest.mark.parametrize("steps", [None, 1, 2])
 def test_an_epoch_counts_every_sample_once_wherever_it_stopped(
