@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from raydistill.errors import PlanError, StoreError
 from raydistill.predict import load_model
-from raydistill.runs.files import json_text
+from raydistill.runs.files import json_line, json_text
 from raydistill.tasks.splits import normalised
 from raydistill.tracking.logged_model import save_logged_model
 from raydistill.training.model_files import DESCRIPTION, WEIGHTS, TrainedModel
@@ -145,7 +145,7 @@ def export_students(requests: list[dict[str, str]]) -> None:
             error = f"{type(failure).__name__}: {lines[0]}"
         report = target.with_name(f"{target.name}.json")
         temporary = report.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"error": error}))
+        temporary.write_text(json_line({"error": error}))
         temporary.replace(report)
 
 

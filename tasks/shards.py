@@ -171,7 +171,7 @@ def write_manifest(folder: Path, **about: Any) -> None:
 
 def write_json(file: Path, value: Any) -> None:
     """Write indented JSON with every character as it is."""
-    file.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    file.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _table(batch: Arrays) -> Any:
@@ -184,7 +184,7 @@ def _table(batch: Arrays) -> Any:
         pyarrow.binary(width), len(pixels), [None, pyarrow.py_buffer(pixels)]
     )
     table = pyarrow.table({"pixels": column, "label": batch.labels, "id": batch.ids})
-    return table.replace_schema_metadata({"shape": json.dumps(shape)})
+    return table.replace_schema_metadata({"shape": json.dumps(shape, allow_nan=False)})
 
 
 def _regrouped(batches: Iterable[Arrays], rows: int) -> Iterator[Arrays]:

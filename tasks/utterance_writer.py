@@ -49,7 +49,9 @@ class UtteranceWriter:
             self._write(split)
         for writer in self.writers.values():
             writer.close()
-        (self.folder / "classes.json").write_text(json.dumps(list(self.labels), indent=0) + "\n")
+        (self.folder / "classes.json").write_text(
+            json.dumps(list(self.labels), indent=0, allow_nan=False) + "\n"
+        )
 
     def _write(self, split: str) -> None:
         import pyarrow
@@ -143,7 +145,9 @@ def write_utterances(
                 writer.add(outcome)
         writer.close()
         report.require(minimum_share)
-        (unfinished / "alignment.json").write_text(json.dumps(report.values(), indent=1) + "\n")
+        (unfinished / "alignment.json").write_text(
+            json.dumps(report.values(), indent=1, allow_nan=False) + "\n"
+        )
         for path in sorted(unfinished.iterdir(), key=lambda path: path.suffix == ".parquet"):
             path.rename(folder / path.name)
     finally:

@@ -26,11 +26,10 @@ def evaluate(model: Path, split: str) -> None:
     \b
     distill evaluate runs/stages/distill-1f0c92ab34de --split test
     """
-    import json
-
     from raydistill.predict import evaluate_model
+    from raydistill.runs.files import json_text
 
-    click.echo(json.dumps(evaluate_model(model, split), indent=1))
+    click.echo(json_text(evaluate_model(model, split)), nl=False)
 
 
 @click.command()

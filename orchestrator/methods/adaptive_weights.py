@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from raydistill.methods.losses import hard_loss
+from raydistill.methods.losses import divergence_terms, hard_loss
 from raydistill.models.taps import Output
 from raydistill.plan.committee_method_configs import AdaptiveWeightsOptions
 from raydistill.targets.mixing import TeacherTargets
@@ -49,4 +49,4 @@ def member_losses(student_logits: Tensor, teacher_logits: Tensor, temperature: f
     """T² · KL(p_m^T ‖ q^T) of each teacher, (B, M), from logits (B, C) and (B, M, C)."""
     student = F.log_softmax(student_logits / temperature, dim=-1).unsqueeze(1)
     members = F.log_softmax(teacher_logits / temperature, dim=-1)
-    return temperature**2 * F.kl_div(student, members, reduction="none", log_target=True).sum(dim=-1)
+    return temperature**2 * divergence_terms(student, members).sum(dim=-1)

@@ -85,7 +85,9 @@ def cross_entropies(logits: Tensor, batch: Batch) -> Tensor:
 
 
 def _cross_entropies_with(logits: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(logits.mT, labels.unsqueeze(1).expand(-1, logits.shape[1]), reduction="none")
+    errors = F.cross_entropy(logits.mT, labels.unsqueeze(1).expand(-1, logits.shape[1]), reduction="none")
+    # Infinite for a teacher that excludes the label: its weight is 0, where the softmax of infinity is no number.
+    return errors.clamp(max=torch.finfo(errors.dtype).max)
 
 
 def build_regressor(channels: int, target: int) -> nn.Module:

@@ -42,4 +42,6 @@ class Dafl(Method):
 def negative_entropy(logits: Tensor) -> Tensor:
     """Σ_c ū_c log10 ū_c of the mean prediction ū of a batch (B, C): -1 for ten equally frequent classes, 0 for one."""
     mean = torch.softmax(logits, dim=1).mean(dim=0)
+    # At 0 the value has the limit 0, and the slope is infinite: the softmax before it would make that no number.
+    mean = mean.clamp(min=torch.finfo(mean.dtype).tiny)
     return torch.xlogy(mean, mean).sum() / math.log(10)

@@ -21,11 +21,12 @@ def soft_loss(
     """T² · KL(p̄^T ‖ q^T), the teachers' mean tempered probabilities against the student's (arXiv 1503.02531, eq. 1).
 
     student_logits (B, C). With one teacher the gradient in z is T · (q^T - p^T) / B. Zero means a perfect match.
-    With the reduction `none` the result is (B,), one divergence per sample.
+    With the reduction `none` the result is (B,), one divergence per sample. A class to which a teacher gives the logit
+    -inf costs nothing, whatever the student says; one that the student alone excludes costs infinity.
     """
     student = F.log_softmax(student_logits.float() / temperature, dim=-1)
     target = tempered_probabilities(teacher, temperature).detach()
-    divergence = F.kl_div(student, target, reduction=reduction)
+    divergence = F.kl_div(torch.where(target == 0, 0.0, student), target, reduction=reduction)
     if reduction == "none":
         divergence = divergence.sum(dim=-1)
     return divergence * temperature**2 if scale_by_temperature_squared else divergence
@@ -45,4 +46,11 @@ def divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: floa
     """T² · KL(softmax(v/T) ‖ softmax(z/T)) of logits (B, C), whose gradient reaches both unless one is detached."""
     student = F.log_softmax(student_logits.float() / temperature, dim=-1)
     teacher = F.log_softmax(teacher_logits.float() / temperature, dim=-1)
-    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+    return divergence_terms(student, teacher).sum() / len(student) * temperature**2
+
+
+def divergence_terms(student: Tensor, teacher: Tensor) -> Tensor:
+    """p · (log p - log q) of log-probabilities log q (..., C) and log p (..., C): 0 where p is, also for q = 0."""
+    probabilities = teacher.exp()
+    never = probabilities == 0  # chosen before the product: a product with infinity spoils the gradient
+    return probabilities * (torch.where(never, 0.0, teacher) - torch.where(never, 0.0, student))

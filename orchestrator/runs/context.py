@@ -1,6 +1,5 @@
 """What a stage receives besides its config: where to read, where to write, how to report, when to stop."""
 
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from raydistill.errors import StageError, StoreError
-from raydistill.runs.files import read_json, replaced_file, store_errors
+from raydistill.runs.files import json_line, read_json, replaced_file, store_errors
 from raydistill.runs.folder import METRICS, StageFolder
 from raydistill.tasks.task import Task
 
@@ -85,7 +84,7 @@ class StageContext:
         """Append metrics of one step to `metrics.jsonl` (buffered: at most `FLUSH_SECONDS` behind)."""
         if not self.is_main:
             return
-        self._lines.append(json.dumps({"step": step, "time": round(time.time(), 3), **metrics}))
+        self._lines.append(json_line({"step": step, "time": round(time.time(), 3), **metrics}))
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
         if self.on_report is not None:
@@ -134,4 +133,4 @@ class StageContext:
 def claim_attempt(folder: StageFolder, attempt: str) -> None:
     """Make `attempt` the only one that may publish to `folder`. Processes matter here, not power cuts: no fsync."""
     with replaced_file(folder.path / ATTEMPT) as temporary:
-        temporary.write_text(json.dumps({"attempt": attempt}))
+        temporary.write_text(json_line({"attempt": attempt}))

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import math
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,24 @@ def write_json(path: Path, value: Any) -> None:
 
 def json_text(value: Any) -> str:
     """`value` as the indented JSON that all our files hold."""
-    return json.dumps(value, indent=1, sort_keys=False) + "\n"
+    return json.dumps(strict(value), indent=1, sort_keys=False, allow_nan=False) + "\n"
+
+
+def json_line(value: Any) -> str:
+    """`value` as JSON in one line, without its end."""
+    return json.dumps(strict(value), allow_nan=False)
+
+
+def strict(value: Any) -> Any:
+    """`value` with the numbers that JSON does not have as the texts that `float` reads: Infinity, -Infinity, NaN.
+
+    Other readers than Python's refuse a whole file for one of them.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, Mapping):
+        return {key: strict(item) for key, item in value.items()}
+    return [strict(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def read_json(path: Path) -> Any:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psutil
 
-from raydistill.runs.files import make_folder, store_errors
+from raydistill.runs.files import json_line, make_folder, store_errors
 
 LEASE = re.compile(r"lease-(\d+)\.json")
 BEAT_SECONDS = 2.0
@@ -203,4 +203,4 @@ def _machine() -> str:
 
 
 def _encoded(content: dict[str, object]) -> bytes:
-    return json.dumps(content).encode().ljust(LENGTH)
+    return json_line(content).encode().ljust(LENGTH)

@@ -76,7 +76,7 @@ def run_trial(
 
     def hear(node: str, metrics: Mapping[str, float]) -> None:
         if judged == (node,) and request.metric in metrics:
-            report(int(metrics["epoch"]), metrics[request.metric])
+            report(int(metrics["epoch"]), float(metrics[request.metric]))
 
     root = Path(request.root)
     backend: Backend = LocalBackend(stop, hear) if share is None else RayBackend(on_report=hear, share=share)
@@ -117,8 +117,8 @@ def _curve(path: Path, metric: str) -> dict[int, float]:
         for line in path.read_text().splitlines():
             with suppress(ValueError):  # a power cut may have left half a line
                 values = json.loads(line)
-                if metric in values and math.isfinite(values[metric]):
-                    curve[int(values["epoch"])] = values[metric]
+                if metric in values and math.isfinite(value := float(values[metric])):
+                    curve[int(values["epoch"])] = value
     return curve
 
 

@@ -42,8 +42,10 @@ def tempered_log_probabilities(targets: TeacherTargets, temperature: float) -> T
 
 
 def mean_logits(targets: TeacherTargets) -> Tensor:
-    """Σ_m w_m v^m, (B, C): logits of the geometric mean at any temperature."""
-    return (targets.logits.float() * targets.weights.float().unsqueeze(-1)).sum(dim=1)
+    """Σ_m w_m v^m, (B, C): logits of the geometric mean at any temperature. A teacher of weight 0 has no say, also not
+    with the logit -inf."""
+    weights = targets.weights.float().unsqueeze(-1)
+    return torch.where(weights == 0, 0.0, targets.logits.float() * weights).sum(dim=1)
 
 
 def geometric_log_probabilities(targets: TeacherTargets, temperature: float) -> Tensor:
@@ -54,7 +56,8 @@ def geometric_log_probabilities(targets: TeacherTargets, temperature: float) -> 
 def entropy(logits: Tensor) -> Tensor:
     """Entropy of softmax(logits) in nats, (...,)."""
     log_probabilities = torch.log_softmax(logits.float(), dim=-1)
-    return -(log_probabilities.exp() * log_probabilities).sum(dim=-1)
+    probabilities = log_probabilities.exp()
+    return -(probabilities * torch.where(probabilities == 0, 0.0, log_probabilities)).sum(dim=-1)
 
 
 def entropy_weights(logits: Tensor, tau: float) -> Tensor:
@@ -67,4 +70,6 @@ def entropy_weights(logits: Tensor, tau: float) -> Tensor:
 def divergence_from(logits: Tensor, log_mean: Tensor) -> Tensor:
     """KL(p^m ‖ p̄) at T = 1 in nats, (B, M), from logits (B, M, C) and log p̄ (B, C)."""
     members = torch.log_softmax(logits.float(), dim=-1)
-    return (members.exp() * (members - log_mean.unsqueeze(1))).sum(dim=-1)
+    probabilities = members.exp()
+    apart = torch.where(probabilities == 0, 0.0, members - log_mean.unsqueeze(1))
+    return (probabilities * apart).sum(dim=-1)

@@ -7,6 +7,7 @@ randomness is a function of (seed, step), so that stopping anywhere and resuming
 
 import copy
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
@@ -322,7 +323,8 @@ class _Training:
     def _not_finite(self, what: str, step: int, terms: str = "") -> StageError:
         return StageError(
             f"the {what} is not finite at step {step}{terms}; the last good checkpoint is kept. Lower the"
-            " learning rate, set `clip_norm`, or check the inputs and the teacher"
+            " learning rate, set `clip_norm`, or check the inputs and the teacher; a logit of -inf is taken where a"
+            " softened teacher has it too, and for no label"
         )
 
     def _checkpoint_if_due(self) -> None:
@@ -385,6 +387,10 @@ class _Training:
             return
         value = metrics[f"validation/{stopping.metric}"]
         value = -value if stopping.metric == "loss" else value
+        if not math.isfinite(
+            value
+        ):  # a label with the logit -inf; compared with nan, nothing would be better again
+            return
         if self.progress.best_value is None or value > self.progress.best_value:
             self.progress.best_value, self.progress.best_epoch = value, epoch + 1
             self.best = {key: tensor.clone() for key, tensor in self.model.state_dict().items()}

@@ -1,3 +1,6 @@
+import ast
+import json
+import math
 import os
 import subprocess
 import sys
@@ -7,7 +10,10 @@ from typing import Any
 import pytest
 
 from raydistill.errors import StoreError
-from raydistill.runs.files import atomic_write, make_folder, read_json, write_json
+from raydistill.runs import files
+from raydistill.runs.files import atomic_write, json_line, make_folder, read_json, write_json
+from raydistill.runs.folder import StageFolder
+from raydistill.runs.record import Record
 
 KILLED = """
 import os, signal, sys
@@ -95,3 +101,35 @@ def test_damaged_json_is_named(tmp_path: Path, content: bytes) -> None:
 def test_missing_json_is_named(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"file.json` is missing"):
         read_json(tmp_path / "file.json")
+
+
+def test_numbers_that_json_does_not_have_are_texts_that_float_reads(tmp_path: Path) -> None:
+    values = {"loss": [math.inf, -math.inf, math.nan], "step": (1, 2.5), "name": "NaN"}
+    write_json(tmp_path / "values.json", values)
+
+    def refuse(text: str) -> None:
+        raise ValueError(f"{text} is no JSON")
+
+    for text in ((tmp_path / "values.json").read_text(), json_line(values)):
+        read = json.loads(text, parse_constant=refuse)
+        assert read == {"loss": ["Infinity", "-Infinity", "NaN"], "step": [1, 2.5], "name": "NaN"}
+    assert [float(text) for text in read["loss"][:2]] == values["loss"][:2]
+
+
+def test_a_record_gets_its_infinite_metric_back(tmp_path: Path) -> None:
+    folder = StageFolder(tmp_path / "train-abc")
+    folder.create({})
+    metrics = {"test/loss": math.inf, "test/accuracy": 0.5}
+    record = Record(kind="train", fingerprint="abc", status="done", seconds=1, finished=1, metrics=metrics)
+    folder.write_record(record)
+    assert "Infinity," not in (folder.path / "record.json").read_text().replace('"Infinity"', "")
+    assert folder.done_record().metrics == metrics
+
+
+@pytest.mark.parametrize("folder", ["runs", "targets", "training", "stages", "export.py"])
+def test_nothing_but_strict_json_is_written(folder: str) -> None:
+    place = Path(files.__file__).parents[1] / folder
+    for path in [place] if place.is_file() else place.rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and ast.unparse(call.func) in ("json.dumps", "json.dump"):
+                assert any(keyword.arg == "allow_nan" for keyword in call.keywords), f"{path}:{call.lineno}"

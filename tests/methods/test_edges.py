@@ -1,0 +1,178 @@
+"""Every method at the edge of the numbers: what it says is finite and right, or so plainly wrong that the loop stops.
+
+Driven by the table of methods: a new one is covered by being in it.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from raydistill.lookup import load_object
+from raydistill.methods.dafl import negative_entropy
+from raydistill.methods.losses import divergence
+from raydistill.models.build import build_model
+from raydistill.models.taps import Output, Tapped
+from raydistill.plan.method_configs import METHODS
+from raydistill.plan.method_options import SoftTargetOptions
+from raydistill.targets.mixing import (
+    TeacherTargets,
+    divergence_from,
+    entropy,
+    mean_logits,
+    tempered_log_probabilities,
+)
+from raydistill.training.data import Batch
+from raydistill.training.method import Features, Method, Setting
+
+SHAPE = (1, 16, 16)
+SOFT = [name for name, kind in METHODS.items() if issubclass(kind.config, SoftTargetOptions)]
+
+
+def excluding(logits: Tensor, value: float) -> Tensor:
+    """The same logits but for the last class, which has this one."""
+    return torch.cat([logits[:, :-1], torch.full_like(logits[:, -1:], value)], dim=1)
+
+
+class Scene:
+    """A student and two teachers of one architecture, which every method takes, and a batch of theirs."""
+
+    def __init__(self, name: str, classes: int = 4, batch: int = 8, **options: Any) -> None:
+        torch.manual_seed(1)
+        self.kind, self.classes, self.batch = METHODS[name], classes, batch
+        size = {"widths": [4, 6], "batch_norm": True, "hidden": [8]}
+        self.student, *teachers = (build_model("cnn", size, SHAPE, classes) for _ in range(3))
+        self.teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
+        if not self.kind.config.weighs_teachers:
+            self.teachers = self.teachers[:1]
+        features = [Features(teacher, SHAPE) for teacher in self.teachers]
+        setting = Setting(
+            Features(self.student, SHAPE), features[0], classes, 8, epochs=3, teachers=tuple(features)
+        )
+        config = self.kind.config.model_validate({"method": name, **options})
+        self.method: Method = load_object(self.kind.implementation)(config, setting)
+        self.inputs = torch.rand(batch, *SHAPE)
+        self.labels = torch.arange(batch) % classes
+
+    def losses(
+        self, student_logits: Tensor, teacher_logits: Tensor, *, autocasts: bool = False
+    ) -> dict[str, Tensor]:
+        """The losses of given logits (B, C) and (B, C), beside features as the networks make them."""
+        tapped = [Tapped(teacher, self.method.teacher_features) for teacher in self.teachers]
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocasts):
+            own = Tapped(self.student, self.method.student_features)(self.inputs)
+            members = tuple(teacher(self.inputs).features for teacher in tapped)
+        count = len(self.teachers)
+        logits = teacher_logits.unsqueeze(1).repeat(1, count, 1)
+        weights = torch.full((self.batch, count), 1 / count)
+        targets = TeacherTargets(logits, weights, members[0], members)
+        rows = torch.arange(self.batch)
+        output = Output(student_logits.to(own.logits.dtype), own.features)
+        return self.method.losses(output, targets, Batch(self.inputs, self.labels, rows, rows))
+
+    def check(self, student_logits: Tensor, teacher_logits: Tensor, *, autocasts: bool = False) -> None:
+        """Value and gradient are finite."""
+        student_logits = student_logits.clone().requires_grad_()
+        losses = self.losses(student_logits, teacher_logits, autocasts=autocasts)
+        total = torch.stack(list(losses.values())).sum()
+        assert total.dtype == torch.float32
+        assert total.isfinite(), losses
+        if not total.requires_grad:  # a term of a batch that has nothing to compare
+            return
+        total.backward()
+        learned = [student_logits, *self.student.parameters(), *self.method.parameters()]
+        assert all(part.grad.isfinite().all() for part in learned if part.grad is not None)
+
+    def draw(self, size: float = 2.0, seed: int = 0) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return size * torch.randn(self.batch, self.classes, generator=generator)
+
+
+def with_temperature(name: str, temperature: float) -> dict[str, float]:
+    return {"temperature": temperature} if "temperature" in METHODS[name].config.model_fields else {}
+
+
+@pytest.mark.parametrize("autocasts", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("temperature", [1e-3, 1.0, 1e4])
+@pytest.mark.parametrize("name", METHODS)
+def test_wide_logits_at_any_temperature_give_finite_values_and_gradients(
+    name: str, temperature: float, autocasts: bool
+) -> None:
+    scene = Scene(name, **with_temperature(name, temperature))
+    sure, other = (200 * scene.draw(seed=seed).sign() for seed in (0, 1))
+    for student, teacher in ((sure, other), (sure, sure), (sure, -sure), (other * 0, other)):
+        scene.check(student, teacher, autocasts=autocasts)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("name", METHODS)
+def test_two_classes_and_a_batch_of_one_are_enough(name: str, classes: int, batch: int) -> None:
+    scene = Scene(name, classes=classes, batch=batch)
+    scene.check(scene.draw(), scene.draw(seed=1))
+
+
+@pytest.mark.parametrize("who", ["teacher", "student", "both"])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_class_that_is_excluded_costs_its_limit_or_stops_the_training(name: str, who: str) -> None:
+    scene = Scene(name)
+    scene.labels = scene.labels % 3  # never the class that is excluded
+
+    def loss(value: float) -> Tensor:
+        student, teacher = scene.draw(), scene.draw(seed=1)
+        torch.manual_seed(2)  # negatives may be drawn
+        return torch.stack(
+            list(
+                scene.losses(
+                    excluding(student, value) if who != "teacher" else student,
+                    excluding(teacher, value) if who != "student" else teacher,
+                ).values()
+            )
+        ).sum()
+
+    nearly, more, wholly = loss(-1e4), loss(-1e5), loss(-torch.inf)
+    has_limit = torch.isclose(nearly, more, rtol=1e-4)
+    if name in SOFT and who != "student":
+        assert has_limit
+        assert wholly.isfinite()
+    assert not wholly.isfinite() or (has_limit and torch.isclose(wholly, more, rtol=1e-4))
+
+
+@pytest.mark.parametrize("name", SOFT)
+def test_where_both_exclude_a_class_the_gradient_is_that_of_the_others(name: str) -> None:
+    scene = Scene(name)
+    scene.labels = scene.labels % 3
+    scene.check(excluding(scene.draw(), -torch.inf), excluding(scene.draw(seed=1), -torch.inf))
+
+
+def test_peers_that_exclude_a_class_are_as_far_apart_as_without_it() -> None:
+    own, other = (torch.randn(5, 4, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    student, teacher = (excluding(logits, -torch.inf).requires_grad_() for logits in (own, other))
+    apart = divergence(student, teacher, 3.0)
+    apart.backward()
+    torch.testing.assert_close(apart, divergence(own[:, :3], other[:, :3], 3.0))
+    assert student.grad.isfinite().all()  # type: ignore[union-attr]
+    assert teacher.grad.isfinite().all()  # type: ignore[union-attr]
+    assert divergence(student, other, 3.0) == torch.inf
+
+
+def test_teachers_that_exclude_a_class_are_weighed_by_what_they_say() -> None:
+    logits = torch.randn(5, 2, 4, generator=torch.Generator().manual_seed(0))
+    logits[:, 0, 3] = -torch.inf
+    torch.testing.assert_close(entropy(logits)[:, 0], entropy(logits[:, :1, :3])[:, 0])
+    weights = torch.tensor([0.0, 1.0]).expand(5, 2)
+    torch.testing.assert_close(mean_logits(TeacherTargets(logits, weights)), logits[:, 1])
+    even = TeacherTargets(logits, torch.full((5, 2), 0.5))
+    apart = divergence_from(logits, tempered_log_probabilities(even, 1.0))
+    assert apart.isfinite().all()
+    p, mean = logits.softmax(dim=-1).double(), logits.softmax(dim=-1).double().mean(dim=1, keepdim=True)
+    torch.testing.assert_close(apart.double(), torch.xlogy(p, p / mean).sum(dim=-1), rtol=1e-5, atol=1e-6)
+
+
+def test_a_generator_whose_answers_are_all_of_one_class_still_learns() -> None:
+    logits = torch.tensor([[200.0, -200.0, -200.0]] * 4, requires_grad=True)
+    value = negative_entropy(logits)
+    value.backward()
+    assert value.item() == pytest.approx(0, abs=1e-30)
+    assert logits.grad.isfinite().all()  # type: ignore[union-attr]
