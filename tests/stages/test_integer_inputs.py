@@ -63,8 +63,15 @@ def test_prediction_and_program_take_the_tokens(
     stages: Any, plan: dict[str, Any], words: np.ndarray, tmp_path: Path
 ) -> None:
     folder = stages.run({"teacher": plan["teacher"]}).folder("teacher").path
-    np.save(tmp_path / "words.npy", words[:5])
-    predicted = [dict(row.ranked) for row in predict_files(folder, [tmp_path / "words.npy"])]
+    for name, dtype in (("words", np.int64), ("bytes", np.uint8), ("floats", np.float32)):
+        np.save(tmp_path / f"{name}.npy", words[:5].astype(dtype))
+    predicted, short = (
+        [dict(row.ranked) for row in predict_files(folder, [tmp_path / f"{name}.npy"])]
+        for name in ("words", "bytes")
+    )
+    assert predicted == short
+    (refused,) = predict_files(folder, [tmp_path / "floats.npy"])
+    assert "the model takes integers" in str(refused.error)
     export_model(folder, tmp_path / "exported")
     program: Any = torch.export.load(tmp_path / "exported" / "model.pt2").module()
     given = program(torch.from_numpy(words[:5]).long())
