@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from raydistill.models.build import build_model
-from raydistill.models.layers import Network, average_pool, chain
+from raydistill.models.layers import LoneBatchNorm1d, Network, average_pool, chain
 from raydistill.models.options import BranchedOptions
 
 
@@ -82,7 +82,7 @@ class BranchedNetwork(nn.Module):
         self.gate = chain(
             **dict(average_pool().named_children()),
             linear=nn.Linear(width, len(branches)),
-            norm=LoneBatchNorm(len(branches)),
+            norm=LoneBatchNorm1d(len(branches)),
             relu=nn.ReLU(),
             softmax=nn.Softmax(dim=1),
         )
@@ -104,15 +104,3 @@ class BranchedNetwork(nn.Module):
         """The plain network: the trunk and one branch, whose weights it shares."""
         branch = dict(self.branches[index].named_children())
         return Network({**dict(self.trunk.named_children()), **branch}, self.plain_paths)
-
-
-class LoneBatchNorm(nn.BatchNorm1d):
-    """Batch normalisation that takes a batch of one sample for two equal ones, where torch's refuses it.
-
-    An epoch's last batch may hold a single sample; its normalised value is 0, whatever it is.
-    """
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        if self.training and len(inputs) == 1:
-            return super().forward(inputs.expand(2, -1))[:1]
-        return super().forward(inputs)

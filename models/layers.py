@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class Network(nn.Sequential):
@@ -45,6 +46,26 @@ class ResidualBlock(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.relu(self.pre_activation(self.branch(inputs) + self.shortcut(inputs)))
+
+
+class LoneBatchNorm(_BatchNorm):
+    """Batch normalisation that takes a single value per channel for two equal ones, where torch's refuses it.
+
+    An epoch's last batch may hold a single sample; its normalised value is 0, whatever it is.
+    """
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.training and inputs.numel() == inputs.shape[1]:
+            return super().forward(inputs.expand(2, *inputs.shape[1:]))[:1]
+        return super().forward(inputs)
+
+
+class LoneBatchNorm1d(LoneBatchNorm, nn.BatchNorm1d):
+    """Of vectors (B, C)."""
+
+
+class LoneBatchNorm2d(LoneBatchNorm, nn.BatchNorm2d):
+    """Of maps (B, C, H, W)."""
 
 
 def chain(**parts: nn.Module) -> nn.Sequential:

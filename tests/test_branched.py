@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from raydistill.models.branched import LoneBatchNorm, branch_out
+from raydistill.models.branched import branch_out
 from raydistill.models.build import build_model
+from raydistill.models.layers import LoneBatchNorm1d, LoneBatchNorm2d
 from raydistill.models.taps import Tapped
 
 SHAPE = (3, 32, 32)
@@ -87,10 +88,11 @@ def test_the_stages_of_the_trunk_keep_their_names():
         Tapped(model, ["stage3"])
 
 
-def test_a_batch_of_one_sample_counts_as_two_equal_ones():
-    one, two = LoneBatchNorm(3), LoneBatchNorm(3)
-    row = torch.randn(1, 3)
-    torch.testing.assert_close(one(row), two(row.repeat(2, 1))[:1], atol=1e-4, rtol=0)
+@pytest.mark.parametrize(("norm", "shape"), [(LoneBatchNorm1d, (1, 3)), (LoneBatchNorm2d, (1, 3, 1, 1))])
+def test_a_batch_of_one_sample_counts_as_two_equal_ones(norm, shape):
+    one, two = norm(3), norm(3)
+    row = torch.randn(shape)
+    torch.testing.assert_close(one(row), two(torch.cat([row, row]))[:1], atol=1e-4, rtol=0)
     torch.testing.assert_close(one.running_mean, two.running_mean)
     torch.testing.assert_close(one.running_var, two.running_var)
     assert one.running_var.isfinite().all()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raydistill.methods.adaptive_weights import AdaptiveWeights
-from raydistill.models.layers import Network
+from raydistill.models.layers import LoneBatchNorm2d, Network
 from raydistill.models.taps import Output
 from raydistill.plan.committee_method_configs import CaMkdConfig
 from raydistill.targets.mixing import TeacherTargets
@@ -92,7 +92,7 @@ def _cross_entropies_with(logits: Tensor, labels: Tensor) -> Tensor:
 
 def build_regressor(channels: int, target: int) -> nn.Module:
     """1x1 convolution, batch norm, ReLU."""
-    return nn.Sequential(nn.Conv2d(channels, target, 1), nn.BatchNorm2d(target), nn.ReLU())
+    return nn.Sequential(nn.Conv2d(channels, target, 1), LoneBatchNorm2d(target), nn.ReLU())
 
 
 def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:

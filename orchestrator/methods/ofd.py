@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raydistill.methods.margins import batch_norm_behind, margins
-from raydistill.models.layers import initialise_convolutions
+from raydistill.models.layers import LoneBatchNorm2d, initialise_convolutions
 from raydistill.models.taps import Output
 from raydistill.plan.feature_method_configs import OfdConfig
 from raydistill.targets.mixing import TeacherTargets
@@ -50,7 +50,7 @@ def partial_distance(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor
 
 def build_connector(channels: int, target: int) -> nn.Module:
     """1x1 convolution and batch norm; weights N(0, 2 / target), as the release draws them."""
-    connector = nn.Sequential(nn.Conv2d(channels, target, 1, bias=False), nn.BatchNorm2d(target))
+    connector = nn.Sequential(nn.Conv2d(channels, target, 1, bias=False), LoneBatchNorm2d(target))
     initialise_convolutions(connector)
     return connector
 

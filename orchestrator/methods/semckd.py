@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raydistill.models.layers import LoneBatchNorm2d
 from raydistill.models.taps import Output
 from raydistill.plan.feature_method_configs import SemckdConfig
 from raydistill.targets.mixing import TeacherTargets
@@ -109,10 +110,10 @@ def build_projection(channels: int, target: int) -> nn.Module:
     """1x1 to twice the target's channels, 3x3, 1x1 to the target's."""
     return nn.Sequential(
         nn.Conv2d(channels, 2 * target, 1, bias=False),
-        nn.BatchNorm2d(2 * target),
+        LoneBatchNorm2d(2 * target),
         nn.ReLU(),
         nn.Conv2d(2 * target, 2 * target, 3, padding=1, bias=False),
-        nn.BatchNorm2d(2 * target),
+        LoneBatchNorm2d(2 * target),
         nn.ReLU(),
         nn.Conv2d(2 * target, target, 1, bias=False),
     )

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raydistill.lookup import load_object
+from raydistill.methods import ca_mkd, ofd, semckd
 from raydistill.methods.dafl import negative_entropy
 from raydistill.methods.losses import divergence
 from raydistill.models.build import build_model
@@ -28,6 +29,16 @@ from raydistill.training.method import Features, Method, Setting
 
 SHAPE = (1, 16, 16)
 SOFT = [name for name, kind in METHODS.items() if issubclass(kind.config, SoftTargetOptions)]
+
+
+@pytest.mark.parametrize(
+    "adapter", [ca_mkd.build_regressor(3, 5), ofd.build_connector(3, 5), semckd.build_projection(3, 5)]
+)
+def test_what_is_trained_beside_the_student_takes_a_single_value_per_channel(adapter: nn.Module) -> None:
+    maps = torch.randn(1, 3, 1, 1, requires_grad=True)
+    adapter.train()(maps).sum().backward()
+    assert maps.grad is not None
+    assert maps.grad.isfinite().all()
 
 
 def excluding(logits: Tensor, value: float) -> Tensor:
