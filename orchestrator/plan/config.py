@@ -28,6 +28,9 @@ Boolean = Annotated[bool, Strict()]
 Seed = Annotated[Integer, Field(ge=0, lt=2**63)]
 NonNegative = Annotated[Number, Field(ge=0)]
 Positive = Annotated[Number, Field(gt=0)]
+Temperature = Annotated[Number, Field(ge=1e-3, le=1e4)]
+"""Below, only the largest logit is left of a distribution. Above, float32's rounding of a divergence, times T²,
+outweighs it: at T = 10,000 logits of ±2 give 0.2 in place of 4.3 already, though their gradient is right to 0.04 %."""
 
 Options = TypeVar("Options", bound=BaseModel)
 

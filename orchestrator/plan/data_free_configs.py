@@ -17,6 +17,7 @@ from raydistill.plan.config import (
     Positive,
     Seed,
     StatisticsRef,
+    Temperature,
 )
 from raydistill.plan.mistakes import located_error
 from raydistill.plan.model_config import ModelConfig
@@ -38,7 +39,7 @@ class RecordStatisticsConfig(StageConfig):
     stage: Literal["record_statistics"]
     teacher: ModelRef
     layers: Literal["top", "all"] | tuple[str, ...] = "top"
-    temperature: Positive = 8.0
+    temperature: Temperature = 8.0
     largest_covariance: Count = 2048
     transfer: TransferConfig = TransferConfig()
     batch_size: BatchSize = 500

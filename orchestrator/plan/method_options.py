@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from raydistill.plan.config import Config, Integer, NonNegative, Number
+from raydistill.plan.config import Config, Integer, NonNegative, Temperature
 from raydistill.plan.mistakes import located_error
 
 
@@ -51,7 +51,7 @@ class MethodOptions(Config):
 class SoftTargetOptions(MethodOptions):
     """What methods that match softened distributions, and the labels beside them, can be told."""
 
-    temperature: Annotated[Number, Field(gt=0, le=1e6)] = 4.0
+    temperature: Temperature = 4.0
     soft_weight: NonNegative = 1.0
     hard_weight: NonNegative = 1.0
 

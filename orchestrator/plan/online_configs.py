@@ -5,12 +5,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from raydistill.plan.config import Boolean, Integer, NonNegative, Number
+from raydistill.plan.config import Boolean, Integer, NonNegative, Temperature
 from raydistill.plan.mistakes import located_error
 from raydistill.plan.model_config import ModelConfig
 from raydistill.plan.stage_bases import StageConfig, TrainingConfig
-
-Temperature = Annotated[Number, Field(gt=0, le=1e6)]
 
 
 class OnlineConfig(TrainingConfig):

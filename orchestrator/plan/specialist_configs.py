@@ -8,7 +8,15 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from raydistill.plan.augment_configs import AugmentConfig, MixupConfig
-from raydistill.plan.config import ClustersRef, Integer, ModelRef, NonNegative, Number, Positive, Seed
+from raydistill.plan.config import (
+    ClustersRef,
+    Integer,
+    ModelRef,
+    NonNegative,
+    Number,
+    Seed,
+    Temperature,
+)
 from raydistill.plan.mistakes import located_error
 from raydistill.plan.stage_bases import BatchSize, StageConfig, TrainingConfig
 from raydistill.plan.training_configs import TransferConfig
@@ -34,7 +42,7 @@ class ConfusionClustersConfig(StageConfig):
     minimum_size: Annotated[Integer, Field(ge=2)] | None = None
     maximum_size: Annotated[Integer, Field(ge=2)] | None = None
     matrix: Literal["correlation", "covariance"] = "correlation"
-    temperature: Positive = 1.0
+    temperature: Temperature = 1.0
     split: Literal["validation", "train"] = "validation"
     transfer: TransferConfig = TransferConfig()
     augment: tuple[AugmentConfig, ...] = ()
@@ -117,7 +125,7 @@ class TrainSpecialistsConfig(TrainingConfig):
     head: Literal["dustbin", "full"] = "dustbin"
     special_fraction: Annotated[Number, Field(gt=0, lt=1)] = 0.5
     initial_dustbin: Literal["mean", "random"] = "mean"
-    temperature: Positive = 2.0
+    temperature: Temperature = 2.0
     soft_weight: NonNegative = 1.0
     soft_on: Literal["others", "all"] = "others"
 

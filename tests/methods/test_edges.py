@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from raydistill.lookup import load_object
@@ -114,6 +115,13 @@ def test_wide_logits_at_any_temperature_give_finite_values_and_gradients(
     sure, other = (200 * scene.draw(seed=seed).sign() for seed in (0, 1))
     for student, teacher in ((sure, other), (sure, sure), (sure, -sure), (other * 0, other)):
         scene.check(student, teacher, autocasts=autocasts)
+
+
+@pytest.mark.parametrize("temperature", [0.99e-3, 1.01e4])
+@pytest.mark.parametrize("name", [name for name in METHODS if with_temperature(name, 1)])
+def test_a_temperature_beyond_these_is_refused(name: str, temperature: float) -> None:
+    with pytest.raises(ValidationError, match="temperature"):
+        METHODS[name].config.model_validate({"method": name, "temperature": temperature})
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3])

@@ -119,7 +119,7 @@ def test_beginnings_are_the_stages_that_one_would_write_by_hand(graph_of: GraphO
         ),
         (
             "changes=[{after: 3, set: {method.temperature: -5}}]",
-            "changes.0.set.method.temperature: should be above 0, not `-5.0`",
+            "changes.0.set.method.temperature: should be at least 0.001, not `-5.0`",
         ),
         (
             "changes=[{after: 3, set: {optimizer.momentum: 1}}]",

@@ -68,7 +68,7 @@ def test_a_student_learns_from_all_peers(graph_of: GraphOf) -> None:
         ("stages.peers.burn_in=-1", "should be at least 0"),
         ("stages.peers.exchange_every=0", "should be at least 1"),
         ("stages.peers.exchange_evry=5", "did you mean `exchange_every`"),
-        ("stages.peers.temperature=0", "should be above 0"),
+        ("stages.peers.temperature=0", "should be at least 0.001"),
         ("stages.peers.weight=-1", "should be at least 0"),
         ("stages.peers.data=shard", "should be `shared` or `shards`"),
         ("stages.peers.transfer={labelled: false}", "learns from labels"),

@@ -394,17 +394,17 @@ REFUSED = {
     "no temperature": (
         student("method: {method: hinton, temperature: 0}"),
         "13: stages.student.method.temperature",
-        "should be above 0, not `0`",
+        "should be at least 0.001, not `0`",
     ),
     "negative temperature": (
         student("method: {method: hinton, temperature: -1}"),
         "13: stages.student.method.temperature",
-        "should be above 0",
+        "should be at least 0.001",
     ),
     "absurd temperature": (
         student("method: {method: hinton, temperature: 1e300}"),
         "13: stages.student.method.temperature",
-        "should be at most 1,000,000",
+        "should be at most 10,000",
     ),
     "negative loss weight": (
         student("method: {method: hinton, soft_weight: -0.1}"),

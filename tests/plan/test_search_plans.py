@@ -75,7 +75,7 @@ def refusal(write_plan: Callable[[str | bytes], Path], tmp_path: Path) -> Callab
         ),
         (
             "student.method.temperature: {uniform: [-1, 2]}",
-            "plan.yaml:11: stages.student.method.temperature: should be above 0, not `-1.0` (in the search of"
+            "plan.yaml:11: stages.student.method.temperature: should be at least 0.001, not `-1.0` (in the search of"
             " `student.method.temperature`)",
         ),
         (
