@@ -1,12 +1,14 @@
 """What leaves the house: program, MLflow model and `predict` are one function, and say what it takes."""
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from raydistill.errors import PlanError
@@ -114,3 +116,36 @@ def test_an_export_never_overwrites(folders: dict[str, Path], tmp_path: Path) ->
     (tmp_path / "precious.txt").write_text("mine")
     with pytest.raises(PlanError, match="not empty"):
         export_model(folders["student"], tmp_path)
+
+
+def test_a_picture_prepared_as_the_page_says_gets_from_the_program_what_predict_gives(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    for part, name in product(("train", "val"), ("ant", "bee")):
+        (tmp_path / "data" / part / name).mkdir(parents=True)
+        for number in range(4):
+            pixels = draw.integers(0, 256, (30, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / part / name / f"{number}.png")
+    task = {
+        "name": "image_folder",
+        "folder": str(tmp_path / "data"),
+        "image_size": 16,
+        "resize": 20,
+        "workers": 0,
+    }
+    stages = {"model": {"stage": "train", "model": {"name": "mlp", "widths": [8]}, "epochs": 1}}
+    plan = Plan.model_validate({"name": "tiny", "task": task, "stages": stages})
+    graph = order_stages(plan)
+    run_stages(graph, LocalBackend(), task=plan.task, root=tmp_path / "runs")
+    folder = tmp_path / "runs" / graph.nodes["model"].folder
+    export_model(folder, tmp_path / "exported")
+    page = (tmp_path / "exported" / "README.md").read_text()
+    assert "the central square, 16 of 20 parts of its shorter side, scaled bilinearly to 16 x 16" in page
+
+    file = tmp_path / "data" / "val" / "ant" / "0.png"
+    box = (8, 3, 32, 27)  # 16 of 20 parts of 30 are 24, in the middle of 40 x 30
+    with Image.open(file) as image:
+        prepared = np.asarray(image.resize((16, 16), Image.Resampling.BILINEAR, box=box))
+    program: Any = torch.export.load(tmp_path / "exported" / "model.pt2").module()
+    (given,) = program(torch.from_numpy(prepared.copy()).permute(2, 0, 1).unsqueeze(0) / 255).tolist()
+    (ours,) = predict_files(folder, [file])
+    assert dict(ours.ranked) == pytest.approx(dict(zip(("ant", "bee"), given, strict=True)), abs=1e-6)
