@@ -54,7 +54,7 @@ class Split(Protocol):
         ...
 
     def batches(self, order: Sequence[Tensor], view: View | None) -> Iterator[Tensor]:
-        """For each tensor of positions (B,), on any device: inputs (B, ...), images scaled to [0, 1], not normalised."""
+        """For each tensor of positions (B,): inputs (B, ...), images scaled to [0, 1], not normalised."""
         ...
 
 
