@@ -26,7 +26,8 @@ def build_lenet5(options: LeNetOptions, input_shape: Sequence[int], num_classes:
         "hidden1": chain(linear=nn.Linear(third, fourth), relu=nn.ReLU()),
         "classifier": nn.Linear(fourth, num_classes),
     }
-    features = {"hidden1_pre": "hidden1.linear", "hidden1": "hidden1", "embedding": "hidden1"}
+    features = {"stem": "stage1", "flat": "flatten"}
+    features |= {"hidden1_pre": "hidden1.linear", "hidden1": "hidden1", "embedding": "hidden1"}
     for stage in ("stage1", "stage2", "stage3"):
         features |= {f"{stage}_pre": f"{stage}.conv", stage: stage}
     return Network(parts, features)

@@ -22,7 +22,8 @@ class Dafl(Method):
         super().__init__()
         self.config = config
         # In a tuple it is no submodule: neither checkpointed with the method nor put into training mode.
-        self._teacher = (Tapped(teacher, [config.feature]),)
+        self.feature = config.feature or _behind_convolutions(teacher)
+        self._teacher = (Tapped(teacher, [self.feature]),)
         adam = AdamWConfig(name="adamw", learning_rate=config.generator_learning_rate)
         self.own_optimizer = (adam, generator)
 
@@ -34,9 +35,14 @@ class Dafl(Method):
         return {
             "one_hot": config.one_hot_weight * F.cross_entropy(logits, logits.argmax(dim=1)),
             "entropy": config.entropy_weight * negative_entropy(logits),
-            "activation": -config.activation_weight * answer.features[config.feature].float().abs().mean(),
+            "activation": -config.activation_weight * answer.features[self.feature].float().abs().mean(),
             "soft": soft_loss(student.logits, targets, 1.0),
         }
+
+
+def _behind_convolutions(teacher: nn.Module) -> str:
+    """The feature of the release: what linear layers read, where a network has several of them, else its embedding."""
+    return "flat" if "flat" in getattr(teacher, "feature_paths", {}) else "embedding"
 
 
 def negative_entropy(logits: Tensor) -> Tensor:

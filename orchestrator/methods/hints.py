@@ -22,7 +22,8 @@ class Hints(Method):
             student.shapes(self.student_features),
             teacher.shapes(self.teacher_features),
         )
-        self.regressor = build_regressor(tuple(guided), tuple(hint))
+        build = build_toolbox_regressor if config.regressor == "toolbox" else build_regressor
+        self.regressor = build(tuple(guided), tuple(hint))
 
     def losses(self, student: Output, teacher: TeacherTargets | None, batch: Batch) -> dict[str, Tensor]:
         assert teacher is not None
@@ -59,3 +60,26 @@ def build_regressor(guided: tuple[int, ...], hint: tuple[int, ...]) -> nn.Module
     raise ValueError(
         f"a map of {guided[1:]} does not fit into one of {hint[1:]}; name features of like shapes"
     )
+
+
+def build_toolbox_regressor(guided: tuple[int, ...], hint: tuple[int, ...]) -> nn.Module:
+    """The regressor of RepDistiller between maps: a small convolution, batch norm, ReLU."""
+    if len(guided) != 3 or len(hint) != 3:
+        raise ValueError(
+            f"the toolboxes' regressor is one of maps, not of features of shape {guided} and {hint}; leave `regressor`"
+            " out, or name others"
+        )
+    grid, aim = guided[1:], hint[1:]
+    kernel: nn.Module
+    if grid == (2 * aim[0], 2 * aim[1]):
+        kernel = nn.Conv2d(guided[0], hint[0], 3, stride=2, padding=1)
+    elif aim == (2 * grid[0], 2 * grid[1]):
+        kernel = nn.ConvTranspose2d(guided[0], hint[0], 4, stride=2, padding=1)
+    elif grid[0] >= aim[0] and grid[1] >= aim[1]:
+        kernel = nn.Conv2d(guided[0], hint[0], (1 + grid[0] - aim[0], 1 + grid[1] - aim[1]))
+    else:
+        raise ValueError(
+            f"the toolboxes' regressor does not take a map of {grid} to one of {aim}; leave `regressor` out, or name"
+            " others"
+        )
+    return nn.Sequential(kernel, nn.BatchNorm2d(hint[0]), nn.ReLU())

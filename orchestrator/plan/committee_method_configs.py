@@ -80,8 +80,8 @@ class AeKdConfig(AdaptiveWeightsOptions):
     solved exactly and taken as constant. `normalize`: of g_m / ‖g_m‖, α divided by ‖g_m‖ and scaled to sum to 1.
 
     Needs the logits of each teacher, stored or live. cap = 1 lets one teacher have all the weight; cap ≤ 1/M makes them
-    equal. T = 4, weights 0.9 and 1 and cap 0.6 are the paper's; its script ignores its cap. The mean over the batch
-    hides what teachers disagree about sample by sample; each worker has the mean of its own part.
+    equal. T = 4, weights 0.9 and 1 and cap 0.6 are the paper's. The mean over the batch hides what teachers disagree
+    about sample by sample; each worker has the mean of its own part.
     """
 
     method: Literal["ae_kd"]

@@ -56,6 +56,14 @@ class Config(BaseModel):
                 raise unknown_key(str(key), cls.model_fields)
         return raw
 
+    @property
+    def revision(self) -> int:
+        """Raised by hand where other code makes another result of the same words; above 1 it is part of the identity.
+
+        As finely as can be said: a result that the change cannot have touched keeps its fingerprint.
+        """
+        return 1
+
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, without validating again."""
         return self.model_copy(update=changes)
@@ -188,6 +196,17 @@ class SynthesizedRef(StageRef):
     """A stage that makes samples."""
 
     makes = "samples"
+
+
+def configs_in(value: Any, path: Path = ()) -> Iterator[tuple[Path, Config]]:
+    """A config and every other one inside of it, with the path of keys that leads there."""
+    if isinstance(value, Config):
+        yield path, value
+        for name in type(value).model_fields:
+            yield from configs_in(getattr(value, name), (*path, name))
+    elif isinstance(value, (tuple, list)):
+        for index, item in enumerate(value):
+            yield from configs_in(item, (*path, index))
 
 
 def stage_refs(value: Any, path: Path = ()) -> Iterator[tuple[Path, StageRef]]:

@@ -96,7 +96,9 @@ class DistillWithGeneratorConfig(TrainingConfig):
     """DAFL: a generator learns to please the teacher while a student learns from what it draws (Chen et al. 2019,
     arXiv 1904.01186). The task's data teaches nothing, it judges: validation after every epoch, test at the end.
 
-    x = G(z), v and f are the teacher's logits and `feature` of x, u = softmax(v), ū its mean over the batch.
+    x = G(z), v and f are the teacher's logits and `feature` of x, u = softmax(v), ū its mean over the batch. As in the
+    release f is what the convolutions give to the linear layers: the 120 units before LeNet-5's hidden layer, the
+    embedding of networks that have one linear layer.
     loss of G = `one_hot_weight` · CE(v, argmax v) + `entropy_weight` · Σ ū log10 ū - `activation_weight` · mean |f|;
     loss of the student = KL(u ‖ softmax(student(x))), which G does not see. Each has an optimizer of its own: Adam with
     `generator_learning_rate` for G, `optimizer` and `schedule` for the student. Needs images whose sides are multiples
@@ -114,7 +116,7 @@ class DistillWithGeneratorConfig(TrainingConfig):
     optimizer: OptimizerConfig = AdamWConfig(name="adamw", learning_rate=2e-3)
     generator_learning_rate: Positive = 0.2
     latent: Count = 100
-    feature: str = "embedding"
+    feature: str | None = Field(None, description="`flat` if the teacher names it, else `embedding`")
     one_hot_weight: NonNegative = 1.0
     entropy_weight: NonNegative = 5.0
     activation_weight: NonNegative = 0.1

@@ -12,16 +12,24 @@ class HintsConfig(MethodOptions):
     """Hints: a regressor on a student's feature matches the teacher's (FitNets, Romero et al. 2015, arXiv 1412.6550).
 
     loss = weight · ½ ‖u_h(x) - r(v_g(x))‖², summed over the feature and averaged over the batch (`reduction: sum`, the
-    paper's eq. 3), or the mean of squares (`mean`, what toolboxes call FitNet, with a weight of 100). By default the
-    features are those of the middle stages. The regressor is a convolution and ReLU, or linear for flat features, as
-    the shapes ask for. The paper's two phases are two stages: hints alone, then `initial: <that stage>` with labels and
-    a fading soft term (`distill explain labels`); layers that no loss reaches are left alone.
+    paper's eq. 3), or the mean of squares (`mean`). By default the features are those of the middle stages. The
+    `regressor` r is the `paper`'s: a convolution without padding whose kernel takes the student's grid to the teacher's
+    (transposed where that is larger), and ReLU; linear for flat features. Or that of the common `toolbox`
+    (RepDistiller): 3x3 with stride 2 to a grid of half the size, 4x4 transposed to twice the size, otherwise as the
+    paper's; then batch norm and ReLU. From 16 channels of 32x32 to 32 of 16x16 the one has 148,000 parameters, the
+    other 4,704.
+
+    What toolboxes call FitNet is one phase, `{method: hints, regressor: toolbox, reduction: mean, weight: 100}` beside
+    labels (RepDistiller), or beside labels and soft targets (SemCKD's tables). The paper's two phases are two stages:
+    hints alone, then `initial: <that stage>` with labels and a fading soft term (`distill explain labels`); layers that
+    no loss reaches are left alone.
     """
 
     method: Literal["hints"]
     student_feature: str | None = Field(None, description="the middle stage when left out")
     teacher_feature: str | None = Field(None, description="the middle stage when left out")
     reduction: Literal["sum", "mean"] = "sum"
+    regressor: Literal["paper", "toolbox"] | None = Field(None, description="the paper's when left out")
 
     needs_features: ClassVar[bool] = True
 
@@ -31,8 +39,9 @@ class FspConfig(MethodOptions):
 
     loss = weight · mean over the batch of Σ_k ‖G_k^T - G_k^S‖² (`reduction: mean`: divided by the size of G), with
     G = Σ over places of F1 F2ᵀ / (h · w); the larger of two maps is pooled to the smaller grid (`max`, as in the paper,
-    or `average`). Channels must be equal. Pairs are (input, output) of sections, by default each stage's output with
-    that of the stage before; the paper trains with this loss alone, then on labels with `initial`.
+    or `average`). Channels must be equal. Pairs are (input, output) of sections, one for each size of maps as in the
+    paper: by default `stem` (the first layer) with the first stage's output, and each stage's output with that of the
+    stage before. The paper trains with this loss alone, then on labels with `initial`.
     """
 
     method: Literal["fsp"]
@@ -46,6 +55,11 @@ class FspConfig(MethodOptions):
     reduction: Literal["sum", "mean"] = "sum"
 
     needs_features: ClassVar[bool] = True
+
+    @property
+    def revision(self) -> int:
+        """2: the default pairs begin with the stem's."""
+        return 2 if self.student_pairs is None else 1
 
 
 class SemckdConfig(MethodOptions):

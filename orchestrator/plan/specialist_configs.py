@@ -141,6 +141,11 @@ class TrainSpecialistsConfig(TrainingConfig):
             raise located_error("mixup would mix special and other samples; leave it out", "augment")
         return self
 
+    @property
+    def revision(self) -> int:
+        """2: the prior is put right for the fraction that was drawn; half and half is never rounded."""
+        return 1 if self.special_fraction == 0.5 else 2
+
     def copies(self, stages: Mapping[str, StageConfig]) -> int | None:
         """One per cluster, numbered even if there is one."""
         clusters = stages.get(self.clusters)

@@ -8,10 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raydistill.methods.dafl import Dafl, negative_entropy
+from raydistill.models.build import build_model
 from raydistill.models.taps import Output
 from raydistill.plan.data_free_configs import DistillWithGeneratorConfig
 from raydistill.training.data import Batch
 from raydistill.training.generator import Dreaming, Generator
+from raydistill.training.method import Features
 from raydistill.training.optimizer import OptimizerPair
 
 CONFIG = DistillWithGeneratorConfig.model_validate(
@@ -128,6 +130,28 @@ def test_the_soft_loss_teaches_the_student_alone_and_the_others_the_generator_al
     assert all(parameter.grad is not None for parameter in generator.parameters())
     assert all(parameter.grad is None for parameter in student.parameters())
     assert not list(method.parameters())
+
+
+def test_by_default_the_feature_is_what_the_release_takes_the_120_units_of_lenet5() -> None:
+    config = CONFIG.replace(feature=None, activation_weight=1.0)
+    torch.manual_seed(0)
+    teacher, drawn = build_model("lenet5", {}, (1, 28, 28), 10), torch.randn(6, 1, 28, 28)
+    found = Dafl(config, teacher, nn.Linear(1, 1)).losses(
+        Output(torch.zeros(6, 10), {"inputs": drawn}), None, NO_BATCH
+    )
+    third = teacher.stage3(teacher.pool2(teacher.stage2(teacher.pool1(teacher.stage1(drawn))))).flatten(1)
+    assert third.shape == (6, 120)
+    assert found["activation"].item() == pytest.approx(-third.abs().mean().item())
+
+
+@pytest.mark.parametrize(
+    ("name", "units"), [("lenet5", 120), ("lenet5_half", 60), ("resnet8", 64), ("vgg8", 512), ("mlp", 800)]
+)
+def test_the_feature_of_other_networks_is_what_their_last_layer_reads(name: str, units: int) -> None:
+    teacher = build_model(name, {}, (1, 32, 32), 10)
+    method = Dafl(CONFIG.replace(feature=None), teacher, nn.Linear(1, 1))
+    (shape,) = Features(teacher, (1, 32, 32)).shapes([method.feature])
+    assert tuple(shape) == (units,)
 
 
 def test_the_generator_draws_standardised_channels_and_refuses_odd_sides() -> None:

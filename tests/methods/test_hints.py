@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from raydistill.methods.hints import build_regressor
+from raydistill.methods.hints import build_regressor, build_toolbox_regressor
 
 SMALL = {"name": "cnn", "widths": [4, 6, 8]}
 LARGE = {"name": "cnn", "widths": [5, 9, 8]}
@@ -68,6 +68,55 @@ def test_a_regressor_to_a_smaller_map_is_one_kernel_without_padding() -> None:
 def test_features_of_unlike_shapes_are_refused(guided: tuple[int, ...], hint: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="name"):
         build_regressor(guided, hint)
+
+
+@pytest.mark.parametrize(
+    ("guided", "hint", "parameters", "layer"),
+    [
+        (
+            (16, 32, 32),
+            (32, 16, 16),
+            4_704,
+            "Conv2d(16, 32, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1))",
+        ),
+        (
+            (16, 8, 8),
+            (32, 16, 16),
+            8_288,
+            "ConvTranspose2d(16, 32, kernel_size=(4, 4), stride=(2, 2), padding=(1, 1))",
+        ),
+        ((16, 8, 8), (32, 8, 8), 608, "Conv2d(16, 32, kernel_size=(1, 1), stride=(1, 1))"),
+        ((16, 8, 8), (32, 5, 6), 6_240, "Conv2d(16, 32, kernel_size=(4, 3), stride=(1, 1))"),
+    ],
+)
+def test_the_toolboxes_regressor_is_theirs(
+    guided: tuple[int, ...], hint: tuple[int, ...], parameters: int, layer: str
+) -> None:
+    """Parameters by hand: weights, bias, and two numbers of batch norm for each of 32 channels."""
+    regressor = build_toolbox_regressor(guided, hint)
+    assert [str(regressor[0]), *(type(part) for part in regressor[1:])] == [layer, nn.BatchNorm2d, nn.ReLU]
+    assert sum(p.numel() for p in regressor.parameters()) == parameters
+    assert regressor(torch.rand(2, *guided)).shape[1:] == hint
+
+
+def test_the_papers_regressor_to_half_the_size_has_a_kernel_of_17(pair: Any) -> None:
+    regressor = build_regressor((16, 32, 32), (32, 16, 16))
+    assert sum(p.numel() for p in regressor.parameters()) == 16 * 32 * 17 * 17 + 32
+
+
+def test_a_plan_names_the_regressor(pair: Any) -> None:
+    models = pair.of(SMALL, LARGE)
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in models.method("hints").modules())
+    toolbox = models.method("hints", regressor="toolbox", reduction="mean")
+    assert any(isinstance(part, nn.BatchNorm2d) for part in toolbox.modules())
+
+
+@pytest.mark.parametrize(("guided", "hint"), [((4, 8, 8), (6, 12, 12)), ((7,), (3,)), ((4, 8, 4), (6, 4, 8))])
+def test_what_the_toolboxes_regressor_cannot_do_is_refused(
+    guided: tuple[int, ...], hint: tuple[int, ...]
+) -> None:
+    with pytest.raises(ValueError, match="leave `regressor` out"):
+        build_toolbox_regressor(guided, hint)
 
 
 def test_a_network_without_stages_asks_for_a_name(pair: Any) -> None:

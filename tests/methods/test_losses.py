@@ -6,9 +6,11 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from raydistill.methods.losses import hard_loss, soft_loss
+from raydistill.plan.config import Temperature
 from raydistill.targets.mixing import TeacherTargets, tempered_probabilities
 from raydistill.training.data import Batch
 
@@ -20,6 +22,32 @@ TABLE = [
     (20, 0.004429, 1.771554, (-0.839066, 0.168622, 0.670445)),
 ]
 TEMPERATURES = [0.5, 1.0, 4.0, 20.0]
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 0.1, 1, 30, 300, 1e3])
+@pytest.mark.parametrize("deviation", [1.0, 4.0, 60.0])
+def test_at_any_temperature_that_a_plan_may_name_loss_and_gradient_are_those_of_float64(
+    temperature: float, deviation: float
+) -> None:
+    """Up to the bound in `plan/config.py`: beyond it the loss is mostly rounding."""
+    TypeAdapter(Temperature).validate_python(temperature)
+    draw = torch.Generator().manual_seed(0)
+    student, teacher = (deviation * torch.randn(64, 100, generator=draw) for _ in range(2))
+    student.requires_grad_()
+    loss = soft_loss(student, one_teacher(teacher), temperature)
+    exact = student.detach().double().requires_grad_()
+    logs = [torch.log_softmax(part / temperature, dim=1) for part in (teacher.double(), exact)]
+    expected = temperature**2 * (logs[0].exp() * (logs[0] - logs[1])).sum(dim=1).mean()
+    (slope,) = torch.autograd.grad(expected, exact)
+    (found,) = torch.autograd.grad(loss, student)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5 + 1e-4 * temperature / deviation)
+    assert (found.double() - slope).norm() <= (1e-6 + 2e-7 * temperature / deviation) * slope.norm()
+
+
+@pytest.mark.parametrize("temperature", [0, 1e-4, 10_001, 1e5, 1e6])
+def test_other_temperatures_are_refused(temperature: float) -> None:
+    with pytest.raises(ValidationError):
+        TypeAdapter(Temperature).validate_python(temperature)
 
 
 def one_teacher(logits: Tensor) -> TeacherTargets:
