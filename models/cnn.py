@@ -36,7 +36,7 @@ def build_cnn(options: CnnOptions, input_shape: Sequence[int], num_classes: int)
 
 def _stages(channels: int, options: CnnOptions) -> tuple[dict[str, nn.Module], dict[str, str]]:
     parts: dict[str, nn.Module] = {}
-    features: dict[str, str] = {}
+    features: dict[str, str] = {"stem": "stage1.relu1"}
     counts = options.convolutions or (1,) * len(options.widths)
     for index, (width, count) in enumerate(zip(options.widths, counts, strict=True), start=1):
         stage, last = convolution_stage(channels, [width] * count, batch_norm=options.batch_norm)

@@ -23,8 +23,11 @@ class Fsp(Method):
         super().__init__()
         student, teacher = setting.both()
         self.pool, self.reduction = config.pool, config.reduction
-        self.student_pairs = config.student_pairs or _consecutive_stages(student)
-        self.teacher_pairs = config.teacher_pairs or config.student_pairs or _consecutive_stages(teacher)
+        has_stem = student.has("stem") and teacher.has("stem")
+        self.student_pairs = config.student_pairs or _sections(student, has_stem=has_stem)
+        self.teacher_pairs = (
+            config.teacher_pairs or config.student_pairs or _sections(teacher, has_stem=has_stem)
+        )
         self.student_features = tuple(dict.fromkeys(chain(*self.student_pairs)))
         self.teacher_features = tuple(dict.fromkeys(chain(*self.teacher_pairs)))
         _check_channels(student, self.student_pairs, teacher, self.teacher_pairs)
@@ -55,12 +58,14 @@ def flow_matrix(first: Tensor, second: Tensor, pool: Literal["max", "average"] =
         return fitted[0].flatten(2) @ fitted[1].flatten(2).mT / (size[0] * size[1])
 
 
-def _consecutive_stages(features: Features) -> Pairs:
-    if len(features.stages) < 2:
+def _sections(features: Features, *, has_stem: bool) -> Pairs:
+    """One pair for each size of maps: the paper's groups begin at the first layer (section 4.1)."""
+    named = ("stem", *features.stages) if has_stem else features.stages
+    if len(named) < 2:
         raise ValueError(
             "the model names fewer than two stages; write the pairs of features as `student_pairs`"
         )
-    return tuple(pairwise(features.stages))
+    return tuple(pairwise(named))
 
 
 def _check_channels(student: Features, student_pairs: Pairs, teacher: Features, teacher_pairs: Pairs) -> None:

@@ -39,8 +39,12 @@ def distances(embeddings: Tensor) -> Tensor:
 
 
 def relative_distances(lengths: Tensor) -> Tensor:
-    """Distances (B, B) divided by their mean over the pairs that differ; all zero where none differ."""
-    mean = lengths.sum() / (lengths > 0).sum().clamp(min=1)
+    """Distances (B, B) divided by their mean over all pairs of two samples; all zero where none differ.
+
+    Equal embeddings count: the release gives them a distance of 1e-6, and takes the mean of what is above 0.
+    """
+    size = len(lengths)
+    mean = lengths.sum() / max(size * (size - 1), 1)
     return lengths / mean.masked_fill(mean == 0, 1)
 
 

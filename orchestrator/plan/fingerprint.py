@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from raydistill.plan.config import Path, stage_refs
+from raydistill.plan.config import Path, configs_in, stage_refs
 from raydistill.plan.model_config import models_in
 from raydistill.plan.model_sources import model_identity
 from raydistill.plan.stage_bases import StageConfig
@@ -20,11 +20,15 @@ def stage_identity(
 ) -> dict[str, Any]:
     """All that decides a stage's result, as JSON values. `inputs`: fingerprint of each stage that is read.
 
-    What is not set (None) is no part of it, so that an option which is new leaves older results valid.
+    What is not set (None) is no part of it, so that an option which is new leaves older results valid; nor is a
+    `revision` of 1.
     """
     values = config.model_dump(mode="json", exclude=set(StageKind.not_identity), exclude_none=True)
     for path, model in models_in(config):
         _replace(values, path, model_identity(model))
+    for path, part in configs_in(config):
+        if part.revision > 1:
+            _replace(values, (*path, "revision"), part.revision)
     for path, ref in stage_refs(config):
         _replace(values, path, {"input": inputs[ref]})
     return {"kind": kind, "version": STAGES[kind].version, "task": dict(task), "config": values}

@@ -58,8 +58,9 @@ class TripletLogitsConfig(MethodOptions):
 
     The student's logits z of a sample come closer to the teacher's v of it than the student's logits z' of a sample of
     another class. loss = weight · mean over samples of max(‖v - z‖ - ‖v - z'‖ + margin, 0). z' comes from the
-    same batch: any sample of another class (`random`, as published, there with a second forward pass), or the one that
-    is nearest to v (`hard`). Several teachers speak through their mean logits.
+    same batch: of another class, drawn first among those that are there, any sample (`random`, as published, there from
+    the whole split with a second forward pass); or the sample of another class that is nearest to v (`hard`). Several
+    teachers speak through their mean logits.
 
     The paper's sum is `methods: [{method: hinton, temperature: 1, soft_weight: 1, hard_weight: 1}, {method:
     triplet_logits, weight: 2}]`, CIFAR-10, SGD 0.01, 100 epochs, batches of 100. The published script leaves its
@@ -73,6 +74,11 @@ class TripletLogitsConfig(MethodOptions):
     negative: Literal["random", "hard"] = "random"
 
     @property
+    def revision(self) -> int:
+        """2: a random negative's class is drawn before the sample."""
+        return 2 if self.negative == "random" else 1
+
+    @property
     def needs_labels(self) -> bool:
         """Whether the loss looks at the true labels."""
         return True
@@ -83,8 +89,8 @@ class RelationalConfig(EmbeddingOptions):
 
     The student's embeddings lie to each other as the teacher's do, up to scale, rotation and place. loss = weight ·
     (distance_weight · mean over pairs of h(ψ_D^S - ψ_D^T) + angle_weight · mean over triples of h(ψ_A^S - ψ_A^T)), with
-    ψ_D(i,j) = ‖f_i - f_j‖ / mean distance, ψ_A(i,j,k) = cos of the angle at j, h smooth L1. Weights 25 and 50 are those
-    of the CIFAR-100 benchmark (RepDistiller), there beside cross-entropy of weight 1.
+    ψ_D(i,j) = ‖f_i - f_j‖ / mean distance of two samples, ψ_A(i,j,k) = cos of the angle at j, h smooth L1. Weights 25
+    and 50 are those of the CIFAR-100 benchmark (RepDistiller), there beside cross-entropy of weight 1.
 
     Needs a live teacher, no labels; sizes may differ. Angles take the batch's size cubed of memory and time: 64 samples
     1 MB, 512 samples 0.5 GB. Each worker compares its own part of a batch. A single sample has no relations: zero loss.
@@ -93,6 +99,11 @@ class RelationalConfig(EmbeddingOptions):
     method: Literal["relational"]
     distance_weight: NonNegative = 25.0
     angle_weight: NonNegative = 50.0
+
+    @property
+    def revision(self) -> int:
+        """2: samples with equal embeddings count in the mean distance."""
+        return 1 if self.distance_weight == 0 else 2
 
     @model_validator(mode="after")
     def _something_to_compare(self) -> "RelationalConfig":

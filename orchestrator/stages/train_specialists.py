@@ -55,7 +55,7 @@ def train_specialists(config: TrainSpecialistsConfig, context: StageContext) -> 
     teacher = frozen_teacher(generalist) if is_full else None
     names = [data.class_names[label] for label in cluster]
     prior = len(special.special) / len(whole)
-    correction = dustbin_correction(prior, config.special_fraction)
+    correction = dustbin_correction(prior, special.drawn_fraction)
     metrics = train_model(
         model,
         model_config,

@@ -35,6 +35,10 @@ class Features:
         named: dict[str, str] = getattr(self.model, "feature_paths", {})
         return tuple(name for name in named if name.startswith("stage") and name[5:].isdigit())
 
+    def has(self, name: str) -> bool:
+        """Whether the network names a feature."""
+        return name in getattr(self.model, "feature_paths", {})
+
     def stages_unless(self, key: str) -> tuple[str, ...]:
         """`stages`; where the network names none, `ValueError` asks for the setting `key`."""
         if not self.stages:

@@ -71,6 +71,11 @@ class SpecialTransferSet(TransferSet):
         return others_for(len(self.special), self.special_fraction)
 
     @property
+    def drawn_fraction(self) -> float:
+        """The share of special samples in an epoch, which whole numbers of samples round: of 4 at 0.9 it is 0.8."""
+        return len(self.special) / self.samples_per_epoch
+
+    @property
     def samples_per_epoch(self) -> int:
         return len(self.special) + self.others_per_epoch
 

@@ -104,10 +104,51 @@ def test_the_gradient_is_that_of_the_formula() -> None:
     torch.testing.assert_close(first.grad, expected)
 
 
-def test_unequal_channels_are_refused_with_both_names(pair: Any) -> None:
-    with pytest.raises(
-        ValueError, match="the student's `stage1` has 5, the teacher's `stage1` has 4; choose"
+@pytest.mark.parametrize(
+    ("student", "teacher", "sizes"),
+    [
+        ({"name": "resnet8"}, {"name": "resnet20"}, [(16, 16), (16, 8), (8, 4)]),
+        (SMALL, LARGE, [(16, 16), (16, 8), (8, 4)]),
+        ({"name": "vgg8"}, {"name": "vgg13"}, [(16, 8), (8, 4), (4, 2), (2, 2)]),
+    ],
+    ids=["resnet", "cnn", "vgg"],
+)
+def test_by_default_there_is_a_pair_for_every_size_of_maps_from_the_first_layer_on(
+    pair: Any, student: Any, teacher: Any, sizes: list[tuple[int, int]]
+) -> None:
+    """Heights of both maps of every pair, on inputs of 16x16; the paper's three groups, RepDistiller's taps."""
+    models = pair.of(student, teacher)
+    method = models.method("fsp")
+    for features, pairs in (
+        (models.setting().student, method.student_pairs),
+        (models.setting().teacher, method.teacher_pairs),
     ):
+        assert pairs[0] == ("stem", "stage1")
+        assert [tuple(shape[1] for shape in features.shapes(both)) for both in pairs] == sizes
+
+
+def test_the_first_layers_of_the_group_of_the_largest_maps_learn(pair: Any, images: Any) -> None:
+    """Of a stage of two convolutions, `stem` is what the first one gives."""
+    models = pair.of(LARGE, LARGE)
+    method = models.method("fsp", student_pairs=[["stem", "stage1"]])
+    first, _ = models.outputs(method, images[0])
+    assert torch.equal(first.features["stem"], models.student.stage1[:2](images[0]))
+    models.losses(method, *images)["flow"].backward()
+    reached = {name for name, p in models.student.named_parameters() if p.grad is not None and p.grad.any()}
+    assert reached == {
+        f"stage1.{part}" for part in ("conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias")
+    }
+
+
+def test_a_network_without_a_stem_has_the_pairs_of_its_stages(pair: Any) -> None:
+    models = pair.of(SMALL, LARGE)
+    del models.teacher.feature_paths["stem"]
+    method = models.method("fsp")
+    assert method.student_pairs == method.teacher_pairs == (("stage1", "stage2"), ("stage2", "stage3"))
+
+
+def test_unequal_channels_are_refused_with_both_names(pair: Any) -> None:
+    with pytest.raises(ValueError, match="the student's `stem` has 5, the teacher's `stem` has 4; choose"):
         pair.of({**SMALL, "widths": [5, 6, 6]}, LARGE).method("fsp")
 
 

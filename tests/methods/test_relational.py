@@ -108,6 +108,27 @@ def test_a_repeated_sample_has_a_finite_gradient(pair: Any) -> None:
     assert student.grad.isfinite().all()
 
 
+def release_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """The release's formula in float64: squares of at least 1e-12, the mean of all that is above 0 off the diagonal."""
+    relative = []
+    for vectors in (student.double(), teacher.double()):
+        squares = (vectors[:, None] - vectors).square().sum(dim=2).clamp(min=1e-12)
+        lengths = squares.sqrt() * (1 - torch.eye(len(vectors)))
+        relative.append(lengths / lengths[lengths > 0].mean())
+    return torch.nn.functional.smooth_l1_loss(*relative)
+
+
+@pytest.mark.parametrize("repeated", [[0, 1, 2, 3], [0, 0, 1, 2], [0, 0, 0, 1], [0, 0, 1, 1]])
+def test_equal_embeddings_count_in_the_mean_distance_as_in_the_release(
+    pair: Any, repeated: list[int]
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+    student = torch.randn(4, 5, generator=draw)[repeated]
+    teacher = torch.randn(4, 3, generator=draw)
+    terms = losses_of(pair.of(SMALL, LARGE).method("relational", distance_weight=1), student, teacher)
+    assert terms["distance"].item() == pytest.approx(release_distance(student, teacher).item(), rel=1e-4)
+
+
 def test_terms_without_weight_are_left_out_and_one_must_stay(pair: Any) -> None:
     models = pair.of(SMALL, LARGE)
     method = models.method("relational", angle_weight=0)

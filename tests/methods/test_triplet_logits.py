@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from raydistill.methods.triplet_logits import TripletLogits
+from raydistill.methods.triplet_logits import TripletLogits, _class_first
 from raydistill.models.taps import Output
 from raydistill.plan.relation_method_configs import TripletLogitsConfig
 from raydistill.targets.mixing import TeacherTargets
@@ -66,17 +66,31 @@ def test_with_the_hardest_negative_loss_and_gradient_are_those_of_loops(size: in
     torch.testing.assert_close(student.grad.double(), exact.grad, atol=1e-6, rtol=1e-5)
 
 
-def test_random_negatives_are_all_samples_of_other_classes_equally_often() -> None:
+def test_random_negatives_are_of_all_other_classes_equally_often() -> None:
+    """As in the release a class is drawn first, then one of its samples: a rare class is not a rare negative."""
     draw = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(6, 4, generator=draw), torch.randn(6, 4, generator=draw)
     labels = torch.tensor([0, 0, 1, 1, 1, 2])
     torch.manual_seed(0)
-    drawn = torch.stack([loss_of(student, teacher, labels) for _ in range(1000)])
+    drawn = torch.stack([loss_of(student, teacher, labels) for _ in range(2000)])
     hinges = [slow_losses(student.double(), teacher.double(), labels.tolist(), anchor) for anchor in range(6)]
-    mean = sum(sum(found) / len(found) for found in hinges) / 6
-    assert drawn.mean().item() == pytest.approx(float(mean), abs=4 * drawn.std().item() / 1000**0.5)
+    mean = 0.0
+    for anchor, found in enumerate(hinges):
+        others = [label for label in labels.tolist() if label != labels[anchor]]
+        for label in set(others):
+            of_class = [float(hinge) for hinge, own in zip(found, others, strict=True) if own == label]
+            mean += sum(of_class) / len(of_class) / len(set(others)) / 6
+    assert drawn.mean().item() == pytest.approx(mean, abs=4 * drawn.std().item() / 2000**0.5)
     assert drawn.min() >= sum(min(found) for found in hinges) / 6 - 1e-5
     assert drawn.max() <= sum(max(found) for found in hinges) / 6 + 1e-5
+
+
+def test_in_a_batch_of_one_rare_sample_it_is_the_negative_of_half_the_draws() -> None:
+    labels = torch.tensor([0] + [1] * 50 + [2])
+    torch.manual_seed(0)
+    is_same = labels[:, None] == labels
+    draws = [_class_first(is_same).masked_fill(is_same, -torch.inf).argmax(dim=1)[0] for _ in range(4000)]
+    assert sum(int(index) == 51 for index in draws) / 4000 == pytest.approx(0.5, abs=4 * 0.5 / 4000**0.5)
 
 
 def test_the_draw_follows_the_generator() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from raydistill.plan.fingerprint import differences, digest, fingerprint, stage_identity
 from raydistill.plan.order import Graph
-from raydistill.plan.stage_configs import STAGES, TrainConfig
+from raydistill.plan.stage_configs import STAGES, DistillConfig, TrainConfig, TrainSpecialistsConfig
 
 PLAN = """\
 name: probe
@@ -38,6 +38,42 @@ def test_a_stage_keeps_the_fingerprint_it_had() -> None:
     # When this value changes, whatever users have trained is trained again: only ever on purpose.
     config = TrainConfig.model_validate({"stage": "train", "model": {"name": "mlp"}, "epochs": 3})
     assert fingerprint(stage_identity("train", config, {"name": "digits"}, {})) == "cdd4af112dff"
+
+
+@pytest.mark.parametrize(
+    ("method", "revision"),
+    [
+        ({"method": "hinton"}, None),
+        ({"method": "fsp"}, 2),
+        ({"method": "fsp", "student_pairs": [["stage1", "stage2"]]}, None),
+        ({"method": "triplet_logits"}, 2),
+        ({"method": "triplet_logits", "negative": "hard"}, None),
+        ({"method": "relational"}, 2),
+    ],
+)
+@pytest.mark.parametrize("several", [False, True])
+def test_a_method_whose_code_makes_another_result_says_so_where_the_result_can_differ(
+    method: dict[str, object], revision: int | None, several: bool
+) -> None:
+    chosen = {"methods": [{"method": "labels"}, method]} if several else {"method": method}
+    config = DistillConfig.model_validate(
+        {"stage": "distill", "student": {"name": "cnn"}, "teachers": ["a"], "mode": "live", "epochs": 1}
+        | chosen
+    )
+    values = stage_identity("distill", config, {}, {"a": "f"})["config"]
+    found = values["methods"] if several else [values["method"]]
+    assert found[-1].get("revision") == revision
+    assert "revision" not in found[0] or not several
+    assert "revision" not in values
+
+
+def test_specialists_of_half_and_half_keep_their_results() -> None:
+    half = {"stage": "train_specialists", "generalist": "a", "clusters": "b", "epochs": 1}
+    of = TrainSpecialistsConfig.model_validate
+    inputs = {"a": "f", "b": "g"}
+    assert "revision" not in stage_identity("train_specialists", of(half), {}, inputs)["config"]
+    other = of(half | {"special_fraction": 0.9})
+    assert stage_identity("train_specialists", other, {}, inputs)["config"]["revision"] == 2
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,18 @@ def test_a_specialist_knows_its_classes_and_the_prior_of_the_data(stages: Any, p
     assert stages.record("specialists.0").metrics["validation/accuracy"] > 0.6
 
 
+def test_the_dustbin_is_corrected_for_the_fraction_that_was_drawn_not_the_one_that_was_asked_for(
+    stages: Any, plan: dict[str, Any]
+) -> None:
+    """At 0.999 an epoch has one sample of another class beside all special ones, not a thousandth of them."""
+    plan["specialists"] |= {"special_fraction": 0.999, "epochs": 1}
+    stages.run(only(plan, "generalist", "clusters", "specialists"))
+    labels = stages.plan.task.load().train.labels
+    special = int(torch.isin(labels, torch.tensor(CLUSTER)).sum())
+    expected = math.log((len(labels) - special) / special * special / 1)
+    assert stages.model("specialists.0").description["logit_offset"][-1] == pytest.approx(expected)
+
+
 def test_specialists_of_all_classes_with_a_full_head_do_not_forget(stages: Any, plan: dict[str, Any]) -> None:
     """With hard labels on the own classes only, and nothing on the others, forgetting is what happens."""
     full = plan["specialists"] | {"head": "full", "epochs": 20}

@@ -108,6 +108,23 @@ def test_the_correction_has_the_values_of_bayes_rule(prior: float, correction: f
     assert dustbin_correction(prior, 0.5) == pytest.approx(correction, abs=5e-5)
 
 
+@pytest.mark.parametrize("special_fraction", [0.5, 0.9, 0.999, 0.3, 0.07])
+@pytest.mark.parametrize("samples", [40, 41, 77, 101])
+def test_the_drawn_fraction_is_that_of_the_samples_of_an_epoch(samples: int, special_fraction: float) -> None:
+    transfer = special(samples, special_fraction)
+    labels = transfer.split.labels[transfer.epoch_order(seed=3, epoch=2)].tolist()
+    assert transfer.drawn_fraction == sum(label in CLUSTER for label in labels) / len(labels)
+
+
+def test_four_samples_at_nine_tenths_are_drawn_as_four_of_five() -> None:
+    labels = torch.tensor([4, 1, 4, 1, 0, 2, 3, 5])
+    transfer = TransferSet(split_of(labels), torch.zeros(1), torch.ones(1))
+    drawn = special_transfer_set(transfer, CLUSTER, 0.9, NAMES).drawn_fraction
+    assert drawn == 0.8
+    wrong = dustbin_correction(0.5, 0.9) - dustbin_correction(0.5, drawn)
+    assert wrong == pytest.approx(0.81093, abs=1e-5)
+
+
 @pytest.mark.parametrize("is_full", [False, True])
 def test_a_perfect_specialist_has_the_true_posterior_once_corrected(is_full: bool) -> None:
     """Samples on a line of four places: with the densities known, so are both posteriors."""
