@@ -291,10 +291,10 @@ class AdjustClassBiasConfig(StageConfig):
     of them (arXiv 1503.02531, section 3).
 
     `prior`: the classes' mean predicted probability on the transfer set, whose labels are not looked at, becomes their
-    known `prior`, by default their share of the training split; the log says where no shift does it (infinite logits),
-    the metric `class_bias/prior_reached` how near it came. `validation`: the shift with the fewest errors on the
-    validation split. `test_oracle`: on the test split, as in the paper; its test errors are no honest estimate. A model
-    with replicas is adjusted once per replica. Classes are written by index or by name, in quotes where it is a number.
+    known `prior`, by default their share of the training split; a warning says where no shift does it (infinite
+    logits), the metric `class_bias/prior_reached` how near it came. `validation`: the shift with the fewest errors on
+    the validation split. `test_oracle`: on the test split, as in the paper; its test errors are no honest estimate. A
+    model with replicas is adjusted once per replica. Classes are written by index or by name, in quotes where it is a number.
     """
 
     follows: ClassVar[frozenset[str]] = frozenset({"model"})

@@ -1,6 +1,5 @@
 """Shift the logits of some classes of a trained model."""
 
-import logging
 import shutil
 
 import torch
@@ -21,8 +20,6 @@ from raydistill.training.class_bias import (
 from raydistill.training.data import Views, class_indices
 from raydistill.training.evaluation import judge_splits, predict_split
 from raydistill.training.model_files import TrainedModel
-
-log = logging.getLogger("raydistill")
 
 NEAR = 0.01  # of the rarer side: an offset of a few hundred nats moves float32 logits by 1e-5 of it
 
@@ -73,11 +70,9 @@ def _shift_to_prior(
         logits.index_add(1, classes, logits.new_full((len(logits), len(classes)), shift)), classes
     )
     if abs(reached - prior) > NEAR * min(prior, 1 - prior):
-        log.warning(
-            "no shift gives the classes the prior %.4g: the nearest is %.4g; the model's logits are infinite, or too"
-            " far apart for float32",
-            prior,
-            reached,
+        context.warn(
+            f"no shift gives the `classes` the prior {prior:.4g}, the nearest is {reached:.4g}: the logits of"
+            f" `{config.model}` are infinite, or too far apart for float32; write another `prior`, or mend that model"
         )
     return {"class_bias/offset": shift, "class_bias/prior": prior, "class_bias/prior_reached": reached}
 
