@@ -294,7 +294,8 @@ class AdjustClassBiasConfig(StageConfig):
     known `prior`, by default their share of the training split; a warning says where no shift does it (infinite
     logits), the metric `class_bias/prior_reached` how near it came. `validation`: the shift with the fewest errors on
     the validation split. `test_oracle`: on the test split, as in the paper; its test errors are no honest estimate. A
-    model with replicas is adjusted once per replica. Classes are written by index or by name, in quotes where it is a number.
+    model with replicas is adjusted once per replica. Classes are written by index or by name, in quotes where it is a
+    number.
     """
 
     follows: ClassVar[frozenset[str]] = frozenset({"model"})
