@@ -73,7 +73,8 @@ def bare_fsp(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLoss:
         return torch.bmm(pooled, second.flatten(2).transpose(1, 2)) / pooled.shape[2]
 
     def loss(seen: Seen) -> Tensor:
-        own, aims = ([features[f"stage{index}"] for index in (1, 2, 3)] for features in (seen.own, seen.aims))
+        names = ("stem", "stage1", "stage2", "stage3")
+        own, aims = ([features[name] for name in names] for features in (seen.own, seen.aims))
         total = torch.zeros(())
         for mine, theirs in zip(pairwise(own), pairwise(aims), strict=True):
             total = total + (flow(*theirs) - flow(*mine)).pow(2).sum(dim=(1, 2)).mean()
