@@ -103,6 +103,8 @@ def through_stages(
         name = "embedding" if name == "flatten" else name
         if name in names:
             features[name] = inputs
+        if name == "stage1" and "stem" in names:  # a stage of one convolution is its own first layer
+            features["stem"] = inputs
     return inputs, features
 
 
