@@ -11,9 +11,14 @@ import torch
 from torch import Tensor
 
 from raydistill.errors import StageError, StoreError
+from raydistill.methods.triplet_logits import TripletLogits
+from raydistill.models.taps import Output
+from raydistill.plan.relation_method_configs import TripletLogitsConfig
+from raydistill.targets.mixing import TeacherTargets
 from raydistill.targets.reader import open_targets
 from raydistill.targets.shards import digest_of
 from raydistill.targets.store import Description, TargetWriter, load_manifest
+from raydistill.training.data import Batch
 
 Describe = Callable[..., Description]
 Draw = Callable[..., Tensor]
@@ -72,6 +77,23 @@ def test_float16_is_as_exact_as_the_specification_promises(root: Path, describe:
     assert error[size >= 8].max() <= 2**-8
     assert error[(size >= 4) & (size < 8)].max() <= 2**-9
     assert error[(size >= 2) & (size < 4)].max() <= 2**-10
+
+
+def test_a_loss_that_does_not_ignore_the_level_is_that_of_live_logits(root: Path, describe: Describe) -> None:
+    """Distances of logits: the teacher's lie 200 above the student's, stored as they do live."""
+    draw = torch.Generator().manual_seed(0)
+    student, teacher = (3 * torch.randn(23, 5, generator=draw) for _ in range(2))
+    teacher = teacher + 200
+    writer = TargetWriter(root / "stages/a", describe())
+    writer.append(torch.arange(23), teacher)
+    writer.close()
+    stored = open_targets(root / "stages/a", root=root, expect=None).read(torch.arange(23))
+    options = {"method": "triplet_logits", "negative": "hard", "margin": 5.0}
+    method = TripletLogits(TripletLogitsConfig.model_validate(options))
+    batch = Batch(student, torch.arange(23) % 5, torch.arange(23), torch.arange(23))
+    live = TeacherTargets(teacher.unsqueeze(1), torch.ones(23, 1))
+    found, expected = (method.losses(Output(student, {}), told, batch)["triplet"] for told in (stored, live))
+    assert found.item() == pytest.approx(expected.item(), abs=2**-8)
 
 
 @pytest.mark.parametrize("cut", [0, 1, 6, 7, 12, 18, 23, 24, 30, 40, 45, 46])
