@@ -95,7 +95,10 @@ def read_predictions(stage: StageResult, split: str = "test") -> Predictions:
     tensors: dict[str, NDArray[Any]] = load_file(path)
     if missing := {"ids", "labels", "logits"} - tensors.keys():
         raise StoreError(f"`{path}` has no {', '.join(sorted(missing))}")
-    return Predictions(tensors["ids"], tensors["labels"], tensors["logits"].astype(np.float32))
+    logits = tensors["logits"].astype(np.float32)
+    if "remainders" in tensors:  # of logits that are large for float16
+        logits = logits + tensors["remainders"]
+    return Predictions(tensors["ids"], tensors["labels"], logits)
 
 
 def agreement(

@@ -14,6 +14,7 @@ from raydistill.training.judgement import doubts, expected_calibration_error, wo
 
 BATCH = 500
 FLOAT16_LARGEST = 65504.0
+COARSE = 32.0  # from here on float16 is off by up to 0.016
 
 
 @torch.no_grad()
@@ -74,14 +75,26 @@ def predictions_of(split: str) -> str:
 
 
 def save_predictions(context: StageContext, name: str, split: Split, logits: Tensor) -> None:
-    """Keep logits as float16 beside ids and labels, as payload of the stage."""
+    """Keep logits as float16 beside ids and labels, as payload of the stage; what that leaves of large ones, too."""
     context.is_judged |= name == "test"
     with atomic_write(context.path(predictions_of(name))) as temporary:
         save_file(
             {
                 "ids": split.ids.cpu().contiguous(),
                 "labels": split.labels.cpu().contiguous(),
-                "logits": logits.clamp(-FLOAT16_LARGEST, FLOAT16_LARGEST).half().contiguous(),
+                **_in_float16(logits),
             },
             temporary,
         )
+
+
+def _in_float16(logits: Tensor) -> dict[str, Tensor]:
+    """Logits (N, C), and `remainders` to add to them where they are so large that rounding costs 1 % of p and more.
+
+    A model whose logits lie at 2,000 would have other predictions in the report than those it was judged by.
+    """
+    bounded = logits.clamp(-FLOAT16_LARGEST, FLOAT16_LARGEST)
+    stored = bounded.half().contiguous()
+    if not stored.numel() or stored.abs().max() < COARSE:
+        return {"logits": stored}
+    return {"logits": stored, "remainders": (bounded - stored.float()).half().contiguous()}

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from raydistill.errors import StoreError
 from raydistill.report.comparison import (
@@ -36,6 +39,7 @@ from raydistill.report.words import (
     shorten,
     size,
 )
+from raydistill.training.evaluation import save_predictions
 
 Start = Callable[..., Any]
 
@@ -297,3 +301,22 @@ def test_numbers_read_as_a_person_would_write_them() -> None:
         "a, b and c",
         "abc…",
     ]
+
+
+@pytest.mark.parametrize(("level", "has_remainders"), [(0.0, False), (2000.0, True), (60_000.0, True)])
+def test_predictions_are_those_a_model_was_judged_by_at_any_level_of_its_logits(
+    level: float, has_remainders: bool, tmp_path: Path
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+    logits, labels = 3 * torch.randn(200, 5, generator=draw) + level, torch.arange(200) % 5
+    context = SimpleNamespace(is_judged=False, path=tmp_path.joinpath)
+    split = SimpleNamespace(ids=torch.arange(200), labels=labels)
+    save_predictions(context, "test", split, logits)  # type: ignore[arg-type]
+    name = "predictions-test.safetensors"
+    assert ("remainders" in load_file(tmp_path / name)) == has_remainders
+    folder = SimpleNamespace(payload=tmp_path.joinpath)
+    stage = SimpleNamespace(name="a", has_result=True, record=SimpleNamespace(payload=[name]), folder=folder)
+    found = read_predictions(stage)  # type: ignore[arg-type]
+    exact = logits.double().softmax(dim=1).numpy()
+    assert (found.predicted() == exact.argmax(axis=1)).all()
+    assert (np.abs(found.probabilities() - exact) <= 0.02 * exact).all()
