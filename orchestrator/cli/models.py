@@ -113,8 +113,9 @@ def verify(targets: Path, rows: int, seed: int, root: Path) -> None:
     for name, result in results.items():
         verdict = "as stored" if result.passed else "DIFFERENT"
         click.echo(
-            f"{name}: {verdict}; largest divergence {result.largest_divergence:.3g} nats (allowed"
-            f" {result.tolerance:.3g}), mean {result.mean_divergence:.3g}, sample {result.worst_sample_id}"
+            f"{name}: {verdict}; the worst row, of sample {result.worst_sample_id}, is"
+            f" {result.worst_divergence:.3g} nats apart (allowed {result.tolerance:.3g}), the mean"
+            f" {result.mean_divergence:.3g}"
         )
     if not all(result.passed for result in results.values()):
         sys.exit(FAILED)

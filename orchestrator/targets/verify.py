@@ -27,7 +27,7 @@ FLOAT64_FLOOR = 1e-12
 class VerifyResult:
     """The outcome for a sample of rows, in nats at T = 1, or at the temperature of a top-k store that shows most."""
 
-    largest_divergence: float
+    worst_divergence: float
     """Of the row that is farthest off in proportion to what it is allowed."""
     mean_divergence: float
     worst_sample_id: int
@@ -63,7 +63,7 @@ def compare_rows(
     worst = int((found / allowed).argmax())
     per_sample = found[0].numel()
     return VerifyResult(
-        largest_divergence=found.flatten()[worst].item(),
+        worst_divergence=found.flatten()[worst].item(),
         mean_divergence=found.mean().item(),
         worst_sample_id=int(targets.ids[rows.cpu()[worst // per_sample]]),
         tolerance=allowed.flatten()[worst].item(),
