@@ -136,17 +136,26 @@ def export_students(requests: list[dict[str, str]]) -> None:
     A request is {"stage": folder, "to": folder}; how it went is written to `to`.json as {"error": message or null}.
     """
     for request in requests:
-        target = Path(request["to"])
-        error = None
-        try:
-            export_student(Path(request["stage"]), target)
-        except Exception as failure:  # whatever a user's model raises
-            lines = str(failure).strip().splitlines() or [""]
-            error = f"{type(failure).__name__}: {lines[0]}"
-        report = target.with_name(f"{target.name}.json")
-        temporary = report.with_suffix(".tmp")
-        temporary.write_text(json_line({"error": error}))
-        temporary.replace(report)
+        export_noted(request["stage"], request["to"])
+
+
+def export_noted(stage: str, to: str) -> None:
+    """Write the model of one finished stage as an MLflow model, and beside it how that went."""
+    target = Path(to)
+    shutil.rmtree(target, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    error = None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # MLflow's and torch.export's, on parts of their own
+            export_student(Path(stage), target)
+    except Exception as failure:  # whatever a user's model raises
+        lines = str(failure).strip().splitlines() or [""]
+        error = f"{type(failure).__name__}: {lines[0]}"
+    report = target.with_name(f"{target.name}.json")
+    temporary = report.with_suffix(".tmp")
+    temporary.write_text(json_line({"error": error}))
+    temporary.replace(report)
 
 
 def export_student(stage: Path, target: Path) -> None:

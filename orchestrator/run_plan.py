@@ -3,13 +3,15 @@
 import logging
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from raydistill.errors import DistillError, PlanError
+from raydistill.execution.overlap import OverlappedBackend
 from raydistill.execution.request import Backend
 from raydistill.execution.scheduler import run_stages
 from raydistill.execution.survey import PlanSurvey, Remark, survey_plan
@@ -25,9 +27,10 @@ from raydistill.runs.plan_run import (
     PlanRun,
     copy_report,
     latest_run,
+    node_roles,
 )
 from raydistill.terminal import Progress
-from raydistill.tracking import Mirror, Untracked
+from raydistill.tracking import Mirror, Untracked, exported_model
 
 MIRROR_SECONDS, MIRROR_SECONDS_INTERRUPTED = 20.0, 3.0  # seconds for the last words to the tracking store
 
@@ -68,9 +71,9 @@ def run_plan(
         run.begin()
         words.callback(finish_tracking, mirror, run, states, stop)
         with results_written(run, states, stop):
-            if not (previous and mirror.has_sent(previous)):
-                mirror.start()
-            errors = run_on_backend(run, states, options, forced, stop)
+            errors = run_on_backend(
+                run, states, options, forced, stop, partial(use_the_wait, mirror, options)
+            )
         mirror.hurry()
         if previous and all(state.status in UNTOUCHED for state in states.values()):
             copy_report(previous, run.folder)
@@ -90,6 +93,14 @@ def build_mirror(plan: Plan, folder: Path, options: RunOptions) -> Mirror | Untr
             )
         return Untracked()
     return Mirror(folder, options.root, options.tracking_uri)
+
+
+def use_the_wait(mirror: Mirror | Untracked, options: RunOptions) -> None:
+    """The first stages start, and that takes workers some seconds: the driver imports what it needs later."""
+    mirror.start()
+    if options.is_reported:
+        with suppress(Exception):  # whatever it is, the report meets it again, where it stops nothing
+            import raydistill.report.plots  # noqa: F401 - matplotlib: a second
 
 
 def finish_tracking(
@@ -120,9 +131,11 @@ def run_on_backend(
     options: RunOptions,
     forced: frozenset[str],
     stop: threading.Event,
+    while_they_run: Callable[[], None],
 ) -> list[Remark]:
     """Run the stages; `states`, the terminal and `results.json` follow. Returns what kept them from being started."""
     found = PlanSurvey()
+    exports = {} if run.plan.tracking == "none" else exports_of(run)
 
     def watch(name: str, state: NodeState) -> None:
         states[name] = state
@@ -136,7 +149,7 @@ def run_on_backend(
         return found.errors_of(nodes)
 
     with (
-        closing(build_backend(options, stop)) as backend,
+        closing(OverlappedBackend(build_backend(options, stop), exports, while_they_run)) as backend,
         Progress(states, run.graph, options.root) as progress,
         LiveResults(run, states) as live,
     ):
@@ -157,6 +170,19 @@ def refuse(errors: Sequence[Remark]) -> None:
     """`PlanError`, a line for each error of a survey, unless there is none."""
     if errors:
         raise PlanError("\n".join(str(remark) for remark in errors))
+
+
+def exports_of(run: PlanRun) -> dict[str, tuple[str, ...]]:
+    """What the processes that trained students do next: export them for MLflow, where torch is loaded already."""
+    students = [name for name, role in node_roles(run.graph).items() if role == "student"]
+    return {
+        name: (
+            "raydistill.export:export_noted",
+            str(run.root / run.graph.nodes[name].folder),
+            str(exported_model(run.folder, name)),
+        )
+        for name in students
+    }
 
 
 def build_backend(options: RunOptions, stop: threading.Event) -> Backend:

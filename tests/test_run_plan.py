@@ -19,6 +19,9 @@ from click.testing import CliRunner, Result
 from raydistill import report, run_plan
 from raydistill.cli import main
 from raydistill.execution import run_stage
+from raydistill.execution.local_backend import LocalBackend
+from raydistill.execution.overlap import OverlappedBackend
+from raydistill.execution.request import Outcome, StageRequest
 from raydistill.execution.survey import PlanSurvey, Remark
 from raydistill.plan.order import order_stages
 from raydistill.runs.context import StageContext
@@ -198,6 +201,46 @@ def test_elsewhere_than_on_a_terminal_a_line_says_how_far_a_stage_is(
     progress.tell()
     told = [line.partition(" s  ")[2] for line in capsys.readouterr().err.splitlines()]
     assert told == ["student: running", "student: epoch 2 of 4, loss 0.5, 67 min left"]
+
+
+def test_what_a_students_process_does_next_comes_after_its_record_and_may_fail(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported: list[tuple[str, str, bool]] = []
+
+    def export(stage: str, to: str) -> None:
+        exported.append((Path(stage).name, Path(to).name, (Path(stage) / "record.json").exists()))
+        raise ValueError("it cannot be traced")
+
+    def load(address: str) -> Any:
+        return export if address == "raydistill.export:export_noted" else bench.counting.count
+
+    monkeypatch.setattr(run_stage, "load_object", load)
+    assert bench.run(CHAIN).exit_code == 0
+    folder = Path(bench.results()["stages"]["student"]["folder"]).name
+    assert exported == [(folder, "student", True)]
+    assert bench.run(CHAIN, "--no-tracking", "--force", "student").exit_code == 0
+    assert len(exported) == 1
+
+
+def test_the_driver_prepares_once_while_the_first_stages_start() -> None:
+    done: list[str] = []
+
+    class Plain(LocalBackend):
+        def try_start(self, request: StageRequest) -> bool:
+            done.append(f"{request.name} {request.afterwards}")
+            return True
+
+        def wait(self, seconds: float) -> list[tuple[str, Outcome]]:
+            done.append("wait")
+            return []
+
+    backend = OverlappedBackend(Plain(), {"b": ("package:call", "x")}, lambda: done.append("prepare"))
+    for name in ("a", "b"):
+        backend.try_start(StageRequest(name, "train", "f", "stages/s", "/r", {}, {}, {}, {}, "attempt"))
+    backend.wait(0)
+    backend.wait(0)
+    assert done == ["a ()", "b ('package:call', 'x')", "prepare", "wait", "wait"]
 
 
 def test_a_failed_stage_is_exit_code_1_and_a_table_with_its_error(bench: Bench, reports: list[str]) -> None:

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from raydistill.errors import DistillError
 from raydistill.models.build import build_model
-from raydistill.tracking import Mirror, mirror, store, sync
+from raydistill.tracking import Mirror, exported_model, mirror, store, sync
 from raydistill.tracking import background as background_module
 from raydistill.tracking import students as students_module
 from raydistill.tracking.session import GivenUp
@@ -415,6 +415,26 @@ def test_a_student_is_logged_and_registered_once_though_every_call_dies(
     assert [metric.value for metric in models[0].metrics if metric.key == "test/accuracy"] == [0.5]
     assert len(runs.client.search_model_versions("name = 'digits'")) == 1
     assert runs.curve("student", "test/accuracy") == [(0, 0.5)]
+
+
+@pytest.mark.parametrize("error", [None, "ValueError: no"])
+def test_a_student_that_was_exported_where_it_was_trained_is_not_exported_again(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, error: str | None
+) -> None:
+    monkeypatch.delattr(students_module, "export")
+    stage = runs.stage("student", "distill")
+    (stage / "model.json").write_text("{}")
+    runs.record(stage)
+    folder = runs.run("r1", student=("done", "student", [], 0.5))
+    target = exported_model(folder, "student")
+    target.mkdir(parents=True)
+    (target / "MLmodel").write_text("what an export leaves")
+    write(target.with_name("student.json"), {"error": error})
+    assert mirror(folder, runs.root).is_complete
+    experiment = runs.client.get_experiment_by_name("p").experiment_id
+    models = runs.client.search_logged_models([experiment])
+    assert [model.name for model in models] == ([] if error else ["student"])
+    assert not target.parent.exists()
 
 
 def test_a_batch_whose_arrival_nobody_saw_is_not_doubled_by_a_resumed_stage(

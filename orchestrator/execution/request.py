@@ -14,7 +14,8 @@ from raydistill.tasks.task import Task
 class StageRequest:
     """One attempt at one stage. All fields are JSON values.
 
-    `reads` and `siblings` map node names to folders below `root`.
+    `reads` and `siblings` map node names to folders below `root`. `afterwards`, if not empty, is the address of a
+    function and what it is called with: by the stage's process, once the record is written.
     """
 
     name: str
@@ -32,6 +33,7 @@ class StageRequest:
     task_identity: dict[str, Any] = field(default_factory=dict)
     test: str = ""
     sees_test: bool = True
+    afterwards: tuple[str, ...] = ()
 
     @property
     def shape(self) -> ResourcesConfig:

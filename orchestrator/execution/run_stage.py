@@ -73,7 +73,18 @@ def run_stage(
         except Exception as error:
             log.info("failed: %s", traceback.format_exc())  # to log.txt; the terminal shows one line
             return _fail(request, context, error, time.monotonic() - started)
-    return Outcome("done", time.monotonic() - started, warnings=tuple(context.warnings))
+        outcome = Outcome("done", time.monotonic() - started, warnings=tuple(context.warnings))
+        if rank == 0 and request.afterwards:
+            _do_afterwards(*request.afterwards)
+    return outcome
+
+
+def _do_afterwards(address: str, *arguments: str) -> None:
+    """The stage is a result already: what fails here is no fault of it."""
+    try:
+        load_object(address)(*arguments)
+    except Exception:
+        log.info("`%s` failed: %s", address, traceback.format_exc())
 
 
 def _call(request: StageRequest, context: StageContext) -> dict[str, float]:

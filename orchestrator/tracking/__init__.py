@@ -14,7 +14,7 @@ that is down, slow or wrong delays the mirror and stops nothing.
     parent.py       the MLflow run of the plan run
     children.py     the MLflow runs of its stages
     search.py       the MLflow runs of a search and its trials
-    students.py     students as logged models, exported by a process of their own (raydistill.export)
+    students.py     students as logged models, exported where they were trained or by a process of its own
     logged_model.py a network as an MLflow model on disk
     background.py   the thread that mirrors while a plan runs, and `sync`
     untracked.py    stands in for it where the plan says `tracking: none`
@@ -22,6 +22,7 @@ that is down, slow or wrong delays the mirror and stops nothing.
 
 from raydistill.tracking.background import Mirror, MirrorResult, mirror, sync
 from raydistill.tracking.store import resolve_uri
+from raydistill.tracking.students import exported_model
 from raydistill.tracking.untracked import Untracked
 
-__all__ = ["Mirror", "MirrorResult", "Untracked", "mirror", "resolve_uri", "sync"]
+__all__ = ["Mirror", "MirrorResult", "Untracked", "exported_model", "mirror", "resolve_uri", "sync"]

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from raydistill.tracking.state import ChildState
 
 EXPORT_SECONDS = 60.0
 SECONDS_PER_MODEL = 60.0
+EXPORTED = "exported"
 FILES = ("model.safetensors", "model.json")
 
 log = logging.getLogger(__name__)
@@ -56,17 +58,21 @@ def log_models(session: Session[TrackedRun], nodes: Sequence[TrackedNode]) -> No
         return
     session.client  # noqa: B018 - nobody is waiting any more: then do not even start
     with tempfile.TemporaryDirectory(prefix="raydistill-") as name:
-        targets = {node.name: Path(name) / str(number) for number, node in enumerate(todo)}
-        folders = {targets[node.name]: node.folder for node in todo}
-        errors = export(folders, session.give_up)
+        made = {node.name: exported_model(session.run.folder, node.name) for node in todo}
+        made = {node: target for node, target in made.items() if _report(target).exists()}
+        left = {node.name: Path(name) / node.name for node in todo if node.name not in made}
+        folders = {left[node.name]: node.folder for node in todo if node.name in left}
+        errors = export(folders, session.give_up) if folders else {}
         for node in todo:
-            error = errors[targets[node.name]]
+            target = (made | left)[node.name]
+            error = errors[target] if target in errors else _export_error(target)
             if error is None:
-                _log_model(session, node, targets[node.name])
+                _log_model(session, node, target)
             else:
                 _log_files(session, node, error)
             stages[node.name].is_model_done = True
             session.save()
+    shutil.rmtree(session.run.folder / EXPORTED, ignore_errors=True)
 
 
 def export(folders: Mapping[Path, Path], give_up: threading.Event) -> dict[Path, str | None]:
@@ -96,14 +102,24 @@ def export(folders: Mapping[Path, Path], give_up: threading.Event) -> dict[Path,
     finally:
         process.kill()
         process.wait()
-    return {target: _export_error(target, f"the exporting process {ended}") for target in folders}
+    return {
+        target: _export_error(target) if _report(target).exists() else f"the exporting process {ended}"
+        for target in folders
+    }
 
 
-def _export_error(target: Path, otherwise: str) -> str | None:
-    report = target.with_name(f"{target.name}.json")
-    if not report.exists():
-        return otherwise
-    error: str | None = json.loads(report.read_text())["error"]
+def exported_model(folder: Path, name: str) -> Path:
+    """Where in the folder of a plan run the process that trained a student leaves it as an MLflow model."""
+    return folder / EXPORTED / name
+
+
+def _report(target: Path) -> Path:
+    """Says how an export went; it is written last."""
+    return target.with_name(f"{target.name}.json")
+
+
+def _export_error(target: Path) -> str | None:
+    error: str | None = json.loads(_report(target).read_text())["error"]
     return error
 
 
