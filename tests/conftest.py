@@ -1,14 +1,14 @@
 """What all tests share: one small Ray cluster, started when the first test asks for it."""
 
 import os
+import secrets
 import signal
 from collections.abc import Iterator
 
 import pytest
 
-os.environ["RAY_AUTH_MODE"] = (
-    "disabled"  # read once, when ray is imported; tests neither make nor need a token
-)
+# As for every cluster that we start: a token that no file holds.
+os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # nothing here is large, and much of it runs side by side
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
 # In a shell's background an interrupt is ignored, also by the processes that tests start and interrupt.

@@ -17,7 +17,8 @@ from typing import Any, Literal
 
 from raydistill.errors import DistillError
 from raydistill.execution.ray_backend import probes
-from raydistill.execution.ray_backend.connection import TOKEN_HINT, connect, leave, use_token
+from raydistill.execution.ray_backend.connection import connect, leave
+from raydistill.execution.ray_backend.tokens import TOKEN_HINT, read_token
 from raydistill.execution.survey import Remark, probed_models, remarks_on_models
 from raydistill.execution.user_modules import user_modules
 from raydistill.masking import mask, split_login
@@ -117,7 +118,7 @@ def _ask_nodes(question: Callable[..., Any], *arguments: Any, where: str | None 
 
 def _authentication() -> Iterator[Finding]:
     try:
-        token = use_token()
+        token = None if os.environ.get("RAY_AUTH_MODE") == "disabled" else read_token()
     except DistillError as error:
         yield Finding("Ray token", HERE, "fail", error.message)
         return

@@ -28,7 +28,13 @@ def plan_with(**changes: Any) -> Plan:
 def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No Ray cluster, token or tracking store of the person who runs the tests."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "MLFLOW_TRACKING_URI"):
+    for name in (
+        "RAY_ADDRESS",
+        "RAY_AUTH_MODE",
+        "RAY_AUTH_TOKEN",
+        "RAY_AUTH_TOKEN_PATH",
+        "MLFLOW_TRACKING_URI",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 

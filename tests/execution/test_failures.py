@@ -401,7 +401,6 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def driven(what: str, folder: Path, settings: dict[str, str]) -> dict[str, Any]:
     """Run this file as a script; what it printed last."""
     environment = os.environ | {
-        "RAY_AUTH_MODE": "disabled",
         "RAY_raylet_start_wait_time_s": "120",  # on a machine that is busy with other tests
         "OMP_NUM_THREADS": "1",
     }

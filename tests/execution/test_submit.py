@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 
 from raydistill.cli import main
 from raydistill.errors import DistillError, PlanError
-from raydistill.execution.ray_backend.connection import read_token
+from raydistill.execution.ray_backend.tokens import read_token
 from raydistill.execution.submit import package as package_module
 from raydistill.execution.submit.client import (
     Job,

@@ -10,10 +10,10 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO
 
 from raydistill.errors import DistillError, PlanError
+from raydistill.execution.ray_backend.tokens import TOKEN_HINT, give_back, guard_own_cluster, match_cluster
 from raydistill.runs.record import summary_of
 
 REACH_SECONDS = 5.0
@@ -27,11 +27,6 @@ ENVIRONMENT = {
 
 JOINING = {"RAY_NUM_REDIS_GET_RETRIES": "5"}  # seconds until a refused client gives up, in place of 20
 
-TOKEN_HINT = (
-    "copy the Ray cluster's `~/.ray/auth_token` to this machine (mode 600), or set `RAY_AUTH_TOKEN` to its content, and"
-    " set `RAY_AUTH_MODE=token`"
-)
-
 log = logging.getLogger(__name__)
 
 
@@ -43,11 +38,10 @@ def connect(address: str | None, cpus: int | None = None) -> bool:
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     _check_reachable(address)
-    _prepare_environment(address)
-    import ray
-
-    if ray.is_initialized():
+    if _has_joined():
         return False
+    _prepare_environment(address)
+
     logging.getLogger("ray").setLevel(logging.ERROR)
     with _own_signal_handlers():
         if address == "local":
@@ -62,6 +56,12 @@ def leave() -> None:
     import ray
 
     ray.shutdown()
+    give_back()
+
+
+def _has_joined() -> bool:
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized()
 
 
 def _start(cpus: int | None) -> None:
@@ -134,39 +134,23 @@ def _prepare_environment(address: str) -> None:
     """Settings that Ray reads when it is imported or started; what the user has set stays."""
     for name, value in (ENVIRONMENT if address == "local" else ENVIRONMENT | JOINING).items():
         os.environ.setdefault(name, value)
-    use_token()
+    if address == "local":
+        guard_own_cluster()
+    elif where := _host_and_port(address):
+        match_cluster(where)
 
 
-def use_token() -> str | None:
-    """Let Ray's clients in this process use the user's token, if there is one; returns it.
+def _host_and_port(address: str) -> str | None:
+    """What `auto` stands for, as Ray finds it; None when it finds nothing, which Ray itself says."""
+    if address != "auto":
+        return address
+    from ray._private.services import get_ray_address_from_environment
 
-    Ray reads the mode once, while it is imported; later it would reach the processes we start, but not ourselves. A
-    client in token mode also works against an open Ray cluster.
-    """
-    if os.environ.get("RAY_AUTH_MODE") == "disabled":
-        return None
-    token = read_token()
-    if token and "ray" not in sys.modules:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-    return token
-
-
-def read_token() -> str | None:
-    """This user's token, from where Ray looks for it; `PlanError` when a file that should hold it cannot be read."""
-    if token := os.environ.get("RAY_AUTH_TOKEN"):
-        return token.strip()
-    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    path = Path(named).expanduser() if named else Path.home() / ".ray" / "auth_token"
-    if not named and not path.exists():
-        return None
     try:
-        token = path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
-        raise PlanError(f"Ray's token file `{path}` cannot be read: {reason}; {TOKEN_HINT}") from None
-    if not token:
-        raise PlanError(f"Ray's token file `{path}` is empty; {TOKEN_HINT}")
-    return token
+        found = get_ray_address_from_environment(address, None)
+    except ConnectionError:
+        return None
+    return found if found and found not in ("auto", "local") else None
 
 
 def _check_reachable(address: str) -> None:

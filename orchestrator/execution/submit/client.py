@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from raydistill.errors import DistillError, PlanError
-from raydistill.execution.ray_backend.connection import TOKEN_HINT, use_token
+from raydistill.execution.ray_backend.tokens import TOKEN_HINT, use_token
 from raydistill.execution.submit.package import MAX_BYTES, size
 from raydistill.masking import mask, split_login
 from raydistill.runs.record import summary_of

@@ -13,8 +13,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from raydistill.execution.ray_backend.connection import use_token
-
 NEVER_SENT = (
     "__pycache__/",
     "*.py[co]",
@@ -157,7 +155,6 @@ def _rules_in(folder: Path, place: str = "") -> Iterator[Rule]:
 
 def _rules(lines: Iterable[str], reason: Reason) -> Iterator[Rule]:
     """Ray's own copy of `pathspec`, so that a .rayignore means here what it means to Ray."""
-    use_token()  # ray reads the mode while it is imported, which may be here
     from ray._private.thirdparty.pathspec.patterns.gitwildmatch import GitWildMatchPattern
 
     for line in lines:
