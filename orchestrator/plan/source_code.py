@@ -31,6 +31,7 @@ DOWNLOADERS = (
     "urlopen",
     "urlretrieve",
 )
+PATH_MAKERS = ("Path", "join", "joinpath")
 TOLD_BY_RECORDS = ("numpy", "torch", "torchvision")  # what all models are made of
 LONGEST_PATH = 300
 
@@ -253,7 +254,7 @@ def _with_packages(name: str) -> Iterator[str]:
 
 def _paths(tree: ast.Module) -> Iterator[str]:
     """Texts that may name a file: a word such as `relu` does not, whatever lies in the folder."""
-    for text in _texts(tree):
+    for text in (*_texts(tree), *_joined_texts(tree)):
         if ("." in text or "/" in text) and len(text) < LONGEST_PATH and text.isprintable():
             yield text
 
@@ -284,6 +285,23 @@ def _texts(node: ast.AST) -> Iterator[str]:
     for inner in ast.walk(node):
         if isinstance(inner, ast.Constant) and isinstance(inner.value, str):
             yield inner.value
+
+
+def _joined_texts(tree: ast.AST) -> Iterator[str]:
+    """Paths in pieces: `Path("data") / "scale.txt"`, `os.path.join("data", "scale.txt")`; the part that is known."""
+    for inner in ast.walk(tree):
+        if isinstance(inner, ast.BinOp | ast.Call) and len(pieces := _path_pieces(inner)) > 1:
+            yield "/".join(pieces)
+
+
+def _path_pieces(node: ast.expr) -> list[str]:
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return [node.value]
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+        return [*_path_pieces(node.left), *_path_pieces(node.right)]
+    if isinstance(node, ast.Call) and _called(node) in PATH_MAKERS:
+        return [piece for argument in node.args for piece in _path_pieces(argument)]
+    return []
 
 
 def _find_in(name: str, part: str, folders: Sequence[Path]) -> Module | None:

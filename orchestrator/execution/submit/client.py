@@ -146,7 +146,7 @@ class JobsClient:
         """What the head answers; nothing for a page that it does not have."""
         url, headers = split_login(self._url + path)
         request = urllib.request.Request(url, headers=headers)
-        if self._token:
+        if self._token and not headers:  # as Ray's own client: a login in the address is the header
             request.add_header("Authorization", f"Bearer {self._token}")
         try:
             with urllib.request.urlopen(request, timeout=REACH_SECONDS) as answer:

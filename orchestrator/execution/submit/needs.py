@@ -2,17 +2,16 @@
 
 Two ways were possible: to send the folder without what looks private, or to send what the plan needs. A list of
 private names is never complete, and a working folder holds much that has no name at all: notes, exports, other
-people's files. What a plan needs can be read: its own file, the files that it names, the packages of the modules that
-it names and of what these import, and the files that their code names in plain text. So that is what travels;
-`--include` adds to it, `--whole-folder` sends the rest. Code that puts a path together while it runs cannot be read:
-the job's own error names such a file.
+people's files. What a plan needs can be read, and is read for its identity anyway: its own file, the files that it
+names, the packages of the modules that it names and of what these import, and the files that their code names. So that
+is what travels; `--include` adds to it, `--whole-folder` sends the rest. A path that code puts together while it runs
+cannot be read: the job's own error names such a file.
 
 A whole package travels, not only its imported modules: tables and settings lie beside code.
 """
 
-import ast
+import os
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -22,10 +21,11 @@ from raydistill.errors import PlanError
 from raydistill.execution.submit.rules import Reason
 from raydistill.plan.load import Source
 from raydistill.plan.mistakes import one_line
+from raydistill.plan.source_code import find_module, read_source
 
 PATHS_OF_TASKS = ("folder", "file", "cache")
 FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
-MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+LONGEST_PATH = 300
 
 
 @dataclass(frozen=True)
@@ -59,29 +59,24 @@ class Needs:
 
 
 def find_needs(folder: Path, plan_file: Path, source: Source, is_whole: bool = False) -> Needs:
-    """What the plan in `plan_file`, as `source` has it, needs of `folder`."""
+    """What the plan in `plan_file`, as `source` has it, needs of the working folder `folder`."""
     places = [folder, *([parent] if (parent := plan_file.absolute().parent).is_relative_to(folder) else [])]
     required: dict[str, Need] = {}
-    modules: list[tuple[str, str]] = []
+    mentioned: dict[str, str] = {}
     for path, text in _texts(source.values):
         where = f"{source.place(path)}: {'.'.join(map(str, path))}"
         if path[:1] == ("task",) and path[-1] in PATHS_OF_TASKS:
             if not text.startswith(("/", "~", "$")):
-                required[_first_there(folder, places, text) or _normal(text)] = Need(
-                    where, _data_way_out(path, text)
-                )
+                name = _first_there(folder, places, text) or PurePosixPath(text).as_posix()
+                required[name] = Need(where, _data_way_out(path, text))
         elif FUNCTION.fullmatch(text):
-            modules.append((text.partition(":")[0], where))
-        elif _is_path(text) and (name := _first_there(folder, places, text)) and (folder / name).is_file():
-            required[name] = Need(where)
-    trees = _read_modules(folder, modules)
-    mentioned: dict[str, str] = {}
-    for name, (tree, where) in trees.items():
-        required.setdefault(name, Need(where, is_module=True))
-        for text in _paths_in(tree):
-            if found := _first_there(folder, [folder, (folder / name).parent], text):
-                mentioned.setdefault(found, name)
-    folders = frozenset(top for name in trees if (top := name.partition("/")[0]) != name)
+            files, named = _read_code(folder, text.partition(":")[0])
+            required |= {file: Need(where, is_module=True) for file in files if file not in required}
+            mentioned |= dict.fromkeys(named, text.partition(":")[0])
+        elif re.search(r"[./]", text) and (found := _first_there(folder, places, text, is_file=True)):
+            required[found] = Need(where)
+    modules = [name for name, need in required.items() if need.is_module]
+    folders = frozenset(top for name in modules if (top := name.partition("/")[0]) != name)
     return Needs(required, mentioned, folders, is_whole)
 
 
@@ -113,94 +108,24 @@ def _texts(values: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any,
             yield from _texts(value, (*path, index))
 
 
-def _read_modules(folder: Path, modules: list[tuple[str, str]]) -> dict[str, tuple[ast.Module, str]]:
-    """Syntax tree and asker of every module of the folder that these are or import, by the file's name."""
-    waiting = list(modules)
-    read: dict[str, tuple[ast.Module, str]] = {}
-    while waiting:
-        module, where = waiting.pop()
-        for name in _files_of(folder, module):
-            if name in read:
-                continue
-            try:
-                tree = ast.parse((folder / name).read_bytes())
-            except (SyntaxError, ValueError, OSError):  # whoever imports it says so
-                tree = ast.Module([], [])
-            read[name] = tree, where
-            waiting += [(imported, name) for imported in _imports(tree, name)]
-    return read
+def _read_code(folder: Path, module: str) -> tuple[list[str], list[str]]:
+    """Names below the folder: the modules that are run when one is imported, and the files that their text names."""
+    source = read_source(module)
+    if source is None:
+        return [], []
+    found = [known.file for name in source.modules if (known := find_module(name)) and known.file]
+    files = [file for file in found if file.is_relative_to(folder)]
+    places = [folder, *dict.fromkeys(file.parent for file in files)]
+    named = [name for text in source.files if (name := _first_there(folder, places, text))]
+    return [file.relative_to(folder).as_posix() for file in files], named
 
 
-def _files_of(folder: Path, module: str) -> list[str]:
-    """The files that are run when a module of the folder is imported: the packages around it, and its own."""
-    parts = module.split(".")
-    if parts[0] in sys.stdlib_module_names or parts[0] == "raydistill":
-        return []
-    packages = ["/".join((*parts[:end], "__init__.py")) for end in range(1, len(parts) + 1)]
-    return [name for name in (*packages, "/".join(parts) + ".py") if (folder / name).is_file()]
-
-
-def _imports(tree: ast.Module, name: str) -> Iterator[str]:
-    """What a module imports, also by a dotted name in a text; a name that is imported may be a module too."""
-    package = PurePosixPath(name).parent.parts
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            around = package[: len(package) - node.level + 1] if node.level else ()
-            module = ".".join((*around, *([node.module] if node.module else [])))
-            yield from (f"{module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and MODULE.fullmatch(node.value):
-            yield node.value
-
-
-def _paths_in(tree: ast.Module) -> Iterator[str]:
-    """Paths in a module's text: in one piece, or in pieces joined by `/`, `Path(…)` or `os.path.join(…)`."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and _is_path(node.value):
-            yield node.value
-        elif isinstance(node, (ast.BinOp, ast.Call)):
-            pieces = _pieces(node)
-            if len(pieces) > 1:
-                yield "/".join(pieces)
-
-
-def _pieces(node: ast.expr) -> list[str]:
-    """The texts that a path ends with; what comes before them is known only while the code runs."""
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return [node.value]
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
-        return [*_pieces(node.left), *_pieces(node.right)]
-    if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in (
-        "Path",
-        "join",
-        "joinpath",
-    ):
-        return [piece for argument in node.args for piece in _pieces(argument)]
-    return []
-
-
-def _is_path(text: str) -> bool:
-    """A word such as `hinton` is no path, whatever lies in the folder."""
-    return re.search(r"[./]", text) is not None and len(text) < 1000 and text.isprintable()
-
-
-def _first_there(folder: Path, places: list[Path], text: str) -> str | None:
+def _first_there(folder: Path, places: list[Path], text: str, is_file: bool = False) -> str | None:
     """The name below `folder` of what a relative path leads to from the first of these places that has it."""
-    if Path(text).is_absolute():
+    if Path(text).is_absolute() or not text.isprintable() or len(text) > LONGEST_PATH:
         return None
     for place in places:
-        name = _normal(((place / text).relative_to(folder)).as_posix())
-        if name not in (".", "") and not name.startswith("..") and (folder / name).exists():
-            return name
+        path = Path(os.path.normpath(place / text))  # not `resolve`: what a link leads to is asked later
+        if path != folder and path.is_relative_to(folder) and (path.is_file() if is_file else path.exists()):
+            return path.relative_to(folder).as_posix()
     return None
-
-
-def _normal(text: str) -> str:
-    parts: list[str] = []
-    for part in PurePosixPath(text).parts:
-        if part == ".." and parts and parts[-1] != "..":
-            parts.pop()
-        else:
-            parts.append(part)
-    return "/".join(parts)
