@@ -1,5 +1,6 @@
 """A stage's folder: config, log, metrics, payload files, and the record that makes them a result."""
 
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -25,6 +26,7 @@ RECORD = "record.json"
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 LOG = "log.txt"
+FINGERPRINT = re.compile(r"[0-9a-f]{12}")
 
 
 class StageFolder:
@@ -35,7 +37,11 @@ class StageFolder:
 
     def create(self, identity: Mapping[str, Any]) -> None:
         """Make the folder and write what the stage is; a folder of another stage is refused."""
+        self._refuse_link()
         make_folder(self.path)
+        for name in (METRICS, LOG):  # written to as they are, not replaced
+            if (self.path / name).is_symlink():
+                (self.path / name).unlink()
         config = self.path / CONFIG
         if config.exists():
             try:
@@ -51,12 +57,23 @@ class StageFolder:
     @classmethod
     def of_fingerprint(cls, fingerprint: str, root: Path) -> "StageFolder":
         """The folder below the storage root of a stage that another one names by its fingerprint."""
+        if FINGERPRINT.fullmatch(str(fingerprint)) is None:
+            raise StoreError(f"`{fingerprint}` is no fingerprint of a stage: whatever names it is damaged")
         found = sorted((root / "stages").glob(f"*-{fingerprint}"))
         if not found:
             raise StoreError(
                 f"the stage `{fingerprint}` is gone; bring it back, or make it again: `distill run PLAN --only STAGE`"
             )
-        return cls(found[0])
+        folder = cls(found[0])
+        folder._refuse_link()
+        return folder
+
+    def _refuse_link(self) -> None:
+        """Whatever is written or emptied lies where its name says. The storage root itself may be a link."""
+        if self.path.resolve() != self.path.parent.parent.resolve() / self.path.parent.name / self.path.name:
+            raise StoreError(
+                f"`{self.path}` leads out of the storage root: it, or the folder around it, is a link; move it there"
+            )
 
     def record(self) -> Record | None:
         """The record, or None for unfinished work. `StoreError` when the file is damaged or of another stage."""
@@ -129,13 +146,14 @@ class StageFolder:
             for path in self.path.iterdir():
                 if path.name.startswith("lease"):
                     continue
-                if path.is_dir():
+                if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
                 else:
                     path.unlink(missing_ok=True)
 
     def unfinish(self) -> None:
         """Make the folder unfinished work again: no record, and nothing half-written by a process that died."""
+        self._refuse_link()
         with store_errors(self.path, "clear the folder"):
             (self.path / RECORD).unlink(missing_ok=True)
             for path in self.path.rglob(".*.tmp"):

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raydistill.errors import DistillError
+
 RAN = frozenset({"running", "done", "failed", "stopped"})
 SUCCEEDED = frozenset({"done", "cached"})
 
@@ -105,6 +107,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
+def _below(root: Path, folder: str) -> Path:
+    """A stage's folder as the graph names it: what lies there is sent away."""
+    path = root / folder
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise DistillError(f"`{folder}` in `graph.json` lies outside the storage root")
+    return path
+
+
 def _node(values: Mapping[str, Any], entry: Mapping[str, Any], root: Path) -> TrackedNode:
     return TrackedNode(
         name=values["name"],
@@ -113,7 +123,7 @@ def _node(values: Mapping[str, Any], entry: Mapping[str, Any], root: Path) -> Tr
         role=values.get("role", ""),
         fingerprint=values["fingerprint"],
         reads=tuple(values["reads"]),
-        folder=root / values["folder"],
+        folder=_below(root, values["folder"]),
         status=entry.get("status", "waiting"),
         error=entry.get("error"),
         metrics=entry.get("metrics", {}),
