@@ -254,6 +254,8 @@ class _Look:
             reads={},
             attempt=uuid.uuid4().hex,
             resources=self.resources.model_dump(mode="json"),
+            task_identity=dict(self.graph.task),
+            test=self.graph.test,
         )
         claim_attempt(folder, request.attempt)
         outcome = self._run(request)
