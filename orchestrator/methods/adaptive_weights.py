@@ -9,7 +9,7 @@ from torch import Tensor
 from raydistill.methods.losses import divergence_terms, hard_loss
 from raydistill.models.taps import Output
 from raydistill.plan.committee_method_configs import AdaptiveWeightsOptions
-from raydistill.targets.mixing import TeacherTargets
+from raydistill.targets.mixing import TeacherTargets, tempered
 from raydistill.training.data import Batch
 from raydistill.training.method import NO_SETTING, Method, Need, Setting
 
@@ -47,6 +47,6 @@ class AdaptiveWeights(Method):
 
 def member_losses(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """T² · KL(p_m^T ‖ q^T) of each teacher, (B, M), from logits (B, C) and (B, M, C)."""
-    student = F.log_softmax(student_logits / temperature, dim=-1).unsqueeze(1)
-    members = F.log_softmax(teacher_logits / temperature, dim=-1)
-    return temperature**2 * divergence_terms(student, members).sum(dim=-1)
+    student = F.log_softmax(tempered(student_logits, temperature), dim=-1).unsqueeze(1)
+    members = F.log_softmax(tempered(teacher_logits, temperature), dim=-1)
+    return (temperature**2 * divergence_terms(student, members).sum(dim=-1)).float()

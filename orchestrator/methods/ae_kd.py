@@ -8,6 +8,7 @@ from torch import Tensor
 
 from raydistill.methods.adaptive_weights import AdaptiveWeights
 from raydistill.plan.committee_method_configs import AeKdConfig
+from raydistill.targets.mixing import tempered
 from raydistill.tasks.devices import to_device
 from raydistill.training.data import Batch
 
@@ -37,8 +38,8 @@ class AeKd(AdaptiveWeights):
 
 def mean_gradients(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """g_m = T · mean over the batch of q^T - p_m^T, (M, C): the gradient of T² KL(p_m^T ‖ q^T) in the logits."""
-    student = F.softmax(student_logits / temperature, dim=-1).mean(dim=0)
-    return temperature * (student - F.softmax(teacher_logits / temperature, dim=-1).mean(dim=0))
+    student = F.softmax(tempered(student_logits, temperature), dim=-1).mean(dim=0)
+    return temperature * (student - F.softmax(tempered(teacher_logits, temperature), dim=-1).mean(dim=0))
 
 
 def normalized_weights(gradients: Floats, cap: float) -> Floats:

@@ -1,4 +1,4 @@
-"""Losses on logits, in float32 whatever the network computed in: summed over classes, averaged over the batch."""
+"""Losses on logits, in float32 or better whatever the network computed in: sums over classes, means over the batch."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from raydistill.targets.mixing import TeacherTargets, tempered_probabilities
+from raydistill.targets.mixing import TeacherTargets, tempered, tempered_probabilities
 from raydistill.training.data import Batch
 
 
@@ -24,12 +24,12 @@ def soft_loss(
     With the reduction `none` the result is (B,), one divergence per sample. A class to which a teacher gives the logit
     -inf costs nothing, whatever the student says; one that the student alone excludes costs infinity.
     """
-    student = F.log_softmax(student_logits.float() / temperature, dim=-1)
+    student = F.log_softmax(tempered(student_logits, temperature), dim=-1)
     target = tempered_probabilities(teacher, temperature).detach()
     divergence = F.kl_div(torch.where(target == 0, 0.0, student), target, reduction=reduction)
     if reduction == "none":
         divergence = divergence.sum(dim=-1)
-    return divergence * temperature**2 if scale_by_temperature_squared else divergence
+    return (divergence * temperature**2 if scale_by_temperature_squared else divergence).float()
 
 
 def hard_loss(student_logits: Tensor, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
@@ -44,9 +44,9 @@ def hard_loss(student_logits: Tensor, batch: Batch, label_smoothing: float = 0.0
 
 def divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """T² · KL(softmax(v/T) ‖ softmax(z/T)) of logits (B, C), whose gradient reaches both unless one is detached."""
-    student = F.log_softmax(student_logits.float() / temperature, dim=-1)
-    teacher = F.log_softmax(teacher_logits.float() / temperature, dim=-1)
-    return divergence_terms(student, teacher).sum() / len(student) * temperature**2
+    student = F.log_softmax(tempered(student_logits, temperature), dim=-1)
+    teacher = F.log_softmax(tempered(teacher_logits, temperature), dim=-1)
+    return (divergence_terms(student, teacher).sum() / len(student) * temperature**2).float()
 
 
 def divergence_terms(student: Tensor, teacher: Tensor) -> Tensor:

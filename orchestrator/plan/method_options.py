@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from raydistill.plan.config import Config, Integer, NonNegative, Temperature
+from raydistill.plan.config import FINE_TEMPERATURE, Config, Integer, NonNegative, Temperature
 from raydistill.plan.mistakes import located_error
 
 
@@ -54,6 +54,11 @@ class SoftTargetOptions(MethodOptions):
     temperature: Temperature = 4.0
     soft_weight: NonNegative = 1.0
     hard_weight: NonNegative = 1.0
+
+    @property
+    def revision(self) -> int:
+        """2: divergences at temperatures above 100 are computed in float64."""
+        return 2 if self.temperature > FINE_TEMPERATURE else 1
 
     @model_validator(mode="after")
     def _something_to_learn_from(self) -> "SoftTargetOptions":

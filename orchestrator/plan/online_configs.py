@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from raydistill.plan.config import Boolean, Integer, NonNegative, Temperature
+from raydistill.plan.config import FINE_TEMPERATURE, Boolean, Integer, NonNegative, Temperature
 from raydistill.plan.mistakes import located_error
 from raydistill.plan.model_config import ModelConfig
 from raydistill.plan.stage_bases import StageConfig, TrainingConfig
@@ -17,6 +17,13 @@ class OnlineConfig(TrainingConfig):
     Where one stage trains several members, of which one is deployed, the lines of metrics that are written during
     training, and early stopping, are about the members' ensemble.
     """
+
+    temperature: Temperature
+
+    @property
+    def revision(self) -> int:
+        """2: divergences at temperatures above 100 are computed in float64."""
+        return 2 if self.temperature > FINE_TEMPERATURE else 1
 
     @model_validator(mode="after")
     def _labels_are_there(self) -> "OnlineConfig":

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from raydistill.plan.augment_configs import AugmentConfig, MixupConfig
 from raydistill.plan.config import (
+    FINE_TEMPERATURE,
     ClustersRef,
     Integer,
     ModelRef,
@@ -143,8 +144,10 @@ class TrainSpecialistsConfig(TrainingConfig):
 
     @property
     def revision(self) -> int:
-        """2: the prior is put right for the fraction that was drawn; half and half is never rounded."""
-        return 1 if self.special_fraction == 0.5 else 2
+        """2: the prior is put right for the fraction that was drawn, where half and half is never rounded; and
+        divergences at temperatures above 100 are computed in float64."""
+        is_as_before = self.special_fraction == 0.5 and self.temperature <= FINE_TEMPERATURE
+        return 1 if is_as_before else 2
 
     def copies(self, stages: Mapping[str, StageConfig]) -> int | None:
         """One per cluster, numbered even if there is one."""

@@ -1,7 +1,7 @@
 """From the logits of several teachers to one target distribution (Hinton et al. 2015, arXiv 1503.02531).
 
-Everything is computed in float32 and over dim -1 = classes. Nothing here is a matrix product on purpose: autocast
-would run it in half precision.
+Everything is computed in float32, or better, and over dim -1 = classes. Nothing here is a matrix product on purpose:
+autocast would run it in half precision.
 """
 
 import math
@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from raydistill.plan.config import FINE_TEMPERATURE
 
 
 class TeacherTargets(NamedTuple):
@@ -25,9 +27,16 @@ class TeacherTargets(NamedTuple):
     member_features: tuple[Mapping[str, Tensor], ...] = ()
 
 
+def tempered(logits: Tensor, temperature: float) -> Tensor:
+    """logits / T in float32, above T = 100 in float64: divergences are of the order of 1 / T² there, and float32's
+    rounding of the probabilities makes T² KL of logits from N(0, 1) 5 % wrong at T = 1,000, 300 % at 10,000."""
+    exact = logits.double() if temperature > FINE_TEMPERATURE else logits.float()
+    return exact / temperature
+
+
 def tempered_probabilities(targets: TeacherTargets, temperature: float) -> Tensor:
     """Arithmetic mean Σ_m w_m softmax(v^m / T), (B, C); tempered inside the mean."""
-    members = torch.softmax(targets.logits.float() / temperature, dim=-1)
+    members = torch.softmax(tempered(targets.logits, temperature), dim=-1)
     if members.shape[1] == 1:
         return members[:, 0]
     return (members * targets.weights.float().unsqueeze(-1)).sum(dim=1)
@@ -35,7 +44,7 @@ def tempered_probabilities(targets: TeacherTargets, temperature: float) -> Tenso
 
 def tempered_log_probabilities(targets: TeacherTargets, temperature: float) -> Tensor:
     """Logarithm of `tempered_probabilities`, (B, C), exact where a probability would be rounded to 0."""
-    members = torch.log_softmax(targets.logits.float() / temperature, dim=-1)
+    members = torch.log_softmax(tempered(targets.logits, temperature), dim=-1)
     if members.shape[1] == 1:
         return members[:, 0]
     return torch.logsumexp(members + targets.weights.float().log().unsqueeze(-1), dim=1)

@@ -24,12 +24,12 @@ TABLE = [
 TEMPERATURES = [0.5, 1.0, 4.0, 20.0]
 
 
-@pytest.mark.parametrize("temperature", [1e-3, 0.1, 1, 30, 300, 1e3])
+@pytest.mark.parametrize("temperature", [1e-3, 0.1, 1, 30, 100, 101, 1e3, 1e4])
 @pytest.mark.parametrize("deviation", [1.0, 4.0, 60.0])
 def test_at_any_temperature_that_a_plan_may_name_loss_and_gradient_are_those_of_float64(
     temperature: float, deviation: float
 ) -> None:
-    """Up to the bound in `plan/config.py`: beyond it the loss is mostly rounding."""
+    """Where T is large, T² magnifies what float32 rounds."""
     TypeAdapter(Temperature).validate_python(temperature)
     draw = torch.Generator().manual_seed(0)
     student, teacher = (deviation * torch.randn(64, 100, generator=draw) for _ in range(2))
@@ -40,8 +40,8 @@ def test_at_any_temperature_that_a_plan_may_name_loss_and_gradient_are_those_of_
     expected = temperature**2 * (logs[0].exp() * (logs[0] - logs[1])).sum(dim=1).mean()
     (slope,) = torch.autograd.grad(expected, exact)
     (found,) = torch.autograd.grad(loss, student)
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-5 + 1e-4 * temperature / deviation)
-    assert (found.double() - slope).norm() <= (1e-6 + 2e-7 * temperature / deviation) * slope.norm()
+    assert loss.item() == pytest.approx(expected.item(), rel=2e-4)
+    assert (found.double() - slope).norm() <= 2e-5 * slope.norm()
 
 
 @pytest.mark.parametrize("temperature", [0, 1e-4, 10_001, 1e5, 1e6])

@@ -44,6 +44,8 @@ def test_a_stage_keeps_the_fingerprint_it_had() -> None:
     ("method", "revision"),
     [
         ({"method": "hinton"}, None),
+        ({"method": "hinton", "temperature": 100}, None),
+        ({"method": "hinton", "temperature": 1000}, 2),
         ({"method": "fsp"}, 2),
         ({"method": "fsp", "student_pairs": [["stage1", "stage2"]]}, None),
         ({"method": "triplet_logits"}, 2),
