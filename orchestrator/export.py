@@ -56,7 +56,7 @@ def export_model(folder: Path, target: Path) -> list[Path]:
     target.mkdir(parents=True, exist_ok=True)
     for name in (DESCRIPTION, WEIGHTS):
         shutil.copyfile(folder / name, target / name)
-    (target / CARD).write_text(card(model))
+    (target / CARD).write_text(card(model), encoding="utf-8")
     program = target / PROGRAM
     try:
         export_program(model, program)
@@ -154,7 +154,7 @@ def export_noted(stage: str, to: str) -> None:
         error = f"{type(failure).__name__}: {lines[0]}"
     report = target.with_name(f"{target.name}.json")
     temporary = report.with_suffix(".tmp")
-    temporary.write_text(json_line({"error": error}))
+    temporary.write_text(json_line({"error": error}), encoding="utf-8")
     temporary.replace(report)
 
 

@@ -162,7 +162,7 @@ def _write(place: Path, values: Mapping[str, Any]) -> None:
     temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(values, separators=(",", ":")))
+        temporary.write_text(json.dumps(values, separators=(",", ":")), encoding="utf-8")
         temporary.replace(place)
     except OSError as error:
         logger.debug("digests are not remembered in `%s`: %s", place, error)

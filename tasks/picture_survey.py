@@ -82,7 +82,7 @@ def _stamp(file: Path) -> Stamp:
 def _remembered(memory: Path) -> dict[str, tuple[Stamp, Look]]:
     """Stamp and look of every path; nothing where another reader has looked, or the file is damaged."""
     try:
-        content = json.loads(memory.read_text())
+        content = json.loads(memory.read_text(encoding="utf-8"))
         if content["reader"] != READER:
             return {}
         return {path: _seen(*seen) for path, seen in content["seen"].items()}
@@ -100,7 +100,7 @@ def _remember(memory: Path, known: Mapping[str, tuple[Stamp, Look]]) -> None:
     beside = memory.with_name(f".{memory.name}.{uuid.uuid4().hex[:8]}.tmp")
     with suppress(OSError):  # a machine that cannot keep it looks again
         memory.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps({"reader": READER, "seen": seen}))
+        beside.write_text(json.dumps({"reader": READER, "seen": seen}), encoding="utf-8")
         beside.replace(memory)
 
 

@@ -107,7 +107,7 @@ def _manifest(file: Path, changed: Stamp) -> Mapping[str, Any]:
 def read_json(file: Path) -> Any:
     """What a JSON file holds. `ValueError` names the file when it is damaged."""
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"`{file}` is damaged: {error}") from error
 
@@ -171,7 +171,7 @@ def write_manifest(folder: Path, **about: Any) -> None:
 
 def write_json(file: Path, value: Any) -> None:
     """Write indented JSON with every character as it is."""
-    file.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    file.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _table(batch: Arrays) -> Any:

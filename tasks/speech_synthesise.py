@@ -137,7 +137,7 @@ def add_noise(samples: NDArray[np.int16], decibels: float, key: int) -> NDArray[
 
 def write_manifest(path: Path, spoken: Sequence[Utterance]) -> None:
     """One line per utterance: path, text, speaker, split."""
-    with path.open("w", newline="") as stream:
+    with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
         writer.writerow(("path", "text", "speaker", "split"))
         writer.writerows((each.path, each.text, each.speaker.name, each.split) for each in spoken)

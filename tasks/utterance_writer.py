@@ -50,7 +50,7 @@ class UtteranceWriter:
         for writer in self.writers.values():
             writer.close()
         (self.folder / "classes.json").write_text(
-            json.dumps(list(self.labels), indent=0, allow_nan=False) + "\n"
+            json.dumps(list(self.labels), indent=0, allow_nan=False) + "\n", encoding="utf-8"
         )
 
     def _write(self, split: str) -> None:
@@ -146,7 +146,7 @@ def write_utterances(
         writer.close()
         report.require(minimum_share)
         (unfinished / "alignment.json").write_text(
-            json.dumps(report.values(), indent=1, allow_nan=False) + "\n"
+            json.dumps(report.values(), indent=1, allow_nan=False) + "\n", encoding="utf-8"
         )
         for path in sorted(unfinished.iterdir(), key=lambda path: path.suffix == ".parquet"):
             path.rename(folder / path.name)

@@ -39,7 +39,7 @@ class Deadline:
         if self._seconds is not None:
             self._started = time.monotonic()
             with store_errors(self._path):
-                self._file = self._path.open("w")
+                self._file = self._path.open("w", encoding="utf-8")
                 self._file.write(f"{_mark(self._request)}, rank {self._rank}, process {os.getpid()}\n")
                 self._file.flush()
             faulthandler.dump_traceback_later(self._seconds, file=self._file)
@@ -106,7 +106,7 @@ def hung(request: StageRequest) -> str:
 def read_stacks(request: StageRequest) -> str:
     """What all ranks of an attempt wrote when their time was over."""
     paths = (stacks_path(request, rank) for rank in range(request.shape.workers))
-    texts = [path.read_text(errors="replace") for path in paths if path.exists()]
+    texts = [path.read_text(errors="replace", encoding="utf-8") for path in paths if path.exists()]
     return "\n".join(text for text in texts if text.startswith(_mark(request)))
 
 

@@ -101,7 +101,7 @@ class ConfusionClustersConfig(StageConfig):
 
 def _clusters_in_file(name: str) -> Any:
     try:
-        return yaml.safe_load(Path(name).expanduser().read_text())
+        return yaml.safe_load(Path(name).expanduser().read_text(encoding="utf-8"))
     except OSError as error:
         raise located_error(
             f"`{name}` cannot be read: {error.strerror}; a file with lists of classes"

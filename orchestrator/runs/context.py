@@ -102,7 +102,7 @@ class StageContext:
         path = self.folder.path / METRICS
         if self._lines and self.is_main:
             self.check_current()
-            with store_errors(path), path.open("a") as stream:
+            with store_errors(path), path.open("a", encoding="utf-8") as stream:
                 stream.write("".join(line + "\n" for line in self._lines))
         self._lines.clear()
         self._flushed = time.monotonic()
@@ -133,4 +133,4 @@ class StageContext:
 def claim_attempt(folder: StageFolder, attempt: str) -> None:
     """Make `attempt` the only one that may publish to `folder`. Processes matter here, not power cuts: no fsync."""
     with replaced_file(folder.path / ATTEMPT) as temporary:
-        temporary.write_text(json_line({"attempt": attempt}))
+        temporary.write_text(json_line({"attempt": attempt}), encoding="utf-8")

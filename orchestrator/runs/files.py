@@ -63,7 +63,7 @@ def fsync(path: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     with atomic_write(path) as temporary:
-        temporary.write_text(json_text(value))
+        temporary.write_text(json_text(value), encoding="utf-8")
 
 
 def json_text(value: Any) -> str:
@@ -91,7 +91,7 @@ def strict(value: Any) -> Any:
 def read_json(path: Path) -> Any:
     """Read a JSON file; `StoreError` names the file when it is missing or damaged."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise StoreError(f"`{path}` is missing") from error
     except (ValueError, OSError) as error:

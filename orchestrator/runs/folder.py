@@ -52,7 +52,7 @@ class StageFolder:
             else:
                 raise StoreError(f"`{self.path}` belongs to another stage; move it away and run again")
         with replaced_file(config) as temporary:  # `write_record` waits for the disk
-            temporary.write_text(json_text(identity))
+            temporary.write_text(json_text(identity), encoding="utf-8")
 
     @classmethod
     def of_fingerprint(cls, fingerprint: str, root: Path) -> "StageFolder":

@@ -76,7 +76,7 @@ class PlanRun:
         """Make the folder and write the plan and its graph."""
         make_folder(self.folder)
         with atomic_write(self.folder / "plan.yaml") as temporary:
-            temporary.write_text(plan_text(self.plan))
+            temporary.write_text(plan_text(self.plan), encoding="utf-8")
         write_json(self.folder / "graph.json", graph_values(self.plan, self.graph, self.run_id))
 
     def write_survey(self, survey: Mapping[str, Any]) -> None:

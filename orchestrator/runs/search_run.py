@@ -120,7 +120,7 @@ class SearchRun:
             write_json(path, values)
             return
         with replaced_file(path) as temporary:
-            temporary.write_text(json_text(values))
+            temporary.write_text(json_text(values), encoding="utf-8")
 
     def trials(self) -> list[TrialRecord]:
         """All trials in the order of their numbers. A record that cannot be read is no record: it is tried again."""

@@ -108,7 +108,7 @@ def described(problem: Problem, run: SearchRun, options: RunOptions) -> Iterator
     began = time.monotonic()
     description = describe(problem, run, options)
     with atomic_write(run.folder / "plan.yaml") as temporary:
-        temporary.write_text(plan_text(problem.plan))
+        temporary.write_text(plan_text(problem.plan), encoding="utf-8")
     run.write(description)
     try:
         yield description
@@ -242,7 +242,7 @@ def write_best_plan(problem: Problem, best: TrialRecord, run: SearchRun, root: P
     )
     body = yaml.dump(values, Dumper=FastDumper, sort_keys=False, width=100, allow_unicode=True)
     with atomic_write(run.best_plan) as temporary:
-        temporary.write_text(header + body)
+        temporary.write_text(header + body, encoding="utf-8")
 
 
 def describe(problem: Problem, run: SearchRun, options: RunOptions) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def _epochs(graph: Graph, nodes: tuple[str, ...], metric: str, root: Path) -> di
 def _curve(path: Path, metric: str) -> dict[int, float]:
     curve: dict[int, float] = {}
     if path.exists():
-        for line in path.read_text().splitlines():
+        for line in path.read_text(encoding="utf-8").splitlines():
             with suppress(ValueError):  # a power cut may have left half a line
                 values = json.loads(line)
                 if metric in values and math.isfinite(value := float(values[metric])):

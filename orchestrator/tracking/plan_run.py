@@ -81,7 +81,7 @@ class TrackedRun:
 
 def read_run(folder: Path, root: Path) -> TrackedRun:
     """Read a plan run's folder. `FileNotFoundError` or `ValueError` when it has no readable graph."""
-    graph = json.loads((folder / "graph.json").read_text())
+    graph = json.loads((folder / "graph.json").read_text(encoding="utf-8"))
     results = read_json(folder / "results.json")
     entries = results.get("stages", {})
     written = _tracking(folder / "plan.yaml")
@@ -101,7 +101,7 @@ def read_run(folder: Path, root: Path) -> TrackedRun:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file of our own that appears whole or not at all; empty when it is not there or damaged."""
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}
@@ -140,6 +140,6 @@ def _tracking(plan: Path) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(plan.read_text()).get("tracking")
+        return yaml.safe_load(plan.read_text(encoding="utf-8")).get("tracking")
     except (OSError, yaml.YAMLError, AttributeError):
         return None

@@ -119,7 +119,7 @@ def is_search(folder: Path) -> bool:
 
 def read_search(folder: Path) -> TrackedSearch:
     """Read a search's folder. `FileNotFoundError` or `ValueError` when its description cannot be read."""
-    return TrackedSearch(folder, json.loads((folder / SEARCH).read_text()))
+    return TrackedSearch(folder, json.loads((folder / SEARCH).read_text(encoding="utf-8")))
 
 
 def _trial(values: Mapping[str, Any]) -> TrackedTrial | None:

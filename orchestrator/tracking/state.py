@@ -75,7 +75,7 @@ class State(BaseModel):
     def save(self, folder: Path) -> None:
         """Write beside and rename. Not fsynced: after a power cut the runs are found again by their tags."""
         temporary = folder / f".{STATE}.{os.getpid()}.tmp"
-        temporary.write_text(self.model_dump_json(indent=1) + "\n")
+        temporary.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
         temporary.replace(folder / STATE)
 
 
@@ -90,7 +90,7 @@ def read_state(folder: Path) -> State | None:
 @contextmanager
 def try_lock(folder: Path) -> Iterator[bool]:
     """Whether we are the only one who mirrors this run. A living driver holds this lock all along."""
-    with (folder / LOCK).open("a") as stream:
+    with (folder / LOCK).open("a", encoding="utf-8") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

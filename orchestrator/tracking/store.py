@@ -90,7 +90,7 @@ def _create_experiment(client: Any, uri: str, name: str, root: Path) -> Any:
 @contextmanager
 def _alone(root: Path) -> Iterator[None]:
     """One driver at a time: of several that create one database at once, all but one would crash."""
-    with (root / ".mlflow.lock").open("a") as stream:
+    with (root / ".mlflow.lock").open("a", encoding="utf-8") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 

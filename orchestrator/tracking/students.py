@@ -119,7 +119,7 @@ def _report(target: Path) -> Path:
 
 
 def _export_error(target: Path) -> str | None:
-    error: str | None = json.loads(_report(target).read_text())["error"]
+    error: str | None = json.loads(_report(target).read_text(encoding="utf-8"))["error"]
     return error
 
 

@@ -28,7 +28,7 @@ class Cost:
             torch.get_device_module(self._device).reset_peak_memory_stats(self._device)
         else:
             with suppress(OSError):
-                RESET.write_text(RESET_PEAK)
+                RESET.write_text(RESET_PEAK, encoding="utf-8")
 
     def begin_epoch(self, step: int) -> None:
         """Training goes on at `step` of all steps."""
@@ -53,7 +53,7 @@ class Cost:
         if self._device.type != "cpu":
             return int(torch.get_device_module(self._device).max_memory_allocated(self._device))
         with suppress(OSError):
-            for line in STATUS.read_text().splitlines():
+            for line in STATUS.read_text(encoding="utf-8").splitlines():
                 if line.startswith("VmHWM:"):
                     return 1024 * int(line.split()[1])
         return None

@@ -32,9 +32,9 @@ def answer_probe(
             return "has another folder under that name"
         time.sleep(0.1)
     try:
-        if asked.read_text() != content:
+        if asked.read_text(encoding="utf-8") != content:
             return "has another folder under that name"
-        (Path(folder) / name).write_text(content)
+        (Path(folder) / name).write_text(content, encoding="utf-8")
     except OSError as error:
         return f"cannot use it: {error.strerror or error}"
     return None
@@ -126,7 +126,7 @@ def appears(path: Path, content: str) -> bool:
     deadline = time.monotonic() + SECONDS_UNTIL_SEEN
     while True:
         try:
-            if path.read_text() == content:
+            if path.read_text(encoding="utf-8") == content:
                 return True
         except OSError:
             pass

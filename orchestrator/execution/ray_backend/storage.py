@@ -64,7 +64,7 @@ def storage_problems(root: Path, nodes: Sequence[ClusterNode]) -> dict[ClusterNo
 def _probe_folder(root: Path, content: str) -> Iterator[Path]:
     folder = make_folder(root / f".probe-{content}")
     try:
-        (folder / DRIVER).write_text(content)
+        (folder / DRIVER).write_text(content, encoding="utf-8")
         yield folder
     except OSError as error:
         raise PlanError(f"the storage root `{root}` cannot be used: {error.strerror or error}") from None

@@ -70,7 +70,7 @@ def read_token() -> str | None:
     if not named and not path.exists():
         return None
     try:
-        token = path.read_text().strip()
+        token = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
         raise PlanError(f"Ray's token file `{path}` cannot be read: {reason}; {TOKEN_HINT}") from None

@@ -149,7 +149,7 @@ def _places_around(name: str) -> Iterator[str]:
 def _rules_in(folder: Path, place: str = "") -> Iterator[Rule]:
     for file in (folder / name for name in IGNORE_FILES):
         if file.is_file():
-            for line in file.read_text(errors="replace").splitlines():
+            for line in file.read_text(errors="replace", encoding="utf-8").splitlines():
                 yield from _rules([line], Reason(f"`{line.strip()}` in `{place}{file.name}` leaves it out"))
 
 
