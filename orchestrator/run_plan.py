@@ -29,10 +29,13 @@ from raydistill.runs.plan_run import (
     latest_run,
     node_roles,
 )
+from raydistill.runs.record import summary_of
 from raydistill.terminal import Progress
 from raydistill.tracking import Mirror, Untracked, exported_model
 
 MIRROR_SECONDS, MIRROR_SECONDS_INTERRUPTED = 20.0, 3.0  # seconds for the last words to the tracking store
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +79,8 @@ def run_plan(
             )
         mirror.hurry()
         if previous and all(state.status in UNTOUCHED for state in states.values()):
-            copy_report(previous, run.folder)
+            with report_attempted("distill report"):
+                copy_report(previous, run.folder)
             mirror.adopt(previous)
         elif options.is_reported and not stop.is_set() and not errors:
             write_report_of(run)
@@ -219,17 +223,25 @@ def same_stages(previous: Path | None, graph: Graph) -> Path | None:
 
 def write_report_of(run: PlanRun) -> None:
     """The run's report. Never fails a run."""
-    try:
+    with report_attempted("distill report"):
         from raydistill.report import write_report
 
         write_report(run.folder, run.root)
-    except Exception:  # a picture that cannot be drawn must not lose a run
-        log.exception("the report could not be written; `distill report` tries again")
+
+
+@contextmanager
+def report_attempted(again: str) -> Iterator[None]:
+    """One line when a report cannot be written: a picture or a full disk must not lose a run."""
+    try:
+        yield
+    except Exception as error:
+        log.debug("the report", exc_info=True)
+        log.warning("the report could not be written: %s; `%s` tries again", summary_of(error), again)
 
 
 @contextmanager
 def stopping_on_interrupt(stop: threading.Event) -> Iterator[None]:
-    """SIGINT and SIGTERM ask for a clean stop; a second SIGINT ends at once."""
+    """SIGINT, SIGTERM and SIGHUP ask for a clean stop; a second one ends at once. `nohup` keeps SIGHUP ignored."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -240,7 +252,8 @@ def stopping_on_interrupt(stop: threading.Event) -> Iterator[None]:
         stop.set()
         log.warning("stopping: stages write their checkpoints; interrupt again to end at once")
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, ask) for number in numbers}
     try:
         yield
     finally:

@@ -1,5 +1,7 @@
 """The `distill` command: help, exit codes, and what it says when asked for something that is not there."""
 
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from click.testing import CliRunner, Result
 
 import raydistill.run_plan
 from raydistill.cli import main
-from raydistill.errors import StageError
+from raydistill.errors import PlanError, StageError
 
 PLAN = """\
 name: probe
@@ -116,7 +118,13 @@ def test_only_leaves_out_what_the_named_stage_does_not_read(plan: Path) -> None:
 
 def ends_as(status: str) -> Callable[..., dict[str, Any]]:
     def run_plan(*arguments: object) -> dict[str, Any]:
-        return {"status": status, "run_id": "20261121-040000-aaaa", "seconds": 1.0, "stages": {}}
+        return {
+            "status": status,
+            "run_id": "20261121-040000-aaaa",
+            "seconds": 1.0,
+            "stages": {"student": {"status": "skipped", "seconds": 0.0}},
+            "survey": [],
+        }
 
     return run_plan
 
@@ -128,7 +136,11 @@ def test_the_exit_code_says_how_the_run_ended(
     monkeypatch.setattr(raydistill.run_plan, "run_plan", ends_as(status))
     result = distill("run", plan)
     assert result.exit_code == code
-    assert f"{status} in 1.0 s; report: runs/plans/probe/20261121-040000-aaaa/report.html" in result.stdout
+    assert f"{status} in 1.0 s\n" in result.stdout  # there is no report, so none is named
+    report = Path("runs/plans/probe/20261121-040000-aaaa/report.html")
+    report.parent.mkdir(parents=True)
+    report.touch()
+    assert f"{status} in 1.0 s; report: {report}" in distill("run", plan).stdout
 
 
 @pytest.mark.parametrize(
@@ -154,3 +166,35 @@ def test_the_version_is_told() -> None:
     result = distill("--version")
     assert result.exit_code == 0
     assert result.stdout.startswith("distill, version ")
+
+
+@pytest.mark.parametrize("option", ["--runs", "--tracking-uri", "--address"])
+def test_an_option_that_is_empty_is_no_default(plan: Path, option: str) -> None:
+    result = distill("run", plan, option, "", "--dry-run")
+    assert result.exit_code == 2
+    assert result.output.startswith(f"error: {option} is empty; is a variable of the shell unset?")
+    assert list(plan.parent.iterdir()) == [plan]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_before_anything_runs_says_a_word(
+    plan: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    monkeypatch.setattr(
+        sys.modules["raydistill.cli.run"], "load_graph", lambda *plan: signal.raise_signal(number)
+    )
+    result = distill("run", plan)
+    assert (result.exit_code, result.stderr) == (130, "interrupted\n")
+
+
+def test_what_nohup_has_ignored_stays_ignored(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang_up(*arguments: object) -> None:
+        signal.raise_signal(signal.SIGHUP)
+        raise PlanError("still here")
+
+    monkeypatch.setattr(sys.modules["raydistill.cli.run"], "load_graph", hang_up)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert "still here" in distill("run", plan).output
+    finally:
+        signal.signal(signal.SIGHUP, before)

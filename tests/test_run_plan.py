@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 
 from raydistill import report, run_plan
 from raydistill.cli import main
+from raydistill.errors import StageStopped
 from raydistill.execution import run_stage
 from raydistill.execution.local_backend import LocalBackend
 from raydistill.execution.overlap import OverlappedBackend
@@ -281,6 +282,49 @@ def test_a_second_interrupt_ends_a_stage_that_does_not_listen(
     assert bench.run(CHAIN).exit_code == 130
     assert bench.results()["status"] == "interrupted"
     assert bench.statuses() == {"teacher": "stopped", "student": "stopped"}
+
+
+def test_a_terminal_that_closes_stops_a_run_as_an_interrupt_does(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def listening(config: Any, context: StageContext) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert context.should_stop()
+        raise StageStopped("checkpoint written")
+
+    monkeypatch.setattr(run_stage, "load_object", lambda path: listening)
+    result = bench.run(CHAIN)
+    assert result.exit_code == 130
+    assert bench.results()["status"] == "interrupted"
+    assert "report:" not in result.output
+
+
+def test_a_report_that_cannot_be_drawn_is_one_line_and_not_the_exit_code(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(folder: Path, root: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(report, "write_report", fail)
+    result = bench.run(CHAIN)
+    assert result.exit_code == 0
+    assert "report:" not in result.output
+    [line] = [record.getMessage() for record in caplog.records if "report" in record.getMessage()]
+    assert "No space left on device" in line
+    assert "\n" not in line
+
+
+def test_a_report_that_cannot_be_copied_is_one_line_too(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert bench.run(CHAIN).exit_code == 0
+
+    def fail(source: Path, target: Path) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(run_plan, "copy_report", fail)
+    assert bench.run(CHAIN).exit_code == 0
+    assert "Operation not permitted" in caplog.text
 
 
 def test_results_say_what_runs_while_it_runs(bench: Bench) -> None:

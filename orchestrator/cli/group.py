@@ -1,10 +1,15 @@
 """The group of commands: errors become one line and an exit code."""
 
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
+from raydistill.cli.streams import degrade_output
 from raydistill.errors import DistillError, PlanError
 from raydistill.masking import mask
 
@@ -15,8 +20,10 @@ class Group(click.Group):
     """Turns our errors into one line and an exit code."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        degrade_output()
         try:
-            return super().main(*args, **kwargs)
+            with signals_as_interrupts():
+                return super().main(*args, **kwargs)
         except PlanError as error:
             for line in mask(error.message).splitlines():  # a survey may have found several
                 click.echo(f"error: {line}", err=True)
@@ -30,4 +37,26 @@ class Group(click.Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
             ctx.exit(INTERRUPTED)
+
+
+@contextmanager
+def signals_as_interrupts() -> Iterator[None]:
+    """SIGTERM, and SIGHUP of a terminal that closes, are interrupts: Python alone would end without a word.
+
+    Whatever is ignored, as `nohup` has it, stays ignored.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [
+        number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL
+    ]
+    for number in numbers:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)

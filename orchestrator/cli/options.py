@@ -9,11 +9,25 @@ import click
 
 from raydistill.errors import PlanError
 
+
+def _refuse_empty(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    """An unset variable of the shell is not what the option's default stands for."""
+    if value == "":
+        raise PlanError(
+            f"{parameter.opts[0]} is empty; is a variable of the shell unset? Leave the option out for its default"
+        )
+    return value
+
+
+def _root(context: click.Context, parameter: click.Parameter, value: str) -> Path:
+    return Path(_refuse_empty(context, parameter, value))
+
+
 runs_option = click.option(
-    "--runs", "root", default="runs", show_default=True, type=click.Path(path_type=Path), help="Storage root."
+    "--runs", "root", default="runs", show_default=True, metavar="PATH", callback=_root, help="Storage root."
 )
 tracking_option = click.option(
-    "--tracking-uri", metavar="URI", help="MLflow store; RUNS/mlflow.db if left out."
+    "--tracking-uri", metavar="URI", callback=_refuse_empty, help="MLflow store; RUNS/mlflow.db if left out."
 )
 
 
@@ -42,7 +56,10 @@ def plan_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--dry-run", is_flag=True, help="Print what would run, and why; start nothing."),
         click.option("--local", is_flag=True, help="Run in this process, without Ray."),
         click.option(
-            "--address", metavar="HOST:PORT", help="The Ray cluster; one is started here if left out."
+            "--address",
+            metavar="HOST:PORT",
+            callback=_refuse_empty,
+            help="The Ray cluster; one is started here if left out.",
         ),
         runs_option,
         tracking_option,

@@ -54,8 +54,9 @@ def run(
     out.print(results_table(results))
     for line in warning_lines(results):
         out.print(line, soft_wrap=True)
-    report = _relative(root / "plans" / plan.name / results["run_id"] / "report.html")
-    click.echo(f"\n{results['status']} in {results['seconds']:.1f} s; report: {report}")
+    report = root / "plans" / plan.name / results["run_id"] / "report.html"
+    where = f"; report: {_relative(report)}" if report.exists() else ""
+    click.echo(f"\n{results['status']} in {results['seconds']:.1f} s{where}")
     _print_usage(plan, graph, results, root)
     sys.exit({"done": DONE, "failed": FAILED, "interrupted": INTERRUPTED}[results["status"]])
 

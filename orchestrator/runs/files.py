@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -31,11 +32,23 @@ def replaced_file(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with store_errors(path):
+            mode = _mode_of_new(temporary)
             yield temporary
+            if temporary.stat().st_mode != mode:  # safetensors makes files that no other user can read
+                temporary.chmod(stat.S_IMODE(mode))
             temporary.replace(path)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _mode_of_new(path: Path) -> int:
+    """Make a file; returns the mode that the umask, or the folder's own rules, give it."""
+    descriptor = os.open(path, os.O_CREAT | os.O_WRONLY, 0o666)
+    try:
+        return os.fstat(descriptor).st_mode
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -310,6 +310,14 @@ def copy_report(source: Path, target: Path) -> None:
     """Reuse the report of a run that trained the same stages."""
     for name in ("report.html", SURVEY):
         if (source / name).exists():
-            shutil.copy2(source / name, target / name)
+            shutil.copyfile(source / name, target / name)
     if (source / "plots").is_dir():
-        shutil.copytree(source / "plots", target / "plots", copy_function=os.link, dirs_exist_ok=True)
+        shutil.copytree(source / "plots", target / "plots", copy_function=_link_or_copy, dirs_exist_ok=True)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    """A link where that is allowed: not to another user's file, nor on every file system."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

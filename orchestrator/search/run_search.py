@@ -27,6 +27,7 @@ from raydistill.run_plan import (
     build_backend,
     build_mirror,
     refuse,
+    report_attempted,
     run_plan,
     stopping_on_interrupt,
 )
@@ -94,12 +95,10 @@ def shown(
 
 def write_report_of(run: SearchRun) -> None:
     """The search's report. Never fails a search."""
-    try:
+    with report_attempted("distill report"):
         from raydistill.report import write_search_report
 
         write_search_report(run)
-    except Exception:  # a picture that cannot be drawn must not lose a search
-        log.exception("the report of the search could not be written")
 
 
 @contextmanager
@@ -328,11 +327,9 @@ def connected(options: RunOptions, problem: Problem, *, needed: bool) -> Iterato
         yield
         return
     from raydistill.execution.ray_backend import RayBackend
-    from raydistill.execution.ray_backend.connection import connect
+    from raydistill.execution.ray_backend.connection import connect, leave
 
     is_ours = connect(options.address)
-    import ray
-
     from raydistill.execution.ray_backend.storage import SharedStorage
 
     try:
@@ -341,4 +338,4 @@ def connected(options: RunOptions, problem: Problem, *, needed: bool) -> Iterato
         yield
     finally:
         if is_ours:
-            ray.shutdown()
+            leave()

@@ -2,12 +2,15 @@ import ast
 import json
 import math
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from raydistill.errors import StoreError
 from raydistill.runs import files
@@ -133,3 +136,18 @@ def test_nothing_but_strict_json_is_written(folder: str) -> None:
         for call in ast.walk(ast.parse(path.read_text())):
             if isinstance(call, ast.Call) and ast.unparse(call.func) in ("json.dumps", "json.dump"):
                 assert any(keyword.arg == "allow_nan" for keyword in call.keywords), f"{path}:{call.lineno}"
+
+
+@pytest.mark.parametrize(("umask", "expected"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_who_may_read_a_file_is_the_umasks_affair_whatever_its_writer_does(
+    tmp_path: Path, umask: int, expected: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        with atomic_write(tmp_path / "model.safetensors") as temporary:
+            save_file({"a": np.zeros(1)}, temporary)
+        write_json(tmp_path / "a.json", {})
+    finally:
+        os.umask(before)
+    modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("model.safetensors", "a.json")}
+    assert modes == {expected}

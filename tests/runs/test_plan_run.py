@@ -14,9 +14,17 @@ from raydistill.errors import StoreError
 from raydistill.plan.order import order_stages
 from raydistill.plan.schema import Plan
 from raydistill.runs import live_results
+from raydistill.runs.files import make_folder
 from raydistill.runs.folder import StageFolder
 from raydistill.runs.live_results import LiveResults
-from raydistill.runs.plan_run import NodeState, PlanRun, best_student, latest_run, write_data_sizes
+from raydistill.runs.plan_run import (
+    NodeState,
+    PlanRun,
+    best_student,
+    copy_report,
+    latest_run,
+    write_data_sizes,
+)
 from raydistill.runs.record import Record
 
 MODEL = {"name": "mlp", "widths": [4]}
@@ -223,3 +231,17 @@ def test_the_best_student_is_best_on_validation_and_has_a_result() -> None:
     stages["small"]["status"] = "done"
     assert best_student(graph, {"stages": stages}) == "small"
     assert best_student(graph, {"stages": {name: {"status": "failed"} for name in stages}}) is None
+
+
+def test_a_report_is_copied_where_links_are_not_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(source: str, target: str) -> None:
+        raise PermissionError(1, "Operation not permitted", source)
+
+    monkeypatch.setattr("os.link", refuse)
+    for name in ("old/report.html", "old/plots/a.png", "new/plan.yaml"):
+        make_folder((tmp_path / name).parent)
+        (tmp_path / name).write_text(name)
+    copy_report(tmp_path / "old", tmp_path / "new")
+    assert (tmp_path / "new" / "plots" / "a.png").read_text() == "old/plots/a.png"

@@ -118,16 +118,29 @@ def _other_versions(message: str) -> str | None:
 
 @contextmanager
 def _core_messages() -> Iterator[IO[str]]:
-    """What Ray's core writes to stderr meanwhile: the only place where it says why it refuses a client."""
-    with tempfile.TemporaryFile("w+") as messages:
+    """What Ray's core writes to stderr meanwhile: the only place where it says why it refuses a client.
+
+    What we log meanwhile, such as the answer to a signal, is shown.
+    """
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as messages:
         sys.stderr.flush()
         stderr = os.dup(2)
-        os.dup2(messages.fileno(), 2)
-        try:
-            yield messages
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
+        handlers = [
+            handler
+            for handler in logging.getLogger().handlers
+            if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stderr
+        ]
+        with os.fdopen(os.dup(2), "w", encoding=sys.stderr.encoding, errors=sys.stderr.errors) as shown:
+            for handler in handlers:
+                handler.setStream(shown)
+            os.dup2(messages.fileno(), 2)
+            try:
+                yield messages
+            finally:
+                os.dup2(stderr, 2)
+                os.close(stderr)
+                for handler in handlers:
+                    handler.setStream(sys.stderr)
 
 
 def _prepare_environment(address: str) -> None:
@@ -174,12 +187,16 @@ def _check_reachable(address: str) -> None:
 
 @contextmanager
 def _own_signal_handlers() -> Iterator[None]:
-    """Keep our answer to SIGTERM: `ray.init` puts its own in its place."""
+    """Keep our answer to SIGTERM: `ray.init` puts its own in its place, which ends the process without a word."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
+    except SystemExit as error:
+        if callable(handler):
+            handler(signal.SIGTERM, None)
+        raise KeyboardInterrupt from error
     finally:
         signal.signal(signal.SIGTERM, handler)
