@@ -19,6 +19,7 @@ import click
 from raydistill.errors import DistillError
 from raydistill.masking import mask
 from raydistill.tracking import resolve_uri
+from raydistill.tracking.own_store import artifacts_uri
 from raydistill.tracking.store import open_client, reason
 
 START_PAGE = "#/experiments?workflowType=machine_learning"  # else it opens on pages about agents
@@ -57,9 +58,8 @@ def serve(
 
 
 def _command(root: Path, host: str, port: int) -> list[str]:
-    artifacts = (root.absolute() / "mlartifacts").as_uri()
     options = {
-        "--artifacts-destination": artifacts,
+        "--artifacts-destination": artifacts_uri(root),
         "--host": host,
         "--port": str(port),
         "--workers": "1",

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from raydistill.errors import DistillError
 from raydistill.models.build import build_model
-from raydistill.tracking import Mirror, exported_model, mirror, store, sync
+from raydistill.tracking import Mirror, exported_model, mirror, own_store, store, sync
 from raydistill.tracking import background as background_module
 from raydistill.tracking import students as students_module
 from raydistill.tracking.session import GivenUp
@@ -47,7 +47,7 @@ class Runs:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.uri = f"sqlite:///{root}/mlflow.db"
+        self.uri = own_store.own_uri(root)
         root.mkdir()
 
     @property
@@ -252,6 +252,53 @@ def test_plan_results_report_and_plots_are_artifacts(runs: Runs) -> None:
     (folder / "report.html").write_text("drawn again")
     mirror(folder, runs.root)
     assert (kept / "report.html").read_text() == "drawn again"
+
+
+def artifacts_of(runs: Runs, name: str) -> list[str]:
+    run_id = runs.runs()[name].info.run_id
+    return [file.path for file in runs.client.list_artifacts(run_id)]
+
+
+@pytest.mark.parametrize("way", ["moved", "copied"])
+def test_a_root_that_was_moved_takes_its_artifacts_along(runs: Runs, way: str, tmp_path: Path) -> None:
+    first = runs.run("r1")
+    mirror(first, runs.root)
+    shutil.copytree(runs.root, tmp_path / "else where" / "runs")
+    before = sorted(path.name for path in runs.root.rglob("*"))
+    if way == "moved":
+        shutil.rmtree(runs.root)
+    moved = Runs.__new__(Runs)
+    moved.root, moved.uri = (place := tmp_path / "else where" / "runs"), own_store.own_uri(place)
+    moved.run("r1").joinpath("report.html").write_text("drawn again")
+    assert list(sync(moved.root)) == [f"p/r1 → {moved.uri}"]
+    mirror(moved.run("r2"), moved.root)
+    assert [artifacts_of(moved, name) for name in ("r1", "r2")] == [
+        ["plan.yaml", "report.html", "results.json"],
+        ["plan.yaml", "results.json"],
+    ]
+    assert sorted(path.name for path in runs.root.rglob("*")) == (before if way == "copied" else [])
+    assert "else" in moved.runs()["r1"].info.artifact_uri
+
+
+@pytest.mark.parametrize("name", ["runs?v=1", "a%20b", "a#b", "a b", "ü;x&y", "50%"])
+def test_a_root_of_any_name_holds_its_own_store(name: str, tmp_path: Path, template: Path) -> None:
+    (tmp_path / "in").mkdir()
+    runs = Runs(tmp_path / "in" / name)
+    shutil.copy(template, runs.root / "mlflow.db")
+    assert mirror(runs.run("r1"), runs.root).is_complete
+    assert artifacts_of(runs, "r1") == ["plan.yaml", "results.json"]
+    assert not store.is_missing(runs.uri)
+    assert [path.name for path in (tmp_path / "in").iterdir()] == [name]
+    assert {path.name for path in runs.root.iterdir()} >= {"mlflow.db", "mlartifacts"}
+
+
+def test_places_that_are_not_those_of_a_root_stay(runs: Runs) -> None:
+    places = ["s3://bucket/mlartifacts", "file:///elsewhere/files"]
+    for place in places:
+        runs.client.create_experiment(place.replace("/", ""), artifact_location=place)
+    mirror(runs.run("r1"), runs.root)
+    kept = {found.artifact_location for found in runs.client.search_experiments()}
+    assert kept >= {*places, (runs.root / "mlartifacts").as_uri()}
 
 
 def test_the_plan_names_the_experiment(runs: Runs) -> None:

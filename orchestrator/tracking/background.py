@@ -11,6 +11,7 @@ from typing import Any, cast
 from raydistill.errors import DistillError
 from raydistill.masking import MASK, mask
 from raydistill.tracking.children import push_stage
+from raydistill.tracking.own_store import name_of, own_uri, uri_of
 from raydistill.tracking.parent import (
     close_parent,
     link_cached,
@@ -28,6 +29,7 @@ from raydistill.tracking.state import State, read_state, try_lock
 from raydistill.tracking.store import (
     answers,
     import_mlflow,
+    is_folder_missing,
     is_missing,
     reason,
     resolve_uri,
@@ -81,7 +83,7 @@ class Mirror:
         state = read_state(previous)
         return (
             state is not None
-            and state.tracking_uri == mask(self.uri)
+            and state.tracking_uri == name_of(self.uri, self.root)
             and _is_all_sent(previous, state)
             and not is_missing(self.uri)
         )
@@ -132,9 +134,9 @@ class Mirror:
 
     def description(self) -> dict[str, Any]:
         """The entry `mlflow` of results.json."""
-        state = read_state(self.folder) or State(tracking_uri=self.result.tracking_uri)
+        state = read_state(self.folder) or State(tracking_uri=name_of(self.uri, self.root))
         return {
-            "tracking_uri": state.tracking_uri,
+            "tracking_uri": mask(uri_of(state.tracking_uri, self.root)),
             "experiment_id": state.experiment_id,
             "run_id": state.run_id,
         }
@@ -251,9 +253,11 @@ def _uri_of(folder: Path, root: Path, tracking_uri: str | None) -> str:
     """The store that a run was meant for; ours if that is the same but for the login, which is not stored."""
     ours = resolve_uri(root, tracking_uri)
     state = read_state(folder)
-    if tracking_uri is not None or state is None or state.tracking_uri == mask(ours):
+    if tracking_uri is not None or state is None or state.tracking_uri == name_of(ours, root):
         return ours
-    return state.tracking_uri
+    meant = uri_of(state.tracking_uri, root)
+    # A database whose folder is gone was that of this root, which is somewhere else now.
+    return own_uri(root) if is_folder_missing(meant) else meant
 
 
 def _is_delivered(folder: Path) -> bool:
@@ -277,8 +281,8 @@ def _push(
 ) -> MirrorResult:
     """One push under the lock. Whatever goes wrong becomes the result's `problem`: tracking stops nothing."""
     state = read_state(folder)
-    if state is None or state.tracking_uri != mask(uri):
-        state = State(tracking_uri=mask(uri))
+    if state is None or state.tracking_uri != name_of(uri, root):
+        state = State(tracking_uri=name_of(uri, root))
         state.save(folder)  # first of all, so that `sync` knows which store the run was meant for
     problem = None
     try:
@@ -289,7 +293,7 @@ def _push(
     except Exception as error:
         log.debug("tracking", exc_info=True)
         problem = error.message if isinstance(error, DistillError) else reason(error)
-    return MirrorResult(state.tracking_uri, state.experiment_id, state.run_id, state.is_finished, problem)
+    return MirrorResult(mask(uri), state.experiment_id, state.run_id, state.is_finished, problem)
 
 
 def _push_all(session: Session[TrackedRun | TrackedSearch]) -> None:

@@ -45,7 +45,7 @@ class ChildState(BaseModel):
 
 
 class State(BaseModel):
-    """What of a plan run or a search was sent to the store `tracking_uri` (written without its login)."""
+    """What of a plan run or a search was sent to the store `tracking_uri`, as `own_store.name_of` writes it."""
 
     model_config = ConfigDict(extra="forbid")
 

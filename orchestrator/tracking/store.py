@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from raydistill.errors import DistillError
 from raydistill.masking import mask
+from raydistill.tracking.own_store import artifacts_uri, follow_root, own_uri
 
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
@@ -21,7 +23,7 @@ SETTINGS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
-DATABASES = ("sqlite:", "postgresql", "mysql", "mssql")
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development"
 }  # or the UI opens on pages about agents
@@ -30,13 +32,24 @@ MAX_KEY, MAX_PARAM, MAX_TAG = 250, 6000, 8000
 
 def resolve_uri(root: Path, tracking_uri: str | None) -> str:
     """Where runs are tracked: as asked, else `MLFLOW_TRACKING_URI`, else a database in the storage root."""
-    return tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.absolute()}/mlflow.db"
+    return tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or own_uri(root)
 
 
 def is_missing(uri: str) -> bool:
     """Whether the store is a database file that is not there; of other stores only they themselves could tell."""
+    file = _database_file(uri)
+    return file is not None and not file.exists()
+
+
+def is_folder_missing(uri: str) -> bool:
+    """Whether the store is a database file that could not be made either, because its folder is not there."""
+    file = _database_file(uri)
+    return file is not None and not file.parent.exists()
+
+
+def _database_file(uri: str) -> Path | None:
     scheme, _, path = uri.partition(":///")
-    return scheme.startswith("sqlite") and not Path(path).exists()
+    return Path(unquote(path.partition("?")[0])) if scheme.startswith("sqlite") and path else None
 
 
 def import_mlflow() -> Any:
@@ -58,6 +71,8 @@ def open_client(uri: str, root: Path) -> Any:
     mlflow = import_mlflow()
     registry = os.environ.get("MLFLOW_REGISTRY_URI", uri)
     with _alone(root):
+        if uri == own_uri(root):
+            follow_root(root)
         return mlflow.MlflowClient(tracking_uri=uri, registry_uri=registry)
 
 
@@ -78,7 +93,7 @@ def _create_experiment(client: Any, uri: str, name: str, root: Path) -> Any:
     from mlflow.exceptions import MlflowException
 
     # A server decides where artifacts go; a database alone would put them below the working directory.
-    location = (root.absolute() / "mlartifacts").as_uri() if uri.startswith(DATABASES) else None
+    location = artifacts_uri(root) if uri.startswith(DATABASES) else None
     try:
         client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS)
     except MlflowException as error:
