@@ -95,7 +95,7 @@ def results_table(results: Mapping[str, Any]) -> Table:
             _percent(metrics, std, "validation/accuracy"),
             _percent(metrics, std, "test/accuracy"),
             _errors(metrics, std),
-            escape(entry.get("error", "")),
+            escape(entry.get("error") or entry.get("note", "")),
         )
     return table
 

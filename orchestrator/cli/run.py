@@ -42,7 +42,7 @@ def run(
     forced = graph.called(force, "--force")
     root = root.absolute()
     if dry_run:
-        _print_prospects(graph, root, plan.name, forced)
+        _print_prospects(plan, graph, root, forced)
         return
     from raydistill.run_plan import RunOptions, run_plan
     from raydistill.terminal import console, results_table, warning_lines
@@ -88,7 +88,7 @@ def report(plan_file: Path, overrides: tuple[str, ...], root: Path) -> None:
         click.echo(str(_relative(write_search_report(search))))
 
 
-def _print_prospects(graph: Any, root: Path, plan_name: str, forced: frozenset[str]) -> None:
+def _print_prospects(plan: "Plan", graph: "Graph", root: Path, forced: frozenset[str]) -> None:
     from rich.markup import escape
 
     from raydistill.execution.outlook import look_ahead
@@ -96,7 +96,7 @@ def _print_prospects(graph: Any, root: Path, plan_name: str, forced: frozenset[s
     from raydistill.plan.model_sources import unseen_sources
     from raydistill.terminal import console, prospects_table
 
-    prospects = look_ahead(graph, root, plan_name, forced)
+    prospects = look_ahead(graph, root, plan.name, forced, plan.task)
     out = console()
     out.print(prospects_table(prospects))
     states = Counter(prospect.state for prospect in prospects)

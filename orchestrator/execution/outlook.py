@@ -7,12 +7,14 @@ from typing import Any, Literal
 
 from raydistill.errors import StoreError
 from raydistill.execution.needed import WHY_NOT, not_needed
-from raydistill.plan.fingerprint import differences
+from raydistill.plan.fingerprint import DATA_CHANGED, differences
 from raydistill.plan.order import Graph, Node
+from raydistill.runs.data_files import DataFiles
 from raydistill.runs.files import read_json
 from raydistill.runs.folder import CONFIG, StageFolder
 from raydistill.runs.plan_run import latest_run
 from raydistill.runs.record import Record
+from raydistill.tasks.task import Task
 
 SHOWN = 3
 RUNS_BACK = 20  # a stage that the last run left out was perhaps made by one before
@@ -33,17 +35,23 @@ class Prospect:
         return self.state in ("cached", "not needed")
 
 
-def look_ahead(graph: Graph, root: Path, plan_name: str, forced: Collection[str] = ()) -> list[Prospect]:
-    """Judge every node of a graph without starting anything."""
-    before = _earlier_folders(root, plan_name)
-    prospects = {prospect.node.name: prospect for prospect in _prospects(graph, root, before, set(forced))}
+def look_ahead(
+    graph: Graph, root: Path, plan_name: str, forced: Collection[str] = (), task: Task | None = None
+) -> list[Prospect]:
+    """Judge every node of a graph without starting anything. With the `task`, changed data is told file by file."""
+    before, data = _earlier_folders(root, plan_name), DataFiles(root, task) if task is not None else None
+    prospects = {
+        prospect.node.name: prospect for prospect in _prospects(graph, root, before, set(forced), data)
+    }
     finished = {name for name, prospect in prospects.items() if prospect.is_cached}
     for name in not_needed(graph, root, finished, forced):
         prospects[name] = Prospect(graph.nodes[name], "not needed", WHY_NOT)
     return list(prospects.values())
 
 
-def _prospects(graph: Graph, root: Path, before: dict[str, Path], forced: set[str]) -> Iterator[Prospect]:
+def _prospects(
+    graph: Graph, root: Path, before: dict[str, Path], forced: set[str], data: DataFiles | None
+) -> Iterator[Prospect]:
     for node in graph.nodes.values():
         if node.name in forced:
             yield Prospect(node, "new", "forced")
@@ -54,24 +62,25 @@ def _prospects(graph: Graph, root: Path, before: dict[str, Path], forced: set[st
             yield Prospect(node, "new", error.message)
             continue
         if record is not None and record.status == "done":
-            yield _finished(node, record, graph.test)
+            yield _finished(node, record, graph.test, data)
         elif record is not None:
             yield Prospect(node, "new", f"failed before: {record.error}")
         elif (root / node.folder / "checkpoint").is_dir():
             yield Prospect(node, "new", "continues from its checkpoint")
         else:
-            yield Prospect(node, "new", _why_new(node, graph, before.get(node.name)))
+            yield Prospect(node, "new", _why_new(node, graph, before.get(node.name), data))
 
 
-def _finished(node: Node, record: Record, test: str) -> Prospect:
+def _finished(node: Node, record: Record, test: str, data: DataFiles | None) -> Prospect:
     if record.untested:
         return Prospect(node, "judge", "to be judged on the test split")
     if record.is_judged_on(test):
         return Prospect(node, "cached")
-    return Prospect(node, "judge", "judged again: the test split changed")
+    files = data.changed_test(record.judged_on) if data is not None and record.judged_on else None
+    return Prospect(node, "judge", f"judged again: {files or 'the test split changed'}")
 
 
-def _why_new(node: Node, graph: Graph, before: Path | None) -> str:
+def _why_new(node: Node, graph: Graph, before: Path | None, data: DataFiles | None) -> str:
     if before is None:
         return "never run"
     try:
@@ -81,6 +90,9 @@ def _why_new(node: Node, graph: Graph, before: Path | None) -> str:
     names = {read.fingerprint: read.name for read in graph.nodes.values()}
     changed = [text.replace("config.", "", 1) for text in differences(old, dict(node.identity))]
     readable = [_with_names(text, names) for text in changed]
+    if DATA_CHANGED in readable and data is not None:
+        files = data.changed_learned(old["task"])
+        readable = [files or text if text == DATA_CHANGED else text for text in readable]
     more = f" and {len(readable) - SHOWN} more" if len(readable) > SHOWN else ""
     return ", ".join(readable[:SHOWN]) + more if readable else "begun, not finished"
 

@@ -12,6 +12,7 @@ from raydistill.plan.model_sources import model_identity
 from raydistill.plan.stage_bases import StageConfig
 from raydistill.plan.stage_configs import STAGES, StageKind
 
+DATA_CHANGED = "the data that is learned from changed"
 LENGTH = 12  # hexadecimal digits: among 100,000 stages two collide with a chance of 2 in 100,000
 
 
@@ -66,7 +67,7 @@ def _difference(path: tuple[str, ...], old: Any, new: Any) -> str:
     if path[-3:-1] == ("source", "files"):
         return f"file `{path[-1]}` {became}"
     if path == ("task", "content"):
-        return "the data that is learned from changed"
+        return DATA_CHANGED
     if path == ("task", "test"):
         return "the test split changed"
     if _is_digest(old) and _is_digest(new):

@@ -32,6 +32,7 @@ from raydistill.plan.stage_configs import (
     EvaluateConfig,
     PredictTargetsConfig,
 )
+from raydistill.runs.data_files import write_listings
 from raydistill.runs.files import atomic_write, make_folder, read_json, write_json
 from raydistill.runs.folder import StageFolder
 from raydistill.runs.record import Record
@@ -78,6 +79,7 @@ class PlanRun:
         with atomic_write(self.folder / "plan.yaml") as temporary:
             temporary.write_text(plan_text(self.plan), encoding="utf-8")
         write_json(self.folder / "graph.json", graph_values(self.plan, self.graph, self.run_id))
+        write_listings(self.root, self.plan.task, self.graph.task, self.graph.test)
 
     def write_survey(self, survey: Mapping[str, Any]) -> None:
         """Keep what was found before the first stage: all of it in `survey.json`, the lines in the results too."""
@@ -144,6 +146,8 @@ def stage_entry(node: Node, state: NodeState, record: Record | None) -> dict[str
             entry["warnings"] = list(record.warnings)
     if state.error:
         entry["error"] = state.error
+    if state.status == "not needed":
+        entry["note"] = state.note
     return entry
 
 
