@@ -14,6 +14,7 @@ from pathlib import Path
 from raydistill.errors import StageError, StageStopped
 from raydistill.execution.deadline import Deadline
 from raydistill.execution.request import Outcome, StageRequest
+from raydistill.execution.user_code import checked_models
 from raydistill.lookup import load_object
 from raydistill.plan.schema import build_task
 from raydistill.plan.stage_configs import STAGES, SURVEYS
@@ -90,6 +91,7 @@ def _do_afterwards(address: str, *arguments: str) -> None:
 def _call(request: StageRequest, context: StageContext) -> dict[str, float]:
     kind = (STAGES | SURVEYS)[request.kind]
     config = kind.config.model_validate(request.config)
+    context.models = checked_models(config, request.identity)
     if finished_record(context.folder.path) is not None:  # it lacks a judgement on this test split
         from raydistill.stages.judge_again import has_judged_model, judge_again
 

@@ -18,7 +18,7 @@ MOST_IN_A_FOLDER = 10_000
 
 def missing_source(model: ModelConfig) -> str | None:
     """Why a model cannot be built here: its module or a file it names is not there. None when all is well."""
-    if ":" in model.name:
+    if is_users_own(model):
         module = model.name.partition(":")[0]
         found = find_module(module)
         if found is None or found.file is None:
@@ -41,9 +41,14 @@ def model_identity(model: ModelConfig) -> dict[str, Any]:
     return values if source is None else {**values, "source": source_identity(source)}
 
 
+def is_users_own(model: ModelConfig) -> bool:
+    """Whether a function of the user's builds it."""
+    return ":" in model.name
+
+
 def code_of(model: ModelConfig) -> SourceCode | None:
     """The user's code behind a model; None for one of ours."""
-    return read_source(model.name.partition(":")[0]) if ":" in model.name else None
+    return read_source(model.name.partition(":")[0]) if is_users_own(model) else None
 
 
 def source_identity(source: SourceCode) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from raydistill.errors import StageError, StoreError
+from raydistill.plan.model_config import ModelConfig
+from raydistill.plan.model_sources import model_identity
 from raydistill.runs.files import json_line, read_json, replaced_file, store_errors
 from raydistill.runs.folder import METRICS, StageFolder
 from raydistill.tasks.task import Task
@@ -30,9 +32,10 @@ class StageContext:
     Only the main process (rank 0) writes. An attempt that was superseded, because its driver was taken for dead,
     may not publish: `check_current` raises.
 
-    `task_identity` and `test` are the digests of the data when the plan was read. With `sees_test` False the test split
-    is withheld: trials of a search are chosen by validation alone. A stage that would have judged a model by it sets
-    `is_untested`, one that did `is_judged`. `on_report` hears what is reported, on the main process.
+    `task_identity` and `test` are the digests of the data when the plan was read, `models` the user's own and what they
+    are made from. With `sees_test` False the test split is withheld: trials of a search are chosen by validation alone.
+    A stage that would have judged a model by it sets `is_untested`, one that did `is_judged`. `on_report` hears what is
+    reported, on the main process.
     `when_done` is called once the record is written: until then a process that dies must find its checkpoint.
     `warnings` are what `warn` was told.
     """
@@ -50,6 +53,7 @@ class StageContext:
     should_stop: Callable[[], bool] = never
     task_identity: Mapping[str, Any] = field(default_factory=dict)
     test: str = ""
+    models: tuple[tuple[ModelConfig, Mapping[str, Any]], ...] = ()
     sees_test: bool = True
     is_untested: bool = False
     is_judged: bool = False
@@ -61,6 +65,10 @@ class StageContext:
     warnings: list[str] = field(default_factory=list)
     _lines: list[str] = field(default_factory=list)
     _flushed: float = field(default_factory=time.monotonic)
+
+    def made_from(self, model: ModelConfig) -> Mapping[str, Any]:
+        """The identity that a model had when the stage began, or has now if it is none of the stage's own."""
+        return next((identity for own, identity in self.models if own == model), model_identity(model))
 
     @property
     def is_main(self) -> bool:

@@ -1,5 +1,6 @@
 """A trained model on disk: weights as safetensors, and the JSON that is needed to build and use it anywhere."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 
 from raydistill.errors import StageError
 from raydistill.models.build import build_model
+from raydistill.plan.fingerprint import differences
 from raydistill.plan.model_config import ModelConfig
+from raydistill.plan.model_sources import is_users_own, model_identity
 from raydistill.runs.context import StageContext
 from raydistill.runs.files import atomic_write, read_json, write_json
 from raydistill.runs.folder import StageFolder
@@ -20,6 +23,8 @@ from raydistill.tasks.task import Task
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,7 @@ def save(
         context.path(DESCRIPTION),
         {
             "model": config.model_dump(mode="json"),
+            **({"made_from": context.made_from(config)} if is_users_own(config) else {}),
             "num_classes": config.num_classes or task.num_classes,
             "input_shape": list(task.input_shape),
             "class_names": list(task.class_names),
@@ -119,6 +125,18 @@ def save(
     )
 
 
+def _warn_of_other_code(config: ModelConfig, made_from: Any, folder: Path) -> None:
+    """The weights may fit another network than the one that was trained: whoever uses it should know."""
+    if made_from is None or not is_users_own(config):
+        return
+    if changed := list(differences(made_from, model_identity(config))):
+        log.warning(
+            "the model in `%s` is not built by the code that it was trained with: %s",
+            folder,
+            ", ".join(changed),
+        )
+
+
 def load(folder: StageFolder, device: str = "cpu") -> TrainedModel:
     """Load a finished stage's model, after checking its files against the record."""
     folder.payload(WEIGHTS)
@@ -129,6 +147,7 @@ def load_files(folder: Path, device: str = "cpu") -> TrainedModel:
     """Load `model.json` and `model.safetensors` from any folder."""
     description = read_json(folder / DESCRIPTION)
     config = ModelConfig.model_validate(description["model"])
+    _warn_of_other_code(config, description.get("made_from"), folder)
     shape = tuple(description["input_shape"])
     try:
         model = build_model(config.name, config.options, shape, description["num_classes"])
