@@ -223,12 +223,13 @@ def test_the_best_student_is_best_on_validation_and_has_a_result() -> None:
         "small": ("failed", 0.9),
     }
     stages = {
-        name: {"status": status, "metrics": {"validation/accuracy": accuracy}}
+        name: {"status": status}
+        | ({} if status == "failed" else {"metrics": {"validation/accuracy": accuracy}})
         for name, (status, accuracy) in entries.items()
     }
     graph = order_stages(plan)
     assert best_student(graph, {"stages": stages}) == "student"
-    stages["small"]["status"] = "done"
+    stages["small"] = {"status": "done", "metrics": {"validation/accuracy": 0.9}}
     assert best_student(graph, {"stages": stages}) == "small"
     assert best_student(graph, {"stages": {name: {"status": "failed"} for name in stages}}) is None
 

@@ -221,7 +221,8 @@ def test_targets_say_which_samples_they_are_about_and_are_verified_on_them(
     targets = open_targets(folder.path, root=stages.root, expect=None)
     expected = stages.model("teacher").logits(torch.stack([images[i] for i in targets.ids.tolist()]))
     found = targets.read(torch.arange(len(images))).logits[:, 0]
-    torch.testing.assert_close(found, expected, rtol=2**-10, atol=1e-3)
+    found, expected = (logits - logits.amax(dim=1, keepdim=True) for logits in (found, expected))
+    torch.testing.assert_close(found, expected, rtol=2**-10, atol=1e-3)  # what float16 keeps of a distance
     (result,) = verify_targets(folder.path, stages.root, rows=20).values()
     assert result.passed
 

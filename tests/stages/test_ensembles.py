@@ -186,5 +186,5 @@ def test_targets_that_cannot_be_verified_say_why(stages: Any, two_targets: dict[
         verify_targets(stages.root / "stages/nothing", stages.root, rows=3)
     stages.folder("good").forget()
     stages.folder("good").path.rename(stages.root / "gone")
-    with pytest.raises(StoreError, match="is gone; run the plan again"):
+    with pytest.raises(StoreError, match="is gone; bring it back, or make it again"):
         verify_targets(stages.folder("of_good").path, stages.root, rows=3)
