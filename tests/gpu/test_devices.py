@@ -20,8 +20,12 @@ TEACHER: dict[str, Any] = {"stage": "train", "model": CNN, **SHORT}
 MODEL: dict[str, Any] = {"stage": "train", "model": MLP, **SHORT}
 STUDENT: dict[str, Any] = {"stage": "distill", "student": MLP, "teachers": ["teacher"], **SHORT}
 LIVE: dict[str, Any] = STUDENT | {"mode": "live", "student": CNN}
-AUGMENTED = {
-    "augment": [{"name": kind.model_fields["name"].default} for kind in get_args(get_args(AugmentConfig)[0])]
+AUGMENTED = {"augment": [{"name": kind.model_fields["name"].default} for kind in AUGMENTATIONS]}
+SPECIALISTS: dict[str, Any] = {
+    "stage": "train_specialists",
+    "generalist": "teacher",
+    "clusters": "clusters",
+    **SHORT,
 }
 COMMITTEE = {"specialists": ["specialists.0", "specialists.1"], "active": 2}
 SGD = {"name": "sgd", "learning_rate": 0.05, "momentum": 0.9}
@@ -55,19 +59,8 @@ PLANS: dict[str, dict[str, Any]] = {
         "teacher": TEACHER,
         "clusters": {"stage": "confusion_clusters", "given": [[0, 1], [2, 3]]},
         "found": {"stage": "confusion_clusters", "generalist": "teacher", "clusters": 2},
-        "specialists": {
-            "stage": "train_specialists",
-            "generalist": "teacher",
-            "clusters": "clusters",
-            **SHORT,
-        },
-        "full": {
-            "stage": "train_specialists",
-            "generalist": "teacher",
-            "clusters": "clusters",
-            "head": "full",
-        }
-        | SHORT,
+        "specialists": SPECIALISTS,
+        "full": SPECIALISTS | {"head": "full"},
         "student": STUDENT | {"committee": COMMITTEE},
         "judged": {"stage": "evaluate", "models": ["teacher"], "committee": COMMITTEE},
     },
