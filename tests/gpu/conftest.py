@@ -214,13 +214,23 @@ def our_frames() -> Frames:
     return frozenset(names)
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Before any test: for a device that comes after the first backward of a process, autograd has no thread."""
+    if torch.cuda.is_available() or hasattr(torch, TWIN):
+        return
+    if any({"twin", "device"} & set(getattr(item, "fixturenames", ())) for item in session.items):
+        from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+        _setup_privateuseone_for_python_backend(TWIN, TwinModule())
+
+
 @pytest.fixture
 def twin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Twin]:
     """The device, entered."""
     if not hasattr(torch, TWIN):
-        from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
-
-        _setup_privateuseone_for_python_backend(TWIN, TwinModule())
+        pytest.skip(
+            "torch would take the twin for the accelerator and not the GPU that is here: `pytest -m gpu`"
+        )
     monkeypatch.setattr(Tensor, "pin_memory", lambda tensor, device=None: pinned(tensor))
     before = torch._C._only_lift_cpu_tensors()
     torch._C._set_only_lift_cpu_tensors(True)  # or `torch.tensor(…, device=…)` goes past the mode
