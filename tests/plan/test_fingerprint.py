@@ -183,6 +183,23 @@ def test_the_source_of_a_users_model_counts(
         ({"a": [{"input": "0f"}]}, {"a": [{}, {}]}, ["a: 1 entry → 2 entries"]),
         ({"a": {"name": "sgd"}}, {"a": 3}, ['a: {"name": "sgd"} → 3']),
         ({"a": "x" * 99}, {"a": 1}, ['a: "' + "x" * 36 + "... → 1"]),
+        (
+            {"source": {"modules": {"a.b": "0f"}}},
+            {"source": {"modules": {"a.b": "1e"}}},
+            ["module `a.b` changed"],
+        ),
+        (
+            {"source": {"modules": {"a.b": "0f"}}},
+            {"source": {"modules": {"c": "0f"}}},
+            ["module `a.b` is gone", "module `c` is new"],
+        ),
+        (
+            {"source": {"files": {"t.json": "0f"}}},
+            {"source": {"files": {"t.json": "1e"}}},
+            ["file `t.json` changed"],
+        ),
+        ({"weights": "0" * 64}, {"weights": "1" * 64}, ["weights: the file changed"]),
+        ({"task": {"content": "0f"}}, {"task": {"content": "1e"}}, ["the data that is learned from changed"]),
     ],
 )
 def test_differences_are_told_field_by_field(old: object, new: object, texts: list[str]) -> None:

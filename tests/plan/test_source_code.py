@@ -143,7 +143,7 @@ def laid_out(lines: list[str], comment: str) -> str:
     return f'"""{comment}"""\n\n' + f"\n\n# {comment}\n".join(f"{line}  # {comment}" for line in lines) + "\n"
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None)
 @given(one=PROGRAMS, other=PROGRAMS, comment=st.text("xyz 1", max_size=8))
 def test_two_sources_are_the_same_exactly_if_their_syntax_is(
     project: Path, one: list[str], other: list[str], comment: str
@@ -174,7 +174,7 @@ def files_in(value: Any) -> Iterator[str]:
         yield from files_in(item)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15, deadline=None)
 @given(options=st.dictionaries(st.sampled_from(["p", "q"]), VALUES, max_size=2))
 def test_a_file_counts_exactly_if_some_option_names_it(project: Path, options: dict[str, Any]) -> None:
     (project / "sub").mkdir(exist_ok=True)

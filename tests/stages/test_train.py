@@ -1,7 +1,9 @@
 """`train` from end to end: what it leaves, that it resumes, and how it fails."""
 
 import json
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -189,3 +191,26 @@ def test_the_weights_of_another_architecture_are_refused(stages: Any, teacher: d
     assert stages.attempt("begun").status == "done"
     error = str(stages.attempt("wider").error)
     assert error == "`begun` has another architecture; its weights do not fit `mlp`"
+
+
+OWN = """
+from torch import nn
+
+def build(num_classes, drop=None):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+"""
+
+
+def test_a_model_says_when_it_is_built_by_other_code_than_it_was_trained_with(
+    stages: Any, teacher: dict[str, Any], users_models: Callable[[str], str], caplog: pytest.LogCaptureFixture
+) -> None:
+    module = users_models(OWN)
+    stages.run({"own": teacher | {"model": {"name": f"{module}:build"}, "epochs": 1}})
+    stages.model("own")
+    file = Path(str(sys.modules[module].__file__))
+    file.write_text(OWN + "# a comment\n")
+    stages.model("own")
+    assert "not built by the code" not in caplog.text
+    file.write_text(OWN.replace("drop", "other"))
+    stages.model("own")
+    assert f"is not built by the code that it was trained with: module `{module}` changed" in caplog.text

@@ -1,0 +1,61 @@
+"""The user's code where it is about to run: that of the plan, or refused."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raydistill.errors import StageError
+from raydistill.execution import user_code
+from raydistill.execution.user_code import checked_models
+from raydistill.plan.fingerprint import stage_identity
+from raydistill.plan.stage_configs import TrainConfig
+
+CONFIG = TrainConfig.model_validate({"stage": "train", "model": {"name": "own_net:build"}, "epochs": 1})
+
+
+@pytest.fixture
+def helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the module `own_net` imports."""
+    (tmp_path / "own_net.py").write_text("import own_helper\ndef build(num_classes): ...\n")
+    (tmp_path / "own_helper.py").write_text("WIDTH = 16\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(user_code, "_met", {})
+    for name in ("own_net", "own_helper"):
+        monkeypatch.delitem(user_code.sys.modules, name, raising=False)
+    return tmp_path / "own_helper.py"
+
+
+def planned() -> dict[str, Any]:
+    return stage_identity("train", CONFIG, {"name": "digits"}, {})
+
+
+def test_code_that_is_that_of_the_plan_is_handed_on(helper: Path) -> None:
+    ((model, identity),) = checked_models(CONFIG, planned())
+    assert model == CONFIG.model
+    assert identity == planned()["config"]["model"]
+
+
+def test_other_code_than_that_of_the_plan_is_refused(helper: Path) -> None:
+    identity = planned()
+    helper.write_text("WIDTH = 24\n")
+    with pytest.raises(StageError, match=r"when the plan was read: module `own_helper` changed"):
+        checked_models(CONFIG, identity)
+
+
+def test_code_that_changed_after_this_process_imported_it_is_refused(helper: Path) -> None:
+    checked_models(CONFIG, planned())
+    importlib.import_module("own_net")
+    helper.write_text("WIDTH = 24\n")
+    with pytest.raises(
+        StageError, match=r"imported before it changed: module `own_helper` changed; start a new"
+    ):
+        checked_models(CONFIG, planned())
+
+
+def test_code_that_changed_before_anybody_imported_it_is_welcome(helper: Path) -> None:
+    checked_models(CONFIG, planned())
+    helper.write_text("WIDTH = 24\n")
+    assert checked_models(CONFIG, planned())
