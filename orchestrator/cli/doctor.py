@@ -25,6 +25,8 @@ from raydistill.masking import mask
 def doctor(plan_file: Path | None, address: str | None, root: Path, tracking_uri: str | None) -> None:
     """Look whether this machine, or every node of a Ray cluster, is fit for a plan.
 
+    Of a plan, data and models are looked at too, as before the first stage of a run.
+
     Through a dashboard's address it runs as a job, so that the nodes are looked at from inside.
 
     \b

@@ -31,7 +31,7 @@ RECHECK_SECONDS = 2.0  # between looks at a stage that another driver owns, or t
 log = logging.getLogger(__name__)
 
 Watcher = Callable[[str, NodeState], None]
-Survey = Callable[[Sequence[Node]], Mapping[str, str]]
+Surveyor = Callable[[Sequence[Node]], Mapping[str, str]]
 
 
 def run_stages(
@@ -44,7 +44,7 @@ def run_stages(
     stop: threading.Event | None = None,
     watch: Watcher = lambda name, state: None,
     sees_test: bool = True,
-    survey: Survey = lambda nodes: {},
+    survey: Surveyor = lambda nodes: {},
 ) -> dict[str, NodeState]:
     """Run every node that has no result yet; returns how each ended. `forced` nodes run again from the start.
 
@@ -75,7 +75,7 @@ class _Run:
         stop: threading.Event,
         watch: Watcher,
         sees_test: bool,
-        survey: Survey,
+        survey: Surveyor,
     ) -> None:
         self.graph, self.backend, self.task, self.root = graph, backend, task, root
         self.stop, self.watch, self.sees_test, self.survey = stop, watch, sees_test, survey
