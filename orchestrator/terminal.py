@@ -102,7 +102,7 @@ def results_table(results: Mapping[str, Any]) -> Table:
 
 def warning_lines(results: Mapping[str, Any]) -> list[str]:
     """What is printed below the table: what the survey and stages, cached ones included, warn of."""
-    found = [remark for remark in results["survey"] if remark["level"] == "warning"]
+    found = [remark for remark in results.get("survey", ()) if remark["level"] == "warning"]
     lines = [(", ".join(remark["stages"]) or "data", remark["text"]) for remark in found]
     lines += [(name, text) for name, entry in results["stages"].items() for text in entry.get("warnings", ())]
     return [f"[yellow]warning[/]: {escape(about)}: {escape(text)}" for about, text in lines]
