@@ -1,99 +1,211 @@
-"""`distill explain`: the schema as text. What a name can be told, with defaults, bounds and sources."""
+"""`distill explain`: the schema as text. What a word of a plan means and can be told, with defaults and sources.
 
+Everything is found in the schema itself, from `Plan` downwards: what a mapping can be by its name, the parts that have
+no name, and every key.
+"""
+
+import ast
 import inspect
-from collections.abc import Iterator
-from typing import Any
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from raydistill.errors import PlanError, did_you_mean
 from raydistill.lookup import load_object
-from raydistill.models import MODELS
-from raydistill.plan import augment_configs, training_configs
-from raydistill.plan.method_configs import METHODS
+from raydistill.models import MODELS, Architecture
+from raydistill.plan.config import ChosenBy, StageRef
+from raydistill.plan.model_config import ModelConfig
 from raydistill.plan.schema import Plan
-from raydistill.plan.stage_configs import STAGES
 from raydistill.tasks import TASKS
+from raydistill.tasks.task import Task
+
+WIDTH = 100
+GROUPS = {
+    "stage kind": "stages",
+    "method": "methods",
+    "optimizer": "optimizers",
+    "schedule": "schedules",
+    "augmentation": "augmentations",
+    "way of growing": "growing",
+    "scheduler": "schedulers",
+    "searcher": "searchers",
+}
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "none"}
+
+
+@dataclass(frozen=True)
+class Topic:
+    """What can be written under a name: the keys of `kind`, but for those that the name decides."""
+
+    kind: type[BaseModel]
+    preset: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def fields(self) -> dict[str, FieldInfo]:
+        """The keys that a person writes beside the name."""
+        fields = self.kind.model_fields
+        return {
+            key: value for key, value in fields.items() if key not in self.preset and not _is_own_word(value)
+        }
 
 
 def explain(name: str | None) -> str:
-    """The text for one name; without a name, all names."""
-    topics = _topics()
+    """The text for one name; without a name, all names but those of keys."""
+    groups = topics()
     if name is None:
-        return _overview(topics)
-    for group in topics.values():
-        if name in group:
-            return "\n".join(_lines(name, group[name]))
-    known = [word for group in topics.values() for word in group]
+        return _overview(groups)
+    parts = [f"{name}\n\n{_about(group[name])}" for group in groups.values() if name in group]
+    if not parts:
+        parts = list(_about_key(name, groups))
+    if parts:
+        return "\n\n".join(parts)
+    known = [*(word for group in groups.values() for word in group), *keys(groups)]
     raise PlanError(f"nothing is called `{name}`{did_you_mean(name, known)}")
 
 
-def _topics() -> dict[str, dict[str, Any]]:
+def topics() -> dict[str, dict[str, Topic]]:
+    """Everything that a plan can name, by groups; last the parts without a name, under the keys where they stand."""
+    groups: dict[str, dict[str, Topic]] = {group: {} for group in GROUPS.values()}
+    models = {name: _of_architecture(architecture) for name, architecture in MODELS.items()}
+    tasks = {name: Topic(load_object(address)) for name, address in TASKS.items()}
+    parts: dict[str, Topic] = {"plan": Topic(Plan), "model": Topic(ModelConfig), "task": Topic(Task)}
+    _collect(Plan, groups, parts)
+    stages, methods = groups.pop("stages"), groups.pop("methods")
     return {
-        "stages": {name: kind.config for name, kind in STAGES.items()},
-        "methods": {name: kind.config for name, kind in METHODS.items()},
-        "models": dict(MODELS),
-        "tasks": dict(TASKS),
-        "optimizers": {"sgd": training_configs.SgdConfig, "adamw": training_configs.AdamWConfig},
-        "schedules": {
-            "constant": training_configs.ConstantSchedule,
-            "step": training_configs.StepSchedule,
-            "cosine": training_configs.CosineSchedule,
-            "one_cycle": training_configs.OneCycleSchedule,
-        },
-        "augmentations": {
-            "shift": augment_configs.ShiftConfig,
-            "pad_crop": augment_configs.PadCropConfig,
-            "flip": augment_configs.FlipConfig,
-            "cutout": augment_configs.CutoutConfig,
-            "mixup": augment_configs.MixupConfig,
-        },
-        "parts": {
-            "plan": Plan,
-            "transfer": training_configs.TransferConfig,
-            "resources": training_configs.ResourcesConfig,
-            "early_stopping": training_configs.EarlyStoppingConfig,
-            "net2net": training_configs.Net2NetConfig,
-        },
+        "stages": stages,
+        "methods": methods,
+        "models": models,
+        "tasks": tasks,
+        **groups,
+        "parts": parts,
     }
 
 
-def _overview(topics: dict[str, dict[str, Any]]) -> str:
-    width = max(len(group) for group in topics)
-    lines = [f"{group:<{width}}  {', '.join(names)}" for group, names in topics.items()]
-    return "\n".join([*lines, "", "distill explain NAME prints what NAME can be told."])
+def keys(groups: Mapping[str, Mapping[str, Topic]]) -> dict[str, list[tuple[str, Topic]]]:
+    """Every key that is written somewhere, with the names of what it can be written in."""
+    found: dict[str, list[tuple[str, Topic]]] = {}
+    for group in groups.values():
+        for name, topic in group.items():
+            for key in topic.fields:
+                found.setdefault(key, []).append((name, topic))
+    return found
 
 
-def _lines(name: str, topic: Any) -> Iterator[str]:
-    preset: dict[str, Any] = {}
-    if isinstance(topic, str):
-        topic = load_object(topic)
-    elif not isinstance(topic, type):
-        preset, topic = dict(topic.preset), topic.options
-    yield name
-    yield ""
-    yield inspect.getdoc(topic) or ""
-    fields = {key: field for key, field in topic.model_fields.items() if key not in preset}
-    if preset:
-        yield ""
-        yield "Decided by the name: " + ", ".join(f"{key} {value}" for key, value in preset.items())
-    if fields:
-        yield ""
-        width = max(len(key) for key in fields)
-        for key, field in fields.items():
-            yield f"  {key:<{width}}  {_field(field)}"
+def description(kind: type[BaseModel], key: str) -> str:
+    """What a key means: its `Field(description=...)`, or the docstring below it, its own or one that it inherits."""
+    for owner in kind.__mro__:
+        if not issubclass(owner, BaseModel) or key not in inspect.get_annotations(owner):
+            continue
+        if text := _written_below(owner).get(key) or owner.model_fields[key].description:
+            return text
+    return ""
 
 
-def _field(field: FieldInfo) -> str:
+def _collect(kind: type[BaseModel], groups: dict[str, dict[str, Topic]], parts: dict[str, Topic]) -> None:
+    for key, value in kind.model_fields.items():
+        for chosen, member in _configs_in(_annotation(value)):
+            if chosen is not None:
+                word, known = _word(member, chosen.key), groups[GROUPS[chosen.what]]
+            else:
+                word, known = key, parts
+            if word not in known and not issubclass(member, Task | ModelConfig):
+                known[word] = Topic(member)
+                _collect(member, groups, parts)
+
+
+def _annotation(value: FieldInfo) -> Any:
+    """As it was written."""
+    return Annotated[value.annotation, *value.metadata] if value.metadata else value.annotation
+
+
+def _configs_in(
+    annotation: Any, chosen: ChosenBy | None = None
+) -> Iterator[tuple[ChosenBy | None, type[BaseModel]]]:
+    """The configs that may stand where the schema has `annotation`, and by what one of several is chosen."""
+    if get_origin(annotation) is Annotated:
+        annotation, *marks = get_args(annotation)
+        chosen = next((mark for mark in marks if isinstance(mark, ChosenBy)), chosen)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield chosen, annotation
+    for argument in get_args(annotation):
+        yield from _configs_in(argument, chosen)
+
+
+def _overview(groups: Mapping[str, Mapping[str, Topic]]) -> str:
+    width = max(len(group) for group in groups)
+    lines = [f"{group:<{width}}  {', '.join(names)}" for group, names in groups.items()]
+    return "\n".join(
+        [*lines, "", "distill explain NAME prints what NAME can be told; NAME may be any key too."]
+    )
+
+
+def _about(topic: Topic) -> str:
+    lines = [inspect.getdoc(topic.kind) or ""]
+    if topic.preset:
+        decided = ", ".join(f"{key} {value}" for key, value in topic.preset.items())
+        lines += ["", f"Decided by the name: {decided}"]
+    if topic.fields:
+        lines.append("")
+    for key, value in topic.fields.items():
+        lines += _lines_of(key, topic.kind, value)
+    return "\n".join(lines)
+
+
+def _about_key(key: str, groups: Mapping[str, Mapping[str, Topic]]) -> Iterator[str]:
+    """What a key means in each place where it means something of its own."""
+    owners: dict[str, list[str]] = {}
+    for name, topic in keys(groups).get(key, ()):
+        text = "\n".join(_lines_of(key, topic.kind, topic.fields[key]))
+        owners.setdefault(text, []).append(name)
+    for number, (text, names) in enumerate(owners.items()):
+        title = f"{key}\n\n" if number == 0 else ""
+        yield "\n".join([f"{title}{textwrap.fill('In ' + ', '.join(names), WIDTH)}", "", text])
+
+
+def _lines_of(key: str, kind: type[BaseModel], value: FieldInfo) -> list[str]:
     default = (
         "required"
-        if field.is_required()
-        else f"default {_shown(field.get_default(call_default_factory=True))}"
+        if value.is_required()
+        else f"default {_shown(value.get_default(call_default_factory=True))}"
     )
-    bounds = "; ".join(bound for item in field.metadata if (bound := _bound(item)))
-    text = field.description or ""
-    return "; ".join(part for part in (default, bounds, text) if part)
+    bounds = ", ".join(bound for item in value.metadata if (bound := _bound(item)))
+    facts = "; ".join(part for part in (_type(_annotation(value)), bounds, default) if part)
+    told = " ".join(description(kind, key).split())
+    told = textwrap.fill(told, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return [textwrap.fill(f"{key}: {facts}", WIDTH, initial_indent="  ", subsequent_indent=" " * 6), told]
+
+
+def _type(annotation: Any) -> str:
+    """What may be written there, in words."""
+    arguments = get_args(annotation)
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        chosen = next((mark for mark in arguments[1:] if isinstance(mark, ChosenBy)), None)
+        return _type(arguments[0]) if chosen is None else f"one of {', '.join(chosen.table(arguments[0]))}"
+    if origin is Literal:
+        return " or ".join(f"`{value}`" for value in arguments)
+    if origin in (Union, UnionType):
+        written = [argument for argument in arguments if argument is not type(None)]
+        return " or ".join(dict.fromkeys(_type(argument) for argument in written))
+    if origin is tuple:
+        return (
+            f"a list, each {_type(arguments[0])}" if arguments[-1] is ... else f"a list of {len(arguments)}"
+        )
+    if origin is dict or annotation is dict:
+        return "a mapping"
+    if isinstance(annotation, type) and issubclass(annotation, StageRef):
+        return "the name of " + (inspect.getdoc(annotation) or "a stage").partition(".")[0].replace(
+            "A ", "a ", 1
+        )
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "a model" if annotation is ModelConfig else "a task" if annotation is Task else "a mapping"
+    return WORDS.get(annotation, "a path" if getattr(annotation, "__name__", "") == "Path" else "any value")
 
 
 def _bound(item: Any) -> str:
@@ -105,6 +217,38 @@ def _bound(item: Any) -> str:
 
 def _shown(value: Any) -> str:
     if isinstance(value, BaseModel):
-        values = {key: item for key, item in value.model_dump(mode="json").items() if item is not None}
+        values = {
+            key: _shown(item) for key, item in value.model_dump(mode="json").items() if item is not None
+        }
         return "{" + ", ".join(f"{key}: {item}" for key, item in values.items()) + "}"
-    return "none" if value is None else str(value)
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(_shown(item) for item in value)}]"
+    if value is None:
+        return "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _is_own_word(value: FieldInfo) -> bool:
+    """Whether a key says which kind this is: it has one value."""
+    return get_origin(value.annotation) is Literal and len(get_args(value.annotation)) == 1
+
+
+def _word(member: type[BaseModel], key: str) -> str:
+    return str(get_args(member.model_fields[key].annotation)[0])
+
+
+def _of_architecture(architecture: Architecture) -> Topic:
+    return Topic(architecture.options, architecture.preset)
+
+
+@cache
+def _written_below(kind: type[BaseModel]) -> dict[str, str]:
+    """The docstrings below the fields of a class. Read here, and not when a plan is loaded: it takes 1 ms a class."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(tree, ast.ClassDef)
+    found = {}
+    for statement, below in zip(tree.body, tree.body[1:], strict=False):
+        match statement, below:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                found[name] = text
+    return found

@@ -38,6 +38,7 @@ class ImageFolder(Task):
 
     name: Literal["image_folder"] = "image_folder"
     folder: UserPath
+    """Holds `train/` and `val/`, perhaps `test/`, each with one folder per class."""
     image_size: int = Field(default=224, ge=1)
     """Height and width of an input in pixels."""
     resize: int = Field(default=256, ge=1)

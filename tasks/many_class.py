@@ -34,6 +34,7 @@ class ManyClass(Task):
 
     name: Literal["many_class"] = "many_class"
     folder: UserPath
+    """Holds the shards and `classes.json`."""
     image_size: int | None = Field(default=None, ge=1)
     """Height and width that encoded pictures are scaled to; without it, all must be as large as the first."""
     channels: Literal[1, 3] | None = None

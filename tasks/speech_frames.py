@@ -85,6 +85,7 @@ class SpeechFrames(Task):
 
     name: Literal["speech_frames"] = "speech_frames"
     folder: UserPath
+    """Holds the recordings and their labels."""
     coefficients: int = Field(default=40, ge=1)
     """Features of one frame."""
     frames_before: int = Field(default=20, ge=0)

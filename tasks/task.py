@@ -87,6 +87,7 @@ class Task(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
+    """Which task; its options stand beside it."""
     validation_fraction: float = Field(default=0.1, ge=0, lt=1)
     """Part of the training samples set aside for validation, unless the data brings a validation split."""
     split_seed: int = 0

@@ -34,6 +34,7 @@ class Tensors(Task):
 
     name: Literal["tensors"] = "tensors"
     file: UserPath
+    """The .npz, .safetensors or .parquet."""
     inputs: str = "inputs"
     """Array or column with one input per row."""
     labels: str = "labels"

@@ -6,11 +6,12 @@ import click
 @click.command()
 @click.argument("name", required=False)
 def explain(name: str | None) -> None:
-    """Print what a stage, method, model, task or schedule can be told: settings, defaults, sources.
+    """Print what any word of a plan means and can be told: keys with their types, defaults and descriptions, sources.
 
     \b
     distill explain            all names
     distill explain hinton
+    distill explain early_stopping
     """
     from raydistill.explain import explain as explain_name
 

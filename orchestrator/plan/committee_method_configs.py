@@ -29,6 +29,7 @@ class EbkdConfig(AdaptiveWeightsOptions):
 
     method: Literal["ebkd"]
     sum_to_one: Boolean = False
+    """Let the teachers' weights sum to 1, not to their number less 1."""
 
 
 class CaMkdConfig(AdaptiveWeightsOptions):
@@ -54,10 +55,12 @@ class CaMkdConfig(AdaptiveWeightsOptions):
 
     method: Literal["ca_mkd"]
     sum_to_one: Boolean = False
+    """Leave out the release's division by the number of teachers."""
     feature_weight: NonNegative = Field(0.0, description="50 in the release")
     student_feature: str | None = Field(None, description="the last stage when left out")
     teacher_feature: str | None = Field(None, description="of every teacher; the last stage when left out")
     logits_only_epochs: Annotated[Integer, Field(ge=0)] = 1
+    """Epochs in the beginning without the features' term."""
 
     @property
     def needs_member_features(self) -> bool:
@@ -87,7 +90,9 @@ class AeKdConfig(AdaptiveWeightsOptions):
     method: Literal["ae_kd"]
     soft_weight: NonNegative = 0.9
     cap: Annotated[Number, Field(gt=0, le=1)] = 0.6
+    """The most weight that one teacher can have."""
     normalize: Boolean = False
+    """Look at the gradients' directions alone."""
 
 
 class TeacherSwitchingConfig(AdaptiveWeightsOptions):
@@ -106,3 +111,4 @@ class TeacherSwitchingConfig(AdaptiveWeightsOptions):
 
     method: Literal["teacher_switching"]
     switch_seed: Seed = 0
+    """Chooses the teacher of each batch."""

@@ -38,11 +38,17 @@ class RecordStatisticsConfig(StageConfig):
 
     stage: Literal["record_statistics"]
     teacher: ModelRef
+    """Whose activations are recorded."""
     layers: Literal["top", "all"] | tuple[str, ...] = "top"
+    """Which ones: logits, all before a ReLU, or features by name."""
     temperature: Temperature = 8.0
+    """Divides the logits."""
     largest_covariance: Count = 2048
+    """Units of the largest layer whose covariances are kept."""
     transfer: TransferConfig = TransferConfig()
+    """Which samples are looked at; the whole training split when left out."""
     batch_size: BatchSize = 500
+    """Samples at a time."""
 
     @model_validator(mode="after")
     def _classes_are_known(self) -> "RecordStatisticsConfig":
@@ -69,18 +75,30 @@ class SynthesizeConfig(StageConfig):
 
     stage: Literal["synthesize"]
     teacher: ModelRef
+    """Whose inputs are reconstructed."""
     statistics: StatisticsRef
+    """The stage that recorded its activations."""
     objective: Literal["top", "all", "dropout"] = "top"
+    """Which activations the inputs shall have."""
     layer_weights: Literal["inverse_size", "equal"] = "inverse_size"
+    """How much each layer counts."""
     batches: Count = Field(100, description="per class")
     batch_size: BatchSize = 64
+    """Samples that are made together."""
     steps: Annotated[Integer, Field(ge=0, le=1_000_000)] = 1000
+    """Steps of Adam per batch."""
     learning_rate: Positive = 0.07
+    """Of Adam."""
     initial_mean: Number | None = None
+    """Of the noise that inputs start as; the teacher's own when left out."""
     initial_std: Positive | None = None
+    """Of the noise that inputs start as; the teacher's own when left out."""
     smooth_every: Count | None = None
+    """Steps between two blurs; none when left out."""
     seed: Seed = 0
+    """Chooses noise and activations."""
     shards: Annotated[Integer, Field(ge=1, le=1000)] = 1
+    """Stages that share the work."""
     shard: Annotated[Integer, Field(ge=0)] | None = Field(None, description="the graph writes it")
 
     def copies(self, stages: Mapping[str, StageConfig]) -> int | None:
@@ -109,17 +127,28 @@ class DistillWithGeneratorConfig(TrainingConfig):
 
     stage: Literal["distill_with_generator"]
     teacher: ModelRef
+    """Whom the generator pleases and the student matches."""
     student: ModelConfig
+    """The model that is trained."""
     epochs: Count = 200
+    """Validation after each, of `iterations` steps."""
     iterations: Count = Field(120, description="per epoch")
     batch_size: BatchSize = 512
+    """Samples that are drawn per step."""
     optimizer: OptimizerConfig = AdamWConfig(name="adamw", learning_rate=2e-3)
+    """The student's."""
     generator_learning_rate: Positive = 0.2
+    """Of the generator's Adam."""
     latent: Count = 100
-    feature: str | None = Field(None, description="`flat` if the teacher names it, else `embedding`")
+    """Numbers that a sample is drawn from."""
+    feature: str | None = None
+    """Of the teacher, whose activations count; `flat` if it names that, else `embedding`, when left out."""
     one_hot_weight: NonNegative = 1.0
+    """For samples that the teacher is sure of."""
     entropy_weight: NonNegative = 5.0
+    """For batches of all classes alike."""
     activation_weight: NonNegative = 0.1
+    """For samples that excite the teacher's feature."""
 
     @model_validator(mode="after")
     def _the_generator_makes_the_samples(self) -> "DistillWithGeneratorConfig":

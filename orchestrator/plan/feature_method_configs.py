@@ -29,6 +29,7 @@ class HintsConfig(MethodOptions):
     student_feature: str | None = Field(None, description="the middle stage when left out")
     teacher_feature: str | None = Field(None, description="the middle stage when left out")
     reduction: Literal["sum", "mean"] = "sum"
+    """The sum of squares over a feature, or their mean."""
     regressor: Literal["paper", "toolbox"] | None = Field(None, description="the paper's when left out")
 
     needs_features: ClassVar[bool] = True
@@ -52,7 +53,9 @@ class FspConfig(MethodOptions):
         None, description="as the student's when left out"
     )
     pool: Literal["max", "average"] = "max"
+    """How the larger of two maps is brought to the smaller grid."""
     reduction: Literal["sum", "mean"] = "sum"
+    """The sum of squares over a Gram matrix, or their mean."""
 
     needs_features: ClassVar[bool] = True
 
@@ -118,6 +121,7 @@ class OfdConfig(MethodOptions):
     method: Literal["ofd"]
     weight: NonNegative = 1e-3
     teacher_bn: Literal["batch", "running"] = "batch"
+    """Which statistics the teacher's batch norm uses: of each batch, or the stored ones."""
     student_features: tuple[str, ...] | None = Field(
         None, min_length=1, description="all stages before their ReLU when left out"
     )

@@ -27,6 +27,7 @@ class HintonConfig(SoftTargetOptions):
     soft_weight: NonNegative = 0.9
     hard_weight: NonNegative = 0.1
     scale_by_temperature_squared: Boolean = True
+    """Multiply the soft loss by T², so that its gradients keep their size whatever the temperature."""
 
 
 class LabelsConfig(MethodOptions):

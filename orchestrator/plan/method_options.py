@@ -15,17 +15,24 @@ class RampConfig(Config):
     """
 
     shape: Literal["linear", "cosine", "exponential"] = "linear"
+    """How it goes from the one to the other."""
     start: NonNegative = 0.0
+    """Times the method's weight, in the beginning."""
     end: NonNegative = 1.0
+    """Times the method's weight, after `epochs`."""
     epochs: Annotated[Integer, Field(ge=1)]
+    """How long it takes."""
 
 
 class MethodOptions(Config):
     """What every method can be told: the `weight` of all of its losses, and a `ramp` that changes it over epochs."""
 
     method: str
+    """Which method; its options stand beside it."""
     weight: NonNegative = 1.0
+    """Times all losses of the method."""
     ramp: RampConfig | None = None
+    """How the weight changes over the epochs."""
 
     needs_features: ClassVar[bool] = False
     """Whether the losses look at features, and at nothing else: never stored, so `mode: live`, of one teacher."""
@@ -52,8 +59,11 @@ class SoftTargetOptions(MethodOptions):
     """What methods that match softened distributions, and the labels beside them, can be told."""
 
     temperature: Temperature = 4.0
+    """Divides the logits of both before the softmax: the higher, the softer."""
     soft_weight: NonNegative = 1.0
+    """Of the loss against the teachers' soft targets."""
     hard_weight: NonNegative = 1.0
+    """Of the cross-entropy with the true labels."""
 
     @property
     def revision(self) -> int:

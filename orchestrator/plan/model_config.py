@@ -23,6 +23,7 @@ class ModelConfig(Config):
     plain_word: ClassVar[str | None] = "name"
 
     name: str
+    """One of `distill explain`'s models, or a function of your own: `package.module:function`."""
     num_classes: Integer | None = Field(None, ge=2, description="outputs; the task's classes when left out")
     options: dict[str, Any] = Field({}, description="of the architecture")
 

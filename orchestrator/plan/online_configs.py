@@ -48,12 +48,19 @@ class TrainBranchesConfig(OnlineConfig):
 
     stage: Literal["train_branches"]
     model: ModelConfig
+    """The network whose last stage and head are multiplied."""
     branches: Annotated[Integer, Field(ge=2, le=100)] = 3
+    """How often."""
     temperature: Temperature = 3.0
+    """Divides the logits of branches and ensemble."""
     weight: NonNegative = 1.0
+    """Of the loss against the ensemble."""
     ramp_epochs: Annotated[Integer, Field(ge=0)] = 80
+    """How long that weight grows."""
     detach_teacher: Boolean = True
+    """Let the ensemble teach without being moved by it."""
     deploy: Literal["best", "first", "ensemble"] = "best"
+    """Which branch becomes the stage's model, or all of them."""
 
     @model_validator(mode="after")
     def _is_one_of_ours(self) -> "TrainBranchesConfig":
@@ -76,9 +83,13 @@ class TrainPeersConfig(OnlineConfig):
 
     stage: Literal["train_peers"]
     peers: tuple[ModelConfig, ...] = Field(min_length=1)
+    """The models that train side by side."""
     temperature: Temperature = 1.0
+    """Divides the logits of all."""
     weight: NonNegative = 1.0
+    """Of the loss against the others."""
     deploy: Literal["best"] | Annotated[Integer, Field(ge=0)] = "best"
+    """Which one becomes the stage's model."""
 
     @model_validator(mode="after")
     def _deploys_a_peer(self) -> "TrainPeersConfig":
@@ -129,13 +140,18 @@ class CodistillConfig(OnlineConfig):
 
     stage: Literal["codistill"]
     model: ModelConfig
+    """The model that every peer is."""
     peers: Annotated[Integer, Field(ge=2, le=100)] = 2
+    """How many there are in a group."""
     peer: Annotated[Integer, Field(ge=0)] | None = Field(None, description="the graph writes it")
     temperature: Temperature = 1.0
+    """Divides the logits of all."""
     weight: NonNegative = 1.0
+    """Of the loss against the others."""
     burn_in: NonNegative = Field(1.0, description="epochs; 0.5 is half of one")
     exchange_every: Annotated[Integer, Field(ge=1)] = Field(50, description="steps")
     data: Literal["shared", "shards"] = "shared"
+    """The same samples for all, or a part for each."""
 
     @model_validator(mode="after")
     def _learns_from_its_peers(self) -> "CodistillConfig":

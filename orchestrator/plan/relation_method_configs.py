@@ -13,7 +13,9 @@ class EmbeddingOptions(MethodOptions):
     """What methods that look at one embedding of each network can be told."""
 
     student_feature: str = "embedding"
+    """The student's feature that is compared."""
     teacher_feature: str = "embedding"
+    """The teacher's feature that it is compared with."""
 
     needs_features: ClassVar[bool] = True
 
@@ -36,7 +38,9 @@ class TripletConfig(EmbeddingOptions):
 
     method: Literal["triplet"]
     min_margin: NonNegative = 0.2
+    """Where the teacher sees no difference."""
     max_margin: NonNegative = 0.5
+    """Where the teacher sees the largest difference of the batch."""
 
     @model_validator(mode="after")
     def _margins_are_in_order(self) -> "TripletConfig":
@@ -71,7 +75,9 @@ class TripletLogitsConfig(MethodOptions):
 
     method: Literal["triplet_logits"]
     margin: NonNegative = 5.0
+    """By how much nearer the own logits shall be than another sample's."""
     negative: Literal["random", "hard"] = "random"
+    """Which other sample: any of another class, or the nearest to the teacher's logits."""
 
     @property
     def revision(self) -> int:
@@ -98,7 +104,9 @@ class RelationalConfig(EmbeddingOptions):
 
     method: Literal["relational"]
     distance_weight: NonNegative = 25.0
+    """Of distances between pairs."""
     angle_weight: NonNegative = 50.0
+    """Of angles between triples."""
 
     @property
     def revision(self) -> int:

@@ -49,17 +49,24 @@ class TrackingConfig(Config):
     now nor by `distill sync`, and MLflow is not even imported."""
 
     experiment: str | None = None
+    """The MLflow experiment; the plan's name when left out."""
     register_student_as: str | None = None
+    """The name under which the best student is registered as a model; not registered when left out."""
 
 
 class Plan(Config):
     """What a user writes: one task, and stages that read one another. `search` is for `distill tune` alone."""
 
     name: PlanName
+    """What runs and reports of the plan are called."""
     task: Annotated[SerializeAsAny[Task], BeforeValidator(build_task)]
+    """What is learned: data and its classes."""
     stages: Annotated[dict[StageName, AnyStageConfig], Field(min_length=1)]
+    """Names, and what each stage does."""
     tracking: TrackingConfig | Literal["none"] = TrackingConfig()
+    """Where the runs appear in MLflow, or `none`."""
     search: SearchConfig | None = None
+    """What `distill tune` varies."""
 
     @property
     def experiment(self) -> str:

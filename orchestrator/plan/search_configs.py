@@ -23,10 +23,15 @@ class Domain(Config):
     """
 
     uniform: tuple[Number, Number] | None = None
+    """From the one number to the other, evenly."""
     loguniform: tuple[Number, Number] | None = None
+    """From the one number to the other, evenly by their logarithm."""
     integer: tuple[Integer, Integer] | None = None
+    """Whole numbers from the one to the other, both included, evenly."""
     log_integer: tuple[Integer, Integer] | None = None
+    """Whole numbers from the one to the other, evenly by their logarithm."""
     choice: tuple[Any, ...] | None = None
+    """One of these values."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> "Domain":
@@ -140,7 +145,9 @@ class AshaConfig(Config):
 
     name: Literal["asha"]
     grace: Annotated[Integer, Field(ge=1)] = 1
+    """Epochs before anything is stopped."""
     reduction: Annotated[Integer, Field(ge=2, le=10)] = 3
+    """One of so many goes on at each look."""
 
 
 class MedianConfig(Config):
@@ -149,7 +156,9 @@ class MedianConfig(Config):
 
     name: Literal["median"]
     grace: Annotated[Integer, Field(ge=1)] = 1
+    """Epochs before anything is stopped."""
     others: Annotated[Integer, Field(ge=1)] = 3
+    """Trials that must have come as far."""
 
 
 class PopulationConfig(Config):
@@ -166,10 +175,15 @@ class PopulationConfig(Config):
     name: Literal["pbt"]
     every: Annotated[Integer, Field(ge=1)] = Field(description="epochs between two decisions")
     population: Annotated[Integer, Field(ge=2, le=1000)] = 8
+    """Members that train side by side."""
     quantile: Annotated[Number, Field(gt=0, le=0.5)] = 0.25
+    """Which part of them is replaced at each decision."""
     resample: Annotated[Number, Field(ge=0, le=1)] = 0.25
+    """How often a value is drawn anew rather than multiplied."""
     factors: tuple[Positive, Positive] = (0.8, 1.2)
+    """What a value is multiplied by: one of the two."""
     seed: Seed = 0
+    """Chooses the values, and whom a member goes on from."""
 
     @model_validator(mode="after")
     def _someone_is_replaced(self) -> "PopulationConfig":
@@ -194,7 +208,9 @@ class TpeConfig(Config):
 
     name: Literal["tpe"] = "tpe"
     seed: Seed = 0
+    """Chooses the values."""
     startup: Annotated[Integer, Field(ge=1)] = 10
+    """Random trials before the first that looks at others."""
 
 
 class RandomConfig(Config):
@@ -202,6 +218,7 @@ class RandomConfig(Config):
 
     name: Literal["random"]
     seed: Seed = 0
+    """Chooses the values."""
 
 
 class GridConfig(Config):
@@ -223,17 +240,27 @@ class SearchConfig(Config):
     """
 
     space: dict[str, Domain] = Field(min_length=1)
+    """What is varied: paths that begin with a stage's name, each with a domain."""
     metric: str | None = None
+    """What a trial is judged by; validation accuracy of the student when left out."""
     mode: Literal["max", "min"] | None = None
+    """Whether more or less of it is better; known for our own metrics when left out."""
     samples: Annotated[Integer, Field(ge=1)] | None = None
+    """How many trials, earlier ones included."""
     time_budget: Duration | None = None
+    """No trial starts after this, and those that run stop."""
     scheduler: Annotated[
         NoSchedulerConfig | AshaConfig | MedianConfig | PopulationConfig, ChosenBy("name", "scheduler")
     ] = NoSchedulerConfig()
+    """Which trials are stopped early."""
     searcher: Annotated[TpeConfig | RandomConfig | GridConfig, ChosenBy("name", "searcher")] = TpeConfig()
+    """How values are chosen."""
     concurrency: Annotated[Integer, Field(ge=1, le=10_000)] | None = None
+    """Trials at the same time; as many as there is room for when left out."""
     seeds: Annotated[Integer, Field(ge=1, le=1000)] | None = None
+    """Replicas of the metric's stage per trial, judged by their mean."""
     resources: ResourcesConfig | None = None
+    """Of a trial; those of the metric's stage when left out."""
 
     @model_validator(mode="before")
     @classmethod

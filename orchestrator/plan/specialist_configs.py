@@ -36,22 +36,39 @@ class ConfusionClustersConfig(StageConfig):
 
     stage: Literal["confusion_clusters"]
     generalist: ModelRef | None = None
+    """Whose confusions count."""
     clusters: Annotated[Integer, Field(ge=1, le=100_000)] | None = None
+    """How many clusters are found."""
     given: tuple[tuple[Integer | str, ...], ...] | None = Field(None, min_length=1)
+    """Clusters of your own, in place of found ones."""
     mode: Literal["partition", "overlap"] = "partition"
+    """Every class in one cluster, or overlapping clusters of one size."""
     size: Annotated[Integer, Field(ge=2)] | None = None
+    """Classes in each overlapping cluster."""
     minimum_size: Annotated[Integer, Field(ge=2)] | None = None
+    """The fewest classes in a cluster."""
     maximum_size: Annotated[Integer, Field(ge=2)] | None = None
+    """The most classes in a cluster."""
     matrix: Literal["correlation", "covariance"] = "correlation"
+    """What of the predictions is compared."""
     temperature: Temperature = 1.0
+    """Divides the logits before the predictions."""
     split: Literal["validation", "train"] = "validation"
+    """Whose samples are predicted."""
     transfer: TransferConfig = TransferConfig()
+    """Which of the training split's samples, with `split: train`."""
     augment: tuple[AugmentConfig, ...] = ()
+    """Random changes of the inputs, one after another."""
     views: Annotated[Integer, Field(ge=0, le=10_000)] = 0
+    """Augmented versions of each sample; 0 is the clean input."""
     view_seed: Seed = 0
+    """Chooses them."""
     restarts: Annotated[Integer, Field(ge=1, le=1000)] = 10
+    """Runs of k-means, of which the best counts."""
     seed: Seed = 0
+    """Of k-means."""
     batch_size: BatchSize = 500
+    """Samples at a time."""
 
     @property
     def count(self) -> int:
@@ -121,14 +138,22 @@ class TrainSpecialistsConfig(TrainingConfig):
 
     stage: Literal["train_specialists"]
     generalist: ModelRef
+    """Whose weights a specialist starts with."""
     clusters: ClustersRef
+    """The stage that made the clusters."""
     cluster: Annotated[Integer, Field(ge=0)] | None = Field(None, description="the graph writes it")
     head: Literal["dustbin", "full"] = "dustbin"
+    """Its own classes and one output for the rest, or all classes."""
     special_fraction: Annotated[Number, Field(gt=0, lt=1)] = 0.5
+    """Which part of a batch is of its own classes."""
     initial_dustbin: Literal["mean", "random"] = "mean"
+    """How the output for the rest starts: as the mean of theirs, or at random."""
     temperature: Temperature = 2.0
+    """Divides the logits of specialist and generalist, with `head: full`."""
     soft_weight: NonNegative = 1.0
+    """Of the loss against the generalist, with `head: full`."""
     soft_on: Literal["others", "all"] = "others"
+    """Which samples that loss looks at."""
 
     @model_validator(mode="after")
     def _one_per_cluster(self) -> "TrainSpecialistsConfig":

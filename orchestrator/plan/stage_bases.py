@@ -31,6 +31,7 @@ class StageConfig(Config):
     """Keys under which each copy reads the copy of the same number."""
 
     resources: ResourcesConfig = ResourcesConfig()
+    """What each worker of the stage gets; no part of its identity."""
 
     @property
     def learns_from_test(self) -> bool:
@@ -69,24 +70,42 @@ class TrainingConfig(StageConfig):
     """
 
     initial: ModelRef | None = None
+    """A stage whose weights are the first ones; random ones when left out."""
     grow: GrowConfig | None = None
+    """How a smaller `initial` network becomes this one."""
     epochs: Annotated[Integer, Field(ge=1, le=1_000_000)]
+    """How often the transfer set is seen."""
     until: Annotated[Integer, Field(ge=1)] | None = Field(None, description="epochs; all when left out")
     changes: tuple[ChangeConfig, ...] | None = Field(None, min_length=1)
+    """Other values for numbers of the stage from some epoch on."""
     batch_size: BatchSize = 128
+    """Samples per step, over all workers."""
     optimizer: OptimizerConfig = SgdConfig()
+    """How gradients become steps."""
     schedule: ScheduleConfig = ConstantSchedule()
+    """How the learning rate changes."""
     augment: tuple[AugmentConfig, ...] = ()
+    """Random changes of the inputs, one after another."""
     transfer: TransferConfig = TransferConfig()
+    """Which samples are trained on; the whole training split when left out."""
     label_smoothing: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    """Which part of a label is spread over all classes."""
     early_stopping: EarlyStoppingConfig | None = None
+    """When to stop before the last epoch; never when left out."""
     clip_norm: Positive | None = None
+    """The longest gradient; longer ones are scaled down. Not at all when left out."""
     max_norm: Positive | None = None
+    """The longest vector of a unit's incoming weights; no bound when left out."""
     precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the network's forward and backward pass."""
     channels_last: Boolean = False
+    """Lay pictures out channel by channel last, which some machines are faster with."""
     compile: Boolean = False
+    """Compile the step with `torch.compile`: seconds at first, less for each step."""
     seed: Seed = 0
+    """Decides first weights, order, augmentation and dropout; replicas count on from it."""
     replicas: Annotated[Integer, Field(ge=1, le=1000)] = 1
+    """How many are trained alike but for their seeds."""
 
     @model_validator(mode="after")
     def _grows_from_something(self) -> "TrainingConfig":

@@ -45,6 +45,7 @@ class TrainConfig(TrainingConfig):
 
     stage: Literal["train"]
     model: ModelConfig
+    """What is trained."""
 
     @model_validator(mode="after")
     def _labels_are_there(self) -> "TrainConfig":
@@ -69,8 +70,11 @@ class CombineConfig(Config):
     """
 
     rule: Rule = "arithmetic"
+    """Mean of probabilities, or of logits."""
     weights: tuple[NonNegative, ...] | Weighting = "uniform"
+    """How much each teacher counts."""
     scale: Positive = 1.0
+    """How sharply `softmax` and `entropy` weigh: smaller is sharper."""
 
     @model_validator(mode="after")
     def _some_weight(self) -> "CombineConfig":
@@ -88,8 +92,11 @@ class CommitteeConfig(Config):
     """
 
     specialists: tuple[SpecialistRef, ...] = Field(min_length=1)
+    """Stages of specialists."""
     active: Annotated[Integer, Field(ge=1)] = 3
+    """How many of the generalist's first classes call theirs."""
     direction: Literal["forward", "reverse"] = "forward"
+    """Of the divergence that the fusion minimises."""
 
 
 def _check_one_generalist(committee: CommitteeConfig | None, members: Sequence[str], key: str) -> None:
@@ -111,15 +118,25 @@ class DistillConfig(TrainingConfig):
 
     stage: Literal["distill"]
     student: ModelConfig
+    """The model that is trained."""
     teachers: tuple[ModelRef, ...] = ()
+    """Stages whose models teach; one with replicas stands for all of them."""
     targets: TargetsRef | None = None
+    """A stage of stored targets, in place of teachers."""
     committee: CommitteeConfig | None = None
+    """Specialists who answer with the one teacher."""
     mode: Literal["stored", "live"] = "stored"
+    """Targets stored once, or teachers that run in every step."""
     combine: CombineConfig = CombineConfig()
+    """How several teachers become one."""
     method: MethodConfig | None = HintonConfig()
+    """What is compared with the teachers."""
     methods: tuple[MethodConfig, ...] = ()
+    """Several methods whose losses are summed, in place of `method`."""
     views: Annotated[Integer, Field(ge=0, le=10_000)] = 0
+    """Augmented versions of each sample that are stored; 0 is the clean input."""
     view_seed: Seed = 0
+    """Chooses them."""
 
     @model_validator(mode="after")
     def _teachers_or_targets(self) -> "DistillConfig":
@@ -234,14 +251,20 @@ class PredictTargetsConfig(StageConfig):
 
     stage: Literal["predict_targets"]
     teacher: ModelRef
+    """Whose logits are stored."""
     transfer: TransferConfig = TransferConfig()
+    """On which samples; the whole training split when left out."""
     augment: tuple[AugmentConfig, ...] = ()
+    """Random changes of the inputs, one after another."""
     views: Annotated[Integer, Field(ge=0, le=10_000)] = 0
+    """Augmented versions of each sample; 0 is the clean input."""
     view_seed: Seed = 0
+    """Chooses them."""
     top_k: Annotated[Integer, Field(ge=1, le=MOST_TOP_K_CLASSES)] | None = Field(
         None, description="all classes when left out"
     )
     batch_size: BatchSize = 500
+    """Samples at a time."""
 
     @model_validator(mode="after")
     def _views_and_augment_go_together(self) -> "PredictTargetsConfig":
@@ -260,7 +283,9 @@ class CombineTargetsConfig(CombineConfig, StageConfig):
 
     stage: Literal["combine_targets"]
     targets: tuple[TargetsRef, ...] = Field(min_length=1)
+    """The stages whose targets become one."""
     committee: CommitteeConfig | None = None
+    """Specialists who answer with the one generalist."""
 
     @model_validator(mode="after")
     def _one_generalist(self) -> "CombineTargetsConfig":
@@ -273,11 +298,17 @@ class EvaluateConfig(StageConfig):
 
     stage: Literal["evaluate"]
     models: tuple[ModelRef, ...] = Field(min_length=1)
+    """Stages whose models are judged together."""
     committee: CommitteeConfig | None = None
+    """Specialists who answer with the one generalist."""
     split: Literal["validation", "test"] = "test"
+    """On whose samples."""
     rule: Rule = "arithmetic"
+    """Mean of probabilities, or of logits."""
     weights: tuple[NonNegative, ...] | Literal["uniform"] = "uniform"
+    """How much each model counts."""
     batch_size: BatchSize = 500
+    """Samples at a time."""
 
     @model_validator(mode="after")
     def _some_weight(self) -> "EvaluateConfig":
@@ -302,11 +333,17 @@ class AdjustClassBiasConfig(StageConfig):
 
     stage: Literal["adjust_class_bias"]
     model: ModelRef
+    """Whose logits are shifted."""
     classes: tuple[Integer | str, ...] = Field(min_length=1)
+    """Which ones, by index or name."""
     by: Literal["prior", "validation", "test_oracle"] = "prior"
+    """What decides the shift."""
     prior: Annotated[Number, Field(gt=0, lt=1)] | None = None
+    """The classes' share, with `by: prior`; that of the training split when left out."""
     transfer: TransferConfig = TransferConfig()
+    """On which samples the predictions are looked at."""
     batch_size: BatchSize = 500
+    """Samples at a time."""
 
     @model_validator(mode="after")
     def _prior_is_looked_at(self) -> "AdjustClassBiasConfig":

@@ -30,9 +30,13 @@ class SgdConfig(Config):
 
     name: Literal["sgd"] = "sgd"
     learning_rate: Positive = 0.05
+    """Step size, before the schedule."""
     momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9
+    """What is kept of the last step."""
     nesterov: Boolean = False
+    """Look ahead by the momentum before the gradient is taken."""
     weight_decay: NonNegative = 0.0
+    """Pulls every weight towards 0, as part of the gradient."""
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> "SgdConfig":
@@ -46,8 +50,11 @@ class AdamWConfig(Config):
 
     name: Literal["adamw"]
     learning_rate: Positive = 1e-3
+    """Step size, before the schedule."""
     betas: tuple[Annotated[Number, Field(ge=0, lt=1)], Annotated[Number, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """What is kept of the running means of the gradient and of its square."""
     weight_decay: NonNegative = 0.0
+    """Pulls every weight towards 0, apart from the gradient."""
 
 
 OptimizerConfig = Annotated[SgdConfig | AdamWConfig, ChosenBy("name", "optimizer")]
@@ -64,7 +71,9 @@ class StepSchedule(Config):
 
     name: Literal["step"]
     milestones: tuple[Annotated[Integer, Field(ge=1)], ...] = Field(min_length=1)
+    """Epochs after each of which the learning rate falls, in order."""
     factor: Annotated[Number, Field(gt=0, lt=1)] = 0.1
+    """What the learning rate is multiplied by."""
 
     @model_validator(mode="after")
     def _increasing(self) -> "StepSchedule":
@@ -78,6 +87,7 @@ class CosineSchedule(Config):
 
     name: Literal["cosine"]
     final: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    """The last learning rate, as a part of the first."""
 
 
 class OneCycleSchedule(Config):
@@ -85,6 +95,7 @@ class OneCycleSchedule(Config):
 
     name: Literal["one_cycle"]
     warmup: Annotated[Number, Field(gt=0, lt=1)] = 0.3
+    """Which part of the steps goes up."""
 
 
 ScheduleConfig = Annotated[
@@ -102,11 +113,17 @@ class TransferConfig(Config):
     """
 
     synthesized: tuple[SynthesizedRef, ...] | None = Field(None, min_length=1)
+    """Stages that made samples; used in place of the training split."""
     fraction: Annotated[Number, Field(gt=0, le=1)] = 1.0
+    """Which part of the samples."""
     only_classes: tuple[Integer | str, ...] | None = Field(None, min_length=1)
+    """Only samples of these classes; all when left out."""
     omit_classes: tuple[Integer | str, ...] = ()
+    """No samples of these classes."""
     labelled: Boolean = True
+    """Whether the labels may be looked at."""
     seed: Seed = 0
+    """Chooses the samples of a `fraction`."""
 
     @field_validator("synthesized", mode="before")
     @classmethod
@@ -133,6 +150,7 @@ class Net2NetConfig(Config):
 
     name: Literal["net2net"] = "net2net"
     noise: NonNegative = 0.01
+    """On what copied units read, in spreads of their layer's weights."""
 
 
 GrowConfig = Annotated[Net2NetConfig, ChosenBy("name", "way of growing")]
@@ -147,7 +165,9 @@ class ChangeConfig(Config):
     """
 
     after: Annotated[Integer, Field(ge=1)]
+    """The last epoch with the old values."""
     set: dict[str, Number] = Field(min_length=1)
+    """The new values by their paths below the stage."""
 
 
 class EarlyStoppingConfig(Config):
@@ -157,7 +177,9 @@ class EarlyStoppingConfig(Config):
     """
 
     patience: Annotated[Integer, Field(ge=1)]
+    """Epochs that may pass without a better one."""
     metric: Literal["accuracy", "loss"] = "accuracy"
+    """What of the validation split is looked at."""
 
 
 class ResourcesConfig(Config):
@@ -173,8 +195,11 @@ class ResourcesConfig(Config):
     """
 
     workers: Annotated[Integer, Field(ge=1)] = 1
+    """Processes that train side by side."""
     cpus: Positive = 1.0
+    """CPU cores per worker, and its threads."""
     gpus: NonNegative | None = None
+    """GPUs per worker, or a fraction of one; one, where there are any, when left out."""
     memory: Memory | None = Field(None, description="such as 4GiB")
     timeout: Duration | None = Field(None, description="such as 90s, 30m or 2h")
 
