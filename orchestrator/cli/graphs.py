@@ -27,10 +27,13 @@ def load_source_graph(
     from raydistill.plan.advice import advice, shared_folders
     from raydistill.plan.load import check_plan, read_source
     from raydistill.plan.order import order_stages
+    from raydistill.plan.places import remarks_on_places
 
     source = read_source(plan_file, overrides)
     plan = check_plan(source)
     graph = order_stages(plan, source.error)
+    for line in remarks_on_places(source):
+        click.echo(f"note: {line}", err=True)
     for line in (*advice(plan, source.error), *shared_folders(graph)):
         click.echo(f"warning: {line}", err=True)
     if only:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from raydistill.errors import PlanError, did_you_mean
 from raydistill.plan.mistakes import Path, mistakes, one_line
+from raydistill.plan.places import placed_values
 from raydistill.plan.schema import Plan
 from raydistill.plan.short_forms import written_out
 
@@ -99,10 +100,11 @@ def _parse(text: str, source: Source) -> None:
 
 def check_plan(source: Source) -> Plan:
     """Validate parsed values against the schema, and that the task's files are there."""
+    values = placed_values(source)
     try:
-        plan = Plan.model_validate(source.values)
+        plan = Plan.model_validate(values)
     except ValidationError as error:
-        found = mistakes(error, source.values)
+        found = mistakes(error, values)
         raise source.error(*min(found, key=lambda mistake: source.line(mistake.path))) from None
     if problem := _data_problem(plan):
         written = (("task", key) for key in ("folder", "file") if key in source.values["task"])

@@ -19,6 +19,7 @@ from raydistill.execution.survey import survey_plan
 from raydistill.masking import mask
 from raydistill.plan.load import check_plan, read_source
 from raydistill.plan.order import Graph, order_stages
+from raydistill.plan.places import placed_values
 from raydistill.plan.schema import Plan
 from raydistill.run_plan import (
     MIRROR_SECONDS,
@@ -229,7 +230,7 @@ def finish(
 def write_best_plan(problem: Problem, best: TrialRecord, run: SearchRun, root: Path) -> None:
     """A complete plan, without its search: the user's own with the best values."""
     source = problem.source_of(problem.written_values(best))
-    values = dict(source.values)
+    values = dict(placed_values(source))  # the best plan lies in another folder
     values["name"] = f"{problem.plan.name[:95]}-best"
     if problem.plan.tracking != "none":
         values["tracking"] = {**(values.get("tracking") or {}), "experiment": problem.plan.experiment}
