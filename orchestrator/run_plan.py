@@ -178,14 +178,14 @@ def refuse(errors: Sequence[Remark]) -> None:
 
 def exports_of(run: PlanRun) -> dict[str, tuple[str, ...]]:
     """What the processes that trained students do next: export them for MLflow, where torch is loaded already."""
-    students = [name for name, role in node_roles(run.graph).items() if role == "student"]
+    students = [run.graph.nodes[name] for name, role in node_roles(run.graph).items() if role == "student"]
     return {
-        name: (
+        node.folder: (
             "raydistill.export:export_noted",
-            str(run.root / run.graph.nodes[name].folder),
-            str(exported_model(run.folder, name)),
+            str(run.root / node.folder),
+            str(exported_model(run.folder, node.name)),
         )
-        for name in students
+        for node in students
     }
 
 

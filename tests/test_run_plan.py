@@ -236,9 +236,9 @@ def test_the_driver_prepares_once_while_the_first_stages_start() -> None:
             done.append("wait")
             return []
 
-    backend = OverlappedBackend(Plain(), {"b": ("package:call", "x")}, lambda: done.append("prepare"))
+    backend = OverlappedBackend(Plain(), {"stages/b": ("package:call", "x")}, lambda: done.append("prepare"))
     for name in ("a", "b"):
-        backend.try_start(StageRequest(name, "train", "f", "stages/s", "/r", {}, {}, {}, {}, "attempt"))
+        backend.try_start(StageRequest(name, "train", "f", f"stages/{name}", "/r", {}, {}, {}, {}, "attempt"))
     backend.wait(0)
     backend.wait(0)
     assert done == ["a ()", "b ('package:call', 'x')", "prepare", "wait", "wait"]

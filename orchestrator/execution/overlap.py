@@ -9,7 +9,7 @@ from raydistill.plan.order import Node
 
 
 class OverlappedBackend:
-    """Is the `backend`, but gives stages by their names what they do `afterwards`, and calls `while_they_run` once,
+    """Is the `backend`, but gives stages by their folders what they do `afterwards`, and calls `while_they_run` once,
     when the first ones have been started."""
 
     def __init__(
@@ -27,7 +27,7 @@ class OverlappedBackend:
 
     def try_start(self, request: StageRequest) -> bool:
         """Start a stage with what follows it."""
-        return self._backend.try_start(replace(request, afterwards=self._afterwards.get(request.name, ())))
+        return self._backend.try_start(replace(request, afterwards=self._afterwards.get(request.folder, ())))
 
     def wait(self, seconds: float) -> list[tuple[str, Outcome]]:
         """As the back end does; the first time the driver has something to do meanwhile."""
