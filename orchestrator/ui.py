@@ -131,6 +131,8 @@ def _create_schema(uri: str, root: Path) -> None:
     """Make a new database before the server's processes do it all at once and crash."""
     try:
         open_client(uri, root).search_experiments(max_results=1)
+    except DistillError:  # it says what to do
+        raise
     except Exception as error:  # whatever the database's driver raises
         raise DistillError(f"the tracking store `{mask(uri)}` cannot be opened: {reason(error)}") from error
 

@@ -230,7 +230,7 @@ class _Run:
             self._try_again(name, "another driver took it over while this one gave no sign of life")
         elif outcome.status != "lost":
             self._warn_readers(name, outcome.warnings)
-            self._finish(name, outcome.status, error=outcome.error)
+            self._finish(name, outcome.status, error=self._with_names(outcome.error))
         elif state.attempts < MAX_ATTEMPTS:
             self._try_again(
                 name, f"{outcome.error or 'its process died'}; it continues from its last checkpoint"
@@ -238,6 +238,12 @@ class _Run:
         else:
             self._give_up(name, f"its process died {state.attempts} times: {outcome.error}")
         self.leases.release(folder.path)
+
+    def _with_names(self, error: str | None) -> str | None:
+        """An error with stages called as the plan calls them: whoever found it knew fingerprints alone."""
+        for node in self.graph.nodes.values() if error else ():
+            error = str(error).replace(f"`{node.fingerprint}`", f"`{node.name}`")
+        return error
 
     def _warn_readers(self, name: str, warnings: tuple[str, ...]) -> None:
         """What others are about to learn from is told now, and not only at the end."""

@@ -30,8 +30,22 @@ class StageConfig(Config):
     follows: ClassVar[frozenset[str]] = frozenset()
     """Keys under which each copy reads the copy of the same number."""
 
+    shares_work: ClassVar[bool] = False
+    """Whether several workers divide the stage among them. Others would each do all of it, and write the same files."""
+
     resources: ResourcesConfig = ResourcesConfig()
     """What each worker of the stage gets; no part of its identity."""
+
+    @model_validator(mode="after")
+    def _one_worker_where_work_is_not_shared(self) -> Self:
+        if self.resources.workers > 1 and not self.shares_work:
+            raise located_error(
+                "workers share trainings alone, and this stage is none: leave `workers` out; `cpus` and `gpus` make it"
+                " faster",
+                "resources",
+                "workers",
+            )
+        return self
 
     @property
     def learns_from_test(self) -> bool:
@@ -68,6 +82,8 @@ class TrainingConfig(StageConfig):
     checkpoint stays. `changes` give numbers of the stage other values from some epoch on. A training of which a
     finished stage is the beginning, all else being equal, goes on from there: first `until: 10`, then without.
     """
+
+    shares_work: ClassVar[bool] = True
 
     initial: ModelRef | None = None
     """A stage whose weights are the first ones; random ones when left out."""

@@ -1,8 +1,13 @@
 """What a stage leaves behind: the record, written last. No record, no result."""
 
+import re
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
+
+# torch puts a worker's whole traceback into the message of an error of the same class.
+LOADER = re.compile(r"Caught \w+ in DataLoader worker process \d+")
+CAUSE = re.compile(r"^(?P<all>[A-Za-z_][\w.]*: (?P<text>.*))", re.MULTILINE)
 
 
 class Record(BaseModel):
@@ -45,8 +50,11 @@ class Record(BaseModel):
 
 
 def summary_of(error: BaseException) -> str:
-    """One line for the table of outcomes."""
-    message = getattr(error, "message", None) or str(error)
-    first = str(message).strip().splitlines()[0] if str(message).strip() else ""
+    """One line for the table of outcomes. Of an error in a process that loads data, the line of its cause."""
+    message = str(getattr(error, "message", None) or error).strip()
+    lines = message.splitlines() or [""]
     is_ours = hasattr(error, "message")
-    return first if is_ours else f"{type(error).__name__}: {first}"
+    if LOADER.match(lines[0]):
+        cause = CAUSE.search(message.rpartition("Traceback (most recent call last):")[2])
+        return cause["text" if is_ours else "all"] if cause else lines[0]
+    return lines[0] if is_ours else f"{type(error).__name__}: {lines[0]}"

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 from raydistill.errors import DistillError
 from raydistill.masking import mask
+from raydistill.tracking.database import database_file, make_database, set_aside
 from raydistill.tracking.own_store import artifacts_uri, follow_root, own_uri
 
 SETTINGS = {
@@ -37,19 +37,14 @@ def resolve_uri(root: Path, tracking_uri: str | None) -> str:
 
 def is_missing(uri: str) -> bool:
     """Whether the store is a database file that is not there; of other stores only they themselves could tell."""
-    file = _database_file(uri)
+    file = database_file(uri)
     return file is not None and not file.exists()
 
 
 def is_folder_missing(uri: str) -> bool:
     """Whether the store is a database file that could not be made either, because its folder is not there."""
-    file = _database_file(uri)
+    file = database_file(uri)
     return file is not None and not file.parent.exists()
-
-
-def _database_file(uri: str) -> Path | None:
-    scheme, _, path = uri.partition(":///")
-    return Path(unquote(path.partition("?")[0])) if scheme.startswith("sqlite") and path else None
 
 
 def import_mlflow() -> Any:
@@ -64,7 +59,7 @@ def import_mlflow() -> Any:
 
 
 def open_client(uri: str, root: Path) -> Any:
-    """An `MlflowClient`; makes the schema of a new database.
+    """An `MlflowClient`; makes a new database. `DistillError` says what to do with one that does not open.
 
     Nothing global is set, so that a script's own MLflow runs are left alone.
     """
@@ -73,7 +68,17 @@ def open_client(uri: str, root: Path) -> Any:
     with _alone(root):
         if uri == own_uri(root):
             follow_root(root)
-        return mlflow.MlflowClient(tracking_uri=uri, registry_uri=registry)
+        file = database_file(uri)
+        if file is not None and not file.exists():
+            make_database(uri)
+        try:
+            return mlflow.MlflowClient(tracking_uri=uri, registry_uri=registry)
+        except mlflow.exceptions.MlflowException as error:
+            if file is None or "schema" not in str(error):
+                raise
+            set_aside(uri)
+            make_database(uri)
+            return mlflow.MlflowClient(tracking_uri=uri, registry_uri=registry)
 
 
 def open_experiment(client: Any, uri: str, name: str, root: Path) -> str:

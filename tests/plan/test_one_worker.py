@@ -1,0 +1,36 @@
+"""Workers share trainings; whatever else asked for several ran whole on each of them."""
+
+from typing import Any
+
+import pytest
+
+from raydistill.errors import PlanError
+from raydistill.plan.load import check_plan, parse_source
+from raydistill.plan.stage_bases import TrainingConfig
+from raydistill.plan.stage_configs import STAGES
+
+PLAN = """\
+name: shared
+task: {name: mnist}
+stages:
+  teacher: {stage: train, model: {name: mlp}, epochs: 1, resources: {workers: 2}}
+"""
+OTHERS = {
+    "predict_targets": "{stage: predict_targets, teacher: teacher, resources: {workers: 2}}",
+    "evaluate": "{stage: evaluate, models: [teacher], resources: {workers: 2}}",
+    "confusion_clusters": "{stage: confusion_clusters, generalist: teacher, clusters: 2, resources: {workers: 2}}",
+    "record_statistics": "{stage: record_statistics, teacher: teacher, resources: {workers: 2}}",
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_more_than_one_worker_is_refused_where_nobody_shares_the_work(kind: str) -> None:
+    with pytest.raises(
+        PlanError, match=r"plan.yaml:5: stages.other.resources.workers: workers share trainings alone"
+    ):
+        check_plan(parse_source(f"{PLAN}  other: {OTHERS[kind]}\n", "plan.yaml"))
+
+
+def test_exactly_trainings_share_their_work() -> None:
+    found: dict[str, Any] = {name: kind.config.shares_work for name, kind in STAGES.items()}
+    assert found == {name: issubclass(kind.config, TrainingConfig) for name, kind in STAGES.items()}

@@ -1,0 +1,85 @@
+"""A process that dies at the worst moment leaves nothing that a later one cannot put right."""
+
+import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from raydistill.errors import DistillError
+from raydistill.tracking.database import holds_runs, set_aside
+from raydistill.tracking.store import open_client
+
+# MLflow 3.17 still uses a loader strategy that SQLAlchemy 2.1 wants to drop; both are theirs.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
+)
+
+# Dies after the first tables, before the migrations: the window in which a kill ended tracking for good.
+DYING = """
+import os, sys
+from pathlib import Path
+import mlflow.store.db.utils as utils
+from raydistill.tracking.store import open_client
+utils._upgrade_db = lambda engine: os._exit(9)
+root = Path(sys.argv[1])
+if sys.argv[2] == "ours":
+    open_client(f"sqlite:///{root}/mlflow.db", root)
+else:
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+    SqlAlchemyStore(f"sqlite:///{root}/mlflow.db", "./mlruns")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["ours", "mlflow"])
+def test_a_kill_while_the_tracking_database_is_made_costs_nothing(tmp_path: Path, who: str) -> None:
+    died = subprocess.run([sys.executable, "-c", DYING, str(tmp_path), who], cwd=tmp_path, check=False)
+    assert died.returncode == 9
+    database = tmp_path / "mlflow.db"
+    assert database.exists() == (who == "mlflow")  # as earlier versions left it
+    client = open_client(f"sqlite:///{database}", tmp_path)
+    run = client.create_run(client.create_experiment("a")).info.run_id
+    client.log_metric(run, "loss", 1.0)
+    with closing(sqlite3.connect(database)) as connection:
+        assert connection.execute("SELECT count(*) FROM metrics").fetchone() == (1,)
+
+
+def tables(database: Path, *statements: str) -> Path:
+    with closing(sqlite3.connect(database)) as connection:
+        for statement in statements:
+            connection.execute(statement)
+        connection.commit()
+    return database
+
+
+@pytest.mark.parametrize(
+    ("statements", "expected"),
+    [
+        ((), False),
+        (("CREATE TABLE experiments (a)", "INSERT INTO experiments VALUES (1)"), False),
+        (("CREATE TABLE runs (a)",), False),
+        (("CREATE TABLE runs (a)", "INSERT INTO runs VALUES (1)"), True),
+        (("CREATE TABLE registered_models (a)", "INSERT INTO registered_models VALUES (1)"), True),
+    ],
+)
+def test_a_database_with_something_in_it_is_known(
+    tmp_path: Path, statements: tuple[str, ...], expected: bool
+) -> None:
+    assert holds_runs(tables(tmp_path / "a.db", *statements)) is expected
+
+
+def test_what_cannot_be_asked_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.db").write_bytes(os.urandom(5000))
+    assert holds_runs(tmp_path / "a.db")
+
+
+def test_an_old_database_with_runs_is_left_alone_and_the_way_out_is_said(tmp_path: Path) -> None:
+    database = tables(tmp_path / "mlflow.db", "CREATE TABLE runs (a)", "INSERT INTO runs VALUES (1)")
+    before = database.read_bytes()
+    with pytest.raises(DistillError, match=r"`mlflow db upgrade sqlite:.*`distill sync` makes it anew"):
+        set_aside(f"sqlite:///{database}")
+    assert database.read_bytes() == before
