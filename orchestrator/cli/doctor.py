@@ -20,9 +20,16 @@ from raydistill.masking import mask
     metavar="HOST:PORT|URL",
     help="The Ray cluster: `auto`, HOST:6379, or its dashboard http://HEAD:8265.",
 )
+@click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change a value of the plan.")
 @runs_option
 @tracking_option
-def doctor(plan_file: Path | None, address: str | None, root: Path, tracking_uri: str | None) -> None:
+def doctor(
+    plan_file: Path | None,
+    address: str | None,
+    overrides: tuple[str, ...],
+    root: Path,
+    tracking_uri: str | None,
+) -> None:
     """Look whether this machine, or every node of a Ray cluster, is fit for a plan.
 
     Of a plan, data and models are looked at too, as before the first stage of a run.
@@ -34,10 +41,10 @@ def doctor(plan_file: Path | None, address: str | None, root: Path, tracking_uri
     distill doctor configs/mnist_quickstart.yaml --address auto --runs /shared/runs
     """
     if address is not None and address.startswith(("http://", "https://")):
-        _doctor_as_job(plan_file, address, root, tracking_uri)
+        _doctor_as_job(plan_file, overrides, address, root, tracking_uri)
     from raydistill.execution.doctor import Examination, examine
 
-    plan = None if plan_file is None else check_here(plan_file).plan
+    plan = None if plan_file is None else check_here(plan_file, overrides).plan
     findings = examine(Examination(root.absolute(), plan, address, tracking_uri))
     table = new_table("check", "where", "", "found", "way out")
     for finding in findings:
@@ -52,7 +59,9 @@ def doctor(plan_file: Path | None, address: str | None, root: Path, tracking_uri
     sys.exit(FAILED if any(finding.verdict == "fail" for finding in findings) else DONE)
 
 
-def _doctor_as_job(plan_file: Path | None, address: str, root: Path, tracking_uri: str | None) -> None:
+def _doctor_as_job(
+    plan_file: Path | None, overrides: tuple[str, ...], address: str, root: Path, tracking_uri: str | None
+) -> None:
     from raydistill.execution.submit.command import JobCommand, check_root, read_environment
     from raydistill.execution.submit.needs import find_needs
     from raydistill.execution.submit.package import Package, collect, plan_name
@@ -62,9 +71,9 @@ def _doctor_as_job(plan_file: Path | None, address: str, root: Path, tracking_ur
     plan, package = None, Package(folder, ())
     if plan_file is not None:
         plan = plan_name(folder, plan_file)
-        needs = find_needs(folder, plan_file, check_here(plan_file).source)
+        needs = find_needs(folder, plan_file, check_here(plan_file, overrides).source)
         package = collect(folder, plan_file, needs=needs)
-    command = JobCommand(check_root(root), plan, "doctor", tracking_uri=tracking_uri)
+    command = JobCommand(check_root(root), plan, "doctor", overrides=overrides, tracking_uri=tracking_uri)
     client = connect(address)
     job_id = send(Submission(new_id("doctor"), command, package, "", read_environment(())), client)
     follow_job(client, job_id)

@@ -43,6 +43,8 @@ def run(
     root = root.absolute()
     if dry_run:
         _print_prospects(plan, graph, root, forced)
+        if address is not None and not local:
+            _check_room(graph, address)
         return
     from raydistill.run_plan import RunOptions, run_plan
     from raydistill.terminal import console, results_table, warning_lines
@@ -86,6 +88,16 @@ def report(plan_file: Path, overrides: tuple[str, ...], root: Path) -> None:
         click.echo(str(_relative(write_report(folder, root.absolute()))))
     for search in found:
         click.echo(str(_relative(write_search_report(search))))
+
+
+def _check_room(graph: "Graph", address: str) -> None:
+    """`PlanError` for a stage that the Ray cluster can never run; nothing of it is used."""
+    from contextlib import closing
+
+    from raydistill.execution.ray_backend import RayBackend
+
+    with closing(RayBackend(address)) as backend:
+        backend.check_feasible(list(graph.nodes.values()))
 
 
 def _print_prospects(plan: "Plan", graph: "Graph", root: Path, forced: frozenset[str]) -> None:

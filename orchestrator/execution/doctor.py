@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from raydistill.errors import DistillError
+from raydistill.errors import DistillError, PlanError
 from raydistill.execution.ray_backend import probes
 from raydistill.execution.ray_backend.connection import connect, leave
 from raydistill.execution.ray_backend.tokens import TOKEN_HINT, read_token
@@ -93,11 +93,23 @@ def examine(examination: Examination) -> list[Finding]:
         findings += _clocks(ask) if joined else []
         if examination.plan is None or examination.plan.tracking != "none":
             findings += _tracking(examination.root, examination.tracking_uri)
+        findings += _room(examination.plan) if joined and examination.plan is not None else []
         findings += [] if examination.plan is None else _needs_of(examination.plan, examination.root, ask)
     finally:
         if owned:
             leave()
     return findings
+
+
+def _room(plan: Plan) -> list[Finding]:
+    """Whether the Ray cluster, all of it idle, has room for every stage."""
+    from raydistill.execution.ray_backend.running import check_feasible, machines_alive
+
+    try:
+        check_feasible(list(order_stages(plan).nodes.values()), machines_alive())
+    except PlanError as error:
+        return [Finding("resources", "the Ray cluster", "fail", error.message)]
+    return [Finding("resources", "the Ray cluster", "ok", "room for every stage")]
 
 
 def _ask_here(question: Callable[..., Any], *arguments: Any, where: str | None = None) -> list[Reply]:

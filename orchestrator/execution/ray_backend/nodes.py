@@ -62,7 +62,10 @@ def ask_nodes(
     arguments: Callable[[ClusterNode], tuple[Any, ...]],
     seconds: float = ANSWER_SECONDS,
 ) -> list[Answer]:
-    """Call a function of `probes` on each of these nodes at the same time; it takes no CPU from anybody."""
+    """Call a function of `probes` on each of these nodes at the same time; it takes no CPU from anybody.
+
+    A node that dies meanwhile is left out of the answers.
+    """
     ray.cloudpickle.register_pickle_by_value(probes)
     asked = ray.remote(num_cpus=0, max_retries=0)(question)
     refs = {
@@ -73,7 +76,15 @@ def ask_nodes(
     }
     if refs:
         ray.wait(list(refs.values()), num_returns=len(refs), timeout=seconds)
-    return [_answer(node, refs[node.id], seconds) for node in nodes]
+    return without_gone([_answer(node, refs[node.id], seconds) for node in nodes])
+
+
+def without_gone(answers: list[Answer]) -> list[Answer]:
+    """The answers of nodes that are still there: one that died while it was asked has nothing to say about itself."""
+    if all(answer.error is None for answer in answers):
+        return answers
+    alive = {node.id for node in list_nodes() if node.is_alive}
+    return [answer for answer in answers if answer.error is None or answer.node.id in alive]
 
 
 def _answer(node: ClusterNode, ref: Any, seconds: float) -> Answer:

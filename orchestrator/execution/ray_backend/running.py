@@ -52,15 +52,8 @@ class RunningStages:
         self._running: dict[str, Attempt] = {}
 
     def check_feasible(self, nodes: Sequence[Node]) -> None:
-        """`PlanError` when the machines, all of them idle, have no room for a node: Ray would wait for ever.
-
-        Nor may nodes that learn from one another have to wait for one another.
-        """
-        machines = machines_alive()
-        names = {node.name for node in nodes}
-        for node in nodes:
-            _check_node(node, machines)
-            _check_side_by_side(node, 1 + len(names.intersection(node.siblings)), machines)
+        """`PlanError` when the machines have no room for a node."""
+        check_feasible(nodes, machines_alive())
 
     def has_ray(self) -> bool:
         """Whether Ray can be asked for anything now; `StageError` when it never will again."""
@@ -152,6 +145,17 @@ def machines_alive(avoided: frozenset[str] = frozenset()) -> list[Amount]:
     """What each living machine of the Ray cluster has in all, but for nodes with these ids."""
     nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in avoided]
     return [amount_of_machine(node["Resources"]) for node in nodes]
+
+
+def check_feasible(nodes: Sequence[Node], machines: list[Amount]) -> None:
+    """`PlanError` when these machines, all of them idle, have no room for a node: Ray would wait for ever.
+
+    Nor may nodes that learn from one another have to wait for one another.
+    """
+    names = {node.name for node in nodes}
+    for node in nodes:
+        _check_node(node, machines)
+        _check_side_by_side(node, 1 + len(names.intersection(node.siblings)), machines)
 
 
 def _check_node(node: Node, machines: list[Amount]) -> None:
