@@ -47,7 +47,7 @@ PLAN = """\
 name: away
 task: {name: tensors, file: DATA}
 stages:
-  teacher: {stage: train, model: {name: "my_nets.small:build", folder: FOLDER}, epochs: 1}
+  teacher: {stage: train, model: {name: "my_nets.small:build"}, epochs: 1}
 """
 SEARCH = """\
 search:
@@ -70,9 +70,11 @@ import torch
 
 import raydistill
 
+PLACE = "FOLDER"
 
-def build(folder, num_classes, input_shape):
-    Path(folder, "code.txt").write_text(raydistill.__file__)
+
+def build(num_classes, input_shape):
+    Path(PLACE, "code.txt").write_text(raydistill.__file__)
     return torch.nn.Linear(input_shape[0], num_classes)
 """
 
@@ -83,11 +85,11 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "project"
     (folder / "my_nets").mkdir(parents=True)
     (folder / "my_nets" / "__init__.py").write_text("")
-    (folder / "my_nets" / "small.py").write_text(MODULE)
+    (folder / "my_nets" / "small.py").write_text(MODULE.replace("FOLDER", str(tmp_path)))
     generator = np.random.default_rng(0)
     inputs = generator.normal(size=(120, 8)).astype(np.float32)
     np.savez(tmp_path / "data.npz", inputs=inputs, labels=inputs[:, :3].argmax(axis=1))
-    text = PLAN.replace("DATA", str(tmp_path / "data.npz")).replace("FOLDER", str(tmp_path))
+    text = PLAN.replace("DATA", str(tmp_path / "data.npz"))
     (folder / "plan.yaml").write_text(text)
     monkeypatch.chdir(folder)
     return folder
@@ -168,7 +170,7 @@ def test_the_same_files_make_the_same_package_whenever_they_were_written(
     assert archives[0].read_bytes() == archives[1].read_bytes()
     with zipfile.ZipFile(archives[0]) as archive:
         assert set(archive.namelist()) == CODE
-        assert archive.read("my_nets/small.py").decode() == MODULE
+        assert archive.read("my_nets/small.py") == (project / "my_nets" / "small.py").read_bytes()
 
 
 def test_too_much_is_refused_with_the_largest_files(
@@ -789,7 +791,7 @@ def test_what_is_installed_on_top_is_there_for_the_stages(
         pytest.skip("Ray would fetch uv from the internet")
     wheel = write_wheel(tmp_path, f"extra_{installer}")
     module = project / "my_nets" / "small.py"
-    module.write_text(MODULE.replace("    Path(", f"    import extra_{installer}\n\n    Path("))
+    module.write_text(module.read_text().replace("    Path(", f"    import extra_{installer}\n\n    Path("))
     own = f"stages.teacher.seed={20 + len(installer)}"
     options = ("--runs", shared_root, "--set", own, f"--{installer}", wheel, "--follow")
     ended = open_head.distill("submit", "plan.yaml", *options, folder=project)
