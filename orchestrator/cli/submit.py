@@ -47,7 +47,11 @@ if TYPE_CHECKING:
 @click.option("--submission-id", metavar="ID", help="Name the job.")
 @click.option("--follow", is_flag=True, help="Print the job's log as it grows; end with its exit code.")
 @click.option("--wait/--no-wait", default=False, help="End when the job ends, with its exit code.")
-@click.option("--dry-run", is_flag=True, help="Print what would be sent and run; send nothing.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print what would be sent and run; send nothing.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="List every file that is sent.")
 def submit(
     plan_file: Path,
@@ -91,7 +95,13 @@ def submit(
     )
     from raydistill.execution.submit.needs import find_needs
     from raydistill.execution.submit.package import collect, plan_name
-    from raydistill.execution.submit.sending import Submission, choose_installer, new_id, try_packing
+    from raydistill.execution.submit.sending import (
+        Submission,
+        check_room,
+        choose_installer,
+        new_id,
+        try_packing,
+    )
     from raydistill.runs.search_run import SearchRun
 
     plan, source, problem = check_here(plan_file, overrides, only, force, searches)
@@ -124,6 +134,8 @@ def submit(
     _announce(submission, plan, verbose)
     if dry_run:
         try_packing(submission.package)
+        if address is not None:
+            check_room(plan, connect(address))
         return
     results: Path | str = "searches" if searches else f"plans/{plan.name}"
     if problem:
@@ -206,9 +218,10 @@ def _announce(submission: "Submission", plan: "Plan", verbose: bool) -> None:
 def _send(
     submission: "Submission", plan: "Plan", address: str | None, results: Path | str
 ) -> "tuple[str, JobsClient]":
-    from raydistill.execution.submit.sending import send
+    from raydistill.execution.submit.sending import check_room, send
 
     client = connect(address)
+    check_room(plan, client)
     job_id = send(submission, client)
     uri = submission.command.tracking_uri or submission.environment.get("MLFLOW_TRACKING_URI")
     root = submission.command.root

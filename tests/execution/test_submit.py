@@ -822,6 +822,18 @@ def test_the_doctor_visits_the_nodes_as_a_job(open_head: Head, project: Path, tm
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize("more", [("--dry-run",), ()])
+def test_a_plan_that_no_node_can_run_is_refused_before_it_is_sent(
+    open_head: Head, project: Path, more: tuple[str, ...]
+) -> None:
+    too_large = ("--set", "stages.teacher.resources={workers: 2, cpus: 3}", "--runs", "/r")
+    refused = open_head.distill("submit", "plan.yaml", *too_large, *more, folder=project)
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    assert "teacher" in refused.stderr
+    assert "job " not in refused.stdout
+
+
+@pytest.mark.ray
 @pytest.mark.parametrize(
     ("variables", "words"),
     [

@@ -103,6 +103,14 @@ class JobsClient:
 
         return self._call(submit)
 
+    def machines(self) -> list[dict[str, float]]:
+        """What each living node has in all, in Ray's words; nothing from a head that does not tell."""
+        answer: Any = self._get("/api/v0/nodes?detail=true&limit=10000").get("data")
+        for key in ("result", "result"):
+            answer = answer.get(key) if isinstance(answer, dict) else None
+        nodes = [node for node in answer or () if isinstance(node, dict) and node.get("state") == "ALIVE"]
+        return [node["resources_total"] for node in nodes if node.get("resources_total")]
+
     def jobs(self) -> list[Job]:
         """Every submitted job that Ray remembers, the newest first."""
         found = [_job(details) for details in self._call(self._client.list_jobs) if details.submission_id]

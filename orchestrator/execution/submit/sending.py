@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from raydistill.errors import PlanError
+from raydistill.execution.ray_backend.amounts import amount_of_machine
 from raydistill.execution.submit.client import JobsClient
 from raydistill.execution.submit.command import JobCommand
 from raydistill.execution.submit.package import Package, copy_own, write_zip
 from raydistill.execution.user_modules import user_modules
+from raydistill.plan.order import order_stages
 from raydistill.plan.schema import Plan
 
 
@@ -46,6 +48,19 @@ def send(submission: Submission, client: JobsClient) -> str:
         if submission.requirements:
             runtime_env[submission.installer] = list(submission.requirements)
         return client.submit(submission.command.to_shell(), submission.id, runtime_env, _metadata(submission))
+
+
+def check_room(plan: Plan, client: JobsClient) -> None:
+    """`PlanError` for a stage that no machine of the Ray cluster can ever run; with data elsewhere the job looks."""
+    from raydistill.execution.ray_backend.running import check_feasible
+
+    machines = [amount_of_machine(resources) for resources in client.machines()]
+    try:
+        nodes = list(order_stages(plan).nodes.values())
+    except (OSError, ValueError):
+        return
+    if machines:
+        check_feasible(nodes, machines)
 
 
 def try_packing(package: Package) -> None:
