@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
+from mlflow.tracking._tracking_service.utils import _artifact_repos_cache as artifact_repositories
 from safetensors.torch import save_file
 
 from raydistill.errors import DistillError
@@ -267,6 +268,7 @@ def test_a_root_that_was_moved_takes_its_artifacts_along(runs: Runs, way: str, t
     before = sorted(path.name for path in runs.root.rglob("*"))
     if way == "moved":
         shutil.rmtree(runs.root)
+    artifact_repositories.clear()  # MLflow looks a run's place up once per process
     moved = Runs.__new__(Runs)
     moved.root, moved.uri = (place := tmp_path / "else where" / "runs"), own_store.own_uri(place)
     moved.run("r1").joinpath("report.html").write_text("drawn again")

@@ -3,7 +3,6 @@
 `runs/tasks/<task>-<fingerprint>-files.json`, one for what is learned from and one for the test split.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from raydistill.errors import StoreError
 from raydistill.plan.fingerprint import fingerprint
-from raydistill.runs.files import make_folder, read_json, replaced_file
+from raydistill.runs.files import json_line, make_folder, read_json, replaced_file
 from raydistill.tasks.task import Task
 
 MOST = 200_000  # files, about 15 MB; of more a change is told without their names
@@ -30,7 +29,7 @@ def write_listings(root: Path, task: Task, identity: Mapping[str, Any], test: st
     for place, is_test in places.items():
         make_folder(place.parent)
         with replaced_file(place) as temporary:
-            temporary.write_text(json.dumps(_part(listing, is_test)))
+            temporary.write_text(json_line(_part(listing, is_test)), encoding="utf-8")
 
 
 def learned_file(root: Path, identity: Mapping[str, Any]) -> Path:

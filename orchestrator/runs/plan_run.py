@@ -270,7 +270,7 @@ def best_student(graph: Graph, results: Mapping[str, Any]) -> str | None:
     no such stage, or it failed."""
     roles, stages = node_roles(graph), results["stages"]
     role = next((role for role in ("student", "model") if role in roles.values()), None)
-    done = [name for name in roles if roles[name] == role and "metrics" in stages[name]]
+    done = [name for name in roles if roles[name] == role and stages[name]["status"] in ("done", "cached")]
     return max(done, key=lambda name: stages[name]["metrics"].get("validation/accuracy", 0.0), default=None)
 
 
