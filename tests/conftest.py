@@ -3,6 +3,7 @@
 import os
 import secrets
 import signal
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -25,3 +26,9 @@ def ray_cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def import_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command adds its working folder to the import path: not for the tests after it."""
+    monkeypatch.setattr(sys, "path", list(sys.path))

@@ -58,6 +58,8 @@ class TwinModule:
             "current_device": 0,
             "get_amp_supported_dtype": [torch.bfloat16, torch.float16],
             "manual_seed_all": None,
+            "get_rng_state": self.default_generators[0].get_state(),
+            "set_rng_state": None,
             "reset_peak_memory_stats": None,
             "max_memory_allocated": 1,
         }
