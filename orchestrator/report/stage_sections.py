@@ -153,7 +153,7 @@ def _stage_row(stage: StageResult, style: str) -> str:
         number(_accuracy(stage, "validation")),
         number(_accuracy(stage, "test")),
         number("" if errors is None else count(errors)),
-        number("" if worst is None else percent(worst, 2)),
+        number("" if worst is None else percent(worst, 1)),
     ]
     return f'<tr class="{style}">{"".join(cells)}</tr>'
 
@@ -169,7 +169,7 @@ def _group_row(box: Box, style: str) -> str:
         number(_size(parameters), parameters),
         *(_mean_accuracy(members, split) for split in ("validation", "test")),
         number(mean(errors) if errors else ""),
-        number(mean_percent(worst, 2) if worst else ""),
+        number(mean_percent(worst, 1) if worst else ""),
     ]
     return f'<tr class="{style}">{"".join(cells)}</tr>'
 

@@ -64,7 +64,7 @@ STYLE = (
 html{-webkit-text-size-adjust:100%}
 body{margin:0;background:var(--paper);color:var(--ink);
  font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
-main{max-width:62rem;margin:0 auto;padding:2.5rem 1.25rem 5rem}
+main{max-width:68rem;margin:0 auto;padding:2.5rem 1.25rem 5rem}
 h1{font-size:1.9rem;line-height:1.2;letter-spacing:-.015em;margin:0 0 .4rem;overflow-wrap:anywhere}
 h2{font-size:1.25rem;line-height:1.3;letter-spacing:-.005em;margin:3.2rem 0 .5rem;padding-top:.9rem;
  border-top:1px solid var(--rule)}
