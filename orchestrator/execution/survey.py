@@ -138,9 +138,6 @@ def _models_of(node: Node, graph: Graph, task: Task) -> list[ProbedModel]:
     is_seen = not isinstance(config, DistillWithGeneratorConfig | TrainSpecialistsConfig)
     options = {
         "stages": (node.name,),
-        "loss": "features"
-        if isinstance(config, DistillConfig) and not config.trains_classifier
-        else "logits",
         "workers": config.resources.workers,
         "batch_size": config.batch_size,
         "transfer": config.transfer if is_seen else None,

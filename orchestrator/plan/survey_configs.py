@@ -22,15 +22,14 @@ class SurveyDataConfig(StageConfig):
 class ProbedModel(Config):
     """A model, and what the stages of these names will ask of it.
 
-    It gives `num_classes` logits. Gradients reach it through them if its `loss` looks at logits, else through features
-    that a method names. Without a `transfer` it sees no part of the task's data while it learns; of what it sees, each
-    of so many `shards` is another model's. Where it starts with the weights of another stage, `initial` made them.
+    It gives `num_classes` logits. Without a `transfer` it sees no part of the task's data while it learns; of what it
+    sees, each of so many `shards` is another model's. Where it starts with the weights of another stage, `initial` made
+    them.
     """
 
     stages: tuple[str, ...]
     model: ModelConfig
     num_classes: Annotated[Integer, Field(ge=1)]
-    loss: Literal["logits", "features"] = "logits"
     workers: Annotated[Integer, Field(ge=1)] = 1
     batch_size: BatchSize = 128
     transfer: TransferConfig | None = None

@@ -162,17 +162,12 @@ def test_a_model_that_is_fit_is_counted_and_leaves_the_random_state(attempt: Try
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_layers_that_no_gradient_reaches_are_an_error_where_several_workers_wait_for_them(
-    attempt: Try,
-) -> None:
+def test_layers_that_no_gradient_reaches_do_no_harm_on_several_workers_neither(attempt: Try) -> None:
     spare = (
         "def build(num_classes):\n    net = Net(num_classes)\n    net.spare = nn.Linear(2, 2)\n    return net"
     )
     assert attempt(spare).error is None
-    assert attempt(spare, workers=2, loss="features").error is None
-    error = attempt(spare, workers=2).error
-    assert error is not None
-    assert "no gradient reaches: `spare.weight`, `spare.bias`; `workers: 2` would wait" in error
+    assert attempt(spare, workers=2).error is None
 
 
 @pytest.mark.parametrize(
