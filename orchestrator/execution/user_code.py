@@ -31,19 +31,26 @@ def checked_models(
 
 
 def _check(name: str, planned: Any, here: Mapping[str, Any]) -> None:
-    if planned is not None and (changed := list(differences(planned, here))):
+    """Modules alone: a file that options or code name may be one that the model itself writes while it is built."""
+    code, expected = _modules(here), _modules(planned)
+    if expected is not None and (changed := list(differences(expected, code))):
         raise StageError(
             f"model `{name}` is not here what it was when the plan was read: {', '.join(changed)}; run the plan again,"
             " with the same files on every machine"
         )
-    code = here.get("source") or {}
-    before = _met.setdefault(name, code)
+    before = _met.setdefault(name, code or {})
     if before != code and name.partition(":")[0] in sys.modules:
-        changed = list(differences({"source": before}, {"source": code}))
         raise StageError(
-            f"model `{name}` was imported before it changed: {', '.join(changed)}; start a new process"
+            f"model `{name}` was imported before it changed: {', '.join(differences(before, code))};"
+            " start a new process"
         )
-    _met[name] = code
+    _met[name] = code or {}
+
+
+def _modules(identity: Any) -> Mapping[str, Any] | None:
+    """The part of a model's identity that is the user's modules."""
+    source = identity.get("source") if isinstance(identity, Mapping) else None
+    return {"source": {"modules": source.get("modules", {})}} if isinstance(source, Mapping) else None
 
 
 def _at(values: Any, path: tuple[Any, ...]) -> Any:

@@ -3,17 +3,14 @@
 Their content is part of a stage's identity, their place is not. Nothing is imported to find out.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from raydistill.models import MODELS
 from raydistill.plan.model_config import ModelConfig
 from raydistill.plan.source_code import SourceCode, find_module, read_source
-from raydistill.tasks.digests import digest_below, digest_file, digest_named
-
-MOST_IN_A_FOLDER = 10_000
+from raydistill.tasks.digests import digest_file
 
 
 def missing_source(model: ModelConfig) -> str | None:
@@ -26,10 +23,19 @@ def missing_source(model: ModelConfig) -> str | None:
                 f"model `{model.name}`: no module `{module}` on the import path; run `distill` in the folder that"
                 " holds it, or install its package"
             )
-        return None
+        return _unreadable_file(model)
     for file in MODELS[model.name].options.model_validate(model.options).files:
         if not Path(file).is_file():
             return f"model `{model.name}`: the file `{file}` does not exist"
+    return _unreadable_file(model)
+
+
+def _unreadable_file(model: ModelConfig) -> str | None:
+    for text in _texts(model.options):
+        try:
+            _by_content(text)
+        except (OSError, ValueError) as error:
+            return f"model `{model.name}`: the file `{text}` cannot be read: {error}"
     return None
 
 
@@ -62,14 +68,19 @@ def unseen_sources(models: Iterable[ModelConfig]) -> list[str]:
     for model in models:
         code = code_of(model)
         found |= set(code.unseen) if code is not None else set()
-        found |= {f"the folder `{text}`, which is large" for text in _texts(model.options) if _is_large(text)}
+        # A model may keep its own files there: what it writes must not make it another one.
+        found |= {
+            f"the folder `{text}`, which an option names"
+            for text in _texts(model.options)
+            if _is_folder(text)
+        }
     return sorted(found)
 
 
 def _by_content(value: Any) -> Any:
-    """Options with the digest in the place of every text that names something on the disk."""
+    """Options with the digest in the place of every text that names a file."""
     if isinstance(value, str):
-        return _content_of(value) or value
+        return digest_file(Path(value).expanduser()) if _is_file(value) else value
     if isinstance(value, Mapping):
         return {key: _by_content(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -77,31 +88,19 @@ def _by_content(value: Any) -> Any:
     return value
 
 
-def _content_of(text: str) -> str | None:
+def _is_file(text: str) -> bool:
+    return _names(text, Path.is_file)
+
+
+def _is_folder(text: str) -> bool:
+    # A plain word is an option's value far more often than a folder that happens to lie here.
+    return "/" in text and _names(text, Path.is_dir)
+
+
+def _names(text: str, is_it: Callable[[Path], bool]) -> bool:
     try:
-        path = Path(text).expanduser()
-        if path.is_file():
-            return digest_file(path)
-        # A plain word is an option's value far more often than a folder that happens to lie here.
-        return _content_of_folder(path) if "/" in text and path.is_dir() else None
-    except (OSError, ValueError, RuntimeError):  # no path at all, or none that can be read: it is a text
-        return None
-
-
-def _content_of_folder(folder: Path) -> str | None:
-    """None for a folder of more than we read: all of somebody's disk, perhaps."""
-    paths = list(islice(folder.rglob("*"), MOST_IN_A_FOLDER + 1))
-    if len(paths) > MOST_IN_A_FOLDER:
-        return None
-    names = [path.relative_to(folder).as_posix() for path in paths if path.is_file()]
-    return digest_named(digest_below(folder, names))
-
-
-def _is_large(text: str) -> bool:
-    try:
-        folder = Path(text).expanduser()
-        return "/" in text and folder.is_dir() and _content_of(text) is None
-    except (OSError, ValueError, RuntimeError):
+        return is_it(Path(text).expanduser())
+    except (OSError, ValueError, RuntimeError):  # no path at all
         return False
 
 

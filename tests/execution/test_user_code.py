@@ -59,3 +59,13 @@ def test_code_that_changed_before_anybody_imported_it_is_welcome(helper: Path) -
     checked_models(CONFIG, planned())
     helper.write_text("WIDTH = 24\n")
     assert checked_models(CONFIG, planned())
+
+
+def test_a_file_that_the_model_writes_itself_does_not_stop_it(helper: Path) -> None:
+    helper.write_text("LOG = 'build.log'\n")
+    model = {"name": "own_net:build", "log": "other.log"}
+    config = TrainConfig.model_validate({"stage": "train", "model": model, "epochs": 1})
+    identity = stage_identity("train", config, {"name": "digits"}, {})
+    for name in ("build.log", "other.log"):
+        (helper.parent / name).write_text("built")
+    assert checked_models(config, identity)

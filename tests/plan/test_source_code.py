@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from raydistill.plan.model_config import ModelConfig
-from raydistill.plan.model_sources import model_identity, unseen_sources
+from raydistill.plan.model_sources import missing_source, model_identity, unseen_sources
 from raydistill.plan.source_code import read_source
 
 FILES = {
@@ -187,14 +187,19 @@ def test_a_file_counts_exactly_if_some_option_names_it(project: Path, options: d
         (project / name).write_bytes(b"1")
 
 
-def test_a_folder_that_an_option_names_counts_with_all_its_files(project: Path) -> None:
-    (project / "bert/more").mkdir(parents=True)
-    (project / "bert/more/weights.bin").write_bytes(b"1")
-    before = identity(start="./bert")
-    (project / "bert/more/weights.bin").write_bytes(b"2")
-    assert identity(start="./bert") != before
-    assert identity(start="nets")["options"] == {"start": "nets"}
-    assert identity(start="/")["options"] == {"start": "/"}
+def test_what_lies_in_a_folder_that_an_option_names_does_not_count_and_that_is_said(project: Path) -> None:
+    (project / "cache").mkdir()
+    before = identity(place="./cache")
+    (project / "cache/written by the model.bin").write_bytes(b"1")
+    assert identity(place="./cache") == before
+    model = ModelConfig.model_validate({"name": "nets.own:build", "place": "./cache", "word": "nets"})
+    assert unseen_sources([model]) == ["the folder `./cache`, which an option names"]
+
+
+def test_a_file_that_cannot_be_read_is_named(project: Path) -> None:
+    (project / "w.pth.gz").write_bytes(b"no gzip")
+    values = {"name": "nets.own:build", "start": ["w.pth.gz"]}
+    assert "the file `w.pth.gz` cannot be read" in str(missing_source(ModelConfig.model_validate(values)))
 
 
 def test_a_weights_file_of_our_own_models_counts_by_its_content(project: Path) -> None:
