@@ -1,7 +1,4 @@
-"""Models a user might write, whose construction tells the tests where and with whom it happened.
-
-They write into a folder, which is therefore no part of what they are: it is written `into:FOLDER`, which is no path.
-"""
+"""Models a user might write, whose construction tells the tests where and with whom it happened."""
 
 import os
 import time
@@ -14,10 +11,6 @@ from torch import nn
 PATIENCE = 300.0
 
 
-def _place(folder: str) -> Path:
-    return Path(folder.removeprefix("into:"))
-
-
 def leave_trace(folder: str, num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
     """Write the process's id into a new file."""
     _trace(folder)
@@ -28,7 +21,7 @@ def meet(folder: str, count: int, num_classes: int, input_shape: tuple[int, ...]
     """Return only when `count` processes are here at the same time."""
     _trace(folder)
     deadline = time.monotonic() + PATIENCE
-    while len(list(_place(folder).glob("*.pid"))) < count:
+    while len(list(Path(folder).glob("*.pid"))) < count:
         if time.monotonic() > deadline:
             raise TimeoutError("nobody else came")
         time.sleep(0.02)
@@ -64,7 +57,7 @@ def slow(folder: str, num_classes: int, input_shape: tuple[int, ...]) -> nn.Modu
 
     loop.CHECKPOINT_SECONDS = 0.2
     _trace(folder)
-    return Slow(_place(folder) / "slow", input_shape[0], num_classes)
+    return Slow(Path(folder) / "slow", input_shape[0], num_classes)
 
 
 class Slow(nn.Module):
@@ -84,4 +77,4 @@ class Slow(nn.Module):
 
 def _trace(folder: str) -> None:
     rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-    (_place(folder) / f"{os.getpid()}-rank{rank}.pid").write_text(str(os.getpid()))
+    (Path(folder) / f"{os.getpid()}-rank{rank}.pid").write_text(str(os.getpid()))

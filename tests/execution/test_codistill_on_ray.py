@@ -40,7 +40,7 @@ def plan_of(tmp_path: Path) -> Callable[..., tuple[Plan, Graph]]:
     task = {"name": "tensors", "file": str(tmp_path / "data.npz")}
 
     def write(**options: Any) -> tuple[Plan, Graph]:
-        model = {"name": "probes:slow", "folder": f"into:{tmp_path}"}
+        model = {"name": "probes:slow", "folder": str(tmp_path)}
         peers = {"stage": "codistill", "model": model, "epochs": 40, "batch_size": 32, "exchange_every": 2}
         plan = Plan.model_validate({"name": "p", "task": task, "stages": {"peers": peers | options}})
         return plan, order_stages(plan)

@@ -150,7 +150,7 @@ def test_a_stage_and_a_group_that_hang_are_ended_and_their_records_say_where_the
     backend: RayBackend, stages: Any, shared: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(deadline, "GRACE_SECONDS", 1.0)
-    model = {"name": "probes:meet", "folder": f"into:{stages.traces}", "count": 99}  # it waits for ever
+    model = {"name": "probes:meet", "folder": str(stages.traces), "count": 99}  # it waits for ever
     alone = stages.request("alone", model=model, resources={"timeout": "1s"})
     group = stages.request("group", model=model, seed=1, resources={"workers": 2, "timeout": 1})
     assert backend.try_start(alone)
@@ -445,7 +445,7 @@ class Teachers:
     def __init__(self, folder: Path, task: dict[str, Any]) -> None:
         folder.mkdir()
         self.folder, self.root = folder, folder / "runs"
-        model = {"name": "probes:slow", "folder": f"into:{folder}"}
+        model = {"name": "probes:slow", "folder": str(folder)}
         teacher = {"stage": "train", "model": model, "epochs": 60, "batch_size": 32, "replicas": 4}
         self.plan = Plan.model_validate({"name": "p", "task": task, "stages": {"teacher": teacher}})
         self.graph = order_stages(self.plan)

@@ -62,11 +62,11 @@ class Stages:
 
     def tracing(self, **config: Any) -> dict[str, Any]:
         """A stage whose model leaves the id of the process that builds it."""
-        return {"model": {"name": "probes:leave_trace", "folder": f"into:{self.traces}"}} | config
+        return {"model": {"name": "probes:leave_trace", "folder": str(self.traces)}} | config
 
     def slow(self, **config: Any) -> dict[str, Any]:
         """A stage that lasts until the file `slow` is gone, and then a little more."""
-        return {"model": {"name": "probes:slow", "folder": f"into:{self.traces}"}, "epochs": 60} | config
+        return {"model": {"name": "probes:slow", "folder": str(self.traces)}, "epochs": 60} | config
 
     def pids(self, rank: int = 0) -> list[int]:
         """Processes that built a model as this rank, in no order."""
@@ -127,7 +127,7 @@ def backend(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[RayB
 
 @pytest.mark.ray
 def test_stages_run_side_by_side(backend: RayBackend, stages: Stages) -> None:
-    model = {"name": "probes:meet", "folder": f"into:{stages.traces}", "count": 2}
+    model = {"name": "probes:meet", "folder": str(stages.traces), "count": 2}
     requests = [stages.request(f"stage{seed}", model=model, seed=seed) for seed in (0, 1)]
     assert all(backend.try_start(request) for request in requests)
     assert {outcome.status for outcome in finish(backend, requests).values()} == {"done"}
@@ -231,7 +231,7 @@ def test_what_does_not_stop_is_ended(
     backend: RayBackend, stages: Stages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("raydistill.execution.ray_backend.running.STOP_SECONDS", 1.0)
-    model = {"name": "probes:meet", "folder": f"into:{stages.traces}", "count": 99}  # it waits for ever
+    model = {"name": "probes:meet", "folder": str(stages.traces), "count": 99}  # it waits for ever
     alone = stages.request("alone", model=model)
     group = stages.request("group", model=model, seed=1, resources={"workers": 2})
     assert backend.try_start(alone)
@@ -306,7 +306,7 @@ def test_a_fresh_driver_packs_four_stages_on_a_gpu_and_keeps_the_terminal_clean(
         (tmp_path / name).write_text("raise RuntimeError('the wrong module')")
     (tmp_path / "probes.py").write_text((HERE / "probes.py").read_text())
     monkeypatch.chdir(tmp_path)
-    model = {"name": "probes:leave_trace", "folder": f"into:{stages.traces}"}
+    model = {"name": "probes:leave_trace", "folder": str(stages.traces)}
     resources = {"cpus": 0.5, "gpus": 0.25}
     names = [f"stage{seed}" for seed in range(5)]
     requests = [

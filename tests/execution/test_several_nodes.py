@@ -27,9 +27,8 @@ def meet(folder: str, count: int, num_classes: int, input_shape: tuple[int, ...]
     import ray
     import torch
 
-    place = Path(folder.removeprefix("into:"))  # no path, which would be part of what the model is
-    (place / str(os.getpid())).write_text(ray.get_runtime_context().get_node_id())
-    wait_until(lambda: len(list(place.iterdir())) >= count)
+    (Path(folder) / str(os.getpid())).write_text(ray.get_runtime_context().get_node_id())
+    wait_until(lambda: len(list(Path(folder).iterdir())) >= count)
     return torch.nn.Linear(input_shape[0], num_classes)
 
 
@@ -127,7 +126,7 @@ def drive(folder: Path) -> None:
 def meeting(stages: Any, places: Path, seeds: range) -> list[Any]:
     """Stages of which each leaves where it is, and waits until three have."""
     places.mkdir()
-    model = {"name": "test_several_nodes:meet", "folder": f"into:{places}", "count": 3}
+    model = {"name": "test_several_nodes:meet", "folder": str(places), "count": 3}
     return [stages.request(f"stage{seed}", model=model, seed=seed) for seed in seeds]
 
 
