@@ -137,7 +137,7 @@ class ImageFolder(Task):
         looks = self._look(part, most=len(part.ids))
         is_good = np.array([looks[path].problem is None for path in part.inputs.tolist()], dtype=bool)
         if not is_good.all():
-            logger.warning(
+            logger.info(
                 "task `image_folder`: left out %d of %d pictures of `%s`; the first: %s",
                 (~is_good).sum(), len(is_good), split, looks[str(part.inputs[~is_good][0])].problem,
             )  # fmt: skip

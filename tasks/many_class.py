@@ -180,7 +180,7 @@ class ManyClass(Task):
 
         if not pixels.unreadable:
             return part
-        logger.warning(
+        logger.info(
             "task `many_class`: left out %d of %d samples of `%s`; the first: %s",
             len(pixels.unreadable), len(part.ids), split, next(iter(pixels.unreadable.values())),
         )  # fmt: skip

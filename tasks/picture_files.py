@@ -24,7 +24,8 @@ LEFT_BY_SYSTEMS = frozenset(
 )  # fmt: skip
 """In lower case: folders and files that operating systems and their servers leave behind."""
 
-HIDDEN, OF_SYSTEMS, NO_PICTURES = "hidden", "left by operating systems", "folders without a picture"
+HIDDEN, OF_SYSTEMS = "hidden files and folders", "traces of operating systems"
+NO_PICTURES = "folders without a picture"
 
 
 @dataclass(frozen=True)

@@ -84,9 +84,12 @@ def test_a_survey_counts_what_is_left_out_by_reason(folder: Path) -> None:
         "`train/`: left out pictures outside of a class's folder: 1 (`stray.png`)",
     ]
     notes = said(task(folder), "note")
-    assert "`train/`: left out hidden: 3 (`.ipynb_checkpoints`, `ant/.DS_Store`, `ant/._0.png`)" in notes
+    assert (
+        "`train/`: left out hidden files and folders: 3 (`.ipynb_checkpoints`, `ant/.DS_Store`, `ant/._0.png`)"
+        in notes
+    )
     assert any(
-        "left by operating systems: 4 (`@eaDir`, `__MACOSX`, `ant/@eaDir`, …)" in note for note in notes
+        "traces of operating systems: 4 (`@eaDir`, `__MACOSX`, `ant/@eaDir`, …)" in note for note in notes
     )
 
 
