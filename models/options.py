@@ -22,6 +22,10 @@ class Options(BaseModel):
         """Files of the user's that the model is made from; their content belongs to the model's identity."""
         return ()
 
+    def without_files(self) -> Self:
+        """The same network made from nothing of the user's, for whoever has its weights."""
+        return self
+
 
 class MlpOptions(Options):
     """A multilayer perceptron with ReLU; inputs of any shape are flattened. Without widths it is linear."""
@@ -186,6 +190,19 @@ class BranchedOptions(Options):
         """Options of the plain network."""
         return {key: value for key, value in self.model.items() if key != "name"}
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        return self._plain().files
+
+    def without_files(self) -> Self:
+        options = self._plain().without_files().model_dump(mode="json")
+        return self.model_copy(update={"model": {"name": self.model_name, **options}})
+
+    def _plain(self) -> Options:
+        from raydistill.models import find_architecture  # the table of models is made of these options
+
+        return find_architecture(self.model_name).read_options(self.model_options)
+
 
 class TorchvisionOptions(Options):
     """A classification network of torchvision by its name there. Nothing is downloaded."""
@@ -198,6 +215,9 @@ class TorchvisionOptions(Options):
     @property
     def files(self) -> tuple[str, ...]:
         return () if self.weights is None else (self.weights,)
+
+    def without_files(self) -> Self:
+        return self.model_copy(update={"weights": None})
 
 
 def _check_depth(depth: int, *, step: int, rest: int) -> None:

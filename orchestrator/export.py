@@ -19,9 +19,14 @@ from torch import Tensor, nn
 from raydistill.errors import PlanError, StoreError
 from raydistill.predict import load_model
 from raydistill.runs.files import json_line, json_text
+from raydistill.runs.folder import StageFolder
+from raydistill.tasks.picture_files import printable
 from raydistill.tasks.splits import normalised
 from raydistill.tracking.logged_model import save_logged_model
-from raydistill.training.model_files import DESCRIPTION, WEIGHTS, TrainedModel
+from raydistill.training import model_files
+from raydistill.training.model_description import DESCRIPTION
+from raydistill.training.model_files import WEIGHTS, TrainedModel
+from raydistill.training.trust import NOBODY, Trust
 
 PROGRAM = "model.pt2"
 CARD = "README.md"
@@ -48,9 +53,9 @@ class Probabilities(nn.Module):
         return torch.softmax(logits.float(), dim=1)
 
 
-def export_model(folder: Path, target: Path) -> list[Path]:
+def export_model(folder: Path, target: Path, trust: Trust = NOBODY) -> list[Path]:
     """Write weights, description, a `torch.export` program, and a page about them to `target`."""
-    model = load_model(folder)
+    model = load_model(folder, trust)
     if target.exists() and any(target.iterdir()):
         raise PlanError(f"`{target}` is not empty")
     target.mkdir(parents=True, exist_ok=True)
@@ -107,7 +112,7 @@ def card(model: TrainedModel) -> str:
     told = contract(model)
     inputs, outputs = told["inputs"], told["outputs"]
     shape = ", ".join(str(size) for size in inputs["shape"])
-    classes = "\n".join(f"{index}. {name}" for index, name in enumerate(outputs["class_names"]))
+    classes = "\n".join(f"{index}. {printable(name)}" for index, name in enumerate(outputs["class_names"]))
     example = ", ".join(str(size) for size in (1, *model.input_shape))
     return f"""# A model for `{told["task"]}`
 
@@ -160,7 +165,7 @@ def export_noted(stage: str, to: str) -> None:
 
 def export_student(stage: Path, target: Path) -> None:
     """Write the model of a finished stage as an MLflow model with signature, its contract as metadata."""
-    model = load_model(stage)
+    model = model_files.load(StageFolder(stage))
     probabilities = Probabilities(model).eval()
     example = _example(model)
     with torch.no_grad():

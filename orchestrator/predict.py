@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raydistill.errors import DistillError, PlanError
+from raydistill.errors import DistillError, PlanError, StoreError
 from raydistill.plan.schema import build_task
 from raydistill.runs.files import atomic_write, read_json
 from raydistill.runs.folder import CONFIG, RECORD, StageFolder
+from raydistill.runs.record import summary_of
 from raydistill.tasks.picture_files import PICTURE_ENDINGS, search
 from raydistill.tasks.picture_survey import left_out
 from raydistill.tasks.task import Task
@@ -25,7 +26,9 @@ from raydistill.training import model_files
 from raydistill.training.committee import Committee
 from raydistill.training.ensemble import Ensemble
 from raydistill.training.evaluation import BATCH, judge, predict_split
-from raydistill.training.model_files import DESCRIPTION, WEIGHTS, TrainedModel
+from raydistill.training.model_description import DESCRIPTION, message_of
+from raydistill.training.model_files import WEIGHTS, TrainedModel
+from raydistill.training.trust import NOBODY, Trust
 
 logger = logging.getLogger(__name__)
 
@@ -51,14 +54,20 @@ class Raw:
     error: str | None = None
 
 
-def load_model(folder: Path) -> TrainedModel:
-    """A model from a stage's folder (checked against its record) or from an exported one."""
+def load_model(folder: Path, trust: Trust = NOBODY) -> TrainedModel:
+    """A model from a stage's folder (checked against its record) or from an exported one.
+
+    Only in a folder that `trust` covers may the description name any function: its plan did.
+    """
     folder = folder.absolute()
     if not (folder / DESCRIPTION).is_file() or not (folder / WEIGHTS).is_file():
         raise PlanError(f"`{folder}` holds no model: `{DESCRIPTION}` and `{WEIGHTS}` are expected there")
-    if (folder / RECORD).exists():
+    if trust.covers(folder):
         return model_files.load(StageFolder(folder))
-    return model_files.load_files(folder)
+    if (folder / RECORD).exists():
+        for name in (DESCRIPTION, WEIGHTS):
+            StageFolder(folder).payload(name)
+    return model_files.load_received(folder, trust.modules)
 
 
 @dataclass(frozen=True)
@@ -69,24 +78,27 @@ class Predictor:
     first: TrainedModel
 
 
-def load_predictor(folder: Path) -> Predictor:
+def load_predictor(folder: Path, trust: Trust = NOBODY) -> Predictor:
     """The model in a folder, or the models that a stage of kind `evaluate` judged together."""
     folder = folder.absolute()
-    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
-    if config.get("kind") != "evaluate":
-        model = load_model(folder)
-        return Predictor(model.logits, model)
-    return _load_together(folder.parent.parent, config["config"])
+    identity = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    try:
+        if identity.get("kind") == "evaluate":
+            return _load_together(folder.parent.parent, identity["config"], trust)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise StoreError(f"`{folder / CONFIG}` is damaged: {summary_of(error)}") from error
+    model = load_model(folder, trust)
+    return Predictor(model.logits, model)
 
 
-def _load_together(root: Path, config: Mapping[str, Any]) -> Predictor:
-    members = [model_files.load(folder) for folder in _folders(config["models"], root)]
+def _load_together(root: Path, config: Mapping[str, Any], trust: Trust) -> Predictor:
+    members = [load_model(folder.path, trust) for folder in _folders(config["models"], root)]
     if (committee := config.get("committee")) is None:
         weights = config["weights"] if isinstance(config["weights"], list) else None
         return Predictor(Ensemble(members, config["rule"], weights).logits, members[0])
     folders = _folders(committee["specialists"], root)
     together = Committee(
-        [model_files.load(folder) for folder in folders],
+        [load_model(folder.path, trust) for folder in folders],
         [folder.path.name for folder in folders],
         members[0].class_names,
         active=committee["active"],
@@ -101,30 +113,40 @@ def _folders(references: Iterable[Mapping[str, str]], root: Path) -> list[StageF
     return [StageFolder.of_fingerprint(reference["input"], root) for reference in references]
 
 
-def evaluate_model(folder: Path, split: str) -> dict[str, float]:
+def evaluate_model(folder: Path, split: str, trust: Trust = NOBODY) -> dict[str, float]:
     """Metrics of a model, or of several as one, on the validation or test split of the task it was trained on."""
-    predictor = load_predictor(folder)
+    predictor = load_predictor(folder, trust)
+    task = _task_of(predictor, folder)
     try:
-        data = build_task(predictor.first.description["task"]).load()
+        data = task.load()
         chosen = data.validation if split == "validation" else data.test
         return judge(predict_split(predictor.logits, chosen), chosen.labels)
     except (FileNotFoundError, ValueError) as error:
         raise PlanError(str(error)) from None
 
 
-def predict_files(folder: Path, files: Iterable[Path], top: int = 3) -> Iterator[Prediction]:
+def predict_files(
+    folder: Path, files: Iterable[Path], top: int = 3, trust: Trust = NOBODY
+) -> Iterator[Prediction]:
     """Label every input in `files`, in their order; folders are searched.
 
     Pictures are read by the task that the model was trained on, as for its evaluation, and go through the model in
     batches of the same size: a test split's pictures in their order give its stored predictions to the last bit.
     """
-    predictor = load_predictor(folder)
-    task = build_task(predictor.first.description["task"])
+    predictor = load_predictor(folder, trust)
+    task = _task_of(predictor, folder)
     model = predictor.first
     raw = chain.from_iterable(
         read_inputs(file, task, model.input_shape, model.input_dtype) for file in _found(files)
     )
     return chain.from_iterable(_label(part, predictor, top) for part in _parts(raw))
+
+
+def _task_of(predictor: Predictor, folder: Path) -> Task:
+    try:
+        return build_task(predictor.first.description["task"])
+    except ValueError as error:
+        raise StoreError(f"`{folder / DESCRIPTION}` is damaged: `task`: {message_of(error)}") from None
 
 
 def write_csv(path: Path, predictions: Iterable[Prediction]) -> None:
@@ -171,10 +193,14 @@ def read_inputs(
 
 def _read_arrays(file: Path, shape: tuple[int, ...], dtype: torch.dtype) -> list[Raw]:
     try:
-        array = np.load(file, allow_pickle=False)
-        values = torch.from_numpy(np.ascontiguousarray(array))
-    except (ValueError, EOFError, TypeError) as error:
-        raise PlanError(f"`{file}` is no array of numbers: {error}") from None
+        array = np.load(
+            file, mmap_mode="r", allow_pickle=False
+        )  # a header may promise more than memory holds
+        if array.dtype.kind not in "biuf":
+            raise TypeError(f"it holds {array.dtype}")
+        values = torch.from_numpy(np.array(array, array.dtype.newbyteorder("="), order="C"))
+    except (ValueError, EOFError, TypeError, AttributeError) as error:
+        raise PlanError(f"`{file}` is no array of numbers: {' '.join(str(error).split())}") from None
     if dtype == torch.int64 and values.is_floating_point():
         raise PlanError(f"`{file}` holds {array.dtype}; the model takes integers, which stand for things")
     values = values.long() if dtype == torch.int64 else _scaled(values)

@@ -175,8 +175,8 @@ def test_a_run_ends_with_where_the_student_is_and_how_to_use_it(bench: Bench) ->
     folder = bench.root / bench.results()["stages"]["student"]["folder"]
     assert result.stdout.splitlines()[-3:] == [
         f"`student` is in {folder}",
-        f"  distill predict {folder} PICTURE...",
-        f"  distill evaluate {folder} --split test",
+        f"  distill predict {folder} PICTURE... --runs {bench.root}",
+        f"  distill evaluate {folder} --split test --runs {bench.root}",
     ]
 
 

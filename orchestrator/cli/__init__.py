@@ -1,8 +1,6 @@
 """The `distill` command. Arguments are parsed first; heavy parts are imported inside the commands."""
 
 import logging
-import sys
-from pathlib import Path
 
 import click
 
@@ -32,10 +30,6 @@ def main(verbose: bool) -> None:
     handler.setLevel(logging.INFO if verbose else logging.WARNING)  # stages log more, to their own files
     logging.basicConfig(format="%(message)s", handlers=[handler])
     logging.getLogger("raydistill").setLevel(handler.level)
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(
-            str(Path.cwd())
-        )  # the user's own models; last, so that no file of theirs hides a module
 
 
 for command in (

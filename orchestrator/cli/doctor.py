@@ -7,7 +7,7 @@ import click
 
 from raydistill.cli.cells import coloured, new_table, plain, print_table
 from raydistill.cli.group import DONE, FAILED
-from raydistill.cli.options import runs_option, tracking_option
+from raydistill.cli.options import finds_own_modules, runs_option, tracking_option
 from raydistill.cli.submit import check_here
 from raydistill.cli.watching import connect, follow_job
 from raydistill.masking import mask
@@ -23,6 +23,7 @@ from raydistill.masking import mask
 @click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change a value of the plan.")
 @runs_option
 @tracking_option
+@finds_own_modules
 def doctor(
     plan_file: Path | None,
     address: str | None,

@@ -12,6 +12,7 @@ import click
 from raydistill.cli.streams import degrade_output
 from raydistill.errors import DistillError, PlanError
 from raydistill.masking import mask
+from raydistill.tasks.picture_files import printable
 
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 
@@ -26,10 +27,10 @@ class Group(click.Group):
                 return super().main(*args, **kwargs)
         except PlanError as error:
             for line in mask(error.message).splitlines():  # a survey may have found several
-                click.echo(f"error: {line}", err=True)
+                click.echo(f"error: {printable(line)}", err=True)
             sys.exit(WRONG)
         except DistillError as error:
-            click.echo(f"error: {mask(error.message)}", err=True)
+            click.echo(f"error: {printable(mask(error.message))}", err=True)
             sys.exit(FAILED)
 
     def invoke(self, ctx: click.Context) -> Any:

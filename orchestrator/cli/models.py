@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING
 import click
 
 from raydistill.cli.group import FAILED
-from raydistill.cli.options import runs_option
+from raydistill.cli.options import finds_own_modules, runs_option, trust_options
 from raydistill.tasks.picture_files import printable
 
 if TYPE_CHECKING:
     from raydistill.predict import Prediction
+    from raydistill.training.trust import Trust
 
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--split", type=click.Choice(["validation", "test"]), default="validation", show_default=True)
-def evaluate(model: Path, split: str) -> None:
+@trust_options
+def evaluate(model: Path, split: str, trust: "Trust") -> None:
     """Judge a trained model on a split of its task.
 
     MODEL is a stage's folder or an exported one; that of an `evaluate` stage stands for its ensemble or committee.
@@ -29,15 +31,18 @@ def evaluate(model: Path, split: str) -> None:
     from raydistill.predict import evaluate_model
     from raydistill.runs.files import json_text
 
-    click.echo(json_text(evaluate_model(model, split)), nl=False)
+    click.echo(json_text(evaluate_model(model, split, trust)), nl=False)
 
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--top", default=3, show_default=True, help="Classes to print per input.")
+@click.option(
+    "--top", type=click.IntRange(min=1), default=3, show_default=True, help="Classes to print per input."
+)
 @click.option("--output", type=click.Path(path_type=Path), help="Write a CSV file instead of printing.")
-def predict(model: Path, inputs: tuple[Path, ...], top: int, output: Path | None) -> None:
+@trust_options
+def predict(model: Path, inputs: tuple[Path, ...], top: int, output: Path | None, trust: "Trust") -> None:
     """Label pictures or arrays: INPUTS are pictures, .npy files of shape (N, ...) or (...), or folders of them.
 
     A picture is read as those of the model's own task are for evaluation. One that cannot be read has its error in its
@@ -54,7 +59,7 @@ def predict(model: Path, inputs: tuple[Path, ...], top: int, output: Path | None
     if output is not None:
         check_output(output)
     errors: list[str] = []
-    predictions = _errors_shown(predict_files(model, inputs, top), errors)
+    predictions = _errors_shown(predict_files(model, inputs, top, trust), errors)
     if output is not None:
         write_csv(output, predictions)
     else:
@@ -75,14 +80,17 @@ def _errors_shown(predictions: Iterable["Prediction"], errors: list[str]) -> Ite
 def _print(predictions: Iterable["Prediction"]) -> None:
     for prediction in predictions:
         if prediction.error is None:
-            ranked = "  ".join(f"{label} {probability:.4f}" for label, probability in prediction.ranked)
+            ranked = "  ".join(
+                f"{printable(label)} {probability:.4f}" for label, probability in prediction.ranked
+            )
             click.echo(f"{printable(prediction.source)}\t{ranked}")
 
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path))
-def export(model: Path, folder: Path) -> None:
+@trust_options
+def export(model: Path, folder: Path, trust: "Trust") -> None:
     """Copy a trained model to FOLDER: weights, description, and a torch.export program that needs only torch.
 
     The program gives the probabilities that `predict` prints; README.md in FOLDER says what it takes and the classes.
@@ -92,7 +100,7 @@ def export(model: Path, folder: Path) -> None:
     """
     from raydistill.export import export_model
 
-    for path in export_model(model, folder):
+    for path in export_model(model, folder, trust):
         click.echo(str(path))
 
 
@@ -101,6 +109,7 @@ def export(model: Path, folder: Path) -> None:
 @click.option("--rows", default=256, show_default=True, help="How many rows to compute again.")
 @click.option("--seed", default=0, show_default=True, help="Chooses the rows.")
 @runs_option
+@finds_own_modules
 def verify(targets: Path, rows: int, seed: int, root: Path) -> None:
     """Compute a random sample of stored soft targets again from the teacher, and report how far apart they are.
 

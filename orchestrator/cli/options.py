@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -8,6 +9,11 @@ from typing import Any
 import click
 
 from raydistill.errors import PlanError
+
+RECEIVED = (
+    "A folder from outside the storage root (--runs) builds only networks of ours and of torchvision, and calls no"
+    " function that it names, unless that is of a module that you --trust."
+)
 
 
 def _refuse_empty(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
@@ -21,6 +27,47 @@ def _refuse_empty(context: click.Context, parameter: click.Parameter, value: Any
 
 def _root(context: click.Context, parameter: click.Parameter, value: str) -> Path:
     return Path(_refuse_empty(context, parameter, value))
+
+
+def find_own_modules() -> None:
+    """Let the user's own modules be found in the working folder: last, so that no file there hides a module."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+
+
+def finds_own_modules(command: Callable[..., Any]) -> Callable[..., Any]:
+    """For a command that is about a plan of the user's."""
+
+    @wraps(command)
+    def finding(*arguments: Any, **options: Any) -> Any:
+        find_own_modules()
+        return command(*arguments, **options)
+
+    return finding
+
+
+def trust_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--runs` and `--trust`, for the commands that take a model's folder: given to them as `trust`."""
+
+    @wraps(command)
+    def trusting(*arguments: Any, model: Path, root: Path, modules: tuple[str, ...], **options: Any) -> Any:
+        from raydistill.training.trust import Trust
+
+        trust = Trust(root.absolute(), modules)
+        if modules or trust.covers(model.absolute()):
+            find_own_modules()
+        return command(*arguments, model=model, trust=trust, **options)
+
+    trusting.__doc__ = f"{command.__doc__}\n\n    {RECEIVED}\n"
+    module_option = click.option(
+        "--trust",
+        "modules",
+        multiple=True,
+        metavar="MODULE",
+        callback=_refuse_empty,
+        help="Let a received folder call it.",
+    )
+    return runs_option(module_option(trusting))
 
 
 runs_option = click.option(

@@ -11,7 +11,7 @@ import click
 
 from raydistill.cli.graphs import load_graph
 from raydistill.cli.group import DONE, FAILED, INTERRUPTED
-from raydistill.cli.options import plan_options, runs_option
+from raydistill.cli.options import finds_own_modules, plan_options, runs_option
 from raydistill.errors import PlanError
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @plan_options
+@finds_own_modules
 def run(
     plan_file: Path,
     overrides: tuple[str, ...],
@@ -130,8 +131,9 @@ def _print_usage(plan: "Plan", graph: "Graph", results: Mapping[str, Any], root:
         return
     model = shlex.quote(str(_relative(root / results["stages"][found]["folder"])))
     inputs = "PICTURE..." if len(plan.task.input_shape) == 3 else "ARRAYS.npy"
-    click.echo(f"\n`{found}` is in {model}\n  distill predict {model} {inputs}")
-    click.echo(f"  distill evaluate {model} --split test")
+    runs = "" if root == Path("runs").absolute() else f" --runs {shlex.quote(str(_relative(root)))}"
+    click.echo(f"\n`{found}` is in {model}\n  distill predict {model} {inputs}{runs}")
+    click.echo(f"  distill evaluate {model} --split test{runs}")
 
 
 def _relative(path: Path) -> Path:

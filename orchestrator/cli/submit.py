@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from raydistill.cli.graphs import load_graph
-from raydistill.cli.options import tracking_option, untracked_option
+from raydistill.cli.options import finds_own_modules, tracking_option, untracked_option
 from raydistill.cli.tune import confirm_grid, load_search
 from raydistill.cli.watching import connect, end_with, follow_job, head_option
 from raydistill.errors import PlanError
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     help="Print what would be sent and run; send nothing.",
 )
 @click.option("-v", "--verbose", is_flag=True, help="List every file that is sent.")
+@finds_own_modules
 def submit(
     plan_file: Path,
     more: tuple[str, ...],

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import click
 
-from raydistill.cli.options import runs_option, tracking_option
+from raydistill.cli.options import finds_own_modules, runs_option, tracking_option
 
 
 @click.command()
 @runs_option
 @tracking_option
+@finds_own_modules
 def sync(root: Path, tracking_uri: str | None) -> None:
     """Send to MLflow what could not be sent while plans ran.
 

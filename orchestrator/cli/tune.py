@@ -10,7 +10,7 @@ import click
 
 from raydistill.cli.graphs import load_source_graph
 from raydistill.cli.group import DONE, FAILED, INTERRUPTED
-from raydistill.cli.options import plan_options
+from raydistill.cli.options import finds_own_modules, plan_options
 from raydistill.errors import PlanError
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @click.command()
 @plan_options
 @click.option("--yes", is_flag=True, help="Do not ask before a large grid.")
+@finds_own_modules
 def tune(
     plan_file: Path,
     overrides: tuple[str, ...],

@@ -107,6 +107,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise StoreError(f"`{path}` is missing") from error
+    except RecursionError:
+        raise StoreError(f"`{path}` is damaged: it is nested too deep") from None
     except (ValueError, OSError) as error:
         raise StoreError(f"`{path}` is damaged: {error}") from error
 

@@ -82,7 +82,7 @@ def export(folders: Mapping[Path, Path], give_up: threading.Event) -> dict[Path,
     """
     requests = json.dumps([{"stage": str(folder), "to": str(target)} for target, folder in folders.items()])
     process = subprocess.Popen(
-        [sys.executable, "-m", "raydistill.export"],
+        [sys.executable, "-P", "-m", "raydistill.export"],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

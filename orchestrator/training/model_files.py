@@ -1,28 +1,33 @@
 """A trained model on disk: weights as safetensors, and the JSON that is needed to build and use it anywhere."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
-from raydistill.errors import StageError
+from raydistill.errors import StageError, StoreError
 from raydistill.models.build import build_model
 from raydistill.plan.fingerprint import differences
 from raydistill.plan.model_config import ModelConfig
 from raydistill.plan.model_sources import is_users_own, model_identity
 from raydistill.runs.context import StageContext
-from raydistill.runs.files import atomic_write, read_json, write_json
+from raydistill.runs.files import atomic_write, write_json
 from raydistill.runs.folder import StageFolder
+from raydistill.runs.record import summary_of
 from raydistill.tasks.splits import TaskData, normalised
 from raydistill.tasks.task import Task
+from raydistill.training.model_description import DESCRIPTION, read_description, statistics
+from raydistill.training.model_size import check_size
+from raydistill.training.trust import admitted
 
 WEIGHTS = "model.safetensors"
-DESCRIPTION = "model.json"
 
 log = logging.getLogger(__name__)
 
@@ -138,30 +143,60 @@ def _warn_of_other_code(config: ModelConfig, made_from: Any, folder: Path) -> No
 
 
 def load(folder: StageFolder, device: str = "cpu") -> TrainedModel:
-    """Load a finished stage's model, after checking its files against the record."""
+    """Load a finished stage's model, after checking its files against the record. Whatever its plan named builds it."""
     folder.payload(WEIGHTS)
-    return load_files(folder.payload(DESCRIPTION).parent, device)
+    return _load(folder.payload(DESCRIPTION).parent, device, lambda config: config)
 
 
-def load_files(folder: Path, device: str = "cpu") -> TrainedModel:
-    """Load `model.json` and `model.safetensors` from any folder."""
-    description = read_json(folder / DESCRIPTION)
-    config = ModelConfig.model_validate(description["model"])
-    _warn_of_other_code(config, description.get("made_from"), folder)
-    shape = tuple(description["input_shape"])
-    try:
-        model = build_model(config.name, config.options, shape, description["num_classes"])
-        load_model(model, str(folder / WEIGHTS))
-    except (ValueError, RuntimeError, OSError) as error:
-        raise StageError(f"the weights in `{folder}` cannot be loaded: {error}") from error
-    if offset := description.get("logit_offset"):
-        model = OffsetLogits(model, offset)
-    model.to(device).eval().requires_grad_(False)
-    return TrainedModel(
-        model,
-        torch.tensor(description["mean"], device=device),
-        torch.tensor(description["std"], device=device),
-        tuple(description["class_names"]),
-        shape,
-        description,
+def load_received(folder: Path, modules: Sequence[str] = ()) -> TrainedModel:
+    """Load `model.json` and `model.safetensors` from a folder of anybody's.
+
+    Networks of ours are built, without the files that options name, and functions of the `modules`. `PlanError` for
+    another function, `StoreError` names the file that is damaged.
+    """
+    model = _load(
+        folder, "cpu", lambda config: admitted(config, modules, folder / DESCRIPTION), is_bounded=True
     )
+    try:
+        logits = model.logits(torch.zeros(1, *model.input_shape))
+    except Exception as error:  # whatever a network raises at inputs that it does not take
+        raise StoreError(
+            f"`{folder / DESCRIPTION}` is damaged: the model does not take its inputs: {summary_of(error)}"
+        ) from error
+    if logits.shape != (1, model.description["num_classes"]):
+        raise StoreError(
+            f"`{folder / DESCRIPTION}` is damaged: the model gives {tuple(logits.shape[1:])} values per input"
+        )
+    return model
+
+
+def _load(
+    folder: Path, device: str, admit: Callable[[ModelConfig], ModelConfig], *, is_bounded: bool = False
+) -> TrainedModel:
+    values, description = read_description(folder)
+    weights, shape = folder / WEIGHTS, description.input_shape
+    try:
+        config = admit(description.model)
+        _warn_of_other_code(config, description.made_from, folder)
+        arguments = (config.name, config.options, shape, description.num_classes)
+        if is_bounded and not is_users_own(config):
+            check_size(partial(build_model, *arguments), weights)
+        model = build_model(*arguments)
+        load_model(model, str(weights))
+    except (ValueError, RuntimeError, TypeError, OSError, SafetensorError) as error:
+        raise StoreError(f"`{weights}` cannot be loaded: {' '.join(str(error).split())}") from error
+    _refuse_nan(model, weights)
+    if description.logit_offset:
+        model = OffsetLogits(model, description.logit_offset)
+    model.to(device).eval().requires_grad_(False)
+    mean, std = (
+        statistics(value, shape, name).to(device)
+        for name, value in (("mean", description.mean), ("std", description.std))
+    )
+    return TrainedModel(model, mean, std, description.class_names, shape, values)
+
+
+def _refuse_nan(model: nn.Module, weights: Path) -> None:
+    for name, tensor in model.state_dict().items():
+        if bool(tensor.isnan().any()):  # infinity stands in masks
+            raise StoreError(f"`{weights}` is damaged: `{name}` holds NaN")

@@ -10,6 +10,7 @@ import torch
 
 from raydistill.export import export_model
 from raydistill.predict import predict_files
+from raydistill.training.trust import Trust
 
 EMBEDDING = """
 import torch
@@ -63,16 +64,17 @@ def test_prediction_and_program_take_the_tokens(
     stages: Any, plan: dict[str, Any], words: np.ndarray, tmp_path: Path
 ) -> None:
     folder = stages.run({"teacher": plan["teacher"]}).folder("teacher").path
+    trust = Trust(stages.root)  # a function of the user's builds it
     for name, dtype in (("words", np.int64), ("bytes", np.uint8), ("floats", np.float32)):
         np.save(tmp_path / f"{name}.npy", words[:5].astype(dtype))
     predicted, short = (
-        [dict(row.ranked) for row in predict_files(folder, [tmp_path / f"{name}.npy"])]
+        [dict(row.ranked) for row in predict_files(folder, [tmp_path / f"{name}.npy"], trust=trust)]
         for name in ("words", "bytes")
     )
     assert predicted == short
-    (refused,) = predict_files(folder, [tmp_path / "floats.npy"])
+    (refused,) = predict_files(folder, [tmp_path / "floats.npy"], trust=trust)
     assert "the model takes integers" in str(refused.error)
-    export_model(folder, tmp_path / "exported")
+    export_model(folder, tmp_path / "exported", trust)
     program: Any = torch.export.load(tmp_path / "exported" / "model.pt2").module()
     given = program(torch.from_numpy(words[:5]).long())
     ours = [[row[str(label)] for label in range(3)] for row in predicted]
