@@ -179,7 +179,7 @@ def test_with_skip_such_samples_are_left_out_and_counted_once(
     pictures = broken_pictures()
     write_encoded(tmp_path, pictures, [png(random_pixels(1, (40, 40))[0])])
     task = ManyClass(folder=tmp_path, on_error="skip", validation_fraction=0)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="raydistill"):
         data = task.load()
     assert data.train.ids.tolist() == [0, 1, 3, 5, 7]
     assert caplog.text.count("left out") == 1
