@@ -177,7 +177,10 @@ class BranchedOptions(Options):
         name = self.model.get("name")
         if not isinstance(name, str):
             raise ValueError("`model` is written `{name: resnet20}`, with its options beside the name")
-        find_architecture(name).read_options(self.model_options)
+        architecture = find_architecture(name)
+        if architecture.options is BranchedOptions:  # and each depth of them would be checked twice as often
+            raise ValueError("`model` is a plain network; branches do not branch again")
+        architecture.read_options(self.model_options)
         return self
 
     @property

@@ -85,7 +85,7 @@ def load_predictor(folder: Path, trust: Trust = NOBODY) -> Predictor:
     try:
         if identity.get("kind") == "evaluate":
             return _load_together(folder.parent.parent, identity["config"], trust)
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
+    except (LookupError, ArithmeticError, TypeError, AttributeError, ValueError) as error:
         raise StoreError(f"`{folder / CONFIG}` is damaged: {summary_of(error)}") from error
     model = load_model(folder, trust)
     return Predictor(model.logits, model)
