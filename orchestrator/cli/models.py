@@ -105,20 +105,33 @@ def export(model: Path, folder: Path, trust: "Trust") -> None:
 
 
 @click.command()
-@click.argument("targets", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="RUN|STAGE", type=click.Path(path_type=Path))
 @click.option("--rows", default=256, show_default=True, help="How many rows to compute again.")
 @click.option("--seed", default=0, show_default=True, help="Chooses the rows.")
 @runs_option
 @finds_own_modules
-def verify(targets: Path, rows: int, seed: int, root: Path) -> None:
-    """Compute a random sample of stored soft targets again from the teacher, and report how far apart they are.
+def verify(folder: Path, rows: int, seed: int, root: Path) -> None:
+    """Compare every file of a run's stages, or of one stage, with its checksum.
+
+    Of a stage with soft targets, a random sample is computed again from the teacher, and how far apart they are is
+    reported.
 
     \b
+    distill verify runs/plans/mnist-quickstart/20261126-120000-1f0c
     distill verify runs/stages/predict_targets-1f0c92ab34de
     """
-    from raydistill.stages.verify_targets import verify_targets
+    from raydistill.stages.verify_targets import holds_targets, verify_files, verify_targets
 
-    results = verify_targets(targets.absolute(), root.absolute(), rows, seed)
+    folder, root = folder.absolute(), root.absolute()
+    if folder.is_dir() and not holds_targets(folder):
+        count, damages = verify_files(folder, root)
+        for damage in damages:
+            click.echo(f"error: {printable(damage)}", err=True)
+        click.echo(f"stages compared: {count}, as recorded: {count - len(damages)}")
+        if damages:
+            sys.exit(FAILED)
+        return
+    results = verify_targets(folder, root, rows, seed)
     for name, result in results.items():
         verdict = "as stored" if result.passed else "DIFFERENT"
         click.echo(

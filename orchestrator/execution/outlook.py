@@ -57,9 +57,14 @@ def _prospects(
             yield Prospect(node, "new", "forced")
             continue
         try:
-            record = StageFolder(root / node.folder).record()
+            folder = StageFolder(root / node.folder)
+            record = folder.record()
+            damage = folder.damage_since(record) if record is not None else None
         except StoreError as error:
             yield Prospect(node, "new", error.message)
+            continue
+        if damage is not None:
+            yield Prospect(node, "new", damage)
             continue
         if record is not None and record.status == "done":
             yield _finished(node, record, graph.test, data)

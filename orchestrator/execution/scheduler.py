@@ -130,6 +130,9 @@ class _Run:
             return False
         if record is None or record.status != "done":
             return False
+        if damage := folder.damage_since(record):
+            self._note_damage(node, damage)
+            return False
         return not self.sees_test or record.is_judged_on(self.graph.test)
 
     def _note_damage(self, node: Node, damage: str) -> None:

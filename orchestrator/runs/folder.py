@@ -25,6 +25,7 @@ from raydistill.runs.record import Record
 RECORD = "record.json"
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
+STAMPS = "stamps.json"
 LOG = "log.txt"
 FINGERPRINT = re.compile(r"[0-9a-f]{12}")
 
@@ -102,6 +103,7 @@ class StageFolder:
         if (config := self.path / CONFIG).exists():
             with store_errors(config):
                 fsync(config)
+        self._keep_stamps(self._stamps(record.payload))
         write_json(self.path / RECORD, record.model_dump(mode="json"))
 
     def write_failure(self, record: Record) -> None:
@@ -121,13 +123,50 @@ class StageFolder:
             record = self.done_record()
         except StoreError as error:
             return error.message
-        for name, expected in record.payload.items():
+        return self._damage_of(record.payload)
+
+    def damage_since(self, record: Record) -> str | None:
+        """`damage` of the files whose size or time changed since they were last found whole: a `stat` for the others.
+
+        What goes bad on the disk without a change of either, only `damage` finds.
+        """
+        now, whole = self._stamps(record.payload), self._kept_stamps()
+        changed = {
+            name: digest for name, digest in record.payload.items() if whole.get(name) != now.get(name, [])
+        }
+        damage = self._damage_of(changed)
+        if changed and damage is None:
+            self._keep_stamps(now)
+        return damage
+
+    def _damage_of(self, payload: Mapping[str, str]) -> str | None:
+        for name, expected in payload.items():
             path = self.path / name
             if not path.is_file():
                 return f"`{path}` is missing"
             if sha256_file(path) != expected:
                 return f"`{path}` is damaged: its checksum differs from the record"
         return None
+
+    def _stamps(self, names: Iterable[str]) -> dict[str, list[int]]:
+        """Size in bytes and time of change in nanoseconds of the payload files that are there."""
+        found = {}
+        for name in names:
+            with suppress(OSError):
+                status = (self.path / name).stat()
+                found[name] = [status.st_size, status.st_mtime_ns]
+        return found
+
+    def _kept_stamps(self) -> dict[str, Any]:
+        with suppress(StoreError):
+            if isinstance(kept := read_json(self.path / STAMPS), dict):
+                return kept
+        return {}
+
+    def _keep_stamps(self, stamps: Mapping[str, list[int]]) -> None:
+        """Where they cannot be kept, as in another user's folder, files are read again next time."""
+        with suppress(StoreError), replaced_file(self.path / STAMPS) as temporary:
+            temporary.write_text(json_text(stamps), encoding="utf-8")
 
     def payload(self, name: str) -> Path:
         """The path of a payload file, after checking it against the record."""
@@ -155,6 +194,7 @@ class StageFolder:
         """Make the folder unfinished work again: no record, and nothing half-written by a process that died."""
         self._refuse_link()
         with store_errors(self.path, "clear the folder"):
-            (self.path / RECORD).unlink(missing_ok=True)
+            for name in (RECORD, STAMPS):
+                (self.path / name).unlink(missing_ok=True)
             for path in self.path.rglob(".*.tmp"):
                 path.unlink(missing_ok=True)

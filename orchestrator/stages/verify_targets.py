@@ -1,4 +1,4 @@
-"""Are stored targets what the teachers say? A random sample of rows, computed again."""
+"""Are stored files what they were? Their sums compared, and a random sample of targets computed again."""
 
 from pathlib import Path
 
@@ -8,12 +8,39 @@ from raydistill.errors import StoreError
 from raydistill.plan.schema import build_task
 from raydistill.plan.stage_configs import PredictTargetsConfig
 from raydistill.runs.files import read_json
-from raydistill.runs.folder import CONFIG, StageFolder
+from raydistill.runs.folder import CONFIG, RECORD, StageFolder
 from raydistill.stages.transfer_data import described_transfer_set
 from raydistill.targets.reader import open_targets
-from raydistill.targets.store import load_manifest
+from raydistill.targets.store import MANIFEST, load_manifest
 from raydistill.targets.verify import VerifyResult, compare_rows
 from raydistill.training import model_files
+
+GRAPH = "graph.json"
+
+
+def holds_targets(folder: Path) -> bool:
+    """Whether a stage's folder holds soft targets."""
+    return (folder / MANIFEST).is_file()
+
+
+def verify_files(folder: Path, root: Path) -> tuple[int, list[str]]:
+    """Compare every file of a run's stages, or of one stage, with the sums in their records.
+
+    Returns how many finished stages there are, and what is wrong with some of them. `StoreError` when there is nothing
+    to compare.
+    """
+    if not (folder / GRAPH).is_file():
+        folders = [StageFolder(folder)]
+    else:
+        try:
+            names = [root / node["folder"] for node in read_json(folder / GRAPH)["nodes"]]
+        except (LookupError, TypeError) as error:
+            raise StoreError(f"`{folder / GRAPH}` is damaged: {error!r}") from None
+        folders = [StageFolder(path) for path in dict.fromkeys(names) if (path / RECORD).exists()]
+    for stage in folders:
+        if stage.path.resolve().parent != root.resolve() / "stages":
+            raise StoreError(f"`{stage.path}` lies outside the storage root `{root}`; name it with `--runs`")
+    return len(folders), [damage for stage in folders if (damage := stage.damage())]
 
 
 def verify_targets(folder: Path, root: Path, rows: int, seed: int = 0) -> dict[str, VerifyResult]:

@@ -282,9 +282,36 @@ def test_a_damaged_input_is_named_and_made_again_before_its_reader_starts(
     assert path.read_bytes() == good
 
 
+def flip_unnoticed(path: Path) -> None:
+    """Change a byte as a bad disk does: size and time stay."""
+    status, content = path.stat(), path.read_bytes()
+    path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_a_damaged_stage_that_nobody_reads_is_made_again(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.run(CHAIN)
+    path = bench.folder(CHAIN, "student").path / "output.txt"
+    good = path.read_bytes()
+    path.write_bytes(bytes([good[0] ^ 1]) + good[1:])
+    assert bench.statuses(CHAIN) == {"teacher": "cached", "student": "done"}
+    assert f"`{path}` is damaged" in caplog.text
+    assert path.read_bytes() == good
+    assert bench.statuses(CHAIN) == {"teacher": "cached", "student": "cached"}
+
+
+def test_an_input_is_compared_even_when_size_and_time_are_the_old_ones(bench: Bench) -> None:
+    bench.run({"teacher": {}})
+    flip_unnoticed(bench.folder(CHAIN, "teacher").path / "output.txt")
+    assert bench.statuses(CHAIN) == {"teacher": "done", "student": "done"}
+    assert bench.calls == ["teacher", "teacher", "student"]
+
+
 def test_a_damaged_input_that_no_longer_fits_the_machines_has_failed(bench: Bench) -> None:
     bench.run({"teacher": {}})
-    (bench.folder(CHAIN, "teacher").path / "output.txt").unlink()
+    flip_unnoticed(bench.folder(CHAIN, "teacher").path / "output.txt")
     backend = Slots()
     backend.infeasible = "teacher"
     assert bench.statuses(CHAIN, backend) == {"teacher": "failed", "student": "skipped"}

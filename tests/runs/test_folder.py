@@ -1,4 +1,5 @@
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 from raydistill.errors import StageError, StoreError
 from raydistill.runs.context import StageContext, claim_attempt
 from raydistill.runs.files import read_json, write_json
-from raydistill.runs.folder import StageFolder
+from raydistill.runs.folder import STAMPS, StageFolder
 from raydistill.runs.lease import Leases
 from raydistill.runs.record import Record
 from raydistill.tasks.mnist import Mnist
@@ -50,6 +51,50 @@ def test_a_damaged_payload_is_named_and_not_handed_out(folder: StageFolder, cont
     assert f"`{path}`" in str(folder.damage())
     with pytest.raises(StoreError, match="weights"):
         folder.payload("weights")
+
+
+def rewrite(path: Path, content: bytes, *, later: int) -> None:
+    """Other bytes, and a time of change that many nanoseconds later."""
+    status = path.stat()
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + later))
+
+
+def test_files_of_the_size_and_time_that_they_had_are_not_read_again(folder: StageFolder) -> None:
+    rewrite(folder.path / "weights", b"X123456789", later=0)
+    assert folder.damage_since(folder.done_record()) is None
+    assert "weights" in str(folder.damage())
+
+
+@pytest.mark.parametrize(("content", "later"), [(b"X123456789", 1), (b"X123456789", -1), (b"0", 0)])
+def test_a_change_of_size_or_time_has_the_sum_compared(
+    folder: StageFolder, content: bytes, later: int
+) -> None:
+    rewrite(folder.path / "weights", content, later=later)
+    for _ in range(2):
+        assert "weights" in str(folder.damage_since(folder.done_record()))
+
+
+def test_a_copy_with_other_times_is_read_once(folder: StageFolder) -> None:
+    rewrite(folder.path / "weights", b"0123456789", later=5)
+    assert folder.damage_since(folder.done_record()) is None
+    rewrite(folder.path / "weights", b"X123456789", later=0)
+    assert folder.damage_since(folder.done_record()) is None  # it was not read
+
+
+@pytest.mark.parametrize("content", [None, b"", b"[]", b"{", b'{"weights": 3}'])
+def test_without_what_is_kept_of_times_files_are_read(folder: StageFolder, content: bytes | None) -> None:
+    (folder.path / STAMPS).unlink()
+    if content is not None:
+        (folder.path / STAMPS).write_bytes(content)
+    (folder.path / "weights").write_bytes(b"X123456789")
+    assert "weights" in str(folder.damage_since(folder.done_record()))
+
+
+def test_a_file_that_is_gone_is_damage(folder: StageFolder) -> None:
+    (folder.path / "weights").unlink()
+    (folder.path / STAMPS).write_text("{}")
+    assert "is missing" in str(folder.damage_since(folder.done_record()))
 
 
 def test_a_file_that_the_record_does_not_know_is_not_handed_out(folder: StageFolder) -> None:
