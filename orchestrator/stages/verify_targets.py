@@ -36,10 +36,12 @@ def verify_files(folder: Path, root: Path) -> tuple[int, list[str]]:
             names = [root / node["folder"] for node in read_json(folder / GRAPH)["nodes"]]
         except (LookupError, TypeError) as error:
             raise StoreError(f"`{folder / GRAPH}` is damaged: {error!r}") from None
-        folders = [StageFolder(path) for path in dict.fromkeys(names) if (path / RECORD).exists()]
+        folders = [StageFolder(path) for path in dict.fromkeys(names)]
     for stage in folders:
         if stage.path.resolve().parent != root.resolve() / "stages":
             raise StoreError(f"`{stage.path}` lies outside the storage root `{root}`; name it with `--runs`")
+    if (folder / GRAPH).is_file():  # some of its stages may have failed, or are gone
+        folders = [stage for stage in folders if (stage.path / RECORD).exists()]
     return len(folders), [damage for stage in folders if (damage := stage.damage())]
 
 
