@@ -1,5 +1,6 @@
 """Are stored files what they were? Their sums compared, and a random sample of targets computed again."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -41,8 +42,15 @@ def verify_files(folder: Path, root: Path) -> tuple[int, list[str]]:
         if stage.path.resolve().parent != root.resolve() / "stages":
             raise StoreError(f"`{stage.path}` lies outside the storage root `{root}`; name it with `--runs`")
     if (folder / GRAPH).is_file():  # some of its stages may have failed, or are gone
-        folders = [stage for stage in folders if (stage.path / RECORD).exists()]
+        folders = [stage for stage in folders if (stage.path / RECORD).exists() and not _has_failed(stage)]
     return len(folders), [damage for stage in folders if (damage := stage.damage())]
+
+
+def _has_failed(stage: StageFolder) -> bool:
+    with suppress(StoreError):  # of a damaged record more is said elsewhere
+        record = stage.record()
+        return record is not None and record.status == "failed"
+    return False
 
 
 def verify_targets(folder: Path, root: Path, rows: int, seed: int = 0) -> dict[str, VerifyResult]:

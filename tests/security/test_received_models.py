@@ -167,12 +167,13 @@ def test_what_a_trusted_module_merely_imports_is_not_trusted(received: Path) -> 
     assert (result.exit_code, "`torch.hub`" in result.stderr) == (2, True), result.output
 
 
-def test_no_file_that_the_options_name_is_opened(received: Path) -> None:
-    options = {"architecture": "squeezenet1_1", "weights": "absent.pth"}
+@pytest.mark.parametrize("architecture", ["squeezenet1_1", "regnet_y_400mf"])
+def test_no_file_that_the_options_name_is_opened(received: Path, architecture: str) -> None:
+    options = {"architecture": architecture, "weights": "absent.pth"}
     task = {"name": "torchvision", "options": options}
     shape = {"input_shape": [3, 32, 32]}
     (received / "model.json").write_text(json.dumps(description(task, **shape)))
-    network = build_model("torchvision", {"architecture": "squeezenet1_1"}, (3, 32, 32), 2)
+    network = build_model("torchvision", {"architecture": architecture}, (3, 32, 32), 2)
     save_model(network, str(received / "model.safetensors"))
     np.save(received / "input.npy", np.zeros((3, 32, 32), np.float32))
     result = distill("predict", received)

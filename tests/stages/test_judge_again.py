@@ -148,7 +148,9 @@ def test_a_process_that_dies_while_it_judges_leaves_a_model_to_judge(
         with pytest.raises(KeyboardInterrupt):
             run(one)
     assert run(one) == {"teacher": "done"}
-    assert log_of(stages).count("judged again") == (1 if damage == WEIGHTS else 2)
+    assert log_of(stages).count("judged again") == (
+        0 if damage == WEIGHTS else 2
+    )  # a damaged model is made anew
     after = outcomes(stages, one)
     run(one, "elsewhere")
     assert outcomes(stages, one) == after
