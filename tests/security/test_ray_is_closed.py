@@ -220,14 +220,16 @@ def head() -> Iterator[Callable[[str | None], str]]:
 
 
 @pytest.fixture(autouse=True)
-def own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def own_settings(tmp_path: Path) -> Iterator[None]:
     """No token of the person who runs the tests, and all as it was afterwards."""
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(tokens, "_replaced", {})
-    for name in (tokens.MODE, tokens.TOKEN, tokens.TOKEN_PATH):
-        monkeypatch.delenv(name, raising=False)
-    yield
-    give_back()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path / "home"))
+        patch.setattr(tokens, "_replaced", {})
+        for name in (tokens.MODE, tokens.TOKEN, tokens.TOKEN_PATH):
+            patch.delenv(name, raising=False)
+        yield
+        give_back()
+    give_back()  # only now can Ray read the settings of the tests' shared cluster anew
 
 
 @pytest.mark.parametrize(
