@@ -104,6 +104,7 @@ def test_a_finished_folder_holds_no_checkpoint_and_nothing_but_plain_files(
         "predictions-test.safetensors",
         "predictions-validation.safetensors",
         "record.json",
+        "stamps.json",
     ]
     assert stages.folder("teacher").damage() is None
 
