@@ -176,8 +176,8 @@ def _compare_sizes(graph: Graph, nodes: Sequence[Node], sizes: Mapping[str, int 
                 remarks.append(
                     Remark(
                         "warning" if is_assistant else "note",
-                        f"learns from {'the assistant' if is_assistant else ''} `{teacher}`, which is smaller:"
-                        f" {other:,} weights against {own:,}".replace("  ", " "),
+                        f"learns from {'the assistant ' if is_assistant else ''}`{teacher}`, which is smaller:"
+                        f" {other:,} weights against {own:,}",
                         (node.name,),
                     )
                 )
