@@ -369,10 +369,9 @@ class _Training:
         self.progress.sums, self.progress.recent, self.progress.steps = {}, {}, 0
 
     def _note_constants(self, losses: Mapping[str, Tensor]) -> None:
-        now, before = (
-            [LOSS + name for name, loss in losses.items() if not loss.requires_grad],
-            self.progress.constant,
-        )
+        """Known on the host: no step waits for it."""
+        now = [LOSS + name for name, loss in losses.items() if not loss.requires_grad]
+        before = self.progress.constant
         self.progress.constant = now if before is None else [name for name in now if name in before]
 
     def _note_silence(self, epoch: int) -> None:
@@ -387,9 +386,8 @@ class _Training:
             return
         value = metrics[f"validation/{stopping.metric}"]
         value = -value if stopping.metric == "loss" else value
-        if not math.isfinite(
-            value
-        ):  # a label with the logit -inf; compared with nan, nothing would be better again
+        # A label with the logit -inf; compared with nan, nothing would be better again.
+        if not math.isfinite(value):
             return
         if self.progress.best_value is None or value > self.progress.best_value:
             self.progress.best_value, self.progress.best_epoch = value, epoch + 1
