@@ -17,10 +17,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from raydistill.errors import PlanError, did_you_mean
+from raydistill.kinds.models import ModelConfig
 from raydistill.lookup import load_object
 from raydistill.models import MODELS, Architecture
 from raydistill.plan.config import ChosenBy, StageRef
-from raydistill.plan.model_config import ModelConfig
 from raydistill.plan.schema import Plan
 from raydistill.tasks import TASKS
 from raydistill.tasks.task import Task

@@ -13,8 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from raydistill.execution.outlook import Prospect
+from raydistill.kinds.stage_bases import TrainingConfig
 from raydistill.plan.order import Graph
-from raydistill.plan.stage_bases import TrainingConfig
 from raydistill.runs.pace import Pace, Standing
 from raydistill.runs.plan_run import NodeState
 

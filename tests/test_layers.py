@@ -42,7 +42,9 @@ MLFLOW = {"tracking", "ui"}
 
 def unit(parts: tuple[str, ...]) -> str:
     """The row's name for a module: `plan` for raydistill.plan.load and for the path orchestrator/plan/load.py."""
-    return parts[1] if parts[0] in ("raydistill", "orchestrator") and len(parts) > 1 else parts[0]
+    if parts[0] in ("raydistill", "orchestrator") and len(parts) > 1:
+        return {"kinds": "plan"}.get(parts[1], parts[1])
+    return parts[0]
 
 
 @cache

@@ -105,8 +105,8 @@ def _print_prospects(plan: "Plan", graph: "Graph", root: Path, forced: frozenset
     from rich.markup import escape
 
     from raydistill.execution.outlook import look_ahead
-    from raydistill.plan.model_config import models_in
-    from raydistill.plan.model_sources import unseen_sources
+    from raydistill.kinds.model_sources import unseen_sources
+    from raydistill.kinds.models import models_in
     from raydistill.terminal import console, prospects_table
 
     prospects = look_ahead(graph, root, plan.name, forced, plan.task)

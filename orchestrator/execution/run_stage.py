@@ -15,9 +15,9 @@ from raydistill.errors import StageError, StageStopped
 from raydistill.execution.deadline import Deadline
 from raydistill.execution.request import Outcome, StageRequest
 from raydistill.execution.user_code import checked_models
+from raydistill.kinds.stages import STAGES, SURVEYS
 from raydistill.lookup import load_object
 from raydistill.plan.schema import build_task
-from raydistill.plan.stage_configs import STAGES, SURVEYS
 from raydistill.runs.context import StageContext, never
 from raydistill.runs.folder import LOG, StageFolder
 from raydistill.runs.plan_run import finished_record

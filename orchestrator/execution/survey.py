@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from raydistill.errors import StoreError
 from raydistill.execution.request import Backend, Outcome, StageRequest
-from raydistill.plan.data_free_configs import DistillWithGeneratorConfig
+from raydistill.kinds.data_free import DistillWithGeneratorConfig
+from raydistill.kinds.model_sources import model_identity
+from raydistill.kinds.models import models_in
+from raydistill.kinds.online import CodistillConfig
+from raydistill.kinds.specialists import TrainSpecialistsConfig
+from raydistill.kinds.stage_bases import StageConfig, TrainingConfig
+from raydistill.kinds.stages import SURVEYS, DistillConfig
+from raydistill.kinds.survey import FOUND, ProbedModel, ProbeModelsConfig, SurveyDataConfig
 from raydistill.plan.fingerprint import fingerprint
-from raydistill.plan.model_config import models_in
-from raydistill.plan.model_sources import model_identity
-from raydistill.plan.online_configs import CodistillConfig
 from raydistill.plan.order import Graph, Node
-from raydistill.plan.specialist_configs import TrainSpecialistsConfig
-from raydistill.plan.stage_bases import StageConfig, TrainingConfig
-from raydistill.plan.stage_configs import SURVEYS, DistillConfig
-from raydistill.plan.survey_configs import FOUND, ProbedModel, ProbeModelsConfig, SurveyDataConfig
 from raydistill.runs.context import claim_attempt
 from raydistill.runs.files import read_json
 from raydistill.runs.folder import StageFolder

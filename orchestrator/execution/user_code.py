@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from raydistill.errors import StageError
+from raydistill.kinds.model_sources import is_users_own, model_identity
+from raydistill.kinds.models import ModelConfig, models_in
 from raydistill.plan.config import Config
 from raydistill.plan.fingerprint import differences
-from raydistill.plan.model_config import ModelConfig, models_in
-from raydistill.plan.model_sources import is_users_own, model_identity
 
 _met: dict[str, Mapping[str, Any]] = {}
 """The code of each model when this process first met it; Python imports a module once."""

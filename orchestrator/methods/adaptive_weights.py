@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from raydistill.kinds.committee_methods import AdaptiveWeightsOptions
 from raydistill.methods.losses import divergence_terms, hard_loss
 from raydistill.models.taps import Output
-from raydistill.plan.committee_method_configs import AdaptiveWeightsOptions
 from raydistill.targets.mixing import TeacherTargets, tempered
 from raydistill.training.data import Batch
 from raydistill.training.method import NO_SETTING, Method, Need, Setting

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from raydistill.kinds.committee_methods import AeKdConfig
 from raydistill.methods.adaptive_weights import AdaptiveWeights
-from raydistill.plan.committee_method_configs import AeKdConfig
 from raydistill.targets.mixing import tempered
 from raydistill.tasks.devices import to_device
 from raydistill.training.data import Batch

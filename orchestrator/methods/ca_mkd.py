@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raydistill.kinds.committee_methods import CaMkdConfig
 from raydistill.methods.adaptive_weights import AdaptiveWeights
 from raydistill.models.layers import LoneBatchNorm2d, Network
 from raydistill.models.taps import Output
-from raydistill.plan.committee_method_configs import CaMkdConfig
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
 from raydistill.training.method import NO_SETTING, Features, Setting

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
+from raydistill.kinds.online import CodistillConfig
 from raydistill.methods.losses import divergence, hard_loss
 from raydistill.models.taps import Output
-from raydistill.plan.online_configs import CodistillConfig
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
 from raydistill.training.exchange import Exchange

@@ -7,10 +7,10 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from raydistill.kinds.method_options import MethodOptions, RampConfig
+from raydistill.kinds.stage_bases import TrainingConfig
+from raydistill.kinds.stages import DistillConfig
 from raydistill.models.taps import Output
-from raydistill.plan.method_options import MethodOptions, RampConfig
-from raydistill.plan.stage_bases import TrainingConfig
-from raydistill.plan.stage_configs import DistillConfig
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
 from raydistill.training.method import Method

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raydistill.kinds.data_free import DistillWithGeneratorConfig
+from raydistill.kinds.training import AdamWConfig
 from raydistill.methods.losses import soft_loss
 from raydistill.models.taps import Output, Tapped
-from raydistill.plan.data_free_configs import DistillWithGeneratorConfig
-from raydistill.plan.training_configs import AdamWConfig
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
 from raydistill.training.method import Method

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from raydistill.kinds.committee_methods import EbkdConfig
 from raydistill.methods.adaptive_weights import AdaptiveWeights
-from raydistill.plan.committee_method_configs import EbkdConfig
 from raydistill.targets.mixing import entropy
 from raydistill.training.data import Batch
 from raydistill.training.method import NO_SETTING, Setting

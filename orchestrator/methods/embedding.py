@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
+from raydistill.kinds.relation_methods import EmbeddingOptions
 from raydistill.models.taps import Output
-from raydistill.plan.relation_method_configs import EmbeddingOptions
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.method import Features, Method, Setting
 

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from raydistill.kinds.feature_methods import FspConfig
 from raydistill.models.taps import Output
-from raydistill.plan.feature_method_configs import FspConfig
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
 from raydistill.training.method import Features, Method, Setting

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from raydistill.kinds.specialists import TrainSpecialistsConfig
 from raydistill.methods.losses import soft_loss
 from raydistill.models.taps import Output
-from raydistill.plan.specialist_configs import TrainSpecialistsConfig
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
 from raydistill.training.method import Method, Need

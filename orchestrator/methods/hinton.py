@@ -4,9 +4,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from raydistill.kinds.methods import HintonConfig
 from raydistill.methods.losses import hard_loss, soft_loss
 from raydistill.models.taps import Output
-from raydistill.plan.method_configs import HintonConfig
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
 from raydistill.training.method import NO_SETTING, Method, Need, Setting

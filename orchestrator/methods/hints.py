@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
+from raydistill.kinds.feature_methods import HintsConfig
 from raydistill.models.taps import Output
-from raydistill.plan.feature_method_configs import HintsConfig
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
 from raydistill.training.method import Features, Method, Setting

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from raydistill.kinds.methods import LabelsConfig
 from raydistill.methods.losses import hard_loss
 from raydistill.models.taps import Output
-from raydistill.plan.method_configs import LabelsConfig
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
 from raydistill.training.method import NO_SETTING, Method, Setting

@@ -5,9 +5,9 @@ from itertools import permutations
 import torch
 from torch import Tensor
 
+from raydistill.kinds.online import TrainPeersConfig
 from raydistill.methods.losses import divergence, hard_loss
 from raydistill.models.taps import Output
-from raydistill.plan.online_configs import TrainPeersConfig
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
 from raydistill.training.method import Method

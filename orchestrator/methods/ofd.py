@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raydistill.kinds.feature_methods import OfdConfig
 from raydistill.methods.margins import batch_norm_behind, margins
 from raydistill.models.layers import LoneBatchNorm2d, initialise_convolutions
 from raydistill.models.taps import Output
-from raydistill.plan.feature_method_configs import OfdConfig
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
 from raydistill.training.method import Features, Method, Setting

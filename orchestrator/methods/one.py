@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
+from raydistill.kinds.method_options import RampConfig
+from raydistill.kinds.online import TrainBranchesConfig
 from raydistill.methods.combined import ramp
 from raydistill.methods.losses import divergence, hard_loss
 from raydistill.models.taps import Output
-from raydistill.plan.method_options import RampConfig
-from raydistill.plan.online_configs import TrainBranchesConfig
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
 from raydistill.training.method import Method

@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from raydistill.kinds.relation_methods import RelationalConfig
 from raydistill.methods.embedding import EmbeddingMethod
 from raydistill.models.taps import Output
-from raydistill.plan.relation_method_configs import RelationalConfig
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
 from raydistill.training.method import Setting

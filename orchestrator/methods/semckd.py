@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raydistill.kinds.feature_methods import SemckdConfig
 from raydistill.models.layers import LoneBatchNorm2d
 from raydistill.models.taps import Output
-from raydistill.plan.feature_method_configs import SemckdConfig
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
 from raydistill.training.method import Features, Method, Setting

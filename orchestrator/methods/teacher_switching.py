@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from raydistill.kinds.committee_methods import TeacherSwitchingConfig
 from raydistill.methods.adaptive_weights import AdaptiveWeights
-from raydistill.plan.committee_method_configs import TeacherSwitchingConfig
 from raydistill.tasks.hashing import fold_key
 from raydistill.training.data import Batch
 

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
+from raydistill.kinds.relation_methods import TripletConfig
 from raydistill.methods.embedding import EmbeddingMethod
 from raydistill.models.taps import Output
-from raydistill.plan.relation_method_configs import TripletConfig
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
 from raydistill.training.method import Setting

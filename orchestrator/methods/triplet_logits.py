@@ -5,8 +5,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from raydistill.kinds.relation_methods import TripletLogitsConfig
 from raydistill.models.taps import Output
-from raydistill.plan.relation_method_configs import TripletLogitsConfig
 from raydistill.targets.mixing import TeacherTargets, mean_logits
 from raydistill.training.data import Batch
 from raydistill.training.method import NO_SETTING, Method, Need, Setting

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
+from raydistill.kinds.stage_bases import TrainingConfig
+from raydistill.kinds.stages import DistillConfig
 from raydistill.plan.order import Graph, Locate
 from raydistill.plan.schema import Plan
-from raydistill.plan.stage_bases import TrainingConfig
-from raydistill.plan.stage_configs import DistillConfig
 
 
 def advice(plan: Plan, locate: Locate) -> Iterator[str]:

@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from raydistill.kinds.model_sources import model_identity
+from raydistill.kinds.models import models_in
+from raydistill.kinds.stage_bases import StageConfig
+from raydistill.kinds.stages import STAGES, StageKind
 from raydistill.plan.config import Path, configs_in, stage_refs
-from raydistill.plan.model_config import models_in
-from raydistill.plan.model_sources import model_identity
-from raydistill.plan.stage_bases import StageConfig
-from raydistill.plan.stage_configs import STAGES, StageKind
 
 DATA_CHANGED = "the data that is learned from changed"
 LENGTH = 12  # hexadecimal digits: among 100,000 stages two collide with a chance of 2 in 100,000

@@ -9,18 +9,15 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from raydistill.errors import PlanError, did_you_mean
-from raydistill.plan.augment_configs import MixupConfig
-from raydistill.plan.changes import mistakes_of_changes, phases
-from raydistill.plan.config import ModelRef, Path, StageRef, TargetsRef, stage_refs
-from raydistill.plan.data_free_configs import SynthesizeConfig
-from raydistill.plan.fingerprint import fingerprint, stage_identity
-from raydistill.plan.kept_classes import mistakes_of_top_k
-from raydistill.plan.model_config import ModelConfig, models_in
-from raydistill.plan.model_sources import missing_source
-from raydistill.plan.schema import Plan
-from raydistill.plan.specialist_configs import ConfusionClustersConfig
-from raydistill.plan.stage_bases import StageConfig, TrainingConfig
-from raydistill.plan.stage_configs import (
+from raydistill.kinds.augmentations import MixupConfig
+from raydistill.kinds.changes import mistakes_of_changes, phases
+from raydistill.kinds.data_free import SynthesizeConfig
+from raydistill.kinds.kept_classes import mistakes_of_top_k
+from raydistill.kinds.model_sources import missing_source
+from raydistill.kinds.models import ModelConfig, models_in
+from raydistill.kinds.specialists import ConfusionClustersConfig
+from raydistill.kinds.stage_bases import StageConfig, TrainingConfig
+from raydistill.kinds.stages import (
     STAGES,
     AdjustClassBiasConfig,
     CombineConfig,
@@ -29,7 +26,10 @@ from raydistill.plan.stage_configs import (
     DistillConfig,
     PredictTargetsConfig,
 )
-from raydistill.plan.training_configs import TransferConfig
+from raydistill.kinds.training import TransferConfig
+from raydistill.plan.config import ModelRef, Path, StageRef, TargetsRef, stage_refs
+from raydistill.plan.fingerprint import fingerprint, stage_identity
+from raydistill.plan.schema import Plan
 from raydistill.tasks.task import class_index
 
 Locate = Callable[[Path, str], PlanError]

@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError
 
 from raydistill.errors import did_you_mean
+from raydistill.kinds.search import SearchConfig
+from raydistill.kinds.stages import AnyStageConfig
 from raydistill.lookup import load_object
 from raydistill.plan.config import Config, read_options, text_like
 from raydistill.plan.mistakes import located_error, relocated, shown
-from raydistill.plan.search_configs import SearchConfig
-from raydistill.plan.stage_configs import AnyStageConfig
 from raydistill.tasks import TASKS
 from raydistill.tasks.task import Task
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from raydistill.errors import StoreError
-from raydistill.plan.stage_configs import STAGES
+from raydistill.kinds.stages import STAGES
 from raydistill.runs.files import read_json
 from raydistill.runs.folder import CONFIG, METRICS, StageFolder
 from raydistill.runs.plan_run import SURVEY

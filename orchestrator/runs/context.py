@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from raydistill.errors import StageError, StoreError
-from raydistill.plan.model_config import ModelConfig
-from raydistill.plan.model_sources import model_identity
+from raydistill.kinds.model_sources import model_identity
+from raydistill.kinds.models import ModelConfig
 from raydistill.runs.files import json_line, read_json, replaced_file, store_errors
 from raydistill.runs.folder import METRICS, StageFolder
 from raydistill.tasks.task import Task

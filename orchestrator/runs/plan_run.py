@@ -16,15 +16,11 @@ from typing import Any, Literal
 import yaml
 
 from raydistill.errors import StoreError
-from raydistill.masking import mask
-from raydistill.plan.data_free_configs import DistillWithGeneratorConfig
-from raydistill.plan.fingerprint import fingerprint
-from raydistill.plan.model_config import models_in
-from raydistill.plan.online_configs import OnlineConfig
-from raydistill.plan.order import Graph, Node
-from raydistill.plan.schema import Plan
-from raydistill.plan.specialist_configs import ConfusionClustersConfig, TrainSpecialistsConfig
-from raydistill.plan.stage_configs import (
+from raydistill.kinds.data_free import DistillWithGeneratorConfig
+from raydistill.kinds.models import models_in
+from raydistill.kinds.online import OnlineConfig
+from raydistill.kinds.specialists import ConfusionClustersConfig, TrainSpecialistsConfig
+from raydistill.kinds.stages import (
     AdjustClassBiasConfig,
     CombineTargetsConfig,
     CommitteeConfig,
@@ -32,6 +28,10 @@ from raydistill.plan.stage_configs import (
     EvaluateConfig,
     PredictTargetsConfig,
 )
+from raydistill.masking import mask
+from raydistill.plan.fingerprint import fingerprint
+from raydistill.plan.order import Graph, Node
+from raydistill.plan.schema import Plan
 from raydistill.runs.data_files import write_listings
 from raydistill.runs.files import atomic_write, make_folder, read_json, write_json
 from raydistill.runs.folder import StageFolder

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from raydistill.errors import did_you_mean
+from raydistill.kinds.search import SearchConfig
+from raydistill.kinds.stage_bases import TrainingConfig
+from raydistill.kinds.stages import EvaluateConfig
 from raydistill.plan.load import Source
 from raydistill.plan.order import Graph
-from raydistill.plan.search_configs import SearchConfig
-from raydistill.plan.stage_bases import TrainingConfig
-from raydistill.plan.stage_configs import EvaluateConfig
 from raydistill.runs.plan_run import node_roles
 
 Mode = Literal["max", "min"]

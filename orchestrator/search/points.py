@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from itertools import count
 from typing import Any
 
+from raydistill.kinds.search import Domain, GridConfig, SearchConfig
 from raydistill.plan.fingerprint import digest
-from raydistill.plan.search_configs import Domain, GridConfig, SearchConfig
 
 Space = Mapping[str, Domain]
 Values = dict[str, Any]

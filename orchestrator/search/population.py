@@ -12,7 +12,7 @@ killed goes on with the decisions that were recorded, and makes the others from 
 
 from collections.abc import Iterable, Sequence
 
-from raydistill.plan.search_configs import Domain, PopulationConfig
+from raydistill.kinds.search import Domain, PopulationConfig
 from raydistill.runs.search_run import Segment, TrialRecord, best_first
 from raydistill.search.points import Space, Values, fraction, random_point
 from raydistill.search.suggestions import Suggestion

@@ -9,15 +9,15 @@ from typing import Any
 import yaml
 
 from raydistill.errors import PlanError
-from raydistill.plan.changes import changeable
+from raydistill.kinds.changes import changeable
+from raydistill.kinds.search import NoSchedulerConfig, PopulationConfig, SearchConfig
+from raydistill.kinds.stage_bases import TrainingConfig
+from raydistill.kinds.training import ResourcesConfig
 from raydistill.plan.fingerprint import fingerprint
 from raydistill.plan.load import Source, check_plan
 from raydistill.plan.mistakes import Path
 from raydistill.plan.order import Graph, Node, order_stages
 from raydistill.plan.schema import Plan
-from raydistill.plan.search_configs import NoSchedulerConfig, PopulationConfig, SearchConfig
-from raydistill.plan.stage_bases import TrainingConfig
-from raydistill.plan.training_configs import ResourcesConfig
 from raydistill.runs.plan_run import plan_text
 from raydistill.runs.search_run import TrialRecord
 from raydistill.search.metric import Metric, find_metric

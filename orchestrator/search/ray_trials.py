@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from raydistill.execution.ray_backend.amounts import GIB, Amount, amount_of_worker, capacity, largest
-from raydistill.plan.search_configs import AshaConfig, MedianConfig
-from raydistill.plan.stage_bases import TrainingConfig
+from raydistill.kinds.search import AshaConfig, MedianConfig
+from raydistill.kinds.stage_bases import TrainingConfig
 from raydistill.runs.search_run import SearchRun, TrialRecord
 from raydistill.search.ending import Ending
 from raydistill.search.ledger import Ledger

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from raydistill.plan.search_configs import SearchConfig, TpeConfig
+from raydistill.kinds.search import SearchConfig, TpeConfig
 from raydistill.runs.search_run import Segment, TrialRecord, trial_id
 from raydistill.search.points import Values, known_points
 

@@ -17,7 +17,7 @@ from optuna.distributions import (
 )
 from optuna.trial import TrialState
 
-from raydistill.plan.search_configs import Domain, TpeConfig
+from raydistill.kinds.search import Domain, TpeConfig
 from raydistill.runs.search_run import TrialRecord, trial_id
 from raydistill.search.points import Space, Values
 from raydistill.tasks.hashing import fold_key

@@ -3,8 +3,8 @@
 import torch
 
 from raydistill.errors import StageError
+from raydistill.kinds.online import CodistillConfig
 from raydistill.methods.codistillation import Codistillation
-from raydistill.plan.online_configs import CodistillConfig
 from raydistill.runs.context import StageContext
 from raydistill.stages.training_stage import build_initial_model, fit_model, load_data, store_model
 from raydistill.stages.transfer_data import load_transfer_set

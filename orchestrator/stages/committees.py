@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from raydistill.plan.stage_configs import CommitteeConfig, EvaluateConfig
+from raydistill.kinds.stages import CommitteeConfig, EvaluateConfig
 from raydistill.runs.context import StageContext
 from raydistill.runs.files import write_json
 from raydistill.tasks.splits import Split

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from raydistill.errors import StageError, StageStopped
-from raydistill.plan.specialist_configs import ConfusionClustersConfig
+from raydistill.kinds.specialists import ConfusionClustersConfig
 from raydistill.runs.context import StageContext
 from raydistill.runs.files import atomic_write, read_json, write_json
 from raydistill.runs.folder import StageFolder

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from torch import nn
 
 from raydistill.errors import StageError
+from raydistill.kinds.methods import METHODS
+from raydistill.kinds.stages import DistillConfig
 from raydistill.lookup import load_object
 from raydistill.methods.combined import Combined
-from raydistill.plan.method_configs import METHODS
-from raydistill.plan.stage_configs import DistillConfig
 from raydistill.runs.context import StageContext
 from raydistill.stages.teachers import live_teacher, stored_teacher
 from raydistill.stages.training_stage import build_initial_model, load_data, train_model

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from raydistill.errors import StageError
+from raydistill.kinds.data_free import DistillWithGeneratorConfig
+from raydistill.kinds.training import TransferConfig
 from raydistill.methods.dafl import Dafl
-from raydistill.plan.data_free_configs import DistillWithGeneratorConfig
-from raydistill.plan.training_configs import TransferConfig
 from raydistill.runs.context import StageContext
 from raydistill.stages.training_stage import build_initial_model, load_data, store_model
 from raydistill.tasks.splits import TensorSplit

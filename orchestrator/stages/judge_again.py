@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from raydistill.errors import StoreError
-from raydistill.plan.specialist_configs import TrainSpecialistsConfig
-from raydistill.plan.stage_bases import StageConfig, TrainingConfig
+from raydistill.kinds.specialists import TrainSpecialistsConfig
+from raydistill.kinds.stage_bases import StageConfig, TrainingConfig
 from raydistill.runs.context import StageContext
 from raydistill.runs.folder import StageFolder
 from raydistill.stages.train_specialists import shown_to_specialist

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from raydistill.errors import StageError
-from raydistill.plan.model_config import ModelConfig
+from raydistill.kinds.models import ModelConfig
+from raydistill.kinds.stages import DistillConfig
+from raydistill.kinds.survey import ProbedModel
 from raydistill.plan.order import Graph, Locate
-from raydistill.plan.stage_configs import DistillConfig
-from raydistill.plan.survey_configs import ProbedModel
 from raydistill.runs.record import summary_of
 from raydistill.stages.distill import build_method, setting_of
 from raydistill.tasks.splits import TaskData

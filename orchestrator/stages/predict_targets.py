@@ -6,8 +6,8 @@ from itertools import chain
 import torch
 
 from raydistill.errors import StageStopped
+from raydistill.kinds.stages import PredictTargetsConfig
 from raydistill.plan.fingerprint import digest
-from raydistill.plan.stage_configs import PredictTargetsConfig
 from raydistill.runs.context import StageContext
 from raydistill.stages.transfer_data import load_transfer_set, sources_of, split_name
 from raydistill.targets.reader import open_targets

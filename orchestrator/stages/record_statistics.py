@@ -7,8 +7,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from raydistill.errors import StageError, StageStopped
+from raydistill.kinds.data_free import RecordStatisticsConfig
 from raydistill.models.taps import Output, Tapped
-from raydistill.plan.data_free_configs import RecordStatisticsConfig
 from raydistill.runs.context import StageContext
 from raydistill.runs.files import atomic_write, write_json
 from raydistill.runs.folder import StageFolder

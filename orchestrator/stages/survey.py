@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 
-from raydistill.plan.survey_configs import FOUND, ProbeModelsConfig, SurveyDataConfig
+from raydistill.kinds.survey import FOUND, ProbeModelsConfig, SurveyDataConfig
 from raydistill.runs.context import StageContext
 from raydistill.runs.files import write_json
 from raydistill.stages.model_probe import probe_model, two_samples

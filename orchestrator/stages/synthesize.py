@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from raydistill.errors import StageError, StageStopped
-from raydistill.plan.data_free_configs import SynthesizeConfig
+from raydistill.kinds.data_free import SynthesizeConfig
 from raydistill.runs.context import StageContext
 from raydistill.runs.files import atomic_write, read_json, write_json
 from raydistill.stages.record_statistics import (

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from raydistill.errors import StageError
+from raydistill.kinds.changes import during
+from raydistill.kinds.method_options import SoftTargetOptions
+from raydistill.kinds.stages import CombineConfig, DistillConfig
 from raydistill.models.taps import Tapped
-from raydistill.plan.changes import during
 from raydistill.plan.fingerprint import digest
-from raydistill.plan.method_options import SoftTargetOptions
-from raydistill.plan.stage_configs import CombineConfig, DistillConfig
 from raydistill.runs.context import StageContext
 from raydistill.stages.transfer_data import sources_of, split_name
 from raydistill.targets.combine import accuracy_weights

@@ -1,7 +1,7 @@
 """Train a model on labels."""
 
+from raydistill.kinds.stages import TrainConfig
 from raydistill.methods.supervised import Supervised
-from raydistill.plan.stage_configs import TrainConfig
 from raydistill.runs.context import StageContext
 from raydistill.stages.training_stage import build_initial_model, load_data, train_model
 from raydistill.stages.transfer_data import load_transfer_set

@@ -2,8 +2,8 @@
 
 from torch import nn
 
+from raydistill.kinds.online import TrainPeersConfig
 from raydistill.methods.mutual import Mutual
-from raydistill.plan.online_configs import TrainPeersConfig
 from raydistill.runs.context import StageContext
 from raydistill.stages.members import Deployed, train_members
 from raydistill.stages.training_stage import build_initial_model

@@ -6,9 +6,9 @@ from functools import partial
 import torch
 
 from raydistill.errors import StageError
+from raydistill.kinds.models import ModelConfig
+from raydistill.kinds.stage_bases import TrainingConfig
 from raydistill.models.taps import Tapped
-from raydistill.plan.model_config import ModelConfig
-from raydistill.plan.stage_bases import TrainingConfig
 from raydistill.runs.context import StageContext
 from raydistill.runs.plan_run import write_data_sizes
 from raydistill.tasks.hashing import fold_key

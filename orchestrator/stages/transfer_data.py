@@ -8,9 +8,9 @@ from pydantic import TypeAdapter
 from safetensors.torch import load_file
 
 from raydistill.errors import StageError
-from raydistill.plan.augment_configs import AugmentConfig
+from raydistill.kinds.augmentations import AugmentConfig
+from raydistill.kinds.training import TransferConfig
 from raydistill.plan.fingerprint import digest
-from raydistill.plan.training_configs import TransferConfig
 from raydistill.runs.context import StageContext
 from raydistill.runs.files import read_json
 from raydistill.runs.folder import StageFolder

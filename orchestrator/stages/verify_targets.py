@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from raydistill.errors import StoreError
+from raydistill.kinds.stages import PredictTargetsConfig
 from raydistill.plan.schema import build_task
-from raydistill.plan.stage_configs import PredictTargetsConfig
 from raydistill.runs.files import read_json
 from raydistill.runs.folder import CONFIG, RECORD, StageFolder
 from raydistill.stages.transfer_data import described_transfer_set

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from raydistill.plan.augment_configs import (
+from raydistill.kinds.augmentations import (
     AugmentConfig,
     CutoutConfig,
     FlipConfig,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from raydistill.errors import StoreError
-from raydistill.plan.changes import beginnings
+from raydistill.kinds.changes import beginnings
 from raydistill.runs.context import StageContext
 from raydistill.runs.files import read_json, store_errors
 from raydistill.runs.folder import CONFIG, METRICS

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from raydistill.errors import StageError
-from raydistill.plan.augment_configs import AugmentConfig, MixupConfig
-from raydistill.plan.training_configs import TransferConfig
+from raydistill.kinds.augmentations import AugmentConfig, MixupConfig
+from raydistill.kinds.training import TransferConfig
 from raydistill.tasks.devices import all_to_device
 from raydistill.tasks.hashing import cut, fold_key
 from raydistill.tasks.splits import Split, TaskData, View, normalised

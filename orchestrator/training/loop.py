@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from raydistill.errors import StageError, StageStopped
+from raydistill.kinds.changes import during
+from raydistill.kinds.stage_bases import TrainingConfig
 from raydistill.models.taps import Output
-from raydistill.plan.changes import during
-from raydistill.plan.stage_bases import TrainingConfig
 from raydistill.runs.context import StageContext
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.tasks.hashing import fold_key

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from raydistill.kinds.stage_bases import TrainingConfig
+from raydistill.kinds.training import OptimizerConfig
 from raydistill.models.taps import Output, Tapped
-from raydistill.plan.stage_bases import TrainingConfig
-from raydistill.plan.training_configs import OptimizerConfig
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
 

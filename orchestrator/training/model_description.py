@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor
 
 from raydistill.errors import StoreError
-from raydistill.plan.model_config import ModelConfig
+from raydistill.kinds.models import ModelConfig
 from raydistill.runs.files import read_json
 
 DESCRIPTION = "model.json"

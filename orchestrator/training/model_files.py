@@ -13,10 +13,10 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from raydistill.errors import StageError, StoreError
+from raydistill.kinds.model_sources import is_users_own, model_identity
+from raydistill.kinds.models import ModelConfig
 from raydistill.models.build import build_model
 from raydistill.plan.fingerprint import differences
-from raydistill.plan.model_config import ModelConfig
-from raydistill.plan.model_sources import is_users_own, model_identity
 from raydistill.runs.context import StageContext
 from raydistill.runs.files import atomic_write, write_json
 from raydistill.runs.folder import StageFolder

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import (
     OneCycleLR,
 )
 
-from raydistill.plan.training_configs import (
+from raydistill.kinds.training import (
     AdamWConfig,
     ConstantSchedule,
     CosineSchedule,

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from raydistill.errors import PlanError
+from raydistill.kinds.model_sources import is_users_own
+from raydistill.kinds.models import ModelConfig
 from raydistill.models import find_architecture
 from raydistill.models.build import load_function
-from raydistill.plan.model_config import ModelConfig
-from raydistill.plan.model_sources import is_users_own
 from raydistill.runs.folder import RECORD
 
 

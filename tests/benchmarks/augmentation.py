@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from raydistill.plan.augment_configs import ShiftConfig
+from raydistill.kinds.augmentations import ShiftConfig
 from raydistill.tasks.splits import TensorSplit
 from raydistill.training.augment import augment
 

@@ -37,15 +37,15 @@ from bare_losses import (
 from loop import StepDone, nothing, take_turns
 from torch import Tensor, nn
 
+from raydistill.kinds.online import TrainBranchesConfig, TrainPeersConfig
+from raydistill.kinds.stage_bases import TrainingConfig
+from raydistill.kinds.stages import DistillConfig
 from raydistill.methods.mutual import Mutual
 from raydistill.methods.one import One
 from raydistill.methods.teacher_switching import SWITCH
 from raydistill.models.branched import branch_out
 from raydistill.models.build import build_model
 from raydistill.models.taps import Tapped
-from raydistill.plan.online_configs import TrainBranchesConfig, TrainPeersConfig
-from raydistill.plan.stage_bases import TrainingConfig
-from raydistill.plan.stage_configs import DistillConfig
 from raydistill.runs.context import StageContext
 from raydistill.runs.folder import StageFolder
 from raydistill.stages.distill import build_method

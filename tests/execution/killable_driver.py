@@ -17,8 +17,8 @@ import torch._dynamo
 
 from raydistill import run_plan
 from raydistill.cli import main as distill
+from raydistill.kinds.stages import STAGES
 from raydistill.lookup import load_object
-from raydistill.plan.stage_configs import STAGES
 from raydistill.training import loop
 
 CHECKPOINT_SECONDS = 0.1

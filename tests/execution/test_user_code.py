@@ -9,8 +9,8 @@ import pytest
 from raydistill.errors import StageError
 from raydistill.execution import user_code
 from raydistill.execution.user_code import checked_models
+from raydistill.kinds.stages import TrainConfig
 from raydistill.plan.fingerprint import stage_identity
-from raydistill.plan.stage_configs import TrainConfig
 
 CONFIG = TrainConfig.model_validate({"stage": "train", "model": {"name": "own_net:build"}, "epochs": 1})
 

@@ -6,10 +6,10 @@ from typing import Any, get_args
 import pytest
 import torch
 
+from raydistill.kinds.augmentations import AugmentConfig, MixupConfig
+from raydistill.kinds.methods import METHODS
+from raydistill.kinds.stages import STAGES
 from raydistill.lookup import load_object
-from raydistill.plan.augment_configs import AugmentConfig, MixupConfig
-from raydistill.plan.method_configs import METHODS
-from raydistill.plan.stage_configs import STAGES
 from raydistill.training.augment import augment, mixup_partners
 
 AUGMENTATIONS = get_args(get_args(AugmentConfig)[0])

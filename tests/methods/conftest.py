@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from raydistill.kinds.methods import METHODS
 from raydistill.lookup import load_object
 from raydistill.models.build import build_model
 from raydistill.models.taps import Output, Tapped
-from raydistill.plan.method_configs import METHODS
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
 from raydistill.training.method import Features, Method, Setting

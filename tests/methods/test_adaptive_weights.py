@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from raydistill.kinds.methods import METHODS
 from raydistill.lookup import load_object
 from raydistill.methods.adaptive_weights import AdaptiveWeights
 from raydistill.methods.losses import soft_loss
 from raydistill.models.taps import Output
-from raydistill.plan.method_configs import METHODS
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from raydistill.kinds.committee_methods import CaMkdConfig
 from raydistill.methods.ca_mkd import CaMkd, confidence_weights, cross_entropies
-from raydistill.plan.committee_method_configs import CaMkdConfig
 from raydistill.training.data import Batch
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from raydistill.kinds.committee_methods import CaMkdConfig
 from raydistill.methods.ca_mkd import CaMkd
 from raydistill.models.build import build_model
 from raydistill.models.taps import Tapped
-from raydistill.plan.committee_method_configs import CaMkdConfig
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
 from raydistill.training.method import Features, Setting

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from raydistill.kinds.method_options import RampConfig
+from raydistill.kinds.methods import HintonConfig
 from raydistill.methods.combined import Combined, ramp
 from raydistill.models.taps import Output
-from raydistill.plan.method_configs import HintonConfig
-from raydistill.plan.method_options import RampConfig
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
 from raydistill.training.method import Method

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raydistill.kinds.data_free import DistillWithGeneratorConfig
 from raydistill.methods.dafl import Dafl, negative_entropy
 from raydistill.models.build import build_model
 from raydistill.models.taps import Output
-from raydistill.plan.data_free_configs import DistillWithGeneratorConfig
 from raydistill.training.data import Batch
 from raydistill.training.generator import Dreaming, Generator
 from raydistill.training.method import Features

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from raydistill.kinds.committee_methods import EbkdConfig
 from raydistill.methods.ebkd import Ebkd, certainty_weights
-from raydistill.plan.committee_method_configs import EbkdConfig
 from raydistill.targets.mixing import entropy
 from raydistill.training.data import Batch
 

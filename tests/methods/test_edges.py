@@ -10,14 +10,14 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from raydistill.kinds.method_options import SoftTargetOptions
+from raydistill.kinds.methods import METHODS
 from raydistill.lookup import load_object
 from raydistill.methods import ca_mkd, ofd, semckd
 from raydistill.methods.dafl import negative_entropy
 from raydistill.methods.losses import divergence
 from raydistill.models.build import build_model
 from raydistill.models.taps import Output, Tapped
-from raydistill.plan.method_configs import METHODS
-from raydistill.plan.method_options import SoftTargetOptions
 from raydistill.targets.mixing import (
     TeacherTargets,
     divergence_from,

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raydistill.kinds.methods import METHODS, HintonConfig
+from raydistill.kinds.stages import TrainConfig
 from raydistill.lookup import load_object
 from raydistill.methods.hinton import Hinton
 from raydistill.models.taps import Output
-from raydistill.plan.method_configs import METHODS, HintonConfig
-from raydistill.plan.stage_configs import TrainConfig
 from raydistill.runs.context import StageContext
 from raydistill.runs.folder import StageFolder
 from raydistill.targets.mixing import TeacherTargets

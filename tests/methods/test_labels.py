@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
+from raydistill.kinds.methods import LabelsConfig
+from raydistill.kinds.stages import DistillConfig
 from raydistill.methods.labels import Labels
 from raydistill.models.taps import Output
-from raydistill.plan.method_configs import LabelsConfig
-from raydistill.plan.stage_configs import DistillConfig
 from raydistill.stages.distill import build_method
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from raydistill.kinds.online import TrainBranchesConfig, TrainPeersConfig
 from raydistill.methods.mutual import Mutual
 from raydistill.methods.one import One
 from raydistill.models.taps import Output
-from raydistill.plan.online_configs import TrainBranchesConfig, TrainPeersConfig
 from raydistill.training.data import Batch
 
 LABELS = torch.tensor([2, 0, 1, 1])

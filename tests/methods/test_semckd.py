@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raydistill.kinds.feature_methods import SemckdConfig
+from raydistill.kinds.method_options import MethodOptions
+from raydistill.kinds.methods import HintonConfig
 from raydistill.methods.combined import Combined
 from raydistill.methods.semckd import Semckd
 from raydistill.models.taps import Output
-from raydistill.plan.feature_method_configs import SemckdConfig
-from raydistill.plan.method_configs import HintonConfig
-from raydistill.plan.method_options import MethodOptions
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
 from raydistill.training.method import Features, Method, Setting

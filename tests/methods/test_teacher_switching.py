@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from raydistill.kinds.committee_methods import TeacherSwitchingConfig
 from raydistill.methods.losses import soft_loss
 from raydistill.methods.teacher_switching import TeacherSwitching, drawn_teacher
 from raydistill.models.taps import Output
-from raydistill.plan.committee_method_configs import TeacherSwitchingConfig
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
 

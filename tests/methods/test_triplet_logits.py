@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from raydistill.kinds.relation_methods import TripletLogitsConfig
 from raydistill.methods.triplet_logits import TripletLogits, _class_first
 from raydistill.models.taps import Output
-from raydistill.plan.relation_method_configs import TripletLogitsConfig
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
 

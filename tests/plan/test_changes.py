@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from raydistill.plan.changes import beginnings, changeable, during
+from raydistill.kinds.changes import beginnings, changeable, during
 from raydistill.plan.order import Graph
 
 PLAN = """\

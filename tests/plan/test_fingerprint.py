@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from raydistill.kinds.stages import STAGES, DistillConfig, TrainConfig, TrainSpecialistsConfig
 from raydistill.plan.fingerprint import differences, digest, fingerprint, stage_identity
 from raydistill.plan.order import Graph
-from raydistill.plan.stage_configs import STAGES, DistillConfig, TrainConfig, TrainSpecialistsConfig
 
 PLAN = """\
 name: probe

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from raydistill.errors import PlanError
+from raydistill.kinds.stage_bases import TrainingConfig
+from raydistill.kinds.stages import STAGES
 from raydistill.plan.load import check_plan, parse_source
-from raydistill.plan.stage_bases import TrainingConfig
-from raydistill.plan.stage_configs import STAGES
 
 PLAN = """\
 name: shared

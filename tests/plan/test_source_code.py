@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from raydistill.plan.model_config import ModelConfig
-from raydistill.plan.model_sources import missing_source, model_identity, unseen_sources
+from raydistill.kinds.model_sources import missing_source, model_identity, unseen_sources
+from raydistill.kinds.models import ModelConfig
 from raydistill.plan.source_code import read_source
 
 FILES = {

@@ -15,10 +15,10 @@ from raydistill.cli import main
 from raydistill.errors import StageError
 from raydistill.execution import local_backend, run_stage
 from raydistill.execution.survey import PlanSurvey
-from raydistill.plan.changes import during
+from raydistill.kinds.changes import during
+from raydistill.kinds.stages import DistillConfig
 from raydistill.plan.load import check_plan, read_source
 from raydistill.plan.order import order_stages
-from raydistill.plan.stage_configs import DistillConfig
 from raydistill.runs.context import StageContext
 from raydistill.runs.search_run import SearchRun, TrialRecord
 from raydistill.search import run_search

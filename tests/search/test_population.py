@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from raydistill.plan.search_configs import Domain, PopulationConfig
+from raydistill.kinds.search import Domain, PopulationConfig
 from raydistill.runs.search_run import Segment, TrialRecord
 from raydistill.search import local_trials
 from raydistill.search.population import Population, perturbed, written_values

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import SGD
 
-from raydistill.plan.training_configs import TransferConfig
+from raydistill.kinds.training import TransferConfig
 from raydistill.stages.training_stage import INITIAL
 from raydistill.tasks.hashing import fold_key
 from raydistill.training import model_files

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from raydistill.errors import PlanError, StageError
 from raydistill.execution.local_backend import LocalBackend
+from raydistill.kinds.online import CodistillConfig, TrainPeersConfig
 from raydistill.methods.codistillation import Codistillation, mean_divergence
 from raydistill.methods.mutual import Mutual
 from raydistill.models.build import build_model
 from raydistill.models.taps import Output
-from raydistill.plan.online_configs import CodistillConfig, TrainPeersConfig
 from raydistill.runs.context import StageContext, claim_attempt
 from raydistill.runs.folder import StageFolder
 from raydistill.stages.codistill import shard_of

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from raydistill.plan.method_configs import METHODS
+from raydistill.kinds.methods import METHODS
 
 WORKER = Path(__file__).with_name("data_parallel_worker.py")
 NORMED = {"name": "cnn", "widths": [4], "batch_norm": True, "hidden": [8]}

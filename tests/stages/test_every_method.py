@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from raydistill.kinds.methods import METHODS
 from raydistill.models.build import build_model
-from raydistill.plan.method_configs import METHODS
 
 CNN = {"name": "cnn", "widths": [4, 6], "batch_norm": True}
 LARGE = {"name": "cnn", "widths": [6, 6], "batch_norm": True}

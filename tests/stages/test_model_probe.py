@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torchvision.models import resnet18
 
 from raydistill.cli import main
-from raydistill.plan.survey_configs import ProbedModel
+from raydistill.kinds.survey import ProbedModel
 from raydistill.stages.model_probe import Probe, probe_model, two_samples
 
 PLAN = """\

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from raydistill.plan.augment_configs import FlipConfig, ShiftConfig
+from raydistill.kinds.augmentations import FlipConfig, ShiftConfig
 from raydistill.stages import predict_targets
 from raydistill.stages.verify_targets import verify_targets
 from raydistill.targets.reader import Targets, open_targets

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from raydistill.kinds.methods import METHODS
+from raydistill.kinds.stages import DistillConfig
 from raydistill.models.taps import Output, Tapped
-from raydistill.plan.method_configs import METHODS
-from raydistill.plan.stage_configs import DistillConfig
 from raydistill.stages import teachers
 
 WEIGHING = [name for name, kind in METHODS.items() if kind.config.weighs_teachers]

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from raydistill.errors import StageError, StoreError
+from raydistill.kinds.relation_methods import TripletLogitsConfig
 from raydistill.methods.triplet_logits import TripletLogits
 from raydistill.models.taps import Output
-from raydistill.plan.relation_method_configs import TripletLogitsConfig
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.targets.reader import open_targets
 from raydistill.targets.shards import digest_of

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from raydistill.errors import StageStopped
+from raydistill.kinds.augmentations import AugmentConfig
+from raydistill.kinds.stages import TrainConfig
 from raydistill.methods.supervised import Supervised
-from raydistill.plan.augment_configs import AugmentConfig
-from raydistill.plan.stage_configs import TrainConfig
 from raydistill.runs.context import StageContext, never
 from raydistill.runs.folder import StageFolder
 from raydistill.tasks.mnist import Mnist

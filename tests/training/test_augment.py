@@ -8,7 +8,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from scipy import stats
 
-from raydistill.plan.augment_configs import (
+from raydistill.kinds.augmentations import (
     AugmentConfig,
     CutoutConfig,
     FlipConfig,

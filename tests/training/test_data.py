@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from raydistill.errors import StageError
-from raydistill.plan.augment_configs import FlipConfig, MixupConfig, ShiftConfig
-from raydistill.plan.training_configs import TransferConfig
+from raydistill.kinds.augmentations import FlipConfig, MixupConfig, ShiftConfig
+from raydistill.kinds.training import TransferConfig
 from raydistill.tasks.splits import TaskData, TensorSplit
 from raydistill.training.augment import augment
 from raydistill.training.data import (

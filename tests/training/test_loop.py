@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raydistill.errors import StageError
+from raydistill.kinds.augmentations import CutoutConfig, FlipConfig, MixupConfig, ShiftConfig
+from raydistill.kinds.training import TransferConfig
 from raydistill.methods.supervised import Supervised
 from raydistill.models.taps import Output
-from raydistill.plan.augment_configs import CutoutConfig, FlipConfig, MixupConfig, ShiftConfig
-from raydistill.plan.training_configs import TransferConfig
 from raydistill.runs.context import claim_attempt
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training import loop

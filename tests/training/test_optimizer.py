@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 
-from raydistill.plan.training_configs import OneCycleSchedule, OptimizerConfig, ScheduleConfig
+from raydistill.kinds.training import OneCycleSchedule, OptimizerConfig, ScheduleConfig
 from raydistill.training.optimizer import (
     MaxNorm,
     build_optimizer,

@@ -100,8 +100,8 @@ def look_at_plan(task: dict[str, Any], models: Sequence[dict[str, Any]], folder:
     try:
         from dataclasses import asdict
 
+        from raydistill.kinds.survey import ProbedModel
         from raydistill.plan.schema import build_task
-        from raydistill.plan.survey_configs import ProbedModel
         from raydistill.stages.model_probe import probe_model, two_samples
         from raydistill.tasks.survey import survey_task
 

@@ -5,10 +5,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from raydistill.kinds.models import ModelConfig
+from raydistill.kinds.stage_bases import StageConfig, TrainingConfig
 from raydistill.plan.config import FINE_TEMPERATURE, Boolean, Integer, NonNegative, Temperature
 from raydistill.plan.mistakes import located_error
-from raydistill.plan.model_config import ModelConfig
-from raydistill.plan.stage_bases import StageConfig, TrainingConfig
 
 
 class OnlineConfig(TrainingConfig):

@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from raydistill.errors import did_you_mean
+from raydistill.kinds.stage_bases import TrainingConfig
+from raydistill.kinds.stages import DistillConfig
+from raydistill.kinds.training import ChangeConfig
 from raydistill.plan import mistakes
 from raydistill.plan.config import Config
 from raydistill.plan.fingerprint import fingerprint
 from raydistill.plan.mistakes import Mistake
-from raydistill.plan.stage_bases import TrainingConfig
-from raydistill.plan.stage_configs import DistillConfig
-from raydistill.plan.training_configs import ChangeConfig
 
 OPTIMIZER_NUMBERS = ("learning_rate", "weight_decay", "momentum")
 MOST_BEGINNINGS = 1000  # epochs that are tried, 50 µs each

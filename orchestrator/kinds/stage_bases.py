@@ -5,10 +5,8 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from raydistill.plan.augment_configs import AugmentConfig
-from raydistill.plan.config import Boolean, Config, Integer, ModelRef, Number, Positive, Seed
-from raydistill.plan.mistakes import located_error
-from raydistill.plan.training_configs import (
+from raydistill.kinds.augmentations import AugmentConfig
+from raydistill.kinds.training import (
     ChangeConfig,
     ConstantSchedule,
     EarlyStoppingConfig,
@@ -20,6 +18,8 @@ from raydistill.plan.training_configs import (
     StepSchedule,
     TransferConfig,
 )
+from raydistill.plan.config import Boolean, Config, Integer, ModelRef, Number, Positive, Seed
+from raydistill.plan.mistakes import located_error
 
 BatchSize = Annotated[Integer, Field(ge=1, le=1_000_000)]
 

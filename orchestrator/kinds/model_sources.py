@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from raydistill.kinds.models import ModelConfig
 from raydistill.models import MODELS
-from raydistill.plan.model_config import ModelConfig
 from raydistill.plan.source_code import SourceCode, find_module, read_source
 from raydistill.tasks.digests import digest_file
 

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from raydistill.errors import did_you_mean
+from raydistill.kinds.training import ResourcesConfig
 from raydistill.plan.config import ChosenBy, Config, Duration, Integer, Number, Positive, Seed, seconds_of
 from raydistill.plan.mistakes import located_error, shown
-from raydistill.plan.training_configs import ResourcesConfig
 
 DIGITS = 4  # significant digits of a drawn number: more say nothing, and nobody reads them
 

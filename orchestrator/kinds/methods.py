@@ -3,16 +3,16 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from raydistill.plan.committee_method_configs import (
+from raydistill.kinds.committee_methods import (
     AeKdConfig,
     CaMkdConfig,
     EbkdConfig,
     TeacherSwitchingConfig,
 )
+from raydistill.kinds.feature_methods import FspConfig, HintsConfig, OfdConfig, SemckdConfig
+from raydistill.kinds.method_options import MethodOptions, SoftTargetOptions
+from raydistill.kinds.relation_methods import RelationalConfig, TripletConfig, TripletLogitsConfig
 from raydistill.plan.config import Boolean, ChosenBy, NonNegative
-from raydistill.plan.feature_method_configs import FspConfig, HintsConfig, OfdConfig, SemckdConfig
-from raydistill.plan.method_options import MethodOptions, SoftTargetOptions
-from raydistill.plan.relation_method_configs import RelationalConfig, TripletConfig, TripletLogitsConfig
 
 
 class HintonConfig(SoftTargetOptions):

@@ -6,7 +6,20 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from raydistill.plan.augment_configs import AugmentConfig
+from raydistill.kinds.augmentations import AugmentConfig
+from raydistill.kinds.data_free import (
+    DistillWithGeneratorConfig,
+    RecordStatisticsConfig,
+    SynthesizeConfig,
+)
+from raydistill.kinds.method_options import MethodOptions
+from raydistill.kinds.methods import HintonConfig, MethodConfig
+from raydistill.kinds.models import ModelConfig
+from raydistill.kinds.online import CodistillConfig, TrainBranchesConfig, TrainPeersConfig
+from raydistill.kinds.specialists import ConfusionClustersConfig, TrainSpecialistsConfig
+from raydistill.kinds.stage_bases import BatchSize, StageConfig, TrainingConfig
+from raydistill.kinds.survey import ProbeModelsConfig, SurveyDataConfig
+from raydistill.kinds.training import TransferConfig
 from raydistill.plan.config import (
     ChosenBy,
     Config,
@@ -19,20 +32,7 @@ from raydistill.plan.config import (
     SpecialistRef,
     TargetsRef,
 )
-from raydistill.plan.data_free_configs import (
-    DistillWithGeneratorConfig,
-    RecordStatisticsConfig,
-    SynthesizeConfig,
-)
-from raydistill.plan.method_configs import HintonConfig, MethodConfig
-from raydistill.plan.method_options import MethodOptions
 from raydistill.plan.mistakes import located_error
-from raydistill.plan.model_config import ModelConfig
-from raydistill.plan.online_configs import CodistillConfig, TrainBranchesConfig, TrainPeersConfig
-from raydistill.plan.specialist_configs import ConfusionClustersConfig, TrainSpecialistsConfig
-from raydistill.plan.stage_bases import BatchSize, StageConfig, TrainingConfig
-from raydistill.plan.survey_configs import ProbeModelsConfig, SurveyDataConfig
-from raydistill.plan.training_configs import TransferConfig
 
 MOST_TOP_K_CLASSES = 1 << 16  # they are numbered with 16 bits
 

@@ -3,15 +3,15 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from raydistill.plan.config import Path
-from raydistill.plan.method_configs import LabelsConfig
-from raydistill.plan.method_options import SoftTargetOptions
-from raydistill.plan.stage_configs import (
+from raydistill.kinds.method_options import SoftTargetOptions
+from raydistill.kinds.methods import LabelsConfig
+from raydistill.kinds.stages import (
     MOST_TOP_K_CLASSES,
     CombineTargetsConfig,
     DistillConfig,
     PredictTargetsConfig,
 )
+from raydistill.plan.config import Path
 
 Mistake = tuple[Path, str]
 

@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from raydistill.plan.augment_configs import AugmentConfig, MixupConfig
+from raydistill.kinds.augmentations import AugmentConfig, MixupConfig
+from raydistill.kinds.stage_bases import BatchSize, StageConfig, TrainingConfig
+from raydistill.kinds.training import TransferConfig
 from raydistill.plan.config import (
     FINE_TEMPERATURE,
     ClustersRef,
@@ -19,8 +21,6 @@ from raydistill.plan.config import (
     Temperature,
 )
 from raydistill.plan.mistakes import located_error
-from raydistill.plan.stage_bases import BatchSize, StageConfig, TrainingConfig
-from raydistill.plan.training_configs import TransferConfig
 
 
 class ConfusionClustersConfig(StageConfig):

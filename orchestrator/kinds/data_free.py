@@ -9,6 +9,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from raydistill.kinds.models import ModelConfig
+from raydistill.kinds.stage_bases import BatchSize, StageConfig, TrainingConfig
+from raydistill.kinds.training import AdamWConfig, OptimizerConfig, TransferConfig
 from raydistill.plan.config import (
     Integer,
     ModelRef,
@@ -20,9 +23,6 @@ from raydistill.plan.config import (
     Temperature,
 )
 from raydistill.plan.mistakes import located_error
-from raydistill.plan.model_config import ModelConfig
-from raydistill.plan.stage_bases import BatchSize, StageConfig, TrainingConfig
-from raydistill.plan.training_configs import AdamWConfig, OptimizerConfig, TransferConfig
 
 Count = Annotated[Integer, Field(ge=1, le=1_000_000)]
 

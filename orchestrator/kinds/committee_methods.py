@@ -4,8 +4,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from raydistill.kinds.method_options import SoftTargetOptions
 from raydistill.plan.config import Boolean, Integer, NonNegative, Number, Seed
-from raydistill.plan.method_options import SoftTargetOptions
 
 
 class AdaptiveWeightsOptions(SoftTargetOptions):

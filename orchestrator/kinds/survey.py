@@ -4,10 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from raydistill.kinds.models import ModelConfig
+from raydistill.kinds.stage_bases import BatchSize, StageConfig
+from raydistill.kinds.training import TransferConfig
 from raydistill.plan.config import Config, Integer
-from raydistill.plan.model_config import ModelConfig
-from raydistill.plan.stage_bases import BatchSize, StageConfig
-from raydistill.plan.training_configs import TransferConfig
 
 FOUND = "found.json"
 """What a survey leaves in its folder."""

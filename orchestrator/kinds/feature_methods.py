@@ -4,8 +4,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from raydistill.kinds.method_options import MethodOptions
 from raydistill.plan.config import NonNegative
-from raydistill.plan.method_options import MethodOptions
 
 
 class HintsConfig(MethodOptions):

@@ -1,0 +1,1 @@
+"""The vocabulary of plans: every kind of stage, method, augmentation, optimizer and search, and all about it."""
