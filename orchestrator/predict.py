@@ -16,7 +16,7 @@ from torch import Tensor
 
 from raydistill.errors import DistillError, PlanError, StoreError
 from raydistill.plan.schema import build_task
-from raydistill.runs.files import atomic_write, read_json
+from raydistill.runs.files import atomic_write, message_of, read_json
 from raydistill.runs.folder import CONFIG, RECORD, StageFolder
 from raydistill.runs.record import summary_of
 from raydistill.tasks.picture_files import PICTURE_ENDINGS, search
@@ -26,7 +26,7 @@ from raydistill.training import model_files
 from raydistill.training.committee import Committee
 from raydistill.training.ensemble import Ensemble
 from raydistill.training.evaluation import BATCH, judge, predict_split
-from raydistill.training.model_description import DESCRIPTION, message_of
+from raydistill.training.model_description import DESCRIPTION
 from raydistill.training.model_files import WEIGHTS, TrainedModel
 from raydistill.training.trust import NOBODY, Trust
 

@@ -20,9 +20,6 @@ from raydistill.plan.schema import Plan
 from raydistill.runs.files import make_folder
 from raydistill.runs.live_results import LiveResults
 from raydistill.runs.plan_run import (
-    FINISHED,
-    SUCCEEDED,
-    UNTOUCHED,
     NodeState,
     PlanRun,
     copy_report,
@@ -30,6 +27,7 @@ from raydistill.runs.plan_run import (
     node_roles,
 )
 from raydistill.runs.record import summary_of
+from raydistill.runs.run_files import FINISHED, SUCCEEDED, UNTOUCHED
 from raydistill.terminal import Progress
 from raydistill.tracking import Mirror, Untracked, exported_model
 

@@ -20,8 +20,9 @@ from raydistill.plan.order import Graph, Node
 from raydistill.runs.context import claim_attempt
 from raydistill.runs.folder import StageFolder
 from raydistill.runs.lease import Leases
-from raydistill.runs.plan_run import SUCCEEDED, NodeState, Status, finished_record
+from raydistill.runs.plan_run import NodeState, finished_record
 from raydistill.runs.record import Record
+from raydistill.runs.run_files import SUCCEEDED, Status
 from raydistill.tasks.task import Task
 
 MAX_ATTEMPTS = 4  # the first, and three after a process died

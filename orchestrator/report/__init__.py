@@ -1,7 +1,7 @@
 """The reports of plan runs and of searches: one page that answers first, and the same plots as PNG.
 
-`data` reads what the run left, `comparison` and `predictions` work out what there is to say, `layout` places the
-graph, `plots` draws, `page` writes; for a search these are `search_story`, `importance`, `plot_search`, `search_page`.
+`comparison` and `predictions` work out what there is to say, `layout` places the graph, `plots` draws, `page` writes;
+for a search these are `search_story`, `importance`, `plot_search`, `search_page`.
 Every number comes from a record or from predictions that a stage stored.
 """
 
@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raydistill.report.data import read_run
 from raydistill.report.page import build_page
 from raydistill.report.story import tell
 from raydistill.runs.files import atomic_write, make_folder
 from raydistill.runs.search_run import SearchRun
+from raydistill.runs.view import open_run
 
 if TYPE_CHECKING:
     from raydistill.report.plots import Plot
@@ -30,7 +30,7 @@ def write_report(plan_run_folder: Path, root: Path) -> Path:
     """
     from raydistill.report.plots import draw_plots
 
-    story = tell(read_run(plan_run_folder, root))
+    story = tell(open_run(plan_run_folder, root))
     plots = draw_plots(story)
     return _write(plan_run_folder, build_page(story, plots), plots)
 

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError, model_validator
 
 from raydistill.errors import StoreError
-from raydistill.report.data import Run, StageResult, read_in_role
+from raydistill.report.predictions import read_in_role
 from raydistill.runs.files import read_json
+from raydistill.runs.view import RunView, StageView
 
 CLUSTERS, SIMILARITY = "clusters.json", "similarity.safetensors"
 LOPSIDED = 4  # times the mean size
@@ -44,7 +45,7 @@ class Clustering:
     """The clusters of one stage. `cells` is the similarity of the classes in the order of the clusters, in which a
     class comes as often as there are clusters that hold it; above 500 of them neighbours share a cell."""
 
-    stage: StageResult
+    stage: StageView
     clusters: tuple[tuple[int, ...], ...]
     names: tuple[tuple[str, ...], ...]
     num_classes: int
@@ -97,12 +98,12 @@ class Clustering:
         return [*chain.from_iterable(self.clusters), *self.uncovered]
 
 
-def read_clusterings(run: Run) -> tuple[list[Clustering], list[str]]:
+def read_clusterings(run: RunView) -> tuple[list[Clustering], list[str]]:
     """The clusters of all finished stages that make some, and why others cannot be read."""
-    return read_in_role(run, "clusters", lambda stage: _read(stage, run.task.get("num_classes")))
+    return read_in_role(run, "clusters", lambda stage: _read(stage, run.results.task.num_classes))
 
 
-def _read(stage: StageResult, num_classes: Any) -> Clustering:
+def _read(stage: StageView, num_classes: Any) -> Clustering:
     path = stage.folder.payload(CLUSTERS)
     try:
         written = _Written.model_validate(read_json(path))

@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from raydistill.errors import StoreError
-from raydistill.report.data import Run, StageResult, read_in_role
-from raydistill.report.predictions import Agreement, agreement, read_predictions
+from raydistill.report.predictions import Agreement, agreement, read_in_role, read_predictions
 from raydistill.runs.files import read_json
+from raydistill.runs.view import RunView, StageView
 
 TABLES = "committee.json"
 MANY = 10  # specialists that know a class: as in the paper, so many and more share a row
@@ -84,9 +84,9 @@ class Tables(BaseModel):
 class CommitteeResult:
     """One judged committee. `pair` compares it with the generalist sample by sample, where both kept predictions."""
 
-    stage: StageResult
-    generalist: StageResult
-    specialists: tuple[StageResult, ...]
+    stage: StageView
+    generalist: StageView
+    specialists: tuple[StageView, ...]
     tables: Tables
     pair: Agreement | None
 
@@ -131,12 +131,12 @@ class CommitteeResult:
         return committee.get(name, default) if isinstance(committee, dict) else default
 
 
-def read_committees(run: Run) -> tuple[list[CommitteeResult], list[str]]:
+def read_committees(run: RunView) -> tuple[list[CommitteeResult], list[str]]:
     """All judged committees, and why others cannot be read."""
     return read_in_role(run, "committee", lambda stage: _read(run, stage))
 
 
-def _read(run: Run, stage: StageResult) -> CommitteeResult:
+def _read(run: RunView, stage: StageView) -> CommitteeResult:
     path = stage.folder.payload(TABLES)
     try:
         tables = Tables.model_validate(read_json(path))
@@ -151,7 +151,7 @@ def _read(run: Run, stage: StageResult) -> CommitteeResult:
     return CommitteeResult(stage, generalist, tuple(specialists), tables, pair)
 
 
-def _compare(generalist: StageResult, stage: StageResult, split: str) -> Agreement | None:
+def _compare(generalist: StageView, stage: StageView, split: str) -> Agreement | None:
     try:
         alone, together = read_predictions(generalist, split), read_predictions(stage, split)
     except StoreError:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from raydistill.report.data import Run, StageResult
+from raydistill.runs.view import RunView, StageView
 
 ROLES = ("teacher", "ensemble", "committee", "assistant", "student", "baseline", "model")
 TOGETHER = ("ensemble", "committee")
@@ -45,7 +45,7 @@ class Competitor:
 
     name: str
     role: str
-    members: tuple[StageResult, ...]
+    members: tuple[StageView, ...]
     errors: Spread | None = None
     samples: int | None = None
     validation: Spread | None = None
@@ -55,7 +55,7 @@ class Competitor:
     adjusted: "Adjustment | None" = None
 
     @property
-    def results(self) -> list[StageResult]:
+    def results(self) -> list[StageView]:
         """Replicas that have a result."""
         return [member for member in self.members if member.has_result]
 
@@ -96,9 +96,9 @@ class Comparison:
         return competitor.errors.mean / baseline.errors.mean
 
 
-def compare(run: Run) -> Comparison:
+def compare(run: RunView) -> Comparison:
     """Put all models of a run side by side, in the order of `ROLES`; what was adjusted, below what it was made from."""
-    groups: dict[str, list[StageResult]] = {}
+    groups: dict[str, list[StageView]] = {}
     for stage in run.stages.values():
         if is_competitor(stage):
             groups.setdefault(stage.group, []).append(stage)
@@ -117,7 +117,7 @@ def _below_their_source(competitors: Sequence[Competitor]) -> Iterator[Competito
         waiting += by_source.get(competitor.name, [])[::-1]
 
 
-def is_competitor(stage: StageResult) -> bool:
+def is_competitor(stage: StageView) -> bool:
     """Models, ensembles and committees; a judgement of a single model, or on validation only, is none.
 
     Neither is a specialist: it is judged on its own classes and as many other samples as it was trained on.
@@ -127,13 +127,13 @@ def is_competitor(stage: StageResult) -> bool:
     return stage.role in TOGETHER and (not stage.has_result or stage.metric("test/errors") is not None)
 
 
-def original_teachers(run: Run, competitor: Competitor) -> list[StageResult]:
+def original_teachers(run: RunView, competitor: Competitor) -> list[StageView]:
     """The teachers at the start of the chain that a model was distilled along, specialists among them."""
     found = [stage for member in competitor.members[:1] for stage in run.ancestors(member.name)]
     return [stage for stage in found if stage.role in ("teacher", "specialist") and not stage.is_adjusted]
 
 
-def total_parameters(stages: Iterable[StageResult]) -> int | None:
+def total_parameters(stages: Iterable[StageView]) -> int | None:
     """Parameters of several models together; None when one is not known."""
     sizes = [stage.parameters for stage in stages]
     return None if None in sizes or not sizes else sum(size for size in sizes if size is not None)
@@ -155,7 +155,7 @@ def wilson_interval(rate: float, samples: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def _competitor(run: Run, name: str, members: list[StageResult]) -> Competitor:
+def _competitor(run: RunView, name: str, members: list[StageView]) -> Competitor:
     samples = _values(members, "test/samples")
     return Competitor(
         name=name,
@@ -170,7 +170,7 @@ def _competitor(run: Run, name: str, members: list[StageResult]) -> Competitor:
     )
 
 
-def _adjustment(run: Run, members: Sequence[StageResult]) -> Adjustment:
+def _adjustment(run: RunView, members: Sequence[StageView]) -> Adjustment:
     first = members[0]
     classes = first.config.get("classes")
     return Adjustment(
@@ -181,7 +181,7 @@ def _adjustment(run: Run, members: Sequence[StageResult]) -> Adjustment:
     )
 
 
-def _values(members: Iterable[StageResult], metric: str) -> list[float]:
+def _values(members: Iterable[StageView], metric: str) -> list[float]:
     return [value for member in members if (value := member.metric(metric)) is not None]
 
 

@@ -5,10 +5,10 @@ from html import escape
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from raydistill.report.data import StageResult
 from raydistill.report.layout import Box, Edge, Picture
 from raydistill.report.theme import light, role_colour
 from raydistill.report.words import duration, outcome_of, percent, shorten, size
+from raydistill.runs.view import StageView
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,7 +70,7 @@ def _title(box: Box) -> str:
     return "\n".join([*lines, *_errors(box.members)])
 
 
-def _line(member: StageResult) -> str:
+def _line(member: StageView) -> str:
     facts = [f"{member.name}: {member.status}", duration(member.seconds)]
     if member.parameters is not None:
         facts.append(f"{size(member.parameters)} parameters")
@@ -79,7 +79,7 @@ def _line(member: StageResult) -> str:
     return ", ".join([*facts, member.fingerprint])
 
 
-def _errors(members: Sequence[StageResult]) -> list[str]:
+def _errors(members: Sequence[StageView]) -> list[str]:
     return [f"{member.name}: {shorten(member.error, 200)}" for member in members if member.error]
 
 

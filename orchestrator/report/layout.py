@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from raydistill.report.data import Run, StageResult
+from raydistill.runs.view import RunView, StageView
 
 HEIGHT, GAP, LANE, BETWEEN = 42.0, 14.0, 12.0, 46.0
 NARROWEST, WIDEST, PER_LETTER, PADDING = 112.0, 220.0, 7.1, 30.0
@@ -23,7 +23,7 @@ class Box:
     name: str
     label: str
     role: str
-    members: tuple[StageResult, ...] = ()
+    members: tuple[StageView, ...] = ()
     reads: list[str] = field(default_factory=list)
     layer: int = 0
     x: float = 0.0
@@ -58,7 +58,7 @@ class Picture:
     height: float
 
 
-def place_graph(run: Run) -> Picture:
+def place_graph(run: RunView) -> Picture:
     """Group, layer and place the stages of a run."""
     boxes = group_stages(run)
     for box in boxes.values():
@@ -74,7 +74,7 @@ def place_graph(run: Run) -> Picture:
     return Picture(tuple(box for box in boxes.values() if box.members), edges, width, height)
 
 
-def group_stages(run: Run) -> dict[str, Box]:
+def group_stages(run: RunView) -> dict[str, Box]:
     """Boxes by name, in the order of the graph: replicas together, and the stages inserted for each of them."""
     group_of = {stage.name: stage.group for stage in run.stages.values()}
     keys: dict[tuple[object, ...], str] = {}

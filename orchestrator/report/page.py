@@ -48,12 +48,13 @@ def build_page(story: Story, plots: "Sequence[Plot]") -> str:
 
 
 def _head(story: Story) -> str:
-    run, task = story.run, story.run.task
-    splits = [f"{count(task[split])} {split}" for split in ("train", "validation", "test") if task.get(split)]
+    run, task = story.run, story.run.results.task
+    sizes = {"train": task.train, "validation": task.validation, "test": task.test}
+    splits = [f"{count(size)} {split}" for split, size in sizes.items() if size]
     parts = [
         f"Run {run.run_id}",
         duration(run.seconds),
-        f"task {task.get('name', 'unknown')}, {task.get('num_classes', '?')} classes",
+        f"task {task.name}, {task.num_classes or '?'} classes",
         f"{' / '.join(splits)} samples" if splits else "",
     ]
     tone = {"done": "good", "failed": "bad", "interrupted": "bad"}.get(run.status, "muted")

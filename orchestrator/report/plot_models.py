@@ -10,9 +10,9 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from raydistill.report.comparison import Competitor
-from raydistill.report.data import Curve, StageResult
 from raydistill.report.theme import light, role_colour
 from raydistill.report.words import count, mean, percent, shorten
+from raydistill.runs.view import Curve, StageView
 
 LINE_STYLES = ("-", (0, (5, 2)), (0, (1.2, 1.6)), (0, (6, 2, 1.2, 2)))
 WIDTH = 4.9  # inches
@@ -94,7 +94,7 @@ def learning_curves(competitors: Sequence[Competitor], metric: str) -> list[Line
     return lines
 
 
-def _was_trained(stage: StageResult, competitor: Competitor) -> bool:
+def _was_trained(stage: StageView, competitor: Competitor) -> bool:
     return stage.makes_model and not competitor.computed
 
 

@@ -2,17 +2,18 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raydistill.errors import StoreError
 from raydistill.report.comparison import TOGETHER
-from raydistill.report.data import Run, StageResult
+from raydistill.runs.view import RunView, StageView
 
+Made = TypeVar("Made")
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
 
@@ -82,7 +83,7 @@ class Teaching:
         return sum_of(weight * member.probabilities(temperature) for member, weight in pairs)
 
 
-def read_predictions(stage: StageResult, split: str = "test") -> Predictions:
+def read_predictions(stage: StageView, split: str = "test") -> Predictions:
     """A stage's predictions on a split. `StoreError` says why there are none."""
     if not stage.has_result:
         raise StoreError(f"`{stage.name}` has no result ({stage.status})")
@@ -99,6 +100,19 @@ def read_predictions(stage: StageResult, split: str = "test") -> Predictions:
     if "remainders" in tensors:  # of logits that are large for float16
         logits = logits + tensors["remainders"]
     return Predictions(tensors["ids"], tensors["labels"], logits)
+
+
+def read_in_role(run: RunView, role: str, read: Callable[[StageView], Made]) -> tuple[list[Made], list[str]]:
+    """What `read` finds in the finished stages of a role, and why others cannot be read."""
+    found, problems = [], []
+    for stage in run.in_role(role):
+        if not stage.has_result:
+            continue
+        try:
+            found.append(read(stage))
+        except StoreError as error:
+            problems.append(error.message)
+    return found, problems
 
 
 def agreement(
@@ -119,7 +133,7 @@ def agreement(
     )
 
 
-def read_teaching(run: Run, student: StageResult, predictions: Predictions) -> Teaching:
+def read_teaching(run: RunView, student: StageView, predictions: Predictions) -> Teaching:
     """The teachers whose targets `student` learned from, on the student's test samples.
 
     `StoreError` says why they cannot be shown. Weights that differ per sample are replaced by their mean.
@@ -144,7 +158,7 @@ def read_teaching(run: Run, student: StageResult, predictions: Predictions) -> T
     )
 
 
-def _name_together(stages: Sequence[StageResult]) -> str:
+def _name_together(stages: Sequence[StageView]) -> str:
     """A teacher's name, or those of several: `3 × teacher`, `wide + deep`."""
     if len(stages) == 1:
         return stages[0].name
@@ -154,7 +168,7 @@ def _name_together(stages: Sequence[StageResult]) -> str:
     return " + ".join(f"{count} × {name}" if count > 1 else name for name, count in counts.items())
 
 
-def _teachers_of(run: Run, student: StageResult) -> tuple[list[tuple[StageResult, float]], str]:
+def _teachers_of(run: RunView, student: StageView) -> tuple[list[tuple[StageView, float]], str]:
     """Teachers with their weights, and the rule that combines them."""
     if student.role in TOGETHER:
         return [], ""
@@ -168,7 +182,7 @@ def _teachers_of(run: Run, student: StageResult) -> tuple[list[tuple[StageResult
     return list(_leaves(run, targets[0], 1.0)), rule
 
 
-def _leaves(run: Run, stage: StageResult, weight: float) -> Iterator[tuple[StageResult, float]]:
+def _leaves(run: RunView, stage: StageView, weight: float) -> Iterator[tuple[StageView, float]]:
     if stage.makes_model:
         yield stage, weight
         return
@@ -181,7 +195,7 @@ def _leaves(run: Run, stage: StageResult, weight: float) -> Iterator[tuple[Stage
         yield from _leaves(run, run.stages[name], weight * share)
 
 
-def _judged_committee(run: Run, targets: StageResult) -> StageResult:
+def _judged_committee(run: RunView, targets: StageView) -> StageView:
     """The stage that judges, on the test split, the same committee whose answers became these targets."""
     generalist = run.stages[targets.reads[0]].reads
     for stage in run.in_role("committee"):
@@ -194,7 +208,7 @@ def _judged_committee(run: Run, targets: StageResult) -> StageResult:
     )
 
 
-def _is_on_test(stage: StageResult) -> bool:
+def _is_on_test(stage: StageView) -> bool:
     return bool(stage.config.get("split", "test") == "test")
 
 
@@ -210,7 +224,7 @@ def methods_of(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [method for method in written if isinstance(method, dict)] if isinstance(written, list) else []
 
 
-def temperature_of(student: StageResult) -> float:
+def temperature_of(student: StageView) -> float:
     """The temperature a student was taught at; 1 for methods that have none."""
     for method in methods_of(student.config):
         temperature = method.get("temperature")

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from html import escape
 
 from raydistill.report.comparison import Spread, spread
-from raydistill.report.data import StageResult
 from raydistill.report.graph import graph_svg
 from raydistill.report.layout import Box, group_stages, place_graph
 from raydistill.report.parts import number, swatch, table
 from raydistill.report.story import Story
 from raydistill.report.theme import ROLE_LABELS
 from raydistill.report.words import count, duration, listing, mean, mean_percent, percent, size
+from raydistill.runs.view import StageView
 
 TRACEBACK_LINES = 15
 
@@ -39,7 +39,7 @@ def failures(story: Story) -> str:
     return f'<h2 id="failures">What has no result</h2>{"".join(parts)}'
 
 
-def _failure(stage: StageResult) -> str:
+def _failure(stage: StageView) -> str:
     traceback = stage.record.traceback if stage.record else None
     lines = (traceback or "").rstrip().splitlines()
     shown = "\n".join(lines[-TRACEBACK_LINES:])
@@ -51,14 +51,14 @@ def _failure(stage: StageResult) -> str:
     )
 
 
-def _unreadable(stage: StageResult) -> str:
+def _unreadable(stage: StageView) -> str:
     return (
         f'<div class="failure"><h3>{escape(stage.name)}: its result cannot be read</h3>'
         f"<p>{escape(stage.error or 'The record is missing.')}</p></div>"
     )
 
 
-def _because(story: Story, stage: StageResult) -> str:
+def _because(story: Story, stage: StageView) -> str:
     if stage.status != "skipped":
         return escape(stage.error or "")
     blamed = [name.name for name in story.run.blamed(stage.name)]
@@ -68,7 +68,7 @@ def _because(story: Story, stage: StageResult) -> str:
 def warnings(story: Story) -> str:
     """What the survey of data and models remarks, and what stages warn of; empty when there is nothing."""
     run = story.run
-    lines = [(", ".join(remark["stages"]) or "data", remark["text"]) for remark in run.remarks]
+    lines = [(", ".join(remark.stages) or "data", remark.text) for remark in run.survey.remarks]
     lines += [
         (stage.name, text)
         for stage in run.stages.values()
@@ -77,7 +77,7 @@ def warnings(story: Story) -> str:
     if not lines:
         return ""
     items = "".join(f"<li><b>{escape(about)}</b>: {escape(text)}</li>" for about, text in lines)
-    counted = [f"{split}: {_class_sizes(sizes)}" for split, sizes in run.counts.items() if sizes]
+    counted = [f"{split}: {_class_sizes(sizes)}" for split, sizes in run.survey.counts.items() if sizes]
     note = f'<p class="note">Samples per class. {escape("; ".join(counted))}.</p>' if counted else ""
     return f'<h2 id="warnings">Warnings</h2><ul>{items}</ul>{note}'
 
@@ -143,7 +143,7 @@ def _box_rows(box: Box) -> str:
     return _group_row(box, "group") + "".join(members)
 
 
-def _stage_row(stage: StageResult, style: str) -> str:
+def _stage_row(stage: StageView, style: str) -> str:
     errors, worst = stage.metric("test/errors"), stage.metric("test/worst_class_recall")
     cells = [
         f"<td>{'' if style else swatch(stage.role)}{escape(stage.name)}</td>",
@@ -174,11 +174,11 @@ def _group_row(box: Box, style: str) -> str:
     return f'<tr class="{style}">{"".join(cells)}</tr>'
 
 
-def _over(members: Sequence[StageResult], metric: str) -> Spread | None:
+def _over(members: Sequence[StageView], metric: str) -> Spread | None:
     return spread([value for member in members if (value := member.metric(metric)) is not None])
 
 
-def _mean_accuracy(members: Sequence[StageResult], split: str) -> str:
+def _mean_accuracy(members: Sequence[StageView], split: str) -> str:
     accuracy = _over(members, f"{split}/accuracy")
     return number(mean_percent(accuracy, 2) if accuracy else "")
 
@@ -187,14 +187,14 @@ def _size(parameters: int | None) -> str:
     return "" if parameters is None else size(parameters)
 
 
-def _outcomes(members: Sequence[StageResult]) -> str:
+def _outcomes(members: Sequence[StageView]) -> str:
     tally = Counter(member.status for member in members)
     if len(tally) == 1:
         return _outcome(members[0].status)
     return ", ".join(f"{times} {_outcome(status)}" for status, times in tally.items())
 
 
-def _accuracy(stage: StageResult, split: str) -> str:
+def _accuracy(stage: StageView, split: str) -> str:
     value = stage.metric(f"{split}/accuracy")
     return percent(value, 2) if value is not None else ""
 
@@ -218,8 +218,8 @@ def reproduce(story: Story) -> str:
     )
     plan = f"<details><summary>The plan</summary><pre>{escape(run.plan_text)}</pre></details>"
     return (
-        f'<h2 id="reproduce">Run it again</h2><pre class=wrap>{escape(run.command or again)}</pre>'
-        f"{saved if run.command and run.plan_text else ''}<dl>{_facts(story)}</dl>"
+        f'<h2 id="reproduce">Run it again</h2><pre class=wrap>{escape(run.results.command or again)}</pre>'
+        f"{saved if run.results.command and run.plan_text else ''}<dl>{_facts(story)}</dl>"
         f"<details><summary>Fingerprints</summary>{_fingerprints(story)}</details>{plan if run.plan_text else ''}"
     )
 
@@ -237,11 +237,11 @@ def _facts(story: Story) -> str:
     run = story.run
     records = [stage.record for stage in run.stages.values() if stage.record and stage.has_result]
     commits = sorted({record.git_commit for record in records if record.git_commit})
-    versions = dict(run.versions) or (dict(records[-1].versions) if records else {})
+    versions = dict(run.results.versions) or (dict(records[-1].versions) if records else {})
     facts = {
         "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "Git commit": ", ".join(commits),
         "Storage root": str(run.root),
-        "Tracking": str(run.mlflow.get("tracking_uri") or ""),
+        "Tracking": str(run.results.mlflow.get("tracking_uri") or ""),
     }
     return "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in facts.items() if value)

@@ -12,7 +12,6 @@ from raydistill.report.attention import AttentionMap, read_attention
 from raydistill.report.clusters import Clustering, read_clusterings
 from raydistill.report.committees import CommitteeResult, read_committees
 from raydistill.report.comparison import Comparison, Competitor, compare, spread, total_parameters
-from raydistill.report.data import Run, StageResult
 from raydistill.report.examples import Example, choose_samples, describe_examples, load_pictures
 from raydistill.report.predictions import (
     Agreement,
@@ -26,6 +25,7 @@ from raydistill.report.predictions import (
 from raydistill.report.sweep import Sweep, find_sweep
 from raydistill.report.transfers import TransferGroup, group_by_model
 from raydistill.runs.files import read_json
+from raydistill.runs.view import RunView, StageView
 from raydistill.training.judgement import ReliabilityBins, confusion_matrix, reliability_bins
 
 
@@ -42,10 +42,10 @@ class Calibration(NamedTuple):
 class Story:
     """Everything the page and the plots show. What is None or empty is explained in `gaps`, by section."""
 
-    run: Run
+    run: RunView
     comparison: Comparison
     main: Competitor | None = None
-    student: StageResult | None = None
+    student: StageView | None = None
     class_names: tuple[str, ...] = ()
     temperature: float = 1.0
     confusion: NDArray[np.int64] | None = None
@@ -66,7 +66,7 @@ class Story:
         return self.class_names[label] if label < len(self.class_names) else str(label)
 
 
-def tell(run: Run) -> Story:
+def tell(run: RunView) -> Story:
     """Work out the story of a run; what is missing leaves a gap, not an error."""
     story = _with_series(Story(run, compare(run)))
     main = choose_main(story.comparison, story.sweep)
@@ -133,7 +133,7 @@ def _last_student(comparison: Comparison) -> Competitor | None:
     return None
 
 
-def _with_judgements(story: Story, student: StageResult, predictions: Predictions) -> Story:
+def _with_judgements(story: Story, student: StageView, predictions: Predictions) -> Story:
     """Confusion, calibration, and the comparison with teacher and baseline sample by sample."""
     matrix = confusion_matrix(predictions.predicted(), predictions.labels, predictions.logits.shape[1])
     calibrations = [_calibrate(student, predictions)]
@@ -166,7 +166,7 @@ def _with_judgements(story: Story, student: StageResult, predictions: Prediction
     )
 
 
-def _with_examples(story: Story, student: StageResult, predictions: Predictions) -> Story:
+def _with_examples(story: Story, student: StageView, predictions: Predictions) -> Story:
     if story.teaching is None:
         return story
     positions = choose_samples(predictions, story.teaching)
@@ -209,18 +209,18 @@ def _with_teacher_row(
     return Comparison((*others[:place], row, *others[place:]))
 
 
-def _baseline_of(story: Story) -> StageResult | None:
+def _baseline_of(story: Story) -> StageView | None:
     baseline = story.comparison.baseline_of(story.main) if story.main else None
     return baseline.results[0] if baseline else None
 
 
-def _calibrate(stage: StageResult, predictions: Predictions) -> Calibration:
+def _calibrate(stage: StageView, predictions: Predictions) -> Calibration:
     bins = reliability_bins(predictions.probabilities(), predictions.labels)
     recorded = stage.metric("test/ece")
     return Calibration(stage.name, stage.role, bins, bins.error if recorded is None else recorded)
 
 
-def _description(student: StageResult) -> dict[str, Any]:
+def _description(student: StageView) -> dict[str, Any]:
     try:
         description = read_json(student.folder.payload("model.json"))
     except StoreError:
@@ -228,6 +228,6 @@ def _description(student: StageResult) -> dict[str, Any]:
     return description if isinstance(description, dict) else {}
 
 
-def _class_names(student: StageResult, count: int) -> tuple[str, ...]:
+def _class_names(student: StageView, count: int) -> tuple[str, ...]:
     names: Sequence[object] = _description(student).get("class_names") or ()
     return tuple(str(name) for name in names) if len(names) == count else tuple(map(str, range(count)))

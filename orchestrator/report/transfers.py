@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from raydistill.report.comparison import Competitor, Spread, spread
-from raydistill.report.data import StageResult
 from raydistill.report.predictions import methods_of
+from raydistill.runs.view import StageView
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def group_by_model(competitors: Iterable[Competitor]) -> Iterator[TransferGroup]
             yield TransferGroup(str(json.loads(written).get("name", "")), tuple(ordered))
 
 
-def model_of(stage: StageResult) -> Mapping[str, Any]:
+def model_of(stage: StageView) -> Mapping[str, Any]:
     """The architecture that a stage trains; empty for a stage that trains none."""
     written = stage.config.get("student", stage.config.get("model"))
     return written if isinstance(written, dict) and "name" in written else {}
@@ -83,7 +83,7 @@ def _row(competitor: Competitor) -> TransferRow:
     )
 
 
-def _kept_epoch(stage: StageResult, metric: str | None) -> float | None:
+def _kept_epoch(stage: StageView, metric: str | None) -> float | None:
     """The first of the best epochs on validation; the last without early stopping (`metric` None)."""
     curve = stage.curve(f"validation/{metric}" if metric else "train/loss")
     if not curve.epochs:
@@ -95,12 +95,12 @@ def _kept_epoch(stage: StageResult, metric: str | None) -> float | None:
     return min(by_epoch, key=lambda epoch: (sign * by_epoch[epoch], epoch))
 
 
-def _value_at(stage: StageResult, metric: str, epoch: float | None) -> float | None:
+def _value_at(stage: StageView, metric: str, epoch: float | None) -> float | None:
     curve = stage.curve(metric)
     return dict(zip(curve.epochs, curve.values, strict=True)).get(epoch) if epoch is not None else None
 
 
-def _targets(stage: StageResult) -> str:
+def _targets(stage: StageView) -> str:
     """hard; or soft with the temperature and the weight that hard labels have beside it."""
     if stage.kind != "distill":
         return "hard"

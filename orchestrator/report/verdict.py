@@ -12,7 +12,6 @@ from raydistill.report.comparison import (
     total_parameters,
     wilson_interval,
 )
-from raydistill.report.data import StageResult
 from raydistill.report.parts import figures, number, swatch, table, times
 from raydistill.report.story import Agreement, Story
 from raydistill.report.words import (
@@ -26,6 +25,7 @@ from raydistill.report.words import (
     signed,
     size,
 )
+from raydistill.runs.view import StageView
 
 if TYPE_CHECKING:
     from raydistill.report.plots import Plot
@@ -173,7 +173,7 @@ def _teacher_row(story: Story) -> Competitor | None:
     return None
 
 
-def _statuses(members: Iterable[StageResult]) -> str:
+def _statuses(members: Iterable[StageView]) -> str:
     return ", ".join(f"{member.name} {member.status}" for member in members)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from raydistill.report.comparison import Spread
-from raydistill.report.data import StageResult
+from raydistill.runs.view import StageView
 
 SPACE = "\N{NO-BREAK SPACE}"
 
@@ -90,7 +90,7 @@ def shorten(text: str, letters: int) -> str:
     return text if len(text) <= letters else text[: letters - 1] + "…"
 
 
-def outcome_of(members: Sequence[StageResult]) -> str:
+def outcome_of(members: Sequence[StageView]) -> str:
     """How a stage and its replicas ended, and how long they took together."""
     tally: dict[str, int] = {}
     for member in members:

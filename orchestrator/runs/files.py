@@ -9,9 +9,13 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from raydistill.errors import StoreError
+
+Shape = TypeVar("Shape", bound=BaseModel)
 
 
 @contextmanager
@@ -111,6 +115,26 @@ def read_json(path: Path) -> Any:
         raise StoreError(f"`{path}` is damaged: it is nested too deep") from None
     except (ValueError, OSError) as error:
         raise StoreError(f"`{path}` is damaged: {error}") from error
+
+
+def read_as(shape: type[Shape], path: Path) -> Shape:
+    """Read a JSON file of a known shape; `StoreError` names the file, and the place in it that is damaged."""
+    try:
+        return shape.model_validate(read_json(path))
+    except RecursionError:
+        raise StoreError(f"`{path}` is damaged: it is nested too deep") from None
+    except ValidationError as error:
+        raise StoreError(f"`{path}` is damaged: {message_of(error)}") from None
+
+
+def message_of(error: ValueError) -> str:
+    """One line about what is wrong with values from a file, with the place of the first mistake in them."""
+    if not isinstance(error, ValidationError):
+        return " ".join(str(error).split())
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    return f"`{place}`: {message}" if place else message
 
 
 def sha256_file(path: Path) -> str:

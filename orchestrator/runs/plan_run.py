@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import reduce
 from operator import getitem
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
@@ -21,6 +21,7 @@ from raydistill.kinds.models import models_in
 from raydistill.kinds.online import OnlineConfig
 from raydistill.kinds.specialists import ConfusionClustersConfig, TrainSpecialistsConfig
 from raydistill.kinds.stages import (
+    STAGES,
     AdjustClassBiasConfig,
     CombineTargetsConfig,
     CommitteeConfig,
@@ -36,12 +37,8 @@ from raydistill.runs.data_files import write_listings
 from raydistill.runs.files import atomic_write, make_folder, read_json, write_json
 from raydistill.runs.folder import StageFolder
 from raydistill.runs.record import Record
+from raydistill.runs.run_files import GRAPH, PLAN, RESULTS, SUCCEEDED, SURVEY, Status
 
-Status = Literal["waiting", "running", "done", "cached", "not needed", "failed", "skipped", "stopped"]
-FINISHED: frozenset[Status] = frozenset({"done", "cached", "not needed", "failed", "skipped", "stopped"})
-SUCCEEDED: frozenset[Status] = frozenset({"done", "cached", "not needed"})
-UNTOUCHED: frozenset[Status] = frozenset({"cached", "not needed"})
-SURVEY = "survey.json"
 FastDumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
@@ -76,9 +73,9 @@ class PlanRun:
     def begin(self) -> None:
         """Make the folder and write the plan and its graph."""
         make_folder(self.folder)
-        with atomic_write(self.folder / "plan.yaml") as temporary:
+        with atomic_write(self.folder / PLAN) as temporary:
             temporary.write_text(plan_text(self.plan), encoding="utf-8")
-        write_json(self.folder / "graph.json", graph_values(self.plan, self.graph, self.run_id))
+        write_json(self.folder / GRAPH, graph_values(self.plan, self.graph, self.run_id))
         write_listings(self.root, self.plan.task, self.graph.task, self.graph.test)
 
     def write_survey(self, survey: Mapping[str, Any]) -> None:
@@ -106,7 +103,7 @@ class PlanRun:
             "stages": self._stages(states),
             "mlflow": self.mlflow,
         }
-        write_json(self.folder / "results.json", self.results)
+        write_json(self.folder / RESULTS, self.results)
 
     def _stages(self, states: Mapping[str, NodeState]) -> dict[str, Any]:
         entries = {
@@ -207,10 +204,12 @@ def graph_values(plan: Plan, graph: Graph, run_id: str) -> dict[str, Any]:
             "name": node.name,
             "stage": node.stage,
             "kind": node.kind,
+            "makes": STAGES[node.kind].makes,
             "reads": list(node.reads),
             "folder": node.folder,
             "fingerprint": node.fingerprint,
             "inserted": node.inserted,
+            "adjusted": isinstance(node.config, AdjustClassBiasConfig),
             "replica": int(node.name.rpartition(".")[2]) if node.name != node.stage else None,
             "role": roles[node.name],
         }
@@ -221,7 +220,6 @@ def graph_values(plan: Plan, graph: Graph, run_id: str) -> dict[str, Any]:
         "run_id": run_id,
         "test": graph.test,
         "nodes": nodes,
-        "order": list(graph.nodes),
     }
 
 
@@ -305,7 +303,7 @@ def _data_sizes_file(root: Path, task: Mapping[str, Any], test: str) -> Path:
 
 def latest_run(root: Path, plan_name: str, *, before: str | None = None) -> Path | None:
     """The folder of the last run of a plan that wrote results."""
-    runs = sorted((root / "plans" / plan_name).glob("*/results.json"))
+    runs = sorted((root / "plans" / plan_name).glob(f"*/{RESULTS}"))
     folders = [path.parent for path in runs if before is None or path.parent.name < before]
     return folders[-1] if folders else None
 

@@ -22,7 +22,8 @@ from raydistill.execution.scheduler import run_stages
 from raydistill.plan.order import Graph, order_stages
 from raydistill.plan.schema import Plan
 from raydistill.runs.folder import METRICS
-from raydistill.runs.plan_run import SUCCEEDED, finished_record
+from raydistill.runs.plan_run import finished_record
+from raydistill.runs.run_files import SUCCEEDED
 
 if TYPE_CHECKING:
     from raydistill.execution.ray_backend.amounts import Amount

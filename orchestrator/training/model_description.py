@@ -10,7 +10,7 @@ from torch import Tensor
 
 from raydistill.errors import StoreError
 from raydistill.kinds.models import ModelConfig
-from raydistill.runs.files import read_json
+from raydistill.runs.files import message_of, read_json
 
 DESCRIPTION = "model.json"
 MOST_BYTES = 64 * 2**20  # 15,000 long class names are 2 MB, a mean per value of a 512 x 512 picture 16 MB
@@ -76,13 +76,3 @@ def read_description(folder: Path) -> tuple[dict[str, Any], ModelDescription]:
         raise StoreError(f"`{file}` is damaged: it is nested too deep") from None
     except ValidationError as error:
         raise StoreError(f"`{file}` is damaged: {message_of(error)}") from None
-
-
-def message_of(error: ValueError) -> str:
-    """One line about what is wrong with values from a file, with the place of the first mistake in them."""
-    if not isinstance(error, ValidationError):
-        return " ".join(str(error).split())
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    return f"`{place}`: {message}" if place else message

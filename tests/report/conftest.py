@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from raydistill.kinds.stages import STAGES
 from raydistill.runs.folder import StageFolder
 from raydistill.runs.record import Record
 
@@ -49,6 +50,8 @@ class FakeRun:
                 "name": name,
                 "stage": stage if is_replica else name,
                 "kind": kind,
+                "makes": STAGES[kind].makes,
+                "adjusted": kind == "adjust_class_bias",
                 "reads": list(reads),
                 "folder": f"stages/{kind}-{fingerprint}",
                 "fingerprint": fingerprint,
@@ -67,11 +70,13 @@ class FakeRun:
     def write(self, status: str = "done", **more: Any) -> Path:
         """Write the run's own files; returns its folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        order = [node["name"] for node in self.nodes]
-        graph = {"plan": "fake", "run_id": self.folder.name, "nodes": self.nodes, "order": order}
+        plan = {
+            name: more.pop(name, value)
+            for name, value in {"plan": "fake", "run_id": self.folder.name}.items()
+        }
+        graph = {**plan, "test": "", "nodes": self.nodes}
         results = {
-            "plan": "fake",
-            "run_id": self.folder.name,
+            **plan,
             "status": status,
             "seconds": 61.2,
             "versions": {"torch": "2.15.0"},

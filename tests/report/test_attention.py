@@ -10,7 +10,7 @@ import numpy as np
 from raydistill.report import write_report
 from raydistill.report.attention import read_attention
 from raydistill.report.comparison import compare
-from raydistill.report.data import read_run
+from raydistill.runs.view import open_run
 
 Start = Callable[..., Any]
 
@@ -41,7 +41,7 @@ def run_with_attention(start: Start, root: Path) -> Any:
 
 def test_the_map_is_the_last_epochs_mean_over_replicas(tmp_path: Path, fake_run: Start) -> None:
     run = run_with_attention(fake_run, tmp_path)
-    (found,) = read_attention(compare(read_run(run.write(), tmp_path)).competitors)
+    (found,) = read_attention(compare(open_run(run.write(), tmp_path)).competitors)
     assert found.name == "calibrated"
     assert found.student_layers == ("stage1", "stage2")
     assert found.teacher_layers == ("stage1", "stage2", "stage3")
@@ -51,7 +51,7 @@ def test_the_map_is_the_last_epochs_mean_over_replicas(tmp_path: Path, fake_run:
 def test_a_method_without_others_beside_it_is_found_too(tmp_path: Path, fake_run: Start) -> None:
     run = fake_run(tmp_path)
     run.stage("alone", "distill", role="student", errors=5, lines=lines("train/attention", [[0.4, 0.6]]))
-    (found,) = read_attention(compare(read_run(run.write(), tmp_path)).competitors)
+    (found,) = read_attention(compare(open_run(run.write(), tmp_path)).competitors)
     np.testing.assert_allclose(found.last, [[0.4, 0.6]])
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from raydistill.report.cost_sections import costs
-from raydistill.report.data import read_run
 from raydistill.report.story import tell
+from raydistill.runs.view import open_run
 
 COST = {"seconds_per_step": 0.02, "peak_bytes": 700 * 2**20, "trained_parameters": 1000}
 
@@ -22,7 +22,7 @@ def rows(text: str) -> list[list[str]]:
 
 
 def section(run: Any) -> str:
-    return costs(tell(read_run(run.write(), run.root)))
+    return costs(tell(open_run(run.write(), run.root)))
 
 
 def test_rivals_are_ordered_by_errors_and_measured_against_plain_training(

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raydistill.report.data import read_run
 from raydistill.report.graph import graph_svg
 from raydistill.report.layout import Picture, place_graph
 from raydistill.report.plot_models import spread_apart
+from raydistill.runs.view import open_run
 
 Start = Callable[..., Any]
 
 
 def placed(run: Any) -> Picture:
-    return place_graph(read_run(run.write(), run.root))
+    return place_graph(open_run(run.write(), run.root))
 
 
 def random_graph(start: Start, root: Path, seed: int) -> Any:

@@ -18,7 +18,6 @@ from raydistill.report.comparison import (
     total_parameters,
     wilson_interval,
 )
-from raydistill.report.data import read_run
 from raydistill.report.examples import choose_samples, describe_examples, load_pictures, to_picture
 from raydistill.report.predictions import (
     Predictions,
@@ -39,6 +38,7 @@ from raydistill.report.words import (
     shorten,
     size,
 )
+from raydistill.runs.view import open_run
 from raydistill.training.evaluation import save_predictions
 
 Start = Callable[..., Any]
@@ -74,7 +74,7 @@ def test_wilson_interval_agrees_with_published_values() -> None:
 
 
 def test_replicas_are_one_row_with_the_mean_of_their_errors(distilled: Any) -> None:
-    rows = {row.name: row for row in compare(read_run(distilled.write(), distilled.root)).competitors}
+    rows = {row.name: row for row in compare(open_run(distilled.write(), distilled.root)).competitors}
     assert list(rows) == ["teacher", "student", "baseline"]
     assert rows["student"].errors.mean == 5
     assert rows["student"].errors.deviation == pytest.approx(2**0.5)
@@ -87,7 +87,7 @@ def test_a_student_is_measured_against_the_baseline_of_its_size(tmp_path: Path, 
     run.stage("small", role="baseline", parameters=100, errors=50)
     run.stage("student", "distill", role="student", parameters=100, errors=40)
     run.stage("other", "distill", role="student", parameters=300, errors=20)
-    comparison = compare(read_run(run.write(), run.root))
+    comparison = compare(open_run(run.write(), run.root))
     rows = {row.name: row for row in comparison.competitors}
     assert comparison.share_of_baseline(rows["student"]) == pytest.approx(0.8)
     assert comparison.share_of_baseline(rows["other"]) == pytest.approx(2.0)
@@ -102,7 +102,7 @@ def test_compression_counts_the_teachers_at_the_start_of_a_chain(tmp_path: Path,
         "assistant", "distill", role="assistant", reads=["teacher.0", "teacher.1"], parameters=300, errors=2
     )
     run.stage("student", "distill", role="student", reads=["assistant"], parameters=100, errors=3)
-    read = read_run(run.write(), run.root)
+    read = open_run(run.write(), run.root)
     student = compare(read).in_role("student")[0]
     assert [stage.name for stage in original_teachers(read, student)] == ["teacher.0", "teacher.1"]
     assert total_parameters(original_teachers(read, student)) == 1200
@@ -114,11 +114,11 @@ def test_the_report_is_about_the_stage_called_student_if_it_has_a_result(
     run = fake_run(tmp_path)
     run.stage("student", "distill", role="student", errors=3)
     run.stage("tiny", "distill", role="student", errors=4)
-    main = choose_main(compare(read_run(run.write(), run.root)))
+    main = choose_main(compare(open_run(run.write(), run.root)))
     assert main is not None
     assert main.name == "student"
     run.entries["student"]["status"] = "failed"
-    main = choose_main(compare(read_run(run.write(), run.root)))
+    main = choose_main(compare(open_run(run.write(), run.root)))
     assert main is not None
     assert main.name == "tiny"
 
@@ -131,7 +131,7 @@ def test_of_students_of_one_size_the_report_is_about_the_one_that_validation_cho
         measured = {"validation/accuracy": validation}
         run.stage(name, "distill", role="student", errors=3, parameters=parameters, metrics=measured)
     run.stage("last", "distill", role="student", errors=1, parameters=9, metrics={"validation/accuracy": 0.9})
-    main = choose_main(compare(read_run(run.write(), run.root)))
+    main = choose_main(compare(open_run(run.write(), run.root)))
     assert main is not None
     assert main.name == "hints"
 
@@ -164,7 +164,7 @@ def test_teachers_are_found_behind_stored_targets_with_their_recorded_weights(
         "wide+deep.targets", "combine_targets", role="targets", inserted=True, reads=sources, **combined
     )
     run.stage("student", "distill", role="student", reads=["wide+deep.targets"], **predict(labels, 3, 2))
-    read = read_run(run.write(), run.root)
+    read = open_run(run.write(), run.root)
     student = read.stages["student"]
     teaching = read_teaching(read, student, read_predictions(student))
     assert (teaching.name, teaching.role, teaching.rule) == ("wide + deep", "ensemble", "geometric")
@@ -179,7 +179,7 @@ def test_live_teachers_are_read_directly_with_the_weights_of_the_plan(
     run.stage("b", **predict(labels, 3, 1))
     config = {"mode": "live", "combine": {"rule": "arithmetic", "weights": [3, 1]}}
     run.stage("student", "distill", role="student", reads=["a", "b"], config=config, **predict(labels, 3, 2))
-    read = read_run(run.write(), run.root)
+    read = open_run(run.write(), run.root)
     teaching = read_teaching(read, read.stages["student"], read_predictions(read.stages["student"]))
     assert teaching.weights == (0.75, 0.25)
 
@@ -190,13 +190,13 @@ def test_teachers_judged_on_other_samples_are_not_mixed_with_the_student(
     run, labels = fake_run(tmp_path), np.arange(12) % 3
     run.stage("teacher", ids=np.arange(12) + 5, **predict(labels, 3, 1))
     run.stage("student", "distill", role="student", reads=["teacher"], **predict(labels, 3, 2))
-    read = read_run(run.write(), run.root)
+    read = open_run(run.write(), run.root)
     with pytest.raises(StoreError, match="other samples"):
         read_teaching(read, read.stages["student"], read_predictions(read.stages["student"]))
 
 
 def test_an_ensemble_that_no_stage_judges_is_counted_from_the_predictions(distilled: Any) -> None:
-    story = tell(read_run(distilled.write(), distilled.root))
+    story = tell(open_run(distilled.write(), distilled.root))
     row = next(row for row in story.comparison.competitors if row.role == "ensemble")
     # The teachers err on the first 2 and the first 3 samples, both by the next class: together on 2 or 3.
     assert row.computed
@@ -211,7 +211,7 @@ def test_an_ensemble_that_a_stage_judges_appears_once(distilled: Any) -> None:
     distilled.stage(
         "ensemble", "evaluate", role="ensemble", reads=reads, parameters=4_000_000, errors=2, samples=40
     )
-    story = tell(read_run(distilled.write(), distilled.root))
+    story = tell(open_run(distilled.write(), distilled.root))
     assert [row.name for row in story.comparison.in_role("ensemble")] == ["ensemble"]
 
 

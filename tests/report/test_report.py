@@ -14,12 +14,12 @@ from PIL import Image
 
 from raydistill.errors import StoreError
 from raydistill.report import write_report
-from raydistill.report.data import StageResult, read_run
 from raydistill.report.page import build_page
 from raydistill.report.plot_models import Line, learning_curves, lower_limit
 from raydistill.report.plot_predictions import draw_confusion, merge_classes
 from raydistill.report.story import tell
 from raydistill.runs.folder import StageFolder
+from raydistill.runs.view import open_run, open_stage
 
 Start = Callable[..., Any]
 VOID = {"meta", "br", "img", "link", "hr", "input"}
@@ -65,7 +65,7 @@ class Page(HTMLParser):
 
 def page_of(run: Any, **more: Any) -> Page:
     """The page without plots, which are slow to draw."""
-    return Page(build_page(tell(read_run(run.write(**more), run.root)), []))
+    return Page(build_page(tell(open_run(run.write(**more), run.root)), []))
 
 
 def test_the_report_answers_first_and_draws_everything(distilled: Any) -> None:
@@ -281,7 +281,7 @@ def test_inputs_that_are_no_pictures_are_not_shown(tmp_path: Path, fake_run: Sta
 def test_a_cached_stage_shows_the_time_it_once_took(tmp_path: Path, fake_run: Start) -> None:
     run = fake_run(tmp_path)
     run.stage("only", role="model", status="cached", errors=4)
-    assert read_run(run.write(), tmp_path).stages["only"].seconds == 12.0
+    assert open_run(run.write(), tmp_path).stages["only"].seconds == 12.0
 
 
 def test_a_graph_that_leads_out_of_the_storage_root_is_refused(tmp_path: Path, fake_run: Start) -> None:
@@ -318,7 +318,7 @@ def test_curves_leave_out_torn_lines_and_values_that_are_not_finite(tmp_path: Pa
         '{"ste',
     ]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
-    stage = StageResult("x", "x", "train", "model", (), False, "0", StageFolder(tmp_path), "done", 0.0)
+    stage = open_stage(tmp_path)
     assert stage.curve("a") == ([1.0, 3.0], [0.5, 0.7])
 
 
@@ -327,7 +327,7 @@ def test_replicas_are_one_curve_with_their_lowest_and_highest(tmp_path: Path, fa
     run.stage("model.0", role="model", errors=1, accuracies=[0.2, 0.4, 0.6])
     run.stage("model.1", role="model", errors=1, accuracies=[0.4, 0.8])
     (line,) = learning_curves(
-        tell(read_run(run.write(), tmp_path)).comparison.competitors, "validation/accuracy"
+        tell(open_run(run.write(), tmp_path)).comparison.competitors, "validation/accuracy"
     )
     assert line.epochs.tolist() == [1, 2, 3]
     assert line.mean == pytest.approx([0.3, 0.6, 0.6])

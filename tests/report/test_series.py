@@ -9,12 +9,12 @@ import pytest
 
 from raydistill.report import write_report
 from raydistill.report.comparison import compare
-from raydistill.report.data import read_run
 from raydistill.report.page import build_page
 from raydistill.report.plot_series import distinct_colours, round_numbers
 from raydistill.report.story import choose_main, tell
 from raydistill.report.sweep import find_sweep
 from raydistill.report.theme import light
+from raydistill.runs.view import open_run
 
 Start = Callable[..., Any]
 MLP = {"name": "mlp", "options": {"widths": [800, 800]}}
@@ -22,7 +22,7 @@ MLP = {"name": "mlp", "options": {"widths": [800, 800]}}
 
 def text_of(run: Any) -> str:
     """The page without plots, its tags taken away."""
-    html = build_page(tell(read_run(run.write(), run.root)), [])
+    html = build_page(tell(open_run(run.write(), run.root)), [])
     html = re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL)
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html).replace("\N{NO-BREAK SPACE}", " "))
 
@@ -163,22 +163,22 @@ def test_a_sum_of_methods_has_the_temperature_of_the_one_that_has_any(
         methods = [{"method": "fsp", "weight": 0.1}, soft(heat)["method"]]
         config = {"student": MLP, "method": None, "methods": methods}
         run.stage(f"t{heat:g}", "distill", role="student", config=config, errors=9)
-    sweep = find_sweep(compare(read_run(run.write(), tmp_path)).competitors)
+    sweep = find_sweep(compare(open_run(run.write(), tmp_path)).competitors)
     assert sweep is not None
     assert sweep.temperatures == [1, 2, 4]
-    assert tell(read_run(run.write(), tmp_path)).temperature in (1, 2, 4)
+    assert tell(open_run(run.write(), tmp_path)).temperature in (1, 2, 4)
 
 
 def test_the_best_temperature_is_the_one_of_validation_not_of_test(tmp_path: Path, fake_run: Start) -> None:
     run = fake_run(tmp_path)
     points = {1.0: ([40, 44], [0.90, 0.92]), 4.0: ([20, 22], [0.91, 0.93]), 8.0: ([30, 30], [0.94, 0.95])}
     add_sweep(run, MLP, points, "wide")
-    sweep = find_sweep(compare(read_run(run.write(), tmp_path)).competitors)
+    sweep = find_sweep(compare(open_run(run.write(), tmp_path)).competitors)
     assert sweep is not None
     (line,) = sweep.lines
     assert line.best == [8.0]
     assert line.close == []
-    main = choose_main(tell(read_run(run.write(), tmp_path)).comparison, sweep)
+    main = choose_main(tell(open_run(run.write(), tmp_path)).comparison, sweep)
     assert main is not None
     assert main.name == "wide-t8"
     text = text_of(run)
@@ -194,7 +194,7 @@ def test_temperatures_within_the_deviation_of_the_best_are_called_close(
     run = fake_run(tmp_path)
     points = {1.0: ([9, 9], [0.5, 0.5]), 2.0: ([9, 9], [0.88, 0.90]), 4.0: ([9, 9], [0.88, 0.92])}
     add_sweep(run, MLP, points, "wide")
-    sweep = find_sweep(compare(read_run(run.write(), tmp_path)).competitors)
+    sweep = find_sweep(compare(open_run(run.write(), tmp_path)).competitors)
     assert sweep is not None
     assert (sweep.lines[0].best, sweep.lines[0].close) == ([4.0], [2.0])
 
@@ -205,7 +205,7 @@ def test_a_line_per_student_named_by_what_differs(tmp_path: Path, fake_run: Star
     add_sweep(run, {"name": "mlp", "options": {"widths": [30, 30], "dropout": 0.0}}, points, "w")
     add_sweep(run, {"name": "mlp", "options": {"widths": [300, 300], "dropout": 0.0}}, points, "wide")
     add_sweep(run, {"name": "mlp", "options": {"widths": [5], "dropout": 0.0}}, {1.0: ([9], [0.9])}, "n")
-    sweep = find_sweep(compare(read_run(run.write(), tmp_path)).competitors)
+    sweep = find_sweep(compare(open_run(run.write(), tmp_path)).competitors)
     assert sweep is not None
     assert [line.label for line in sweep.lines] == ["mlp 300-300 (400)", "mlp 30-30 (100)"]
     report = write_report(run.write(), tmp_path)
@@ -228,7 +228,7 @@ def test_students_that_differ_in_more_than_temperature_are_not_one_line(
     for heat in (1.0, 2.0, 4.0):
         config = soft(heat, hard_weight=heat / 10)
         run.stage(f"t{heat:g}", "distill", role="student", config=config, errors=9)
-    assert find_sweep(compare(read_run(run.write(), tmp_path)).competitors) is None
+    assert find_sweep(compare(open_run(run.write(), tmp_path)).competitors) is None
 
 
 def test_round_numbers_enclose_what_was_measured() -> None:

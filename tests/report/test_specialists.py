@@ -14,18 +14,18 @@ from raydistill.report import write_report
 from raydistill.report.clusters import ordered_cells, read_clusterings
 from raydistill.report.committees import Coverage, chance_of, fold_coverage
 from raydistill.report.comparison import compare
-from raydistill.report.data import read_run
 from raydistill.report.page import build_page
 from raydistill.report.plot_series import shades
 from raydistill.report.predictions import read_predictions, read_teaching
 from raydistill.report.story import choose_main, tell
+from raydistill.runs.view import open_run
 
 Start = Callable[..., Any]
 
 
 def text_of(run: Any) -> str:
     """The page without plots, its tags taken away."""
-    html = build_page(tell(read_run(run.write(), run.root)), [])
+    html = build_page(tell(open_run(run.write(), run.root)), [])
     html = re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL)
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html).replace("\N{NO-BREAK SPACE}", " "))
 
@@ -133,7 +133,7 @@ def test_degenerate_clusters_are_warned_of(tmp_path: Path, fake_run: Start) -> N
 def text_of_task(run: Any, classes: int) -> str:
     """`text_of` for a task with so many classes."""
     folder = run.write(task={"name": "mnist", "num_classes": classes})
-    html = build_page(tell(read_run(folder, run.root)), [])
+    html = build_page(tell(open_run(folder, run.root)), [])
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html))
 
 
@@ -223,7 +223,7 @@ def test_more_than_500_classes_share_cells(tmp_path: Path, fake_run: Start) -> N
     similarity = np.zeros((1200, 1200))
     similarity[:600, :600] = 1
     add_clusters(run, [list(range(600)), list(range(600, 1200))], names, similarity)
-    ((clustering,), _) = read_clusterings(read_run(run.write(), tmp_path))
+    ((clustering,), _) = read_clusterings(open_run(run.write(), tmp_path))
     assert clustering.cells is not None
     assert clustering.cells.shape == (400, 400)
     assert clustering.cells[:200, :200].min() == 1
@@ -312,7 +312,7 @@ def test_specialists_compete_only_as_a_committee(tmp_path: Path, fake_run: Start
     run.stage("generalist", errors=40, parameters=100)
     add_committee(run, "committee", tables([(1, 1000, 960, 30)]), errors=10)
     run.stage("student", "distill", role="student", reads=["committee"], errors=20, parameters=40)
-    rows = {row.name: row for row in compare(read_run(run.write(), tmp_path)).competitors}
+    rows = {row.name: row for row in compare(open_run(run.write(), tmp_path)).competitors}
     assert list(rows) == ["generalist", "committee", "student"]
     assert rows["committee"].parameters == 200
     text = text_of(run)
@@ -334,7 +334,7 @@ def test_a_committee_teaches_with_what_it_said_as_a_whole(
     run.stage("other.targets", "combine_targets", config=other, **fused)
     run.stage("other", "distill", role="student", reads=["other.targets"], **predict(labels, 4, 6))
     run.stage("student", "distill", role="student", reads=["fused.targets"], **predict(labels, 4, 6))
-    read = read_run(run.write(), tmp_path)
+    read = open_run(run.write(), tmp_path)
     student = read.stages["student"]
     teaching = read_teaching(read, student, read_predictions(student))
     assert (teaching.name, teaching.role) == ("committee", "committee")
@@ -385,7 +385,7 @@ def test_what_was_adjusted_stands_below_its_source_and_the_oracle_is_named(
                 errors=errors,
                 parameters=10,
             )
-    comparison = compare(read_run(run.write(), tmp_path))
+    comparison = compare(open_run(run.write(), tmp_path))
     assert [row.name for row in comparison.competitors] == ["small", "test_oracle-way", "prior-way", "tiny"]
     main = choose_main(comparison)
     assert main is not None

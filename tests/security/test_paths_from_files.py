@@ -5,16 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from raydistill.errors import DistillError, StoreError
-from raydistill.report.data import read_run
+from raydistill.errors import StoreError
 from raydistill.runs.folder import StageFolder
-from raydistill.tracking.plan_run import read_run as read_tracked_run
+from raydistill.runs.view import open_run
 
 IDENTITY = {"config": {}}
 NODE = {
     "name": "a",
     "stage": "a",
     "kind": "train",
+    "makes": "model",
+    "role": "model",
     "fingerprint": "0" * 12,
     "reads": [],
     "folder": "../../outside",
@@ -83,9 +84,8 @@ def test_a_fingerprint_is_twelve_hexadecimal_digits(tmp_path: Path, fingerprint:
 def test_a_graph_that_names_a_folder_outside_is_refused(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "plans" / "p" / "r"
     run.mkdir(parents=True)
-    graph = {"plan": "p", "run_id": "r", "order": ["a"], "nodes": [NODE]}
+    graph = {"plan": "p", "run_id": "r", "test": "", "nodes": [NODE]}
     (run / "graph.json").write_text(json.dumps(graph))
     (run / "results.json").write_text(json.dumps({"plan": "p", "stages": {}, "status": "done"}))
-    for read in (read_run, read_tracked_run):
-        with pytest.raises(DistillError, match="outside the storage root"):
-            read(run, tmp_path / "runs")
+    with pytest.raises(StoreError, match="outside the storage root"):
+        open_run(run, tmp_path / "runs")
