@@ -221,6 +221,61 @@ def test_a_cached_stage_is_linked_to_the_run_that_trained_it(runs: Runs) -> None
     assert "not in this store" in found["r2"].data.tags["cached.lost"]
 
 
+def test_a_store_that_is_new_shows_cached_stages_below_the_run_that_found_them(
+    runs: Runs, tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(students_module, "export", lambda folders, give_up: dict.fromkeys(folders, "no"))
+    teacher = runs.stage("teacher")
+    (teacher / "metrics.jsonl").write_text(lines(1, 2, 3))
+    runs.record(teacher)
+    write_student(runs, "student", {"name": "mlp", "options": {"widths": [8]}})
+    assert mirror(runs.run("r1", teacher="done"), runs.root).is_complete
+    shutil.copy(template, tmp_path / "other.db")
+    runs.uri = f"sqlite:///{tmp_path / 'other.db'}"
+    again = runs.run("r2", teacher="cached", student=("cached", "student", ["teacher"], 0.5))
+    for _ in range(2):
+        assert mirror(again, runs.root, runs.uri).is_complete
+    found = runs.runs()
+    assert sorted(found) == ["r2", "student", "teacher"]
+    parent = found["r2"].info.run_id
+    assert {found[name].data.tags["mlflow.parentRunId"] for name in ("teacher", "student")} == {parent}
+    assert {run.info.status for run in found.values()} == {"FINISHED"}
+    assert runs.curve("teacher", "train/loss") == points(1, 2, 3)
+    assert found["teacher"].info.end_time == int((START + 8) * 1000)
+    assert "runs/" + found["teacher"].info.run_id in found["r2"].data.tags["mlflow.note.content"]
+    kept = runs.client.list_artifacts(found["student"].info.run_id, "model/student")
+    assert [Path(file.path).name for file in kept] == ["model.json", "model.safetensors"]
+    assert mirror(runs.run("r3", teacher="cached"), runs.root, runs.uri).is_complete
+    assert runs.runs()["r3"].data.tags["cached.teacher"] == found["teacher"].info.run_id
+
+
+def test_sync_fills_a_new_store_with_all_that_the_root_knows_once(
+    runs: Runs, tmp_path: Path, template: Path
+) -> None:
+    (runs.stage("teacher") / "metrics.jsonl").write_text(lines(1, 2))
+    runs.record(runs.stage("teacher"))
+    first = runs.run("20260102-1", plan="z", teacher="done")
+    assert mirror(first, runs.root).is_complete
+    assert mirror(runs.run("20260103-1", plan="a", teacher="cached"), runs.root).is_complete
+    search = runs.root / "searches" / "z-0123456789ab"
+    search.mkdir(parents=True)
+    told = {"fingerprint": "0123456789ab", "metric": "teacher.validation/accuracy", "mode": "max"}
+    kinds = {"searcher": {"name": "random"}, "scheduler": {"name": "none"}, "samples": 1, "space": {}}
+    write(search / "search.json", {"plan": "z", "status": "done", "started": START, **told, **kinds})
+    shutil.copy(template, tmp_path / "other.db")
+    before, runs.uri = runs.uri, f"sqlite:///{tmp_path / 'other.db'}"
+    sent = ["z/20260102-1", "a/20260103-1", "searches/z-0123456789ab"]
+    assert list(sync(runs.root, runs.uri)) == [f"{name} → {runs.uri}" for name in sent]
+    assert list(sync(runs.root, runs.uri)) == []
+    found = runs.runs()
+    assert found["teacher"].data.tags["mlflow.parentRunId"] == found["20260102-1"].info.run_id
+    assert runs.curve("teacher", "train/loss") == points(1, 2)
+    runs.uri = before  # back to the first store, which has the two plan runs: nothing comes twice
+    assert len(list(sync(runs.root, runs.uri))) == 3
+    assert sorted(runs.runs()) == ["20260102-1", "20260103-1", "teacher", "z"]
+    assert runs.curve("teacher", "train/loss") == points(1, 2)
+
+
 def test_replicas_are_compared_by_mean_and_deviation(runs: Runs) -> None:
     folder = runs.run("r1")
     nodes = []

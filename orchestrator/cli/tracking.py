@@ -14,6 +14,9 @@ from raydistill.cli.options import finds_own_modules, runs_option, tracking_opti
 def sync(root: Path, tracking_uri: str | None) -> None:
     """Send to MLflow what could not be sent while plans ran.
 
+    With `--tracking-uri`, all that the storage root knows and that store does not: plan runs, stages with their curves,
+    students, searches.
+
     \b
     distill sync --tracking-uri http://mlflow.example:5000
     """

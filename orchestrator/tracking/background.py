@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -80,13 +80,7 @@ class Mirror:
 
     def has_sent(self, previous: Path) -> bool:
         """Whether an earlier plan run is wholly in the store that this one goes to, as far as files tell."""
-        state = read_state(previous)
-        return (
-            state is not None
-            and state.tracking_uri == name_of(self.uri, self.root)
-            and _is_all_sent(previous, state)
-            and not is_missing(self.uri)
-        )
+        return _has_arrived(previous, name_of(self.uri, self.root)) and not is_missing(self.uri)
 
     def adopt(self, previous: Path) -> None:
         """Let an earlier run, which shows the same in MLflow, stand for this one: nothing is sent, nothing imported.
@@ -199,10 +193,10 @@ def _warn_of_version(uri: str) -> None:
 
 
 def sync(root: Path, tracking_uri: str | None = None) -> Iterator[str]:
-    """Send what earlier plan runs could not; yields a line for each run sent.
+    """Send what a store lacks of the root's plan runs and searches; yields a line for each one sent.
 
-    Without a URI every run goes to the store it was meant for. Raises `DistillError` at the end when something is
-    still to be sent.
+    Without a URI every run goes to the store it was meant for, as far as it has not arrived there. With one all of them
+    go there, those too that another store has. Raises `DistillError` at the end when something is still to be sent.
     """
     problems = []
 
@@ -230,11 +224,15 @@ def _push_rest(
     `uri_of` names the store for a run's folder, or None to leave it alone.
     """
     down: dict[str, str] = {}
-    found = [*sorted(root.glob("plans/*/*/graph.json")), *sorted(root.glob("searches/*/search.json"))]
+    # By their ids, which begin with the time: the run that trained a stage comes before those that found it cached.
+    found = [
+        *sorted(root.glob("plans/*/*/graph.json"), key=lambda path: (path.parent.name, path)),
+        *sorted(root.glob("searches/*/search.json")),
+    ]
     for folder in (path.parent for path in found):
-        if give_up.is_set() or _is_delivered(folder) or is_untracked(folder):
+        if give_up.is_set() or is_untracked(folder):
             continue
-        if (uri := uri_of(folder)) is None:
+        if (uri := uri_of(folder)) is None or _has_arrived(folder, name_of(uri, root)):
             continue
         name = f"{folder.parent.name}/{folder.name}"
         with try_lock(folder) as is_mine:
@@ -260,10 +258,10 @@ def _uri_of(folder: Path, root: Path, tracking_uri: str | None) -> str:
     return own_uri(root) if is_folder_missing(meant) else meant
 
 
-def _is_delivered(folder: Path) -> bool:
-    """Whether all of it was sent, and no file that is shown has changed since."""
+def _has_arrived(folder: Path, store: str) -> bool:
+    """Whether all of it was sent to the store of this name, and no file that is shown has changed since."""
     state = read_state(folder)
-    return state is not None and _is_all_sent(folder, state)
+    return state is not None and state.tracking_uri == store and _is_all_sent(folder, state)
 
 
 def _is_all_sent(folder: Path, state: State) -> bool:
@@ -331,7 +329,8 @@ def _push_plan_run(session: Session[TrackedRun]) -> None:
     for node in session.run.nodes:
         if node.status in RAN:
             push_stage(session, node)
-    link_cached(session)
+    for node in link_cached(session):
+        push_stage(session, replace(node, status="done"))
     push_comparison(session)
     push_table(session)
     push_files(session)

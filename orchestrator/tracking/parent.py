@@ -23,28 +23,32 @@ def open_parent(session: Session[TrackedRun]) -> None:
     session.save()
 
 
-def link_cached(session: Session[TrackedRun]) -> None:
-    """Tag the parent with the runs that trained the stages which did not run now."""
+def link_cached(session: Session[TrackedRun]) -> list[TrackedNode]:
+    """Tag the parent with the runs that trained the stages which did not run now; returns those that this store has
+    never seen and that are still on disk: a store that is new shows them below this run."""
     known = session.state.cached
-    cached = [node for node in session.run.nodes if node.status == "cached" and node.name not in known]
-    if not cached:
-        return
-    experiments = [experiment.experiment_id for experiment in session.client.search_experiments()]
-    found = {node.name: _trained_in(session, node, experiments) for node in cached}
-    session.log_tags(
-        session.state.run_id,
-        {
-            f"cached.{node.name}": found[node.name] or f"{node.fingerprint}, not in this store"
-            for node in cached
-        },
-    )
-    known.update(found)
-    session.save()
+    cached = [node for node in session.run.nodes if node.status == "cached"]
+    if new := [node for node in cached if node.name not in known]:
+        experiments = [experiment.experiment_id for experiment in session.client.search_experiments()]
+        found = {node.name: _trained_in(session, node, experiments) for node in new}
+        session.log_tags(
+            session.state.run_id,
+            {
+                f"cached.{node.name}": found[node.name] or f"{node.fingerprint}, was not in this store"
+                for node in new
+            },
+        )
+        known.update(found)
+        session.save()
+    return [node for node in cached if not known[node.name] and node.record.get("status") == "done"]
 
 
 def _trained_in(session: Session[TrackedRun], node: TrackedNode, experiments: list[str]) -> str:
-    condition = f"tags.fingerprint = '{node.fingerprint}' and attributes.status = 'FINISHED'"
-    return store.find_run(session.client, experiments, condition) or ""
+    """The run of the stage, one that is finished if there is one: another driver's mirror may be a little behind."""
+    condition = f"tags.fingerprint = '{node.fingerprint}' and attributes.status = "
+    statuses = ("FINISHED", "RUNNING")
+    found = (store.find_run(session.client, experiments, f"{condition} '{status}'") for status in statuses)
+    return next(filter(None, found), "")
 
 
 def push_comparison(session: Session[TrackedRun]) -> None:
@@ -70,7 +74,7 @@ def _comparison(session: Session[TrackedRun]) -> Iterator[Point]:
 def push_table(session: Session[TrackedRun]) -> None:
     """The table of stages as the parent's description, whenever it has changed; targets are told only if missing."""
     state = session.state
-    runs = {name: stage.run_id for name, stage in state.stages.items()} | state.cached
+    runs = state.cached | {name: stage.run_id for name, stage in state.stages.items() if stage.run_id}
     links = {name: address(state.experiment_id, run_id) for name, run_id in runs.items() if run_id}
     told = [node for node in session.run.nodes if node.role != "targets" or node.status not in SUCCEEDED]
     push_note(session, table_of(told, links))

@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 
 
 def push_students(session: Session[TrackedRun]) -> None:
-    """Log every student that was trained now, once; register the best of all if the plan run is done."""
-    log_models(session, _trained_now(session))
+    """Log every student that has a run below this one, once; register the best of all if the plan run is done."""
+    log_models(session, _shown_here(session))
     if name := _name_to_register(session):
         _register_best(session, name)
 
@@ -35,12 +35,14 @@ def push_students(session: Session[TrackedRun]) -> None:
 def has_students_left(session: Session[TrackedRun]) -> bool:
     """Whether `push_students` still has something to do."""
     stages = session.state.stages
-    is_logged = all(stages[node.name].is_model_done for node in _trained_now(session))
+    is_logged = all(stages[node.name].is_model_done for node in _shown_here(session))
     return not is_logged or _name_to_register(session) is not None
 
 
-def _trained_now(session: Session[TrackedRun]) -> list[TrackedNode]:
-    return [node for node in session.run.students if node.status == "done"]
+def _shown_here(session: Session[TrackedRun]) -> list[TrackedNode]:
+    """Those that were trained now, and cached ones that the store did not know."""
+    sent = session.state.stages
+    return [node for node in session.run.students if node.status == "done" or node.name in sent]
 
 
 def _name_to_register(session: Session[TrackedRun]) -> str | None:
