@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -16,12 +16,13 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from raydistill.tasks.devices import all_to_device, to_device
 from raydistill.tasks.hashing import fold_key, uniform
 from raydistill.tasks.pictures import Box, PictureError, centre_box, part_of, read_picture
-from raydistill.tasks.splits import View
-from raydistill.tasks.task import Arrays
+from raydistill.tasks.splits import TaskData, View, task_data, three_parts
 
 if TYPE_CHECKING:
     from raydistill.tasks.image_folder import ImageFolder
+    from raydistill.tasks.task import Arrays
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ATTEMPTS = 10
 LARGEST_RATIO = 4 / 3
 
@@ -66,6 +67,13 @@ class FolderSplit:
             if isinstance(pixels, PictureError):
                 raise pixels
             yield to_device(pixels, device).float().div_(255)
+
+
+def build_folder_data(task: ImageFolder, parts: Mapping[str, Arrays]) -> TaskData:
+    """The splits of pictures in folders, with ImageNet's usual mean and standard deviation."""
+    splits = {name: FolderSplit.of(task, part) for name, part in three_parts(task, parts).items()}
+    mean, std = torch.tensor(IMAGENET_MEAN).view(3, 1, 1), torch.tensor(IMAGENET_STD).view(3, 1, 1)
+    return task_data(task, splits, mean, std)
 
 
 class _Pictures(Dataset[Tensor | PictureError]):

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from raydistill.tasks.devices import all_to_device
-from raydistill.tasks.speech_frames import SpeechFrames, Utterances
 from raydistill.tasks.splits import TaskData, View
+
+if TYPE_CHECKING:
+    from raydistill.tasks.speech_frames import SpeechFrames
+    from raydistill.tasks.utterances import Utterances
 
 
 @dataclass(frozen=True, eq=False)

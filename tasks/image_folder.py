@@ -100,7 +100,7 @@ class ImageFolder(Task):
         return {split: self._readable(split, part) for split, part in parts.items()}
 
     def load(self) -> TaskData:
-        from raydistill.tasks.splits import build_folder_data
+        from raydistill.tasks.folder_split import build_folder_data
 
         self.require_files()
         return build_folder_data(self, self.read())

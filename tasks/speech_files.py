@@ -9,7 +9,7 @@ import pyarrow
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from raydistill.tasks.speech_frames import LONGEST, Utterances, utterance_key
+from raydistill.tasks.utterances import LONGEST, Utterances, utterance_key
 
 
 def largest_label(file: Path) -> int:

@@ -17,12 +17,10 @@ from torch import Tensor
 
 from raydistill.tasks.devices import all_to_device
 from raydistill.tasks.hashing import VALIDATION_CUT, cut, fold_key
-from raydistill.tasks.task import Arrays, Task
 
 if TYPE_CHECKING:
-    from raydistill.tasks.image_folder import ImageFolder
+    from raydistill.tasks.task import Arrays, Task
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SAMPLES_AT_ONCE = 2048
 
 
@@ -111,15 +109,6 @@ def build_task_data(task: Task, parts: Mapping[str, Arrays]) -> TaskData:
     if inputs.dtype == torch.int64:
         return task_data(task, splits, torch.zeros(()), torch.ones(()))
     return task_data(task, splits, *channel_statistics(inputs))
-
-
-def build_folder_data(task: ImageFolder, parts: Mapping[str, Arrays]) -> TaskData:
-    """The splits of pictures in folders, with ImageNet's usual mean and standard deviation."""
-    from raydistill.tasks.folder_split import FolderSplit
-
-    splits = {name: FolderSplit.of(task, part) for name, part in three_parts(task, parts).items()}
-    mean, std = torch.tensor(IMAGENET_MEAN).view(3, 1, 1), torch.tensor(IMAGENET_STD).view(3, 1, 1)
-    return task_data(task, splits, mean, std)
 
 
 def channel_statistics(inputs: Tensor) -> tuple[Tensor, Tensor]:

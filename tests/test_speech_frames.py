@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from raydistill.tasks.speech_frames import FRAME_BITS, SpeechFrames, utterance_key
+from raydistill.tasks.speech_frames import SpeechFrames
 from raydistill.tasks.splits import Split, TaskData
+from raydistill.tasks.utterances import FRAME_BITS, utterance_key
 
 RANDOM = np.random.default_rng(0)
 WIDTH = 3

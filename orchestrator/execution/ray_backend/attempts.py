@@ -11,11 +11,12 @@ import ray
 from raydistill.errors import StoreError
 from raydistill.execution.deadline import DeadlineWatch, hung, read_stacks
 from raydistill.execution.ray_backend.amounts import Amount
+from raydistill.execution.ray_backend.launch import run_group
 from raydistill.execution.ray_backend.losses import describe_loss, record_failure
 from raydistill.execution.ray_backend.placement import OUTSIDE, all_but
 from raydistill.execution.ray_backend.pool import PooledWorker, WorkerPool
 from raydistill.execution.ray_backend.reservations import free_abandoned
-from raydistill.execution.ray_backend.worker import STOP, run_group
+from raydistill.execution.ray_backend.worker import STOP
 from raydistill.execution.request import Outcome, StageRequest
 from raydistill.runs.files import make_folder
 from raydistill.runs.record import summary_of

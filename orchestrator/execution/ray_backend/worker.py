@@ -61,14 +61,6 @@ class StageWorker:
         self._stopped.add(attempt)
 
 
-def run_group(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Run Ray Train from this process, so that the driver need not import it; returns the outcome as a dict."""
-    enter_folder(arguments["working_folder"])
-    from raydistill.execution.ray_backend.group import fit_group
-
-    return fit_group(arguments)
-
-
 def run_rank(arguments: dict[str, Any]) -> dict[str, Any]:
     """One rank of a group, called by Ray Train once `torch.distributed` is set up; returns the outcome as a dict.
 
