@@ -1,7 +1,7 @@
 """Pictures of very many classes in sharded Parquet, read from disk while training.
 
-`shards.py` says what a shard is, `pixel_cache.py` how pixels are read, and `python -m raydistill.tasks.glyphs` makes
-such shards from the fonts of the machine.
+`shards.py` says what a shard is, `pixel_cache.py` how pixels are read, and `python -m raydistill.tasks.make.glyphs`
+makes such shards from the fonts of the machine.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class ManyClass(Task):
             return None
         return (
             f"task `many_class` finds no `{absent[0]}` in `{self.folder}`: make a data set of characters with "
-            f"`python -m raydistill.tasks.glyphs --out {self.folder} --classes 200`, put shards of your own "
+            f"`python -m raydistill.tasks.make.glyphs --out {self.folder} --classes 200`, put shards of your own "
             "there with the columns `pixels` or `image`, `label` and `id` and the list of class names `classes.json`, "
             "or name another `folder`; nothing can be downloaded"
         )

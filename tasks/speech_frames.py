@@ -1,7 +1,7 @@
 """Frames of speech and the HMM states they belong to, from utterances in Parquet files (arXiv 1503.02531, section 4).
 
 A sample is a frame; its input is that frame between its neighbours, spliced when a batch is asked for: no spliced
-frame is ever stored. `python -m raydistill.tasks.speech_align` writes such files from recordings and transcripts.
+frame is ever stored. `python -m raydistill.tasks.make.speech_align` writes such files from recordings and transcripts.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class SpeechFrames(Task):
             if not self._files_of(part):
                 return (
                     f"task `speech_frames` finds no `{part}*.parquet` in `{self.folder}`: write utterances there "
-                    "with `python -m raydistill.tasks.speech_align`, or name another `folder`; nothing can be "
+                    "with `python -m raydistill.tasks.make.speech_align`, or name another `folder`; nothing can be "
                     "downloaded"
                 )
         return None

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from raydistill.tasks.glyph_fonts import (
+from raydistill.tasks.make.glyph_fonts import (
     Face,
     Family,
     coverage,
@@ -21,8 +21,8 @@ from raydistill.tasks.glyph_fonts import (
     probe_vectors,
     same_designs,
 )
-from raydistill.tasks.glyph_images import distort, draw, draw_variant, glyph_id
-from raydistill.tasks.glyphs import Wanted, choose_classes, common_kanji, generate, main, split_families
+from raydistill.tasks.make.glyph_images import distort, draw, draw_variant, glyph_id
+from raydistill.tasks.make.glyphs import Wanted, choose_classes, common_kanji, generate, main, split_families
 from raydistill.tasks.many_class import ManyClass
 
 FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
@@ -192,7 +192,7 @@ def test_every_distorted_character_keeps_its_ink(faces: list[Face]) -> None:
 def test_the_command_says_what_it_used_and_refuses_a_folder_in_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("raydistill.tasks.glyphs.ProcessPoolExecutor", InlineExecutor)
+    monkeypatch.setattr("raydistill.tasks.make.glyphs.ProcessPoolExecutor", InlineExecutor)
     arguments = [
         "--out",
         str(tmp_path / "a"),

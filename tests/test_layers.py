@@ -129,6 +129,13 @@ def test_models_and_tasks_know_nothing_of_the_orchestrator_nor_of_each_other(pat
     assert set(ours) <= {path.parts[0]}
 
 
+def test_no_task_needs_what_made_its_data() -> None:
+    makers = ("raydistill", "tasks", "make")
+    readers = [path for path in MODULES if path.parts[0] == "tasks" and dotted(path)[:3] != makers]
+    assert readers
+    assert not [path for path in readers if any(name[:3] == makers for _, name in imports(path))]
+
+
 @pytest.mark.parametrize(("package", "places"), [("ray", RAY), ("mlflow", MLFLOW)])
 def test_a_platform_is_imported_in_few_places(package: str, places: set[str]) -> None:
     strangers = [

@@ -273,7 +273,7 @@ def test_arrays_without_a_usable_shape_are_refused(tmp_path: Path, shape: Any) -
 
 def test_missing_data_names_the_folder_and_the_generator(tmp_path: Path) -> None:
     task = ManyClass(folder=tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match=r"python -m raydistill.tasks\.glyphs --out .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"python -m raydistill.tasks\.make\.glyphs --out .*nowhere"):
         task.identity()
     write_folder(tmp_path, random_samples(9, 0), random_samples(5, 1000))
     (tmp_path / "classes.json").unlink()

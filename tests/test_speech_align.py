@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from raydistill.tasks.forced_alignment import (
+from raydistill.tasks.make.forced_alignment import (
     Aligned,
     Aligner,
     Span,
@@ -24,12 +24,19 @@ from raydistill.tasks.forced_alignment import (
     states_of_frames,
     words_of,
 )
-from raydistill.tasks.log_mel import RATE, log_mel, mel_filters, read_audio, resample, write_audio
-from raydistill.tasks.recordings import Recording, read_manifest
-from raydistill.tasks.speech_align import main
+from raydistill.tasks.make.log_mel import RATE, log_mel, mel_filters, read_audio, resample, write_audio
+from raydistill.tasks.make.recordings import Recording, read_manifest
+from raydistill.tasks.make.speech_align import main
+from raydistill.tasks.make.speech_synthesise import (
+    Speaker,
+    Utterance,
+    add_noise,
+    make_speakers,
+    sentences,
+    speak,
+)
+from raydistill.tasks.make.utterance_writer import Report, write_utterances
 from raydistill.tasks.speech_frames import SpeechFrames
-from raydistill.tasks.speech_synthesise import Speaker, Utterance, add_noise, make_speakers, sentences, speak
-from raydistill.tasks.utterance_writer import Report, write_utterances
 
 HEADER = "path\ttext\tspeaker\tsplit\n"
 

@@ -300,7 +300,7 @@ def test_fixed_size_features_are_read_as_lists_are(tmp_path: Path) -> None:
 
 def test_missing_files_are_named_with_the_way_to_make_them(tmp_path: Path) -> None:
     write(tmp_path, train=[utterance(0, 9)])
-    with pytest.raises(FileNotFoundError, match=r"`test\*\.parquet`.*tasks\.speech_align"):
+    with pytest.raises(FileNotFoundError, match=r"`test\*\.parquet`.*tasks\.make\.speech_align"):
         task(tmp_path).load()
     with pytest.raises(FileNotFoundError, match="speech_align"):
         _ = task(tmp_path, classes=None).num_classes

@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from raydistill.tasks.log_mel import log_mel, read_audio
-from raydistill.tasks.recordings import Recording
+from raydistill.tasks.make.log_mel import log_mel, read_audio
+from raydistill.tasks.make.recordings import Recording
 
 States = Literal["phones", "senones"]
 # PocketSphinx and we may differ by the last frame, which it pads.

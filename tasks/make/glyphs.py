@@ -1,6 +1,6 @@
 """Draw Chinese characters in the fonts of this machine, as a data set of very many classes for the task `many_class`.
 
-    python -m raydistill.tasks.glyphs --out FOLDER --classes 200 [--workers 2]
+    python -m raydistill.tasks.make.glyphs --out FOLDER --classes 200 [--workers 2]
 
 Training, validation and test split by font family: no design is in two of them. What is drawn depends on the fonts,
 their versions and the seed, not on the number of workers. `manifest.json` says which family went where. Without
@@ -33,9 +33,9 @@ from typing import Any
 import click
 import numpy as np
 
-from raydistill.tasks.glyph_fonts import Face, Family, find_families
-from raydistill.tasks.glyph_images import draw_variant, glyph_id
 from raydistill.tasks.hashing import fold_key
+from raydistill.tasks.make.glyph_fonts import Face, Family, find_families
+from raydistill.tasks.make.glyph_images import draw_variant, glyph_id
 from raydistill.tasks.shards import CLASSES, write_json, write_manifest, write_shards
 from raydistill.tasks.task import Arrays
 
@@ -87,7 +87,7 @@ def generate(
     labels, absent = choose_classes(characters, parts.values(), wanted.classes)
     used = {family.name for part in parts.values() for family in part}
     about = {
-        "made_by": "raydistill.tasks.glyphs",
+        "made_by": "raydistill.tasks.make.glyphs",
         "seed": wanted.seed,
         "size": wanted.size,
         "variants": dict(wanted.variants),
@@ -116,7 +116,7 @@ def split_families(families: Sequence[Family], wanted: Wanted) -> dict[str, list
         known = ", ".join(family.name for family in families) or "none"
         raise ValueError(
             f"{count} font families are asked for, and {len(families)} have the characters ({known}): install more "
-            "fonts (`python -m raydistill.tasks.glyphs --help` names packages), or ask for fewer with "
+            "fonts (`python -m raydistill.tasks.make.glyphs --help` names packages), or ask for fewer with "
             "`--train-families`, `--test-families` and `--validation-families`"
         )
     order = iter(np.random.default_rng(fold_key(wanted.seed, FAMILIES)).permutation(len(families)).tolist())

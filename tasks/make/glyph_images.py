@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from raydistill.tasks.digests import digest_text
-from raydistill.tasks.glyph_fonts import Face, open_font
 from raydistill.tasks.hashing import fold_key
+from raydistill.tasks.make.glyph_fonts import Face, open_font
 
 FINER = 2  # drawn and mapped at this multiple of the final size
 FILLS = (0.7, 0.95)  # longer side of the ink, as a part of the picture

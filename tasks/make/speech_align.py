@@ -1,6 +1,6 @@
 """From recordings and their transcripts to utterances that the task `speech_frames` reads.
 
-    python -m raydistill.tasks.speech_align recordings/manifest.tsv data/speech
+    python -m raydistill.tasks.make.speech_align recordings/manifest.tsv data/speech
 
 The manifest has the columns path, text, speaker and split (train, validation or test); paths are relative to it.
 PocketSphinx aligns the text with the sound in two passes: words, then the states of their phones inside them.
@@ -16,9 +16,15 @@ from pathlib import Path
 
 import click
 
-from raydistill.tasks.forced_alignment import Aligned, Aligner, States, align_recording, load_pocketsphinx
-from raydistill.tasks.recordings import Recording, read_manifest
-from raydistill.tasks.utterance_writer import Report, write_utterances
+from raydistill.tasks.make.forced_alignment import (
+    Aligned,
+    Aligner,
+    States,
+    align_recording,
+    load_pocketsphinx,
+)
+from raydistill.tasks.make.recordings import Recording, read_manifest
+from raydistill.tasks.make.utterance_writer import Report, write_utterances
 
 
 class _Worker:

@@ -1,6 +1,6 @@
 """Test data for speech: sentences of a small grammar, spoken by espeak-ng's voices with noise added.
 
-    python -m raydistill.tasks.speech_synthesise data/speech/audio --train-speakers 12 --test-speakers 4
+    python -m raydistill.tasks.make.speech_synthesise data/speech/audio --train-speakers 12 --test-speakers 4
 
 Writes WAV files at 16 kHz and `manifest.tsv`, which `speech_align.py` reads. A speaker is an accent, a
 variant of the voice, a pitch, a rate and a level of noise; no variant speaks in both splits.
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raydistill.tasks.hashing import fold_key
-from raydistill.tasks.log_mel import read_audio, to_samples, write_audio
+from raydistill.tasks.make.log_mel import read_audio, to_samples, write_audio
 
 # Accents that an acoustic model of American English follows, and variants that still sound like people.
 ACCENTS = ("en-us", "en-us", "en-us-nyc", "en-gb", "en-gb-x-rp", "en-gb-scotland")

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raydistill.tasks.forced_alignment import Aligned
-from raydistill.tasks.recordings import Recording
+from raydistill.tasks.make.forced_alignment import Aligned
+from raydistill.tasks.make.recordings import Recording
 
 UTTERANCES_AT_ONCE = 64
 
