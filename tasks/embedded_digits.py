@@ -4,11 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
-from raydistill.tasks.hashing import TEST_CUT, fold_key, smallest_hashes
+from raydistill.tasks.hashing import fold_key, smallest_hashes
+from raydistill.tasks.seeds import Purpose
 from raydistill.tasks.task import Arrays
 
 # Fixed for good: which of the 500 embedded digits of each class are test digits.
-EMBEDDED_TEST_KEY = fold_key(5000, TEST_CUT)
+EMBEDDED_TEST_KEY = fold_key(5000, Purpose.TEST_CUT)
 EMBEDDED_TEST_PER_CLASS = 100
 
 

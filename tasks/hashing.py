@@ -8,8 +8,6 @@ bits, whatever was asked before, on whatever machine. Cuts made with it depend o
 import numpy as np
 from numpy.typing import NDArray
 
-VALIDATION_CUT, TEST_CUT = 0, 1  # keep the two cuts of one seed apart
-
 MASK = 2**64 - 1
 GAMMA = 0x9E3779B97F4A7C15
 MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)

@@ -14,6 +14,7 @@ from pydantic import Field
 from raydistill.tasks.digests import digest_below, digest_named, digest_text
 from raydistill.tasks.hashing import fold_key, smallest_hashes
 from raydistill.tasks.picture_files import NO_PICTURES, folders_in, has_picture, search
+from raydistill.tasks.seeds import Purpose
 from raydistill.tasks.task import Arrays, Task, UserPath
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from raydistill.tasks.survey import Finding, Survey
 
 logger = logging.getLogger(__name__)
-
-SURVEYED = 17  # purpose of the hash that chooses the pictures of a survey
 
 
 class ImageFolder(Task):
@@ -130,7 +129,7 @@ class ImageFolder(Task):
     def _look(self, part: Arrays, most: int | None = None) -> dict[str, Look]:
         from raydistill.tasks.picture_survey import MOST, look_at
 
-        chosen = smallest_hashes(part.ids, MOST if most is None else most, fold_key(SURVEYED))
+        chosen = smallest_hashes(part.ids, MOST if most is None else most, fold_key(Purpose.SURVEYED))
         return look_at(self.folder, part.inputs[chosen].tolist(), self.workers)
 
     def _readable(self, split: str, part: Arrays) -> Arrays:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from raydistill.tasks.devices import all_to_device, to_device
 from raydistill.tasks.hashing import fold_key, smallest_hashes
+from raydistill.tasks.seeds import STATISTICS
 from raydistill.tasks.splits import TaskData, View, channel_statistics, task_data, three_parts
 from raydistill.tasks.task import Arrays
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from raydistill.tasks.pixel_cache import Pixels
 
 STATISTICS_BYTES = 2**28
-STATISTICS = 13  # purpose of the hash that chooses pictures for the statistics
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from raydistill.tasks.digests import Stamp, digest_below, digest_named, digest_text, stamp
-from raydistill.tasks.hashing import VALIDATION_CUT, cut, fold_key
+from raydistill.tasks.hashing import cut, fold_key
+from raydistill.tasks.seeds import Purpose
 from raydistill.tasks.task import Task, UserPath
 
 if TYPE_CHECKING:  # numpy and pyarrow are loaded by what reads the files, not by a dry run's description
@@ -110,7 +111,9 @@ class SpeechFrames(Task):
         }
         if "validation" not in found:
             train = found["train"]
-            chosen = cut(train.keys, self.validation_fraction, fold_key(self.split_seed, VALIDATION_CUT))
+            chosen = cut(
+                train.keys, self.validation_fraction, fold_key(self.split_seed, Purpose.VALIDATION_CUT)
+            )
             found |= {"train": train.take(~chosen), "validation": train.take(chosen)}
         _check_apart(found)
         return {part: found[part] for part in PARTS}

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raydistill.tasks.devices import all_to_device
-from raydistill.tasks.hashing import VALIDATION_CUT, cut, fold_key
+from raydistill.tasks.hashing import cut, fold_key
+from raydistill.tasks.seeds import Purpose
 
 if TYPE_CHECKING:
     from raydistill.tasks.task import Arrays, Task
@@ -142,7 +143,7 @@ def three_parts(task: Task, parts: Mapping[str, Arrays]) -> dict[str, Arrays]:
     """Training, validation (cut from training samples if the data brings none) and test, after checks."""
     train, validation = parts["train"], parts.get("validation")
     if validation is None:
-        chosen = cut(train.ids, task.validation_fraction, fold_key(task.split_seed, VALIDATION_CUT))
+        chosen = cut(train.ids, task.validation_fraction, fold_key(task.split_seed, Purpose.VALIDATION_CUT))
         train, validation = train.take(~chosen), train.take(chosen)
     complete = {"train": train, "validation": validation, "test": parts["test"]}
     _check_ids(task, complete)

@@ -13,7 +13,8 @@ from pydantic import Field
 
 from raydistill.tasks.array_files import array_names, digest_rows, dtype_of, open_array, shape_of
 from raydistill.tasks.digests import Stamp, digest_file, digest_text, digests_of_parts, stamp
-from raydistill.tasks.hashing import TEST_CUT, cut, fold_key
+from raydistill.tasks.hashing import cut, fold_key
+from raydistill.tasks.seeds import Purpose
 from raydistill.tasks.task import Arrays, Task, UserPath
 
 if TYPE_CHECKING:
@@ -178,7 +179,9 @@ class Tensors(Task):
         if self.split in array_names(self.file):
             return _split_names(self.file, open_array(self.file, self.split))
         is_test = cut(
-            _integers(self.file, self.ids, ids), self.test_fraction, fold_key(self.split_seed, TEST_CUT)
+            _integers(self.file, self.ids, ids),
+            self.test_fraction,
+            fold_key(self.split_seed, Purpose.TEST_CUT),
         )
         return np.where(is_test, "test", "train")
 

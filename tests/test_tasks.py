@@ -26,10 +26,11 @@ from raydistill.tasks import TASKS, fashion_mnist
 from raydistill.tasks.cifar import Cifar10, Cifar100
 from raydistill.tasks.fashion_mnist import FashionMnist
 from raydistill.tasks.folder_split import random_box
-from raydistill.tasks.hashing import VALIDATION_CUT, cut, fold_key, hash_ids, uniform
+from raydistill.tasks.hashing import cut, fold_key, hash_ids, uniform
 from raydistill.tasks.image_folder import ImageFolder
 from raydistill.tasks.mnist import Mnist
 from raydistill.tasks.pictures import centre_box
+from raydistill.tasks.seeds import Purpose
 from raydistill.tasks.splits import TensorSplit, View, build_task_data, channel_statistics, normalised
 from raydistill.tasks.svhn import Svhn
 from raydistill.tasks.task import Arrays, Task
@@ -86,7 +87,7 @@ def test_test_and_validation_cuts_of_one_seed_are_independent(tmp_path: Path) ->
     ids = np.arange(10_000)
     np.savez(tmp_path / "data.npz", inputs=np.ones((10_000, 1)), labels=ids % 2)
     is_test = np.isin(ids, Tensors(file=tmp_path / "data.npz").load().test.ids.numpy())
-    smallest = cut(ids, 0.2, key=fold_key(0, VALIDATION_CUT))
+    smallest = cut(ids, 0.2, key=fold_key(0, Purpose.VALIDATION_CUT))
     assert abs((is_test & smallest).sum() - 400) < 5 * np.sqrt(400)
 
 

@@ -8,9 +8,8 @@ from torch import Tensor
 from raydistill.kinds.committee_methods import TeacherSwitchingConfig
 from raydistill.methods.adaptive_weights import AdaptiveWeights
 from raydistill.tasks.hashing import fold_key
+from raydistill.tasks.seeds import SWITCH
 from raydistill.training.data import Batch
-
-SWITCH = 16  # purpose, so that equal seeds do not give equal draws
 
 
 class TeacherSwitching(AdaptiveWeights):

@@ -9,10 +9,9 @@ from raydistill.runs.context import StageContext
 from raydistill.stages.training_stage import build_initial_model, fit_model, load_data, store_model
 from raydistill.stages.transfer_data import load_transfer_set
 from raydistill.tasks.hashing import fold_key, hash_ids
+from raydistill.tasks.seeds import Purpose
 from raydistill.training.data import TransferSet, Views
 from raydistill.training.exchange import Exchange
-
-SHARDS = 17  # purpose of the seed of the peers' parts
 
 
 def codistill(config: CodistillConfig, context: StageContext) -> dict[str, float]:
@@ -41,7 +40,7 @@ def codistill(config: CodistillConfig, context: StageContext) -> dict[str, float
 
 def shard_of(transfer: TransferSet, config: CodistillConfig) -> TransferSet:
     """The peer's own part of a transfer set, about as large as the others': drawn by the samples' ids."""
-    hashes = hash_ids(transfer.split.ids.cpu().numpy(), fold_key(config.group_seed, SHARDS))
+    hashes = hash_ids(transfer.split.ids.cpu().numpy(), fold_key(config.group_seed, Purpose.PEER_SHARDS))
     order = torch.from_numpy(hashes.argsort(kind="stable"))
     mine = order[config.peer :: config.peers].sort().values
     if not len(mine):

@@ -25,12 +25,11 @@ from raydistill.stages.record_statistics import (
 )
 from raydistill.stages.transfer_data import SAMPLES
 from raydistill.tasks.hashing import fold_key
+from raydistill.tasks.seeds import SYNTHESIZE
 from raydistill.training import model_files
 from raydistill.training.activation_statistics import LayerStatistics
 from raydistill.training.model_files import TrainedModel
 from raydistill.training.reconstruction import reconstruct, reconstruction_loss, thinned
-
-SYNTHESIZE = 21  # purpose of the seed of a batch
 
 log = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ from raydistill.models.taps import Tapped
 from raydistill.runs.context import StageContext
 from raydistill.runs.plan_run import write_data_sizes
 from raydistill.tasks.hashing import fold_key
+from raydistill.tasks.seeds import Purpose
 from raydistill.tasks.splits import TaskData
 from raydistill.training import model_files, net2net
 from raydistill.training.beginning import CHECKPOINT
@@ -20,9 +21,6 @@ from raydistill.training.data import TransferSet
 from raydistill.training.evaluation import judge_splits
 from raydistill.training.loop import Teacher, fit, predictor
 from raydistill.training.method import Method
-
-INITIAL = 14  # purpose of the seed of the initial weights
-GROWTH = 16  # and of what is drawn when a smaller network grows
 
 
 def load_data(context: StageContext) -> TaskData:
@@ -40,7 +38,7 @@ def load_data(context: StageContext) -> TaskData:
 
 def build_seeded_model(model: ModelConfig, config: TrainingConfig, context: StageContext) -> torch.nn.Module:
     """The model, on the stage's device, with initial weights that depend on the stage's seed alone."""
-    torch.manual_seed(fold_key(config.seed, INITIAL))
+    torch.manual_seed(fold_key(config.seed, Purpose.INITIAL))
     return model_files.build(model, context.task).to(context.device)
 
 
@@ -56,7 +54,7 @@ def build_initial_model(model: ModelConfig, config: TrainingConfig, context: Sta
     initial = model_files.load(context.input(config.initial), context.device)
     built = build_seeded_model(model, config, context)
     if config.grow is not None:
-        seed, noise = fold_key(config.seed, GROWTH), config.grow.noise
+        seed, noise = fold_key(config.seed, Purpose.GROWTH), config.grow.noise
         try:
             built.load_state_dict(net2net.grow(initial.plain, built, seed=seed, noise=noise))
         except ValueError as error:

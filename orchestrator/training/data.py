@@ -15,11 +15,10 @@ from raydistill.kinds.augmentations import AugmentConfig, MixupConfig
 from raydistill.kinds.training import TransferConfig
 from raydistill.tasks.devices import all_to_device
 from raydistill.tasks.hashing import cut, fold_key
+from raydistill.tasks.seeds import Purpose
 from raydistill.tasks.splits import Split, TaskData, View, normalised
 from raydistill.tasks.task import class_index
 from raydistill.training.augment import augment, mixup_partners
-
-ORDER, TRANSFER = 11, 12  # purposes, so that equal seeds do not give equal draws
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ class TransferSet:
 
     def epoch_order(self, seed: int, epoch: int) -> Tensor:
         """A permutation of all positions (N,) for one epoch, the same on every worker."""
-        generator = torch.Generator().manual_seed(fold_key(seed, ORDER, epoch))
+        generator = torch.Generator().manual_seed(fold_key(seed, Purpose.ORDER, epoch))
         return torch.randperm(len(self), generator=generator)
 
     def batches(
@@ -156,7 +155,7 @@ def transfer_positions(data: TaskData, transfer: TransferConfig) -> Tensor:
     if transfer.fraction < 1:
         ids = data.train.ids.cpu()[positions].numpy()
         positions = positions[
-            torch.from_numpy(cut(ids, transfer.fraction, fold_key(transfer.seed, TRANSFER)))
+            torch.from_numpy(cut(ids, transfer.fraction, fold_key(transfer.seed, Purpose.TRANSFER)))
         ]
     if not len(positions):
         raise StageError("the transfer set is empty; raise its `fraction` or keep more classes")

@@ -27,6 +27,7 @@ from raydistill.models.taps import Output
 from raydistill.runs.context import StageContext
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.tasks.hashing import fold_key
+from raydistill.tasks.seeds import Purpose
 from raydistill.tasks.splits import Split
 from raydistill.training.batch_norm import GlobalBatchNorm
 from raydistill.training.beginning import CHECKPOINT, copy_metrics, finished_beginnings
@@ -37,7 +38,6 @@ from raydistill.training.evaluation import judge, predict_split
 from raydistill.training.method import Method
 from raydistill.training.optimizer import MaxNorm, build_optimizers, build_schedule, change_numbers
 
-STEP = 13  # purpose of the per-step seeds
 AGREE_EVERY = 10  # steps between agreements of several workers on checkpoints
 LOOK_EVERY = 50  # steps between looks at the losses: each look waits for the device
 CURVE_EVERY = 50  # steps of an epoch whose mean is a point of the curves within epochs
@@ -254,7 +254,7 @@ class _Training:
         return self.transfer.batches(parts, view, shares, epoch)
 
     def _step(self, step_function: StepFunction, batch: Batch) -> None:
-        seed = fold_key(self.config.seed, STEP, self.progress.step, self.context.rank)
+        seed = fold_key(self.config.seed, Purpose.STEP, self.progress.step, self.context.rank)
         seed_generators(seed, batch.inputs.device)
         targets = None if self.teacher is None else self.teacher(batch)
         self.batch_norms.counts = batch.share > 0

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from raydistill.errors import StageError
 from raydistill.tasks.hashing import fold_key, smallest_hashes
+from raydistill.tasks.seeds import Purpose
 from raydistill.tasks.splits import Split, View
 from raydistill.training.data import TransferSet
-
-ORDER, OTHERS, JUDGED = 21, 22, 23  # purposes of the seeds
 
 
 def local_labels(cluster: Sequence[int], num_classes: int) -> Tensor:
@@ -81,13 +80,13 @@ class SpecialTransferSet(TransferSet):
 
     def epoch_order(self, seed: int, epoch: int) -> Tensor:
         chosen = torch.cat([self.special, self.others_of_epoch(seed, epoch)])
-        return chosen[_permutation(len(chosen), seed, ORDER, epoch)]
+        return chosen[_permutation(len(chosen), seed, Purpose.SPECIALIST_ORDER, epoch)]
 
     def others_of_epoch(self, seed: int, epoch: int) -> Tensor:
         """Positions of the others that this epoch shows: a window on one shuffled round after another."""
         start, size = epoch * self.others_per_epoch, len(self.others)
         first, last = start // size, (start + self.others_per_epoch - 1) // size
-        rounds = [_permutation(size, seed, OTHERS, turn) for turn in range(first, last + 1)]
+        rounds = [_permutation(size, seed, Purpose.OTHERS, turn) for turn in range(first, last + 1)]
         window = torch.cat(rounds)[start - first * size :][: self.others_per_epoch]
         return self.others[window]
 
@@ -137,7 +136,7 @@ def as_trained_on(split: Split, cluster: Sequence[int], special_fraction: float)
     if not len(special):
         return split.select(special)
     ids = split.ids.cpu()[others].numpy()
-    chosen = smallest_hashes(ids, others_for(len(special), special_fraction), fold_key(JUDGED))
+    chosen = smallest_hashes(ids, others_for(len(special), special_fraction), fold_key(Purpose.JUDGED))
     return split.select(torch.cat([special, others[torch.from_numpy(chosen)]]).sort().values)
 
 

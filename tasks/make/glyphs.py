@@ -36,10 +36,10 @@ import numpy as np
 from raydistill.tasks.hashing import fold_key
 from raydistill.tasks.make.glyph_fonts import Face, Family, find_families
 from raydistill.tasks.make.glyph_images import draw_variant, glyph_id
+from raydistill.tasks.seeds import FAMILIES
 from raydistill.tasks.shards import CLASSES, write_json, write_manifest, write_shards
 from raydistill.tasks.task import Arrays
 
-FAMILIES = 14  # purpose of the key that chooses the families
 LEAST_SHARE = 0.5
 """A character is a class when at least this part of the families of every split have it."""
 SPLITS = ("train", "test", "validation")  # the order in which families are dealt out

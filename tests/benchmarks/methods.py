@@ -42,7 +42,6 @@ from raydistill.kinds.stage_bases import TrainingConfig
 from raydistill.kinds.stages import DistillConfig
 from raydistill.methods.mutual import Mutual
 from raydistill.methods.one import One
-from raydistill.methods.teacher_switching import SWITCH
 from raydistill.models.branched import branch_out
 from raydistill.models.build import build_model
 from raydistill.models.taps import Tapped
@@ -52,6 +51,7 @@ from raydistill.stages.distill import build_method
 from raydistill.stages.teachers import live_teacher
 from raydistill.tasks.hashing import fold_key
 from raydistill.tasks.mnist import Mnist
+from raydistill.tasks.seeds import SWITCH
 from raydistill.tasks.splits import TensorSplit
 from raydistill.training.data import TransferSet
 from raydistill.training.loop import fit

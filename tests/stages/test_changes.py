@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.optim import SGD
 
 from raydistill.kinds.training import TransferConfig
-from raydistill.stages.training_stage import INITIAL
 from raydistill.tasks.hashing import fold_key
+from raydistill.tasks.seeds import Purpose
 from raydistill.training import model_files
 from raydistill.training.data import Views, build_transfer_set
 
@@ -62,7 +62,7 @@ def by_hand(stages: Any, heats: list[float], rates: list[float], momenta: list[f
     """Logits of all training inputs after a plain loop over whole epochs, with torch alone."""
     node, data = stages.graph.nodes["student"], stages.plan.task.load()
     transfer = build_transfer_set(data, TransferConfig(), Views(), "cpu")
-    torch.manual_seed(fold_key(0, INITIAL))
+    torch.manual_seed(fold_key(0, Purpose.INITIAL))
     model = model_files.build(node.config.student, stages.plan.task)
     optimizer, teacher = SGD(model.parameters(), rates[0], momenta[0]), stages.model("teacher").model
     for epoch, (heat, rate, momentum) in enumerate(zip(heats, rates, momenta, strict=True)):
