@@ -1,6 +1,6 @@
 """Targets that keep only some classes of each row (`top_k`): who may read them, and for what."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from raydistill.kinds.method_options import SoftTargetOptions
@@ -23,9 +23,9 @@ def mistakes_of_top_k(config: Any, num_classes: int, stages: Mapping[str, Any]) 
             yield ("top_k",), f"there are {num_classes} classes; keep fewer, or leave `top_k` out"
         if num_classes > MOST_TOP_K_CLASSES:
             yield ("top_k",), f"{num_classes} classes are more than {MOST_TOP_K_CLASSES}; leave `top_k` out"
-    keeper = next((name for ref in _targets_of(config) if (name := _keeper(ref, stages))), None)
-    if keeper is not None:
-        for place, reason, way_out in _needs_all_classes(config):
+    needs = list(_needs_all_classes(config))
+    if needs and (keeper := _keeper(_targets_of(config), stages)) is not None:
+        for place, reason, way_out in needs:
             yield (
                 place,
                 f"{reason}, but `{keeper}` stores only some (`top_k`); {way_out}, or leave its `top_k` out",
@@ -38,12 +38,18 @@ def _targets_of(config: Any) -> tuple[str, ...]:
     return config.targets if isinstance(config, CombineTargetsConfig) else ()
 
 
-def _keeper(ref: str, stages: Mapping[str, Any]) -> str | None:
-    """The stage that keeps only some classes, among those that make the targets `ref`."""
-    name = ref if ref in stages else ref.rpartition(".")[0]
-    if isinstance(stages[name], PredictTargetsConfig):
-        return None if stages[name].top_k is None else name
-    return next((found for each in _targets_of(stages[name]) if (found := _keeper(each, stages))), None)
+def _keeper(refs: Sequence[str], stages: Mapping[str, Any]) -> str | None:
+    """The first stage that keeps only some classes, among those that make the targets `refs`."""
+    wanted, seen = list(reversed(refs)), set(refs)
+    while wanted:
+        ref = wanted.pop()
+        name = ref if ref in stages else ref.rpartition(".")[0]
+        if isinstance(stages[name], PredictTargetsConfig) and stages[name].top_k is not None:
+            return name
+        new = [other for other in reversed(_targets_of(stages[name])) if other not in seen]
+        seen.update(new)
+        wanted += new
+    return None
 
 
 def _needs_all_classes(config: Any) -> Iterator[tuple[Path, str, str]]:
@@ -59,8 +65,7 @@ def _needs_all_classes(config: Any) -> Iterator[tuple[Path, str, str]]:
                 "the entropy is that of the probabilities of all classes",
                 "write `uniform`, or numbers",
             )
-        return
-    for index, method in enumerate(config.all_methods):
+    for index, method in enumerate(config.all_methods if isinstance(config, DistillConfig) else ()):
         place: Path = ("methods", index) if config.methods else ("method",)
         if isinstance(method, LabelsConfig):
             continue

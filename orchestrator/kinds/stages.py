@@ -358,8 +358,12 @@ class AdjustClassBiasConfig(StageConfig):
 
     def copies(self, stages: Mapping[str, StageConfig]) -> int | None:
         """As many as its model has, unless they read one another in a circle."""
-        others = {name: stage for name, stage in stages.items() if stage is not self}
-        return others[self.model].copies(others) if self.model in others else None
+        seen: set[str] = set()
+        found = stages.get(self.model)
+        while isinstance(found, AdjustClassBiasConfig) and found.model not in seen:
+            seen.add(found.model)
+            found = stages.get(found.model)
+        return None if found is None or isinstance(found, AdjustClassBiasConfig) else found.copies(stages)
 
 
 AnyStageConfig = Annotated[

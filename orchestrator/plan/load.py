@@ -7,6 +7,9 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from yaml.composer import Composer
+from yaml.cyaml import CParser
+from yaml.resolver import Resolver
 
 from raydistill.errors import PlanError, did_you_mean
 from raydistill.plan.mistakes import Path, mistakes, one_line
@@ -14,10 +17,13 @@ from raydistill.plan.places import placed_values
 from raydistill.plan.schema import Plan
 from raydistill.plan.short_forms import written_out
 
-MAX_NODES = 20_000  # a plan is a page; more comes from aliases that multiply
+MAX_BYTES = 1_000_000  # a plan is a page; 2,000 stages are 300 kB
+MAX_NODES = 50_000  # more comes from aliases that multiply
 MAX_DEPTH = 50
 TAG = "tag:yaml.org,2002:"
 PLAIN_TAGS = {TAG + kind for kind in ("str", "int", "float", "bool", "null", "timestamp", "seq", "map")}
+Entries = dict[str, tuple[int, yaml.Node]]
+"""The keys of a mapping, with the line of each and its value."""
 
 
 @dataclass
@@ -29,6 +35,7 @@ class Source:
     values: Any = None
     lines: dict[Path, int] = field(default_factory=dict)
     overrides: dict[Path, str] = field(default_factory=dict)
+    entries: dict[int, "Entries"] = field(default_factory=dict)
     nodes: int = 0
 
     def at(self, line: int) -> str:
@@ -86,16 +93,39 @@ def parse_source(text: str, file: str) -> Source:
 def _parse(text: str, source: Source) -> None:
     """Fill `source` with the values of a YAML text and their lines."""
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = _Composer(text, source).get_single_node()
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise _yaml_error(source, line, _problem(error)) from None
+        raise _yaml_error(source, line, _problem(error, text)) from None
     except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
+        line = text.encode().count(b"\n", 0, error.position) + 1
         raise _yaml_error(source, line, f"the character U+{error.character:04X} is not allowed") from None
-    except RecursionError:
-        raise _yaml_error(source, 1, "nested too deep") from None
+    except UnicodeEncodeError as error:
+        raise _yaml_error(source, 1, f"the byte 0x{ord(text[error.start]) & 0xFF:02x} is not UTF-8") from None
     source.values = None if node is None else _values(node, (), source)
+
+
+class _Composer(Composer, CParser, Resolver):
+    """Values and their lines from libyaml's events. What is too long or too deep is refused as soon as it is met: to
+    read all of it first could take minutes."""
+
+    def __init__(self, text: str, source: Source) -> None:
+        CParser.__init__(self, text)
+        Composer.__init__(self)
+        Resolver.__init__(self)
+        self.source = source
+        self.nodes = self.depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.nodes += 1
+        self.depth += 1
+        if self.nodes > 2 * MAX_NODES:  # keys are nodes here, and none among the values
+            raise _too_many(self.source, self.peek_event().start_mark.line + 1)
+        if self.depth > MAX_DEPTH + 1:
+            raise _yaml_error(self.source, self.peek_event().start_mark.line + 1, "nested too deep")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 def check_plan(source: Source) -> Plan:
@@ -128,7 +158,8 @@ def _data_problem(plan: Plan) -> str | None:
 
 def _read_text(file: FilePath) -> str:
     try:
-        content = file.read_bytes()
+        with file.open("rb") as stream:
+            content = stream.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise PlanError(one_line(f"`{file}` does not exist{_plans_beside(file)}")) from None
     except IsADirectoryError:
@@ -136,6 +167,8 @@ def _read_text(file: FilePath) -> str:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise PlanError(one_line(f"`{file}` cannot be read: {reason}")) from None
+    if len(content) > MAX_BYTES:
+        raise PlanError(one_line(f"`{file}` is larger than {MAX_BYTES / 1e6:g} MB; is it a plan?"))
     try:
         return content.decode()
     except UnicodeDecodeError as error:
@@ -150,9 +183,7 @@ def _read_text(file: FilePath) -> str:
 def _values(node: yaml.Node, path: Path, source: Source) -> Any:
     line = node.start_mark.line + 1
     source.lines.setdefault(path, line)
-    source.nodes += 1
-    if source.nodes > MAX_NODES:
-        raise PlanError(f"{source.at(line)}: more than {MAX_NODES:,} values; do aliases multiply?")
+    _count(source, line)
     if len(path) > MAX_DEPTH:
         raise PlanError(f"{source.place(path)}: nested too deep; does an alias contain itself?")
     if node.tag not in PLAIN_TAGS:
@@ -167,43 +198,58 @@ def _values(node: yaml.Node, path: Path, source: Source) -> Any:
 
 
 def _mapping(node: yaml.MappingNode, path: Path, source: Source) -> dict[Any, Any]:
-    inherited = _inherited(node, path, source)
     values: dict[Any, Any] = {}
+    for key, (line, value_node) in _entries(node, source).items():
+        source.lines[(*path, key)] = line
+        values[key] = _values(value_node, (*path, key), source)
+    return values
+
+
+def _entries(node: yaml.MappingNode, source: Source, depth: int = 0) -> Entries:
+    """The keys of a mapping and their values: first those that it takes over, which its own ones replace."""
+    if id(node) in source.entries:
+        return source.entries[id(node)]
+    own: Entries = {}
+    inherited: Entries = {}
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
         key = key_node.value
         if key_node.tag == TAG + "merge":
+            inherited |= _inherited(value_node, line, source, depth + 1)
             continue
         if not isinstance(key, str) or key_node.tag not in PLAIN_TAGS or not key.isprintable():
             raise _yaml_error(source, line, "a key must be a word")
-        if key in values:
-            first = source.lines[(*path, key)]
-            raise PlanError(f"{source.at(line)}: `{key}` is written twice, first on line {first}; keep one")
-        if key in inherited:
-            _forget_lines(source, (*path, key))
-        source.lines[(*path, key)] = line
-        values[key] = _values(value_node, (*path, key), source)
-    return inherited | values
+        if key in own:
+            raise PlanError(
+                f"{source.at(line)}: `{key}` is written twice, first on line {own[key][0]}; keep one"
+            )
+        own[key] = (line, value_node)
+    source.entries[id(node)] = inherited | own
+    return source.entries[id(node)]
 
 
-def _inherited(node: yaml.MappingNode, path: Path, source: Source) -> dict[Any, Any]:
+def _inherited(node: yaml.Node, line: int, source: Source, depth: int) -> Entries:
     """What a mapping takes over with `<<: *other`, or with a list of such, of which the first wins."""
-    values: dict[Any, Any] = {}
-    for key_node, value_node in node.value:
-        if key_node.tag != TAG + "merge":
-            continue
-        others = value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
-        for other in reversed(others):
-            if not isinstance(other, yaml.MappingNode):
-                line = key_node.start_mark.line + 1
-                raise _yaml_error(source, line, "`<<` takes over another mapping: `<<: *teacher`")
-            values |= _values(other, path, source)
-    return values
+    if depth > MAX_DEPTH:
+        raise _yaml_error(source, line, "`<<` nested too deep; does an alias contain itself?")
+    entries: Entries = {}
+    for other in reversed(node.value if isinstance(node, yaml.SequenceNode) else [node]):
+        if not isinstance(other, yaml.MappingNode):
+            raise _yaml_error(source, line, "`<<` takes over another mapping: `<<: *teacher`")
+        taken = _entries(other, source, depth)
+        _count(source, line, len(taken))
+        entries |= taken
+    return entries
 
 
-def _forget_lines(source: Source, path: Path) -> None:
-    for written in [written for written in source.lines if written[: len(path)] == path]:
-        del source.lines[written]
+def _count(source: Source, line: int, values: int = 1) -> None:
+    source.nodes += values
+    if source.nodes > MAX_NODES:
+        raise _too_many(source, line)
+
+
+def _too_many(source: Source, line: int) -> PlanError:
+    return PlanError(f"{source.at(line)}: more than {MAX_NODES:,} values; do aliases multiply?")
 
 
 def _scalar(node: yaml.ScalarNode, source: Source) -> Any:
@@ -214,7 +260,7 @@ def _scalar(node: yaml.ScalarNode, source: Source) -> Any:
         raise _yaml_error(
             source, node.start_mark.line + 1, f"`{_shortened(node.value)}` is no {kind}; quote text"
         ) from None
-    if isinstance(value, str) and node.style is None:
+    if isinstance(value, str) and not node.style:  # plain
         return _number_or_text(value)
     return value
 
@@ -233,10 +279,14 @@ def _yaml_error(source: Source, line: int, problem: str) -> PlanError:
     return PlanError(one_line(f"{source.at(line)}: not valid in a plan: {problem}"))
 
 
-def _problem(error: yaml.MarkedYAMLError) -> str:
+def _problem(error: yaml.MarkedYAMLError, text: str) -> str:
     problem = str(error.problem)
-    if r"'\t'" in problem:
-        return "a tab; indent with spaces"
+    if (mark := error.problem_mark) is not None:
+        letter = "".join(text.split("\n")[mark.line : mark.line + 1])[mark.column : mark.column + 1]
+        if letter == "\t":
+            return "a tab; indent with spaces"
+        if problem == "found character that cannot start any token":
+            return f"`{letter}` cannot begin a value; quote text"
     return problem if error.context is None else f"{error.context}, {problem}"
 
 

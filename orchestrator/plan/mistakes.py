@@ -122,8 +122,9 @@ def _written_path(location: Sequence[str | int], raw: Any) -> Path:
 
 def _deepest(refused: Mapping[Path, list[Any]]) -> Iterator[tuple[Path, list[Any]]]:
     """A union refuses a list as a whole and item by item: the item is what the user has to mend."""
+    enclosing = {path[:end] for path in refused for end in range(len(path))}
     for path, items in refused.items():
-        if not any(len(other) > len(path) and other[: len(path)] == path for other in refused):
+        if path not in enclosing:
             yield path, items
 
 

@@ -3,7 +3,9 @@
 The graph is finished before anything starts, so that a dry run shows exactly what will run.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import heapq
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
@@ -84,8 +86,8 @@ class Graph:
     def model_of(self, name: str) -> ModelConfig | None:
         """The architecture of the model that a node makes; None where that is not one model of the plan's own."""
         config = self.nodes[name].config
-        if isinstance(config, AdjustClassBiasConfig):
-            return self.model_of(config.model)
+        while isinstance(config, AdjustClassBiasConfig):
+            config = self.nodes[config.model].config
         models = [model for _, model in models_in(config)]
         is_one = len(models) == 1 and getattr(config, "deploy", None) != "ensemble"
         return models[0] if is_one else None
@@ -130,6 +132,10 @@ class _Expansion:
         self.plan = plan
         self.locate = locate
         self.graph = Graph(plan.task.identity(), plan.task.test_content())
+        self.copies: dict[str, tuple[str, ...]] = {}
+        self.outputs: dict[str, int] = {}
+        self.same: dict[tuple[str, str], str] = {}
+        self.inserted: Counter[str] = Counter()
 
     def expand(self) -> Graph:
         for name, config in self.plan.stages.items():
@@ -154,8 +160,11 @@ class _Expansion:
 
     def _replicas(self, name: str) -> tuple[str, ...]:
         """The nodes of a stage: one, or one per copy."""
-        count = self.plan.stages[name].copies(self.plan.stages)
-        return (name,) if count is None else tuple(f"{name}.{index}" for index in range(count))
+        if name not in self.copies:
+            count = self.plan.stages[name].copies(self.plan.stages)
+            numbered = (name,) if count is None else tuple(f"{name}.{index}" for index in range(count))
+            self.copies[name] = numbered
+        return self.copies[name]
 
     def _ordered_names(self) -> list[str]:
         """The stages, each after what it reads; those that make targets as early as that allows.
@@ -172,18 +181,18 @@ class _Expansion:
             sorter.prepare()
         except CycleError as error:
             raise self._circle(list(reversed(error.args[1][1:]))) from None
+        ranks = {
+            name: (STAGES[config.stage].makes != "targets", index, name)
+            for index, (name, config) in enumerate(self.plan.stages.items())
+        }
         ordered: list[str] = []
-        ready: set[str] = set()
+        ready: list[tuple[bool, int, str]] = []
         while sorter.is_active():
-            ready.update(sorter.get_ready())
-            ordered.append(min(ready, key=self._rank))
-            ready.remove(ordered[-1])
+            for name in sorter.get_ready():
+                heapq.heappush(ready, ranks[name])
+            ordered.append(heapq.heappop(ready)[-1])
             sorter.done(ordered[-1])
         return ordered
-
-    def _rank(self, name: str) -> tuple[bool, int]:
-        makes = STAGES[self.plan.stages[name].stage].makes
-        return makes != "targets", list(self.plan.stages).index(name)
 
     def _circle(self, names: list[str]) -> PlanError:
         """The error for stages of which each reads the next one and the last the first."""
@@ -316,7 +325,11 @@ class _Expansion:
 
     def _num_classes(self, name: str) -> int:
         """Outputs of the stage's model; of the first model that it reads, when it has none of its own."""
-        config = self.plan.stages[name]
+        if name not in self.outputs:
+            self.outputs[name] = self._count_classes(self.plan.stages[name])
+        return self.outputs[name]
+
+    def _count_classes(self, config: StageConfig) -> int:
         for _, model in models_in(config):
             return model.num_classes or self.plan.task.num_classes
         source = next((ref for path, ref in stage_refs(config) if path != ("initial",)), None)
@@ -388,9 +401,10 @@ class _Expansion:
 
     def _check_distinct(self, place: Path, members: tuple[str, ...]) -> None:
         seen: dict[str, str] = {}
+        counts = Counter(members)
         for member in members:
             same = seen.setdefault(self.graph.nodes[member].fingerprint, member)
-            if same == member and members.count(member) > 1:
+            if same == member and counts[member] > 1:
                 raise self.locate(place, f"`{member}` is named twice; `weights` make a member count more")
             if same != member:
                 raise self.locate(
@@ -403,7 +417,8 @@ class _Expansion:
 
     def _with_targets(self, name: str, config: DistillConfig) -> DistillConfig:
         if config.targets is not None:
-            self._check_same_views(name, config, self.graph.nodes[config.targets])
+            for targets in self._predictions(config.targets):
+                self._check_same_views(name, config, targets)
             return config
         if config.mode == "live":
             return config
@@ -414,11 +429,19 @@ class _Expansion:
             teachers=(), targets=TargetsRef(source), combine=CombineConfig(), committee=None
         )
 
+    def _predictions(self, targets: str) -> Iterator[Node]:
+        """The stored predictions that targets are made of, each once."""
+        wanted, seen = [targets], {targets}
+        while wanted:
+            node = self.graph.nodes[wanted.pop()]
+            if isinstance(node.config, CombineTargetsConfig):
+                new = [member for member in reversed(node.config.targets) if member not in seen]
+                seen.update(new)
+                wanted += new
+            else:
+                yield node
+
     def _check_same_views(self, name: str, config: DistillConfig, targets: Node) -> None:
-        if isinstance(targets.config, CombineTargetsConfig):
-            for member in targets.config.targets:
-                self._check_same_views(name, config, self.graph.nodes[member])
-            return
         stored = targets.config.replace(transfer=targets.config.transfer.replace(labelled=True))
         config = config.replace(transfer=config.transfer.replace(labelled=True))
         if set(config.transfer.synthesized or ()) != set(stored.transfer.synthesized or ()):
@@ -476,19 +499,21 @@ class _Expansion:
     def _insert(self, name: str, config: StageConfig) -> str:
         """Add a stage, or find the one that already is the same; a second of the same name gets a number."""
         probe = self._node(name, name, config, inserted=True)
-        for node in self.graph.nodes.values():
-            if node.fingerprint == probe.fingerprint and node.kind == probe.kind:
-                return node.name
-        number = 2
-        while name in self.graph.nodes:
-            name = f"{probe.name}.{number}"
-            number += 1
-        self.graph.nodes[name] = self._node(name, name, config, inserted=True)
+        if (same := self.same.get((probe.kind, probe.fingerprint))) is not None:
+            return same
+        self.inserted[name] += 1
+        if self.inserted[name] > 1:
+            name = f"{name}.{self.inserted[name]}"
+        self._put(replace(probe, name=name, stage=name))
         return name
 
     def _add(self, name: str, stage: str, config: StageConfig, siblings: tuple[str, ...]) -> None:
         node = self._node(name, stage, config, inserted=False)
-        self.graph.nodes[name] = replace(node, siblings=siblings)
+        self._put(replace(node, siblings=siblings))
+
+    def _put(self, node: Node) -> None:
+        self.graph.nodes[node.name] = node
+        self.same.setdefault((node.kind, node.fingerprint), node.name)
 
     def _node(self, name: str, stage: str, config: Any, *, inserted: bool) -> Node:
         reads = tuple(dict.fromkeys(str(ref) for _, ref in stage_refs(config)))

@@ -769,6 +769,17 @@ REFUSED = {
     "character of no text": (change("probe", "pro\0be"), "1: not valid in a plan", "U+0000"),
     "alias of nothing": (change("probe", "*a"), "1: not valid in a plan", "undefined alias"),
     "alias of itself": ("name: &a\n  x: *a\n", "2", "nested too deep; does an alias contain itself?"),
+    "mapping that takes over itself": (
+        "name: &a\n  <<: *a\n",
+        "2: not valid in a plan",
+        "`<<` nested too deep; does an alias contain itself?",
+    ),
+    "mapping that takes over many": (
+        f"name: &a {{{', '.join(f'k{index}: 1' for index in range(500))}}}\ntask: {{<<: [{'*a, ' * 500}]}}\n",
+        "2",
+        "do aliases multiply?",
+    ),
+    "list without end": (change("probe", f"[{'1, ' * 200_000}]"), "1", "more than 50,000 values"),
     "aliases that multiply": (
         "".join(
             f"k{depth}: &k{depth} [{', '.join(['x' if depth == 0 else f'*k{depth - 1}'] * 9)}]\n"
@@ -778,7 +789,10 @@ REFUSED = {
         "do aliases multiply?",
     ),
     "deep nesting": (change("probe", "[" * 60 + "]" * 60), "1", "nested too deep"),
-    "nesting deeper than the parser": (change("probe", "[" * 900), "1: not valid in a plan", "too deep"),
+    "nesting deeper than the parser": (change("probe", "[" * 200_000), "1: not valid in a plan", "too deep"),
+    "character of no text after others": ("ü: ü\nname: \0\n", "2: not valid in a plan", "U+0000"),
+    "tab before a value": ("name:\n\t- a\n", "2: not valid in a plan", "a tab; indent with spaces"),
+    "mark that begins nothing": ("name: `probe`\n", "1: not valid in a plan", "quote text"),
     "tag that would run code": (
         "name: !!python/object/apply:os.system ['true']\n",
         "1: not valid in a plan",
@@ -975,6 +989,10 @@ def test_a_malformed_plan_is_refused_in_one_line_with_its_place_and_a_way_out(
     assert not [word for word in JARGON if word in message.lower()]
 
 
+def test_a_plan_of_more_than_a_megabyte_is_not_read(refusal: Callable[..., str]) -> None:
+    assert refusal(f"{PLAN}#{' ' * 1_000_000}") == "`plan.yaml` is larger than 1 MB; is it a plan?"
+
+
 def test_the_plan_without_a_mistake_is_accepted(graph_of: Callable[..., object]) -> None:
     assert graph_of(PLAN)
 
@@ -1013,7 +1031,7 @@ OVERRIDES = {
         "stages.student.teachers.0",
         "reads `nobody`, which the plan does not define",
     ),
-    "broken YAML": ("stages.student.epochs={", "not valid in a plan", "expected the node content"),
+    "broken YAML": ("stages.student.epochs={", "not valid in a plan", "did not find expected node content"),
     "tag": ("name=!!python/name:os.system x", "not valid in a plan", "the tag `!!python/name:os.system`"),
     "two lines": ("name=a\nnme: b", "not valid in a plan", "mapping values are not allowed"),
 }
@@ -1027,6 +1045,10 @@ def test_a_wrong_override_is_refused_with_itself_as_the_place(
     assert message.startswith(f"--set {' '.join(override.split())}: {where and where + ': '}")
     assert words in message
     assert message.isprintable()
+
+
+def test_an_override_of_half_a_character_is_refused(refusal: Callable[..., str]) -> None:
+    assert refusal(PLAN, "name=\udcff").endswith(": not valid in a plan: the byte 0xff is not UTF-8")
 
 
 def test_the_mistake_that_comes_first_in_the_file_is_reported(refusal: Callable[..., str]) -> None:
