@@ -31,7 +31,7 @@ from raydistill.runs.run_files import FINISHED, SUCCEEDED, UNTOUCHED
 from raydistill.terminal import Progress
 from raydistill.tracking import Mirror, Untracked, exported_model
 
-MIRROR_SECONDS, MIRROR_SECONDS_INTERRUPTED = 20.0, 3.0  # seconds for the last words to the tracking store
+WAIT_INTERRUPTED = 3.0  # seconds for the tracking store when somebody wants this process to end
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -70,6 +70,7 @@ def run_plan(
     with stopping_on_interrupt(stop), ExitStack() if last_words is None else nullcontext(last_words) as words:
         mirror = build_mirror(plan, run.folder, options)
         run.begin()
+        mirror.check()
         words.callback(finish_tracking, mirror, run, states, stop)
         with results_written(run, states, stop):
             errors = run_on_backend(
@@ -109,9 +110,17 @@ def finish_tracking(
     mirror: Mirror | Untracked, run: PlanRun, states: Mapping[str, NodeState], stop: threading.Event
 ) -> None:
     """Wait for what goes to the tracking store, and note where it went."""
-    mirror.finish(MIRROR_SECONDS_INTERRUPTED if stop.is_set() else MIRROR_SECONDS)
+    finish_mirror(mirror, run.plan, stop)
     run.mlflow = mirror.description()
     run.write_results(states, status_of(states, interrupted=stop.is_set()))
+
+
+def finish_mirror(mirror: Mirror | Untracked, plan: Plan, stop: threading.Event) -> None:
+    """Wait as long as the plan says; what is interrupted leaves no process behind."""
+    if stop.is_set() or plan.tracking == "none":
+        mirror.finish(WAIT_INTERRUPTED)
+    else:
+        mirror.finish(plan.tracking.wait_seconds, "in background")
 
 
 @contextmanager

@@ -50,9 +50,10 @@ class NoTracking:
     def start(self) -> None:
         NoTracking.started += 1
 
+    def check(self) -> None: ...
     def hurry(self) -> None: ...
 
-    def finish(self, seconds: float) -> None:
+    def finish(self, seconds: float, rest: str = "next time") -> None:
         self.is_finished = True
 
     def description(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 from raydistill.errors import DistillError
 from raydistill.tracking import Mirror, mirror, store, sync
 from raydistill.tracking import background as background_module
+from raydistill.tracking.server import version_conflict
 
 # MLflow 3.17 still uses a loader strategy that SQLAlchemy 2.1 wants to drop; both are theirs.
 pytestmark = pytest.mark.filterwarnings(
@@ -416,5 +417,5 @@ def test_a_server_of_our_major_version_or_of_none_is_no_matter(
     server: Callable[[str], str], version: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
-    assert store.version_conflict(server(version)) is None
-    assert store.version_conflict(NOWHERE) is None
+    assert version_conflict(server(version)) is None
+    assert version_conflict(NOWHERE) is None

@@ -1,6 +1,8 @@
 """Tracking against folders written here by hand, and MLflow databases copied from one that is made once."""
 
+import base64
 import hashlib
+import http.server
 import json
 import os
 import re
@@ -9,12 +11,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import sqlalchemy
 import torch
 from mlflow import MlflowClient
 from mlflow.tracking._tracking_service.utils import _artifact_repos_cache as artifact_repositories
@@ -25,6 +28,7 @@ from raydistill.models.build import build_model
 from raydistill.tracking import Mirror, exported_model, mirror, own_store, store, sync
 from raydistill.tracking import background as background_module
 from raydistill.tracking import students as students_module
+from raydistill.tracking.server import problem_of
 from raydistill.tracking.session import GivenUp
 
 # MLflow 3.17 still uses a loader strategy that SQLAlchemy 2.1 wants to drop; both are theirs.
@@ -814,6 +818,131 @@ def test_a_store_that_hangs_delays_the_end_no_longer_than_allowed(
     answer.set()
     wait_until(lambda: list(sync(runs.root)) != [])
     assert sorted(runs.runs()) == ["r1"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_mirror")
+def test_what_takes_longer_than_the_plan_waits_is_sent_by_a_process_that_stays(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = threading.Event()
+
+    def open_slowly(uri: str, root: Path) -> Any:
+        answer.wait(60)
+        raise OSError("only in this process")
+
+    monkeypatch.setattr(store, "open_client", open_slowly)
+    runs.record(runs.stage("teacher"))
+    folder = runs.run("r1", teacher="done")
+    mirroring = Mirror(folder, runs.root)
+    mirroring.start()
+    assert not mirroring.finish(0.2, "in background").is_complete
+    (told,) = caplog.records
+    assert "goes on in the background" in told.getMessage()
+    assert "wait" in told.getMessage()
+    assert runs.runs() == {}, "this process holds the lock"
+    answer.set()
+    wait_until(lambda: "all is sent" in (folder / "tracking.log").read_text(), 120)
+    assert sorted(runs.runs()) == ["r1", "teacher"]
+    assert list(sync(runs.root)) == []
+
+
+@pytest.fixture
+def refusing_server() -> Iterator[Callable[[int], str]]:
+    """Starts a server that answers everything with this status; returns its address."""
+    started: list[http.server.HTTPServer] = []
+
+    def start(status: int) -> str:
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                login = base64.b64encode(b"me:right").decode()
+                is_known = self.headers.get("Authorization") == f"Basic {login}"
+                self.send_response(200 if is_known else status)
+                self.end_headers()
+                self.wfile.write(b"{}")
+
+            do_POST = do_GET  # noqa: N815
+
+            def log_message(self, *_: Any) -> None:
+                return
+
+        started.append(http.server.HTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=started[-1].serve_forever, daemon=True).start()
+        return f"http://me:wrong@127.0.0.1:{started[-1].server_port}"
+
+    yield start
+    for one in started:
+        one.shutdown()
+        one.server_close()
+
+
+@pytest.fixture
+def no_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing of whoever runs the tests."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("USERNAME", "PASSWORD", "TOKEN", "AUTH"):
+        monkeypatch.delenv(f"MLFLOW_TRACKING_{name}", raising=False)
+
+
+@pytest.mark.usefixtures("quick_mirror", "no_login")
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(401, "error 401; write its user and password"), (403, "--allowed-hosts"), (404, "an MLflow server?")],
+)
+def test_a_server_that_refuses_us_is_named_at_once_and_once(
+    runs: Runs,
+    refusing_server: Callable[[int], str],
+    caplog: pytest.LogCaptureFixture,
+    status: int,
+    words: str,
+) -> None:
+    uri = refusing_server(status)
+    mirroring = Mirror(runs.run("r1"), runs.root, uri)
+    mirroring.check()
+    wait_until(lambda: bool(caplog.records), 5.0)
+    mirroring.start()
+    mirroring.finish()
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert words in told
+    assert "wrong" not in told
+    with pytest.raises(DistillError, match=re.escape(words)):
+        list(sync(runs.root, uri))
+
+
+@pytest.mark.usefixtures("no_login")
+def test_a_login_from_the_environment_counts_and_one_that_only_mlflow_knows_is_left_to_it(
+    refusing_server: Callable[[int], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = refusing_server(401).replace("me:wrong@", "")
+    assert "401" in str(problem_of(uri))
+    monkeypatch.setenv("MLFLOW_TRACKING_AUTH", "plugin")
+    assert problem_of(uri) is None
+    monkeypatch.delenv("MLFLOW_TRACKING_AUTH")
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "right")
+    assert problem_of(uri) is None
+
+
+@pytest.mark.parametrize("uri", [NOWHERE, "http://no-such-host.invalid:5000"])
+def test_a_host_that_is_not_there_is_named_with_the_reason(uri: str) -> None:
+    assert f"nobody answers at `{uri}`" in str(problem_of(uri))
+
+
+def test_a_database_that_refuses_is_asked_twice_and_not_for_minutes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def refuse(uri: str) -> Any:
+        asked.append(uri)
+        return sqlalchemy.create_engine("sqlite:////proc/no/such/folder/x.db")
+
+    monkeypatch.setattr("mlflow.store.db.utils.create_sqlalchemy_engine", refuse)
+    started = time.monotonic()
+    with pytest.raises(Exception, match="unable to open database file"):
+        store.open_client("postgresql://me:wrong@127.0.0.1:9/x", tmp_path)
+    assert time.monotonic() - started < 5
+    assert len(asked) == 2
 
 
 @pytest.mark.usefixtures("quick_mirror")

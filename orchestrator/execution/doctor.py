@@ -3,12 +3,9 @@
 Nothing is left behind but the storage root itself. Without a Ray cluster the same questions are put to this process.
 """
 
-import http.client
 import os
 import shutil
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,10 +18,11 @@ from raydistill.execution.ray_backend.connection import connect, leave
 from raydistill.execution.ray_backend.tokens import TOKEN_HINT, read_token
 from raydistill.execution.survey import Remark, probed_models, remarks_on_models
 from raydistill.execution.user_modules import user_modules
-from raydistill.masking import mask, split_login
+from raydistill.masking import mask
 from raydistill.plan.order import order_stages
 from raydistill.plan.schema import Plan
 from raydistill.runs.record import summary_of
+from raydistill.tracking.server import SCHEMES, ServerProblem, ask_version, major
 from raydistill.tracking.store import answers, is_missing, resolve_uri
 
 Verdict = Literal["ok", "warn", "fail"]
@@ -34,7 +32,6 @@ MUST_AGREE = ("python", "ray")  # or processes do not talk to one another
 GIB = 2**30
 LEAST_FREE = 5 * GIB
 MOST_SECONDS_APART = 2.0
-REACH_SECONDS = 5.0
 SURVEY_SECONDS = 3600.0  # a node may have to read all pictures
 HERE = "here"
 VERDICTS: dict[str, Verdict] = {"error": "fail", "warning": "warn", "note": "ok"}
@@ -255,8 +252,8 @@ def _clock(where: str, apart: float) -> Finding:
 def _tracking(root: Path, tracking_uri: str | None) -> Iterator[Finding]:
     uri = resolve_uri(root, tracking_uri)
     shown = mask(uri)
-    if uri.startswith(("http://", "https://")):
-        yield _tracking_server(uri.rstrip("/"), shown)
+    if uri.startswith(SCHEMES):
+        yield _tracking_server(uri, shown)
     elif is_missing(uri):
         yield Finding("tracking", HERE, "ok", f"`{shown}`, which the first run makes")
     elif answers(uri, root):
@@ -271,22 +268,10 @@ def _tracking(root: Path, tracking_uri: str | None) -> Iterator[Finding]:
 def _tracking_server(uri: str, shown: str) -> Finding:
     own = version("mlflow")
     try:
-        url, headers = split_login(f"{uri}/version")
-        request = urllib.request.Request(url, headers=headers)
-        with urllib.request.urlopen(request, timeout=REACH_SECONDS) as answer:
-            theirs = answer.read(100).decode(errors="replace").strip()
-    except urllib.error.HTTPError as error:
-        hint = {
-            401: "write its user and password into the URI, or into MLFLOW_TRACKING_USERNAME and _PASSWORD",
-            403: "start it with `--allowed-hosts`, or write its IP",
-        }.get(error.code, "is this an MLflow server?")
-        return Finding("tracking", HERE, "fail", f"`{shown}` answers with error {error.code}", hint)
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        text = f"nobody answers at `{shown}` ({getattr(error, 'reason', error)})"
-        return Finding(
-            "tracking", HERE, "fail", text, "start `mlflow server`; runs meanwhile wait for `distill sync`"
-        )
-    if theirs.partition(".")[0] != own.partition(".")[0]:
+        theirs = ask_version(uri)
+    except ServerProblem as problem:
+        return Finding("tracking", HERE, "fail", problem.message, problem.way_out)
+    if major(theirs) != major(own):
         text = f"`{shown}` is MLflow {theirs}, here it is {own}"
         return Finding("tracking", HERE, "fail", text, "use the same major version on both sides")
     return Finding("tracking", HERE, "ok", f"`{shown}`, MLflow {theirs}")

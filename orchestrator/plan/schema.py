@@ -9,7 +9,7 @@ from raydistill.errors import did_you_mean
 from raydistill.kinds.search import SearchConfig
 from raydistill.kinds.stages import AnyStageConfig
 from raydistill.lookup import load_object
-from raydistill.plan.config import Config, read_options, text_like
+from raydistill.plan.config import Config, Duration, read_options, seconds_of, text_like
 from raydistill.plan.mistakes import located_error, relocated, shown
 from raydistill.tasks import TASKS
 from raydistill.tasks.task import Task
@@ -52,6 +52,13 @@ class TrackingConfig(Config):
     """The MLflow experiment; the plan's name when left out."""
     register_student_as: str | None = None
     """The name under which the best student is registered as a model; not registered when left out."""
+    wait: Duration = "20s"
+    """How long the end of a command waits for what is still to be sent; then a process in the background sends it."""
+
+    @property
+    def wait_seconds(self) -> float:
+        """The same in seconds."""
+        return seconds_of(self.wait)
 
 
 class Plan(Config):

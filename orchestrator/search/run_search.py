@@ -22,11 +22,10 @@ from raydistill.plan.order import Graph, order_stages
 from raydistill.plan.places import placed_values
 from raydistill.plan.schema import Plan
 from raydistill.run_plan import (
-    MIRROR_SECONDS,
-    MIRROR_SECONDS_INTERRUPTED,
     RunOptions,
     build_backend,
     build_mirror,
+    finish_mirror,
     refuse,
     report_attempted,
     run_plan,
@@ -86,12 +85,13 @@ def shown(
 ) -> Iterator[Mirror | Untracked]:
     """The search in MLflow, and at its end a report."""
     mirror = build_mirror(plan, run.folder, options)
+    mirror.check()
     try:
         yield mirror
         if options.is_reported and not stop.is_set():
             write_report_of(run)
     finally:
-        mirror.finish(MIRROR_SECONDS_INTERRUPTED if stop.is_set() else MIRROR_SECONDS)
+        finish_mirror(mirror, plan, stop)
 
 
 def write_report_of(run: SearchRun) -> None:

@@ -10,6 +10,7 @@ that is down, slow or wrong delays the mirror and stops nothing.
     curves.py       new lines of a metrics.jsonl that grows, and is cut back when a stage resumes
     state.py        tracking.json
     store.py        the MLflow client: late, silent, quick to give up
+    server.py       the first plain question to a server
     session.py      one push: run, state and client
     parent.py       the MLflow run of the plan run
     children.py     the MLflow runs of its stages
@@ -17,6 +18,7 @@ that is down, slow or wrong delays the mirror and stops nothing.
     students.py     students as logged models, exported where they were trained or by a process of its own
     logged_model.py a network as an MLflow model on disk
     background.py   the thread that mirrors while a plan runs, and `sync`
+    later.py        a process that sends the rest when the command has ended
     untracked.py    stands in for it where the plan says `tracking: none`
 """
 

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from raydistill.errors import DistillError
 from raydistill.masking import MASK, mask
 from raydistill.tracking.children import push_stage
+from raydistill.tracking.later import LOG, send_later
 from raydistill.tracking.own_store import name_of, own_uri, uri_of
 from raydistill.tracking.parent import (
     close_parent,
@@ -24,6 +25,7 @@ from raydistill.tracking.parent import (
 from raydistill.tracking.plan_run import RAN, TrackedRun, is_untracked, read_run
 from raydistill.tracking.search import push_search
 from raydistill.tracking.search_run import TrackedSearch, is_search, read_search
+from raydistill.tracking.server import problem_of, version_conflict
 from raydistill.tracking.session import GivenUp, Session
 from raydistill.tracking.state import State, read_state, try_lock
 from raydistill.tracking.store import (
@@ -33,11 +35,11 @@ from raydistill.tracking.store import (
     is_missing,
     reason,
     resolve_uri,
-    version_conflict,
 )
 from raydistill.tracking.students import has_students_left, push_students
 
 PERIOD = 2.0
+Rest = Literal["next time", "in background"]
 UNSENT = "tracking: `%s` gets nothing for now (%s); the next run or `distill sync` sends the rest"
 
 log = logging.getLogger(__name__)
@@ -78,6 +80,16 @@ class Mirror:
         self._has_warned = self._has_pushed_rest = False
         self._is_needed = True
 
+    def check(self) -> None:
+        """Ask a server at once, on a thread, whether it takes anything from us: the first push comes only when Ray has
+        started, and a wrong password should not take that long to be named."""
+
+        def ask() -> None:
+            if problem := problem_of(self.uri):
+                self._warn(problem)
+
+        threading.Thread(target=ask, name="check", daemon=True).start()
+
     def has_sent(self, previous: Path) -> bool:
         """Whether an earlier plan run is wholly in the store that this one goes to, as far as files tell."""
         return _has_arrived(previous, name_of(self.uri, self.root)) and not is_missing(self.uri)
@@ -109,8 +121,9 @@ class Mirror:
         """There is much to send: begin now."""
         self._due.set()
 
-    def finish(self, seconds: float = 20.0) -> MirrorResult:
-        """The last push, and what earlier runs could not send as far as that is quick; at most so many seconds."""
+    def finish(self, seconds: float = 20.0, rest: Rest = "next time") -> MirrorResult:
+        """The last push, and what earlier runs could not send as far as that is quick; at most so many seconds. What
+        takes longer is sent by a process of its own that this one leaves behind, or next time."""
         self.start()
         self._stop.set()
         self._due.set()
@@ -119,12 +132,20 @@ class Mirror:
             if self._thread.is_alive():
                 self._give_up.set()
                 if not self.result.is_complete:
-                    log.warning(
-                        "tracking: not all was sent to `%s` within %g s; the next run or `distill sync` sends the rest",
-                        self.result.tracking_uri,
-                        seconds,
-                    )
+                    self._tell_of_rest(seconds, rest)
         return self.result
+
+    def _tell_of_rest(self, seconds: float, rest: Rest) -> None:
+        how = "the next run or `distill sync` sends the rest"
+        if rest == "in background":
+            process = send_later(self.folder, self.root, self.uri)
+            how = (
+                f"process {process} goes on in the background (`{self.folder / LOG}`), and `tracking: {{wait: ...}}` in"
+                " the plan waits longer"
+            )
+        log.warning(
+            "tracking: not all was sent to `%s` within %g s; %s", self.result.tracking_uri, seconds, how
+        )
 
     def description(self) -> dict[str, Any]:
         """The entry `mlflow` of results.json."""
@@ -180,9 +201,9 @@ class Mirror:
             self._has_warned = False
 
     def _warn(self, problem: str) -> None:
-        if not self._has_warned:
+        has_warned, self._has_warned = self._has_warned, True  # first: the check has a thread of its own
+        if not has_warned:
             log.warning(UNSENT, self.result.tracking_uri, problem)
-        self._has_warned = True
 
 
 @cache
@@ -268,6 +289,11 @@ def _is_all_sent(folder: Path, state: State) -> bool:
     return state.is_finished and signatures(folder).items() <= state.files.items()
 
 
+def push_rest_of(folder: Path, root: Path, uri: str, give_up: threading.Event) -> MirrorResult:
+    """Push what is left of a run whose command has ended. Whoever calls this holds the run's lock."""
+    return _push(folder, root, uri, give_up, driver_is_gone=True)
+
+
 def _push(
     folder: Path,
     root: Path,
@@ -290,7 +316,7 @@ def _push(
             _push_all(Session(run, state, root, uri, give_up, is_over=is_over, has_time=has_time))
     except Exception as error:
         log.debug("tracking", exc_info=True)
-        problem = error.message if isinstance(error, DistillError) else reason(error)
+        problem = error.message if isinstance(error, DistillError) else problem_of(uri) or reason(error)
     return MirrorResult(mask(uri), state.experiment_id, state.run_id, state.is_finished, problem)
 
 

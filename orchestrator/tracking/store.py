@@ -27,6 +27,7 @@ DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development"
 }  # or the UI opens on pages about agents
+CONNECTS_TO_DATABASE = 2
 MAX_KEY, MAX_PARAM, MAX_TAG = 250, 6000, 8000
 
 
@@ -72,7 +73,8 @@ def open_client(uri: str, root: Path) -> Any:
         if file is not None and not file.exists():
             make_database(uri)
         try:
-            return mlflow.MlflowClient(tracking_uri=uri, registry_uri=registry)
+            with _without_patience(uri):
+                return mlflow.MlflowClient(tracking_uri=uri, registry_uri=registry)
         except mlflow.exceptions.MlflowException as error:
             if file is None or "schema" not in str(error):
                 raise
@@ -115,6 +117,21 @@ def _alone(root: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _without_patience(uri: str) -> Iterator[None]:
+    """MLflow asks a database ten times, and for 100 seconds in all, also one that has refused the password."""
+    if not uri.startswith(DATABASES):
+        yield
+        return
+    from mlflow.store.db import utils
+
+    before, utils.MAX_RETRY_COUNT = utils.MAX_RETRY_COUNT, CONNECTS_TO_DATABASE
+    try:
+        yield
+    finally:
+        utils.MAX_RETRY_COUNT = before
+
+
 def answers(uri: str, root: Path) -> bool:
     """Whether the store is there at all."""
     try:
@@ -122,33 +139,6 @@ def answers(uri: str, root: Path) -> bool:
     except Exception:  # of whatever kind: it does not serve us
         return False
     return True
-
-
-def version_conflict(uri: str) -> str | None:
-    """What to tell the user when a server is of another major version than ours; None as far as nobody knows.
-
-    A database tells of its version by itself, when it is opened.
-    """
-    if not uri.startswith(("http://", "https://")):
-        return None
-    ours = import_mlflow().__version__
-    try:
-        from mlflow.utils.credentials import get_default_host_creds
-        from mlflow.utils.rest_utils import http_request
-
-        theirs = http_request(get_default_host_creds(uri), "/version", "GET").text.strip()
-    except Exception:  # of whatever kind: then it does not tell
-        return None
-    if not re.fullmatch(r"\d+(\.\w+)+", theirs) or _major(theirs) == _major(ours):
-        return None
-    return (
-        f"`{mask(uri)}` runs MLflow {theirs}, and here is {ours}: it may refuse what is sent; start the server"
-        f" from an environment with `mlflow=={_major(ours)}.*`, then `distill sync` sends the rest"
-    )
-
-
-def _major(version: str) -> str:
-    return version.partition(".")[0]
 
 
 def find_run(client: Any, experiment_ids: list[str], condition: str) -> str | None:

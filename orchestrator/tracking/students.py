@@ -2,10 +2,7 @@
 
 import json
 import logging
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -13,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from raydistill.tracking import store
+from raydistill.tracking.later import start_module
 from raydistill.tracking.plan_run import TrackedNode, TrackedRun
 from raydistill.tracking.session import GivenUp, Session
 from raydistill.tracking.state import ChildState
@@ -82,20 +80,9 @@ def export(folders: Mapping[Path, Path], give_up: threading.Event) -> dict[Path,
 
     Raises `GivenUp` when nobody waits any longer: the models are exported another time.
     """
-    requests = json.dumps([{"stage": str(folder), "to": str(target)} for target, folder in folders.items()])
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "raydistill.export"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,  # an interrupt at the terminal is not meant for it
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
-    )
+    requests = [{"stage": str(folder), "to": str(target)} for target, folder in folders.items()]
+    process = start_module("raydistill.export", requests)
     try:
-        assert process.stdin is not None
-        process.stdin.write(requests)
-        process.stdin.close()
         deadline = time.monotonic() + EXPORT_SECONDS + SECONDS_PER_MODEL * len(folders)
         while process.poll() is None and time.monotonic() < deadline:
             if give_up.wait(0.05):

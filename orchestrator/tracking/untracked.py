@@ -14,13 +14,16 @@ class Untracked:
     def adopt(self, previous: Path) -> None:
         """Nothing to take over."""
 
+    def check(self) -> None:
+        """Nobody to ask."""
+
     def start(self) -> None:
         """Nothing to begin."""
 
     def hurry(self) -> None:
         """Nothing waits."""
 
-    def finish(self, seconds: float = 0.0) -> None:
+    def finish(self, seconds: float = 0.0, rest: str = "next time") -> None:
         """Nothing is left."""
 
     def description(self) -> dict[str, Any]:
