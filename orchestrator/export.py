@@ -21,7 +21,6 @@ from raydistill.predict import load_model
 from raydistill.runs.files import json_line, json_text
 from raydistill.runs.folder import StageFolder
 from raydistill.tasks.picture_files import printable
-from raydistill.tasks.splits import normalised
 from raydistill.tracking.logged_model import save_logged_model
 from raydistill.training import model_files
 from raydistill.training.model_description import DESCRIPTION
@@ -36,20 +35,15 @@ EXAMPLES = 4  # a batch of one would be taken for a constant
 class Probabilities(nn.Module):
     """A model with its normalisation, from raw inputs (B, ...) to probabilities (B, C) float32."""
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, model: TrainedModel) -> None:
         super().__init__()
-        self.model = model.model
+        self.normalisation, self.model = model.normalisation, model.model
         self.input_dtype = model.input_dtype
-        self.register_buffer("mean", model.mean)
-        self.register_buffer("std", model.std)
 
     def forward(self, inputs: Tensor) -> Tensor:
         # Grey levels of 0 to 255 would be taken for pixels in [0, 1] without a word.
         torch.ops.aten._assert_tensor_metadata(inputs, None, None, self.input_dtype)
-        logits: Tensor = self.model(normalised(inputs, self.mean, self.std))
+        logits: Tensor = self.model(self.normalisation(inputs))
         return torch.softmax(logits.float(), dim=1)
 
 
@@ -89,6 +83,7 @@ def export_program(model: TrainedModel, path: Path) -> None:
 def contract(model: TrainedModel) -> dict[str, Any]:
     """What goes in and what comes out, as JSON values: for whoever has the model and not its plan."""
     names = list(model.class_names)
+    mean, std = model.normalisation.mean, model.normalisation.std
     unnamed = range(len(names), model.description["num_classes"])
     return {
         "task": model.description["task"].get("name", ""),
@@ -96,7 +91,7 @@ def contract(model: TrainedModel) -> dict[str, Any]:
             "dtype": str(model.input_dtype).removeprefix("torch."),
             "shape": ["batch", *model.input_shape],
             "values": model.description.get("inputs", "as the task delivers them, pictures in [0, 1]"),
-            "normalisation": {"inside": True, "mean": model.mean.tolist(), "std": model.std.tolist()},
+            "normalisation": {"inside": True, "mean": mean.tolist(), "std": std.tolist()},
         },
         "outputs": {
             "values": "probabilities; every row sums to 1",

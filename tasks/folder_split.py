@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from raydistill.tasks.devices import all_to_device, to_device
 from raydistill.tasks.hashing import fold_key, uniform
+from raydistill.tasks.normalisation import Normalisation
 from raydistill.tasks.pictures import Box, PictureError, centre_box, part_of, read_picture
 from raydistill.tasks.splits import TaskData, View, task_data, three_parts
 
@@ -73,7 +74,7 @@ def build_folder_data(task: ImageFolder, parts: Mapping[str, Arrays]) -> TaskDat
     """The splits of pictures in folders, with ImageNet's usual mean and standard deviation."""
     splits = {name: FolderSplit.of(task, part) for name, part in three_parts(task, parts).items()}
     mean, std = torch.tensor(IMAGENET_MEAN).view(3, 1, 1), torch.tensor(IMAGENET_STD).view(3, 1, 1)
-    return task_data(task, splits, mean, std)
+    return task_data(task, splits, Normalisation(mean, std))
 
 
 class _Pictures(Dataset[Tensor | PictureError]):

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from raydistill.tasks.devices import all_to_device
-from raydistill.tasks.splits import TaskData, View
+from raydistill.tasks.normalisation import Normalisation
+from raydistill.tasks.splits import TaskData, View, task_data
 
 if TYPE_CHECKING:
     from raydistill.tasks.speech_frames import SpeechFrames
@@ -61,9 +62,7 @@ class FrameSplit:
 def build_frame_data(task: SpeechFrames, parts: Mapping[str, Utterances]) -> TaskData:
     """The splits of a task whose frames fit in memory; they are normalised already, so mean is 0 and deviation 1."""
     splits = {name: _frame_split(task, part) for name, part in parts.items()}
-    names = task.class_names
-    mean, std = torch.zeros(1, 1), torch.ones(1, 1)
-    return TaskData(splits["train"], splits["validation"], splits["test"], len(names), names, mean, std)
+    return task_data(task, splits, Normalisation(torch.zeros(1, 1), torch.ones(1, 1)))
 
 
 def _frame_split(task: SpeechFrames, part: Utterances) -> FrameSplit:

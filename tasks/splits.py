@@ -17,12 +17,11 @@ from torch import Tensor
 
 from raydistill.tasks.devices import all_to_device
 from raydistill.tasks.hashing import cut, fold_key
+from raydistill.tasks.normalisation import Normalisation, channel_statistics
 from raydistill.tasks.seeds import Purpose
 
 if TYPE_CHECKING:
     from raydistill.tasks.task import Arrays, Task
-
-SAMPLES_AT_ONCE = 2048
 
 
 @dataclass(frozen=True)
@@ -59,15 +58,14 @@ class Split(Protocol):
 
 @dataclass(frozen=True)
 class TaskData:
-    """A task's three splits, and per-channel mean and standard deviation that broadcast over one input."""
+    """A task's three splits, and the normalisation that fits its inputs."""
 
     train: Split
     validation: Split
     test: Split
     num_classes: int
     class_names: tuple[str, ...]
-    mean: Tensor
-    std: Tensor
+    normalisation: Normalisation
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,11 +93,6 @@ class TensorSplit:
             yield inputs.float().div_(255) if inputs.dtype == torch.uint8 else inputs
 
 
-def normalised(inputs: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Raw inputs (B, ...) as a model takes them: integers as they are, everything else by mean and deviation."""
-    return (inputs - mean) / std if inputs.is_floating_point() else inputs
-
-
 def build_task_data(task: Task, parts: Mapping[str, Arrays]) -> TaskData:
     """The splits of a task that fits in memory. `ValueError` names the first sample that is not valid."""
     parts = three_parts(task, parts)
@@ -108,35 +101,15 @@ def build_task_data(task: Task, parts: Mapping[str, Arrays]) -> TaskData:
     splits = {name: _tensor_split(part) for name, part in parts.items()}
     inputs = splits["train"].inputs
     if inputs.dtype == torch.int64:
-        return task_data(task, splits, torch.zeros(()), torch.ones(()))
-    return task_data(task, splits, *channel_statistics(inputs))
+        return task_data(task, splits, Normalisation(torch.zeros(()), torch.ones(())))
+    return task_data(task, splits, Normalisation(*channel_statistics(inputs)))
 
 
-def channel_statistics(inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation per channel of inputs (N, C, ...), as (C, 1, ...), after scaling uint8 to [0, 1].
-
-    Summed in float64 over fixed pieces, so that they do not depend on the number of threads; uint8 sums are exact.
-    A constant channel gets the standard deviation 1.
-    """
-    channels, shape = inputs.shape[1], (inputs.shape[1], *[1] * (inputs.dim() - 2))
-    total, squares = np.zeros(channels), np.zeros(channels)
-    for piece in inputs.split(SAMPLES_AT_ONCE):
-        values = piece.numpy().astype(np.float64).reshape(len(piece), channels, -1)
-        total += values.sum(axis=(0, 2))
-        squares += np.square(values).sum(axis=(0, 2))
-    count = max(inputs.numel() // max(channels, 1), 1)
-    scale = 255.0 if inputs.dtype == torch.uint8 else 1.0
-    mean = total / count
-    variance = np.maximum(squares / count - np.square(mean), 0)
-    # Cancellation leaves about 1e-16 of the squares where the true variance is zero.
-    std = np.where(variance > 1e-12 * squares / count, np.sqrt(variance) / scale, 1.0)
-    return _float_tensor(mean / scale, shape), _float_tensor(std, shape)
-
-
-def task_data(task: Task, splits: Mapping[str, Split], mean: Tensor, std: Tensor) -> TaskData:
-    """A task with these splits, and the normalisation that fits them."""
+def task_data(task: Task, splits: Mapping[str, Split], normalisation: Normalisation) -> TaskData:
+    """A task with these splits."""
     names = task.class_names
-    return TaskData(splits["train"], splits["validation"], splits["test"], len(names), names, mean, std)
+    three = (splits["train"], splits["validation"], splits["test"])
+    return TaskData(*three, len(names), names, normalisation)
 
 
 def three_parts(task: Task, parts: Mapping[str, Arrays]) -> dict[str, Arrays]:
@@ -192,7 +165,3 @@ def _tensor_split(part: Arrays) -> TensorSplit:
 def _tensor(values: NDArray[np.generic]) -> Tensor:
     # Arrays over a file's bytes are read-only, which torch warns about: those are copied.
     return torch.from_numpy(np.require(values, requirements=["C", "W"]))
-
-
-def _float_tensor(values: NDArray[np.float64], shape: tuple[int, ...]) -> Tensor:
-    return torch.from_numpy(values.astype(np.float32)).view(shape)

@@ -97,8 +97,8 @@ def test_shards_are_the_same_samples_as_one_file_in_memory(tmp_path: Path, kind:
     }
     np.savez(tmp_path / "data.npz", **everything, split=np.repeat([0, 2], [50, 20]))
     ours, theirs = ManyClass(folder=tmp_path / "shards").load(), Tensors(file=tmp_path / "data.npz").load()
-    assert torch.equal(ours.mean, theirs.mean)
-    assert torch.equal(ours.std, theirs.std)
+    assert torch.equal(ours.normalisation.mean, theirs.normalisation.mean)
+    assert torch.equal(ours.normalisation.std, theirs.normalisation.std)
     assert ours.class_names == ("one", "two", "三")
     for split in ("train", "validation", "test"):
         left, right = getattr(ours, split), getattr(theirs, split)

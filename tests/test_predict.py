@@ -42,8 +42,8 @@ def test_probabilities_are_those_of_the_plain_network(student: Path, tmp_path: P
     predictions = list(predict_files(student, [tmp_path / "digits.npy"], top=10))
     network = build_model("mlp", {"widths": [30]}, (1, 28, 28), 10)
     network.load_state_dict(load_file(student / "model.safetensors"))
-    description = load_model(student)
-    inputs = (torch.from_numpy(digits(7)).float() / 255 - description.mean) / description.std
+    known = load_model(student).normalisation
+    inputs = (torch.from_numpy(digits(7)).float() / 255 - known.mean) / known.std
     expected = torch.softmax(network.eval()(inputs), dim=1)
     for prediction, row in zip(predictions, expected, strict=True):
         assert dict(prediction.ranked) == pytest.approx({str(c): row[c].item() for c in range(10)}, abs=1e-6)

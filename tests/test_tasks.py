@@ -29,9 +29,10 @@ from raydistill.tasks.folder_split import random_box
 from raydistill.tasks.hashing import cut, fold_key, hash_ids, uniform
 from raydistill.tasks.image_folder import ImageFolder
 from raydistill.tasks.mnist import Mnist
+from raydistill.tasks.normalisation import channel_statistics
 from raydistill.tasks.pictures import centre_box
 from raydistill.tasks.seeds import Purpose
-from raydistill.tasks.splits import TensorSplit, View, build_task_data, channel_statistics, normalised
+from raydistill.tasks.splits import TensorSplit, View, build_task_data
 from raydistill.tasks.svhn import Svhn
 from raydistill.tasks.task import Arrays, Task
 from raydistill.tasks.tensors import Tensors
@@ -685,7 +686,7 @@ def test_integers_are_handed_on_as_they_are(tmp_path: Path) -> None:
         write_npz(tmp_path / "data.npz", inputs=tokens, labels=np.arange(40) % 2, split=np.repeat([0, 2], 20))
         task = Tensors(file=tmp_path / "data.npz", validation_fraction=0)
         data = task.load()
-        batch = normalised(next(data.train.batches([torch.arange(20)], None)), data.mean, data.std)
+        batch = data.normalisation(next(data.train.batches([torch.arange(20)], None)))
         assert batch.dtype == torch.int64
         np.testing.assert_array_equal(batch.numpy(), tokens[:20])
         assert "are integers and reach the models as they are" in task.survey().findings[-1].text
@@ -696,7 +697,7 @@ def test_floats_are_brought_to_mean_zero_and_deviation_one_by_channel(tmp_path: 
     WRITERS[file](tmp_path / file, inputs=5 + 3 * RANDOM.random((300, 2, 4)), labels=np.arange(300) % 2)
     task = Tensors(file=tmp_path / file, validation_fraction=0)
     data = task.load()
-    inputs = normalised(next(data.train.batches([torch.arange(240)], None)), data.mean, data.std)
+    inputs = data.normalisation(next(data.train.batches([torch.arange(240)], None)))
     assert task.input_dtype == "float32"
     torch.testing.assert_close(inputs.mean(dim=(0, 2)), torch.zeros(2), atol=1e-4, rtol=0)
     torch.testing.assert_close(inputs.std(dim=(0, 2)), torch.ones(2), atol=1e-3, rtol=0)

@@ -105,7 +105,7 @@ def _predictions(config: ConfusionClustersConfig, context: StageContext, data: T
     if config.split == "validation":
         if not len(data.validation):
             raise StageError("the validation split is empty; set the task's `validation_fraction` above 0")
-        transfer = TransferSet(data.validation.to(context.device), generalist.mean, generalist.std)
+        transfer = TransferSet(data.validation.to(context.device), generalist.normalisation)
     else:
         views = Views(config.augment, config.view_seed, config.views or None)
         transfer = load_transfer_set(config.transfer, views, context, data)

@@ -27,7 +27,7 @@ def distill_with_generator(config: DistillWithGeneratorConfig, context: StageCon
     except ValueError as error:
         raise StageError(str(error)) from error
     model = Dreaming(generator, student, config.latent)
-    transfer = TransferSet(_nothing(config, context.device), teacher.mean, teacher.std)
+    transfer = TransferSet(_nothing(config, context.device), teacher.normalisation)
     config = config.replace(transfer=TransferConfig(labelled=False))
     fit(model, method, transfer, data.validation.to(context.device), config, context)
     if not context.is_main:

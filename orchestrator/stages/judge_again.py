@@ -72,4 +72,4 @@ def _as_judged(
     model = trained.plain
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
-    return predictor(model, TransferSet(split, trained.mean, trained.std), config), split
+    return predictor(model, TransferSet(split, trained.normalisation), config), split

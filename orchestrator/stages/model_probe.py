@@ -61,7 +61,7 @@ class Probe:
 def two_samples(data: TaskData, device: str) -> Tensor:
     """The first two training samples as models get them."""
     rows = torch.arange(2)
-    transfer = TransferSet(data.train.select(rows).to(device), data.mean.to(device), data.std.to(device))
+    transfer = TransferSet(data.train.select(rows).to(device), data.normalisation.on(device))
     (batch,) = transfer.batches([rows], 0)
     return batch.inputs
 

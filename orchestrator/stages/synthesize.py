@@ -59,7 +59,12 @@ def synthesize(config: SynthesizeConfig, context: StageContext) -> dict[str, flo
     if not files:
         raise StageError(f"there are fewer batches than shards: nothing is left for shard {config.shard}")
     write_json(
-        context.path(SAMPLES), {"files": files, "mean": teacher.mean.tolist(), "std": teacher.std.tolist()}
+        context.path(SAMPLES),
+        {
+            "files": files,
+            "mean": teacher.normalisation.mean.tolist(),
+            "std": teacher.normalisation.std.tolist(),
+        },
     )
     return _metrics(context, files)
 
@@ -129,14 +134,14 @@ class _Maker:
         }
 
     def _activations(self, inputs: Tensor) -> dict[str, Tensor]:
-        normalised = (inputs - self.teacher.mean) / self.teacher.std
-        return activations(self.model(normalised), self.temperature)
+        return activations(self.model(self.teacher.normalisation(inputs)), self.temperature)
 
     def _start(self, generator: torch.Generator) -> Tensor:
         config, teacher = self.config, self.teacher
         noise = torch.randn(config.batch_size, *teacher.input_shape, generator=generator)
-        mean = teacher.mean.cpu() if config.initial_mean is None else config.initial_mean
-        std = teacher.std.cpu() if config.initial_std is None else config.initial_std
+        own = teacher.normalisation.on("cpu")
+        mean = own.mean if config.initial_mean is None else config.initial_mean
+        std = own.std if config.initial_std is None else config.initial_std
         return noise * std + mean
 
     def _statistics(self, label: int) -> dict[str, LayerStatistics]:

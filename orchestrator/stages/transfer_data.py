@@ -16,6 +16,7 @@ from raydistill.runs.files import read_json
 from raydistill.runs.folder import StageFolder
 from raydistill.stages.training_stage import load_data
 from raydistill.targets.store import Description
+from raydistill.tasks.normalisation import Normalisation
 from raydistill.tasks.splits import TaskData, TensorSplit
 from raydistill.tasks.task import Task
 from raydistill.training.data import TransferSet, Views, build_transfer_set
@@ -58,8 +59,8 @@ def synthesized_data(folders: Sequence[StageFolder], task: Task) -> TaskData:
         )
     split = TensorSplit(inputs[order].float(), labels[order], ids[order])
     nothing = split.select(order[:0])
-    mean, std = torch.tensor(description["mean"]), torch.tensor(description["std"])
-    return TaskData(split, nothing, nothing, task.num_classes, task.class_names, mean, std)
+    normalisation = Normalisation(torch.tensor(description["mean"]), torch.tensor(description["std"]))
+    return TaskData(split, nothing, nothing, task.num_classes, task.class_names, normalisation)
 
 
 def sources_of(transfer: TransferConfig, context: StageContext) -> list[str]:

@@ -15,8 +15,9 @@ from raydistill.kinds.augmentations import AugmentConfig, MixupConfig
 from raydistill.kinds.training import TransferConfig
 from raydistill.tasks.devices import all_to_device
 from raydistill.tasks.hashing import cut, fold_key
+from raydistill.tasks.normalisation import Normalisation
 from raydistill.tasks.seeds import Purpose
-from raydistill.tasks.splits import Split, TaskData, View, normalised
+from raydistill.tasks.splits import Split, TaskData, View
 from raydistill.tasks.task import class_index
 from raydistill.training.augment import augment, mixup_partners
 
@@ -68,8 +69,7 @@ class TransferSet:
     """The samples a stage trains or predicts on, with their normalisation and views."""
 
     split: Split
-    mean: Tensor
-    std: Tensor
+    normalisation: Normalisation
     views: Views = Views()
     channels_last: bool = False
 
@@ -126,7 +126,7 @@ class TransferSet:
 
     def normalised(self, inputs: Tensor) -> Tensor:
         """Inputs as the model takes them."""
-        inputs = normalised(inputs, self.mean, self.std)
+        inputs = self.normalisation(inputs)
         if self.channels_last and inputs.dim() == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         return inputs
@@ -141,7 +141,7 @@ def build_transfer_set(
     positions = transfer_positions(data, transfer)
     whole = len(positions) == len(data.train)
     split = (data.train if whole else data.train.select(positions)).to(device)
-    return TransferSet(split, data.mean.to(device), data.std.to(device), views, channels_last)
+    return TransferSet(split, data.normalisation.on(device), views, channels_last)
 
 
 def transfer_positions(data: TaskData, transfer: TransferConfig) -> Tensor:

@@ -24,7 +24,9 @@ class Ensemble:
         weights: Sequence[float] | None = None,
     ) -> None:
         self.members, self.rule = members, rule
-        self.weights = torch.tensor(normalise(weights, len(members)), device=members[0].mean.device)
+        self.weights = torch.tensor(
+            normalise(weights, len(members)), device=members[0].normalisation.mean.device
+        )
 
     def logits(self, inputs: Tensor) -> Tensor:
         """Log-probabilities (B, C) of raw inputs (B, ...); a single member's own logits."""

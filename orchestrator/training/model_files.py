@@ -21,7 +21,8 @@ from raydistill.runs.context import StageContext
 from raydistill.runs.files import atomic_write, write_json
 from raydistill.runs.folder import StageFolder
 from raydistill.runs.record import summary_of
-from raydistill.tasks.splits import TaskData, normalised
+from raydistill.tasks.normalisation import Normalisation
+from raydistill.tasks.splits import TaskData
 from raydistill.tasks.task import Task
 from raydistill.training.model_description import DESCRIPTION, read_description, statistics
 from raydistill.training.model_size import check_size
@@ -37,8 +38,7 @@ class TrainedModel:
     """A model in eval mode, frozen, with the normalisation of its inputs."""
 
     model: nn.Module
-    mean: Tensor
-    std: Tensor
+    normalisation: Normalisation
     class_names: tuple[str, ...]
     input_shape: tuple[int, ...]
     description: dict[str, Any]
@@ -60,7 +60,8 @@ class TrainedModel:
 
     def prepared(self, inputs: Tensor) -> Tensor:
         """Raw inputs (B, ...) as the network takes them."""
-        return normalised(inputs.to(self.input_dtype), self.mean, self.std)
+        prepared: Tensor = self.normalisation(inputs.to(self.input_dtype))
+        return prepared
 
 
 def classifier_keys(config: ModelConfig, task: Task) -> list[str]:
@@ -122,8 +123,8 @@ def save(
             "class_names": list(task.class_names),
             "inputs": task.input_values,
             "input_dtype": task.input_dtype,
-            "mean": data.mean.tolist(),
-            "std": data.std.tolist(),
+            "mean": data.normalisation.mean.tolist(),
+            "std": data.normalisation.std.tolist(),
             "task": task.model_dump(mode="json"),
             **more,
         },
@@ -189,11 +190,10 @@ def _load(
     if description.logit_offset:
         model = OffsetLogits(model, description.logit_offset)
     model.to(device).eval().requires_grad_(False)
-    mean, std = (
-        statistics(value, shape, name).to(device)
-        for name, value in (("mean", description.mean), ("std", description.std))
+    normalisation = Normalisation(
+        statistics(description.mean, shape, "mean"), statistics(description.std, shape, "std")
     )
-    return TrainedModel(model, mean, std, description.class_names, shape, values)
+    return TrainedModel(model, normalisation.on(device), description.class_names, shape, values)
 
 
 def _refuse_nan(model: nn.Module, weights: Path) -> None:

@@ -119,8 +119,7 @@ def special_transfer_set(
         )
     return SpecialTransferSet(
         split=transfer.split,
-        mean=transfer.mean,
-        std=transfer.std,
+        normalisation=transfer.normalisation,
         views=transfer.views,
         channels_last=transfer.channels_last,
         special=is_special.nonzero()[:, 0],

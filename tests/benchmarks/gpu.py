@@ -193,7 +193,8 @@ class Bench:
         other = model_files.load(context.input("teacher"), DEVICE).model
         stored = torch.randn(len(self.data.train), CLASSES, device=DEVICE).half()
         optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
-        mean, std = self.data.mean.to(DEVICE), self.data.std.to(DEVICE)
+        normalisation = self.data.normalisation.on(DEVICE)
+        mean, std = normalisation.mean, normalisation.std
 
         def step(inputs: Tensor, labels: Tensor, rows: Tensor) -> None:
             inputs = (inputs.float() / 255 - mean) / std

@@ -162,7 +162,8 @@ class Bench:
         return model
 
     def inputs(self, rows: Tensor) -> Tensor:
-        return (self.transfer.split.inputs[rows].float() / 255 - self.transfer.mean) / self.transfer.std
+        known = self.transfer.normalisation
+        return (self.transfer.split.inputs[rows].float() / 255 - known.mean) / known.std
 
     def teacher_model(self) -> nn.Module:
         return model_files.load(StageFolder(self.root / self.graph.nodes["teacher"].folder)).model

@@ -48,8 +48,8 @@ def main() -> None:
         pixels = torch.cat([*data.train.batches(everything.split(ROWS_AT_ONCE), None)]).mul_(255)
         in_memory = TensorSplit(pixels.round_().to(torch.uint8), data.train.labels, data.train.ids)
         sides = {
-            "Parquet": Side(TransferSet(data.train, data.mean, data.std)),
-            "in memory": Side(TransferSet(in_memory, data.mean, data.std)),
+            "Parquet": Side(TransferSet(data.train, data.normalisation)),
+            "in memory": Side(TransferSet(in_memory, data.normalisation)),
         }
         rounds = [take_turns(sides, epoch) for epoch in range(arguments.rounds + 1)]
         check_same_weights(*sides.values())

@@ -51,6 +51,7 @@ from raydistill.stages.distill import build_method
 from raydistill.stages.teachers import live_teacher
 from raydistill.tasks.hashing import fold_key
 from raydistill.tasks.mnist import Mnist
+from raydistill.tasks.normalisation import Normalisation
 from raydistill.tasks.seeds import SWITCH
 from raydistill.tasks.splits import TensorSplit
 from raydistill.training.data import TransferSet
@@ -245,7 +246,9 @@ class Bench:
         split = TensorSplit(
             torch.rand(samples, *SHAPE), torch.randint(CLASSES, (samples,)), torch.arange(samples)
         )
-        self.transfer = TransferSet(split, torch.full((3, 1, 1), 0.5), torch.full((3, 1, 1), 0.3))
+        self.transfer = TransferSet(
+            split, Normalisation(torch.full((3, 1, 1), 0.5), torch.full((3, 1, 1), 0.3))
+        )
 
     def fit(self, step_done: StepDone) -> nn.Module:
         config, model, method, teachers = copy.deepcopy(self.parts)
@@ -263,7 +266,7 @@ class Bench:
         return model
 
     def trained(self, teacher: nn.Module) -> TrainedModel:
-        return TrainedModel(teacher, self.transfer.mean, self.transfer.std, (), SHAPE, {})
+        return TrainedModel(teacher, self.transfer.normalisation, (), SHAPE, {})
 
     def bare(self, step_done: StepDone) -> nn.Module:
         """The loop that anybody would write, with features taken on the way through the stages."""
@@ -273,7 +276,7 @@ class Bench:
         model.train()
         for rows in self.transfer.epoch_order(0, 0).split(BATCH):
             inputs, labels = self.transfer.split.inputs[rows], self.transfer.split.labels[rows]
-            inputs = (inputs - self.transfer.mean) / self.transfer.std
+            inputs = (inputs - self.transfer.normalisation.mean) / self.transfer.normalisation.std
             asked = range(len(teachers)) if self.row.asked is None else self.row.asked(rows)
             with torch.no_grad():
                 answers = [forward(teachers[index], inputs, method.teacher_features) for index in asked]

@@ -18,6 +18,7 @@ from raydistill.runs.context import StageContext
 from raydistill.runs.folder import StageFolder
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.tasks.mnist import Mnist
+from raydistill.tasks.normalisation import Normalisation
 from raydistill.tasks.splits import TensorSplit
 from raydistill.training.data import Batch, TransferSet
 from raydistill.training.loop import fit
@@ -111,7 +112,7 @@ def test_a_student_of_a_linear_teacher_becomes_the_teacher(tmp_path: Path, tempe
     fit(
         student,
         Hinton(HintonConfig.model_validate(method)),
-        TransferSet(split, torch.zeros(1), torch.ones(1)),
+        TransferSet(split, Normalisation(torch.zeros(1), torch.ones(1))),
         None,
         TrainConfig.model_validate(
             {

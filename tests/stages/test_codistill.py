@@ -23,6 +23,7 @@ from raydistill.runs.folder import StageFolder
 from raydistill.stages.codistill import shard_of
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.tasks.mnist import Mnist
+from raydistill.tasks.normalisation import Normalisation
 from raydistill.tasks.splits import TensorSplit
 from raydistill.training.data import Batch, TransferSet
 from raydistill.training.exchange import PUBLISHED, Exchange, publish, read_published
@@ -414,7 +415,9 @@ def test_each_peer_is_the_plain_architecture_and_others_learn_from_them(
         plain.load_state_dict(weights(stages, name), strict=True)
         whole = stages.model(name)
         inputs = torch.rand(7, 1, 8, 8)
-        assert torch.equal(whole.logits(inputs), plain((inputs - whole.mean) / whole.std))
+        assert torch.equal(
+            whole.logits(inputs), plain((inputs - whole.normalisation.mean) / whole.normalisation.std)
+        )
         assert stages.record(name).parameters == sum(parameter.numel() for parameter in plain.parameters())
         assert set(stages.record(name).payload) >= {"model.safetensors", "model.json"}
         assert PUBLISHED not in stages.record(name).payload
@@ -425,7 +428,7 @@ def test_the_peers_part_a_transfer_set_among_them(stages: Any) -> None:
     """108 training samples for five peers."""
     samples = 108
     split = TensorSplit(torch.zeros(samples, 2), torch.zeros(samples).long(), torch.randperm(samples) * 7)
-    transfer = TransferSet(split, torch.zeros(1), torch.ones(1))
+    transfer = TransferSet(split, Normalisation(torch.zeros(1), torch.ones(1)))
     config = config_of(peers=5, data="shards", seed=2)
     parts = [shard_of(transfer, config.numbered(index)).split.ids for index in range(10)]
     for first in (0, 5):  # both groups

@@ -59,7 +59,7 @@ def test_the_exported_student_is_the_plain_architecture_and_the_teacher_did_not_
     plain.load_state_dict(weights)
     trained = stages.model("student")
     inputs = torch.rand(5, 1, 8, 8)
-    expected = plain.eval()((inputs - trained.mean) / trained.std)
+    expected = plain.eval()((inputs - trained.normalisation.mean) / trained.normalisation.std)
     torch.testing.assert_close(trained.logits(inputs), expected)
     after = load_file(stages.folder("teacher").path / "model.safetensors")
     assert all(torch.equal(after[key], value) for key, value in before.items())

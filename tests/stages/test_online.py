@@ -39,7 +39,7 @@ def test_the_same_training_deploys_the_best_the_first_or_all_branches(stages: An
     inputs = torch.from_numpy(np.load(stages.file)["inputs"])
     best = int(stages.record("best").metrics["deployed"])
     for name, branch in (("best", best), ("first", 0)):
-        alone = whole.model.plain(branch)((inputs - whole.mean) / whole.std)
+        alone = whole.model.plain(branch)((inputs - whole.normalisation.mean) / whole.normalisation.std)
         assert torch.equal(stages.logits(name), alone)
     metrics = stages.record("ensemble").metrics
     assert metrics["test/accuracy"] == metrics["test/ensemble_accuracy"]

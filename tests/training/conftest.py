@@ -17,6 +17,7 @@ from raydistill.methods.supervised import Supervised
 from raydistill.runs.context import StageContext, never
 from raydistill.runs.folder import StageFolder
 from raydistill.tasks.mnist import Mnist
+from raydistill.tasks.normalisation import Normalisation
 from raydistill.tasks.splits import TensorSplit
 from raydistill.training.data import TransferSet, Views
 from raydistill.training.loop import Teacher, fit
@@ -72,7 +73,7 @@ class Bench:
     def transfer(self, samples: int = SAMPLES) -> TransferSet:
         mean, std = torch.full((1, 1, 1), 0.5), torch.full((1, 1, 1), 0.3)
         views = Views(self.augment, seed=9)
-        return TransferSet(self.split(samples=samples), mean, std, views, self.channels_last)
+        return TransferSet(self.split(samples=samples), Normalisation(mean, std), views, self.channels_last)
 
     def settings(self, **changes: Any) -> TrainConfig:
         values = {"stage": "train", "model": {"name": "mlp"}, "epochs": EPOCHS, "batch_size": 5}

@@ -11,6 +11,7 @@ from torch import Tensor
 from raydistill.errors import StageError
 from raydistill.kinds.augmentations import FlipConfig, MixupConfig, ShiftConfig
 from raydistill.kinds.training import TransferConfig
+from raydistill.tasks.normalisation import Normalisation
 from raydistill.tasks.splits import TaskData, TensorSplit
 from raydistill.training.augment import augment
 from raydistill.training.data import (
@@ -32,7 +33,7 @@ def digits(samples: int = 200) -> TaskData:
     labels = torch.randint(4, (samples,), generator=generator)
     train = TensorSplit(inputs, labels, torch.randperm(10 * samples, generator=generator)[:samples])
     none = train.select(torch.arange(0))
-    return TaskData(train, none, none, 4, NAMES, MEAN, STD)
+    return TaskData(train, none, none, 4, NAMES, Normalisation(MEAN, STD))
 
 
 def chosen(data: TaskData, **transfer: Any) -> set[int]:
@@ -62,7 +63,7 @@ def test_a_fraction_follows_its_seed_and_the_ids_but_not_their_order() -> None:
     data = digits()
     assert chosen(data, fraction=0.3) != chosen(data, fraction=0.3, seed=1)
     order = torch.randperm(200, generator=torch.Generator().manual_seed(1))
-    shuffled = TaskData(data.train.select(order), data.train, data.train, 4, NAMES, MEAN, STD)
+    shuffled = TaskData(data.train.select(order), data.train, data.train, 4, NAMES, Normalisation(MEAN, STD))
     first = {int(data.train.ids[row]) for row in chosen(data, fraction=0.3)}
     second = {int(shuffled.train.ids[row]) for row in chosen(shuffled, fraction=0.3)}
     assert first == second
@@ -129,7 +130,7 @@ def test_a_batch_holds_the_samples_at_its_rows() -> None:
 def test_iterating_leaves_the_split_as_it_was() -> None:
     inputs = torch.rand(10, 2, 6, 6)
     split = TensorSplit(inputs.clone(), torch.zeros(10, dtype=torch.int64), torch.arange(10))
-    transfer = TransferSet(split, MEAN, STD)
+    transfer = TransferSet(split, Normalisation(MEAN, STD))
     inputs_of(transfer.batches([torch.arange(10)], 0))
     assert torch.equal(split.inputs, inputs)
 

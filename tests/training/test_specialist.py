@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from raydistill.errors import StageError
+from raydistill.tasks.normalisation import Normalisation
 from raydistill.tasks.splits import TensorSplit
 from raydistill.training.data import TransferSet
 from raydistill.training.specialist import (
@@ -31,7 +32,7 @@ def split_of(labels: Tensor) -> TensorSplit:
 def special(samples: int = 100, special_fraction: float = 0.5) -> SpecialTransferSet:
     generator = torch.Generator().manual_seed(0)
     split = split_of(torch.randint(6, (samples,), generator=generator))
-    transfer = TransferSet(split, torch.zeros(1), torch.ones(1))
+    transfer = TransferSet(split, Normalisation(torch.zeros(1), torch.ones(1)))
     return special_transfer_set(transfer, CLUSTER, special_fraction, NAMES)
 
 
@@ -83,13 +84,13 @@ def test_an_epochs_order_depends_on_seed_and_epoch_alone() -> None:
 
 
 def test_a_class_without_samples_is_named() -> None:
-    transfer = TransferSet(split_of(torch.tensor([0, 1, 2])), torch.zeros(1), torch.ones(1))
+    transfer = TransferSet(split_of(torch.tensor([0, 1, 2])), Normalisation(torch.zeros(1), torch.ones(1)))
     with pytest.raises(StageError, match=r"is of `four`;"):
         special_transfer_set(transfer, CLUSTER, 0.5, ["zero", "one", "two", "three", "four", "five"])
 
 
 def test_a_transfer_set_of_nothing_but_the_cluster_is_refused() -> None:
-    transfer = TransferSet(split_of(torch.tensor([4, 1, 1])), torch.zeros(1), torch.ones(1))
+    transfer = TransferSet(split_of(torch.tensor([4, 1, 1])), Normalisation(torch.zeros(1), torch.ones(1)))
     with pytest.raises(StageError, match="what they are not"):
         special_transfer_set(transfer, CLUSTER, 0.5, NAMES)
 
@@ -118,7 +119,7 @@ def test_the_drawn_fraction_is_that_of_the_samples_of_an_epoch(samples: int, spe
 
 def test_four_samples_at_nine_tenths_are_drawn_as_four_of_five() -> None:
     labels = torch.tensor([4, 1, 4, 1, 0, 2, 3, 5])
-    transfer = TransferSet(split_of(labels), torch.zeros(1), torch.ones(1))
+    transfer = TransferSet(split_of(labels), Normalisation(torch.zeros(1), torch.ones(1)))
     drawn = special_transfer_set(transfer, CLUSTER, 0.9, NAMES).drawn_fraction
     assert drawn == 0.8
     wrong = dustbin_correction(0.5, 0.9) - dustbin_correction(0.5, drawn)
