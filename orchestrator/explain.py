@@ -17,25 +17,16 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from raydistill.errors import PlanError, did_you_mean
-from raydistill.kinds.models import ModelConfig
 from raydistill.lookup import load_object
 from raydistill.models import MODELS, Architecture
-from raydistill.plan.config import ChosenBy, StageRef
+from raydistill.plan.config import StageRef
+from raydistill.plan.kind import Kind
+from raydistill.plan.model import ModelConfig
 from raydistill.plan.schema import Plan
 from raydistill.tasks import TASKS
 from raydistill.tasks.task import Task
 
 WIDTH = 100
-GROUPS = {
-    "stage kind": "stages",
-    "method": "methods",
-    "optimizer": "optimizers",
-    "schedule": "schedules",
-    "augmentation": "augmentations",
-    "way of growing": "growing",
-    "scheduler": "schedulers",
-    "searcher": "searchers",
-}
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "none"}
 
 
@@ -51,7 +42,9 @@ class Topic:
         """The keys that a person writes beside the name."""
         fields = self.kind.model_fields
         return {
-            key: value for key, value in fields.items() if key not in self.preset and not _is_own_word(value)
+            key: value
+            for key, value in fields.items()
+            if key not in self.preset and key != getattr(self.kind, "key", None)
         }
 
 
@@ -71,7 +64,7 @@ def explain(name: str | None) -> str:
 
 def topics() -> dict[str, dict[str, Topic]]:
     """Everything that a plan can name, by groups; last the parts without a name, under the keys where they stand."""
-    groups: dict[str, dict[str, Topic]] = {group: {} for group in GROUPS.values()}
+    groups: dict[str, dict[str, Topic]] = {"stages": {}, "methods": {}}
     models = {name: _of_architecture(architecture) for name, architecture in MODELS.items()}
     tasks = {name: Topic(load_object(address)) for name, address in TASKS.items()}
     parts: dict[str, Topic] = {"plan": Topic(Plan), "model": Topic(ModelConfig), "task": Topic(Task)}
@@ -109,11 +102,9 @@ def description(kind: type[BaseModel], key: str) -> str:
 
 def _collect(kind: type[BaseModel], groups: dict[str, dict[str, Topic]], parts: dict[str, Topic]) -> None:
     for key, value in kind.model_fields.items():
-        for chosen, member in _configs_in(_annotation(value)):
-            if chosen is not None:
-                word, known = _word(member, chosen.key), groups[GROUPS[chosen.what]]
-            else:
-                word, known = key, parts
+        for member in _configs_in(_annotation(value)):
+            word = member.word if issubclass(member, Kind) else key
+            known = groups.setdefault(member.group, {}) if issubclass(member, Kind) else parts
             if word not in known and not issubclass(member, Task | ModelConfig):
                 known[word] = Topic(member)
                 _collect(member, groups, parts)
@@ -124,17 +115,14 @@ def _annotation(value: FieldInfo) -> Any:
     return Annotated[value.annotation, *value.metadata] if value.metadata else value.annotation
 
 
-def _configs_in(
-    annotation: Any, chosen: ChosenBy | None = None
-) -> Iterator[tuple[ChosenBy | None, type[BaseModel]]]:
-    """The configs that may stand where the schema has `annotation`, and by what one of several is chosen."""
-    if get_origin(annotation) is Annotated:
-        annotation, *marks = get_args(annotation)
-        chosen = next((mark for mark in marks if isinstance(mark, ChosenBy)), chosen)
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield chosen, annotation
+def _configs_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The configs that may stand where the schema has `annotation`."""
+    if isinstance(annotation, type) and issubclass(annotation, Kind) and annotation.is_choice():
+        yield from annotation.choices().values()
+    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
     for argument in get_args(annotation):
-        yield from _configs_in(argument, chosen)
+        yield from _configs_in(argument)
 
 
 def _overview(groups: Mapping[str, Mapping[str, Topic]]) -> str:
@@ -186,8 +174,7 @@ def _type(annotation: Any) -> str:
     arguments = get_args(annotation)
     origin = get_origin(annotation)
     if origin is Annotated:
-        chosen = next((mark for mark in arguments[1:] if isinstance(mark, ChosenBy)), None)
-        return _type(arguments[0]) if chosen is None else f"one of {', '.join(chosen.table(arguments[0]))}"
+        return _type(arguments[0])
     if origin is Literal:
         return " or ".join(f"`{value}`" for value in arguments)
     if origin in (Union, UnionType):
@@ -203,6 +190,8 @@ def _type(annotation: Any) -> str:
         return "the name of " + (inspect.getdoc(annotation) or "a stage").partition(".")[0].replace(
             "A ", "a ", 1
         )
+    if isinstance(annotation, type) and issubclass(annotation, Kind) and annotation.is_choice():
+        return f"one of {', '.join(annotation.choices())}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "a model" if annotation is ModelConfig else "a task" if annotation is Task else "a mapping"
     return WORDS.get(annotation, "a path" if getattr(annotation, "__name__", "") == "Path" else "any value")
@@ -226,15 +215,6 @@ def _shown(value: Any) -> str:
     if value is None:
         return "none"
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _is_own_word(value: FieldInfo) -> bool:
-    """Whether a key says which kind this is: it has one value."""
-    return get_origin(value.annotation) is Literal and len(get_args(value.annotation)) == 1
-
-
-def _word(member: type[BaseModel], key: str) -> str:
-    return str(get_args(member.model_fields[key].annotation)[0])
 
 
 def _of_architecture(architecture: Architecture) -> Topic:

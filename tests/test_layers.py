@@ -25,6 +25,7 @@ ROWS = (
     ("training",),
     ("targets",),
     ("runs",),
+    ("kinds",),
     ("plan",),
     ("tracking",),
     ("lookup",),
@@ -44,7 +45,7 @@ MLFLOW = {"tracking", "ui"}
 def unit(parts: tuple[str, ...]) -> str:
     """The row's name for a module: `plan` for raydistill.plan.load and for the path orchestrator/plan/load.py."""
     if parts[0] in ("raydistill", "orchestrator") and len(parts) > 1:
-        return {"kinds": "plan"}.get(parts[1], parts[1])
+        return parts[1]
     return parts[0]
 
 

@@ -105,8 +105,8 @@ def _print_prospects(plan: "Plan", graph: "Graph", root: Path, forced: frozenset
     from rich.markup import escape
 
     from raydistill.execution.outlook import look_ahead
-    from raydistill.kinds.model_sources import unseen_sources
-    from raydistill.kinds.models import models_in
+    from raydistill.plan.config import configs_in
+    from raydistill.plan.sources import unseen_sources
     from raydistill.terminal import console, prospects_table
 
     prospects = look_ahead(graph, root, plan.name, forced, plan.task)
@@ -117,8 +117,7 @@ def _print_prospects(plan: "Plan", graph: "Graph", root: Path, forced: frozenset
     counts += [f"{states['judge']} to judge"] * (states["judge"] > 0)
     counts += [f"{states['not needed']} not needed"] * (states["not needed"] > 0)
     out.print(f"\n{len(prospects)} stage{'s' * (len(prospects) != 1)}: {', '.join(counts)}")
-    models = {model.name: model for node in graph.nodes.values() for _, model in models_in(node.config)}
-    for text in unseen_sources(models.values()):
+    for text in unseen_sources(part for node in graph.nodes.values() for _, part in configs_in(node.config)):
         out.print(f"a change is not seen of {escape(text)}", soft_wrap=True)
 
 

@@ -47,7 +47,7 @@ def tune(
         _print_search(problem, root, only)
         return
     confirm_grid(problem, yes)
-    if local and problem.config.scheduler.name not in ("none", "pbt"):
+    if local and problem.config.scheduler.stops_trials:
         raise PlanError(
             f"`{problem.config.scheduler.name}` stops trials that run side by side, which `--local` does not do; leave"
             " it out, or add `--set search.scheduler.name=none`"
@@ -91,7 +91,7 @@ def confirm_grid(problem: "Problem", yes: bool) -> bool:
     from raydistill.search.problem import MANY_POINTS
 
     count = problem.config.trials
-    if problem.config.searcher.name != "grid" or count <= MANY_POINTS or yes:
+    if not problem.config.searcher.tries_all or count <= MANY_POINTS or yes:
         return yes
     if not sys.stdin.isatty():
         raise problem.source.error(
@@ -132,8 +132,10 @@ def _print_search(problem: "Problem", root: Path, only: tuple[str, ...]) -> None
 
 def _trials(problem: "Problem") -> str:
     """How many trials there are, and where their values come from."""
+    from raydistill.kinds.searches import PopulationConfig
+
     config = problem.config
-    if config.scheduler.name == "pbt":
+    if isinstance(config.scheduler, PopulationConfig):
         rounds = config.scheduler.rounds(problem.trained.epochs)
         return (
             f"{config.scheduler.population:,} members in {rounds:,} rounds of {config.scheduler.every:,} epochs:"

@@ -7,8 +7,8 @@ import heapq
 import time
 from collections import Counter
 
-from raydistill.kinds.training import ResourcesConfig
 from raydistill.plan.order import Graph
+from raydistill.plan.resources import ResourcesConfig
 
 
 class ReadyStages:

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from raydistill.kinds.training import ResourcesConfig
 from raydistill.plan.order import Graph, Node
+from raydistill.plan.resources import ResourcesConfig
 from raydistill.tasks.task import Task
 
 

@@ -15,9 +15,10 @@ from raydistill.errors import StageError, StageStopped
 from raydistill.execution.deadline import Deadline
 from raydistill.execution.request import Outcome, StageRequest
 from raydistill.execution.user_code import checked_models
-from raydistill.kinds.stages import STAGES, SURVEYS
+from raydistill.kinds.survey import SURVEYS
 from raydistill.lookup import load_object
 from raydistill.plan.schema import build_task
+from raydistill.plan.stage import stage_of
 from raydistill.runs.context import StageContext, never
 from raydistill.runs.folder import LOG, StageFolder
 from raydistill.runs.plan_run import finished_record
@@ -89,15 +90,14 @@ def _do_afterwards(address: str, *arguments: str) -> None:
 
 
 def _call(request: StageRequest, context: StageContext) -> dict[str, float]:
-    kind = (STAGES | SURVEYS)[request.kind]
-    config = kind.config.model_validate(request.config)
+    config = stage_of(request.config, *SURVEYS)
     context.models = checked_models(config, request.identity)
     if finished_record(context.folder.path) is not None:  # it lacks a judgement on this test split
         from raydistill.stages.judge_again import has_judged_model, judge_again
 
         if has_judged_model(context.folder):
             return judge_again(config, context)
-    stage = load_object(kind.run)
+    stage = load_object(config.implementation)
     metrics: dict[str, float] = stage(config, context)
     return metrics
 

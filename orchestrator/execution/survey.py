@@ -15,16 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from raydistill.errors import StoreError
 from raydistill.execution.request import Backend, Outcome, StageRequest
-from raydistill.kinds.data_free import DistillWithGeneratorConfig
-from raydistill.kinds.model_sources import model_identity
-from raydistill.kinds.models import models_in
-from raydistill.kinds.online import CodistillConfig
-from raydistill.kinds.specialists import TrainSpecialistsConfig
-from raydistill.kinds.stage_bases import StageConfig, TrainingConfig
-from raydistill.kinds.stages import SURVEYS, DistillConfig
+from raydistill.kinds.stage_bases import TrainingConfig
 from raydistill.kinds.survey import FOUND, ProbedModel, ProbeModelsConfig, SurveyDataConfig
 from raydistill.plan.fingerprint import fingerprint
 from raydistill.plan.order import Graph, Node
+from raydistill.plan.stage import StageConfig
 from raydistill.runs.context import claim_attempt
 from raydistill.runs.files import read_json
 from raydistill.runs.folder import StageFolder
@@ -130,33 +125,26 @@ def _models_of(node: Node, graph: Graph, task: Task) -> list[ProbedModel]:
     config = node.config
     if not isinstance(config, TrainingConfig):
         return []
-    models = [model for _, model in models_in(config)]
-    classes = {}
-    if isinstance(config, TrainSpecialistsConfig) and (model := graph.model_of(config.generalist)):
-        # How many of them and one for all others it will have is known later; that it follows, can be known now.
-        models, classes = [model], {"num_classes": task.num_classes + (config.head == "dustbin")}
-    is_seen = not isinstance(config, DistillWithGeneratorConfig | TrainSpecialistsConfig)
-    options = {
-        "stages": (node.name,),
-        "workers": config.resources.workers,
-        "batch_size": config.batch_size,
-        "transfer": config.transfer if is_seen else None,
-        "shards": config.peers if isinstance(config, CodistillConfig) and config.data == "shards" else 1,
-        "initial": graph.model_of(config.initial) if config.initial and not config.grow else None,
-    }
     return [
         ProbedModel(
-            model=model, **{"num_classes": model.num_classes or task.num_classes, **classes}, **options
+            stages=(node.name,),
+            model=model,
+            num_classes=num_classes,
+            workers=config.resources.workers,
+            batch_size=config.batch_size,
+            transfer=config.transfer if config.sees_transfer else None,
+            shards=config.data_shards,
+            initial=graph.model_of(config.initial) if config.initial and not config.grow else None,
         )
-        for model in models
+        for model, num_classes in config.trained_models(graph, task)
     ]
 
 
 def _identity(probed: ProbedModel) -> dict[str, Any]:
     """What decides about the outcome: whose model it is does not, what the model is made from does."""
-    initial = None if probed.initial is None else model_identity(probed.initial)
+    initial = None if probed.initial is None else probed.initial.identity()
     values = probed.model_dump(mode="json", exclude={"stages"})
-    return {**values, "model": model_identity(probed.model), "initial": initial}
+    return {**values, "model": probed.model.identity(), "initial": initial}
 
 
 def _finished_sizes(graph: Graph, root: Path) -> dict[str, int | None]:
@@ -186,12 +174,10 @@ def _compare_sizes(graph: Graph, nodes: Sequence[Node], sizes: Mapping[str, int 
 
 def _teachers(node: Node, graph: Graph) -> list[str]:
     """The nodes whose models a student learns from, live or through stored targets."""
-    found, wanted = [], [*node.reads] if isinstance(node.config, DistillConfig) else []
-    initial = getattr(node.config, "initial", None)
+    found: list[str] = []
+    wanted = [str(ref) for ref in node.config.taught_by]
     while wanted:
         name = wanted.pop(0)
-        if name == initial:
-            continue
         if graph.model_of(name) is not None:
             found.append(name)
         else:
@@ -211,10 +197,10 @@ class _Look:
 
     def at(self, config: StageConfig, looked_at: Mapping[str, Any]) -> dict[str, Any]:
         """What is found, from memory or anew; at least `findings`."""
-        kind: str = config.stage  # type: ignore[attr-defined]
+        kind = config.label()
         identity = {
             "kind": kind,
-            "version": SURVEYS[kind].version,
+            "version": config.version,
             "task": {**self.graph.task, "test": self.graph.test},
             "config": dict(looked_at),
         }

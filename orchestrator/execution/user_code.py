@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from raydistill.errors import StageError
-from raydistill.kinds.model_sources import is_users_own, model_identity
-from raydistill.kinds.models import ModelConfig, models_in
 from raydistill.plan.config import Config
 from raydistill.plan.fingerprint import differences
+from raydistill.plan.model import ModelConfig, models_in
 
 _met: dict[str, Mapping[str, Any]] = {}
 """The code of each model when this process first met it; Python imports a module once."""
@@ -23,8 +22,8 @@ def checked_models(
     """
     found = []
     for path, model in models_in(config):
-        if is_users_own(model):
-            here = model_identity(model)
+        if model.is_users_own:
+            here = model.identity()
             _check(model.name, _at(identity.get("config", {}), path), here)
             found.append((model, here))
     return tuple(found)

@@ -1,6 +1,6 @@
 """The modules that a plan takes its own models from: they must be importable wherever a stage runs."""
 
-from raydistill.kinds.models import models_in
+from raydistill.plan.model import models_in
 from raydistill.plan.schema import Plan
 
 

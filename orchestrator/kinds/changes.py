@@ -4,36 +4,39 @@ A training that was cut after some epochs is a stage of its own, whose fingerpri
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from pydantic import ValidationError
 
 from raydistill.errors import did_you_mean
-from raydistill.kinds.stage_bases import TrainingConfig
-from raydistill.kinds.stages import DistillConfig
 from raydistill.kinds.training import ChangeConfig
 from raydistill.plan import mistakes
 from raydistill.plan.config import Config
 from raydistill.plan.fingerprint import fingerprint
 from raydistill.plan.mistakes import Mistake
 
-OPTIMIZER_NUMBERS = ("learning_rate", "weight_decay", "momentum")
 MOST_BEGINNINGS = 1000  # epochs that are tried, 50 µs each
 
-Training = TypeVar("Training", bound=TrainingConfig)
+
+class Changing(Protocol):
+    """As much of a training's config as its changes are about."""
+
+    @property
+    def changes(self) -> tuple[ChangeConfig, ...] | None: ...
+
+    def changeable(self) -> dict[str, float]:
+        """The numbers that may change while it trains, by their paths."""
+        ...
+
+    def replace(self, **changes: Any) -> Self: ...
+
+    def model_dump(self, *, mode: str) -> dict[str, Any]: ...
+
+    @classmethod
+    def model_validate(cls, obj: Any) -> Self: ...
 
 
-def changeable(config: TrainingConfig) -> dict[str, float]:
-    """The numbers of a stage that may change while it trains, by their paths."""
-    optimizer = {f"optimizer.{key}": getattr(config.optimizer, key, None) for key in OPTIMIZER_NUMBERS}
-    numbers = {path: number for path, number in optimizer.items() if number is not None}
-    if isinstance(config, DistillConfig):
-        for index, method in enumerate(config.all_methods):
-            prefix = f"methods.{index}" if config.methods else "method"
-            # Whole numbers shape a method when it is built.
-            options = ((key, getattr(method, key)) for key in type(method).model_fields)
-            numbers |= {f"{prefix}.{key}": value for key, value in options if isinstance(value, float)}
-    return numbers
+Training = TypeVar("Training", bound=Changing)
 
 
 def during(config: Training, epoch: int) -> Training:
@@ -44,16 +47,16 @@ def during(config: Training, epoch: int) -> Training:
     return config
 
 
-def phases(config: Any) -> list[Any]:
+def phases(config: Training) -> list[Training]:
     """A stage's config as it is at first, and after each of its changes."""
-    return [config, *(during(config, change.after) for change in getattr(config, "changes", None) or ())]
+    return [config, *(during(config, change.after) for change in config.changes or ())]
 
 
-def mistakes_of_changes(config: Any) -> Iterator[Mistake]:
+def mistakes_of_changes(config: Changing) -> Iterator[Mistake]:
     """What is wrong with a stage's changes, and where."""
-    for index, change in enumerate((config.changes or ()) if isinstance(config, TrainingConfig) else ()):
+    for index, change in enumerate(config.changes or ()):
         place = ("changes", index, "set")
-        numbers = changeable(during(config, change.after - 1))
+        numbers = during(config, change.after - 1).changeable()
         for path, value in change.set.items():
             if path not in numbers:
                 reason = f"`{path}` is no number that may change while a stage trains"
@@ -81,9 +84,7 @@ def _zero(before: float) -> str:
     return "a weight of 0 would leave out what training reaches until then; write a small number"
 
 
-def _mistakes_of_values(
-    config: TrainingConfig, place: mistakes.Path, change: ChangeConfig
-) -> Iterator[Mistake]:
+def _mistakes_of_values(config: Changing, place: mistakes.Path, change: ChangeConfig) -> Iterator[Mistake]:
     """The schema's own word on a changed config."""
     values = config.model_dump(mode="json")
     try:

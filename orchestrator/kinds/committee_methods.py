@@ -1,6 +1,6 @@
 """Methods that weigh several teachers anew for every sample or every batch."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated
 
 from pydantic import Field
 
@@ -11,7 +11,7 @@ from raydistill.plan.config import Boolean, Integer, NonNegative, Number, Seed
 class AdaptiveWeightsOptions(SoftTargetOptions):
     """What methods that weigh several teachers can be told."""
 
-    weighs_teachers: ClassVar[bool] = True
+    weighs_teachers = True
 
 
 class EbkdConfig(AdaptiveWeightsOptions):
@@ -27,7 +27,9 @@ class EbkdConfig(AdaptiveWeightsOptions):
     release's.
     """
 
-    method: Literal["ebkd"]
+    word = "ebkd"
+    implementation = "raydistill.methods.ebkd:Ebkd"
+
     sum_to_one: Boolean = False
     """Let the teachers' weights sum to 1, not to their number less 1."""
 
@@ -53,7 +55,9 @@ class CaMkdConfig(AdaptiveWeightsOptions):
     teacher has weight 1.
     """
 
-    method: Literal["ca_mkd"]
+    word = "ca_mkd"
+    implementation = "raydistill.methods.ca_mkd:CaMkd"
+
     sum_to_one: Boolean = False
     """Leave out the release's division by the number of teachers."""
     feature_weight: NonNegative = Field(0.0, description="50 in the release")
@@ -87,7 +91,9 @@ class AeKdConfig(AdaptiveWeightsOptions):
     about sample by sample; each worker has the mean of its own part.
     """
 
-    method: Literal["ae_kd"]
+    word = "ae_kd"
+    implementation = "raydistill.methods.ae_kd:AeKd"
+
     soft_weight: NonNegative = 0.9
     cap: Annotated[Number, Field(gt=0, le=1)] = 0.6
     """The most weight that one teacher can have."""
@@ -109,6 +115,8 @@ class TeacherSwitchingConfig(AdaptiveWeightsOptions):
     tables are for speech; its other form, every sample once per teacher, is `hinton` with several teachers.
     """
 
-    method: Literal["teacher_switching"]
+    word = "teacher_switching"
+    implementation = "raydistill.methods.teacher_switching:TeacherSwitching"
+
     switch_seed: Seed = 0
     """Chooses the teacher of each batch."""

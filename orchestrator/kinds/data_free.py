@@ -5,13 +5,12 @@ reconstructs inputs from them and distils on those: `transfer: {synthesized: <st
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from raydistill.kinds.models import ModelConfig
-from raydistill.kinds.stage_bases import BatchSize, StageConfig, TrainingConfig
-from raydistill.kinds.training import AdamWConfig, OptimizerConfig, TransferConfig
+from raydistill.kinds.stage_bases import BatchSize, TrainingConfig
+from raydistill.kinds.training import AdamWConfig, OptimizerOptions, TransferConfig
 from raydistill.plan.config import (
     Integer,
     ModelRef,
@@ -19,10 +18,16 @@ from raydistill.plan.config import (
     Number,
     Positive,
     Seed,
+    StageRef,
     StatisticsRef,
     Temperature,
 )
 from raydistill.plan.mistakes import located_error
+from raydistill.plan.model import ModelConfig
+from raydistill.plan.stage import StageConfig
+
+if TYPE_CHECKING:
+    from raydistill.plan.order import Site
 
 Count = Annotated[Integer, Field(ge=1, le=1_000_000)]
 
@@ -36,7 +41,10 @@ class RecordStatisticsConfig(StageConfig):
     sample, but a class mean of a first layer can be seen as a mean image: think before you hand them on.
     """
 
-    stage: Literal["record_statistics"]
+    word = "record_statistics"
+    implementation = "raydistill.stages.record_statistics:record_statistics"
+    makes = "statistics"
+
     teacher: ModelRef
     """Whose activations are recorded."""
     layers: Literal["top", "all"] | tuple[str, ...] = "top"
@@ -73,7 +81,10 @@ class SynthesizeConfig(StageConfig):
     its own; (class, batch, seed) gives the same images in whichever. The task's data is never read.
     """
 
-    stage: Literal["synthesize"]
+    word = "synthesize"
+    implementation = "raydistill.stages.synthesize:synthesize"
+    makes = "samples"
+
     teacher: ModelRef
     """Whose inputs are reconstructed."""
     statistics: StatisticsRef
@@ -101,6 +112,25 @@ class SynthesizeConfig(StageConfig):
     """Stages that share the work."""
     shard: Annotated[Integer, Field(ge=0)] | None = Field(None, description="the graph writes it")
 
+    def settled(self, site: "Site") -> Self:
+        """The statistics are those of the teacher, and of the layers that the objective looks at."""
+        statistics = site.node(self.statistics).config
+        if getattr(statistics, "teacher", self.teacher) != self.teacher:
+            raise site.error(
+                f"`{self.statistics}` are statistics of `{statistics.teacher}`, not of `{self.teacher}`; name"
+                f" `{statistics.teacher}`",
+                "teacher",
+            )
+        if self.objective != "top" and getattr(statistics, "layers", None) == "top":
+            raise site.error(
+                f"`objective: {self.objective}` looks at all layers, but `{self.statistics}` recorded the top one;"
+                " set its `layers: all`",
+                "objective",
+            )
+        if self.smooth_every is not None and len(site.task.input_shape) != 3:
+            raise site.error("the inputs are no images; leave it out", "smooth_every")
+        return self
+
     def copies(self, stages: Mapping[str, StageConfig]) -> int | None:
         """One per shard."""
         return self.shards if self.shards > 1 else None
@@ -125,7 +155,9 @@ class DistillWithGeneratorConfig(TrainingConfig):
     CIFAR-10 ResNet-34 to ResNet-18 92.22 % (data: 94.34), at the epoch that was best on test; here it is the last.
     """
 
-    stage: Literal["distill_with_generator"]
+    word = "distill_with_generator"
+    implementation = "raydistill.stages.distill_with_generator:distill_with_generator"
+
     teacher: ModelRef
     """Whom the generator pleases and the student matches."""
     student: ModelConfig
@@ -135,7 +167,7 @@ class DistillWithGeneratorConfig(TrainingConfig):
     iterations: Count = Field(120, description="per epoch")
     batch_size: BatchSize = 512
     """Samples that are drawn per step."""
-    optimizer: OptimizerConfig = AdamWConfig(name="adamw", learning_rate=2e-3)
+    optimizer: OptimizerOptions = AdamWConfig(learning_rate=2e-3)
     """The student's."""
     generator_learning_rate: Positive = 0.2
     """Of the generator's Adam."""
@@ -156,3 +188,15 @@ class DistillWithGeneratorConfig(TrainingConfig):
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise located_error("the generator makes all samples; leave it out", key)
         return self
+
+    @property
+    def taught_by(self) -> tuple[StageRef, ...]:
+        return (self.teacher,)
+
+    @property
+    def sees_transfer(self) -> bool:
+        """The generator makes what it sees."""
+        return False
+
+    def role(self, *, teaches: bool, has_student: bool) -> str:
+        return "student"

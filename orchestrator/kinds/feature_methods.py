@@ -1,6 +1,6 @@
 """Methods that compare features of a student with those of a live teacher."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -25,14 +25,15 @@ class HintsConfig(MethodOptions):
     no loss reaches are left alone.
     """
 
-    method: Literal["hints"]
+    word = "hints"
+    implementation = "raydistill.methods.hints:Hints"
+    needs_features = True
+
     student_feature: str | None = Field(None, description="the middle stage when left out")
     teacher_feature: str | None = Field(None, description="the middle stage when left out")
     reduction: Literal["sum", "mean"] = "sum"
     """The sum of squares over a feature, or their mean."""
     regressor: Literal["paper", "toolbox"] | None = Field(None, description="the paper's when left out")
-
-    needs_features: ClassVar[bool] = True
 
 
 class FspConfig(MethodOptions):
@@ -45,7 +46,10 @@ class FspConfig(MethodOptions):
     stage before. The paper trains with this loss alone, then on labels with `initial`.
     """
 
-    method: Literal["fsp"]
+    word = "fsp"
+    implementation = "raydistill.methods.fsp:Fsp"
+    needs_features = True
+
     student_pairs: tuple[tuple[str, str], ...] | None = Field(
         None, description="(input, output) of each section"
     )
@@ -56,8 +60,6 @@ class FspConfig(MethodOptions):
     """How the larger of two maps is brought to the smaller grid."""
     reduction: Literal["sum", "mean"] = "sum"
     """The sum of squares over a Gram matrix, or their mean."""
-
-    needs_features: ClassVar[bool] = True
 
     @property
     def revision(self) -> int:
@@ -87,7 +89,10 @@ class SemckdConfig(MethodOptions):
     epoch is logged as `train/semckd/attention/STUDENT_STAGE/TEACHER_STAGE`.
     """
 
-    method: Literal["semckd"]
+    word = "semckd"
+    implementation = "raydistill.methods.semckd:Semckd"
+    needs_features = True
+
     weight: NonNegative = 400.0
     student_features: tuple[str, ...] | None = Field(
         None, min_length=1, description="all stages when left out"
@@ -95,8 +100,6 @@ class SemckdConfig(MethodOptions):
     teacher_features: tuple[str, ...] | None = Field(
         None, min_length=1, description="all stages when left out"
     )
-
-    needs_features: ClassVar[bool] = True
 
 
 class OfdConfig(MethodOptions):
@@ -118,7 +121,10 @@ class OfdConfig(MethodOptions):
     with the maps: lower the weight for larger inputs.
     """
 
-    method: Literal["ofd"]
+    word = "ofd"
+    implementation = "raydistill.methods.ofd:Ofd"
+    needs_features = True
+
     weight: NonNegative = 1e-3
     teacher_bn: Literal["batch", "running"] = "batch"
     """Which statistics the teacher's batch norm uses: of each batch, or the stored ones."""
@@ -128,5 +134,3 @@ class OfdConfig(MethodOptions):
     teacher_features: tuple[str, ...] | None = Field(
         None, min_length=1, description="all stages before their ReLU when left out"
     )
-
-    needs_features: ClassVar[bool] = True

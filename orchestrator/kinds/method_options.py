@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from raydistill.plan.config import FINE_TEMPERATURE, Config, Integer, NonNegative, Temperature
+from raydistill.plan.kind import Kind
 from raydistill.plan.mistakes import located_error
 
 
@@ -24,10 +25,18 @@ class RampConfig(Config):
     """How long it takes."""
 
 
-class MethodOptions(Config):
-    """What every method can be told: the `weight` of all of its losses, and a `ramp` that changes it over epochs."""
+class MethodOptions(Kind):
+    """What every method can be told: the `weight` of all of its losses, and a `ramp` that changes it over epochs.
 
-    method: str
+    `implementation` is a subclass of `training.method.Method`.
+    """
+
+    key = "method"
+    noun = "method"
+    group = "methods"
+    table = "raydistill.kinds.methods:METHODS"
+
+    method: str = ""
     """Which method; its options stand beside it."""
     weight: NonNegative = 1.0
     """Times all losses of the method."""
@@ -53,6 +62,12 @@ class MethodOptions(Config):
     def needs_member_features(self) -> bool:
         """Whether the losses look at the features of each of several teachers: `mode: live`."""
         return False
+
+    @property
+    def looks_at_all_classes(self) -> tuple[str, str, str] | None:
+        """Why it cannot learn from targets that keep only some classes of each row: the option that decides it, the
+        reason, and what to write instead."""
+        return "method", f"`{self.method}` looks at the logits of all classes", "take `hinton`"
 
 
 class SoftTargetOptions(MethodOptions):
@@ -87,3 +102,10 @@ class SoftTargetOptions(MethodOptions):
     def hears_teacher(self) -> bool:
         """With `soft_weight: 0` the labels alone are left, and whatever features are compared."""
         return self.weight > 0 and (self.soft_weight > 0 or self.needs_member_features)
+
+    @property
+    def looks_at_all_classes(self) -> tuple[str, str, str] | None:
+        if self.weighs_teachers:
+            return super().looks_at_all_classes
+        reason = "a tail below T = 1 would be a sum over all classes"
+        return ("temperature", reason, "set it to 1 or more") if self.temperature < 1 else None

@@ -1,8 +1,5 @@
 """The table of distillation methods: what each can be told, and where it is implemented, one file each."""
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
-
 from raydistill.kinds.committee_methods import (
     AeKdConfig,
     CaMkdConfig,
@@ -12,7 +9,7 @@ from raydistill.kinds.committee_methods import (
 from raydistill.kinds.feature_methods import FspConfig, HintsConfig, OfdConfig, SemckdConfig
 from raydistill.kinds.method_options import MethodOptions, SoftTargetOptions
 from raydistill.kinds.relation_methods import RelationalConfig, TripletConfig, TripletLogitsConfig
-from raydistill.plan.config import Boolean, ChosenBy, NonNegative
+from raydistill.plan.config import Boolean, NonNegative
 
 
 class HintonConfig(SoftTargetOptions):
@@ -23,7 +20,9 @@ class HintonConfig(SoftTargetOptions):
     T = 4, weights 0.9 and 0.1); the paper found a considerably lower weight on the hard term best.
     """
 
-    method: Literal["hinton"] = "hinton"
+    word = "hinton"
+    implementation = "raydistill.methods.hinton:Hinton"
+
     soft_weight: NonNegative = 0.9
     hard_weight: NonNegative = 0.1
     scale_by_temperature_squared: Boolean = True
@@ -41,7 +40,8 @@ class LabelsConfig(MethodOptions):
     Alone it is plain training, for which `train` needs no teacher.
     """
 
-    method: Literal["labels"]
+    word = "labels"
+    implementation = "raydistill.methods.labels:Labels"
 
     @property
     def needs_labels(self) -> bool:
@@ -51,48 +51,23 @@ class LabelsConfig(MethodOptions):
     def hears_teacher(self) -> bool:
         return False
 
-
-MethodConfig = Annotated[
-    HintonConfig
-    | LabelsConfig
-    | HintsConfig
-    | FspConfig
-    | SemckdConfig
-    | OfdConfig
-    | TripletConfig
-    | TripletLogitsConfig
-    | RelationalConfig
-    | EbkdConfig
-    | CaMkdConfig
-    | AeKdConfig
-    | TeacherSwitchingConfig,
-    ChosenBy("method", "method"),
-]
+    @property
+    def looks_at_all_classes(self) -> None:
+        return None
 
 
-@dataclass(frozen=True)
-class MethodKind:
-    """A row of the table of methods: what it can be told, and its implementation, built as
-    `implementation(config, setting)` with a `training.method.Setting`."""
-
-    config: type[MethodOptions]
-    implementation: str
-
-
-METHODS: dict[str, MethodKind] = {
-    "hinton": MethodKind(HintonConfig, "raydistill.methods.hinton:Hinton"),
-    "labels": MethodKind(LabelsConfig, "raydistill.methods.labels:Labels"),
-    "hints": MethodKind(HintsConfig, "raydistill.methods.hints:Hints"),
-    "fsp": MethodKind(FspConfig, "raydistill.methods.fsp:Fsp"),
-    "semckd": MethodKind(SemckdConfig, "raydistill.methods.semckd:Semckd"),
-    "ofd": MethodKind(OfdConfig, "raydistill.methods.ofd:Ofd"),
-    "triplet": MethodKind(TripletConfig, "raydistill.methods.triplet:Triplet"),
-    "triplet_logits": MethodKind(TripletLogitsConfig, "raydistill.methods.triplet_logits:TripletLogits"),
-    "relational": MethodKind(RelationalConfig, "raydistill.methods.relational:Relational"),
-    "ebkd": MethodKind(EbkdConfig, "raydistill.methods.ebkd:Ebkd"),
-    "ca_mkd": MethodKind(CaMkdConfig, "raydistill.methods.ca_mkd:CaMkd"),
-    "ae_kd": MethodKind(AeKdConfig, "raydistill.methods.ae_kd:AeKd"),
-    "teacher_switching": MethodKind(
-        TeacherSwitchingConfig, "raydistill.methods.teacher_switching:TeacherSwitching"
-    ),
-}
+METHODS = (
+    HintonConfig,
+    LabelsConfig,
+    HintsConfig,
+    FspConfig,
+    SemckdConfig,
+    OfdConfig,
+    TripletConfig,
+    TripletLogitsConfig,
+    RelationalConfig,
+    EbkdConfig,
+    CaMkdConfig,
+    AeKdConfig,
+    TeacherSwitchingConfig,
+)

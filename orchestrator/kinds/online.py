@@ -1,14 +1,18 @@
 """The stages in which models teach one another while they learn, without a teacher that was there before."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from raydistill.kinds.models import ModelConfig
-from raydistill.kinds.stage_bases import StageConfig, TrainingConfig
+from raydistill.kinds.stage_bases import TrainingConfig
 from raydistill.plan.config import FINE_TEMPERATURE, Boolean, Integer, NonNegative, Temperature
 from raydistill.plan.mistakes import located_error
+from raydistill.plan.model import ModelConfig
+from raydistill.plan.stage import StageConfig
+
+if TYPE_CHECKING:
+    pass
 
 
 class OnlineConfig(TrainingConfig):
@@ -18,7 +22,12 @@ class OnlineConfig(TrainingConfig):
     training, and early stopping, are about the members' ensemble.
     """
 
+    makes_students = True
+
     temperature: Temperature
+
+    def role(self, *, teaches: bool, has_student: bool) -> str:
+        return "teacher" if teaches else "student"
 
     @property
     def revision(self) -> int:
@@ -46,7 +55,9 @@ class TrainBranchesConfig(OnlineConfig):
     24.73.
     """
 
-    stage: Literal["train_branches"]
+    word = "train_branches"
+    implementation = "raydistill.stages.train_branches:train_branches"
+
     model: ModelConfig
     """The network whose last stage and head are multiplied."""
     branches: Annotated[Integer, Field(ge=2, le=100)] = 3
@@ -71,6 +82,9 @@ class TrainBranchesConfig(OnlineConfig):
             )
         return self
 
+    def made_model(self) -> ModelConfig | None:
+        return None if self.deploy == "ensemble" else self.model
+
 
 class TrainPeersConfig(OnlineConfig):
     """Train several models that teach one another (deep mutual learning, Zhang et al. 2018, arXiv 1706.00384).
@@ -81,7 +95,9 @@ class TrainPeersConfig(OnlineConfig):
     `peers`. Published, CIFAR-100: two ResNet-32 68.99 → 71.19 and 70.75 %, with WRN-28-10 as its peer 70.73 %.
     """
 
-    stage: Literal["train_peers"]
+    word = "train_peers"
+    implementation = "raydistill.stages.train_peers:train_peers"
+
     peers: tuple[ModelConfig, ...] = Field(min_length=1)
     """The models that train side by side."""
     temperature: Temperature = 1.0
@@ -138,7 +154,9 @@ class CodistillConfig(OnlineConfig):
     less. Peers regularise: use less of whatever else does.
     """
 
-    stage: Literal["codistill"]
+    word = "codistill"
+    implementation = "raydistill.stages.codistill:codistill"
+
     model: ModelConfig
     """The model that every peer is."""
     peers: Annotated[Integer, Field(ge=2, le=100)] = 2
@@ -174,6 +192,10 @@ class CodistillConfig(OnlineConfig):
         """The other peers of its group."""
         first = index - index % self.peers
         return tuple(other for other in range(first, first + self.peers) if other != index)
+
+    @property
+    def data_shards(self) -> int:
+        return self.peers if self.data == "shards" else 1
 
     @property
     def group_seed(self) -> int:

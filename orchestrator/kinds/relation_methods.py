@@ -1,6 +1,6 @@
 """Methods that compare relations between the samples of a batch: triplets, distances, angles."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import model_validator
 
@@ -17,7 +17,7 @@ class EmbeddingOptions(MethodOptions):
     teacher_feature: str = "embedding"
     """The teacher's feature that it is compared with."""
 
-    needs_features: ClassVar[bool] = True
+    needs_features = True
 
 
 class TripletConfig(EmbeddingOptions):
@@ -36,7 +36,9 @@ class TripletConfig(EmbeddingOptions):
     gets no gradient: add `{method: labels}`.
     """
 
-    method: Literal["triplet"]
+    word = "triplet"
+    implementation = "raydistill.methods.triplet:Triplet"
+
     min_margin: NonNegative = 0.2
     """Where the teacher sees no difference."""
     max_margin: NonNegative = 0.5
@@ -73,7 +75,9 @@ class TripletLogitsConfig(MethodOptions):
     probabilities, pull at the student's level too.
     """
 
-    method: Literal["triplet_logits"]
+    word = "triplet_logits"
+    implementation = "raydistill.methods.triplet_logits:TripletLogits"
+
     margin: NonNegative = 5.0
     """By how much nearer the own logits shall be than another sample's."""
     negative: Literal["random", "hard"] = "random"
@@ -102,7 +106,9 @@ class RelationalConfig(EmbeddingOptions):
     1 MB, 512 samples 0.5 GB. Each worker compares its own part of a batch. A single sample has no relations: zero loss.
     """
 
-    method: Literal["relational"]
+    word = "relational"
+    implementation = "raydistill.methods.relational:Relational"
+
     distance_weight: NonNegative = 25.0
     """Of distances between pairs."""
     angle_weight: NonNegative = 50.0

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from raydistill.kinds.augmentations import AugmentConfig, MixupConfig
-from raydistill.kinds.stage_bases import BatchSize, StageConfig, TrainingConfig
+from raydistill.kinds.augmentations import AugmentationOptions
+from raydistill.kinds.stage_bases import BatchSize, TrainingConfig
 from raydistill.kinds.training import TransferConfig
 from raydistill.plan.config import (
     FINE_TEMPERATURE,
@@ -18,9 +18,16 @@ from raydistill.plan.config import (
     NonNegative,
     Number,
     Seed,
+    StageRef,
     Temperature,
 )
 from raydistill.plan.mistakes import located_error
+from raydistill.plan.model import ModelConfig
+from raydistill.plan.stage import StageConfig
+from raydistill.tasks.task import Task
+
+if TYPE_CHECKING:
+    from raydistill.plan.order import Graph, Site
 
 
 class ConfusionClustersConfig(StageConfig):
@@ -34,7 +41,10 @@ class ConfusionClustersConfig(StageConfig):
     YAML or JSON file with such lists.
     """
 
-    stage: Literal["confusion_clusters"]
+    word = "confusion_clusters"
+    implementation = "raydistill.stages.confusion_clusters:confusion_clusters"
+    makes = "clusters"
+
     generalist: ModelRef | None = None
     """Whose confusions count."""
     clusters: Annotated[Integer, Field(ge=1, le=100_000)] | None = None
@@ -57,7 +67,7 @@ class ConfusionClustersConfig(StageConfig):
     """Whose samples are predicted."""
     transfer: TransferConfig = TransferConfig()
     """Which of the training split's samples, with `split: train`."""
-    augment: tuple[AugmentConfig, ...] = ()
+    augment: tuple[AugmentationOptions, ...] = ()
     """Random changes of the inputs, one after another."""
     views: Annotated[Integer, Field(ge=0, le=10_000)] = 0
     """Augmented versions of each sample; 0 is the clean input."""
@@ -115,6 +125,32 @@ class ConfusionClustersConfig(StageConfig):
                 raise located_error("a class is listed twice", "given", index)
         return self
 
+    def check(self, site: "Site") -> None:
+        """Clusters fit into the task's classes."""
+        super().check(site)
+        count = site.task.num_classes
+        for index, cluster in enumerate(self.given or ()):
+            classes = site.check_classes(cluster, "given", index)
+            if len(classes) < len(cluster):
+                raise site.error("a class is listed twice, by index and by name", "given", index)
+            if len(classes) >= count:
+                raise site.error("a cluster of all classes needs no specialist", "given", index)
+        if self.size is not None and self.size >= count:
+            raise site.error(f"the task has {count} classes; a cluster holds fewer", "size")
+        if self.given is not None:
+            return
+        smallest, largest = self.minimum_size or 2, self.maximum_size or self.size or count
+        if self.count * smallest > count and self.mode == "partition":
+            raise site.error(
+                f"{self.count} clusters of at least {smallest} of {count} classes are too many", "clusters"
+            )
+        if self.count * largest < count:
+            key = "size" if self.mode == "overlap" else "maximum_size"
+            raise site.error(f"{self.count} clusters of at most {largest} do not hold {count} classes", key)
+
+    def role(self, *, teaches: bool, has_student: bool) -> str:
+        return "clusters"
+
 
 def _clusters_in_file(name: str) -> Any:
     try:
@@ -136,7 +172,10 @@ class TrainSpecialistsConfig(TrainingConfig):
     generalist's soft targets at `temperature` with `soft_weight` on the others (`soft_on: all`: on all samples).
     """
 
-    stage: Literal["train_specialists"]
+    word = "train_specialists"
+    implementation = "raydistill.stages.train_specialists:train_specialists"
+    makes = "specialist"
+
     generalist: ModelRef
     """Whose weights a specialist starts with."""
     clusters: ClustersRef
@@ -163,7 +202,7 @@ class TrainSpecialistsConfig(TrainingConfig):
             raise located_error("a specialist starts as its generalist; leave `initial` out", "initial")
         if not self.transfer.labelled:
             raise located_error("specialists learn from labels; leave `labelled: false` out", "transfer")
-        if any(isinstance(step, MixupConfig) for step in self.augment):
+        if any(step.mixes_samples for step in self.augment):
             raise located_error("mixup would mix special and other samples; leave it out", "augment")
         return self
 
@@ -173,6 +212,23 @@ class TrainSpecialistsConfig(TrainingConfig):
         divergences at temperatures above 100 are computed in float64."""
         is_as_before = self.special_fraction == 0.5 and self.temperature <= FINE_TEMPERATURE
         return 1 if is_as_before else 2
+
+    @property
+    def taught_by(self) -> tuple[StageRef, ...]:
+        return (self.generalist,)
+
+    @property
+    def sees_transfer(self) -> bool:
+        """Its batches are drawn, its own classes more often."""
+        return False
+
+    def trained_models(self, graph: "Graph", task: Task) -> list[tuple[ModelConfig, int]]:
+        """How many classes a specialist will have is known later; that it follows what its head says, now."""
+        model = graph.model_of(self.generalist)
+        return [] if model is None else [(model, task.num_classes + (self.head == "dustbin"))]
+
+    def role(self, *, teaches: bool, has_student: bool) -> str:
+        return "specialist"
 
     def copies(self, stages: Mapping[str, StageConfig]) -> int | None:
         """One per cluster, numbered even if there is one."""

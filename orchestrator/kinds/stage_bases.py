@@ -1,71 +1,52 @@
 """What several kinds of stages have in common."""
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
-from raydistill.kinds.augmentations import AugmentConfig
+from raydistill.kinds.augmentations import AugmentationOptions
+from raydistill.kinds.changes import mistakes_of_changes
 from raydistill.kinds.training import (
     ChangeConfig,
     ConstantSchedule,
     EarlyStoppingConfig,
-    GrowConfig,
-    OptimizerConfig,
-    ResourcesConfig,
-    ScheduleConfig,
+    GrowthOptions,
+    OptimizerOptions,
+    ScheduleOptions,
     SgdConfig,
-    StepSchedule,
     TransferConfig,
 )
-from raydistill.plan.config import Boolean, Config, Integer, ModelRef, Number, Positive, Seed
-from raydistill.plan.mistakes import located_error
+from raydistill.plan.config import Boolean, Integer, ModelRef, Number, Positive, Seed, TargetsRef
+from raydistill.plan.mistakes import located_error, moved
+from raydistill.plan.model import ModelConfig, models_in
+from raydistill.plan.stage import StageConfig
+from raydistill.tasks.task import Task
+
+if TYPE_CHECKING:
+    from raydistill.plan.order import Graph, Site
 
 BatchSize = Annotated[Integer, Field(ge=1, le=1_000_000)]
 
 
-class StageConfig(Config):
-    """What every stage has."""
+class TargetsConfig(StageConfig):
+    """What every stage that makes soft targets is."""
 
-    follows: ClassVar[frozenset[str]] = frozenset()
-    """Keys under which each copy reads the copy of the same number."""
-
-    shares_work: ClassVar[bool] = False
-    """Whether several workers divide the stage among them. Others would each do all of it, and write the same files."""
-
-    resources: ResourcesConfig = ResourcesConfig()
-    """What each worker of the stage gets; no part of its identity."""
-
-    @model_validator(mode="after")
-    def _one_worker_where_work_is_not_shared(self) -> Self:
-        if self.resources.workers > 1 and not self.shares_work:
-            raise located_error(
-                "workers share trainings alone, and this stage is none: leave `workers` out; `cpus` and `gpus` make it"
-                " faster",
-                "resources",
-                "workers",
-            )
-        return self
+    makes = "targets"
 
     @property
-    def learns_from_test(self) -> bool:
-        """Whether the test split decides the result, not only the judgement of it."""
+    def members(self) -> tuple[TargetsRef, ...]:
+        """The targets that these are made of; none where they are a model's predictions."""
+        return ()
+
+    @property
+    def keeps_some(self) -> bool:
+        """Whether only some classes of each row are stored."""
         return False
 
-    def copies(self, stages: Mapping[str, "StageConfig"]) -> int | None:
-        """How many numbered nodes of the graph this is; None for a single one without a number.
-
-        Not everything that it reads need be among the plan's `stages`.
-        """
-        return None
-
-    def numbered(self, index: int) -> Self:
-        """The config of one copy, counted from 0."""
-        return self
-
-    def siblings(self, index: int) -> tuple[int, ...]:
-        """The copies that one copy looks at while they all run; it waits for none of them."""
-        return ()
+    def role(self, *, teaches: bool, has_student: bool) -> str:
+        return "targets"
 
 
 class TrainingConfig(StageConfig):
@@ -83,11 +64,13 @@ class TrainingConfig(StageConfig):
     finished stage is the beginning, all else being equal, goes on from there: first `until: 10`, then without.
     """
 
-    shares_work: ClassVar[bool] = True
+    makes = "model"
+    shares_work = True
+    other_classes = frozenset({"initial"})
 
     initial: ModelRef | None = None
     """A stage whose weights are the first ones; random ones when left out."""
-    grow: GrowConfig | None = None
+    grow: GrowthOptions | None = None
     """How a smaller `initial` network becomes this one."""
     epochs: Annotated[Integer, Field(ge=1, le=1_000_000)]
     """How often the transfer set is seen."""
@@ -96,11 +79,11 @@ class TrainingConfig(StageConfig):
     """Other values for numbers of the stage from some epoch on."""
     batch_size: BatchSize = 128
     """Samples per step, over all workers."""
-    optimizer: OptimizerConfig = SgdConfig()
+    optimizer: OptimizerOptions = SgdConfig()
     """How gradients become steps."""
-    schedule: ScheduleConfig = ConstantSchedule()
+    schedule: ScheduleOptions = ConstantSchedule()
     """How the learning rate changes."""
-    augment: tuple[AugmentConfig, ...] = ()
+    augment: tuple[AugmentationOptions, ...] = ()
     """Random changes of the inputs, one after another."""
     transfer: TransferConfig = TransferConfig()
     """Which samples are trained on; the whole training split when left out."""
@@ -131,13 +114,10 @@ class TrainingConfig(StageConfig):
 
     @model_validator(mode="after")
     def _milestones_within_epochs(self) -> "TrainingConfig":
-        if isinstance(self.schedule, StepSchedule) and self.schedule.milestones[-1] >= self.epochs:
-            raise located_error(
-                f"milestone {self.schedule.milestones[-1]} never comes: training ends after {self.epochs}"
-                f" epoch{'s' * (self.epochs > 1)}; milestones lie below that",
-                "schedule",
-                "milestones",
-            )
+        try:
+            self.schedule.check_epochs(self.epochs)
+        except PydanticCustomError as error:
+            raise moved(error, "schedule") from None
         return self
 
     @model_validator(mode="after")
@@ -170,6 +150,43 @@ class TrainingConfig(StageConfig):
     def trained_epochs(self) -> int:
         """After how many epochs training ends."""
         return self.until or self.epochs
+
+    @property
+    def judged_on(self) -> tuple[str, ...]:
+        return ("validation", "test")
+
+    @property
+    def sees_transfer(self) -> bool:
+        """Whether its models see the task's samples as they are, batch by batch."""
+        return True
+
+    @property
+    def data_shards(self) -> int:
+        """Into how many parts the transfer set is divided, of which each model sees one."""
+        return 1
+
+    def trained_models(self, graph: "Graph", task: Task) -> list[tuple[ModelConfig, int]]:
+        """The models that it trains, as far as the graph knows them, and their outputs."""
+        return [(model, model.num_classes or task.num_classes) for _, model in models_in(self)]
+
+    def changeable(self) -> dict[str, float]:
+        """The numbers that may change while it trains, by their paths."""
+        keys = ("learning_rate", *self.optimizer.group_keys)
+        return {f"optimizer.{key}": getattr(self.optimizer, key) for key in keys}
+
+    def check(self, site: "Site") -> None:
+        """Labels fit into the model's outputs; what changes may change."""
+        for place, message in mistakes_of_changes(self):
+            raise site.error(message, *place)
+        own, wanted = site.num_classes(), site.task.num_classes
+        if own < wanted:
+            place = next((path for path, _ in models_in(self)), ("model",))
+            raise site.error(
+                f"{own} outputs are too few for the task's {wanted} classes; leave `num_classes` out",
+                *place,
+                "num_classes",
+            )
+        super().check(site)
 
     def copies(self, stages: Mapping[str, StageConfig]) -> int | None:
         """One per replica."""

@@ -1,27 +1,24 @@
 """The kinds of stages and what each can be told. The functions that do the work are in `stages/`."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from raydistill.kinds.augmentations import AugmentConfig
+from raydistill.kinds.augmentations import AugmentationOptions
+from raydistill.kinds.changes import phases
 from raydistill.kinds.data_free import (
     DistillWithGeneratorConfig,
     RecordStatisticsConfig,
     SynthesizeConfig,
 )
 from raydistill.kinds.method_options import MethodOptions
-from raydistill.kinds.methods import HintonConfig, MethodConfig
-from raydistill.kinds.models import ModelConfig
+from raydistill.kinds.methods import HintonConfig
 from raydistill.kinds.online import CodistillConfig, TrainBranchesConfig, TrainPeersConfig
 from raydistill.kinds.specialists import ConfusionClustersConfig, TrainSpecialistsConfig
-from raydistill.kinds.stage_bases import BatchSize, StageConfig, TrainingConfig
-from raydistill.kinds.survey import ProbeModelsConfig, SurveyDataConfig
+from raydistill.kinds.stage_bases import BatchSize, TargetsConfig, TrainingConfig
 from raydistill.kinds.training import TransferConfig
 from raydistill.plan.config import (
-    ChosenBy,
     Config,
     Integer,
     ModelRef,
@@ -30,9 +27,15 @@ from raydistill.plan.config import (
     Positive,
     Seed,
     SpecialistRef,
+    StageRef,
     TargetsRef,
 )
-from raydistill.plan.mistakes import located_error
+from raydistill.plan.mistakes import Mistake, Path, located_error
+from raydistill.plan.model import ModelConfig
+from raydistill.plan.stage import StageConfig
+
+if TYPE_CHECKING:
+    from raydistill.plan.order import Node, Site
 
 MOST_TOP_K_CLASSES = 1 << 16  # they are numbered with 16 bits
 
@@ -43,7 +46,9 @@ Weighting = Literal["uniform", "proportional", "softmax", "logodds", "entropy"]
 class TrainConfig(TrainingConfig):
     """Train a model on labels: a teacher, a generalist, a baseline."""
 
-    stage: Literal["train"]
+    word = "train"
+    implementation = "raydistill.stages.train:train"
+
     model: ModelConfig
     """What is trained."""
 
@@ -106,6 +111,62 @@ def _check_one_generalist(committee: CommitteeConfig | None, members: Sequence[s
         )
 
 
+def _check_members(
+    site: "Site",
+    members: Sequence[str],
+    weights: tuple[float, ...] | str,
+    key: str,
+    place: Path = ("weights",),
+) -> None:
+    """Nobody is counted twice, and everybody has a weight."""
+    site.check_distinct(members, key)
+    if members and isinstance(weights, tuple) and len(weights) != len(members):
+        raise site.error(
+            f"{len(weights)} weights for {len(members)} {key}: {', '.join(members)}; write one for each",
+            *place,
+        )
+
+
+def _check_committee(site: "Site", committee: CommitteeConfig | None) -> None:
+    if committee is not None:
+        site.check_distinct(committee.specialists, "committee", "specialists")
+
+
+def _check_all_are_kept(
+    site: "Site", targets: Sequence[str], look: tuple[str, str, str], *path: str | int
+) -> None:
+    """For a reader of targets that looks at every class: at which key, why, and what to write instead."""
+    key, reason, way_out = look
+    wanted, seen = list(reversed(targets)), set(targets)
+    while wanted:
+        config = site.stage(ref := wanted.pop())
+        if not isinstance(config, TargetsConfig):
+            continue
+        if config.keeps_some:
+            keeper = site.stage_name(ref)
+            raise site.error(
+                f"{reason}, but `{keeper}` stores only some (`top_k`); {way_out}, or leave its `top_k` out",
+                *path,
+                key,
+            )
+        new = [other for other in reversed(config.members) if other not in seen]
+        seen.update(new)
+        wanted += new
+
+
+def _predictions(targets: str, site: "Site") -> Iterator["Node"]:
+    """The nodes of stored predictions that targets are made of, each once."""
+    wanted, seen = [targets], {targets}
+    while wanted:
+        node = site.node(wanted.pop())
+        if isinstance(node.config, PredictTargetsConfig):
+            yield node
+        elif isinstance(node.config, TargetsConfig):
+            new = [member for member in reversed(node.config.members) if member not in seen]
+            seen.update(new)
+            wanted += new
+
+
 class DistillConfig(TrainingConfig):
     """Train a student to match its teachers.
 
@@ -116,7 +177,10 @@ class DistillConfig(TrainingConfig):
     adds specialists to the one teacher, the generalist. `methods` sums the losses of several methods.
     """
 
-    stage: Literal["distill"]
+    word = "distill"
+    implementation = "raydistill.stages.distill:distill"
+    makes_students = True
+
     student: ModelConfig
     """The model that is trained."""
     teachers: tuple[ModelRef, ...] = ()
@@ -129,9 +193,9 @@ class DistillConfig(TrainingConfig):
     """Targets stored once, or teachers that run in every step."""
     combine: CombineConfig = CombineConfig()
     """How several teachers become one."""
-    method: MethodConfig | None = HintonConfig()
+    method: MethodOptions | None = HintonConfig()
     """What is compared with the teachers."""
-    methods: tuple[MethodConfig, ...] = ()
+    methods: tuple[MethodOptions, ...] = ()
     """Several methods whose losses are summed, in place of `method`."""
     views: Annotated[Integer, Field(ge=0, le=10_000)] = 0
     """Augmented versions of each sample that are stored; 0 is the clean input."""
@@ -160,8 +224,7 @@ class DistillConfig(TrainingConfig):
         return self.methods if self.method is None else (self.method,)
 
     @property
-    def needs_features(self) -> bool:
-        """Whether some method looks at features."""
+    def compares_features(self) -> bool:
         return any(method.needs_features or method.needs_member_features for method in self.all_methods)
 
     @property
@@ -236,8 +299,114 @@ class DistillConfig(TrainingConfig):
             )
         return self
 
+    @property
+    def taught_by(self) -> tuple[StageRef, ...]:
+        return self.teachers if self.targets is None else (self.targets,)
 
-class PredictTargetsConfig(StageConfig):
+    def role(self, *, teaches: bool, has_student: bool) -> str:
+        return "assistant" if teaches else "student"
+
+    def method_path(self, index: int) -> Path:
+        """Where one of `all_methods` stands."""
+        return ("methods", index) if self.methods else ("method",)
+
+    def changeable(self) -> dict[str, float]:
+        numbers = super().changeable()
+        for index, method in enumerate(self.all_methods):
+            prefix = ".".join(map(str, self.method_path(index)))
+            # Whole numbers shape a method when it is built.
+            options = ((key, getattr(method, key)) for key in type(method).model_fields)
+            numbers |= {f"{prefix}.{key}": value for key, value in options if isinstance(value, float)}
+        return numbers
+
+    def check(self, site: "Site") -> None:
+        """Targets that keep some classes are enough for what is made of them, as it is at first and later."""
+        super().check(site)
+        if self.targets is None:
+            return
+        for phase in phases(self):
+            for index, method in enumerate(phase.all_methods):
+                if (look := method.looks_at_all_classes) is not None:
+                    _check_all_are_kept(site, (self.targets,), look, *phase.method_path(index))
+
+    def settled(self, site: "Site") -> "DistillConfig":
+        """With stored targets in place of teachers."""
+        _check_members(site, self.teachers, self.combine.weights, "teachers", ("combine", "weights"))
+        _check_committee(site, self.committee)
+        if self.targets is not None:
+            for node in _predictions(self.targets, site):
+                self._check_same_views(node, site)
+            return self
+        if self.mode == "live":
+            return self
+        targets = tuple(TargetsRef(self._insert_prediction(teacher, site)) for teacher in self.teachers)
+        is_one = len(targets) == 1 and self.committee is None
+        source = targets[0] if is_one else TargetsRef(self._insert_combination(targets, site))
+        return self.replace(teachers=(), targets=source, combine=CombineConfig(), committee=None)
+
+    def _insert_prediction(self, teacher: str, site: "Site") -> str:
+        config = PredictTargetsConfig(
+            teacher=ModelRef(teacher),
+            transfer=self.transfer.replace(labelled=True),
+            augment=self.augment,
+            views=self.views,
+            view_seed=self.view_seed,
+            resources=site.node(teacher).config.resources.replace(workers=1),
+        )
+        return site.insert(f"{teacher}.targets", config)
+
+    def _insert_combination(self, targets: tuple[TargetsRef, ...], site: "Site") -> str:
+        combine, committee = self.combine, self.committee
+        config = CombineTargetsConfig(
+            targets=targets,
+            rule=combine.rule,
+            weights=combine.weights,
+            scale=combine.scale,
+            committee=committee,
+        )
+        members = (*self.teachers, *(committee.specialists if committee else ()))
+        stages = dict.fromkeys(site.node(member).stage for member in members)
+        return site.insert(f"{'+'.join(stages)}.targets", config)
+
+    def _check_same_views(self, targets: "Node", site: "Site") -> None:
+        stored = targets.config.replace(transfer=targets.config.transfer.replace(labelled=True))
+        config = self.replace(transfer=self.transfer.replace(labelled=True))
+        if set(config.transfer.synthesized or ()) != set(stored.transfer.synthesized or ()):
+            raise site.error(
+                f"the student and its targets `{targets.name}` must be about the same samples; write the same"
+                " `synthesized` in the `transfer` of both",
+                "transfer",
+            )
+        keys = ["views", "view_seed", "augment"]
+        if any(step.mixes_samples for step in config.augment):
+            keys.append("transfer")  # partners are drawn from the transfer set
+        for key in keys:
+            if key == "view_seed" and not config.views and not stored.views:
+                continue
+            if getattr(config, key) != getattr(stored, key):
+                raise site.error(
+                    f"the student must see the pixels that the teacher saw, but `{key}` differs from that of the"
+                    f" targets `{targets.name}`; write the same `{key}` in both",
+                    key,
+                )
+
+    def advice(self, site: "Site") -> Iterator[Mistake]:
+        place: Path = ("methods" if self.methods else "method",)
+        if not self.trains_classifier and not site.is_read_as("initial"):
+            yield Mistake(
+                place,
+                "trains no classifier, and no stage goes on from here with `initial`: the model will guess; add labels"
+                " (`{method: labels}`) or soft targets (`{method: hinton}`)",
+            )
+        if not self.changes and not any(method.hears_teacher for method in self.all_methods):
+            yield Mistake(
+                place,
+                "the teacher is run and not heard: the student learns from the labels alone; raise `soft_weight` or the"
+                " method's `weight`, or write `stage: train`",
+            )
+
+
+class PredictTargetsConfig(TargetsConfig):
     """Store a teacher's logits on a transfer set: once on the clean inputs, or on `views` augmented ones.
 
     All of them, 2 bytes a class (as differences from the row's largest, so that it does not matter at which level the
@@ -249,12 +418,15 @@ class PredictTargetsConfig(StageConfig):
     arithmetic`.
     """
 
-    stage: Literal["predict_targets"]
+    word = "predict_targets"
+    implementation = "raydistill.stages.predict_targets:predict_targets"
+    version = 2
+
     teacher: ModelRef
     """Whose logits are stored."""
     transfer: TransferConfig = TransferConfig()
     """On which samples; the whole training split when left out."""
-    augment: tuple[AugmentConfig, ...] = ()
+    augment: tuple[AugmentationOptions, ...] = ()
     """Random changes of the inputs, one after another."""
     views: Annotated[Integer, Field(ge=0, le=10_000)] = 0
     """Augmented versions of each sample; 0 is the clean input."""
@@ -272,8 +444,28 @@ class PredictTargetsConfig(StageConfig):
             raise located_error("`views` and `augment` go together: give both or neither", "views")
         return self
 
+    @property
+    def taught_by(self) -> tuple[StageRef, ...]:
+        return (self.teacher,)
 
-class CombineTargetsConfig(CombineConfig, StageConfig):
+    @property
+    def keeps_some(self) -> bool:
+        return self.top_k is not None
+
+    def check(self, site: "Site") -> None:
+        super().check(site)
+        if self.top_k is None:
+            return
+        count = site.num_classes()
+        if self.top_k > count:
+            raise site.error(f"there are {count} classes; keep fewer, or leave `top_k` out", "top_k")
+        if count > MOST_TOP_K_CLASSES:
+            raise site.error(
+                f"{count} classes are more than {MOST_TOP_K_CLASSES}; leave `top_k` out", "top_k"
+            )
+
+
+class CombineTargetsConfig(CombineConfig, TargetsConfig):
     """Combine stored targets of several teachers into targets of one.
 
     With a `committee` the one `targets` are the generalist's: the specialists that its predictions call are run on
@@ -281,7 +473,10 @@ class CombineTargetsConfig(CombineConfig, StageConfig):
     with fixed weights; a geometric mean, weights from entropy and a committee look at all classes.
     """
 
-    stage: Literal["combine_targets"]
+    word = "combine_targets"
+    implementation = "raydistill.stages.combine_targets:combine_targets"
+    version = 2
+
     targets: tuple[TargetsRef, ...] = Field(min_length=1)
     """The stages whose targets become one."""
     committee: CommitteeConfig | None = None
@@ -292,11 +487,35 @@ class CombineTargetsConfig(CombineConfig, StageConfig):
         _check_one_generalist(self.committee, self.targets, "targets")
         return self
 
+    @property
+    def members(self) -> tuple[TargetsRef, ...]:
+        return self.targets
+
+    def check(self, site: "Site") -> None:
+        super().check(site)
+        if self.committee is not None:
+            reason = "a committee looks at the generalist's logits of all classes"
+            _check_all_are_kept(site, self.targets, ("committee", reason, "take it out"))
+        if self.rule == "geometric":
+            reason = "a geometric mean looks at the logits of all classes"
+            _check_all_are_kept(site, self.targets, ("rule", reason, "write `arithmetic`"))
+        if self.weights == "entropy":
+            reason = "the entropy is that of the probabilities of all classes"
+            _check_all_are_kept(site, self.targets, ("weights", reason, "write `uniform`, or numbers"))
+
+    def settled(self, site: "Site") -> "CombineTargetsConfig":
+        _check_committee(site, self.committee)
+        _check_members(site, self.targets, self.weights, "targets")
+        return self
+
 
 class EvaluateConfig(StageConfig):
     """Judge a model, or several as an ensemble, or a generalist with its `committee` of specialists, on a split."""
 
-    stage: Literal["evaluate"]
+    word = "evaluate"
+    implementation = "raydistill.stages.evaluate:evaluate"
+    makes = "judgement"
+
     models: tuple[ModelRef, ...] = Field(min_length=1)
     """Stages whose models are judged together."""
     committee: CommitteeConfig | None = None
@@ -316,6 +535,20 @@ class EvaluateConfig(StageConfig):
         _check_one_generalist(self.committee, self.models, "models")
         return self
 
+    @property
+    def judged_on(self) -> tuple[str, ...]:
+        return (self.split,)
+
+    def settled(self, site: "Site") -> "EvaluateConfig":
+        _check_committee(site, self.committee)
+        _check_members(site, self.models, self.weights, "models")
+        return self
+
+    def role(self, *, teaches: bool, has_student: bool) -> str:
+        if self.committee is not None:
+            return "committee"
+        return "ensemble" if len(self.models) > 1 else "evaluation"
+
 
 class AdjustClassBiasConfig(StageConfig):
     """Shift the logits of some `classes` of a trained model by one number, for a student that saw too few or too many
@@ -329,9 +562,12 @@ class AdjustClassBiasConfig(StageConfig):
     number.
     """
 
-    follows: ClassVar[frozenset[str]] = frozenset({"model"})
+    word = "adjust_class_bias"
+    implementation = "raydistill.stages.adjust_class_bias:adjust_class_bias"
+    version = 2
+    makes = "model"
+    follows = frozenset({"model"})
 
-    stage: Literal["adjust_class_bias"]
     model: ModelRef
     """Whose logits are shifted."""
     classes: tuple[Integer | str, ...] = Field(min_length=1)
@@ -360,87 +596,37 @@ class AdjustClassBiasConfig(StageConfig):
         """As many as its model has, unless they read one another in a circle."""
         seen: set[str] = set()
         found = stages.get(self.model)
-        while isinstance(found, AdjustClassBiasConfig) and found.model not in seen:
-            seen.add(found.model)
-            found = stages.get(found.model)
-        return None if found is None or isinstance(found, AdjustClassBiasConfig) else found.copies(stages)
+        while found is not None and (other := found.stands_for) is not None:
+            found = None if other in seen else stages.get(other)
+            seen.add(other)
+        return None if found is None else found.copies(stages)
+
+    @property
+    def judged_on(self) -> tuple[str, ...]:
+        return ("validation", "test")
+
+    def check(self, site: "Site") -> None:
+        super().check(site)
+        site.check_classes(self.classes, "classes")
+
+    @property
+    def stands_for(self) -> ModelRef:
+        return self.model
 
 
-AnyStageConfig = Annotated[
-    TrainConfig
-    | DistillConfig
-    | PredictTargetsConfig
-    | CombineTargetsConfig
-    | EvaluateConfig
-    | ConfusionClustersConfig
-    | TrainSpecialistsConfig
-    | AdjustClassBiasConfig
-    | RecordStatisticsConfig
-    | SynthesizeConfig
-    | DistillWithGeneratorConfig
-    | TrainBranchesConfig
-    | TrainPeersConfig
-    | CodistillConfig,
-    ChosenBy("stage", "stage kind"),
-]
-
-
-@dataclass(frozen=True)
-class StageKind:
-    """A row of the table of stages.
-
-    `version` is raised by hand when the code changes what the stage produces: it is part of every fingerprint.
-    `makes` is what readers of the stage find in its folder.
-    """
-
-    config: type[StageConfig]
-    run: str
-    version: int
-    makes: Literal[
-        "model", "targets", "judgement", "clusters", "specialist", "statistics", "samples", "survey"
-    ]
-
-    not_identity: ClassVar[frozenset[str]] = frozenset({"resources", "replicas"})
-
-
-STAGES: dict[str, StageKind] = {
-    "train": StageKind(TrainConfig, "raydistill.stages.train:train", 1, "model"),
-    "distill": StageKind(DistillConfig, "raydistill.stages.distill:distill", 1, "model"),
-    "predict_targets": StageKind(
-        PredictTargetsConfig, "raydistill.stages.predict_targets:predict_targets", 2, "targets"
-    ),
-    "combine_targets": StageKind(
-        CombineTargetsConfig, "raydistill.stages.combine_targets:combine_targets", 2, "targets"
-    ),
-    "evaluate": StageKind(EvaluateConfig, "raydistill.stages.evaluate:evaluate", 1, "judgement"),
-    "confusion_clusters": StageKind(
-        ConfusionClustersConfig, "raydistill.stages.confusion_clusters:confusion_clusters", 1, "clusters"
-    ),
-    "train_specialists": StageKind(
-        TrainSpecialistsConfig, "raydistill.stages.train_specialists:train_specialists", 1, "specialist"
-    ),
-    "adjust_class_bias": StageKind(
-        AdjustClassBiasConfig, "raydistill.stages.adjust_class_bias:adjust_class_bias", 2, "model"
-    ),
-    "record_statistics": StageKind(
-        RecordStatisticsConfig, "raydistill.stages.record_statistics:record_statistics", 1, "statistics"
-    ),
-    "synthesize": StageKind(SynthesizeConfig, "raydistill.stages.synthesize:synthesize", 1, "samples"),
-    "distill_with_generator": StageKind(
-        DistillWithGeneratorConfig,
-        "raydistill.stages.distill_with_generator:distill_with_generator",
-        1,
-        "model",
-    ),
-    "train_branches": StageKind(
-        TrainBranchesConfig, "raydistill.stages.train_branches:train_branches", 1, "model"
-    ),
-    "train_peers": StageKind(TrainPeersConfig, "raydistill.stages.train_peers:train_peers", 1, "model"),
-    "codistill": StageKind(CodistillConfig, "raydistill.stages.codistill:codistill", 1, "model"),
-}
-
-SURVEYS: dict[str, StageKind] = {
-    "survey_data": StageKind(SurveyDataConfig, "raydistill.stages.survey:survey_data", 1, "survey"),
-    "probe_models": StageKind(ProbeModelsConfig, "raydistill.stages.survey:probe_models", 1, "survey"),
-}
-"""What looks at data and models before the first stage: run as stages are, but no plan can name it."""
+STAGES = (
+    TrainConfig,
+    DistillConfig,
+    PredictTargetsConfig,
+    CombineTargetsConfig,
+    EvaluateConfig,
+    ConfusionClustersConfig,
+    TrainSpecialistsConfig,
+    AdjustClassBiasConfig,
+    RecordStatisticsConfig,
+    SynthesizeConfig,
+    DistillWithGeneratorConfig,
+    TrainBranchesConfig,
+    TrainPeersConfig,
+    CodistillConfig,
+)

@@ -1,13 +1,14 @@
 """What the survey before work is told. It runs where stages run and as they do, but no plan can name it."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
-from raydistill.kinds.models import ModelConfig
-from raydistill.kinds.stage_bases import BatchSize, StageConfig
+from raydistill.kinds.stage_bases import BatchSize
 from raydistill.kinds.training import TransferConfig
 from raydistill.plan.config import Config, Integer
+from raydistill.plan.model import ModelConfig
+from raydistill.plan.stage import StageConfig
 
 FOUND = "found.json"
 """What a survey leaves in its folder."""
@@ -16,7 +17,9 @@ FOUND = "found.json"
 class SurveyDataConfig(StageConfig):
     """Look at the task's data."""
 
-    stage: Literal["survey_data"] = "survey_data"
+    word = "survey_data"
+    implementation = "raydistill.stages.survey:survey_data"
+    makes = "survey"
 
 
 class ProbedModel(Config):
@@ -40,5 +43,12 @@ class ProbedModel(Config):
 class ProbeModelsConfig(StageConfig):
     """Build every model, and try it on two samples."""
 
-    stage: Literal["probe_models"] = "probe_models"
+    word = "probe_models"
+    implementation = "raydistill.stages.survey:probe_models"
+    makes = "survey"
+
     models: tuple[ProbedModel, ...] = ()
+
+
+SURVEYS = (SurveyDataConfig, ProbeModelsConfig)
+"""What looks at data and models before the first stage: run as stages are, but no plan can name it."""

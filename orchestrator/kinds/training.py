@@ -1,34 +1,53 @@
-"""How a model is trained: optimizer, schedule, transfer set, resources. Shared by all training stages."""
+"""How a model is trained: optimizer, schedule, transfer set. Shared by all training stages."""
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from raydistill.plan.config import (
     Boolean,
-    ChosenBy,
     Config,
-    Duration,
     Integer,
     NonNegative,
     Number,
     Positive,
     Seed,
     SynthesizedRef,
-    seconds_of,
-    text_like,
 )
+from raydistill.plan.kind import Kind
 from raydistill.plan.mistakes import located_error
 
-Memory = Annotated[
-    str, text_like(r"[0-9]+(\.[0-9]+)?(MiB|GiB)", "a number with its unit, such as `4GiB` or `500MiB`")
-]
+if TYPE_CHECKING:
+    from raydistill.plan.order import Site
 
 
-class SgdConfig(Config):
+class OptimizerOptions(Kind):
+    """How gradients become steps.
+
+    `implementation` is called as `function(config, parameters)` and returns a `torch.optim.Optimizer`.
+    """
+
+    key = "name"
+    noun = "optimizer"
+    group = "optimizers"
+    table = "raydistill.kinds.training:OPTIMIZERS"
+
+    group_keys: ClassVar[tuple[str, ...]] = ()
+    """Options that torch's parameter groups have under the same name: they may change while a stage trains."""
+
+    name: str = ""
+    """Which one; its options stand beside it."""
+    learning_rate: Positive
+    """Step size, before the schedule."""
+
+
+class SgdConfig(OptimizerOptions):
     """Stochastic gradient descent with momentum (`torch.optim.SGD`)."""
 
-    name: Literal["sgd"] = "sgd"
+    word = "sgd"
+    implementation = "raydistill.training.optimizer:sgd"
+    group_keys = ("weight_decay", "momentum")
+
     learning_rate: Positive = 0.05
     """Step size, before the schedule."""
     momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9
@@ -45,10 +64,13 @@ class SgdConfig(Config):
         return self
 
 
-class AdamWConfig(Config):
+class AdamWConfig(OptimizerOptions):
     """Adam with decoupled weight decay (`torch.optim.AdamW`)."""
 
-    name: Literal["adamw"]
+    word = "adamw"
+    implementation = "raydistill.training.optimizer:adamw"
+    group_keys = ("weight_decay",)
+
     learning_rate: Positive = 1e-3
     """Step size, before the schedule."""
     betas: tuple[Annotated[Number, Field(ge=0, lt=1)], Annotated[Number, Field(ge=0, lt=1)]] = (0.9, 0.999)
@@ -57,19 +79,42 @@ class AdamWConfig(Config):
     """Pulls every weight towards 0, apart from the gradient."""
 
 
-OptimizerConfig = Annotated[SgdConfig | AdamWConfig, ChosenBy("name", "optimizer")]
+OPTIMIZERS = (SgdConfig, AdamWConfig)
 
 
-class ConstantSchedule(Config):
+class ScheduleOptions(Kind):
+    """How the learning rate changes.
+
+    `implementation` is called as `function(config, optimizer, epochs, steps_per_epoch)` and returns a scheduler of
+    torch that is stepped after every step. Where its numbers follow from the learning rate, it has a method
+    `rebase(config, learning_rate)`, for when a stage's `changes` give it another.
+    """
+
+    key = "name"
+    noun = "schedule"
+    group = "schedules"
+    table = "raydistill.kinds.training:SCHEDULES"
+
+    name: str = ""
+    """Which one; its options stand beside it."""
+
+    def check_epochs(self, epochs: int) -> None:
+        """`located_error` for what a training of so many epochs never comes to."""
+
+
+class ConstantSchedule(ScheduleOptions):
     """The learning rate never changes."""
 
-    name: Literal["constant"] = "constant"
+    word = "constant"
+    implementation = "raydistill.training.optimizer:constant"
 
 
-class StepSchedule(Config):
+class StepSchedule(ScheduleOptions):
     """Multiply the learning rate by `factor` after each of the epochs in `milestones`."""
 
-    name: Literal["step"]
+    word = "step"
+    implementation = "raydistill.training.optimizer:step"
+
     milestones: tuple[Annotated[Integer, Field(ge=1)], ...] = Field(min_length=1)
     """Epochs after each of which the learning rate falls, in order."""
     factor: Annotated[Number, Field(gt=0, lt=1)] = 0.1
@@ -81,26 +126,36 @@ class StepSchedule(Config):
             raise located_error("milestones must increase, each above the one before", "milestones")
         return self
 
+    def check_epochs(self, epochs: int) -> None:
+        if self.milestones[-1] >= epochs:
+            raise located_error(
+                f"milestone {self.milestones[-1]} never comes: training ends after {epochs}"
+                f" epoch{'s' * (epochs > 1)}; milestones lie below that",
+                "milestones",
+            )
 
-class CosineSchedule(Config):
+
+class CosineSchedule(ScheduleOptions):
     """Half a cosine from the learning rate down to `final` times it, over the whole training."""
 
-    name: Literal["cosine"]
+    word = "cosine"
+    implementation = "raydistill.training.optimizer:cosine"
+
     final: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     """The last learning rate, as a part of the first."""
 
 
-class OneCycleSchedule(Config):
+class OneCycleSchedule(ScheduleOptions):
     """Up to the learning rate during `warmup` of the training, then down by a cosine, momentum unchanged."""
 
-    name: Literal["one_cycle"]
+    word = "one_cycle"
+    implementation = "raydistill.training.optimizer:one_cycle"
+
     warmup: Annotated[Number, Field(gt=0, lt=1)] = 0.3
     """Which part of the steps goes up."""
 
 
-ScheduleConfig = Annotated[
-    ConstantSchedule | StepSchedule | CosineSchedule | OneCycleSchedule, ChosenBy("name", "schedule")
-]
+SCHEDULES = (ConstantSchedule, StepSchedule, CosineSchedule, OneCycleSchedule)
 
 
 class TransferConfig(Config):
@@ -138,8 +193,30 @@ class TransferConfig(Config):
             )
         return self
 
+    def check(self, site: "Site") -> None:
+        """The task has the classes, and some are left."""
+        site.check_classes(self.only_classes or (), "only_classes")
+        if len(site.check_classes(self.omit_classes, "omit_classes")) >= site.task.num_classes:
+            raise site.error("every class is omitted; leave some", "omit_classes")
 
-class Net2NetConfig(Config):
+
+class GrowthOptions(Kind):
+    """How a smaller network becomes a larger one.
+
+    `implementation` is called as `function(config, smaller, larger, seed)` and returns the larger
+    one's state, or raises `ValueError`.
+    """
+
+    key = "name"
+    noun = "way of growing"
+    group = "growing"
+    table = "raydistill.kinds.training:GROWING"
+
+    name: str = ""
+    """Which one; its options stand beside it."""
+
+
+class Net2NetConfig(GrowthOptions):
     """Begin as a smaller network of the family that computes the same (Net2Net, Chen et al. 2016, arXiv 1511.05641).
 
     For `mlp`, `cnn`, `vgg` and the like: units beyond the smaller network's are copies of random ones of them, whose
@@ -148,12 +225,14 @@ class Net2NetConfig(Config):
     Train on with about a tenth of the learning rate.
     """
 
-    name: Literal["net2net"] = "net2net"
+    word = "net2net"
+    implementation = "raydistill.training.net2net:net2net"
+
     noise: NonNegative = 0.01
     """On what copied units read, in spreads of their layer's weights."""
 
 
-GrowConfig = Annotated[Net2NetConfig, ChosenBy("name", "way of growing")]
+GROWING = (Net2NetConfig,)
 
 
 class ChangeConfig(Config):
@@ -180,48 +259,3 @@ class EarlyStoppingConfig(Config):
     """Epochs that may pass without a better one."""
     metric: Literal["accuracy", "loss"] = "accuracy"
     """What of the validation split is looked at."""
-
-
-class ResourcesConfig(Config):
-    """What each worker of a stage needs. Never part of a stage's identity.
-
-    `gpus` may be a fraction, so that several small models share one; left out, a stage takes one GPU where the
-    Ray cluster has any. `workers` above one train data-parallel under Ray Train.
-
-    A stage that runs longer than its `timeout` (without waiting for room; each attempt anew) fails: what each of its
-    threads was doing then is in its record and in `stacks-rank0.txt` of its folder, its last checkpoint stays. One that
-    hangs is ended. With `--local`, and in trials of a search on one worker, it is the driver that hangs: nothing can
-    end it but you.
-    """
-
-    workers: Annotated[Integer, Field(ge=1)] = 1
-    """Processes that train side by side."""
-    cpus: Positive = 1.0
-    """CPU cores per worker, and its threads."""
-    gpus: NonNegative | None = None
-    """GPUs per worker, or a fraction of one; one, where there are any, when left out."""
-    memory: Memory | None = Field(None, description="such as 4GiB")
-    timeout: Duration | None = Field(None, description="such as 90s, 30m or 2h")
-
-    @model_validator(mode="after")
-    def _sensible(self) -> "ResourcesConfig":
-        if self.gpus is not None and self.gpus > 1 and self.gpus != int(self.gpus):
-            raise located_error(
-                f"{self.gpus:g} GPUs: only a single GPU can be shared; write a whole number", "gpus"
-            )
-        if self.timeout_seconds == 0:
-            raise located_error("no stage ends in no time; leave `timeout` out for none", "timeout")
-        return self
-
-    @property
-    def timeout_seconds(self) -> float | None:
-        """Seconds for an attempt; None: as long as it takes."""
-        return None if self.timeout is None else seconds_of(self.timeout)
-
-    @property
-    def memory_bytes(self) -> int:
-        """Bytes per worker; 0 when nothing was asked for."""
-        if self.memory is None:
-            return 0
-        unit = 2**20 if self.memory.endswith("MiB") else 2**30
-        return int(float(self.memory[:-3]) * unit)

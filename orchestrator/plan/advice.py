@@ -2,35 +2,15 @@
 
 from collections.abc import Iterator
 
-from raydistill.kinds.stage_bases import TrainingConfig
-from raydistill.kinds.stages import DistillConfig
-from raydistill.plan.order import Graph, Locate
+from raydistill.plan.order import Graph, Locate, sites
 from raydistill.plan.schema import Plan
 
 
 def advice(plan: Plan, locate: Locate) -> Iterator[str]:
     """Lines about a plan that can be run."""
-    starts = {
-        stage.initial.rpartition(".")[0] or str(stage.initial)
-        for stage in plan.stages.values()
-        if isinstance(stage, TrainingConfig) and stage.initial is not None
-    }
-    for name, stage in plan.stages.items():
-        if not isinstance(stage, DistillConfig):
-            continue
-        place = ("stages", name, "methods" if stage.methods else "method")
-        if not stage.trains_classifier and name not in starts:
-            yield locate(
-                place,
-                "trains no classifier, and no stage goes on from here with `initial`: the model will guess; add labels"
-                " (`{method: labels}`) or soft targets (`{method: hinton}`)",
-            ).message
-        if not stage.changes and not any(method.hears_teacher for method in stage.all_methods):
-            yield locate(
-                place,
-                "the teacher is run and not heard: the student learns from the labels alone; raise `soft_weight` or the"
-                " method's `weight`, or write `stage: train`",
-            ).message
+    for config, site in sites(plan, locate):
+        for path, message in config.advice(site):
+            yield site.error(message, *path).message
 
 
 def shared_folders(graph: Graph) -> Iterator[str]:

@@ -3,8 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -14,13 +13,14 @@ from pydantic import (
     Field,
     GetCoreSchemaHandler,
     Strict,
-    ValidationError,
     model_validator,
 )
 from pydantic_core import CoreSchema, core_schema
 
-from raydistill.errors import did_you_mean
-from raydistill.plan.mistakes import Path, located_error, relocated, shown, unknown_key
+from raydistill.plan.mistakes import Path, located_error, shown, unknown_key
+
+if TYPE_CHECKING:
+    from raydistill.plan.order import Site
 
 Integer = Annotated[int, Strict()]
 Number = Annotated[float, Strict()]
@@ -65,52 +65,26 @@ class Config(BaseModel):
         """
         return 1
 
+    @property
+    def own_modules(self) -> tuple[str, ...]:
+        """The user's own modules that this part of a plan runs."""
+        return ()
+
+    @property
+    def free_options(self) -> Mapping[str, Any]:
+        """Values that mean nothing to us, and may name files."""
+        return {}
+
+    def identified(self, values: dict[str, Any]) -> dict[str, Any]:
+        """This part's JSON values as they are in a stage's identity."""
+        return {**values, "revision": self.revision} if self.revision > 1 else values
+
+    def check(self, site: "Site") -> None:
+        """Raise `site.error` for what does not fit where this part of a plan stands, beyond its own values."""
+
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, without validating again."""
         return self.model_copy(update=changes)
-
-
-@dataclass(frozen=True)
-class ChosenBy:
-    """Marks a union of configs: the word under `key` decides which of them a mapping is.
-
-    As pydantic's discriminator, but a wrong word is answered with the closest right one. `what` is the noun for it.
-    """
-
-    key: str
-    what: str
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        table = self.table(source)
-        members = tuple(table.values())
-
-        def build(raw: Any) -> Any:
-            return raw if isinstance(raw, members) else self._build(raw, table)
-
-        return core_schema.no_info_before_validator_function(build, handler(source))
-
-    def table(self, union: Any) -> dict[str, type[Config]]:
-        """The members of the union, by their words."""
-        members = get_args(union) or (union,)
-        return {get_args(member.model_fields[self.key].annotation)[0]: member for member in members}
-
-    def _build(self, raw: Any, table: Mapping[str, type[Config]]) -> Config:
-        names = ", ".join(f"`{name}`" for name in table)
-        if not isinstance(raw, Mapping):
-            raise located_error(
-                f"should be a mapping, not {shown(raw)}; write `{{{self.key}: {next(iter(table))}}}`"
-            )
-        if self.key not in raw:
-            raise located_error(f"`{self.key}` is missing: the {self.what}, one of {names}")
-        word = raw[self.key]
-        if not isinstance(word, str) or word not in table:
-            raise located_error(
-                f"unknown {self.what} {shown(word)}{did_you_mean(str(word), table)}", self.key
-            )
-        try:
-            return table[word].model_validate(raw)
-        except ValidationError as error:
-            raise relocated(error, raw) from None
 
 
 def text_like(pattern: str, meaning: str) -> AfterValidator:

@@ -4,35 +4,31 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
+from functools import reduce
+from operator import getitem
 from typing import Any
 
-from raydistill.kinds.model_sources import model_identity
-from raydistill.kinds.models import models_in
-from raydistill.kinds.stage_bases import StageConfig
-from raydistill.kinds.stages import STAGES, StageKind
 from raydistill.plan.config import Path, configs_in, stage_refs
+from raydistill.plan.stage import StageConfig
 
 DATA_CHANGED = "the data that is learned from changed"
 LENGTH = 12  # hexadecimal digits: among 100,000 stages two collide with a chance of 2 in 100,000
 
 
-def stage_identity(
-    kind: str, config: StageConfig, task: Mapping[str, Any], inputs: Mapping[str, str]
-) -> dict[str, Any]:
+def stage_identity(config: StageConfig, task: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Any]:
     """All that decides a stage's result, as JSON values. `inputs`: fingerprint of each stage that is read.
 
     What is not set (None) is no part of it, so that an option which is new leaves older results valid; nor is a
     `revision` of 1.
     """
-    values = config.model_dump(mode="json", exclude=set(StageKind.not_identity), exclude_none=True)
-    for path, model in models_in(config):
-        _replace(values, path, model_identity(model))
+    values = config.model_dump(mode="json", exclude=set(config.not_identity), exclude_none=True)
+    values = config.identified(values)
     for path, part in configs_in(config):
-        if part.revision > 1:
-            _replace(values, (*path, "revision"), part.revision)
+        if path and path[0] not in config.not_identity:
+            _replace(values, path, part.identified(_at(values, path)))
     for path, ref in stage_refs(config):
         _replace(values, path, {"input": inputs[ref]})
-    return {"kind": kind, "version": STAGES[kind].version, "task": dict(task), "config": values}
+    return {"kind": config.label(), "version": config.version, "task": dict(task), "config": values}
 
 
 def fingerprint(identity: Mapping[str, Any]) -> str:
@@ -86,7 +82,9 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
+def _at(values: Any, path: Path) -> Any:
+    return reduce(getitem, path, values)
+
+
 def _replace(values: Any, path: Path, value: Any) -> None:
-    for part in path[:-1]:
-        values = values[part]
-    values[path[-1]] = value
+    _at(values, path[:-1])[path[-1]] = value

@@ -73,6 +73,12 @@ def relocated(error: ValidationError, raw: Any) -> PydanticCustomError:
     return _error_of(mistakes(error, raw))
 
 
+def moved(error: PydanticCustomError, *path: str | int) -> PydanticCustomError:
+    """The same mistakes, with their places below `path`."""
+    found: Sequence[Mistake] = (error.context or {})["mistakes"]
+    return _error_of([Mistake((*path, *inner), message) for inner, message in found])
+
+
 def mistakes(error: ValidationError, raw: Any) -> list[Mistake]:
     """Every mistake of a validation of `raw`. What the members of a union say about one value is one mistake."""
     found: list[Mistake] = []

@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError
 
 from raydistill.errors import did_you_mean
-from raydistill.kinds.search import SearchConfig
-from raydistill.kinds.stages import AnyStageConfig
 from raydistill.lookup import load_object
 from raydistill.plan.config import Config, Duration, read_options, seconds_of, text_like
 from raydistill.plan.mistakes import located_error, relocated, shown
+from raydistill.plan.search import SearchConfig
+from raydistill.plan.stage import StageConfig
 from raydistill.tasks import TASKS
 from raydistill.tasks.task import Task
 
@@ -68,7 +68,7 @@ class Plan(Config):
     """What runs and reports of the plan are called."""
     task: Annotated[SerializeAsAny[Task], BeforeValidator(build_task)]
     """What is learned: data and its classes."""
-    stages: Annotated[dict[StageName, AnyStageConfig], Field(min_length=1)]
+    stages: Annotated[dict[StageName, StageConfig], Field(min_length=1)]
     """Names, and what each stage does."""
     tracking: TrackingConfig | Literal["none"] = TrackingConfig()
     """Where the runs appear in MLflow, or `none`."""

@@ -4,14 +4,15 @@ Values are written out before anything looks at them, so that every reader of a 
 paths meet one form. What is no short form is left as it is: to judge it is the schema's business.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
-from raydistill.plan.config import ChosenBy, Config
+from raydistill.plan.kind import Kind
 
 
 def written_out(raw: Any, kind: type[BaseModel]) -> Any:
@@ -26,23 +27,21 @@ def _field(raw: Any, field: FieldInfo) -> Any:
     annotation: Any = field.annotation
     for item in field.metadata:
         annotation = Annotated[annotation, item]
-    return _value(raw, annotation, field.default)
+    return _value(raw, annotation, field)
 
 
-def _value(raw: Any, annotation: Any, default: Any = None) -> Any:
-    """A value where the schema has `annotation`; `default` is what it is when nothing is written."""
-    if (
-        chosen := next((item for item in _metadata(annotation) if isinstance(item, ChosenBy)), None)
-    ) is not None:
-        return _chosen(raw, chosen, _bare(annotation), default)
+def _value(raw: Any, annotation: Any, field: FieldInfo | None = None) -> Any:
+    """A value where the schema has `annotation`; `field` knows what it is when nothing is written."""
     annotation = _bare(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, Kind) and annotation.is_choice():
+        return _chosen(raw, annotation, field)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         word = getattr(annotation, "plain_word", None)
         return {word: raw} if word is not None and isinstance(raw, str) else written_out(raw, annotation)
     arguments = get_args(annotation)
     if get_origin(annotation) in (Union, UnionType):
         inner = [argument for argument in arguments if _holds_configs(argument)]
-        return _value(raw, inner[0], default) if len(inner) == 1 else raw
+        return _value(raw, inner[0], field) if len(inner) == 1 else raw
     if get_origin(annotation) is tuple and _holds_configs(arguments[0]):
         items = raw if isinstance(raw, list) else [raw] if isinstance(raw, str | Mapping) else None
         return raw if items is None else [_value(item, arguments[0]) for item in items]
@@ -51,25 +50,28 @@ def _value(raw: Any, annotation: Any, default: Any = None) -> Any:
     return raw
 
 
-def _chosen(raw: Any, chosen: ChosenBy, union: Any, default: Any) -> Any:
+def _chosen(raw: Any, base: type[Kind], field: FieldInfo | None) -> Any:
     """One of several kinds: its word alone, or no word where all that is written belongs to the usual kind."""
-    table = chosen.table(union)
     if isinstance(raw, str):
-        raw = {chosen.key: raw}
+        raw = {base.key: raw}
     if not isinstance(raw, Mapping):
         return raw
-    usual = _usual(table, default)
-    if usual is not None and raw and chosen.key not in raw and set(raw) <= set(table[usual].model_fields):
-        raw = {chosen.key: usual, **raw}
-    word = raw.get(chosen.key)
-    return written_out(raw, table[word]) if isinstance(word, str) and word in table else raw
+    usual = _usual(base, field)
+    if usual is not None and raw and base.key not in raw and set(raw) <= set(usual.model_fields):
+        raw = {base.key: usual.word, **raw}
+    try:
+        return written_out(raw, base.find(raw.get(base.key)))
+    except PydanticCustomError:  # the schema says so, with the place
+        return raw
 
 
-def _usual(table: Mapping[str, type[Config]], default: Any) -> str | None:
-    """The word of the kind that is meant when none is written: the default's, or the only one."""
-    if len(table) == 1:
-        return next(iter(table))
-    return next((word for word, kind in table.items() if type(default) is kind), None)
+def _usual(base: type[Kind], field: FieldInfo | None) -> type[Kind] | None:
+    """The kind that is meant when no word is written: the default's, or the only one."""
+    choices = base.choices()
+    if len(choices) == 1:
+        return next(iter(choices.values()))
+    default = None if field is None else field.get_default(call_default_factory=True, validated_data={})
+    return type(default) if isinstance(default, Kind) else None
 
 
 def _holds_configs(annotation: Any) -> bool:
@@ -82,7 +84,3 @@ def _holds_configs(annotation: Any) -> bool:
 
 def _bare(annotation: Any) -> Any:
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
-
-
-def _metadata(annotation: Any) -> Iterable[Any]:
-    return get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from pydantic import ValidationError
 
 from raydistill.errors import StoreError
-from raydistill.kinds.search import Domain
+from raydistill.plan.search import Domain
 from raydistill.report.words import percent
 from raydistill.runs.search_run import SearchRun, TrialRecord, best_first
 from raydistill.runs.search_words import short, short_names

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from raydistill.errors import StageError, StoreError
-from raydistill.kinds.model_sources import model_identity
-from raydistill.kinds.models import ModelConfig
+from raydistill.plan.model import ModelConfig
 from raydistill.runs.files import json_line, read_json, replaced_file, store_errors
 from raydistill.runs.folder import METRICS, StageFolder
 from raydistill.tasks.task import Task
@@ -68,7 +67,7 @@ class StageContext:
 
     def made_from(self, model: ModelConfig) -> Mapping[str, Any]:
         """The identity that a model had when the stage began, or has now if it is none of the stage's own."""
-        return next((identity for own, identity in self.models if own == model), model_identity(model))
+        return next((identity for own, identity in self.models if own == model), model.identity())
 
     @property
     def is_main(self) -> bool:

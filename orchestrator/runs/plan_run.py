@@ -16,21 +16,9 @@ from typing import Any
 import yaml
 
 from raydistill.errors import StoreError
-from raydistill.kinds.data_free import DistillWithGeneratorConfig
-from raydistill.kinds.models import models_in
-from raydistill.kinds.online import OnlineConfig
-from raydistill.kinds.specialists import ConfusionClustersConfig, TrainSpecialistsConfig
-from raydistill.kinds.stages import (
-    STAGES,
-    AdjustClassBiasConfig,
-    CombineTargetsConfig,
-    CommitteeConfig,
-    DistillConfig,
-    EvaluateConfig,
-    PredictTargetsConfig,
-)
 from raydistill.masking import mask
 from raydistill.plan.fingerprint import fingerprint
+from raydistill.plan.model import models_in
 from raydistill.plan.order import Graph, Node
 from raydistill.plan.schema import Plan
 from raydistill.runs.data_files import write_listings
@@ -204,12 +192,12 @@ def graph_values(plan: Plan, graph: Graph, run_id: str) -> dict[str, Any]:
             "name": node.name,
             "stage": node.stage,
             "kind": node.kind,
-            "makes": STAGES[node.kind].makes,
+            "makes": node.config.makes,
             "reads": list(node.reads),
             "folder": node.folder,
             "fingerprint": node.fingerprint,
             "inserted": node.inserted,
-            "adjusted": isinstance(node.config, AdjustClassBiasConfig),
+            "adjusted": node.config.stands_for is not None,
             "replica": int(node.name.rpartition(".")[2]) if node.name != node.stage else None,
             "role": roles[node.name],
         }
@@ -226,41 +214,13 @@ def graph_values(plan: Plan, graph: Graph, run_id: str) -> dict[str, Any]:
 def node_roles(graph: Graph) -> dict[str, str]:
     """The part each node plays: teacher, specialist, assistant, student, baseline, targets, clusters, ensemble or
     committee, or a mere evaluation."""
-    teaching: set[str] = set()
-    for node in graph.nodes.values():
-        if isinstance(node.config, PredictTargetsConfig | DistillWithGeneratorConfig):
-            teaching.add(node.config.teacher)
-        elif isinstance(node.config, DistillConfig):
-            teaching.update(node.config.teachers)
-        elif isinstance(node.config, TrainSpecialistsConfig):
-            teaching.add(node.config.generalist)
-    has_student = any(isinstance(node.config, DistillConfig | OnlineConfig) for node in graph.nodes.values())
+    teaching = {str(ref) for node in graph.nodes.values() for ref in node.config.taught_by}
+    has_student = any(node.config.makes_students for node in graph.nodes.values())
     roles: dict[str, str] = {}
     for name, node in graph.nodes.items():
-        is_adjusted = isinstance(node.config, AdjustClassBiasConfig)
-        roles[name] = roles[node.config.model] if is_adjusted else _role(node, name in teaching, has_student)
+        role = node.config.role(teaches=name in teaching, has_student=has_student)
+        roles[name] = roles[other] if (other := node.config.stands_for) is not None else role
     return roles
-
-
-def _role(node: Node, teaches: bool, has_student: bool) -> str:
-    match node.config:
-        case PredictTargetsConfig() | CombineTargetsConfig():
-            return "targets"
-        case ConfusionClustersConfig():
-            return "clusters"
-        case TrainSpecialistsConfig():
-            return "specialist"
-        case EvaluateConfig(committee=CommitteeConfig()):
-            return "committee"
-        case EvaluateConfig():
-            return "ensemble" if len(node.config.models) > 1 else "evaluation"
-        case DistillConfig():
-            return "assistant" if teaches else "student"
-        case DistillWithGeneratorConfig():
-            return "student"
-        case OnlineConfig() if not teaches:
-            return "student"
-    return "teacher" if teaches else ("baseline" if has_student else "model")
 
 
 def best_student(graph: Graph, results: Mapping[str, Any]) -> str | None:

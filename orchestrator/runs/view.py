@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from raydistill.errors import StoreError
-from raydistill.kinds.stages import STAGES
+from raydistill.plan.stage import StageConfig
 from raydistill.runs.files import read_as, read_json
 from raydistill.runs.folder import CONFIG, METRICS, RECORD, StageFolder
 from raydistill.runs.record import Record
@@ -225,11 +225,12 @@ def open_stage(folder: Path) -> StageView:
     """Look at a stage by its folder, in no run: its name is the folder's, it is done or stopped half-way."""
     found = StageFolder(folder)
     kind, _, fingerprint = folder.name.rpartition("-")
+    known = StageConfig.choices().get(kind)
     return StageView(
         name=folder.name,
         group=folder.name,
         kind=kind,
-        makes=STAGES[kind].makes if kind in STAGES else "",
+        makes=known.makes if known else "",
         role="",
         reads=(),
         inserted=False,

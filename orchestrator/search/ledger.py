@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from raydistill.errors import PlanError
-from raydistill.kinds.search import PopulationConfig
+from raydistill.kinds.searches import PopulationConfig
 from raydistill.runs.search_run import SearchRun, TrialRecord, best_first, now
 from raydistill.search.population import Population
 from raydistill.search.problem import Problem

@@ -1,14 +1,13 @@
 """Which number of which stage decides between trials."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from raydistill.errors import did_you_mean
-from raydistill.kinds.search import SearchConfig
-from raydistill.kinds.stage_bases import TrainingConfig
-from raydistill.kinds.stages import EvaluateConfig
 from raydistill.plan.load import Source
 from raydistill.plan.order import Graph
+from raydistill.plan.search import SearchConfig
+from raydistill.plan.stage import StageConfig
 from raydistill.runs.plan_run import node_roles
 
 Mode = Literal["max", "min"]
@@ -78,15 +77,15 @@ def _check_name(stage: str, name: str, graph: Graph, source: Source) -> None:
         raise source.error(place, f"no stage reports `{name}` to a search{did_you_mean(name, MODES)}")
 
 
-def _check_stage(config: Any, stage: str, source: Source) -> None:
+def _check_stage(config: StageConfig, stage: str, source: Source) -> None:
     """The stage judges a model on validation."""
     place = ("search", "metric")
-    if isinstance(config, EvaluateConfig) and config.split != "validation":
+    if config.judged_on == ("test",):
         raise source.error(
             place,
             f"`{stage}` judges on the test split, which may not choose anything; set its `split: validation`",
         )
-    if not isinstance(config, TrainingConfig | EvaluateConfig) and config.stage != "adjust_class_bias":
+    if "validation" not in config.judged_on:
         raise source.error(place, f"`{stage}` makes no model that is judged; name the stage of a student")
     if source.values["task"].get("validation_fraction") == 0:
         raise source.error(

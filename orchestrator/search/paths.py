@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raydistill.errors import PlanError, did_you_mean
-from raydistill.kinds.models import ModelConfig
-from raydistill.kinds.search import Domain
 from raydistill.plan.config import Config
 from raydistill.plan.load import Source
 from raydistill.plan.mistakes import Path, shown
+from raydistill.plan.model import ModelConfig
 from raydistill.plan.schema import Plan
+from raydistill.plan.search import Domain
 from raydistill.plan.short_forms import written_out
 
 

@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping
 from itertools import count
 from typing import Any
 
-from raydistill.kinds.search import Domain, GridConfig, SearchConfig
+from raydistill.lookup import load_object
 from raydistill.plan.fingerprint import digest
+from raydistill.plan.search import Domain, SearchConfig
 
 Space = Mapping[str, Domain]
 Values = dict[str, Any]
@@ -29,14 +30,22 @@ def random_point(space: Space, seed: int, index: int) -> Values:
 
 
 def known_points(config: SearchConfig) -> Iterator[Values]:
-    """All points of a grid, or random ones without an end. Those of a small finite space come in random order, each
-    once; of other spaces some may come twice."""
+    """The points of a searcher that knows them; of one that does not, random ones for when it runs out of its own."""
+    points = load_object(config.searcher.implementation) if config.searcher.knows_points else random_points
+    return iter(points(config))
+
+
+def grid_points(config: SearchConfig) -> Iterator[Values]:
+    """All points of a finite space."""
+    assert config.size is not None
+    yield from (grid_point(config.space, index) for index in range(config.size))
+
+
+def random_points(config: SearchConfig) -> Iterator[Values]:
+    """Random points without an end. Those of a small finite space come in random order, each once; of other spaces some
+    may come twice."""
     space, size = config.space, config.size
-    if isinstance(config.searcher, GridConfig):
-        assert size is not None
-        yield from (grid_point(space, index) for index in range(size))
-        return
-    seed = config.searcher.seed
+    seed: int = getattr(config.searcher, "seed", 0)
     if size is not None and size <= LISTED:
         order = sorted(range(size), key=lambda index: fraction(seed, index, ""))
         yield from (grid_point(space, index) for index in order)

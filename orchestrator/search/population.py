@@ -12,7 +12,8 @@ killed goes on with the decisions that were recorded, and makes the others from 
 
 from collections.abc import Iterable, Sequence
 
-from raydistill.kinds.search import Domain, PopulationConfig
+from raydistill.kinds.searches import PopulationConfig
+from raydistill.plan.search import Domain
 from raydistill.runs.search_run import Segment, TrialRecord, best_first
 from raydistill.search.points import Space, Values, fraction, random_point
 from raydistill.search.suggestions import Suggestion

@@ -9,15 +9,15 @@ from typing import Any
 import yaml
 
 from raydistill.errors import PlanError
-from raydistill.kinds.changes import changeable
-from raydistill.kinds.search import NoSchedulerConfig, PopulationConfig, SearchConfig
+from raydistill.kinds.searches import NoSchedulerConfig, PopulationConfig
 from raydistill.kinds.stage_bases import TrainingConfig
-from raydistill.kinds.training import ResourcesConfig
 from raydistill.plan.fingerprint import fingerprint
 from raydistill.plan.load import Source, check_plan
 from raydistill.plan.mistakes import Path
 from raydistill.plan.order import Graph, Node, order_stages
+from raydistill.plan.resources import ResourcesConfig
 from raydistill.plan.schema import Plan
+from raydistill.plan.search import SearchConfig
 from raydistill.runs.plan_run import plan_text
 from raydistill.runs.search_run import TrialRecord
 from raydistill.search.metric import Metric, find_metric
@@ -227,7 +227,7 @@ def _check_replicas(problem: Problem) -> None:
             ("search", "seeds"), f"`{stage}` trains nothing, so it has no seeds; leave `seeds` out"
         )
     scheduler = problem.config.scheduler
-    if isinstance(scheduler, NoSchedulerConfig):
+    if scheduler == NoSchedulerConfig():
         return
     name = scheduler.name
     if problem.graph.nodes[problem.graph.replicas[stage][0]].siblings:
@@ -271,7 +271,7 @@ def _check_population(problem: Problem) -> None:
     for key in ("changes", "until"):
         if getattr(config, key) is not None:
             raise error(("stages", stage, key), f"`pbt` writes the `{key}` of `{stage}` itself; leave it out")
-    numbers = {f"{stage}.{path}" for path in changeable(config)}
+    numbers = {f"{stage}.{path}" for path in config.changeable()}
     for written in problem.paths:
         if written not in numbers:
             known = ", ".join(f"`{path}`" for path in sorted(numbers))

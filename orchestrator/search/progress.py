@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from rich.markup import escape
 from rich.table import Table
 
-from raydistill.kinds.search import Domain
+from raydistill.plan.search import Domain
 from raydistill.runs.search_run import TrialRecord, best_first
 from raydistill.runs.search_words import called, short, short_names, shown_values
 from raydistill.search.metric import Metric

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from raydistill.execution.ray_backend.amounts import GIB, Amount, amount_of_worker, capacity, largest
-from raydistill.kinds.search import AshaConfig, MedianConfig
+from raydistill.kinds.searches import AshaConfig, MedianConfig
 from raydistill.kinds.stage_bases import TrainingConfig
+from raydistill.lookup import load_object
+from raydistill.plan.search import SchedulerOptions
 from raydistill.runs.search_run import SearchRun, TrialRecord
 from raydistill.search.ending import Ending
 from raydistill.search.ledger import Ledger
@@ -47,7 +49,7 @@ def run_trials(ledger: Ledger, run: SearchRun, ending: Ending) -> None:
     problem, scratch = ledger.problem, run.folder / SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)
     room = room_for(problem, machines_alive())
-    is_followed = isinstance(problem.config.scheduler, AshaConfig | MedianConfig)
+    is_followed = problem.config.scheduler.stops_trials
     parameters = {
         "working_folder": str(Path.cwd()),
         "stop_file": str(run.stop_file),
@@ -111,33 +113,14 @@ def room_for(problem: Problem, machines: Sequence[Amount]) -> Room:
 
 def build_scheduler(problem: Problem, records: Iterable[TrialRecord]) -> Any:
     """Tune's scheduler, told of the trials of earlier runs of the search: it keeps nothing itself."""
-    from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule
-
     from raydistill.search.actor import EPOCH, METRIC
 
-    config, mode = problem.config.scheduler, problem.metric.mode
-    if isinstance(config, AshaConfig):
-        # The last rung lies before the last epoch: who has come so far is not stopped on the finishing line.
-        last = max(longest_training(problem) - 1, config.grace)
-        scheduler = AsyncHyperBandScheduler(
-            time_attr=EPOCH,
-            metric=METRIC,
-            mode=mode,
-            max_t=last,
-            grace_period=config.grace,
-            reduction_factor=config.reduction,
-            stop_last_trials=False,
-        )
-    elif isinstance(config, MedianConfig):
-        scheduler = MedianStoppingRule(
-            time_attr=EPOCH,
-            metric=METRIC,
-            mode=mode,
-            grace_period=config.grace,
-            min_samples_required=config.others,
-        )
-    else:
-        return FIFOScheduler()
+    config = problem.config.scheduler
+    told = {"time_attr": EPOCH, "metric": METRIC, "mode": problem.metric.mode}
+    build = load_object(config.implementation)
+    if not config.stops_trials:
+        return build(config)
+    scheduler = build(config, longest=longest_training(problem), **told)
     for record in records:
         if record.is_over:
             trial = EarlierTrial(record.id)
@@ -145,6 +128,33 @@ def build_scheduler(problem: Problem, records: Iterable[TrialRecord]) -> Any:
             for epoch, value in sorted(record.epochs.items()):
                 scheduler.on_trial_result(None, trial, {EPOCH: epoch, METRIC: value})
     return scheduler
+
+
+def no_scheduler(config: SchedulerOptions) -> Any:
+    """Tune starts trials one after another, and ends none."""
+    from ray.tune.schedulers import FIFOScheduler
+
+    return FIFOScheduler()
+
+
+def asha_scheduler(config: AshaConfig, longest: int, **told: str) -> Any:
+    """Tune's own. Its last rung lies before the last epoch: nobody is stopped on the finishing line."""
+    from ray.tune.schedulers import AsyncHyperBandScheduler
+
+    return AsyncHyperBandScheduler(
+        max_t=max(longest - 1, config.grace),
+        grace_period=config.grace,
+        reduction_factor=config.reduction,
+        stop_last_trials=False,
+        **told,
+    )
+
+
+def median_scheduler(config: MedianConfig, longest: int, **told: str) -> Any:
+    """Tune's own."""
+    from ray.tune.schedulers import MedianStoppingRule
+
+    return MedianStoppingRule(grace_period=config.grace, min_samples_required=config.others, **told)
 
 
 class EarlierTrial:

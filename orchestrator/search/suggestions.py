@@ -6,7 +6,8 @@ from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from raydistill.kinds.search import SearchConfig, TpeConfig
+from raydistill.lookup import load_object
+from raydistill.plan.search import SearchConfig
 from raydistill.runs.search_run import Segment, TrialRecord, trial_id
 from raydistill.search.points import Values, known_points
 
@@ -81,10 +82,9 @@ class Suggestions:
         self._last = max((record.number for record in records), default=0)
         self._points = known_points(config)
         self._sampler: Sampler | None = None
-        if isinstance(config.searcher, TpeConfig):
-            from raydistill.search.tpe import Tpe
-
-            self._sampler = Tpe(config.space, config.searcher, mode, records)
+        if not config.searcher.knows_points:
+            build = load_object(config.searcher.implementation)
+            self._sampler = build(config.space, config.searcher, mode, records)
 
     @property
     def left(self) -> int:

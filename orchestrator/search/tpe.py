@@ -17,7 +17,8 @@ from optuna.distributions import (
 )
 from optuna.trial import TrialState
 
-from raydistill.kinds.search import Domain, TpeConfig
+from raydistill.kinds.searches import TpeConfig
+from raydistill.plan.search import Domain
 from raydistill.runs.search_run import TrialRecord, trial_id
 from raydistill.search.points import Space, Values
 from raydistill.tasks.hashing import fold_key

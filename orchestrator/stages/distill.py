@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from torch import nn
 
 from raydistill.errors import StageError
-from raydistill.kinds.methods import METHODS
 from raydistill.kinds.stages import DistillConfig
 from raydistill.lookup import load_object
 from raydistill.methods.combined import Combined
@@ -64,12 +63,9 @@ def setting_of(
 
 def build_method(config: DistillConfig, setting: Setting) -> Method:
     """The sum of the methods that the config names."""
-    names = [options.method for options in config.all_methods]
+    names = [options.label() for options in config.all_methods]
     try:
-        methods = [
-            load_object(METHODS[name].implementation)(options, setting)
-            for name, options in zip(names, config.all_methods, strict=True)
-        ]
+        methods = [load_object(options.implementation)(options, setting) for options in config.all_methods]
     except ValueError as error:
         raise StageError(str(error)) from error
     return Combined(methods, config.all_methods, names)

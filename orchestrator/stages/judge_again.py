@@ -8,7 +8,8 @@ from torch import Tensor
 
 from raydistill.errors import StoreError
 from raydistill.kinds.specialists import TrainSpecialistsConfig
-from raydistill.kinds.stage_bases import StageConfig, TrainingConfig
+from raydistill.kinds.stage_bases import TrainingConfig
+from raydistill.plan.stage import StageConfig
 from raydistill.runs.context import StageContext
 from raydistill.runs.folder import StageFolder
 from raydistill.stages.train_specialists import shown_to_specialist

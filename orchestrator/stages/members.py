@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from raydistill.errors import StageError
-from raydistill.kinds.models import ModelConfig
 from raydistill.kinds.online import TrainBranchesConfig, TrainPeersConfig
 from raydistill.kinds.stage_bases import TrainingConfig
 from raydistill.models.taps import Output, Tapped
+from raydistill.plan.model import ModelConfig
 from raydistill.runs.context import StageContext
 from raydistill.stages.training_stage import fit_model, load_data, store_model
 from raydistill.stages.transfer_data import load_transfer_set

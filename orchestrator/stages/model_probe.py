@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from raydistill.errors import StageError
-from raydistill.kinds.models import ModelConfig
 from raydistill.kinds.stages import DistillConfig
 from raydistill.kinds.survey import ProbedModel
+from raydistill.plan.model import ModelConfig
 from raydistill.plan.order import Graph, Locate
 from raydistill.runs.record import summary_of
 from raydistill.stages.distill import build_method, setting_of
@@ -30,7 +30,7 @@ NAMED = 3  # of many parameters
 def check_features(graph: Graph, task: Task, locate: Locate) -> None:
     """`PlanError` for a method whose features are not there, or whose shapes do not suit."""
     for node in graph.nodes.values():
-        if isinstance(node.config, DistillConfig) and node.config.needs_features:
+        if node.config.compares_features:
             setting = _setting(node.config, graph, task)
             for index, options in enumerate(node.config.all_methods):
                 try:

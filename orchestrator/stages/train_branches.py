@@ -1,10 +1,10 @@
 """Train a network with branches that their own ensemble teaches (ONE)."""
 
 from raydistill.errors import StageError
-from raydistill.kinds.models import ModelConfig
 from raydistill.kinds.online import TrainBranchesConfig
 from raydistill.methods.one import One
 from raydistill.models.branched import BranchedNetwork, branch_out
+from raydistill.plan.model import ModelConfig
 from raydistill.runs.context import StageContext
 from raydistill.stages.members import Deployed, train_members
 from raydistill.stages.training_stage import build_initial_model

@@ -6,10 +6,10 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from raydistill.kinds.models import ModelConfig
 from raydistill.kinds.specialists import TrainSpecialistsConfig
 from raydistill.methods.full_head import FullHead
 from raydistill.methods.supervised import Supervised
+from raydistill.plan.model import ModelConfig
 from raydistill.runs.context import StageContext
 from raydistill.stages.confusion_clusters import read_clusters
 from raydistill.stages.teachers import frozen_teacher

@@ -6,15 +6,16 @@ from functools import partial
 import torch
 
 from raydistill.errors import StageError
-from raydistill.kinds.models import ModelConfig
 from raydistill.kinds.stage_bases import TrainingConfig
+from raydistill.lookup import load_object
 from raydistill.models.taps import Tapped
+from raydistill.plan.model import ModelConfig
 from raydistill.runs.context import StageContext
 from raydistill.runs.plan_run import write_data_sizes
 from raydistill.tasks.hashing import fold_key
 from raydistill.tasks.seeds import Purpose
 from raydistill.tasks.splits import TaskData
-from raydistill.training import model_files, net2net
+from raydistill.training import model_files
 from raydistill.training.beginning import CHECKPOINT
 from raydistill.training.checkpoint import remove_checkpoint
 from raydistill.training.data import TransferSet
@@ -54,9 +55,11 @@ def build_initial_model(model: ModelConfig, config: TrainingConfig, context: Sta
     initial = model_files.load(context.input(config.initial), context.device)
     built = build_seeded_model(model, config, context)
     if config.grow is not None:
-        seed, noise = fold_key(config.seed, Purpose.GROWTH), config.grow.noise
+        grow = load_object(config.grow.implementation)
         try:
-            built.load_state_dict(net2net.grow(initial.plain, built, seed=seed, noise=noise))
+            built.load_state_dict(
+                grow(config.grow, initial.plain, built, fold_key(config.seed, Purpose.GROWTH))
+            )
         except ValueError as error:
             raise StageError(f"`{config.initial}` cannot grow into `{model.name}`: {error}") from error
         return built

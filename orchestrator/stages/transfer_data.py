@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 from safetensors.torch import load_file
 
 from raydistill.errors import StageError
-from raydistill.kinds.augmentations import AugmentConfig
+from raydistill.kinds.augmentations import AugmentationOptions
 from raydistill.kinds.training import TransferConfig
 from raydistill.plan.fingerprint import digest
 from raydistill.runs.context import StageContext
@@ -75,7 +75,7 @@ def described_transfer_set(
     selection = dict(description.transfer)
     sources = selection.pop("synthesized", None)
     folders = [StageFolder.of_fingerprint(source, root) for source in sources or ()]
-    steps = TypeAdapter(tuple[AugmentConfig, ...]).validate_python(description.augment)
+    steps = TypeAdapter(tuple[AugmentationOptions, ...]).validate_python(description.augment)
     return build_transfer_set(
         synthesized_data(folders, task) if folders else load(),
         TransferConfig.model_validate(selection),

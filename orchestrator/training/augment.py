@@ -13,73 +13,95 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from raydistill.kinds.augmentations import (
-    AugmentConfig,
+    AugmentationOptions,
     CutoutConfig,
     FlipConfig,
     MixupConfig,
     PadCropConfig,
     ShiftConfig,
 )
+from raydistill.lookup import load_object
 from raydistill.tasks.devices import to_device
 from raydistill.training.counter_random import integers, uniform
 
-MIXUP_STREAM = 1_000_000  # far from the positions of the steps, which are the other streams
+MIXING_STREAM = 1_000_000  # far from the positions of the steps, which are the other streams
+UNIFORM_STREAM = 2_000_000  # is added where a step draws fractions
 QUANTILES = 4096
 
+Change = Callable[[Any, Tensor, "Draws"], Tensor]
 
-def augment(inputs: Tensor, ids: Tensor, steps: Sequence[AugmentConfig], seed: int, view: int) -> Tensor:
+
+def augment(
+    inputs: Tensor, ids: Tensor, steps: Sequence[AugmentationOptions], seed: int, view: int
+) -> Tensor:
     """One view of inputs (B, C, H, W) whose zero is the background; `ids` (B,) int64 on the same device.
 
-    Steps are applied in order, each with random numbers of its own. Mixup is left to the caller, who has the other
-    samples at hand (`mixup_partners`). `ValueError` when `inputs` are not what a step needs.
+    Steps are applied in order, each with random numbers of its own. What mixes samples is left to the caller, who has
+    the others at hand (`mixing_partners`). `ValueError` when `inputs` are not what a step needs.
     """
     for stream, step in enumerate(steps):
         if not inputs.is_floating_point():
             raise ValueError(
                 f"augmentation `{step.name}` makes other numbers, but the inputs are integers that stand for things"
             )
-        if isinstance(step, MixupConfig):
+        if step.mixes_samples:
             continue
-        if inputs.dim() != 4:
+        if step.needs_images and inputs.dim() != 4:
             raise ValueError(
                 f"augmentation `{step.name}` needs images; an input has the shape {tuple(inputs.shape[1:])}"
             )
-        inputs = _AUGMENTATIONS[type(step)](step, inputs, _Draws(ids, seed, view, stream))
+        change: Change = load_object(step.implementation)
+        inputs = change(step, inputs, Draws(ids, seed, view, stream))
     return inputs
 
 
-def mixup_partners(ids: Tensor, view: int, seed: int, population: int, alpha: float) -> tuple[Tensor, Tensor]:
+def mixing_partners(
+    step: AugmentationOptions, ids: Tensor, seed: int, view: int, population: int
+) -> tuple[Tensor, Tensor]:
     """For each id (B,): the position of its partner among `population` samples, and the weight of the sample itself.
 
-    Positions (B,) int64; weights (B,) float32 from Beta(alpha, alpha). The mixed input is w x + (1 - w) x_partner.
+    Positions (B,) int64; weights (B,) float32. The mixed input is w x + (1 - w) x_partner.
     """
-    positions = integers(seed, ids, view, MIXUP_STREAM, (population,))[:, 0]
-    place = uniform(seed, ids, view, MIXUP_STREAM + 1, 1)[:, 0] * QUANTILES
-    table = _beta_quantiles(alpha, ids.device)
-    below = place.long()
-    return positions, torch.lerp(table[below], table[below + 1], place - below)
+    partners: tuple[Tensor, Tensor] = load_object(step.implementation)(
+        step, Draws(ids, seed, view, MIXING_STREAM), population
+    )
+    return partners
 
 
-class _Draws:
-    """The random numbers of one step for one batch."""
+class Draws:
+    """The random numbers of one step for a batch of samples `ids` (B,): the same whatever batch a sample is in."""
 
     def __init__(self, ids: Tensor, seed: int, view: int, stream: int) -> None:
         self.ids, self.seed, self.view, self.stream = ids, seed, view, stream
 
     def integers(self, *bounds: int) -> tuple[Tensor, ...]:
-        """One tensor (B,) per bound, uniform on 0, ..., bound - 1."""
+        """One tensor (B,) int64 per bound, uniform on 0, ..., bound - 1."""
         return integers(self.seed, self.ids, self.view, self.stream, bounds).unbind(1)
 
+    def uniform(self, count: int) -> Tensor:
+        """Numbers (B, count) in [0, 1)."""
+        stream = self.stream + (1 if self.stream == MIXING_STREAM else UNIFORM_STREAM)
+        return uniform(self.seed, self.ids, self.view, stream, count)
 
-def _shift(step: ShiftConfig, inputs: Tensor, draws: _Draws) -> Tensor:
+
+def mixup(step: MixupConfig, draws: Draws, population: int) -> tuple[Tensor, Tensor]:
+    """Partners among all samples alike, and weights from Beta(alpha, alpha)."""
+    (positions,) = draws.integers(population)
+    place = draws.uniform(1)[:, 0] * QUANTILES
+    table = _beta_quantiles(step.alpha, draws.ids.device)
+    below = place.long()
+    return positions, torch.lerp(table[below], table[below + 1], place - below)
+
+
+def shift(step: ShiftConfig, inputs: Tensor, draws: Draws) -> Tensor:
     return _crop_from_padded(inputs, step.pixels, draws)
 
 
-def _pad_crop(step: PadCropConfig, inputs: Tensor, draws: _Draws) -> Tensor:
+def pad_crop(step: PadCropConfig, inputs: Tensor, draws: Draws) -> Tensor:
     return _crop_from_padded(inputs, step.padding, draws)
 
 
-def _crop_from_padded(inputs: Tensor, padding: int, draws: _Draws) -> Tensor:
+def _crop_from_padded(inputs: Tensor, padding: int, draws: Draws) -> Tensor:
     """A shift by up to `padding` pixels is a crop from the padded image; all crops are one view of its memory."""
     height, width = inputs.shape[-2:]
     top, left = draws.integers(2 * padding + 1, 2 * padding + 1)
@@ -87,12 +109,12 @@ def _crop_from_padded(inputs: Tensor, padding: int, draws: _Draws) -> Tensor:
     return crops[torch.arange(len(inputs), device=inputs.device), :, top, left]
 
 
-def _flip(step: FlipConfig, inputs: Tensor, draws: _Draws) -> Tensor:
+def flip(step: FlipConfig, inputs: Tensor, draws: Draws) -> Tensor:
     (mirrored,) = draws.integers(2)
     return torch.where(mirrored.bool()[:, None, None, None], inputs.flip(-1), inputs)
 
 
-def _cutout(step: CutoutConfig, inputs: Tensor, draws: _Draws) -> Tensor:
+def cutout(step: CutoutConfig, inputs: Tensor, draws: Draws) -> Tensor:
     height, width = inputs.shape[-2:]
     row, column = draws.integers(height, width)
     hole = _near(row, height, step.size)[:, None, :, None] & _near(column, width, step.size)[:, None, None, :]
@@ -112,11 +134,3 @@ def _beta_quantiles(alpha: float, device: torch.device) -> Tensor:
 
     quantiles = betaincinv(alpha, alpha, np.linspace(0, 1, QUANTILES + 1))
     return to_device(torch.from_numpy(quantiles.astype(np.float32)), device)
-
-
-_AUGMENTATIONS: dict[type, Callable[[Any, Tensor, _Draws], Tensor]] = {
-    ShiftConfig: _shift,
-    PadCropConfig: _pad_crop,
-    FlipConfig: _flip,
-    CutoutConfig: _cutout,
-}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from raydistill.errors import StageError
-from raydistill.kinds.augmentations import AugmentConfig, MixupConfig
+from raydistill.kinds.augmentations import AugmentationOptions
 from raydistill.kinds.training import TransferConfig
 from raydistill.tasks.devices import all_to_device
 from raydistill.tasks.hashing import cut, fold_key
@@ -19,7 +19,7 @@ from raydistill.tasks.normalisation import Normalisation
 from raydistill.tasks.seeds import Purpose
 from raydistill.tasks.splits import Split, TaskData, View
 from raydistill.tasks.task import class_index
-from raydistill.training.augment import augment, mixup_partners
+from raydistill.training.augment import augment, mixing_partners
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Batch:
 class Views:
     """Which augmented view an epoch sees: always a fresh one, or one of `count` that can be replayed."""
 
-    steps: tuple[AugmentConfig, ...] = ()
+    steps: tuple[AugmentationOptions, ...] = ()
     seed: int = 0
     count: int | None = None
 
@@ -59,9 +59,9 @@ class Views:
         return epoch if self.count is None else epoch % self.count
 
     @property
-    def mixup(self) -> MixupConfig | None:
-        """The mixup step, if there is one."""
-        return next((step for step in self.steps if isinstance(step, MixupConfig)), None)
+    def mixing(self) -> AugmentationOptions | None:
+        """The step that mixes samples, if there is one."""
+        return next((step for step in self.steps if step.mixes_samples), None)
 
 
 @dataclass(frozen=True)
@@ -114,12 +114,11 @@ class TransferSet:
             yield Batch(mixed, labels, ids, rows, view, partner_labels, weights, share, epoch)
 
     def _partners(self, parts: Sequence[Tensor], view: int) -> Iterator[tuple[Tensor, Tensor, Tensor]] | None:
-        mixup = self.views.mixup
-        if mixup is None:
+        step = self.views.mixing
+        if step is None:
             return None
         drawn = [
-            mixup_partners(self.split.ids[rows], view, self.views.seed, len(self), mixup.alpha)
-            for rows in parts
+            mixing_partners(step, self.split.ids[rows], self.views.seed, view, len(self)) for rows in parts
         ]
         inputs = self.split.batches([rows for rows, _ in drawn], View(self.views.seed, view))
         return ((rows, weights, image) for (rows, weights), image in zip(drawn, inputs, strict=True))

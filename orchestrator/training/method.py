@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from raydistill.kinds.stage_bases import TrainingConfig
-from raydistill.kinds.training import OptimizerConfig
+from raydistill.kinds.training import OptimizerOptions
 from raydistill.models.taps import Output, Tapped
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
@@ -111,7 +111,7 @@ class Method(nn.Module):
     waits_for_device: bool = False
     """Whether a step asks the device for a number, and so waits until all before it is done."""
 
-    own_optimizer: tuple[OptimizerConfig, nn.Module] | None = None
+    own_optimizer: tuple[OptimizerOptions, nn.Module] | None = None
     """An optimizer of its own for a module that trains beside the student, such as a generator; schedules leave it."""
 
     def losses(self, student: Output, teacher: TeacherTargets | None, batch: Batch) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor
 
 from raydistill.errors import StoreError
-from raydistill.kinds.models import ModelConfig
+from raydistill.plan.model import ModelConfig
 from raydistill.runs.files import message_of, read_json
 
 DESCRIPTION = "model.json"

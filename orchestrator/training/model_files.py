@@ -13,10 +13,9 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from raydistill.errors import StageError, StoreError
-from raydistill.kinds.model_sources import is_users_own, model_identity
-from raydistill.kinds.models import ModelConfig
 from raydistill.models.build import build_model
 from raydistill.plan.fingerprint import differences
+from raydistill.plan.model import ModelConfig
 from raydistill.runs.context import StageContext
 from raydistill.runs.files import atomic_write, write_json
 from raydistill.runs.folder import StageFolder
@@ -117,7 +116,7 @@ def save(
         context.path(DESCRIPTION),
         {
             "model": config.model_dump(mode="json"),
-            **({"made_from": context.made_from(config)} if is_users_own(config) else {}),
+            **({"made_from": context.made_from(config)} if config.is_users_own else {}),
             "num_classes": config.num_classes or task.num_classes,
             "input_shape": list(task.input_shape),
             "class_names": list(task.class_names),
@@ -133,9 +132,9 @@ def save(
 
 def _warn_of_other_code(config: ModelConfig, made_from: Any, folder: Path) -> None:
     """The weights may fit another network than the one that was trained: whoever uses it should know."""
-    if made_from is None or not is_users_own(config):
+    if made_from is None or not config.is_users_own:
         return
-    if changed := list(differences(made_from, model_identity(config))):
+    if changed := list(differences(made_from, config.identity())):
         log.warning(
             "the model in `%s` is not built by the code that it was trained with: %s",
             folder,
@@ -180,7 +179,7 @@ def _load(
         config = admit(description.model)
         _warn_of_other_code(config, description.made_from, folder)
         arguments = (config.name, config.options, shape, description.num_classes)
-        if is_bounded and not is_users_own(config):
+        if is_bounded and not config.is_users_own:
             check_size(partial(build_model, *arguments), weights)
         model = build_model(*arguments)
         load_model(model, str(weights))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from raydistill.kinds.training import Net2NetConfig
 from raydistill.models.layers import Network
 
 State = dict[str, Tensor]
@@ -26,6 +27,11 @@ class Layer:
     reads_relu: bool
     norm_path: str = ""
     norm: nn.BatchNorm2d | None = None
+
+
+def net2net(config: Net2NetConfig, smaller: nn.Module, larger: nn.Module, seed: int) -> State:
+    """`grow` as a plan asks for it."""
+    return grow(smaller, larger, seed=seed, noise=config.noise)
 
 
 def grow(smaller: nn.Module, larger: nn.Module, *, seed: int, noise: float = 0.0) -> State:

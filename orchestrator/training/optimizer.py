@@ -19,28 +19,36 @@ from raydistill.kinds.training import (
     ConstantSchedule,
     CosineSchedule,
     OneCycleSchedule,
-    OptimizerConfig,
-    ScheduleConfig,
+    OptimizerOptions,
+    ScheduleOptions,
     SgdConfig,
     StepSchedule,
 )
+from raydistill.lookup import load_object
 
 SCHEDULE_STATE = ("last_epoch", "_step_count", "_last_lr")
 RATES = frozenset({"lr", "initial_lr", "max_lr", "min_lr"})
 
 
-def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:
+def build_optimizer(config: OptimizerOptions, parameters: Iterable[nn.Parameter]) -> Optimizer:
     """The optimizer over all parameters that train."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    if isinstance(config, AdamWConfig):
-        return AdamW(trained, config.learning_rate, config.betas, weight_decay=config.weight_decay)
+    optimizer: Optimizer = load_object(config.implementation)(config, trained)
+    return optimizer
+
+
+def sgd(config: SgdConfig, parameters: Sequence[nn.Parameter]) -> Optimizer:
     return SGD(
-        trained,
+        parameters,
         config.learning_rate,
         config.momentum,
         weight_decay=config.weight_decay,
         nesterov=config.nesterov,
     )
+
+
+def adamw(config: AdamWConfig, parameters: Sequence[nn.Parameter]) -> Optimizer:
+    return AdamW(parameters, config.learning_rate, config.betas, weight_decay=config.weight_decay)
 
 
 class OptimizerPair(Optimizer):
@@ -70,9 +78,9 @@ class OptimizerPair(Optimizer):
 
 
 def build_optimizers(
-    config: OptimizerConfig,
+    config: OptimizerOptions,
     parameters: Sequence[nn.Parameter],
-    own: tuple[OptimizerConfig, nn.Module] | None,
+    own: tuple[OptimizerOptions, nn.Module] | None,
 ) -> Optimizer:
     """The optimizer over all parameters; those of a module that has an optimizer of its `own` get that one."""
     if own is None:
@@ -83,30 +91,50 @@ def build_optimizers(
 
 
 def build_schedule(
-    config: ScheduleConfig, optimizer: Optimizer, epochs: int, steps_per_epoch: int
+    config: ScheduleOptions, optimizer: Optimizer, epochs: int, steps_per_epoch: int
 ) -> LRScheduler:
     """The learning-rate schedule, advanced once per step."""
     optimizer = optimizer.first if isinstance(optimizer, OptimizerPair) else optimizer
-    steps = epochs * steps_per_epoch
-    match config:
-        case StepSchedule():
-            milestones = [epoch * steps_per_epoch for epoch in config.milestones]
-            return MultiStepLR(optimizer, milestones, config.factor)
-        case CosineSchedule():
-            base = optimizer.param_groups[0]["lr"]
-            return CosineAnnealingLR(optimizer, steps, eta_min=config.final * base)
-        case OneCycleSchedule():
-            base = optimizer.param_groups[0]["lr"]
-            total = steps + 1
-            return OneCycleLR(
-                optimizer,
-                base,
-                total_steps=total,
-                pct_start=_dividing_warmup(config.warmup, total),
-                cycle_momentum=False,
-            )
-        case ConstantSchedule():
-            return ConstantLR(optimizer, factor=1.0, total_iters=0)
+    schedule: LRScheduler = load_object(config.implementation)(config, optimizer, epochs, steps_per_epoch)
+    return schedule
+
+
+def constant(
+    config: ConstantSchedule, optimizer: Optimizer, epochs: int, steps_per_epoch: int
+) -> LRScheduler:
+    return ConstantLR(optimizer, factor=1.0, total_iters=0)
+
+
+def step(config: StepSchedule, optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> LRScheduler:
+    milestones = [epoch * steps_per_epoch for epoch in config.milestones]
+    return MultiStepLR(optimizer, milestones, config.factor)
+
+
+def cosine(config: CosineSchedule, optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> LRScheduler:
+    base = optimizer.param_groups[0]["lr"]
+    return Cosine(optimizer, epochs * steps_per_epoch, eta_min=config.final * base)
+
+
+class Cosine(CosineAnnealingLR):
+    """Torch's, which can go on with another learning rate."""
+
+    def rebase(self, config: CosineSchedule, learning_rate: float) -> None:
+        """Both ends of the curve follow from the learning rate."""
+        self.eta_min = config.final * learning_rate
+        self.base_lrs = [group["initial_lr"] for group in self.optimizer.param_groups]
+
+
+def one_cycle(
+    config: OneCycleSchedule, optimizer: Optimizer, epochs: int, steps_per_epoch: int
+) -> LRScheduler:
+    total = epochs * steps_per_epoch + 1
+    return OneCycleLR(
+        optimizer,
+        optimizer.param_groups[0]["lr"],
+        total_steps=total,
+        pct_start=_dividing_warmup(config.warmup, total),
+        cycle_momentum=False,
+    )
 
 
 def _dividing_warmup(warmup: float, total: int) -> float:
@@ -116,7 +144,7 @@ def _dividing_warmup(warmup: float, total: int) -> float:
 
 
 def change_numbers(
-    optimizer: Optimizer, schedule: LRScheduler, config: OptimizerConfig, written: ScheduleConfig
+    optimizer: Optimizer, schedule: LRScheduler, config: OptimizerOptions, written: ScheduleOptions
 ) -> None:
     """Go on with the learning rate, weight decay and momentum of `config`: the schedule, which is `written` like this,
     multiplies another base from here on. Nothing happens to an optimizer that has these numbers."""
@@ -127,13 +155,9 @@ def change_numbers(
         )  # one cycle begins below its base
         if base != config.learning_rate:
             group.update({key: group[key] / base * config.learning_rate for key in RATES & group.keys()})
-        group["weight_decay"] = config.weight_decay
-        if isinstance(config, SgdConfig):
-            group["momentum"] = config.momentum
-    if isinstance(written, CosineSchedule):
-        assert isinstance(schedule, CosineAnnealingLR)
-        schedule.eta_min = written.final * config.learning_rate
-        schedule.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+        group.update({key: getattr(config, key) for key in config.group_keys})
+    if (rebase := getattr(schedule, "rebase", None)) is not None:
+        rebase(written, config.learning_rate)
 
 
 def schedule_state(schedule: LRScheduler) -> dict[str, Any]:

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from raydistill.errors import PlanError
-from raydistill.kinds.model_sources import is_users_own
-from raydistill.kinds.models import ModelConfig
 from raydistill.models import find_architecture
 from raydistill.models.build import load_function
+from raydistill.plan.model import ModelConfig
 from raydistill.runs.folder import RECORD
 
 
@@ -41,7 +40,7 @@ def admitted(config: ModelConfig, modules: Sequence[str], file: Path) -> ModelCo
 
     Raises `PlanError` for a function that is not of one of the `modules`.
     """
-    if not is_users_own(config):
+    if not config.is_users_own:
         options = find_architecture(config.name).read_options(config.options).without_files()
         return config.replace(options=options.model_dump(mode="json"))
     module = config.name.partition(":")[0]

@@ -38,8 +38,8 @@ class NoTracking:
 
 def serve() -> None:
     """One process after the other. Each is reaped when the next line comes, so that its id stays its own."""
-    for kind in STAGES.values():
-        load_object(kind.run)
+    for kind in STAGES:
+        load_object(kind.implementation)
     pid = 0
     for line in sys.stdin:
         if pid:

@@ -33,8 +33,8 @@ from raydistill.execution.ray_backend.losses import describe_loss
 from raydistill.execution.request import Outcome
 from raydistill.execution.run_stage import run_stage
 from raydistill.execution.scheduler import run_stages
-from raydistill.kinds.training import ResourcesConfig
 from raydistill.plan.order import order_stages
+from raydistill.plan.resources import ResourcesConfig
 from raydistill.plan.schema import Plan
 from raydistill.runs.folder import StageFolder
 from raydistill.runs.record import Record

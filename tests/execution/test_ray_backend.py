@@ -23,8 +23,8 @@ from raydistill.execution.ray_backend.amounts import GIB, WHOLE, Amount, amount_
 from raydistill.execution.ray_backend.losses import describe_loss
 from raydistill.execution.request import Outcome, StageRequest, build_request
 from raydistill.execution.run_stage import run_stage
-from raydistill.kinds.training import ResourcesConfig
 from raydistill.plan.order import Graph, order_stages
+from raydistill.plan.resources import ResourcesConfig
 from raydistill.plan.schema import Plan
 from raydistill.runs.context import claim_attempt
 from raydistill.runs.folder import StageFolder

@@ -29,7 +29,7 @@ def helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def planned() -> dict[str, Any]:
-    return stage_identity("train", CONFIG, {"name": "digits"}, {})
+    return stage_identity(CONFIG, {"name": "digits"}, {})
 
 
 def test_code_that_is_that_of_the_plan_is_handed_on(helper: Path) -> None:
@@ -65,7 +65,7 @@ def test_a_file_that_the_model_writes_itself_does_not_stop_it(helper: Path) -> N
     helper.write_text("LOG = 'build.log'\n")
     model = {"name": "own_net:build", "log": "other.log"}
     config = TrainConfig.model_validate({"stage": "train", "model": model, "epochs": 1})
-    identity = stage_identity("train", config, {"name": "digits"}, {})
+    identity = stage_identity(config, {"name": "digits"}, {})
     for name in ("build.log", "other.log"):
         (helper.parent / name).write_text("built")
     assert checked_models(config, identity)

@@ -6,13 +6,15 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from raydistill.kinds.augmentations import AugmentConfig, MixupConfig
-from raydistill.kinds.methods import METHODS
-from raydistill.kinds.stages import STAGES
+from raydistill.kinds.augmentations import AugmentationOptions, MixupConfig
+from raydistill.kinds.method_options import MethodOptions
 from raydistill.lookup import load_object
-from raydistill.training.augment import augment, mixup_partners
+from raydistill.plan.stage import StageConfig
+from raydistill.training.augment import augment, mixing_partners
 
-AUGMENTATIONS = get_args(get_args(AugmentConfig)[0])
+METHODS = MethodOptions.choices()
+
+AUGMENTATIONS = get_args(get_args(AugmentationOptions)[0])
 CNN = {"name": "cnn", "widths": [6, 6], "batch_norm": True}
 MLP = {"name": "mlp", "widths": [8], "dropout": 0.2}
 SHORT = {"epochs": 1, "batch_size": 16}
@@ -95,7 +97,9 @@ PLANS: dict[str, dict[str, Any]] = {
 
 
 def test_every_kind_of_stage_is_in_a_plan() -> None:
-    assert {stage["stage"] for plan in PLANS.values() for stage in plan.values()} == set(STAGES)
+    assert {stage["stage"] for plan in PLANS.values() for stage in plan.values()} == set(
+        StageConfig.choices()
+    )
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -144,8 +148,8 @@ def test_augmentation_is_that_of_the_cpu_bit_for_bit(device: str, kind: Callable
 
 def test_mixup_draws_the_partners_that_it_draws_on_the_cpu(device: str) -> None:
     ids, alpha = torch.arange(50) * 3, MixupConfig().alpha
-    positions, weights = mixup_partners(ids.to(device), 2, 5, 50, alpha)
-    expected = mixup_partners(ids, 2, 5, 50, alpha)
+    positions, weights = mixing_partners(MixupConfig(alpha=alpha), ids.to(device), 5, 2, 50)
+    expected = mixing_partners(MixupConfig(alpha=alpha), ids, 5, 2, 50)
     assert torch.equal(positions.cpu(), expected[0])
     torch.testing.assert_close(
         weights.cpu(), expected[1], rtol=1e-6, atol=1e-7

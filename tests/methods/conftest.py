@@ -8,13 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from raydistill.kinds.methods import METHODS
+from raydistill.kinds.method_options import MethodOptions
 from raydistill.lookup import load_object
 from raydistill.models.build import build_model
 from raydistill.models.taps import Output, Tapped
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
 from raydistill.training.method import Features, Method, Setting
+
+METHODS = MethodOptions.choices()
 
 SHAPE, CLASSES = (1, 16, 16), 4
 
@@ -44,7 +46,7 @@ class Pair:
 
     def method(self, name: str, /, **options: Any) -> Method:
         kind = METHODS[name]
-        config = kind.config.model_validate({"method": name, **options})
+        config = kind.model_validate({"method": name, **options})
         built: Method = load_object(kind.implementation)(config, self.setting())
         return built
 

@@ -11,13 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from raydistill.kinds.methods import METHODS
+from raydistill.kinds.method_options import MethodOptions
 from raydistill.lookup import load_object
 from raydistill.methods.adaptive_weights import AdaptiveWeights
 from raydistill.methods.losses import soft_loss
 from raydistill.models.taps import Output
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
+
+METHODS = MethodOptions.choices()
 
 NAMES = ["ebkd", "ca_mkd", "ae_kd", "teacher_switching"]
 SlowWeights = Callable[[Tensor, Tensor, list[int]], list[list[float]]]
@@ -26,7 +28,7 @@ SlowWeights = Callable[[Tensor, Tensor, list[int]], list[list[float]]]
 def build(name: str, **options: Any) -> AdaptiveWeights:
     kind = METHODS[name]
     method: AdaptiveWeights = load_object(kind.implementation)(
-        kind.config.model_validate({"method": name, **options})
+        kind.model_validate({"method": name, **options})
     )
     return method
 

@@ -10,8 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from raydistill.kinds.method_options import SoftTargetOptions
-from raydistill.kinds.methods import METHODS
+from raydistill.kinds.method_options import MethodOptions, SoftTargetOptions
 from raydistill.lookup import load_object
 from raydistill.methods import ca_mkd, ofd, semckd
 from raydistill.methods.dafl import negative_entropy
@@ -28,8 +27,10 @@ from raydistill.targets.mixing import (
 from raydistill.training.data import Batch
 from raydistill.training.method import Features, Method, Setting
 
+METHODS = MethodOptions.choices()
+
 SHAPE = (1, 16, 16)
-SOFT = [name for name, kind in METHODS.items() if issubclass(kind.config, SoftTargetOptions)]
+SOFT = [name for name, kind in METHODS.items() if issubclass(kind, SoftTargetOptions)]
 
 
 @pytest.mark.parametrize(
@@ -56,13 +57,13 @@ class Scene:
         size = {"widths": [4, 6], "batch_norm": True, "hidden": [8]}
         self.student, *teachers = (build_model("cnn", size, SHAPE, classes) for _ in range(3))
         self.teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
-        if not self.kind.config.weighs_teachers:
+        if not self.kind.weighs_teachers:
             self.teachers = self.teachers[:1]
         features = [Features(teacher, SHAPE) for teacher in self.teachers]
         setting = Setting(
             Features(self.student, SHAPE), features[0], classes, 8, epochs=3, teachers=tuple(features)
         )
-        config = self.kind.config.model_validate({"method": name, **options})
+        config = self.kind.model_validate({"method": name, **options})
         self.method: Method = load_object(self.kind.implementation)(config, setting)
         self.inputs = torch.rand(batch, *SHAPE)
         self.labels = torch.arange(batch) % classes
@@ -106,7 +107,7 @@ class Scene:
 
 
 def with_temperature(name: str, temperature: float) -> dict[str, float]:
-    return {"temperature": temperature} if "temperature" in METHODS[name].config.model_fields else {}
+    return {"temperature": temperature} if "temperature" in METHODS[name].model_fields else {}
 
 
 @pytest.mark.parametrize("autocasts", [False, True], ids=["float32", "bfloat16"])
@@ -125,7 +126,7 @@ def test_wide_logits_at_any_temperature_give_finite_values_and_gradients(
 @pytest.mark.parametrize("name", [name for name in METHODS if with_temperature(name, 1)])
 def test_a_temperature_beyond_these_is_refused(name: str, temperature: float) -> None:
     with pytest.raises(ValidationError, match="temperature"):
-        METHODS[name].config.model_validate({"method": name, "temperature": temperature})
+        METHODS[name].model_validate({"method": name, "temperature": temperature})
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3])

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raydistill.kinds.methods import METHODS, HintonConfig
+from raydistill.kinds.methods import HintonConfig
 from raydistill.kinds.stages import TrainConfig
 from raydistill.lookup import load_object
 from raydistill.methods.hinton import Hinton
@@ -91,7 +91,7 @@ def test_smoothing_is_for_the_hard_labels_only() -> None:
 def test_it_says_that_it_needs_the_teachers_logits_and_trains_nothing_of_its_own() -> None:
     assert Hinton.needs == {Need.TEACHER_LOGITS}
     assert list(Hinton(HintonConfig()).parameters()) == []
-    assert load_object(METHODS["hinton"].implementation) is Hinton
+    assert load_object(HintonConfig.implementation) is Hinton
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])

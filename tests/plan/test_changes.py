@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from raydistill.kinds.changes import beginnings, changeable, during
+from raydistill.kinds.changes import beginnings, during
 from raydistill.plan.order import Graph
 
 PLAN = """\
@@ -25,11 +25,11 @@ GraphOf = Callable[..., Graph]
 
 def test_the_numbers_with_a_fraction_of_optimizer_and_methods_may_change(graph_of: GraphOf) -> None:
     nodes = graph_of(PLAN).nodes
-    assert changeable(nodes["teacher"].config) == {
+    assert nodes["teacher"].config.changeable() == {
         "optimizer.learning_rate": 1e-3,
         "optimizer.weight_decay": 0,
     }
-    assert changeable(nodes["student"].config) == {
+    assert nodes["student"].config.changeable() == {
         "optimizer.learning_rate": 0.05,
         "optimizer.weight_decay": 0,
         "optimizer.momentum": 0.9,
@@ -39,7 +39,7 @@ def test_the_numbers_with_a_fraction_of_optimizer_and_methods_may_change(graph_o
         "method.hard_weight": 0,
     }
     plan = PLAN.replace("    method: {method: hinton, temperature: 4, soft_weight: 1, hard_weight: 0}\n", "")
-    several = changeable(graph_of(plan, SEVERAL).nodes["student"].config)
+    several = graph_of(plan, SEVERAL).nodes["student"].config.changeable()
     assert several["methods.0.temperature"] == 2
     assert several["methods.1.margin"] == 3
 

@@ -2,13 +2,12 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from raydistill.kinds.stages import STAGES, DistillConfig, TrainConfig, TrainSpecialistsConfig
+from raydistill.kinds.stages import DistillConfig, PredictTargetsConfig, TrainConfig, TrainSpecialistsConfig
 from raydistill.plan.fingerprint import differences, digest, fingerprint, stage_identity
 from raydistill.plan.order import Graph
 
@@ -37,7 +36,7 @@ def test_a_fingerprint_is_the_start_of_the_digest_of_sorted_compact_json() -> No
 def test_a_stage_keeps_the_fingerprint_it_had() -> None:
     # When this value changes, whatever users have trained is trained again: only ever on purpose.
     config = TrainConfig.model_validate({"stage": "train", "model": {"name": "mlp"}, "epochs": 3})
-    assert fingerprint(stage_identity("train", config, {"name": "digits"}, {})) == "cdd4af112dff"
+    assert fingerprint(stage_identity(config, {"name": "digits"}, {})) == "cdd4af112dff"
 
 
 @pytest.mark.parametrize(
@@ -62,7 +61,7 @@ def test_a_method_whose_code_makes_another_result_says_so_where_the_result_can_d
         {"stage": "distill", "student": {"name": "cnn"}, "teachers": ["a"], "mode": "live", "epochs": 1}
         | chosen
     )
-    values = stage_identity("distill", config, {}, {"a": "f"})["config"]
+    values = stage_identity(config, {}, {"a": "f"})["config"]
     found = values["methods"] if several else [values["method"]]
     assert found[-1].get("revision") == revision
     assert "revision" not in found[0] or not several
@@ -73,9 +72,9 @@ def test_specialists_of_half_and_half_keep_their_results() -> None:
     half = {"stage": "train_specialists", "generalist": "a", "clusters": "b", "epochs": 1}
     of = TrainSpecialistsConfig.model_validate
     inputs = {"a": "f", "b": "g"}
-    assert "revision" not in stage_identity("train_specialists", of(half), {}, inputs)["config"]
+    assert "revision" not in stage_identity(of(half), {}, inputs)["config"]
     other = of(half | {"special_fraction": 0.9})
-    assert stage_identity("train_specialists", other, {}, inputs)["config"]["revision"] == 2
+    assert stage_identity(other, {}, inputs)["config"]["revision"] == 2
 
 
 @pytest.mark.parametrize(
@@ -122,8 +121,7 @@ def test_a_raised_version_changes_the_stage_and_whatever_reads_it(
     graph_of: GraphOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = prints(graph_of(PLAN))
-    kind = STAGES["predict_targets"]
-    monkeypatch.setitem(STAGES, "predict_targets", replace(kind, version=kind.version + 1))
+    monkeypatch.setattr(PredictTargetsConfig, "version", PredictTargetsConfig.version + 1)
     after = prints(graph_of(PLAN))
     assert {name for name in before if after[name] != before[name]} == {"teacher.targets", "student"}
 

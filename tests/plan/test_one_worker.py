@@ -32,5 +32,5 @@ def test_more_than_one_worker_is_refused_where_nobody_shares_the_work(kind: str)
 
 
 def test_exactly_trainings_share_their_work() -> None:
-    found: dict[str, Any] = {name: kind.config.shares_work for name, kind in STAGES.items()}
-    assert found == {name: issubclass(kind.config, TrainingConfig) for name, kind in STAGES.items()}
+    found: dict[str, Any] = {kind.word: kind.shares_work for kind in STAGES}
+    assert found == {kind.word: issubclass(kind, TrainingConfig) for kind in STAGES}

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from raydistill.errors import PlanError
-from raydistill.kinds.search import Domain, SearchConfig
 from raydistill.plan.load import check_plan, read_source
 from raydistill.plan.order import order_stages
+from raydistill.plan.search import Domain, SearchConfig
 from raydistill.search.problem import Problem, build_problem
 
 PLAN = """

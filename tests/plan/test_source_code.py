@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from raydistill.kinds.model_sources import missing_source, model_identity, unseen_sources
-from raydistill.kinds.models import ModelConfig
+from raydistill.plan.model import ModelConfig
 from raydistill.plan.source_code import read_source
+from raydistill.plan.sources import unseen_sources
 
 FILES = {
     "nets/__init__.py": "from nets.parts import *\n",
@@ -61,7 +61,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def identity(**options: Any) -> dict[str, Any]:
-    return model_identity(ModelConfig.model_validate({"name": "nets.own:build", **options}))
+    return ModelConfig.model_validate({"name": "nets.own:build", **options}).identity()
 
 
 def test_every_module_that_is_imported_counts_and_no_other(project: Path) -> None:
@@ -199,17 +199,17 @@ def test_what_lies_in_a_folder_that_an_option_names_does_not_count_and_that_is_s
 def test_a_file_that_cannot_be_read_is_named(project: Path) -> None:
     (project / "w.pth.gz").write_bytes(b"no gzip")
     values = {"name": "nets.own:build", "start": ["w.pth.gz"]}
-    assert "the file `w.pth.gz` cannot be read" in str(missing_source(ModelConfig.model_validate(values)))
+    assert "the file `w.pth.gz` cannot be read" in str(ModelConfig.model_validate(values).missing_source())
 
 
 def test_a_weights_file_of_our_own_models_counts_by_its_content(project: Path) -> None:
     values = {"name": "torchvision", "architecture": "resnet18", "weights": "w.pth"}
     (project / "w.pth").write_bytes(b"1")
-    before = model_identity(ModelConfig.model_validate(values))
+    before = ModelConfig.model_validate(values).identity()
     (project / "w.pth").rename(project / "v.pth")
-    assert model_identity(ModelConfig.model_validate(values | {"weights": "v.pth"})) == before
+    assert ModelConfig.model_validate(values | {"weights": "v.pth"}).identity() == before
     (project / "v.pth").write_bytes(b"2")
-    assert model_identity(ModelConfig.model_validate(values | {"weights": "v.pth"})) != before
+    assert ModelConfig.model_validate(values | {"weights": "v.pth"}).identity() != before
 
 
 @pytest.mark.parametrize(
@@ -243,9 +243,9 @@ def test_an_installed_package_that_a_plan_names_counts_as_a_whole(
         (folder / name).write_text("x = 1\n")
     monkeypatch.syspath_prepend(folder.parent)
     bought = ModelConfig.model_validate({"name": "bought.net:build"})
-    before = model_identity(bought)
+    before = bought.identity()
     (folder / "unread.py").write_text("x = 2\n")
-    assert model_identity(bought) != before
+    assert bought.identity() != before
 
 
 @pytest.mark.parametrize("content", ["def broken(:\n", "x = 1\0"])

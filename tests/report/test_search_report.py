@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from raydistill.errors import StoreError
-from raydistill.kinds.search import Domain
+from raydistill.plan.search import Domain
 from raydistill.report import write_search_report
 from raydistill.report.importance import FEWEST, measure_importance
 from raydistill.report.plot_population import steps

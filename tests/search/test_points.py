@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from raydistill.kinds.search import SearchConfig
+from raydistill.plan.search import SearchConfig
 from raydistill.runs.search_run import TrialRecord, TrialStatus, trial_id
 from raydistill.runs.search_words import short_names
 from raydistill.search.points import grid_point, known_points, random_point

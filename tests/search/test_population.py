@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from raydistill.kinds.search import Domain, PopulationConfig
+from raydistill.kinds.searches import PopulationConfig
+from raydistill.plan.search import Domain
 from raydistill.runs.search_run import Segment, TrialRecord
 from raydistill.search import local_trials
 from raydistill.search.population import Population, perturbed, written_values

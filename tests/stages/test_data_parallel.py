@@ -12,7 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from raydistill.kinds.methods import METHODS
+from raydistill.kinds.method_options import MethodOptions
+
+METHODS = MethodOptions.choices()
 
 WORKER = Path(__file__).with_name("data_parallel_worker.py")
 NORMED = {"name": "cnn", "widths": [4], "batch_norm": True, "hidden": [8]}

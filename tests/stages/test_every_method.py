@@ -6,8 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from raydistill.kinds.methods import METHODS
+from raydistill.kinds.method_options import MethodOptions
 from raydistill.models.build import build_model
+
+METHODS = MethodOptions.choices()
 
 CNN = {"name": "cnn", "widths": [4, 6], "batch_norm": True}
 LARGE = {"name": "cnn", "widths": [6, 6], "batch_norm": True}

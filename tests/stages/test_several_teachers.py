@@ -5,12 +5,14 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from raydistill.kinds.methods import METHODS
+from raydistill.kinds.method_options import MethodOptions
 from raydistill.kinds.stages import DistillConfig
 from raydistill.models.taps import Output, Tapped
 from raydistill.stages import teachers
 
-WEIGHING = [name for name, kind in METHODS.items() if kind.config.weighs_teachers]
+METHODS = MethodOptions.choices()
+
+WEIGHING = [name for name, kind in METHODS.items() if kind.weighs_teachers]
 
 
 def plan_of(name: str, teacher: dict[str, Any], student: dict[str, Any], mode: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from raydistill.errors import StageStopped
-from raydistill.kinds.augmentations import AugmentConfig
+from raydistill.kinds.augmentations import AugmentationOptions
 from raydistill.kinds.stages import TrainConfig
 from raydistill.methods.supervised import Supervised
 from raydistill.runs.context import StageContext, never
@@ -57,7 +57,7 @@ class Bench:
     """Trains models in folders of their own below `root`, on the same samples."""
 
     root: Path
-    augment: tuple[AugmentConfig, ...] = ()
+    augment: tuple[AugmentationOptions, ...] = ()
     channels_last: bool = False
     config: dict[str, Any] = field(default_factory=dict)
 

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from scipy import stats
 
 from raydistill.kinds.augmentations import (
-    AugmentConfig,
+    AugmentationOptions,
     CutoutConfig,
     FlipConfig,
     MixupConfig,
@@ -18,7 +18,7 @@ from raydistill.kinds.augmentations import (
 )
 from raydistill.tasks.hashing import fold_key
 from raydistill.tasks.hashing import uniform as numpy_uniform
-from raydistill.training.augment import augment, mixup_partners
+from raydistill.training.augment import augment, mixing_partners
 from raydistill.training.counter_random import integers, random_bits, uniform
 
 EVERY_STEP = [
@@ -44,7 +44,7 @@ def slow_integer(seed: int, sample: int, view: int, stream: int, counter: int, b
 
 
 def slow_augment(
-    image: np.ndarray, sample: int, steps: list[AugmentConfig], seed: int, view: int
+    image: np.ndarray, sample: int, steps: list[AugmentationOptions], seed: int, view: int
 ) -> np.ndarray:
     """One image (C, H, W), pixel by pixel."""
     channels, height, width = image.shape
@@ -78,7 +78,7 @@ def random_images(count: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("step", EVERY_STEP, ids=lambda step: repr(step))
-def test_each_step_agrees_with_a_loop_over_pixels(step: AugmentConfig) -> None:
+def test_each_step_agrees_with_a_loop_over_pixels(step: AugmentationOptions) -> None:
     inputs, ids = random_images()
     fast = augment(inputs, ids, [step], seed=-3, view=5)
     slow = [slow_augment(image.numpy(), int(i), [step], -3, 5) for image, i in zip(inputs, ids, strict=True)]
@@ -139,7 +139,7 @@ def test_mixup_alone_leaves_inputs_of_any_shape() -> None:
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 3.0])
 def test_mixup_weights_are_beta_distributed_and_partners_uniform(alpha: float) -> None:
-    partners, weights = mixup_partners(torch.arange(20_000), view=0, seed=4, population=10, alpha=alpha)
+    partners, weights = mixing_partners(MixupConfig(alpha=alpha), torch.arange(20_000), 4, 0, 10)
     assert stats.kstest(weights.double().numpy(), stats.beta(alpha, alpha).cdf).pvalue > 1e-4
     assert stats.chisquare(np.bincount(partners.numpy(), minlength=10)).pvalue > 1e-4
     assert abs(np.corrcoef(partners.numpy(), weights.numpy())[0, 1]) < 0.03
@@ -147,11 +147,11 @@ def test_mixup_weights_are_beta_distributed_and_partners_uniform(alpha: float) -
 
 def test_mixup_depends_on_seed_id_and_view_only() -> None:
     ids = torch.arange(50)
-    partners, weights = mixup_partners(ids, view=1, seed=4, population=1000, alpha=0.4)
-    again, same = mixup_partners(ids.flip(0)[:7], view=1, seed=4, population=1000, alpha=0.4)
+    partners, weights = mixing_partners(MixupConfig(alpha=0.4), ids, 4, 1, 1000)
+    again, same = mixing_partners(MixupConfig(alpha=0.4), ids.flip(0)[:7], 4, 1, 1000)
     assert torch.equal(again, partners.flip(0)[:7])
     assert torch.equal(same, weights.flip(0)[:7])
-    assert not torch.equal(partners, mixup_partners(ids, view=2, seed=4, population=1000, alpha=0.4)[0])
+    assert not torch.equal(partners, mixing_partners(MixupConfig(alpha=0.4), ids, 4, 2, 1000)[0])
 
 
 def test_random_bits_are_those_of_splitmix64() -> None:
@@ -220,4 +220,4 @@ def test_successive_views_of_one_sample_differ() -> None:
 )
 def test_a_wrong_step_in_a_plan_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
-        TypeAdapter(AugmentConfig).validate_python(wrong)
+        TypeAdapter(AugmentationOptions).validate_python(wrong)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 
-from raydistill.kinds.training import OneCycleSchedule, OptimizerConfig, ScheduleConfig
+from raydistill.kinds.training import OneCycleSchedule, OptimizerOptions, ScheduleOptions
 from raydistill.training.optimizer import (
     MaxNorm,
     build_optimizer,
@@ -29,9 +29,9 @@ def parameter() -> nn.Parameter:
 
 
 def scheduled(written: dict[str, Any], name: str = "sgd") -> tuple[torch.optim.Optimizer, LRScheduler]:
-    config = TypeAdapter(OptimizerConfig).validate_python({"name": name, "learning_rate": RATE})
+    config = TypeAdapter(OptimizerOptions).validate_python({"name": name, "learning_rate": RATE})
     optimizer = build_optimizer(config, [parameter()])
-    schedule = TypeAdapter(ScheduleConfig).validate_python(written)
+    schedule = TypeAdapter(ScheduleOptions).validate_python(written)
     return optimizer, build_schedule(schedule, optimizer, EPOCHS, STEPS_PER_EPOCH)
 
 
@@ -146,7 +146,7 @@ def test_adamw_is_torchs_with_decoupled_decay() -> None:
 
 def check_same_steps(config: dict[str, Any], expected: Any) -> None:
     ours, theirs = parameter(), parameter()
-    built = build_optimizer(TypeAdapter(OptimizerConfig).validate_python(config), [ours])
+    built = build_optimizer(TypeAdapter(OptimizerOptions).validate_python(config), [ours])
     for optimizer, weights in ((built, ours), (expected(theirs), theirs)):
         for _ in range(4):
             optimizer.zero_grad()
@@ -158,7 +158,7 @@ def check_same_steps(config: dict[str, Any], expected: Any) -> None:
 
 def test_frozen_parameters_are_left_out() -> None:
     frozen = nn.Parameter(torch.ones(2), requires_grad=False)
-    config = TypeAdapter(OptimizerConfig).validate_python({"name": "sgd"})
+    config = TypeAdapter(OptimizerOptions).validate_python({"name": "sgd"})
     (group,) = build_optimizer(config, [frozen, parameter()]).param_groups
     assert len(group["params"]) == 1
 
@@ -199,8 +199,8 @@ def test_another_rate_is_another_base_of_the_same_schedule(written: dict[str, An
 
 
 def change(optimizer: Any, schedule: LRScheduler, written: dict[str, Any], **numbers: float) -> None:
-    config = TypeAdapter(OptimizerConfig).validate_python({"name": "sgd", "learning_rate": RATE, **numbers})
-    change_numbers(optimizer, schedule, config, TypeAdapter(ScheduleConfig).validate_python(written))
+    config = TypeAdapter(OptimizerOptions).validate_python({"name": "sgd", "learning_rate": RATE, **numbers})
+    change_numbers(optimizer, schedule, config, TypeAdapter(ScheduleOptions).validate_python(written))
 
 
 @pytest.mark.parametrize("name", ["constant", "cosine", "one_cycle"])

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from raydistill.kinds.training import ResourcesConfig
+from raydistill.plan.resources import ResourcesConfig
 
 WHOLE = 10_000  # Ray counts CPUs and GPUs in ten-thousandths; in integers, 10 x 0.1 is 1
 GIB = 2**30

@@ -3,7 +3,8 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -11,6 +12,10 @@ from raydistill.errors import did_you_mean
 from raydistill.models import MODELS, Architecture
 from raydistill.plan.config import Config, Integer, read_options
 from raydistill.plan.mistakes import Path, located_error, relocated, shown
+from raydistill.plan.sources import by_content, missing_module, source_identity, unreadable_file
+
+if TYPE_CHECKING:
+    from raydistill.plan.order import Site
 
 
 class ModelConfig(Config):
@@ -40,6 +45,45 @@ class ModelConfig(Config):
         if not isinstance(nested, Mapping):
             raise located_error("options are written beside the model's `name`", "options")
         return {**own, "options": _checked_options(raw["name"], {**options, **nested})}
+
+    @property
+    def own_modules(self) -> tuple[str, ...]:
+        """The module of the function that builds it, where that is the user's."""
+        return (self.name.partition(":")[0],) if self.is_users_own else ()
+
+    @property
+    def free_options(self) -> Mapping[str, Any]:
+        """Values of which only the model knows what they mean."""
+        return self.options
+
+    @property
+    def is_users_own(self) -> bool:
+        """Whether a function of the user's builds it."""
+        return ":" in self.name
+
+    def identity(self) -> dict[str, Any]:
+        """What it is: what options name by its content, the user's code by its syntax."""
+        values = self.model_dump(mode="json")
+        return {**values, "options": by_content(values["options"]), **source_identity(self.own_modules)}
+
+    def identified(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Options that are not set are part of it, unlike those of a stage."""
+        return self.identity()
+
+    def missing_source(self) -> str | None:
+        """Why it cannot be built here: its module or a file it names is not there. None when all is well."""
+        problem = next((missing for name in self.own_modules if (missing := missing_module(name))), None)
+        if not self.is_users_own:
+            options = MODELS[self.name].options.model_validate(self.options)
+            gone = (str(file) for file in options.files if not FilePath(file).is_file())
+            problem = next((f"the file `{file}` does not exist" for file in gone), None)
+        problem = problem or unreadable_file(self.options)
+        return None if problem is None else f"model `{self.name}`: {problem}"
+
+    def check(self, site: "Site") -> None:
+        """What it is made from must be there."""
+        if missing := self.missing_source():
+            raise site.error(missing)
 
 
 def models_in(config: Config) -> Iterator[tuple[Path, ModelConfig]]:

@@ -3,14 +3,15 @@
 import json
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from raydistill.errors import did_you_mean
-from raydistill.kinds.training import ResourcesConfig
-from raydistill.plan.config import ChosenBy, Config, Duration, Integer, Number, Positive, Seed, seconds_of
+from raydistill.plan.config import Config, Duration, Integer, Number, seconds_of
+from raydistill.plan.kind import Kind
 from raydistill.plan.mistakes import located_error, shown
+from raydistill.plan.resources import ResourcesConfig
 
 DIGITS = 4  # significant digits of a drawn number: more say nothing, and nobody reads them
 
@@ -133,98 +134,52 @@ def _check_choice(choice: tuple[Any, ...]) -> None:
         seen.add(text)
 
 
-class NoSchedulerConfig(Config):
-    """Every trial trains to its end."""
+class SchedulerOptions(Kind):
+    """What decides which trials go on.
 
-    name: Literal["none"] = "none"
-
-
-class AshaConfig(Config):
-    """Asynchronous successive halving (Li et al. 2020, arXiv 1810.05934): after `grace` epochs, and then whenever a
-    trial has trained `reduction` times as long, only the best 1 of `reduction` go on."""
-
-    name: Literal["asha"]
-    grace: Annotated[Integer, Field(ge=1)] = 1
-    """Epochs before anything is stopped."""
-    reduction: Annotated[Integer, Field(ge=2, le=10)] = 3
-    """One of so many goes on at each look."""
-
-
-class MedianConfig(Config):
-    """Stop a trial whose best epoch is worse than the median of the others' running means (Golovin et al. 2017, Google
-    Vizier, section 3.2.2), from epoch `grace` on and once `others` trials have come as far."""
-
-    name: Literal["median"]
-    grace: Annotated[Integer, Field(ge=1)] = 1
-    """Epochs before anything is stopped."""
-    others: Annotated[Integer, Field(ge=1)] = 3
-    """Trials that must have come as far."""
-
-
-class PopulationConfig(Config):
-    """Population based training (Jaderberg et al. 2017, arXiv 1711.09846): `population` members train side by side;
-    `every` so many epochs the worst `quantile` take the place of some of the best, with their weights, and go on with
-    other values.
-
-    Values begin at random points of the space. A member that takes another's place has each of its values drawn anew
-    with probability `resample`, else multiplied by one of the two `factors` (a `choice` moves to a neighbour). Only
-    what may change while a stage trains can be searched, all of it of the metric's stage. What a member went through is
-    written as `changes` of that stage: the best plan is an ordinary one.
+    `implementation` is called as `function(config, **told)` and returns a scheduler of Ray Tune; `told` are its
+    `time_attr`, `metric` and `mode`, and `longest`, the most epochs that a trial trains.
     """
 
-    name: Literal["pbt"]
-    every: Annotated[Integer, Field(ge=1)] = Field(description="epochs between two decisions")
-    population: Annotated[Integer, Field(ge=2, le=1000)] = 8
-    """Members that train side by side."""
-    quantile: Annotated[Number, Field(gt=0, le=0.5)] = 0.25
-    """Which part of them is replaced at each decision."""
-    resample: Annotated[Number, Field(ge=0, le=1)] = 0.25
-    """How often a value is drawn anew rather than multiplied."""
-    factors: tuple[Positive, Positive] = (0.8, 1.2)
-    """What a value is multiplied by: one of the two."""
-    seed: Seed = 0
-    """Chooses the values, and whom a member goes on from."""
+    key = "name"
+    noun = "scheduler"
+    group = "schedulers"
+    table = "raydistill.kinds.searches:SCHEDULERS"
 
-    @model_validator(mode="after")
-    def _someone_is_replaced(self) -> "PopulationConfig":
-        if self.replaced(self.population) < 1:
-            raise located_error(
-                f"{self.quantile:g} of {self.population} members is nobody; raise it, or the `population`",
-                "quantile",
-            )
-        return self
+    name: str = ""
+    """Which one; its options stand beside it."""
 
-    def replaced(self, members: int) -> int:
-        """How many of so many members are the worst, and how many the best."""
-        return math.floor(self.quantile * members + 1e-9)  # 0.29 · 100 is 28.999…
+    stops_trials: ClassVar[bool] = True
+    """Whether it ends trials by what they report after every epoch: trials that run side by side."""
+    own_searcher: ClassVar[str | None] = None
+    """The word of the searcher that goes with it, where it draws the values itself."""
 
-    def rounds(self, epochs: int) -> int:
-        """Into how many parts a training is divided; the last one may be shorter."""
-        return -(-epochs // self.every)
+    def check_search(self, search: "SearchConfig") -> None:
+        """`located_error` below `search` for what does not go with it."""
 
 
-class TpeConfig(Config):
-    """Tree-structured Parzen estimator (Optuna): draws near what was good, after `startup` random trials."""
+class SearcherOptions(Kind):
+    """What chooses the values of trials.
 
-    name: Literal["tpe"] = "tpe"
-    seed: Seed = 0
-    """Chooses the values."""
-    startup: Annotated[Integer, Field(ge=1)] = 10
-    """Random trials before the first that looks at others."""
+    `implementation` is a class, built as `Sampler(space, config, mode, records)`: see `search.suggestions.Sampler`. Or,
+    where all points are known in advance, a function from the `SearchConfig` to them.
+    """
 
+    key = "name"
+    noun = "searcher"
+    group = "searchers"
+    table = "raydistill.kinds.searches:SEARCHERS"
 
-class RandomConfig(Config):
-    """Random points, known in advance: a larger `samples` only adds to them."""
+    name: str = ""
+    """Which one; its options stand beside it."""
 
-    name: Literal["random"]
-    seed: Seed = 0
-    """Chooses the values."""
+    knows_points: ClassVar[bool] = False
+    """Whether it knows all points in advance, whatever trials show."""
+    tries_all: ClassVar[bool] = False
+    """Whether it has as many points as the space."""
 
-
-class GridConfig(Config):
-    """Every combination of the values; the first path changes slowest."""
-
-    name: Literal["grid"]
+    def check_search(self, search: "SearchConfig") -> None:
+        """`located_error` below `search` for what does not go with it."""
 
 
 class SearchConfig(Config):
@@ -249,11 +204,9 @@ class SearchConfig(Config):
     """How many trials, earlier ones included."""
     time_budget: Duration | None = None
     """No trial starts after this, and those that run stop."""
-    scheduler: Annotated[
-        NoSchedulerConfig | AshaConfig | MedianConfig | PopulationConfig, ChosenBy("name", "scheduler")
-    ] = NoSchedulerConfig()
+    scheduler: SchedulerOptions = Field(default_factory=SchedulerOptions.usual)
     """Which trials are stopped early."""
-    searcher: Annotated[TpeConfig | RandomConfig | GridConfig, ChosenBy("name", "searcher")] = TpeConfig()
+    searcher: SearcherOptions = Field(default_factory=SearcherOptions.usual)
     """How values are chosen."""
     concurrency: Annotated[Integer, Field(ge=1, le=10_000)] | None = None
     """Trials at the same time; as many as there is room for when left out."""
@@ -275,36 +228,17 @@ class SearchConfig(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _a_population_draws_at_random(cls, raw: Any) -> Any:
-        scheduler = raw.get("scheduler") if isinstance(raw, Mapping) else None
-        name = scheduler.get("name") if isinstance(scheduler, Mapping) else None
-        return {"searcher": {"name": "random"}, **raw} if name == "pbt" else raw
+    def _some_draw_values_themselves(cls, raw: Any) -> Any:
+        if not isinstance(raw, Mapping) or raw.get("scheduler") is None:
+            return raw
+        scheduler = SchedulerOptions.validated(raw["scheduler"], "scheduler")
+        own = {} if scheduler.own_searcher is None else {"searcher": {"name": scheduler.own_searcher}}
+        return {**own, **raw, "scheduler": scheduler}
 
     @model_validator(mode="after")
-    def _a_population_has_its_own_numbers(self) -> "SearchConfig":
-        if not isinstance(self.scheduler, PopulationConfig):
-            return self
-        if self.searcher != RandomConfig(name="random"):
-            raise located_error(
-                "`pbt` draws values itself, at random; leave `searcher` out, its `seed` is that of `scheduler`",
-                "searcher",
-            )
-        if self.samples is not None:
-            raise located_error(
-                "`pbt` trains the whole `population` of `scheduler` through all rounds; leave `samples` out",
-                "samples",
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _grid_is_finite(self) -> "SearchConfig":
-        for path, domain in self.space.items():
-            if isinstance(self.searcher, GridConfig) and domain.size is None:
-                raise located_error(
-                    f"a grid has no points in a continuous range; write a `choice`, not `{domain.kind}`",
-                    "space",
-                    path,
-                )
+    def _all_goes_together(self) -> "SearchConfig":
+        self.scheduler.check_search(self)
+        self.searcher.check_search(self)
         return self
 
     @property
@@ -318,7 +252,7 @@ class SearchConfig(Config):
         """How many trials the search has when nothing ends it before."""
         wanted = self.samples
         if wanted is None:
-            wanted = self.size if isinstance(self.searcher, GridConfig) and self.size else 20
+            wanted = self.size if self.searcher.tries_all and self.size else 20
         return wanted if self.size is None else min(wanted, self.size)
 
     @property

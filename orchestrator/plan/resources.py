@@ -1,0 +1,57 @@
+"""What each worker of a stage needs: cores, GPUs, memory, time."""
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from raydistill.plan.config import Config, Duration, Integer, NonNegative, Positive, seconds_of, text_like
+from raydistill.plan.mistakes import located_error
+
+Memory = Annotated[
+    str, text_like(r"[0-9]+(\.[0-9]+)?(MiB|GiB)", "a number with its unit, such as `4GiB` or `500MiB`")
+]
+
+
+class ResourcesConfig(Config):
+    """What each worker of a stage needs. Never part of a stage's identity.
+
+    `gpus` may be a fraction, so that several small models share one; left out, a stage takes one GPU where the
+    Ray cluster has any. `workers` above one train data-parallel under Ray Train.
+
+    A stage that runs longer than its `timeout` (without waiting for room; each attempt anew) fails: what each of its
+    threads was doing then is in its record and in `stacks-rank0.txt` of its folder, its last checkpoint stays. One that
+    hangs is ended. With `--local`, and in trials of a search on one worker, it is the driver that hangs: nothing can
+    end it but you.
+    """
+
+    workers: Annotated[Integer, Field(ge=1)] = 1
+    """Processes that train side by side."""
+    cpus: Positive = 1.0
+    """CPU cores per worker, and its threads."""
+    gpus: NonNegative | None = None
+    """GPUs per worker, or a fraction of one; one, where there are any, when left out."""
+    memory: Memory | None = Field(None, description="such as 4GiB")
+    timeout: Duration | None = Field(None, description="such as 90s, 30m or 2h")
+
+    @model_validator(mode="after")
+    def _sensible(self) -> "ResourcesConfig":
+        if self.gpus is not None and self.gpus > 1 and self.gpus != int(self.gpus):
+            raise located_error(
+                f"{self.gpus:g} GPUs: only a single GPU can be shared; write a whole number", "gpus"
+            )
+        if self.timeout_seconds == 0:
+            raise located_error("no stage ends in no time; leave `timeout` out for none", "timeout")
+        return self
+
+    @property
+    def timeout_seconds(self) -> float | None:
+        """Seconds for an attempt; None: as long as it takes."""
+        return None if self.timeout is None else seconds_of(self.timeout)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes per worker; 0 when nothing was asked for."""
+        if self.memory is None:
+            return 0
+        unit = 2**20 if self.memory.endswith("MiB") else 2**30
+        return int(float(self.memory[:-3]) * unit)
