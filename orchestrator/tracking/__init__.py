@@ -18,7 +18,8 @@ that is down, slow or wrong delays the mirror and stops nothing.
     students.py     students as logged models, exported where they were trained or by a process of its own
     logged_model.py a network as an MLflow model on disk
     background.py   the thread that mirrors while a plan runs, and `sync`
-    later.py        a process that sends the rest when the command has ended
+    later.py        starting a process that sends the rest when the command has ended
+    send_rest.py    that process
     untracked.py    stands in for it where the plan says `tracking: none`
 """
 

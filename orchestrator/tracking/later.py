@@ -1,18 +1,15 @@
 """Sending the rest when the command has ended: a process of its own, with what it needs as JSON on stdin, so that no
 login stands on a command line."""
 
-import fcntl
 import json
-import logging
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import IO, Any
 
 LOG = "tracking.log"
-MOST_SECONDS = 3600.0  # a store that hangs for longer gets the rest from the next run
+PROGRAM = "raydistill.tracking.send_rest"
 
 _left_behind: list[subprocess.Popen[str]] = []
 """Nobody waits for them; without this list Python would complain about that."""
@@ -41,27 +38,6 @@ def send_later(folder: Path, root: Path, uri: str) -> int:
     """Start a process that sends the rest of a run as soon as nobody else mirrors it; returns its id."""
     request = {"folder": str(folder), "root": str(root), "uri": uri}
     with (folder / LOG).open("w", encoding="utf-8") as output:
-        process = start_module(__spec__.name, request, output)
+        process = start_module(PROGRAM, request, output)
     _left_behind.append(process)
     return process.pid
-
-
-def main() -> None:
-    """Wait for the lock that the command holds until it has ended, then push as the command would have."""
-    from raydistill.tracking.background import push_rest_of
-    from raydistill.tracking.state import LOCK
-
-    request = json.load(sys.stdin)
-    folder, give_up = Path(request["folder"]), threading.Event()
-    timer = threading.Timer(MOST_SECONDS, give_up.set)
-    timer.daemon = True
-    timer.start()
-    with (folder / LOCK).open("a", encoding="utf-8") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        result = push_rest_of(folder, Path(request["root"]), request["uri"], give_up)
-    logging.info("%s: %s", result.tracking_uri, result.problem or "all is sent")
-
-
-if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    main()
