@@ -4,7 +4,6 @@ It is made where stages run, through the same back end and under the same leases
 `surveys/`, and remembered by what it looked at: a second plan over the same data pays nothing.
 """
 
-import logging
 import threading
 import time
 import uuid
@@ -31,8 +30,6 @@ if TYPE_CHECKING:  # numpy, which a run of cached stages does not need
     from raydistill.tasks.survey import Level
 
 POLL_SECONDS = 0.5
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """What methods share that weigh several teachers anew for every sample or batch; each says only how it weighs."""
 
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,7 +9,7 @@ from raydistill.methods.losses import divergence_terms, hard_loss
 from raydistill.models.taps import Output
 from raydistill.targets.mixing import TeacherTargets, tempered
 from raydistill.training.data import Batch
-from raydistill.training.method import NO_SETTING, Method, Need, Setting
+from raydistill.training.method import NO_SETTING, Method, Setting
 
 
 class AdaptiveWeights(Method):
@@ -19,8 +17,6 @@ class AdaptiveWeights(Method):
 
     KL is linear in what the teachers say: the gradient is that of the target Σ_m w_m p_m / Σ_m w_m.
     """
-
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.TEACHER_LOGITS})
 
     def __init__(self, config: AdaptiveWeightsOptions, setting: Setting = NO_SETTING) -> None:
         super().__init__()

@@ -1,7 +1,6 @@
 """A specialist that keeps all classes and is taught not to forget them (arXiv 1503.02531, section 5.5, proposal)."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,7 @@ from raydistill.methods.losses import soft_loss
 from raydistill.models.taps import Output
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
-from raydistill.training.method import Method, Need
+from raydistill.training.method import Method
 
 
 class FullHead(Method):
@@ -22,7 +21,6 @@ class FullHead(Method):
     """
 
     cluster: Tensor
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.TEACHER_LOGITS})
 
     def __init__(self, config: TrainSpecialistsConfig, cluster: Sequence[int]) -> None:
         super().__init__()

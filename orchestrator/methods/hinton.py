@@ -1,7 +1,5 @@
 """Soft targets (Hinton, Vinyals, Dean 2015, arXiv 1503.02531)."""
 
-from typing import ClassVar
-
 from torch import Tensor
 
 from raydistill.kinds.methods import HintonConfig
@@ -9,13 +7,11 @@ from raydistill.methods.losses import hard_loss, soft_loss
 from raydistill.models.taps import Output
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
-from raydistill.training.method import NO_SETTING, Method, Need, Setting
+from raydistill.training.method import NO_SETTING, Method, Setting
 
 
 class Hinton(Method):
     """Match the teachers' softened distribution, and the labels with a weight of their own."""
-
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.TEACHER_LOGITS})
 
     def __init__(self, config: HintonConfig, setting: Setting = NO_SETTING) -> None:
         super().__init__()

@@ -1,7 +1,5 @@
 """Triplets of logits (Oki et al. 2020, arXiv 2004.08116): anchor the teacher's, both others the student's."""
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
@@ -9,13 +7,11 @@ from raydistill.kinds.relation_methods import TripletLogitsConfig
 from raydistill.models.taps import Output
 from raydistill.targets.mixing import TeacherTargets, mean_logits
 from raydistill.training.data import Batch
-from raydistill.training.method import NO_SETTING, Method, Need, Setting
+from raydistill.training.method import NO_SETTING, Method, Setting
 
 
 class TripletLogits(Method):
     """Closer to the teacher's logits of the same sample than the student's of a sample of another class."""
-
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.TEACHER_LOGITS})
 
     def __init__(self, config: TripletLogitsConfig, setting: Setting = NO_SETTING) -> None:
         super().__init__()

@@ -3,7 +3,6 @@
 Everything is a function of (seed, class, batch): which stage makes a batch, and what it made before, is nothing to it.
 """
 
-import logging
 from collections.abc import Iterator
 from contextlib import nullcontext
 
@@ -30,8 +29,6 @@ from raydistill.training import model_files
 from raydistill.training.activation_statistics import LayerStatistics
 from raydistill.training.model_files import TrainedModel
 from raydistill.training.reconstruction import reconstruct, reconstruction_loss, thinned
-
-log = logging.getLogger(__name__)
 
 Job = tuple[int, int]
 

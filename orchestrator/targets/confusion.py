@@ -64,12 +64,6 @@ class Moments:
         add_products = ssyrk if self.second.dtype == np.float32 else dsyrk
         self.second = add_products(1.0, values, beta=1.0, c=self.second, lower=True, overwrite_c=True)
 
-    def merge(self, other: "Moments") -> None:
-        """Take the samples of another part."""
-        self.count += other.count
-        self.first += other.first
-        self.second += other.second
-
     def similarity(self, matrix: Matrix) -> Similarity:
         """How alike the classes' probabilities are.
 

@@ -54,25 +54,6 @@ def fuse(
     return fused
 
 
-def objective(
-    log_q: Tensor,
-    generalist_log_probabilities: Tensor,
-    specialist_log_probabilities: Sequence[Tensor | None],
-    active: Tensor,
-    membership: Membership,
-    *,
-    weights: Sequence[float] | None = None,
-    direction: Direction = "forward",
-) -> Tensor:
-    """J(q), (B,) float64 in nats: the weighted sum of divergences that `fuse` makes smallest."""
-    committee = _Committee.build(
-        generalist_log_probabilities, specialist_log_probabilities, active, membership, weights
-    )
-    size = max(1, BLOCK_ELEMENTS // membership.num_classes)
-    images = torch.arange(len(active), device=active.device)
-    return torch.cat([_objective_of_rows(log_q, committee, rows, direction) for rows in images.split(size)])
-
-
 class _Answer(NamedTuple):
     """What a specialist says about some images of a block: their places in it (k,), `probabilities` (k, columns)."""
 
@@ -240,21 +221,3 @@ def _gather_claims(committee: _Committee, rows: Tensor, slots: int, direction: D
         weights[places, slot] = weight
         used[places] += 1
     return _Claims(evidence, patterns, dustbins, weights, total)
-
-
-def _objective_of_rows(log_q: Tensor, committee: _Committee, rows: Tensor, direction: Direction) -> Tensor:
-    q = log_q[rows].double().exp()
-    value = committee.weights[0] * _divergence(committee.generalist_probabilities(rows), q, direction)
-    for specialist, weight, places, probabilities in committee.answers(rows):
-        seen = q[places]
-        if committee.membership.heads[specialist] == "dustbin":
-            others = seen @ (~committee.membership.members[specialist]).double()
-            classes = committee.membership.class_sets[specialist]
-            seen = torch.cat([seen[:, classes], others.unsqueeze(1)], dim=1)
-        value[places] += weight * _divergence(probabilities, seen, direction)
-    return value
-
-
-def _divergence(teacher: Tensor, fused: Tensor, direction: Direction) -> Tensor:
-    first, second = (teacher, fused) if direction == "forward" else (fused, teacher)
-    return (torch.xlogy(first, first) - torch.xlogy(first, second)).sum(dim=-1)

@@ -36,7 +36,7 @@ class LayerStatistics(NamedTuple):
 class LayerMoments:
     """`count` activations of a layer, their sum (D,), and that of products of any two units (D, D) or squares (D,).
 
-    Sums in float64 over samples: those of parts of the data are merged by adding.
+    Sums in float64 over samples, in whatever pieces they come.
     """
 
     count: int
@@ -58,12 +58,6 @@ class LayerMoments:
         self.count += len(values)
         self.first += values.sum(dim=0)
         self.second += values.square().sum(dim=0) if self.second.dim() == 1 else values.T @ values
-
-    def merge(self, other: "LayerMoments") -> None:
-        """Take the samples of another part."""
-        self.count += other.count
-        self.first += other.first
-        self.second += other.second
 
     def covariance(self) -> Tensor:
         """The unbiased covariance (D, D), or the variances (D,); zero for a single sample."""

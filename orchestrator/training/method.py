@@ -1,9 +1,8 @@
-"""What a method is: it says what it needs, which modules it trains beside the student, and its named losses."""
+"""What a method is: the features it looks at, the modules it trains beside the student, and its named losses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum, auto
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +12,6 @@ from raydistill.kinds.training import OptimizerOptions
 from raydistill.models.taps import Output, Tapped
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
-
-
-class Need(Enum):
-    """What a method looks at besides the student's logits."""
-
-    TEACHER_LOGITS = auto()
 
 
 @dataclass(frozen=True)
@@ -100,7 +93,6 @@ class Method(nn.Module):
 
     config: Any
     """The options; others while a stage's `changes` hold."""
-    needs: ClassVar[frozenset[Need]] = frozenset()
     student_features: tuple[str, ...] = ()
     """Names of the student's features that the losses look at."""
     teacher_features: tuple[str, ...] = ()

@@ -22,7 +22,7 @@ from raydistill.tasks.normalisation import Normalisation
 from raydistill.tasks.splits import TensorSplit
 from raydistill.training.data import Batch, TransferSet
 from raydistill.training.loop import fit
-from raydistill.training.method import Need, Setting
+from raydistill.training.method import Setting
 
 
 def batch_of(labels: Tensor) -> Batch:
@@ -88,8 +88,7 @@ def test_smoothing_is_for_the_hard_labels_only() -> None:
     torch.testing.assert_close(smooth["hard"], expected)
 
 
-def test_it_says_that_it_needs_the_teachers_logits_and_trains_nothing_of_its_own() -> None:
-    assert Hinton.needs == {Need.TEACHER_LOGITS}
+def test_it_trains_nothing_of_its_own() -> None:
     assert list(Hinton(HintonConfig()).parameters()) == []
     assert load_object(HintonConfig.implementation) is Hinton
 

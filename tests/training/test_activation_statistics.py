@@ -32,17 +32,17 @@ def test_means_and_covariances_are_those_of_numpy() -> None:
 
 
 @pytest.mark.parametrize("with_covariance", [True, False])
-def test_shards_merge_exactly(with_covariance: bool) -> None:
-    """Multiples of 1/8 have exact sums: not a bit may differ, whatever the parts."""
+def test_pieces_add_up_exactly(with_covariance: bool) -> None:
+    """Multiples of 1/8 have exact sums: not a bit may differ, whatever the pieces."""
     draw = torch.Generator().manual_seed(1)
     values = torch.randint(-80, 80, (97, 5), generator=draw) / 8
-    merged = LayerMoments.empty(5, with_covariance=with_covariance)
-    for part in values.split([1, 60, 3, 33]):
-        merged.merge(moments_of(part, with_covariance=with_covariance))
+    pieces = LayerMoments.empty(5, with_covariance=with_covariance)
+    for piece in values.split([1, 60, 3, 33]):
+        pieces.add(piece)
     whole = moments_of(values, with_covariance=with_covariance)
-    assert merged.count == whole.count == 97
-    assert torch.equal(merged.first, whole.first)
-    assert torch.equal(merged.second, whole.second)
+    assert pieces.count == whole.count == 97
+    assert torch.equal(pieces.first, whole.first)
+    assert torch.equal(pieces.second, whole.second)
 
 
 def test_the_covariance_of_many_records_is_that_of_the_statistics() -> None:
