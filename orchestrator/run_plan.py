@@ -10,24 +10,35 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from raydistill.errors import DistillError, PlanError
+from raydistill.errors import PlanError, StoreError
 from raydistill.execution.overlap import OverlappedBackend
 from raydistill.execution.request import Backend
 from raydistill.execution.scheduler import run_stages
 from raydistill.execution.survey import PlanSurvey, Remark, survey_plan
 from raydistill.plan.order import Graph, Node
 from raydistill.plan.schema import Plan
-from raydistill.runs.files import make_folder
+from raydistill.runs.files import make_folder, read_as
+from raydistill.runs.folder import RECORD
 from raydistill.runs.live_results import LiveResults
 from raydistill.runs.plan_run import (
     NodeState,
     PlanRun,
     copy_report,
-    latest_run,
     node_roles,
+    runs_of,
 )
 from raydistill.runs.record import summary_of
-from raydistill.runs.run_files import FINISHED, SUCCEEDED, UNTOUCHED
+from raydistill.runs.run_files import (
+    FINISHED,
+    GRAPH,
+    PLAN,
+    REPORT,
+    RESULTS,
+    SUCCEEDED,
+    UNTOUCHED,
+    GraphFile,
+    ResultsFile,
+)
 from raydistill.terminal import Progress
 from raydistill.tracking import Mirror, Untracked, exported_model
 
@@ -64,7 +75,6 @@ def run_plan(
     forced = graph.called(options.force, "--force")
     make_folder(options.root / "stages")
     run = PlanRun(plan, graph, options.root, command=options.command, versions=versions())
-    previous = same_stages(latest_run(options.root, plan.name), graph)
     states = {name: NodeState() for name in graph.nodes}
     stop = threading.Event()
     with stopping_on_interrupt(stop), ExitStack() if last_words is None else nullcontext(last_words) as words:
@@ -77,7 +87,8 @@ def run_plan(
                 run, states, options, forced, stop, partial(use_the_wait, mirror, options)
             )
         mirror.hurry()
-        if previous and all(state.status in UNTOUCHED for state in states.values()):
+        nothing_ran = all(state.status in UNTOUCHED for state in states.values())
+        if nothing_ran and (previous := drawn_before(run)) is not None:
             with report_attempted("distill report"):
                 copy_report(previous, run.folder)
             mirror.adopt(previous)
@@ -214,18 +225,31 @@ def status_of(states: Mapping[str, NodeState], *, interrupted: bool) -> str:
     return "interrupted" if interrupted else "failed"
 
 
-def same_stages(previous: Path | None, graph: Graph) -> Path | None:
-    """The run before, if it had the same stages: what it shows of them still stands when none of them runs again."""
-    from raydistill.runs.files import read_json
-
-    with suppress(DistillError, KeyError):
-        if previous is not None and (previous / "report.html").exists():
-            values = read_json(previous / "graph.json")
-            before = {node["name"]: node["fingerprint"] for node in values["nodes"]}
-            now = {name: node.fingerprint for name, node in graph.nodes.items()}
-            if before == now and values["test"] == graph.test:
-                return previous
+def drawn_before(run: PlanRun) -> Path | None:
+    """An earlier run with the report that this one, in which nothing ran, would get: of the same plan and stages, all
+    of which had ended, as they are now, when it was drawn."""
+    for folder in runs_of(run.root, run.plan.name):
+        with suppress(StoreError, OSError):
+            if folder != run.folder and shows_the_same(folder, run):
+                return folder
     return None
+
+
+def shows_the_same(earlier: Path, run: PlanRun) -> bool:
+    """Whether an earlier run's report shows what that of `run` would. `OSError` when it has none, or no plan."""
+    drawn = (earlier / REPORT).stat().st_mtime_ns
+    if (earlier / PLAN).read_bytes() != (run.folder / PLAN).read_bytes():
+        return False
+    graph = read_as(GraphFile, earlier / GRAPH)
+    before = {node.name: node.fingerprint for node in graph.nodes}
+    if before != {name: node.fingerprint for name, node in run.graph.nodes.items()}:
+        return False
+    records = [run.root / node.folder / RECORD for node in run.graph.nodes.values()]
+    return (
+        graph.test == run.graph.test
+        and read_as(ResultsFile, earlier / RESULTS).status == "done"
+        and all(path.stat().st_mtime_ns < drawn for path in records if path.exists())
+    )
 
 
 def write_report_of(run: PlanRun) -> None:

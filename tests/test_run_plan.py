@@ -328,6 +328,31 @@ def test_a_report_that_cannot_be_copied_is_one_line_too(
     assert "Operation not permitted" in caplog.text
 
 
+def test_a_report_is_drawn_again_only_when_what_it_shows_changed(bench: Bench, reports: list[str]) -> None:
+    def drawn_by(stages: Mapping[str, Mapping[str, Any]], *options: str) -> bool:
+        before = len(reports)
+        assert bench.run(stages, *options).exit_code == 0
+        page = bench.root / "plans" / "p" / bench.results()["run_id"] / "report.html"
+        assert page.read_text() in reports
+        return len(reports) > before
+
+    assert drawn_by(CHAIN)
+    assert drawn_by(CHAIN, "--only", "teacher")
+    assert not drawn_by(CHAIN)  # it was drawn by the run before the last one
+    assert not drawn_by(CHAIN, "--only", "teacher")
+    assert drawn_by(CHAIN, "--force", "teacher", "--only", "teacher")
+    assert drawn_by(CHAIN)  # it shows the teacher, too
+    assert drawn_by(CHAIN, "--set", "tracking.experiment=another")  # and the plan
+    bench.tell("student", "fails")
+    assert bench.run(CHAIN, "--force", "student").exit_code == 1
+    (bench.root / "student.fails").unlink()
+    assert drawn_by(CHAIN)
+    assert not drawn_by(CHAIN)
+    for damaged in bench.root.glob("plans/p/*/graph.json"):
+        damaged.write_text("[" * 100_000)
+    assert drawn_by(CHAIN)
+
+
 def test_results_say_what_runs_while_it_runs(bench: Bench) -> None:
     brake = bench.tell("student", "waits")
     seen: list[dict[str, Any]] = []

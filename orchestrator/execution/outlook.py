@@ -12,12 +12,11 @@ from raydistill.plan.order import Graph, Node
 from raydistill.runs.data_files import DataFiles
 from raydistill.runs.files import read_json
 from raydistill.runs.folder import CONFIG, StageFolder
-from raydistill.runs.plan_run import latest_run
+from raydistill.runs.plan_run import runs_of
 from raydistill.runs.record import Record
 from raydistill.tasks.task import Task
 
 SHOWN = 3
-RUNS_BACK = 20  # a stage that the last run left out was perhaps made by one before
 
 
 @dataclass(frozen=True)
@@ -113,14 +112,10 @@ def _with_names(text: str, names: dict[str, str]) -> str:
 def _earlier_folders(root: Path, plan_name: str) -> dict[str, Path]:
     """Where the nodes of earlier runs of the plan lie, by name; the latest run that had begun a node decides."""
     folders: dict[str, Path] = {}
-    run = latest_run(root, plan_name)
-    for _ in range(RUNS_BACK):
-        if run is None:
-            break
+    for run in runs_of(root, plan_name):
         for name, folder in _folders_of(run):
             if name not in folders and (root / folder / CONFIG).exists():
                 folders[name] = root / folder
-        run = latest_run(root, plan_name, before=run.name)
     return folders
 
 

@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING
 from raydistill.report.page import build_page
 from raydistill.report.story import tell
 from raydistill.runs.files import atomic_write, make_folder
+from raydistill.runs.run_files import PLOTS, REPORT
 from raydistill.runs.search_run import SearchRun
 from raydistill.runs.view import open_run
 
 if TYPE_CHECKING:
     from raydistill.report.plots import Plot
-
-REPORT = "report.html"
-PLOTS = "plots"
 
 
 def write_report(plan_run_folder: Path, root: Path) -> Path:

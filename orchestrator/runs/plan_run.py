@@ -22,11 +22,12 @@ from raydistill.plan.model import models_in
 from raydistill.plan.order import Graph, Node
 from raydistill.plan.schema import Plan
 from raydistill.runs.data_files import write_listings
-from raydistill.runs.files import atomic_write, make_folder, read_json, write_json
+from raydistill.runs.files import atomic_write, make_folder, read_json, replaced_file, write_json
 from raydistill.runs.folder import StageFolder
 from raydistill.runs.record import Record
-from raydistill.runs.run_files import GRAPH, PLAN, RESULTS, SUCCEEDED, SURVEY, Status
+from raydistill.runs.run_files import GRAPH, PLAN, PLOTS, REPORT, RESULTS, SUCCEEDED, SURVEY, Status
 
+RUNS_BACK = 20  # an earlier run than the last one may have made, or shown, what that left out
 FastDumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
@@ -261,20 +262,24 @@ def _data_sizes_file(root: Path, task: Mapping[str, Any], test: str) -> Path:
     return root / "tasks" / f"{task['name']}-{fingerprint({**task, 'test': test})}.json"
 
 
-def latest_run(root: Path, plan_name: str, *, before: str | None = None) -> Path | None:
+def runs_of(root: Path, plan_name: str) -> list[Path]:
+    """The folders of a plan's last runs that wrote results, the latest first; not of all that there ever were."""
+    files = sorted((root / "plans" / plan_name).glob(f"*/{RESULTS}"), reverse=True)
+    return [path.parent for path in files[:RUNS_BACK]]
+
+
+def latest_run(root: Path, plan_name: str) -> Path | None:
     """The folder of the last run of a plan that wrote results."""
-    runs = sorted((root / "plans" / plan_name).glob(f"*/{RESULTS}"))
-    folders = [path.parent for path in runs if before is None or path.parent.name < before]
-    return folders[-1] if folders else None
+    return next(iter(runs_of(root, plan_name)), None)
 
 
 def copy_report(source: Path, target: Path) -> None:
-    """Reuse the report of a run that trained the same stages."""
-    for name in ("report.html", SURVEY):
+    """Reuse the report of a run that shows the same; the page comes last, when all of it is there."""
+    if (source / PLOTS).is_dir():
+        shutil.copytree(source / PLOTS, target / PLOTS, copy_function=_link_or_copy, dirs_exist_ok=True)
+    for name in (SURVEY, REPORT):
         if (source / name).exists():
-            shutil.copyfile(source / name, target / name)
-    if (source / "plots").is_dir():
-        shutil.copytree(source / "plots", target / "plots", copy_function=_link_or_copy, dirs_exist_ok=True)
+            _link_or_copy(str(source / name), str(target / name))
 
 
 def _link_or_copy(source: str, target: str) -> None:
@@ -282,4 +287,5 @@ def _link_or_copy(source: str, target: str) -> None:
     try:
         os.link(source, target)
     except OSError:
-        shutil.copyfile(source, target)
+        with replaced_file(Path(target)) as temporary:
+            shutil.copyfile(source, temporary)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 GRAPH, RESULTS, SURVEY, PLAN = "graph.json", "results.json", "survey.json", "plan.yaml"
+REPORT, PLOTS = "report.html", "plots"
 
 Status = Literal["waiting", "running", "done", "cached", "not needed", "failed", "skipped", "stopped"]
 FINISHED: frozenset[Status] = frozenset({"done", "cached", "not needed", "failed", "skipped", "stopped"})

@@ -245,4 +245,23 @@ def test_a_report_is_copied_where_links_are_not_allowed(
         make_folder((tmp_path / name).parent)
         (tmp_path / name).write_text(name)
     copy_report(tmp_path / "old", tmp_path / "new")
-    assert (tmp_path / "new" / "plots" / "a.png").read_text() == "old/plots/a.png"
+    for name in ("plots/a.png", "report.html"):
+        assert (tmp_path / "new" / name).read_text() == f"old/{name}"
+
+
+def test_half_a_copied_report_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: str, target: str) -> None:
+        raise PermissionError(1, "Operation not permitted", source)
+
+    def fill(source: str, target: Path) -> None:
+        target.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "old").mkdir()
+    (tmp_path / "new").mkdir()
+    (tmp_path / "old" / "report.html").write_text("whole")
+    monkeypatch.setattr("os.link", refuse)
+    monkeypatch.setattr("shutil.copyfile", fill)
+    with pytest.raises(StoreError, match="No space left on device"):
+        copy_report(tmp_path / "old", tmp_path / "new")
+    assert not list((tmp_path / "new").iterdir())
