@@ -1,15 +1,10 @@
 """A trained model as it leaves the house: raw inputs in, probabilities out, and which inputs and classes these are.
 
-The exported program, the model that MLflow logs and `distill predict` are one function of the same inputs. Here
-too is the process in which students become MLflow models, `python -m raydistill.export`: exporting traces the network,
-which patches torch while it lasts, and a model of the user's that hangs or crashes takes nobody with it.
+The exported program, the model that MLflow logs and `distill predict` are one function of the same inputs.
 """
 
-import json
 import shutil
-import sys
 import warnings
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +13,8 @@ from torch import Tensor, nn
 
 from raydistill.errors import PlanError, StoreError
 from raydistill.predict import load_model
-from raydistill.runs.files import json_line, json_text
-from raydistill.runs.folder import StageFolder
+from raydistill.runs.files import json_text
 from raydistill.tasks.picture_files import printable
-from raydistill.tracking.logged_model import save_logged_model
-from raydistill.training import model_files
 from raydistill.training.model_description import DESCRIPTION
 from raydistill.training.model_files import WEIGHTS, TrainedModel
 from raydistill.training.trust import NOBODY, Trust
@@ -75,7 +67,7 @@ def export_program(model: TrainedModel, path: Path) -> None:
         warnings.simplefilter("ignore")  # torch.export announces deprecations of its own parts
         batch = torch.export.Dim("batch", min=1)
         program = torch.export.export(
-            Probabilities(model), (_example(model)[:2],), dynamic_shapes=({0: batch},)
+            Probabilities(model), (example_inputs(model)[:2],), dynamic_shapes=({0: batch},)
         )
         torch.export.save(program, path, extra_files={"contract.json": json_text(contract(model))})
 
@@ -130,56 +122,7 @@ Classes, counted from 0:
 """
 
 
-def export_students(requests: list[dict[str, str]]) -> None:
-    """Write the model of each finished stage as an MLflow model; the failure of one is noted and the next one goes on.
-
-    A request is {"stage": folder, "to": folder}; how it went is written to `to`.json as {"error": message or null}.
-    """
-    for request in requests:
-        export_noted(request["stage"], request["to"])
-
-
-def export_noted(stage: str, to: str) -> None:
-    """Write the model of one finished stage as an MLflow model, and beside it how that went."""
-    target = Path(to)
-    shutil.rmtree(target, ignore_errors=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    error = None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # MLflow's and torch.export's, on parts of their own
-            export_student(Path(stage), target)
-    except Exception as failure:  # whatever a user's model raises
-        lines = str(failure).strip().splitlines() or [""]
-        error = f"{type(failure).__name__}: {lines[0]}"
-    report = target.with_name(f"{target.name}.json")
-    temporary = report.with_suffix(".tmp")
-    temporary.write_text(json_line({"error": error}), encoding="utf-8")
-    temporary.replace(report)
-
-
-def export_student(stage: Path, target: Path) -> None:
-    """Write the model of a finished stage as an MLflow model with signature, its contract as metadata."""
-    model = model_files.load(StageFolder(stage))
-    probabilities = Probabilities(model).eval()
-    example = _example(model)
-    with torch.no_grad():
-        outputs = probabilities(example)
-    save_logged_model(
-        probabilities,
-        target,
-        example.numpy(),
-        outputs.numpy(),
-        requirements=[f"{name}=={version(name)}" for name in ("mlflow", "torch", "numpy")],
-        metadata=contract(model),
-    )
-
-
-def _example(model: TrainedModel) -> Tensor:
+def example_inputs(model: TrainedModel) -> Tensor:
     """A few raw inputs that any model takes: numbers in [0, 1), or the integer 0."""
     generator = torch.Generator().manual_seed(0)
     return torch.rand(EXAMPLES, *model.input_shape, generator=generator).to(model.input_dtype)
-
-
-if __name__ == "__main__":
-    export_students(json.load(sys.stdin))

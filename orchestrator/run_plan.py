@@ -199,7 +199,7 @@ def exports_of(run: PlanRun) -> dict[str, tuple[str, ...]]:
     students = [run.graph.nodes[name] for name, role in node_roles(run.graph).items() if role == "student"]
     return {
         node.folder: (
-            "raydistill.export:export_noted",
+            "raydistill.tracking.logged_model:export_noted",
             str(run.root / node.folder),
             str(exported_model(run.folder, node.name)),
         )

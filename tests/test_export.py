@@ -14,10 +14,11 @@ from torch import Tensor
 from raydistill.errors import PlanError
 from raydistill.execution.local_backend import LocalBackend
 from raydistill.execution.scheduler import run_stages
-from raydistill.export import contract, export_model, export_students
+from raydistill.export import contract, export_model
 from raydistill.plan.order import order_stages
 from raydistill.plan.schema import Plan, build_task
 from raydistill.predict import load_model, predict_files
+from raydistill.tracking.logged_model import export_students
 
 pytestmark = [
     # MLflow's own classes for agents, met when `mlflow.pyfunc` is imported.

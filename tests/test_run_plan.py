@@ -215,7 +215,7 @@ def test_what_a_students_process_does_next_comes_after_its_record_and_may_fail(
         raise ValueError("it cannot be traced")
 
     def load(address: str) -> Any:
-        return export if address == "raydistill.export:export_noted" else bench.counting.count
+        return export if address == "raydistill.tracking.logged_model:export_noted" else bench.counting.count
 
     monkeypatch.setattr(run_stage, "load_object", load)
     assert bench.run(CHAIN).exit_code == 0

@@ -1,7 +1,6 @@
-"""What MLflow shows of a search, from records written here by hand."""
+"""What MLflow shows of a search, from the records that one leaves."""
 
 import http.server
-import json
 import logging
 import shutil
 import threading
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from built_runs import START, BuiltSearch
 from mlflow import MlflowClient
 
 from raydistill.errors import DistillError
@@ -23,69 +23,41 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 NOWHERE = "http://127.0.0.1:9"
-START = 1_795_000_000.0
 PATH = "student.method.temperature"
 
 
-class Search:
-    """A search's folder, and words to write it and to read the store."""
+class Search(BuiltSearch):
+    """A search's folder, and words to read the store."""
 
     def __init__(self, root: Path) -> None:
+        super().__init__(root, {PATH: {"loguniform": [1, 20]}}, plan="p", status="running", samples=4)
         self.root, self.uri = root, f"sqlite:///{root}/mlflow.db"
-        self.folder = root / "searches" / "p-0123456789ab"
-        (self.folder / "trials").mkdir(parents=True)
 
     @property
     def client(self) -> MlflowClient:
         return MlflowClient(self.uri)
 
-    def write(self, status: str = "running", best: int | None = None, **more: Any) -> Path:
-        won = {
-            "trial": f"t{best}",
-            "number": best,
-            "values": {PATH: 2.0},
-            "metric": 0.9,
-            "plan_run": "plans/p/r",
-        }
+    def end(self, status: str = "done", best: int | None = None, **more: Any) -> Path:
+        """Write how it ended; `best` is the number of the winner."""
         judged = {"validation/accuracy": 0.9, "test/accuracy": 0.8, "test/errors": 200.0}
-        description = {
-            "plan": "p",
-            "fingerprint": "0123456789ab",
-            "command": "distill tune p.yaml",
-            "metric": "student.validation/accuracy",
-            "mode": "max",
-            "space": {PATH: {"loguniform": [1, 20]}},
-            "names": {PATH: "temperature"},
-            "searcher": {"name": "tpe", "seed": 0},
-            "scheduler": {"name": "asha"},
-            "samples": 4,
-            "status": status,
-            "started": START,
-            "best": None if best is None else {**won, "metrics": judged},
-            **more,
-        }
-        (self.folder / "search.json").write_text(json.dumps(description))
-        return self.folder
+        won = {"trial": f"t{best}", "number": best, "values": {PATH: 2.0}, "metric": 0.9, "metrics": judged}
+        return self.write(status, best=None if best is None else {**won, "plan_run": "plans/p/r"}, **more)
 
-    def trial(self, number: int, status: str = "done", epochs: int = 3, **more: Any) -> None:
+    def add(self, number: int, status: str = "done", epochs: int = 3, **more: Any) -> None:
         """The metric after epoch e is (number + e) / 10."""
-        curve = {str(epoch): (number + epoch) / 10 for epoch in range(1, epochs + 1)}
-        values = {
+        told = {
             "id": f"t{number}",
             "number": number,
-            "values": {PATH: 1.5 * number},
-            "status": status,
             "metric": (number + epochs) / 10 if epochs else None,
-            "epochs": curve,
+            "epochs": {epoch: (number + epoch) / 10 for epoch in range(1, epochs + 1)},
             "metrics": {"validation/loss": 0.5} if status == "done" else {},
             "seconds": 7.0,
             "started": START + number,
             "finished": None if status == "running" else START + number + 8,
             "stages": {"student": f"stages/distill-{number}"},
-            "error": None,
             **more,
         }
-        (self.folder / "trials" / f"t{number}.json").write_text(json.dumps(values))
+        self.trial({PATH: 1.5 * number}, told.pop("metric"), status, **told)
 
     def runs(self) -> dict[str, Any]:
         """MLflow's runs by name; a name that comes twice fails the test."""
@@ -119,15 +91,15 @@ def search(tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> S
 
 def write_all(search: Search) -> Path:
     """A search that is over: one trial of each outcome, and a best one."""
-    search.trial(1)
-    search.trial(2)
-    search.trial(3, "stopped_early", epochs=1)
-    search.trial(4, "failed", epochs=0, error="the loss is NaN", seconds=0.0)
+    search.add(1)
+    search.add(2)
+    search.add(3, "stopped_early", epochs=1)
+    search.add(4, "failed", epochs=0, error="the loss is NaN", seconds=0.0)
     (search.folder / "best.yaml").write_text("name: p-best\n")
     (search.folder / "report.html").write_text("report")
     (search.folder / "plots").mkdir()
     (search.folder / "plots" / "over-time.png").write_bytes(b"picture")
-    return search.write("done", best=2)
+    return search.end("done", best=2)
 
 
 def test_trials_are_nested_below_their_search_with_the_searched_values_as_params(search: Search) -> None:
@@ -140,7 +112,7 @@ def test_trials_are_nested_below_their_search_with_the_searched_values_as_params
     assert found["trial 02"].data.params == {"temperature": "3.0"}
     assert found["trial 02"].data.tags["stage.student"] == "stages/distill-2"
     assert parent.data.params == {
-        f"space/{PATH}": "loguniform [1, 20]",
+        f"space/{PATH}": "loguniform [1.0, 20.0]",
         "searcher.name": "tpe",
         "searcher.seed": "0",
     }
@@ -166,8 +138,8 @@ def test_curves_and_the_final_judgement_are_metrics_of_a_trial(search: Search) -
 
 
 def test_a_trial_judged_by_another_epoch_than_its_last_shows_that_value(search: Search) -> None:
-    search.trial(1, metric=0.7)
-    mirror(search.write("done"), search.root)
+    search.add(1, metric=0.7)
+    mirror(search.end("done"), search.root)
     assert search.runs()["trial 01"].data.metrics["validation/accuracy"] == 0.7
 
 
@@ -215,14 +187,19 @@ def test_report_plots_and_best_plan_are_artifacts_of_the_search(search: Search) 
 def test_segments_of_a_population_are_named_and_tagged_by_member_and_round(search: Search) -> None:
     places = [(0, 0, None), (1, 0, None), (0, 1, None), (1, 1, 0)]
     for number, (member, turn, donor) in enumerate(places, start=1):
-        segment = {"member": member, "round": turn, "donor": donor, "rounds": 2, "start": turn, "history": {}}
+        segment = {
+            "member": member,
+            "round": turn,
+            "donor": donor,
+            "rounds": 2,
+            "start": turn,
+            "until": None,
+            "history": {},
+        }
         name = f"member-{member + 1:02d}-round-{turn + 1}"
-        search.trial(number, epochs=1, id=name, segment=segment, metric=(9 - number) / 10)
-        (search.folder / "trials" / f"t{number}.json").rename(search.folder / "trials" / f"{name}.json")
-    folder = search.write("done", best=4, scheduler={"name": "pbt"})
-    description = json.loads((folder / "search.json").read_text())
-    description["best"]["trial"] = "member-02-round-2"
-    (folder / "search.json").write_text(json.dumps(description))
+        search.add(number, epochs=1, id=name, segment=segment, metric=(9 - number) / 10)
+    folder = search.end("done", best=4, scheduler={"name": "pbt"})
+    search.write(best=search.about["best"] | {"trial": "member-02-round-2"})
     mirror(folder, search.root, search.uri)
     runs = search.runs()
     assert set(runs) == {"p", *(f"member-0{member + 1}-round-{turn + 1}" for member, turn, _ in places)}
@@ -241,23 +218,23 @@ def test_segments_of_a_population_are_named_and_tagged_by_member_and_round(searc
 
 
 def test_a_search_that_goes_on_continues_its_runs(search: Search) -> None:
-    search.trial(1)
-    search.trial(2, "interrupted", epochs=2)
-    first = mirror(search.write("interrupted", best=1), search.root)
+    search.add(1)
+    search.add(2, "interrupted", epochs=2)
+    first = mirror(search.end("interrupted", best=1), search.root)
     assert {name: run.info.status for name, run in search.runs().items()} == {
         "p": "KILLED",
         "trial 01": "FINISHED",
         "trial 02": "KILLED",
     }
-    search.trial(2, "running", epochs=2)
-    again = mirror(search.write("running", samples=5), search.root)
+    search.add(2, "running", epochs=2)
+    again = mirror(search.end("running", samples=5), search.root)
     assert (again.run_id, again.is_complete) == (first.run_id, False)
     found = search.runs()
     assert (found["p"].info.status, found["trial 02"].info.status) == ("RUNNING", "RUNNING")
     assert found["p"].data.tags["samples"] == "5"
-    search.trial(2)
-    search.trial(3)
-    assert mirror(search.write("done", best=3, samples=5), search.root).is_complete
+    search.add(2)
+    search.add(3)
+    assert mirror(search.end("done", best=3, samples=5), search.root).is_complete
     found = search.runs()
     assert {run.info.status for run in found.values()} == {"FINISHED"}
     assert search.curve("trial 02") == [(1, 0.3), (2, 0.4), (3, 0.5)]
@@ -336,8 +313,8 @@ def test_sync_sends_what_a_server_that_was_down_did_not_get(search: Search) -> N
 
 
 def test_sync_closes_the_runs_of_a_dead_driver(search: Search) -> None:
-    search.trial(1, "running", epochs=2)
-    search.write("running")
+    search.add(1, "running", epochs=2)
+    search.end("running")
     assert len(list(sync(search.root))) == 1
     found = search.runs()
     assert {run.info.status for run in found.values()} == {"KILLED"}
@@ -345,21 +322,21 @@ def test_sync_closes_the_runs_of_a_dead_driver(search: Search) -> None:
 
 
 def test_a_trial_deleted_in_mlflow_does_not_hold_up_the_others(search: Search) -> None:
-    search.trial(1, "running", epochs=1)
-    search.trial(2, "running", epochs=1)
-    mirror(search.write("running"), search.root)
+    search.add(1, "running", epochs=1)
+    search.add(2, "running", epochs=1)
+    mirror(search.end("running"), search.root)
     search.client.delete_run(search.runs()["trial 01"].info.run_id)
-    search.trial(1)
-    search.trial(2)
-    result = mirror(search.write("done", best=1), search.root)
+    search.add(1)
+    search.add(2)
+    result = mirror(search.end("done", best=1), search.root)
     assert (result.is_complete, result.problem) == (True, None)
     assert search.curve("trial 02") == [(1, 0.3), (2, 0.4), (3, 0.5)]
 
 
 def test_a_record_that_cannot_be_read_is_left_out(search: Search) -> None:
-    search.trial(1)
+    search.add(1)
     (search.folder / "trials" / "t2.json").write_text("{ torn")
-    assert mirror(search.write("done"), search.root).is_complete
+    assert mirror(search.end("done"), search.root).is_complete
     assert sorted(search.runs()) == ["p", "trial 01"]
 
 
@@ -403,7 +380,7 @@ def test_a_server_of_another_major_version_is_told_of_once_with_the_way_out(
     monkeypatch.setattr(background_module, "PERIOD", 0.05)
     uri = server(version)
     for _ in range(2):
-        mirroring = Mirror(search.write("done"), search.root, uri)
+        mirroring = Mirror(search.end("done"), search.root, uri)
         mirroring.start()
         mirroring.finish()
     told = [record.getMessage() for record in caplog.records if "runs MLflow" in record.getMessage()]

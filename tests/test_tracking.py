@@ -1,7 +1,6 @@
-"""Tracking against folders written here by hand, and MLflow databases copied from one that is made once."""
+"""Tracking against folders as runs leave them, and MLflow databases copied from one that is made once."""
 
 import base64
-import hashlib
 import http.server
 import json
 import os
@@ -19,12 +18,14 @@ import numpy as np
 import pytest
 import sqlalchemy
 import torch
+from built_runs import START, BuiltRun, BuiltSearch, begin_stage, fingerprint_of, finish_stage
 from mlflow import MlflowClient
 from mlflow.tracking._tracking_service.utils import _artifact_repos_cache as artifact_repositories
 from safetensors.torch import save_file
 
 from raydistill.errors import DistillError
 from raydistill.models.build import build_model
+from raydistill.runs.folder import StageFolder
 from raydistill.tracking import Mirror, exported_model, mirror, own_store, store, sync
 from raydistill.tracking import background as background_module
 from raydistill.tracking import students as students_module
@@ -41,7 +42,6 @@ pytestmark = [
 ]
 
 NOWHERE = "http://127.0.0.1:9"
-START = 1_795_000_000.0
 
 
 # --- folders as a run leaves them -----------------------------------------------------------------------------------
@@ -60,49 +60,26 @@ class Runs:
         return MlflowClient(self.uri)
 
     def stage(self, name: str, kind: str = "train", **config: Any) -> Path:
-        folder = self.root / "stages" / f"{kind}-{fingerprint(name)}"
-        folder.mkdir(parents=True, exist_ok=True)
-        identity = {"kind": kind, "version": 1, "task": {"name": "digits"}, "config": config or {"epochs": 3}}
-        write(folder / "config.json", identity)
-        return folder
+        """The folder of a stage that has begun."""
+        return begin_stage(self.root, name, kind, {"name": "digits"}, config or {"epochs": 3}).path
 
-    def record(
-        self, folder: Path, status: str = "done", payload: Mapping[str, str] | None = None, **more: Any
-    ) -> None:
-        metrics = (
-            {"validation/accuracy": 0.75, "test/accuracy": 0.5, "test/errors": 5.0}
-            if status == "done"
-            else {}
-        )
-        values = {
-            "status": status,
-            "seconds": 8.0,
-            "finished": START + 8,
-            "metrics": metrics,
-            "payload": payload or {},
-        }
-        write(folder / "record.json", {**values, "git_commit": "c0ffee", "parameters": 42, **more})
+    def record(self, folder: Path, error: str | None = None, accuracy: float = 0.75, **more: Any) -> None:
+        """Say how the stage ended, after eight seconds."""
+        metrics = {"validation/accuracy": accuracy, "test/accuracy": 0.5, "test/errors": 5.0}
+        told = {"metrics": {} if error else metrics, "parameters": 42, "seconds": 8.0, "finished": START + 8}
+        finish_stage(StageFolder(folder), error=error, **told | more)
 
     def run(
-        self, run_id: str, status: str = "done", /, plan: str = "p", tracking: str = "{}", **stages: Any
+        self, run_id: str, status: str = "done", /, plan: str = "p", tracking: Any = None, **stages: Any
     ) -> Path:
-        """`stages`: name → status, or (status, role, reads, accuracy)."""
-        folder = self.root / "plans" / plan / run_id
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "plan.yaml").write_text(f"name: {plan}\ntracking: {tracking}\n")
-        nodes, entries = [], {}
+        """`stages`: name → status, or (status, role, reads). Whoever wants records writes them before."""
+        run = BuiltRun(self.root, {"name": "digits"}, plan=plan, run_id=run_id, tracking=tracking)
         for name, told in stages.items():
-            state, role, reads, accuracy = told if isinstance(told, tuple) else (told, "teacher", [], 0.5)
-            kind = "distill" if role == "student" else "train"
-            place = {"folder": f"stages/{kind}-{fingerprint(name)}", "fingerprint": fingerprint(name)}
-            nodes.append({"name": name, "stage": name, "kind": kind, "reads": reads, "role": role, **place})
-            metrics = {"validation/accuracy": accuracy, "test/accuracy": 0.5, "test/errors": 5}
-            entries[name] = {"status": state} | ({"metrics": metrics} if state in ("done", "cached") else {})
-            if state == "failed":
-                entries[name]["error"] = "the loss is NaN"
-        write(folder / "graph.json", {"plan": plan, "run_id": run_id, "nodes": nodes, "order": list(stages)})
-        write(folder / "results.json", {"status": status, "stages": entries})
-        return folder
+            state, role, reads = told if isinstance(told, tuple) else (told, "teacher", [])
+            kind = "distill" if role in ("student", "assistant") else "train"
+            error = "the loss is NaN" if state == "failed" else None
+            run.stage(name, kind, role=role, reads=reads, status=state, error=error, is_recorded=False)
+        return run.write(status)
 
     def runs(self) -> dict[str, Any]:
         """MLflow's runs by name; a name that comes twice fails the test."""
@@ -117,10 +94,6 @@ class Runs:
         """(step, value) of every point of a metric, doubles included."""
         run_id = self.runs()[stage].info.run_id
         return sorted((point.step, point.value) for point in self.client.get_metric_history(run_id, key))
-
-
-def fingerprint(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()[:12]
 
 
 def write(path: Path, value: Any) -> None:
@@ -163,14 +136,11 @@ def test_importing_tracking_does_not_import_mlflow() -> None:
 
 def test_a_stage_is_a_child_of_its_plan_run_with_its_config_as_params(runs: Runs) -> None:
     config = {"epochs": 3, "student": {"name": "mlp", "options": {"widths": [30, 30]}}, "clip_norm": None}
-    config["teachers"] = [{"input": fingerprint("teacher")}]
+    config["teachers"] = [{"input": fingerprint_of("teacher")}]
     runs.record(runs.stage("teacher"))
     runs.record(runs.stage("student", "distill", **config))
     # Its role is not `student`: nothing is to be exported here.
-    graph = runs.run("r1", teacher="done", student=("done", "assistant", ["teacher"], 0.5))
-    values = json.loads((graph / "graph.json").read_text())
-    values["nodes"][1] |= {"kind": "distill", "folder": f"stages/distill-{fingerprint('student')}"}
-    write(graph / "graph.json", values)
+    graph = runs.run("r1", teacher="done", student=("done", "assistant", ["teacher"]))
 
     result = mirror(graph, runs.root)
 
@@ -188,8 +158,8 @@ def test_a_stage_is_a_child_of_its_plan_run_with_its_config_as_params(runs: Runs
         "task": "digits",
     }
     tags = found["student"].data.tags
-    assert tags["fingerprint"] == fingerprint("student")
-    assert tags["reads.teacher"] == fingerprint("teacher")
+    assert tags["fingerprint"] == fingerprint_of("student")
+    assert tags["reads.teacher"] == fingerprint_of("teacher")
     assert (tags["kind"], tags["role"], tags["git_commit"]) == ("distill", "assistant", "c0ffee")
     assert found["r1"].data.metrics["teacher/test/accuracy"] == 0.5
     assert found["student"].info.end_time - found["student"].info.start_time == 8000
@@ -198,7 +168,7 @@ def test_a_stage_is_a_child_of_its_plan_run_with_its_config_as_params(runs: Runs
 
 def test_how_stages_ended_shows_in_their_status(runs: Runs) -> None:
     runs.record(runs.stage("good"))
-    runs.record(runs.stage("bad"), "failed", error="the loss is NaN", traceback="Traceback: here")
+    runs.record(runs.stage("bad"), "the loss is NaN", traceback="Traceback: here")
     (runs.stage("halted") / "metrics.jsonl").write_text(lines(1))
     folder = runs.run(
         "r1", "failed", good="done", bad="failed", halted="stopped", later="skipped", never="waiting"
@@ -236,7 +206,7 @@ def test_a_store_that_is_new_shows_cached_stages_below_the_run_that_found_them(
     assert mirror(runs.run("r1", teacher="done"), runs.root).is_complete
     shutil.copy(template, tmp_path / "other.db")
     runs.uri = f"sqlite:///{tmp_path / 'other.db'}"
-    again = runs.run("r2", teacher="cached", student=("cached", "student", ["teacher"], 0.5))
+    again = runs.run("r2", teacher="cached", student=("cached", "student", ["teacher"]))
     for _ in range(2):
         assert mirror(again, runs.root, runs.uri).is_complete
     found = runs.runs()
@@ -261,11 +231,7 @@ def test_sync_fills_a_new_store_with_all_that_the_root_knows_once(
     first = runs.run("20260102-1", plan="z", teacher="done")
     assert mirror(first, runs.root).is_complete
     assert mirror(runs.run("20260103-1", plan="a", teacher="cached"), runs.root).is_complete
-    search = runs.root / "searches" / "z-0123456789ab"
-    search.mkdir(parents=True)
-    told = {"fingerprint": "0123456789ab", "metric": "teacher.validation/accuracy", "mode": "max"}
-    kinds = {"searcher": {"name": "random"}, "scheduler": {"name": "none"}, "samples": 1, "space": {}}
-    write(search / "search.json", {"plan": "z", "status": "done", "started": START, **told, **kinds})
+    BuiltSearch(runs.root, {}, plan="z")
     shutil.copy(template, tmp_path / "other.db")
     before, runs.uri = runs.uri, f"sqlite:///{tmp_path / 'other.db'}"
     sent = ["z/20260102-1", "a/20260103-1", "searches/z-0123456789ab"]
@@ -281,23 +247,13 @@ def test_sync_fills_a_new_store_with_all_that_the_root_knows_once(
 
 
 def test_replicas_are_compared_by_mean_and_deviation(runs: Runs) -> None:
-    folder = runs.run("r1")
-    nodes = []
-    for index in (0, 1):
-        runs.record(runs.stage(f"t.{index}"))
-        place = {
-            "folder": f"stages/train-{fingerprint(f't.{index}')}",
-            "fingerprint": fingerprint(f"t.{index}"),
-        }
-        nodes.append(
-            {"name": f"t.{index}", "stage": "t", "kind": "train", "reads": [], "role": "teacher", **place}
-        )
-    member = {"status": "done", "metrics": {"test/accuracy": 0.5}}
-    total = {"status": "done", "metrics": {"test/accuracy": 0.6}, "std": {"test/accuracy": 0.1}}
-    write(folder / "graph.json", {"plan": "p", "run_id": "r1", "nodes": nodes})
-    write(folder / "results.json", {"status": "done", "stages": {"t.0": member, "t.1": member, "t": total}})
-    mirror(folder, runs.root)
-    assert runs.runs()["r1"].data.metrics == {"t/test/accuracy": 0.6, "t/test/accuracy/std": 0.1}
+    run = BuiltRun(runs.root, plan="p", run_id="r1")
+    for index, accuracy in enumerate((0.5, 0.7)):
+        run.stage(f"t.{index}", metrics={"test/accuracy": accuracy})
+    mirror(run.write(), runs.root)
+    # The deviations are -0.1 and 0.1; their squares sum to 0.02, over n - 1 = 1.
+    told = runs.runs()["r1"].data.metrics
+    assert told == pytest.approx({"t/test/accuracy": 0.6, "t/test/accuracy/std": 0.02**0.5})
 
 
 def test_plan_results_report_and_plots_are_artifacts(runs: Runs) -> None:
@@ -363,7 +319,7 @@ def test_places_that_are_not_those_of_a_root_stay(runs: Runs) -> None:
 
 
 def test_the_plan_names_the_experiment(runs: Runs) -> None:
-    result = mirror(runs.run("r1", tracking="{experiment: everything}"), runs.root)
+    result = mirror(runs.run("r1", tracking={"experiment": "everything"}), runs.root)
     assert runs.client.get_experiment_by_name("everything").experiment_id == result.experiment_id
     assert list(runs.runs()) == ["p r1"]
 
@@ -372,7 +328,7 @@ def test_names_and_values_that_mlflow_refuses_are_made_acceptable(runs: Runs) ->
     folder = runs.stage("teacher", note="x" * 9000, **{"odd + key": 1})
     (folder / "metrics.jsonl").write_text(lines(1, key="targets/kl/a+b"))
     runs.record(folder)
-    assert mirror(runs.run("r1", teacher=("done", "teacher", [], 0.5)), runs.root).problem is None
+    assert mirror(runs.run("r1", teacher=("done", "teacher", [])), runs.root).problem is None
     params = runs.runs()["teacher"].data.params
     assert params["odd _ key"] == "1"
     assert params["note"] == "x" * 6000
@@ -451,12 +407,12 @@ class Flaky:
 
 
 def write_two_stages(runs: Runs) -> Path:
-    for name in ("teacher", "assistant"):
-        folder = runs.stage(name)
+    for name, kind in (("teacher", "train"), ("assistant", "distill")):
+        folder = runs.stage(name, kind)
         (folder / "metrics.jsonl").write_text(lines(*range(1200)))
         (folder / "log.txt").write_text("done")
         runs.record(folder)
-    return runs.run("r1", teacher="done", assistant=("done", "assistant", ["teacher"], 0.5), other="cached")
+    return runs.run("r1", teacher="done", assistant=("done", "assistant", ["teacher"]), other="cached")
 
 
 def shown(runs: Runs) -> dict[str, Any]:
@@ -512,7 +468,7 @@ def test_a_student_is_logged_and_registered_once_though_every_call_dies(
     )
     monkeypatch.setattr(students_module, "export", export)
     runs.record(runs.stage("student", "distill"))
-    folder = runs.run("r1", tracking="{register_student_as: digits}", student=("done", "student", [], 0.5))
+    folder = runs.run("r1", tracking={"register_student_as": "digits"}, student=("done", "student", []))
     pushes = 1
     while not mirror(folder, runs.root).is_complete:
         pushes += 1
@@ -533,7 +489,7 @@ def test_a_student_that_was_exported_where_it_was_trained_is_not_exported_again(
     stage = runs.stage("student", "distill")
     (stage / "model.json").write_text("{}")
     runs.record(stage)
-    folder = runs.run("r1", student=("done", "student", [], 0.5))
+    folder = runs.run("r1", student=("done", "student", []))
     target = exported_model(folder, "student")
     target.mkdir(parents=True)
     (target / "MLmodel").write_text("what an export leaves")
@@ -648,7 +604,7 @@ def test_sync_goes_where_the_run_was_meant_for_and_says_when_it_cannot(runs: Run
 def test_one_run_that_cannot_be_sent_does_not_hold_up_the_others(runs: Runs) -> None:
     experiment = runs.client.create_experiment("gone")
     runs.client.delete_experiment(experiment)
-    runs.run("r1", plan="a", tracking="{experiment: gone}")
+    runs.run("r1", plan="a", tracking={"experiment": "gone"})
     runs.run("r2", plan="b")
     lines_sent = sync(runs.root)
     assert next(lines_sent) == f"b/r2 → {runs.uri}"
@@ -668,10 +624,8 @@ def test_the_environment_names_the_store_and_passwords_are_not_written_down(
 def test_a_run_or_search_without_tracking_is_sent_by_nobody(runs: Runs) -> None:
     runs.record(runs.stage("teacher"))
     folder = runs.run("r1", tracking="none", teacher="done")
-    search = runs.root / "searches" / "p-1"
-    search.mkdir(parents=True)
-    write(search / "search.json", {"plan": "p", "status": "done"})
-    (search / "plan.yaml").write_text("name: p\ntracking: none\n")
+    search = BuiltSearch(runs.root, {}, plan="p")
+    (search.folder / "plan.yaml").write_text("name: p\ntracking: none\n")
     assert list(sync(runs.root)) == []
     assert runs.runs() == {}
     assert not (folder / "tracking.json").exists()
@@ -786,7 +740,7 @@ def test_models_of_earlier_runs_do_not_hold_up_the_end_of_a_quick_run(
 
     monkeypatch.setattr(students_module, "export", export_for_ever)
     runs.record(runs.stage("student", "distill"))
-    runs.run("r1", plan="earlier", student=("done", "student", [], 0.5))
+    runs.run("r1", plan="earlier", student=("done", "student", []))
     mirroring = Mirror(runs.run("r2"), runs.root)
     mirroring.start()
     started = time.monotonic()
@@ -1005,7 +959,7 @@ def build(num_classes):
 """
 
 
-def write_student(runs: Runs, name: str, model: Mapping[str, Any]) -> torch.nn.Module:
+def write_student(runs: Runs, name: str, model: Mapping[str, Any], accuracy: float = 0.9) -> torch.nn.Module:
     folder = runs.stage(name, "distill")
     torch.manual_seed(len(name))
     network = build_model(model["name"], model["options"], (1, 4, 4), 3)
@@ -1015,9 +969,7 @@ def write_student(runs: Runs, name: str, model: Mapping[str, Any]) -> torch.nn.M
         folder / "model.json",
         {**description, "mean": [[[0.25]]], "std": [[[0.5]]], "task": {"name": "digits"}},
     )
-    files = ("model.safetensors", "model.json")
-    payload = {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in files}
-    runs.record(folder, payload=payload, kind="distill", fingerprint=fingerprint(name))
+    runs.record(folder, accuracy=accuracy, payload=("model.safetensors", "model.json"))
     return network.eval()
 
 
@@ -1029,9 +981,9 @@ def students(
     (tmp_path / "moody_model.py").write_text(NOT_EXPORTABLE)
     monkeypatch.syspath_prepend(str(tmp_path))
     good = write_student(runs, "good", {"name": "mlp", "options": {"widths": [8]}})
-    write_student(runs, "moody", {"name": "moody_model:build", "options": {}})
-    tracking = "{register_student_as: digits}"
-    student = {"good": ("done", "student", [], 0.9), "moody": ("done", "student", [], 0.8)}
+    write_student(runs, "moody", {"name": "moody_model:build", "options": {}}, accuracy=0.8)
+    tracking = {"register_student_as": "digits"}
+    student = {"good": ("done", "student", []), "moody": ("done", "student", [])}
     result = mirror(runs.run("r1", tracking=tracking, **student), runs.root)
     assert result.problem is None
     assert result.is_complete
@@ -1065,9 +1017,9 @@ def test_students_are_logged_as_models_or_as_weights_and_the_best_is_registered(
     kept = runs.root / "mlartifacts" / found["moody"].info.run_id / "artifacts" / "model" / "moody"
     assert sorted(path.name for path in kept.iterdir()) == ["model.json", "model.safetensors"]
 
-    again = {"good": ("cached", "student", [], 0.9), "moody": ("cached", "student", [], 0.8)}
-    mirror(runs.run("r2", tracking="{register_student_as: digits}", **again), runs.root)
-    mirror(runs.run("r3", tracking="{register_student_as: late}", **again), runs.root)
+    again = {"good": ("cached", "student", []), "moody": ("cached", "student", [])}
+    mirror(runs.run("r2", tracking={"register_student_as": "digits"}, **again), runs.root)
+    mirror(runs.run("r3", tracking={"register_student_as": "late"}, **again), runs.root)
     for name in ("digits", "late"):
         versions = runs.client.search_model_versions(f"name = '{name}'")
         assert [(version.version, version.tags["stage"]) for version in versions] == [(1, "good")]

@@ -43,7 +43,7 @@ def doctor(
     """
     if address is not None and address.startswith(("http://", "https://")):
         _doctor_as_job(plan_file, overrides, address, root, tracking_uri)
-    from raydistill.execution.doctor import Examination, examine
+    from raydistill.doctor import Examination, examine
 
     plan = None if plan_file is None else check_here(plan_file, overrides).plan
     findings = examine(Examination(root.absolute(), plan, address, tracking_uri))

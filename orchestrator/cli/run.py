@@ -77,7 +77,7 @@ def report(plan_file: Path, overrides: tuple[str, ...], root: Path) -> None:
     from raydistill.plan.load import load_plan
     from raydistill.report import write_report, write_search_report
     from raydistill.runs.plan_run import latest_run
-    from raydistill.runs.search_run import searches
+    from raydistill.runs.search_view import searches
 
     plan = load_plan(plan_file, overrides)
     folder, found = latest_run(root.absolute(), plan.name), searches(root.absolute(), plan.name)
@@ -88,7 +88,7 @@ def report(plan_file: Path, overrides: tuple[str, ...], root: Path) -> None:
     if folder is not None:
         click.echo(str(_relative(write_report(folder, root.absolute()))))
     for search in found:
-        click.echo(str(_relative(write_search_report(search))))
+        click.echo(str(_relative(write_search_report(search, root.absolute()))))
 
 
 def _check_room(graph: "Graph", address: str) -> None:

@@ -13,7 +13,7 @@ from raydistill.report.page import build_page
 from raydistill.report.story import tell
 from raydistill.runs.files import atomic_write, make_folder
 from raydistill.runs.run_files import PLOTS, REPORT
-from raydistill.runs.search_run import SearchRun
+from raydistill.runs.search_view import open_search
 from raydistill.runs.view import open_run
 
 if TYPE_CHECKING:
@@ -33,18 +33,18 @@ def write_report(plan_run_folder: Path, root: Path) -> Path:
     return _write(plan_run_folder, build_page(story, plots), plots)
 
 
-def write_search_report(run: SearchRun) -> Path:
+def write_search_report(folder: Path, root: Path) -> Path:
     """Write `report.html` and `plots/*.png` into the folder of a search. `StoreError` when it has no description."""
     from raydistill.report.importance import measure_importance
     from raydistill.report.plot_search import search_drawings
     from raydistill.report.plots import finished
     from raydistill.report.search_page import build_search_page
-    from raydistill.report.search_story import read_search
+    from raydistill.report.search_story import tell_search
 
-    story = read_search(run)
+    story = tell_search(open_search(folder, root))
     importance = measure_importance(story)
     plots = finished(search_drawings(story, importance))
-    return _write(run.folder, build_search_page(story, importance, plots), plots)
+    return _write(folder, build_search_page(story, importance, plots), plots)
 
 
 def _write(folder: Path, page: str, plots: "Sequence[Plot]") -> Path:

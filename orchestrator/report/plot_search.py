@@ -33,7 +33,7 @@ def search_drawings(story: SearchStory, importance: Importance) -> Iterable[Draw
     if importance.means:
         title = "Which options mattered"
         yield "importance", "importance", title, draw_importance(story, importance)
-    if story.is_population:
+    if story.view.is_population:
         yield from population_drawings(story)
         return
     if max(len(trial.epochs) for trial in story.measured) > 1:
@@ -102,7 +102,7 @@ def draw_values(story: SearchStory, axis: Axis) -> Figure:
     """The metric against one option. Hollow: stopped early; a triangle at the edge: beyond it."""
     figure, axes = one_panel(3.9, 2.9)
     _draw_points(axes, story, {trial.id: _position(axis, trial) for trial in story.measured})
-    own = story.own.get(axis.path)
+    own = story.view.about.own.get(axis.path)
     if own is not None and _is_within(axis, own):
         axes.axvline(_coordinate(axis, own), color=light("baseline"), lw=1, linestyle=(0, (3, 2)), zorder=0)
     if axis.domain.choice is not None:

@@ -39,28 +39,27 @@ def build_search_page(story: SearchStory, importance: Importance, plots: "Sequen
         _curves(story, plots),
         _reproduce(story),
     ]
-    return document(f"{story.plan} · search {story.description['fingerprint']}", sections)
+    return document(f"{story.view.plan} · search {story.view.about.fingerprint}", sections)
 
 
 def _head(story: SearchStory) -> str:
-    status = str(story.description["status"])
-    description = story.description
+    about, status = story.view.about, story.view.status
     parts = [
-        f"Search {description['fingerprint']}",
-        duration(float(description.get("seconds") or 0.0)),
-        f"{_counted(story)} of {count(description['samples'])} trials",
-        f"{_word(story)} {story.metric} of {story.stage}",
-        f"searcher {description['searcher']['name']}",
-        f"scheduler {description['scheduler']['name']}",
+        f"Search {about.fingerprint}",
+        duration(about.seconds),
+        f"{_counted(story)} of {count(about.samples)} trials",
+        f"{_word(story)} {story.metric} of {story.view.stage}",
+        f"searcher {about.searcher.name}",
+        f"scheduler {about.scheduler.name}",
     ]
     return (
-        f'<h1>{escape(story.plan)}<span class="status {TONES.get(status, "muted")}">{escape(status)}</span></h1>'
+        f'<h1>{escape(story.view.plan)}<span class="status {TONES.get(status, "muted")}">{escape(status)}</span></h1>'
         f'<p class="facts">{escape(" · ".join(parts))}</p>'
     )
 
 
 def _word(story: SearchStory) -> str:
-    return "highest" if story.mode == "max" else "lowest"
+    return "highest" if story.view.about.mode == "max" else "lowest"
 
 
 def _counted(story: SearchStory) -> str:
@@ -75,7 +74,7 @@ def _lead(story: SearchStory) -> str:
         f"<b>{called(best).capitalize()}</b> is the best of {_rivals(story)}:"
         f" <b>{escape(story.shown_values(best.values))}</b> reached <b>{story.shown(best.metric)}</b>"
         f" {escape(story.metric)}.",
-        _lineage_sentence(story, best) if story.is_population else _own_sentence(story, best),
+        _lineage_sentence(story, best) if story.view.is_population else _own_sentence(story, best),
         _test_sentence(story),
     ]
     return f'<p class="lead">{" ".join(filter(None, sentences))}</p><p>{_precision(story, best)}</p>'
@@ -83,7 +82,7 @@ def _lead(story: SearchStory) -> str:
 
 def _rivals(story: SearchStory) -> str:
     """Whom the best was compared with."""
-    return f"{count(len(story.done))} members" if story.is_population else _counted(story)
+    return f"{count(len(story.done))} members" if story.view.is_population else _counted(story)
 
 
 def _lineage_sentence(story: SearchStory, best: TrialRecord) -> str:
@@ -114,9 +113,9 @@ def _own_sentence(story: SearchStory, best: TrialRecord) -> str:
             f"The plan’s own values ({escape(story.shown_values(own.values))}, trial {own.number}) reached"
             f" {story.shown(own.metric)}."
         )
-    if len(story.own) < len(story.axes):
+    if len(story.view.about.own) < len(story.axes):
         return ""
-    return f"The plan’s own values ({escape(story.shown_values(story.own))}) were not tried."
+    return f"The plan’s own values ({escape(story.shown_values(story.view.about.own))}) were not tried."
 
 
 def _test_sentence(story: SearchStory) -> str:
@@ -135,7 +134,7 @@ def _test_sentence(story: SearchStory) -> str:
 
 def _precision(story: SearchStory, best: TrialRecord) -> str:
     """How much of the lead may be luck."""
-    replicas = int(story.description.get("replicas") or 1)
+    replicas = story.view.about.replicas
     mean_of = f" Values are means over {replicas} replicas." if replicas > 1 else ""
     chosen = (
         f"The best of many trials is partly the luckiest: its {escape(story.metric)} was chosen for being the"
@@ -170,7 +169,7 @@ def _failures(story: SearchStory) -> str:
     for trial in story.failed:
         reasons.setdefault(trial.error or "No reason was recorded.", []).append(trial)
     parts = [_failure(story, reason, trials) for reason, trials in reasons.items()]
-    folder = story.run.folder / "trials"
+    folder = story.view.folder / "trials"
     return (
         f'<h2 id="failures">Trials that failed</h2>{"".join(parts)}'
         '<p class="note">A trial that failed counts as tried and is not repeated. To try one again when its reason is'
@@ -251,7 +250,7 @@ def _space(story: SearchStory) -> str:
     )
     rows = "".join(
         f"<tr><td>{escape(axis.name)}</td><td>{escape(_domain(axis.domain.kind, axis.domain.ends))}</td>"
-        f"{number(escape(short(story.own[axis.path])) if axis.path in story.own else '–')}"
+        f"{number(escape(short(story.view.about.own[axis.path])) if axis.path in story.view.about.own else '–')}"
         f"{number(escape(short(story.best.values[axis.path])) if story.best else '–')}"
         f"<td class=aside><code>{escape(axis.path)}</code></td></tr>"
         for axis in story.axes
@@ -338,11 +337,10 @@ def _curves(story: SearchStory, plots: "Sequence[Plot]") -> str:
 
 
 def _reproduce(story: SearchStory) -> str:
-    run, description = story.run, story.description
-    best = shlex.join(["distill", "run", str(run.best_plan), "--runs", str(run.root)])
-    command = str(description.get("command") or "")
-    wrote = run.best_plan.exists()
-    plan = f"<details><summary>The plan</summary><pre>{escape(story.plan_text)}</pre></details>"
+    view, command = story.view, story.view.about.command
+    best = shlex.join(["distill", "run", str(view.best_plan), "--runs", str(view.root)])
+    wrote = view.best_plan.exists()
+    plan = f"<details><summary>The plan</summary><pre>{escape(view.plan_text)}</pre></details>"
     return (
         '<h2 id="reproduce">Go on from here</h2>'
         + (
@@ -351,37 +349,31 @@ def _reproduce(story: SearchStory) -> str:
             else ""
         )
         + (f"<p>{_more(story)}</p><pre class=wrap>{escape(command)}</pre>" if command else "")
-        + f"<dl>{_facts(story)}</dl>{plan if story.plan_text else ''}"
+        + f"<dl>{_facts(story)}</dl>{plan if view.plan_text else ''}"
     )
 
 
 def _more(story: SearchStory) -> str:
-    if story.is_population:
+    if story.view.is_population:
         return "Another population: the same command with another <code>search.scheduler.seed</code>."
     return "More trials: the same command with a larger <code>search.samples</code>."
 
 
 def _facts(story: SearchStory) -> str:
-    description = story.description
     facts = {
-        "Plan runs": ", ".join(_plan_run(story, path) for path in _plan_runs(story)),
+        "Plan runs": ", ".join(_plan_run(story, path) for path in story.view.plan_runs),
         "Trials": escape(_outcomes(story)),
-        "Fingerprint": f"<code>{escape(str(description['fingerprint']))}</code>",
-        "Storage root": escape(str(story.run.root)),
+        "Fingerprint": f"<code>{escape(story.view.about.fingerprint)}</code>",
+        "Storage root": escape(str(story.view.root)),
     }
     return "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts.items() if value)
 
 
-def _plan_runs(story: SearchStory) -> list[str]:
-    best = story.description.get("best") or {}
-    return [*story.description.get("plan_runs", []), *filter(None, [best.get("plan_run")])]
-
-
 def _plan_run(story: SearchStory, path: str) -> str:
     """A plan run of the search; a link to its report where there is one."""
-    report = story.run.root / path / "report.html"
+    report = story.view.root / path / "report.html"
     if not report.exists():
         return escape(path)
     return (
-        f'<a href="{escape(Path(os.path.relpath(report, story.run.folder)).as_posix())}">{escape(path)}</a>'
+        f'<a href="{escape(Path(os.path.relpath(report, story.view.folder)).as_posix())}">{escape(path)}</a>'
     )

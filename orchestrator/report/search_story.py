@@ -1,6 +1,6 @@
 """What there is to say about a search: its axes, its trials from the best to the worst, and what they have in common.
 
-Read from the search's own records; see `runs/search_run.py`.
+Read from the search's own records; see `runs/search_view.py`.
 """
 
 import math
@@ -10,12 +10,11 @@ from functools import cached_property
 from typing import Any
 
 from matplotlib.ticker import MaxNLocator
-from pydantic import ValidationError
 
-from raydistill.errors import StoreError
 from raydistill.plan.search import Domain
 from raydistill.report.words import percent
-from raydistill.runs.search_run import SearchRun, TrialRecord, best_first
+from raydistill.runs.search_run import TrialRecord, best_first
+from raydistill.runs.search_view import SearchView
 from raydistill.runs.search_words import short, short_names
 
 FRACTIONS = ("accuracy", "ece")
@@ -63,31 +62,14 @@ def _round_between(low: float, high: float) -> list[float]:
 class SearchStory:
     """A search as it is on disk now."""
 
-    run: SearchRun
-    description: Mapping[str, Any]
+    view: SearchView
     axes: tuple[Axis, ...]
     trials: tuple[TrialRecord, ...]
-    plan_text: str
-
-    @property
-    def plan(self) -> str:
-        """The name of the plan."""
-        return str(self.description["plan"])
-
-    @property
-    def mode(self) -> str:
-        """Whether more of the metric is better, `max`, or less."""
-        return str(self.description["mode"])
 
     @property
     def metric(self) -> str:
         """What the metric's stage calls it: `validation/accuracy`."""
-        return str(self.description["metric"]).rpartition(".")[2]
-
-    @property
-    def stage(self) -> str:
-        """The stage that is judged."""
-        return str(self.description["metric"]).rpartition(".")[0]
+        return self.view.metric
 
     @property
     def is_fraction(self) -> bool:
@@ -97,12 +79,7 @@ class SearchStory:
     @cached_property
     def ranked(self) -> list[TrialRecord]:
         """Finished trials from the best to the worst, then those stopped early, then the rest."""
-        return best_first(self.trials, self.mode)
-
-    @property
-    def is_population(self) -> bool:
-        """Whether trials are segments of a population's members."""
-        return bool(self.description["scheduler"]["name"] == "pbt")
+        return best_first(self.trials, self.view.about.mode)
 
     @cached_property
     def last_round(self) -> int:
@@ -138,27 +115,23 @@ class SearchStory:
         return self.done[0] if self.done else None
 
     @property
-    def own(self) -> Mapping[str, Any]:
-        """The plan's own values by path, where it says any."""
-        return dict(self.description.get("own") or {})
-
-    @property
     def own_trial(self) -> TrialRecord | None:
         """The trial of the plan's own values, if they were tried."""
-        found = (trial for trial in self.done if trial.values == self.own and trial.segment is None)
+        found = (
+            trial for trial in self.done if trial.values == self.view.about.own and trial.segment is None
+        )
         return next(found, None)
 
     @property
     def judged(self) -> Mapping[str, float]:
         """The winner's final judgement, that on the test split included; empty before there is one."""
-        best = self.description.get("best") or {}
-        is_current = self.best is not None and best.get("trial") == self.best.id
-        return dict(best.get("metrics") or {}) if is_current else {}
+        told = self.view.about.best
+        return told.metrics if told and self.best and told.trial == self.best.id else {}
 
     @property
     def sign(self) -> float:
         """1 when more is better, -1 when less is."""
-        return 1.0 if self.mode == "max" else -1.0
+        return 1.0 if self.view.about.mode == "max" else -1.0
 
     @property
     def standard_error(self) -> float | None:
@@ -208,17 +181,8 @@ def metric_limits(values: Sequence[float], sign: float) -> tuple[float, float]:
     return ends[0], ends[1]
 
 
-def read_search(run: SearchRun) -> SearchStory:
-    """Read a search; `StoreError` when its description is missing or damaged."""
-    description = run.description()
-    try:
-        names = short_names(list(description["space"]))
-        axes = tuple(
-            Axis(path, names[path], Domain.model_validate(domain))
-            for path, domain in description["space"].items()
-        )
-    except (KeyError, AttributeError, ValidationError) as error:
-        raise StoreError(f"`{run.folder / 'search.json'}` is missing or damaged: {error!r}") from error
-    plan = run.folder / "plan.yaml"
-    text = plan.read_text(encoding="utf-8") if plan.exists() else ""
-    return SearchStory(run, description, axes, tuple(run.trials()), text)
+def tell_search(view: SearchView) -> SearchStory:
+    """Work out what there is to say."""
+    names = short_names(list(view.about.space))
+    axes = tuple(Axis(path, names[path], domain) for path, domain in view.about.space.items())
+    return SearchStory(view, axes, tuple(view.trials()))

@@ -117,6 +117,14 @@ def read_json(path: Path) -> Any:
         raise StoreError(f"`{path}` is damaged: {error}") from error
 
 
+def read_text(path: Path) -> str:
+    """What a text file says; empty when it is not there."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
 def read_as(shape: type[Shape], path: Path) -> Shape:
     """Read a JSON file of a known shape; `StoreError` names the file, and the place in it that is damaged."""
     try:

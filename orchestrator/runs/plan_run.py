@@ -25,7 +25,17 @@ from raydistill.runs.data_files import write_listings
 from raydistill.runs.files import atomic_write, make_folder, read_json, replaced_file, write_json
 from raydistill.runs.folder import StageFolder
 from raydistill.runs.record import Record
-from raydistill.runs.run_files import GRAPH, PLAN, PLOTS, REPORT, RESULTS, SUCCEEDED, SURVEY, Status
+from raydistill.runs.run_files import (
+    GRAPH,
+    PLAN,
+    PLOTS,
+    REPORT,
+    RESULTS,
+    SUCCEEDED,
+    SURVEY,
+    GraphNode,
+    Status,
+)
 
 RUNS_BACK = 20  # an earlier run than the last one may have made, or shown, what that left out
 FastDumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
@@ -115,7 +125,7 @@ class PlanRun:
         return self._records[node.name]
 
 
-def stage_entry(node: Node, state: NodeState, record: Record | None) -> dict[str, Any]:
+def stage_entry(node: Node | GraphNode, state: NodeState, record: Record | None) -> dict[str, Any]:
     """One stage of `results.json`."""
     entry: dict[str, Any] = {
         "stage": node.kind,

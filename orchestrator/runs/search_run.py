@@ -11,17 +11,19 @@ based training says which member's it is, and of which round. What its stages ma
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from raydistill.errors import StoreError
 from raydistill.plan.fingerprint import digest
-from raydistill.runs.files import json_text, make_folder, read_json, replaced_file, write_json
+from raydistill.runs.files import json_text, make_folder, read_as, replaced_file, write_json
 
 TrialStatus = Literal["running", "done", "stopped_early", "failed", "interrupted"]
+SEARCH, BEST_PLAN, TRIALS = "search.json", "best.yaml", "trials"
 OVER: frozenset[TrialStatus] = frozenset({"done", "stopped_early", "failed"})
 
 
@@ -96,26 +98,21 @@ class SearchRun:
     def __init__(self, root: Path, plan_name: str, fingerprint: str) -> None:
         self.root = root
         self.folder = root / "searches" / f"{plan_name}-{fingerprint}"
-        self.best_plan = self.folder / "best.yaml"
+        self.best_plan = self.folder / BEST_PLAN
         self.stop_file = self.folder / "stop"
 
     def begin(self) -> None:
         """Make the folder."""
-        make_folder(self.folder / "trials")
+        make_folder(self.folder / TRIALS)
         self.stop_file.unlink(missing_ok=True)
 
     def write(self, description: Mapping[str, Any]) -> None:
         """Replace `search.json`."""
-        write_json(self.folder / "search.json", dict(description))
-
-    def description(self) -> dict[str, Any]:
-        """What `search.json` says; empty before a first run."""
-        path = self.folder / "search.json"
-        return dict(read_json(path)) if path.exists() else {}
+        write_json(self.folder / SEARCH, dict(description))
 
     def write_trial(self, record: TrialRecord) -> None:
         """Replace a trial's record. Only one that is over waits for the disk: the others are soon replaced."""
-        path, values = self.folder / "trials" / f"{record.id}.json", record.model_dump(mode="json")
+        path, values = self.folder / TRIALS / f"{record.id}.json", record.model_dump(mode="json")
         if record.is_over:
             write_json(path, values)
             return
@@ -123,14 +120,8 @@ class SearchRun:
             temporary.write_text(json_text(values), encoding="utf-8")
 
     def trials(self) -> list[TrialRecord]:
-        """All trials in the order of their numbers. A record that cannot be read is no record: it is tried again."""
-        found = []
-        for path in sorted((self.folder / "trials").glob("*.json")):
-            try:
-                found.append(TrialRecord.model_validate(read_json(path)))
-            except (StoreError, ValidationError):
-                continue
-        return sorted(found, key=lambda record: record.number)
+        """All trials in the order of their numbers."""
+        return read_trials(self.folder)
 
     def interrupt_running(self) -> None:
         """What a driver that died left as running is interrupted."""
@@ -139,11 +130,15 @@ class SearchRun:
                 self.write_trial(record.model_copy(update={"status": "interrupted"}))
 
 
-def searches(root: Path, plan_name: str) -> list[SearchRun]:
-    """All searches of a plan, the latest last."""
-    files = (root / "searches").glob(f"{plan_name}-{'[0-9a-f]' * 12}/search.json")
-    found = [path.parent.name for path in sorted(files, key=lambda path: path.stat().st_mtime)]
-    return [SearchRun(root, plan_name, name.removeprefix(f"{plan_name}-")) for name in found]
+def read_trials(folder: Path, but: Collection[str] = ()) -> list[TrialRecord]:
+    """The trials of a search, but for some, by their numbers. A record that cannot be read is no record: it is tried
+    again."""
+    found = []
+    for path in sorted((folder / TRIALS).glob("*.json")):
+        if path.stem not in but:
+            with suppress(StoreError):
+                found.append(read_as(TrialRecord, path))
+    return sorted(found, key=lambda record: record.number)
 
 
 def best_first(records: Iterable[TrialRecord], mode: str) -> list[TrialRecord]:

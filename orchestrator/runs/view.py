@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from raydistill.errors import StoreError
 from raydistill.plan.stage import StageConfig
-from raydistill.runs.files import read_as, read_json
+from raydistill.runs.files import read_as, read_json, read_text
 from raydistill.runs.folder import CONFIG, METRICS, RECORD, StageFolder
 from raydistill.runs.record import Record
 from raydistill.runs.run_files import (
@@ -130,7 +130,7 @@ class StageView:
     @cached_property
     def progress(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl`, without those that a crash tore."""
-        return list(_lines(_read_text(self.folder.path / METRICS)))
+        return list(_lines(read_text(self.folder.path / METRICS)))
 
     def curve(self, name: str) -> Curve:
         """A metric by epoch, or by step where no epoch was written. Values that are not finite are left out."""
@@ -173,9 +173,25 @@ class RunView:
         return self.results.seconds
 
     @property
+    def key(self) -> str:
+        """What names it among all runs and searches: `mnist/20261126-120000-1f0c`."""
+        return f"{self.plan}/{self.run_id}"
+
+    @property
+    def started(self) -> float:
+        """Unix time in seconds: the graph is written once, when the run begins."""
+        return (self.folder / GRAPH).stat().st_mtime
+
+    @property
+    def ended(self) -> float:
+        """Unix time in seconds of the last word on the results."""
+        path = self.folder / RESULTS
+        return path.stat().st_mtime if path.exists() else self.started
+
+    @property
     def plan_text(self) -> str:
         """The plan with all defaults; empty when it is gone."""
-        return _read_text(self.folder / PLAN)
+        return read_text(self.folder / PLAN)
 
     @cached_property
     def survey(self) -> SurveyFile:
@@ -188,6 +204,13 @@ class RunView:
     def in_role(self, *roles: str) -> list[StageView]:
         """Stages that play one of these roles, in the order of the graph."""
         return [stage for stage in self.stages.values() if stage.role in roles]
+
+    def best(self, *roles: str) -> StageView | None:
+        """The finished stage that is best on validation, in the first of the `roles` that any stage plays. None: there
+        is no such stage, or all failed."""
+        found = next(filter(None, (self.in_role(role) for role in roles)), [])
+        done = [stage for stage in found if stage.status in WITH_RESULT]
+        return max(done, key=lambda stage: stage.entry.metrics.get("validation/accuracy", 0.0), default=None)
 
     def readers(self, name: str) -> list[StageView]:
         """Stages that read this one."""
@@ -267,13 +290,6 @@ def _below(root: Path, stage_folder: str, run_folder: Path) -> Path:
     if not is_below:
         raise StoreError(f"`{run_folder / GRAPH}` is damaged: `{stage_folder}` lies outside the storage root")
     return path
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
 
 
 def _lines(text: str) -> Iterator[dict[str, Any]]:

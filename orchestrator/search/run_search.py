@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from raydistill.errors import DistillError, PlanError
+from raydistill.errors import DistillError, PlanError, StoreError
 from raydistill.execution.local_backend import LocalBackend
 from raydistill.execution.outlook import look_ahead
 from raydistill.execution.survey import survey_plan
@@ -36,6 +36,7 @@ from raydistill.runs.folder import StageFolder
 from raydistill.runs.lease import PATIENCE, Leases
 from raydistill.runs.plan_run import FastDumper, finished_record, plan_text
 from raydistill.runs.search_run import SearchRun, TrialRecord, now
+from raydistill.runs.search_view import open_search
 from raydistill.runs.search_words import called, short_names
 from raydistill.search.ending import Ending
 from raydistill.search.ledger import Ledger
@@ -99,7 +100,7 @@ def write_report_of(run: SearchRun) -> None:
     with report_attempted("distill report"):
         from raydistill.report import write_search_report
 
-        write_search_report(run)
+        write_search_report(run.folder, run.root)
 
 
 @contextmanager
@@ -247,7 +248,9 @@ def write_best_plan(problem: Problem, best: TrialRecord, run: SearchRun, root: P
 
 def describe(problem: Problem, run: SearchRun, options: RunOptions) -> dict[str, Any]:
     """What `search.json` says when a search begins, or goes on."""
-    before = run.description()
+    before = None
+    with suppress(StoreError):  # the first time; and of a damaged one the trials tell all that matters
+        before = open_search(run.folder, run.root).about
     config = problem.config.model_dump(mode="json", exclude_none=True)
     return {
         "plan": problem.plan.name,
@@ -264,9 +267,9 @@ def describe(problem: Problem, run: SearchRun, options: RunOptions) -> dict[str,
         **{key: config[key] for key in ("space", "searcher", "scheduler")},
         "samples": problem.trials,
         "status": "running",
-        "started": before.get("started", now()),
-        "seconds": before.get("seconds", 0.0),
-        "plan_runs": before.get("plan_runs", []),
+        "started": before.started if before else now(),
+        "seconds": before.seconds if before else 0.0,
+        "plan_runs": list(before.plan_runs) if before else [],
         "best": None,
     }
 

@@ -6,9 +6,8 @@ pushes whatever was not pushed yet; what was pushed is remembered in `tracking.j
 at any point and called again, by this run, by the next one, or by `distill sync`, and nothing arrives twice. A server
 that is down, slow or wrong delays the mirror and stops nothing.
 
-    plan_run.py     what a plan run left on disk; search_run.py, what a search left
     curves.py       new lines of a metrics.jsonl that grows, and is cut back when a stage resumes
-    state.py        tracking.json
+    state.py        tracking.json; settings.py, what the plan says about tracking
     store.py        the MLflow client: late, silent, quick to give up
     server.py       the first plain question to a server
     session.py      one push: run, state and client

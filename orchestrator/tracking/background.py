@@ -10,6 +10,10 @@ from typing import Any, Literal, cast
 
 from raydistill.errors import DistillError
 from raydistill.masking import MASK, mask
+from raydistill.runs.run_files import GRAPH
+from raydistill.runs.search_run import SEARCH
+from raydistill.runs.search_view import SearchView, open_search
+from raydistill.runs.view import RunView, open_run
 from raydistill.tracking.children import push_stage
 from raydistill.tracking.later import LOG, send_later
 from raydistill.tracking.own_store import name_of, own_uri, uri_of
@@ -22,11 +26,10 @@ from raydistill.tracking.parent import (
     push_table,
     signatures,
 )
-from raydistill.tracking.plan_run import RAN, TrackedRun, is_untracked, read_run
 from raydistill.tracking.search import push_search
-from raydistill.tracking.search_run import TrackedSearch, is_search, read_search
 from raydistill.tracking.server import problem_of, version_conflict
 from raydistill.tracking.session import GivenUp, Session
+from raydistill.tracking.settings import read_settings
 from raydistill.tracking.state import State, read_state, try_lock
 from raydistill.tracking.store import (
     answers,
@@ -40,6 +43,7 @@ from raydistill.tracking.students import has_students_left, push_students
 
 PERIOD = 2.0
 Rest = Literal["next time", "in background"]
+RAN = frozenset({"running", "done", "failed", "stopped"})
 UNSENT = "tracking: `%s` gets nothing for now (%s); the next run or `distill sync` sends the rest"
 
 log = logging.getLogger(__name__)
@@ -247,11 +251,11 @@ def _push_rest(
     down: dict[str, str] = {}
     # By their ids, which begin with the time: the run that trained a stage comes before those that found it cached.
     found = [
-        *sorted(root.glob("plans/*/*/graph.json"), key=lambda path: (path.parent.name, path)),
-        *sorted(root.glob("searches/*/search.json")),
+        *sorted(root.glob(f"plans/*/*/{GRAPH}"), key=lambda path: (path.parent.name, path)),
+        *sorted(root.glob(f"searches/*/{SEARCH}")),
     ]
     for folder in (path.parent for path in found):
-        if give_up.is_set() or is_untracked(folder):
+        if give_up.is_set() or read_settings(folder) == "none":
             continue
         if (uri := uri_of(folder)) is None or _has_arrived(folder, name_of(uri, root)):
             continue
@@ -310,17 +314,31 @@ def _push(
         state.save(folder)  # first of all, so that `sync` knows which store the run was meant for
     problem = None
     try:
-        run = read_search(folder) if is_search(folder) else read_run(folder, root)
+        is_search = (folder / SEARCH).exists()
+        run = open_search(folder, root) if is_search else open_run(folder, root)
         is_over = driver_is_gone or run.status != "running"
         if not (is_over and _is_all_sent(folder, state)):
-            _push_all(Session(run, state, root, uri, give_up, is_over=is_over, has_time=has_time))
+            _push_all(
+                Session(run, _tags_of(run), state, root, uri, give_up, is_over=is_over, has_time=has_time)
+            )
     except Exception as error:
         log.debug("tracking", exc_info=True)
         problem = error.message if isinstance(error, DistillError) else problem_of(uri) or reason(error)
     return MirrorResult(mask(uri), state.experiment_id, state.run_id, state.is_finished, problem)
 
 
-def _push_all(session: Session[TrackedRun | TrackedSearch]) -> None:
+def _tags_of(run: RunView | SearchView) -> dict[str, str]:
+    """What its run in MLflow and all below it are tagged with."""
+    if isinstance(run, SearchView):
+        return {
+            "plan": run.plan,
+            "search": run.about.fingerprint,
+            "mlflow.source.name": "distill tune",
+        }
+    return {"plan": run.plan, "plan_run": run.run_id}
+
+
+def _push_all(session: Session[RunView | SearchView]) -> None:
     """Push a run or a search. One that was deleted in MLflow stays deleted; in an emptied store it is made anew."""
     is_known = session.state.run_id is not None
     try:
@@ -339,24 +357,24 @@ def _push_all(session: Session[TrackedRun | TrackedSearch]) -> None:
             session.save()
 
 
-def _push_parts(session: Session[TrackedRun | TrackedSearch]) -> None:
-    if isinstance(session.run, TrackedSearch):
-        push_search(cast(Session[TrackedSearch], session))
+def _push_parts(session: Session[RunView | SearchView]) -> None:
+    if isinstance(session.run, SearchView):
+        push_search(cast(Session[SearchView], session))
         session.state.is_finished = session.is_over
     else:
-        plan_session = cast(Session[TrackedRun], session)
+        plan_session = cast(Session[RunView], session)
         _push_plan_run(plan_session)
         session.state.is_finished = session.is_over and not has_students_left(plan_session)
     session.save()
 
 
-def _push_plan_run(session: Session[TrackedRun]) -> None:
+def _push_plan_run(session: Session[RunView]) -> None:
     open_parent(session)
-    for node in session.run.nodes:
+    for node in session.run.stages.values():
         if node.status in RAN:
             push_stage(session, node)
     for node in link_cached(session):
-        push_stage(session, replace(node, status="done"))
+        push_stage(session, replace(node, entry=node.entry.model_copy(update={"status": "done"})))
     push_comparison(session)
     push_table(session)
     push_files(session)

@@ -8,15 +8,17 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from raydistill.runs.context import ATTEMPT
+from raydistill.runs.folder import LOG, METRICS
+from raydistill.runs.view import RunView, StageView
 from raydistill.tracking import store
 from raydistill.tracking.curves import Position, fresh_points, read_lines
 from raydistill.tracking.description import failure_tags, flatten, last_lines, with_names
-from raydistill.tracking.plan_run import TrackedNode, TrackedRun
 from raydistill.tracking.session import METRICS_PER_BATCH, Run, Session
 from raydistill.tracking.state import CLOSED_AS, ChildState
 
 
-def push_stage(session: Session[TrackedRun], node: TrackedNode) -> None:
+def push_stage(session: Session[RunView], node: StageView) -> None:
     """Everything new of a stage that runs, or ran, in this plan run."""
     state = session.state.stages.setdefault(node.name, ChildState())
     if state.is_finished:
@@ -29,10 +31,10 @@ def push_stage(session: Session[TrackedRun], node: TrackedNode) -> None:
             _close(session, node, state)
 
 
-def _open(session: Session[TrackedRun], node: TrackedNode, state: ChildState) -> None:
+def _open(session: Session[RunView], node: StageView, state: ChildState) -> None:
     if state.run_id is not None:
         return
-    fingerprints = {other.name: other.fingerprint for other in session.run.nodes}
+    fingerprints = {other.name: other.fingerprint for other in session.run.stages.values()}
     tags = {
         "mlflow.parentRunId": str(session.state.run_id),
         "stage": node.name,
@@ -45,30 +47,30 @@ def _open(session: Session[TrackedRun], node: TrackedNode, state: ChildState) ->
     session.save()
 
 
-def _started(node: TrackedNode) -> float:
+def _started(node: StageView) -> float:
     """When the stage began, as well as the files can tell: Unix time in seconds."""
-    record = node.record if node.status != "running" else {}
-    if record:
-        return float(record["finished"] - record["seconds"])
-    attempt = node.folder / "attempt.json"
+    if record := node.record:
+        return record.finished - record.seconds
+    attempt = node.folder.path / ATTEMPT
     return attempt.stat().st_mtime if attempt.exists() else time.time()
 
 
-def _describe(session: Session[TrackedRun], node: TrackedNode, state: ChildState) -> None:
+def _describe(session: Session[RunView], node: StageView, state: ChildState) -> None:
     identity = node.identity
     if state.is_described or not identity:
         return
-    names = {other.fingerprint: other.name for other in session.run.nodes}
-    task = identity.get("task", {}).get("name", "")
-    config = with_names(identity.get("config", {}), names)
+    names = {other.fingerprint: other.name for other in session.run.stages.values()}
+    task = identity.get("task")
+    task = task.get("name", "") if isinstance(task, dict) else ""
+    config = with_names(node.config, names)
     session.log_params(state.run_id, {**flatten(config), "task": task})
     state.is_described = True
     session.save()
 
 
-def _push_curves(session: Session[TrackedRun], node: TrackedNode, state: ChildState) -> None:
+def _push_curves(session: Session[RunView], node: StageView, state: ChildState) -> None:
     before = Position(state.offset, state.tail)
-    lines, position = read_lines(node.folder / "metrics.jsonl", before)
+    lines, position = read_lines(node.folder.path / METRICS, before)
     push_lines(session, state, lines)
     if position != before:
         state.offset, state.tail = position.offset, position.tail
@@ -98,16 +100,16 @@ def _ask(session: Session[Run], state: ChildState, keys: set[str]) -> None:
             state.steps[key] = max(point.step for point in history)
 
 
-def _close(session: Session[TrackedRun], node: TrackedNode, state: ChildState) -> None:
-    record = node.record if node.status in ("done", "failed") else {}
+def _close(session: Session[RunView], node: StageView, state: ChildState) -> None:
+    record = node.record
     push_lines(session, state, last_lines(record, max(state.steps.values(), default=0)))
-    if error := node.error or record.get("error"):
+    if error := node.error:
         session.log_tags(state.run_id, failure_tags(error, record))
-    if record.get("git_commit"):
-        session.log_tags(state.run_id, {"git_commit": record["git_commit"]})
-    if (node.folder / "log.txt").exists():
-        session.client.log_artifact(state.run_id, str(node.folder / "log.txt"))
-    ended = record.get("finished") or time.time()
+    if record and record.git_commit:
+        session.log_tags(state.run_id, {"git_commit": record.git_commit})
+    if (log := node.folder.path / LOG).exists():
+        session.client.log_artifact(state.run_id, str(log))
+    ended = record.finished if record else time.time()
     session.client.set_terminated(state.run_id, CLOSED_AS[node.status], int(ended * 1000))
     state.is_finished = True
     session.save()

@@ -5,6 +5,7 @@ above the highest one that was sent count.
 """
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ def fresh_points(lines: Iterable[Mapping[str, Any]], highest: Mapping[str, int])
 
 def is_number(value: Any) -> bool:
     """Whether MLflow can draw it; True and False are not numbers here."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _parsed(text: bytes) -> dict[str, Any] | None:

@@ -4,8 +4,10 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from raydistill.runs.record import Record
+from raydistill.runs.run_files import StageEntry
+from raydistill.runs.view import StageView
 from raydistill.tracking.curves import is_number
-from raydistill.tracking.plan_run import TrackedNode
 
 COMPARED = (
     "validation/accuracy",
@@ -43,31 +45,29 @@ def with_names(value: Any, names: Mapping[str, str]) -> Any:
     return [with_names(item, names) for item in value] if isinstance(value, list) else value
 
 
-def last_lines(record: Mapping[str, Any], step: int) -> list[dict[str, Any]]:
+def last_lines(record: Record | None, step: int) -> list[dict[str, Any]]:
     """What the record adds to the curves at the last `step`: the final judgement, as lines of a metrics.jsonl."""
-    if not record:
+    if record is None:
         return []
-    own = {key: record[key] for key in ("seconds", "parameters") if is_number(record.get(key))}
-    costs = {f"cost/{key}": value for key, value in record.get("costs", {}).items()}
-    return [{"step": step, "time": record["finished"], **record.get("metrics", {}), **costs, **own}]
+    own = {"seconds": record.seconds, "parameters": record.parameters}
+    costs = {f"cost/{key}": value for key, value in record.costs.items()}
+    return [{"step": step, "time": record.finished, **record.metrics, **costs, **own}]
 
 
-def failure_tags(error: str, record: Mapping[str, Any]) -> dict[str, str]:
+def failure_tags(error: str, record: Record | None = None) -> dict[str, str]:
     """The error, and as the run's description the error with its traceback."""
     note = f"**{error}**"
-    if record.get("traceback"):
-        note += f"\n\n```\n{record['traceback'][-6000:]}\n```"
+    if record and record.traceback:
+        note += f"\n\n```\n{record.traceback[-6000:]}\n```"
     return {"error": error, "mlflow.note.content": note}
 
 
-def judgement(entry: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+def judgement(entry: StageEntry) -> Iterator[tuple[str, float]]:
     """What is compared between stages, from an entry of results.json; with the deviation over replicas."""
-    for key, value in entry.get("metrics", {}).items():
-        if key in COMPARED and is_number(value):
-            yield key, float(value)
-    for key, value in entry.get("std", {}).items():
-        if key in COMPARED and is_number(value):
-            yield f"{key}/std", float(value)
+    yield from ((key, value) for key, value in entry.metrics.items() if key in COMPARED and is_number(value))
+    yield from (
+        (f"{key}/std", value) for key, value in entry.std.items() if key in COMPARED and is_number(value)
+    )
 
 
 def address(experiment_id: str | None, run_id: str) -> str:
@@ -75,7 +75,7 @@ def address(experiment_id: str | None, run_id: str) -> str:
     return f"#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
 
 
-def table_of(nodes: Iterable[TrackedNode], links: Mapping[str, str]) -> str:
+def table_of(nodes: Iterable[StageView], links: Mapping[str, str]) -> str:
     """A Markdown table, one line per stage; `links` lead to the MLflow run of a stage."""
     lines = [
         "| stage | role | outcome | parameters | validation | test | test errors |",
@@ -86,15 +86,15 @@ def table_of(nodes: Iterable[TrackedNode], links: Mapping[str, str]) -> str:
     return text if len(text) <= MAX_NOTE else text[:MAX_NOTE].rpartition("\n")[0] + "\n| … |"
 
 
-def _row(node: TrackedNode, link: str | None) -> str:
+def _row(node: StageView, link: str | None) -> str:
     outcome = f"{node.status}: {node.error}" if node.error else node.status
-    accuracies = [node.metrics.get(f"{split}/accuracy") for split in ("validation", "test")]
-    errors = node.metrics.get("test/errors")
+    accuracies = [node.entry.metrics.get(f"{split}/accuracy") for split in ("validation", "test")]
+    errors = node.entry.metrics.get("test/errors")
     cells = [
         f"[{node.name}]({link})" if link else node.name,
         node.role,
         outcome.replace("|", "/"),
-        "" if node.parameters is None else f"{node.parameters:,}",
+        "" if node.entry.parameters is None else f"{node.entry.parameters:,}",
         *("" if accuracy is None else f"{accuracy:.2%}" for accuracy in accuracies),
         "" if errors is None else f"{errors:.0f}",
     ]

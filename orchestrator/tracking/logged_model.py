@@ -1,27 +1,62 @@
-"""A torch module as an MLflow model on disk, with the signature that MLflow checks inputs against."""
+"""Students as MLflow models on disk, with the signature that MLflow checks inputs against.
 
-from collections.abc import Mapping, Sequence
+This is the process `python -m raydistill.tracking.logged_model`: exporting traces the network, which patches torch
+while it lasts, and a model of the user's that hangs or crashes takes nobody with it.
+"""
+
+import json
+import shutil
+import sys
+import warnings
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
+import torch
+
+from raydistill.export import Probabilities, contract, example_inputs
+from raydistill.runs.files import json_line, replaced_file
+from raydistill.runs.folder import StageFolder
 from raydistill.tracking.store import import_mlflow
+from raydistill.training import model_files
 
 
-def save_logged_model(
-    module: Any,
-    target: Path,
-    example: Any,
-    outputs: Any,
-    *,
-    requirements: Sequence[str],
-    metadata: Mapping[str, Any],
-) -> None:
-    """Write `module`, which turns the array `example` (B, ...) into the probabilities `outputs` (B, C), to `target`."""
+def export_students(requests: list[dict[str, str]]) -> None:
+    """Write the model of each finished stage as an MLflow model; the failure of one is noted and the next one goes on.
+
+    A request is {"stage": folder, "to": folder}; how it went is written to `to`.json as {"error": message or null}.
+    """
+    for request in requests:
+        export_noted(request["stage"], request["to"])
+
+
+def export_noted(stage: str, to: str) -> None:
+    """Write the model of one finished stage as an MLflow model, and beside it how that went."""
+    target = Path(to)
+    shutil.rmtree(target, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    error = None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # MLflow's and torch.export's, on parts of their own
+            export_student(Path(stage), target)
+    except Exception as failure:  # whatever a user's model raises
+        lines = str(failure).strip().splitlines() or [""]
+        error = f"{type(failure).__name__}: {lines[0]}"
+    with replaced_file(target.with_name(f"{target.name}.json")) as temporary:
+        temporary.write_text(json_line({"error": error}), encoding="utf-8")
+
+
+def export_student(stage: Path, target: Path) -> None:
+    """Write the model of a finished stage as an MLflow model with signature, its contract as metadata."""
     import_mlflow()
     from mlflow.models import ModelSignature
     from mlflow.pytorch import save_model
     from mlflow.types import Schema, TensorSpec
 
+    model = model_files.load(StageFolder(stage))
+    module, inputs = Probabilities(model).eval(), example_inputs(model)
+    with torch.no_grad():
+        example, outputs = inputs.numpy(), module(inputs).numpy()
     # The input has no name: MLflow would then want a dict, which its torch flavour does not take.
     signature = ModelSignature(
         Schema([TensorSpec(example.dtype, (-1, *example.shape[1:]))]),
@@ -32,6 +67,10 @@ def save_logged_model(
         str(target),
         signature=signature,
         input_example=example,
-        pip_requirements=list(requirements),
-        metadata=dict(metadata),
+        pip_requirements=[f"{name}=={version(name)}" for name in ("mlflow", "torch", "numpy")],
+        metadata=contract(model),
     )
+
+
+if __name__ == "__main__":
+    export_students(json.load(sys.stdin))

@@ -4,30 +4,35 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from raydistill.runs.run_files import PLAN, RESULTS
+from raydistill.runs.search_run import BEST_PLAN, SEARCH
+from raydistill.runs.view import WITH_RESULT, RunView, StageView
 from raydistill.tracking import store
 from raydistill.tracking.curves import Point
 from raydistill.tracking.description import address, judgement, table_of
-from raydistill.tracking.plan_run import SUCCEEDED, TrackedNode, TrackedRun
 from raydistill.tracking.session import Run, Session
+from raydistill.tracking.settings import read_settings
 from raydistill.tracking.state import CLOSED_AS
 
 
-def open_parent(session: Session[TrackedRun]) -> None:
+def open_parent(session: Session[RunView]) -> None:
     """Make the experiment and the parent run, or find them."""
     run, state = session.run, session.state
     if state.run_id is not None:
         return
-    state.experiment_id = store.open_experiment(session.client, session.uri, run.experiment, session.root)
-    name = run.run_id if run.experiment == run.plan else f"{run.plan} {run.run_id}"
+    settings = read_settings(run.folder)
+    experiment = (settings != "none" and settings.experiment) or run.plan
+    state.experiment_id = store.open_experiment(session.client, session.uri, experiment, session.root)
+    name = run.run_id if experiment == run.plan else f"{run.plan} {run.run_id}"
     state.run_id, _ = session.find_or_create(run.key, name, {}, run.started)
     session.save()
 
 
-def link_cached(session: Session[TrackedRun]) -> list[TrackedNode]:
+def link_cached(session: Session[RunView]) -> list[StageView]:
     """Tag the parent with the runs that trained the stages which did not run now; returns those that this store has
     never seen and that are still on disk: a store that is new shows them below this run."""
     known = session.state.cached
-    cached = [node for node in session.run.nodes if node.status == "cached"]
+    cached = [node for node in session.run.stages.values() if node.status == "cached"]
     if new := [node for node in cached if node.name not in known]:
         experiments = [experiment.experiment_id for experiment in session.client.search_experiments()]
         found = {node.name: _trained_in(session, node, experiments) for node in new}
@@ -40,10 +45,10 @@ def link_cached(session: Session[TrackedRun]) -> list[TrackedNode]:
         )
         known.update(found)
         session.save()
-    return [node for node in cached if not known[node.name] and node.record.get("status") == "done"]
+    return [node for node in cached if not known[node.name] and node.has_result]
 
 
-def _trained_in(session: Session[TrackedRun], node: TrackedNode, experiments: list[str]) -> str:
+def _trained_in(session: Session[RunView], node: StageView, experiments: list[str]) -> str:
     """The run of the stage, one that is finished if there is one: another driver's mirror may be a little behind."""
     condition = f"tags.fingerprint = '{node.fingerprint}' and attributes.status = "
     statuses = ("FINISHED", "RUNNING")
@@ -51,7 +56,7 @@ def _trained_in(session: Session[TrackedRun], node: TrackedNode, experiments: li
     return next(filter(None, found), "")
 
 
-def push_comparison(session: Session[TrackedRun]) -> None:
+def push_comparison(session: Session[RunView]) -> None:
     """Every finished stage's judgement as metrics of the parent; of replicas their mean and deviation."""
     state = session.state
     points = [point for point in _comparison(session) if point.key not in state.compared]
@@ -61,22 +66,26 @@ def push_comparison(session: Session[TrackedRun]) -> None:
         session.save()
 
 
-def _comparison(session: Session[TrackedRun]) -> Iterator[Point]:
-    for stage, entry in session.run.results.get("stages", {}).items():
-        members = [node for node in session.run.nodes if node.stage == stage]
-        if entry.get("status") not in SUCCEEDED or not members:
+def _comparison(session: Session[RunView]) -> Iterator[Point]:
+    for stage, entry in session.run.results.stages.items():
+        members = [node for node in session.run.stages.values() if node.group == stage]
+        if entry.status not in WITH_RESULT or not members:
             continue
-        ended = max(node.record.get("finished", 0.0) for node in members)
+        ended = max(node.record.finished if node.record else 0.0 for node in members)
         for key, value in judgement(entry):
             yield Point(f"{stage}/{key}", value, int(ended * 1000), 0)
 
 
-def push_table(session: Session[TrackedRun]) -> None:
+def push_table(session: Session[RunView]) -> None:
     """The table of stages as the parent's description, whenever it has changed; targets are told only if missing."""
     state = session.state
     runs = state.cached | {name: stage.run_id for name, stage in state.stages.items() if stage.run_id}
     links = {name: address(state.experiment_id, run_id) for name, run_id in runs.items() if run_id}
-    told = [node for node in session.run.nodes if node.role != "targets" or node.status not in SUCCEEDED]
+    told = [
+        node
+        for node in session.run.stages.values()
+        if node.role != "targets" or node.status not in WITH_RESULT
+    ]
     push_note(session, table_of(told, links))
 
 
@@ -93,7 +102,7 @@ def push_files(session: Session[Run]) -> None:
     """The plan at once; results, best plan, report and plots when all is over, and again when they have changed."""
     state, folder = session.state, session.run.folder
     for name, signature in signatures(folder).items():
-        if state.files.get(name) == signature or not (session.is_over or name == "plan.yaml"):
+        if state.files.get(name) == signature or not (session.is_over or name == PLAN):
             continue
         parent = Path(name).parent
         session.client.log_artifact(state.run_id, str(folder / name), str(parent) if parent.name else None)
@@ -101,13 +110,14 @@ def push_files(session: Session[Run]) -> None:
         session.save()
 
 
-def close_parent(session: Session[TrackedRun]) -> None:
+def close_parent(session: Session[RunView]) -> None:
     """Give the parent its final status, and the commit that all of its new stages came from."""
     if session.state.closed_as == CLOSED_AS[session.run.status]:
         return
-    commits = {node.record.get("git_commit") for node in session.run.nodes if node.status == "done"} - {None}
+    records = [node.record for node in session.run.stages.values() if node.status == "done"]
+    commits = {record.git_commit for record in records if record and record.git_commit}
     if len(commits) == 1:
-        session.log_tags(session.state.run_id, {"git_commit": str(commits.pop())})
+        session.log_tags(session.state.run_id, {"git_commit": commits.pop()})
     give_final_status(session)
 
 
@@ -126,12 +136,12 @@ def signatures(folder: Path) -> dict[str, str]:
 
     Results count once: when they are final, only our own run id is still added to them.
     """
-    names = ("plan.yaml", "results.json", "search.json", "best.yaml", "report.html")
+    names = (PLAN, RESULTS, SEARCH, BEST_PLAN, "report.html")
     files = [folder / name for name in names]
     found: dict[str, str] = {}
     for path in [*files, *sorted(folder.glob("plots/*"))]:
         if path.is_file():
             status = path.stat()
-            changes = "" if path.name == "results.json" else f"{status.st_size}-{status.st_mtime_ns}"
+            changes = "" if path.name == RESULTS else f"{status.st_size}-{status.st_mtime_ns}"
             found[str(path.relative_to(folder))] = changes
     return found

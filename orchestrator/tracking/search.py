@@ -7,22 +7,24 @@ is shown, as a plan run beside the search. A search that goes on continues the s
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from raydistill.plan.search import Domain
+from raydistill.runs.search_run import TrialRecord, best_first
+from raydistill.runs.search_view import BestTrial, SearchView
 from raydistill.tracking import store
 from raydistill.tracking.children import push_lines
-from raydistill.tracking.curves import Point, is_number
+from raydistill.tracking.curves import Point
 from raydistill.tracking.description import COMPARED, MAX_NOTE, address, failure_tags, flatten
 from raydistill.tracking.parent import give_final_status, push_files, push_note
-from raydistill.tracking.search_run import TrackedSearch, TrackedTrial
 from raydistill.tracking.session import Session
 from raydistill.tracking.state import CLOSED_AS, ChildState, read_state
 
 SHOWN = 20  # trials in the description
 
-SearchSession = Session[TrackedSearch]
+SearchSession = Session[SearchView]
 
 
 def push_search(session: SearchSession) -> None:
@@ -43,9 +45,10 @@ def _open(session: SearchSession) -> None:
     """Make the experiment and the search's run, or find them, or take them up again."""
     run, state = session.run, session.state
     if state.run_id is None:
-        state.experiment_id = store.open_experiment(session.client, session.uri, run.experiment, session.root)
+        name = run.about.experiment
+        state.experiment_id = store.open_experiment(session.client, session.uri, name, session.root)
         state.run_id, _ = session.find_or_create(run.key, run.plan, {"kind": "search"}, run.started)
-        session.log_params(state.run_id, _params(run.description))
+        session.log_params(state.run_id, _params(run))
         session.save()
     if state.closed_as is not None and not session.is_over:
         session.client.update_run(state.run_id, status="RUNNING")
@@ -54,28 +57,27 @@ def _open(session: SearchSession) -> None:
     _push_settings(session)
 
 
-def _params(description: Mapping[str, Any]) -> dict[str, str]:
+def _params(run: SearchView) -> dict[str, str]:
     """What makes the search this one. Paths are whole here: the trials' params go by the short ones."""
-    space = {f"space/{path}": _domain(domain) for path, domain in description["space"].items()}
-    return {**space, **flatten({"searcher": description["searcher"]})}
+    space = {f"space/{path}": _domain(domain) for path, domain in run.about.space.items()}
+    return {**space, **flatten({"searcher": run.about.searcher.model_dump()})}
 
 
-def _domain(domain: Mapping[str, Any]) -> str:
-    kind, values = next(iter(domain.items()))
-    return f"{kind} {json.dumps(values)}"
+def _domain(domain: Domain) -> str:
+    return f"{domain.kind} {json.dumps(getattr(domain, domain.kind))}"
 
 
 def _push_settings(session: SearchSession) -> None:
     """Tags that another command may change."""
     run, state = session.run, session.state
-    description = run.description
+    about = run.about
     tags = {
-        "fingerprint": str(description["fingerprint"]),
-        "metric": str(description["metric"]),
-        "mode": str(description["mode"]),
-        "searcher": str(description["searcher"]["name"]),
-        "scheduler": str(description["scheduler"]["name"]),
-        "samples": str(description["samples"]),
+        "fingerprint": about.fingerprint,
+        "metric": about.metric,
+        "mode": about.mode,
+        "searcher": about.searcher.name,
+        "scheduler": about.scheduler.name,
+        "samples": str(about.samples),
         "status": "interrupted" if session.is_over and run.status == "running" else run.status,
     }
     shown = json.dumps(tags)
@@ -85,7 +87,7 @@ def _push_settings(session: SearchSession) -> None:
         session.save()
 
 
-def _push_trial(session: SearchSession, trial: TrackedTrial) -> None:
+def _push_trial(session: SearchSession, trial: TrialRecord) -> None:
     state = session.state.trials.setdefault(trial.id, ChildState())
     with session.passing_over_deleted(state):
         if state.run_id is None:
@@ -99,31 +101,44 @@ def _push_trial(session: SearchSession, trial: TrackedTrial) -> None:
         _settle(session, trial, state)
 
 
-def _open_trial(session: SearchSession, trial: TrackedTrial, state: ChildState) -> None:
+def _open_trial(session: SearchSession, trial: TrialRecord, state: ChildState) -> None:
     run = session.run
     tags = {"mlflow.parentRunId": str(session.state.run_id), "kind": "trial", "trial": str(trial.number)}
-    key, name = f"{run.key}/{trial.id}", run.called(trial.id, trial.number)
+    key, name = f"{run.key}/{trial.id}", _name(run, trial)
     state.run_id, state.is_in_doubt = session.find_or_create(key, name, tags | _place(trial), trial.started)
-    values = {run.short(path): value for path, value in trial.values.items()}
+    values = {_short(run, path): value for path, value in trial.values.items()}
     params = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
     session.log_params(state.run_id, params)
     state.is_described = True
     session.save()
 
 
-def _place(trial: TrackedTrial) -> dict[str, str]:
+def _place(trial: TrialRecord) -> dict[str, str]:
     """What a trial is of a population; members and rounds are counted from 1."""
-    places = {key: (trial.segment or {}).get(key) for key in ("member", "round", "donor")}
+    if trial.segment is None:
+        return {}
+    places = {"member": trial.segment.member, "round": trial.segment.round, "donor": trial.segment.donor}
     return {key: str(place + 1) for key, place in places.items() if place is not None}
 
 
-def _settle(session: SearchSession, trial: TrackedTrial, state: ChildState) -> None:
+def _name(run: SearchView, trial: TrialRecord | BestTrial) -> str:
+    """What the MLflow run of a trial is called: `trial 07`, or `member-03-round-2` in a population."""
+    name = trial.id if isinstance(trial, TrialRecord) else trial.trial
+    return name if run.is_population else f"trial {trial.number:02d}"
+
+
+def _short(run: SearchView, path: str) -> str:
+    """A searched path as people call it: `temperature`."""
+    return run.about.names.get(path, path)
+
+
+def _settle(session: SearchSession, trial: TrialRecord, state: ChildState) -> None:
     """Show how the trial ended, or that it goes on."""
     status = "interrupted" if session.is_over and trial.status == "running" else trial.status
     if state.shown == status:
         return
     tags = {"status": status, **{f"stage.{name}": folder for name, folder in trial.stages.items()}}
-    session.log_tags(state.run_id, tags | (failure_tags(trial.error, {}) if trial.error else {}))
+    session.log_tags(state.run_id, tags | (failure_tags(trial.error) if trial.error else {}))
     if status != "running":
         session.log_points(state.run_id, list(_judgement(session.run, trial)))
         ended = int((trial.finished or time.time()) * 1000)
@@ -134,7 +149,7 @@ def _settle(session: SearchSession, trial: TrackedTrial, state: ChildState) -> N
     session.save()
 
 
-def _judgement(run: TrackedSearch, trial: TrackedTrial) -> Iterator[Point]:
+def _judgement(run: SearchView, trial: TrialRecord) -> Iterator[Point]:
     """The final metrics, at the last epoch. A store that has a point already drops it."""
     if not trial.is_over:
         return
@@ -149,15 +164,15 @@ def _judgement(run: TrackedSearch, trial: TrackedTrial) -> Iterator[Point]:
 def _push_best(session: SearchSession) -> None:
     """Tag the winner, and give it and the search its judgement on the test split."""
     run, state = session.run, session.state
-    winner = run.best.get("trial")
-    child = state.trials.get(str(winner))
-    if winner is None or state.best == winner or child is None or child.run_id is None:
+    winner = run.about.best
+    child = state.trials.get(winner.trial) if winner else None
+    if winner is None or state.best == winner.trial or child is None or child.run_id is None:
         return
     if state.best is not None:
         before = state.trials[state.best]
         with session.passing_over_deleted(before):
             session.client.delete_tag(before.run_id, "best")
-    at, judged = int(run.ended * 1000), run.best.get("metrics", {})
+    at, judged = int(run.ended * 1000), winner.metrics
     step = max(child.steps.values(), default=0)
     test = [Point(key, value, at, step) for key, value in judged.items() if key.startswith("test/")]
     with session.passing_over_deleted(child):
@@ -165,8 +180,8 @@ def _push_best(session: SearchSession) -> None:
         session.log_points(child.run_id, test)
     compared = [Point(key, value, at, 0) for key, value in judged.items() if key in COMPARED]
     session.log_points(state.run_id, compared)
-    session.log_tags(state.run_id, {"best": run.called(winner, run.best["number"])})
-    state.best = str(winner)
+    session.log_tags(state.run_id, {"best": _name(run, winner)})
+    state.best = winner.trial
     session.save()
 
 
@@ -174,29 +189,26 @@ def _note(session: SearchSession) -> str:
     """The search's description: where its stages and its best plan ran, and the best trials."""
     run = session.run
     parts = [_told_best(session), _told_plan_runs(session), _table(session)]
-    commands = f"`{run.description.get('command', 'distill tune')}`"
+    commands = f"`{run.about.command}`"
     text = "\n\n".join([*(part for part in parts if part), commands])
     return text if len(text) <= MAX_NOTE else text[:MAX_NOTE].rpartition("\n")[0]
 
 
 def _told_best(session: SearchSession) -> str:
-    run = session.run
-    if not run.best:
+    run, best = session.run, session.run.about.best
+    if best is None:
         return f"{run.status}: no best trial yet"
-    values = ", ".join(f"{run.short(path)} {_text(value)}" for path, value in run.best["values"].items())
-    test = run.best.get("metrics", {}).get("test/accuracy")
-    judged = f", {test:.2%} on the test split" if is_number(test) else ""
-    return (
-        f"**Best: {run.called(run.best['trial'], run.best['number'])}** ({values}):"
-        f" {run.metric} {run.best['metric']:.5g}{judged}"
-    )
+    values = ", ".join(f"{_short(run, path)} {_text(value)}" for path, value in best.values.items())
+    test = best.metrics.get("test/accuracy")
+    judged = "" if test is None else f", {test:.2%} on the test split"
+    return f"**Best: {_name(run, best)}** ({values}): {run.metric} {best.metric:.5g}{judged}"
 
 
 def _told_plan_runs(session: SearchSession) -> str:
-    run = session.run
-    told = [("what all trials share", path) for path in run.description.get("plan_runs", [])]
-    if run.best.get("plan_run"):
-        told.append(("the best plan", str(run.best["plan_run"])))
+    about = session.run.about
+    told = [("what all trials share", path) for path in about.plan_runs]
+    if about.best:
+        told.append(("the best plan", about.best.plan_run))
     links = [f"{what}: {_link(session, Path(path))}" for what, path in told]
     return "\n".join(f"- {link}" for link in links)
 
@@ -214,27 +226,26 @@ def _table(session: SearchSession) -> str:
     run, trials = session.run, session.run.trials()
     outcomes = Counter(trial.status.replace("_", " ") for trial in trials)
     counts = ", ".join(f"{number} {outcome}" for outcome, number in outcomes.items())
-    names = [run.short(path) for path in run.description["space"]]
+    names = [_short(run, path) for path in run.about.space]
     lines = [
         f"{len(trials)} trials: {counts}\n",
         f"| trial | {' | '.join(names)} | {run.metric} | epochs |",
         f"|---|{'---:|' * (len(names) + 2)}",
     ]
     done = [trial for trial in trials if trial.status == "done" and trial.metric is not None]
-    sign = 1.0 if run.description["mode"] == "max" else -1.0
-    done.sort(key=lambda trial: (trial.round, sign * (trial.metric or 0.0)), reverse=True)
+    done = best_first(done, run.about.mode)
     return "\n".join([*lines, *(_row(session, trial) for trial in done[:SHOWN])])
 
 
-def _row(session: SearchSession, trial: TrackedTrial) -> str:
+def _row(session: SearchSession, trial: TrialRecord) -> str:
     run, state = session.run, session.state
     child = state.trials.get(trial.id)
-    name = run.called(trial.id, trial.number)
+    name = _name(run, trial)
     if child is not None and child.run_id is not None:
         name = f"[{name}]({address(state.experiment_id, child.run_id)})"
     cells = [
         name,
-        *(_text(trial.values.get(path)).replace("|", "/") for path in run.description["space"]),
+        *(_text(trial.values.get(path)).replace("|", "/") for path in run.about.space),
         f"{trial.metric:.5g}",
         str(max(trial.epochs, default="")),
     ]

@@ -40,11 +40,6 @@ class Tracked(Protocol):
         ...
 
     @property
-    def tags(self) -> dict[str, str]:
-        """What its run and all below it are tagged with."""
-        ...
-
-    @property
     def ended(self) -> float:
         """Unix time in seconds of the last word on it."""
         ...
@@ -54,14 +49,16 @@ Run = TypeVar("Run", bound=Tracked)
 
 
 class Session(Generic[Run]):
-    """What every part of a push needs. `is_over`: no driver works on the run, so what is open gets closed.
+    """What every part of a push needs.
 
-    `has_time`: exporting models, which takes seconds, is welcome.
+    `tags` are those of the run in MLflow and of all below it. `is_over`: no driver works on the run, so what is open
+    gets closed. `has_time`: exporting models, which takes seconds, is welcome.
     """
 
     def __init__(
         self,
         run: Run,
+        tags: Mapping[str, str],
         state: State,
         root: Path,
         uri: str,
@@ -70,7 +67,7 @@ class Session(Generic[Run]):
         is_over: bool,
         has_time: bool = True,
     ) -> None:
-        self.run, self.state, self.root, self.uri = run, state, root, uri
+        self.run, self.tags, self.state, self.root, self.uri = run, tags, state, root, uri
         self.give_up, self.is_over, self.has_time = give_up, is_over, has_time
 
     @property
@@ -100,7 +97,7 @@ class Session(Generic[Run]):
             experiment,
             start_time=int(started * 1000),
             run_name=name,
-            tags={KEY: key, **shown, **self.run.tags, **tags},
+            tags={KEY: key, **shown, **self.tags, **tags},
         )
         return str(created.info.run_id), False
 

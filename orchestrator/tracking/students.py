@@ -9,10 +9,11 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from raydistill.runs.view import WITH_RESULT, RunView, StageView
 from raydistill.tracking import store
 from raydistill.tracking.later import start_module
-from raydistill.tracking.plan_run import TrackedNode, TrackedRun
 from raydistill.tracking.session import GivenUp, Session
+from raydistill.tracking.settings import read_settings
 from raydistill.tracking.state import ChildState
 
 EXPORT_SECONDS = 60.0
@@ -23,34 +24,35 @@ FILES = ("model.safetensors", "model.json")
 log = logging.getLogger(__name__)
 
 
-def push_students(session: Session[TrackedRun]) -> None:
+def push_students(session: Session[RunView]) -> None:
     """Log every student that has a run below this one, once; register the best of all if the plan run is done."""
     log_models(session, _shown_here(session))
     if name := _name_to_register(session):
         _register_best(session, name)
 
 
-def has_students_left(session: Session[TrackedRun]) -> bool:
+def has_students_left(session: Session[RunView]) -> bool:
     """Whether `push_students` still has something to do."""
     stages = session.state.stages
     is_logged = all(stages[node.name].is_model_done for node in _shown_here(session))
     return not is_logged or _name_to_register(session) is not None
 
 
-def _shown_here(session: Session[TrackedRun]) -> list[TrackedNode]:
+def _shown_here(session: Session[RunView]) -> list[StageView]:
     """Those that were trained now, and cached ones that the store did not know."""
-    sent = session.state.stages
-    return [node for node in session.run.students if node.status == "done" or node.name in sent]
+    sent, students = session.state.stages, session.run.in_role("student")
+    done = [node for node in students if node.status in WITH_RESULT]
+    return [node for node in done if node.status == "done" or node.name in sent]
 
 
-def _name_to_register(session: Session[TrackedRun]) -> str | None:
+def _name_to_register(session: Session[RunView]) -> str | None:
     """The name under which the best student is still to be registered."""
-    run = session.run
-    is_wanted = run.status == "done" and run.students and session.state.registered is None
-    return run.register_student_as if is_wanted else None
+    run, settings = session.run, read_settings(session.run.folder)
+    is_wanted = run.status == "done" and run.best("student") is not None and session.state.registered is None
+    return settings.register_student_as if is_wanted and settings != "none" else None
 
 
-def log_models(session: Session[TrackedRun], nodes: Sequence[TrackedNode]) -> None:
+def log_models(session: Session[RunView], nodes: Sequence[StageView]) -> None:
     """Log the models of these nodes, where that is still to be done; a student's weights if it cannot be exported."""
     stages = session.state.stages
     todo = [node for node in nodes if not stages.setdefault(node.name, ChildState()).is_model_done]
@@ -61,7 +63,7 @@ def log_models(session: Session[TrackedRun], nodes: Sequence[TrackedNode]) -> No
         made = {node.name: exported_model(session.run.folder, node.name) for node in todo}
         made = {node: target for node, target in made.items() if _report(target).exists()}
         left = {node.name: Path(name) / node.name for node in todo if node.name not in made}
-        folders = {left[node.name]: node.folder for node in todo if node.name in left}
+        folders = {left[node.name]: node.folder.path for node in todo if node.name in left}
         errors = export(folders, session.give_up) if folders else {}
         for node in todo:
             target = (made | left)[node.name]
@@ -81,7 +83,7 @@ def export(folders: Mapping[Path, Path], give_up: threading.Event) -> dict[Path,
     Raises `GivenUp` when nobody waits any longer: the models are exported another time.
     """
     requests = [{"stage": str(folder), "to": str(target)} for target, folder in folders.items()]
-    process = start_module("raydistill.export", requests)
+    process = start_module("raydistill.tracking.logged_model", requests)
     try:
         deadline = time.monotonic() + EXPORT_SECONDS + SECONDS_PER_MODEL * len(folders)
         while process.poll() is None and time.monotonic() < deadline:
@@ -112,7 +114,7 @@ def _export_error(target: Path) -> str | None:
     return error
 
 
-def _log_model(session: Session[TrackedRun], node: TrackedNode, folder: Path) -> None:
+def _log_model(session: Session[RunView], node: StageView, folder: Path) -> None:
     """Make the logged model, upload it, tie it to the run and to its judgement."""
     from mlflow.entities import LoggedModelOutput, Metric
 
@@ -128,7 +130,7 @@ def _log_model(session: Session[TrackedRun], node: TrackedNode, folder: Path) ->
         client.log_outputs(run_id, [LoggedModelOutput(state.model, 0)])
     if state.run_id is not None:
         # The run has these very points already, and drops them; the model gets them.
-        history = {key: client.get_metric_history(run_id, store.key_of(key)) for key in node.metrics}
+        history = {key: client.get_metric_history(run_id, store.key_of(key)) for key in node.entry.metrics}
         points = [max(points, key=lambda point: point.step) for points in history.values() if points]
         metrics = [
             Metric(point.key, point.value, point.timestamp, point.step, model_id=state.model)
@@ -138,7 +140,7 @@ def _log_model(session: Session[TrackedRun], node: TrackedNode, folder: Path) ->
     client.finalize_logged_model(state.model, "READY")
 
 
-def _find_or_create(session: Session[TrackedRun], node: TrackedNode, run_id: str) -> str:
+def _find_or_create(session: Session[RunView], node: StageView, run_id: str) -> str:
     client, experiment = session.client, session.state.experiment_id
     found = client.search_logged_models(
         [experiment], f"source_run_id = '{run_id}' AND tags.fingerprint = '{node.fingerprint}'"
@@ -152,19 +154,20 @@ def _find_or_create(session: Session[TrackedRun], node: TrackedNode, run_id: str
     return str(created.model_id)
 
 
-def _log_files(session: Session[TrackedRun], node: TrackedNode, error: str) -> None:
+def _log_files(session: Session[RunView], node: StageView, error: str) -> None:
     log.warning("tracking: `%s` is not logged as a model, its weights are: %s", node.name, error)
     run_id = session.state.stages[node.name].run_id or session.state.run_id
     for name in FILES:
-        if (node.folder / name).exists():
-            session.client.log_artifact(run_id, str(node.folder / name), f"model/{node.name}")
+        if (node.folder.path / name).exists():
+            session.client.log_artifact(run_id, str(node.folder.path / name), f"model/{node.name}")
 
 
-def _register_best(session: Session[TrackedRun], name: str) -> None:
+def _register_best(session: Session[RunView], name: str) -> None:
     """Register the student with the best validation accuracy, unless this very student is registered already."""
     from mlflow.exceptions import MlflowException
 
-    best = max(session.run.students, key=lambda node: node.metrics.get("validation/accuracy", 0.0))
+    best = session.run.best("student")
+    assert best is not None
     try:
         session.state.registered = _register(session, best, name) or "no model could be logged"
     except MlflowException as error:
@@ -175,7 +178,7 @@ def _register_best(session: Session[TrackedRun], name: str) -> None:
     session.save()
 
 
-def _register(session: Session[TrackedRun], node: TrackedNode, name: str) -> str | None:
+def _register(session: Session[RunView], node: StageView, name: str) -> str | None:
     from mlflow.exceptions import MlflowException
 
     client = session.client
@@ -202,7 +205,7 @@ def _register(session: Session[TrackedRun], node: TrackedNode, name: str) -> str
     return f"{name}/{version.version}"
 
 
-def _model_of(session: Session[TrackedRun], node: TrackedNode) -> str | None:
+def _model_of(session: Session[RunView], node: StageView) -> str | None:
     """The logged model of a student; one that another run trained is logged here if the store has none."""
     if run_id := session.state.cached.get(node.name):
         outputs = session.client.get_run(run_id).outputs

@@ -15,6 +15,7 @@ short stages, and a search of many trials of a second. Loading MLflow, once per 
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,6 +26,10 @@ from unittest.mock import patch
 
 import torch
 
+sys.path.append(str(Path(__file__).parents[1] / "builders"))
+from built_runs import BuiltRun, BuiltSearch, finish_stage
+
+from raydistill.runs.folder import METRICS, StageFolder
 from raydistill.tracking import Mirror, background
 from raydistill.tracking.store import import_mlflow, open_client
 
@@ -99,107 +104,57 @@ def work(note: Note, seconds: float) -> tuple[int, float]:
 
 def one_stage(root: Path, every: int) -> tuple[Path, Note]:
     """A stage that reports every so many steps."""
-    _, metrics = stage_of(root, 0)
-    plan_run = root / "plans" / "p" / "r1"
-    write_run(root, plan_run, 1)
-    stream = metrics.open("a", buffering=1)
+    run = BuiltRun(root)
+    stream = (begin(run, 0) / METRICS).open("a", buffering=1)
 
     def note(step: int) -> None:
         if step % every == 0:
             stream.write(line(step))
 
-    return plan_run, note
+    return run.folder, note
 
 
 def short_stages(root: Path) -> tuple[Path, Note]:
     """A run in which one stage after another ends."""
-    plan_run = root / "plans" / "p" / "r1"
-    write_run(root, plan_run, 1)
-    count = 1
+    run = BuiltRun(root)
+    folder = begin(run, 0)
 
     def note(step: int) -> None:
-        nonlocal count
-        folder, metrics = stage_of(root, count - 1)
+        nonlocal folder
         if step % STEPS_PER_EPOCH == 0:
-            with metrics.open("a") as stream:
+            with (folder / METRICS).open("a") as stream:
                 stream.write(line(step))
         if step % STEPS_PER_STAGE == 0:
-            record = {
-                "status": "done",
-                "seconds": 1.0,
-                "finished": time.time(),
-                "metrics": {"test/accuracy": 0.5},
-            }
-            (folder / "record.json").write_text(json.dumps(record))
-            count += 1
-            write_run(root, plan_run, count)
+            finish_stage(StageFolder(folder), metrics={"test/accuracy": 0.5}, finished=time.time())
+            run.states[run.nodes[-1].name].status = "done"
+            folder = begin(run, len(run.nodes))
 
-    return plan_run, note
+    return run.folder, note
+
+
+def begin(run: BuiltRun, index: int) -> Path:
+    """The next stage of a run begins; returns its folder."""
+    folder = run.stage(f"s{index}", status="running", config={"epochs": 3})
+    run.write("running")
+    return folder.path
 
 
 def search(root: Path) -> tuple[Path, Note]:
     """A search that has many trials behind it, and in which one after another ends."""
-    folder = root / "searches" / "p-0123456789ab"
-    (folder / "trials").mkdir(parents=True)
-    about = {
-        "plan": "p",
-        "fingerprint": "0123456789ab",
-        "metric": "student.validation/accuracy",
-        "mode": "max",
-    }
-    parts = {"space": {"student.seed": {"integer": [0, 9999]}}, "searcher": {"name": "tpe"}, "samples": 9999}
-    how = {"scheduler": {"name": "none"}, "status": "running", "started": time.time(), "best": None}
-    (folder / "search.json").write_text(json.dumps({**about, **parts, **how}))
+    found = BuiltSearch(root, {"student.seed": {"integer": [0, 9999]}}, status="running", started=time.time())
     number = 0
 
     def add() -> None:
         nonlocal number
         number += 1
-        curve = {str(epoch): epoch / 20 for epoch in range(20)}
-        values = {
-            "id": f"{number:08x}",
-            "number": number,
-            "values": {"student.seed": number},
-            "status": "done",
-        }
-        ends = {
-            "metric": 0.95,
-            "epochs": curve,
-            "started": time.time(),
-            "finished": time.time(),
-            "seconds": 5.0,
-        }
-        (folder / "trials" / f"{number:08x}.json").write_text(json.dumps({**values, **ends}))
+        now = time.time()
+        times = {"started": now, "finished": now, "seconds": 5.0}
+        curve = {epoch: epoch / 20 for epoch in range(20)}
+        found.trial({"student.seed": number}, 0.95, number=number, epochs=curve, **times)
 
     for _ in range(TRIALS):
         add()
-    return folder, lambda step: add() if step % STEPS_PER_TRIAL == 0 else None
-
-
-def stage_of(root: Path, index: int) -> tuple[Path, Path]:
-    folder = root / "stages" / f"train-{index:012x}"
-    if not folder.exists():
-        folder.mkdir(parents=True)
-        identity = {"kind": "train", "task": {"name": "digits"}, "config": {"epochs": 3}}
-        (folder / "config.json").write_text(json.dumps(identity))
-    return folder, folder / "metrics.jsonl"
-
-
-def write_run(root: Path, plan_run: Path, count: int) -> None:
-    """A plan run of so many stages, the last of which runs."""
-    plan_run.mkdir(parents=True, exist_ok=True)
-    nodes, entries = [], {}
-    for index in range(count):
-        place = {"folder": f"stages/train-{index:012x}", "fingerprint": f"{index:012x}"}
-        nodes.append({"name": f"s{index}", "stage": f"s{index}", "kind": "train", "reads": [], **place})
-        entries[f"s{index}"] = {"status": "running" if index == count - 1 else "done"}
-    for name, values in (
-        ("graph.json", {"plan": "p", "run_id": "r1", "nodes": nodes}),
-        ("results.json", {"status": "running", "stages": entries}),
-    ):
-        temporary = plan_run / f".{name}"
-        temporary.write_text(json.dumps(values))
-        temporary.replace(plan_run / name)
+    return found.folder, lambda step: add() if step % STEPS_PER_TRIAL == 0 else None
 
 
 def line(step: int) -> str:

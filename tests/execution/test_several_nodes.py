@@ -149,8 +149,8 @@ def with_blind_node(backend: Any, address: str, stages: Any, folder: Path) -> di
     """What is said of a node for which the storage root is an empty folder; None where that cannot be made."""
     from test_ray_backend import finish
 
+    from raydistill.doctor import Examination, examine
     from raydistill.errors import PlanError
-    from raydistill.execution.doctor import Examination, examine
     from raydistill.execution.ray_backend.nodes import list_nodes
     from raydistill.execution.ray_backend.storage import SharedStorage
 

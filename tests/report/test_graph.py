@@ -80,7 +80,7 @@ def test_boxes_do_not_overlap_and_edges_point_to_the_right(
 def test_every_read_is_an_edge_that_passes_no_foreign_box(tmp_path: Path, fake_run: Start, seed: int) -> None:
     run = random_graph(fake_run, tmp_path, seed)
     picture = placed(run)
-    assert len(picture.edges) == sum(len(node["reads"]) for node in run.nodes)
+    assert len(picture.edges) == sum(len(node.reads) for node in run.nodes)
     for edge in picture.edges:
         for x, y in edge.points[1:-1]:
             for box in picture.boxes:

@@ -117,7 +117,7 @@ def test_the_report_is_about_the_stage_called_student_if_it_has_a_result(
     main = choose_main(compare(open_run(run.write(), run.root)))
     assert main is not None
     assert main.name == "student"
-    run.entries["student"]["status"] = "failed"
+    run.states["student"].status = "failed"
     main = choose_main(compare(open_run(run.write(), run.root)))
     assert main is not None
     assert main.name == "tiny"

@@ -1,6 +1,5 @@
 """The whole report of runs made by hand: what it says, what it survives, and that it fetches nothing."""
 
-import json
 import os
 import re
 from collections.abc import Callable
@@ -18,7 +17,6 @@ from raydistill.report.page import build_page
 from raydistill.report.plot_models import Line, learning_curves, lower_limit
 from raydistill.report.plot_predictions import draw_confusion, merge_classes
 from raydistill.report.story import tell
-from raydistill.runs.folder import StageFolder
 from raydistill.runs.view import open_run, open_stage
 
 Start = Callable[..., Any]
@@ -123,12 +121,8 @@ def test_a_report_written_again_removes_old_plots_and_leaves_those_of_other_runs
 
 
 def test_failed_and_skipped_stages_are_named_with_the_reason(distilled: Any) -> None:
-    folder = distilled.stage(
-        "broken", "distill", role="student", status="failed", error="the loss is not finite"
-    )
-    fingerprint = folder.path.name.rpartition("-")[2]
-    traceback = "\n".join(f"line {number}" for number in range(40))
-    record_failure(folder, fingerprint, traceback)
+    why = {"error": "the loss is not finite", "traceback": "\n".join(f"line {line}" for line in range(40))}
+    distilled.stage("broken", "distill", role="student", status="failed", **why)
     distilled.stage("after", "distill", role="student", reads=["broken"], status="skipped")
     distilled.stage("later", "evaluate", role="evaluation", reads=["after"], status="skipped")
     page = page_of(distilled, status="failed")
@@ -138,15 +132,6 @@ def test_failed_and_skipped_stages_are_named_with_the_reason(distilled: Any) -> 
     assert "after skipped it needs broken, which failed" in page.text
     assert "later skipped it needs broken, which failed" in page.text
     assert "student makes 5.0 ± 1.4 errors" in page.text
-
-
-def record_failure(folder: StageFolder, fingerprint: str, traceback: str) -> None:
-    from raydistill.runs.record import Record
-
-    record = Record(
-        kind="distill", fingerprint=fingerprint, status="failed", seconds=1, finished=0, traceback=traceback
-    )
-    folder.write_record(record)
 
 
 def test_a_run_without_any_result_still_has_a_report(tmp_path: Path, fake_run: Start) -> None:
@@ -197,16 +182,13 @@ def test_what_stages_warn_of_is_listed(tmp_path: Path, fake_run: Start, predict:
     run.stage("student", "distill", role="student", reads=["teacher"], **good)
     text = page_of(run).text
     assert "Warnings teacher : no better than <chance> teacher : it is large" in text
-    survey = {
-        "counts": {"train": [97, 3], "test": [5, 5]},
-        "remarks": [{"level": "note", "text": "few <of> them", "stages": []}],
-    }
-    (run.folder / "survey.json").write_text(json.dumps(survey))
+    remark = {"level": "note", "text": "few <of> them", "stages": []}
+    run.write_survey({"train": [97, 3], "test": [5, 5]}, remark)
     text = page_of(run).text
     assert "data : few <of> them teacher : no better" in text
     assert "Samples per class. train: 3 to 97; test: 5." in text
     (run.folder / "survey.json").unlink()
-    run.nodes, run.entries = [], {}
+    run.nodes.clear()
     run.stage("other", **good)
     assert "Warnings" not in page_of(run).text
 
@@ -230,7 +212,7 @@ def test_classes_are_named_in_the_confusion_only_where_they_fit(classes: int, te
 
 
 def test_missing_and_damaged_predictions_are_explained_and_the_rest_is_there(distilled: Any) -> None:
-    student = distilled.root / next(node["folder"] for node in distilled.nodes if node["name"] == "student.0")
+    student = distilled.stage_folder("student.0").path
     (student / "predictions-test.safetensors").write_bytes(b"not a tensor")
     page = page_of(distilled)
     assert "predictions-test.safetensors` is damaged" in page.text
@@ -248,7 +230,7 @@ def test_a_stage_that_stored_no_predictions_says_so(tmp_path: Path, fake_run: St
 
 
 def test_a_record_that_cannot_be_read_is_named(distilled: Any) -> None:
-    baseline = distilled.root / next(node["folder"] for node in distilled.nodes if node["name"] == "baseline")
+    baseline = distilled.stage_folder("baseline").path
     (baseline / "record.json").write_text("{")
     page = page_of(distilled)
     assert "baseline: its result cannot be read" in page.text
@@ -287,7 +269,7 @@ def test_a_cached_stage_shows_the_time_it_once_took(tmp_path: Path, fake_run: St
 def test_a_graph_that_leads_out_of_the_storage_root_is_refused(tmp_path: Path, fake_run: Start) -> None:
     run = fake_run(tmp_path / "runs")
     run.stage("only")
-    run.nodes[0]["folder"] = "../elsewhere"
+    run.nodes[0] = run.nodes[0].model_copy(update={"folder": "../elsewhere"})
     with pytest.raises(StoreError, match="outside the storage root"):
         write_report(run.write(), run.root)
 

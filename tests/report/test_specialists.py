@@ -46,7 +46,7 @@ def add_clusters(
         "clusters",
         "confusion_clusters",
         role="clusters",
-        reads=[node["name"] for node in run.nodes[:1]],
+        reads=[node.name for node in run.nodes[:1]],
         config={"matrix": "correlation", "split": "validation"},
         metrics=metrics,
         files=files,
@@ -78,7 +78,7 @@ def tables(coverage: Sequence[tuple[int, int, int, int]], **cost: float) -> dict
 
 def add_committee(run: Any, name: str, written: Any, *, active: int = 1, **result: Any) -> Any:
     """A committee of the generalist and two specialists, which are added with the first one."""
-    names = [node["name"] for node in run.nodes]
+    names = [node.name for node in run.nodes]
     for index in range(2):
         if f"specialists.{index}" not in names:
             run.stage(

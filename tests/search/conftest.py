@@ -21,6 +21,7 @@ from raydistill.plan.load import check_plan, read_source
 from raydistill.plan.order import order_stages
 from raydistill.runs.context import StageContext
 from raydistill.runs.search_run import SearchRun, TrialRecord
+from raydistill.runs.search_view import BestTrial, SearchFile, open_search
 from raydistill.search import run_search
 from raydistill.search.problem import Problem, build_problem
 
@@ -99,8 +100,14 @@ class Bench:
     def trials(self) -> list[TrialRecord]:
         return self.run.trials()
 
-    def search(self) -> dict[str, Any]:
-        return self.run.description()
+    def search(self) -> SearchFile:
+        return open_search(self.run.folder, self.root).about
+
+    @property
+    def best(self) -> BestTrial:
+        best = self.search().best
+        assert best is not None
+        return best
 
     @property
     def calls(self) -> list[str]:

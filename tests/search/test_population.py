@@ -259,13 +259,13 @@ def tune(bench: Any) -> Callable[..., Any]:
 def test_a_search_ends_with_a_plan_that_is_done(bench: Any, tune: Callable[..., Any]) -> None:
     result = tune()
     assert result.exit_code == 0, result.output
-    trials, best = bench.trials(), bench.search()["best"]
+    trials, best = bench.trials(), bench.best
     assert len(trials) == 12
     assert bench.calls.count("teacher") == 1
-    assert best["metric"] == max(trial.metric for trial in trials if segment_of(trial).round == 2)
+    assert best.metric == max(trial.metric for trial in trials if segment_of(trial).round == 2)
     assert "member 3, round 2/3" in result.output
     written = yaml.safe_load(bench.run.best_plan.read_text())["stages"]["student"]
-    winner = next(trial for trial in trials if trial.id == best["trial"])
+    winner = next(trial for trial in trials if trial.id == best.trial)
     assert "until" not in written
     assert len(written.get("changes", [])) == len(segment_of(winner).history) - 1
     calls = bench.calls
@@ -297,7 +297,7 @@ def test_a_member_that_fails_takes_anothers_place(bench: Any, tune: Callable[...
 def test_a_search_of_which_all_members_fail_has_failed(bench: Any, tune: Callable[..., Any]) -> None:
     assert tune({HEAT: {"uniform": [0.1, 0.9]}}).exit_code == 1
     assert [trial.status for trial in bench.trials()] == ["failed"] * 4
-    assert bench.search()["status"] == "failed"
+    assert bench.search().status == "failed"
 
 
 def test_an_interrupted_search_goes_on_as_if_it_had_not_been(
@@ -338,7 +338,7 @@ def test_a_time_budget_ends_with_the_best_of_the_round_that_was_reached(
     bench.write({HEAT: {"loguniform": [1, 20]}}, scheduler=pbt(), time_budget="1h")
     assert bench.invoke("tune", "--local").exit_code == 0
     second = [trial for trial in bench.trials() if segment_of(trial).round == 1 and trial.status == "done"]
-    assert bench.search()["best"]["metric"] == max(trial.metric for trial in second)
+    assert bench.best.metric == max(trial.metric for trial in second)
     assert yaml.safe_load(bench.run.best_plan.read_text())["stages"]["student"]["until"] == 4
 
 
@@ -358,7 +358,7 @@ def log_of(bench: Any, trial: TrialRecord) -> str:
 
 def check_real_search(bench: Any, tmp_path: Path) -> None:
     """Segments went on from others' checkpoints, and the winner is what training from scratch makes of its plan."""
-    trials, metrics = bench.trials(), bench.search()["best"]["metrics"]
+    trials, metrics = bench.trials(), bench.best.metrics
     assert {trial.status for trial in trials} == {"done"}
     assert any(segment_of(trial).donor is not None for trial in trials)
     assert all(

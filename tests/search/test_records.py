@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from raydistill.runs.search_run import SearchRun, TrialRecord, TrialStatus, best_first, searches
+from raydistill.runs.search_run import SearchRun, TrialRecord, TrialStatus, best_first
+from raydistill.runs.search_view import searches
 
 
 def record_of(number: int, status: TrialStatus = "done", metric: float | None = None) -> TrialRecord:
@@ -60,4 +61,4 @@ def test_searches_of_a_plan_are_found(run: SearchRun) -> None:
     other = SearchRun(run.root, "p-large", "0123456789ab")
     other.begin()
     other.write({"plan": "p-large"})
-    assert [search.folder for search in searches(run.root, "p")] == [run.folder]
+    assert searches(run.root, "p") == [run.folder]

@@ -25,8 +25,8 @@ SPACE = {HEAT: {"choice": [2, 4, 5, 20]}}
 def test_a_search_ends_with_the_best_plan_which_is_cached(bench: Any) -> None:
     result = bench.tune(SPACE, "--local")
     assert result.exit_code == 0, result.output
-    assert bench.search()["best"]["values"] == {HEAT: 5}
-    assert bench.search()["best"]["metrics"]["test/accuracy"] == 0.5
+    assert bench.best.values == {HEAT: 5}
+    assert bench.best.metrics["test/accuracy"] == 0.5
     calls = bench.calls
     again = bench.invoke("run", "--local", file=bench.run.best_plan)
     assert again.exit_code == 0, again.output
@@ -128,7 +128,7 @@ def test_a_trial_that_fails_is_recorded_and_ends_nothing(bench: Any) -> None:
 def test_a_search_of_which_all_trials_fail_has_failed(bench: Any) -> None:
     result = bench.tune({HEAT: {"choice": [0.5, 0.25]}}, "--local")
     assert result.exit_code == 1
-    assert bench.search()["status"] == "failed"
+    assert bench.search().status == "failed"
     assert not bench.run.best_plan.exists()
 
 
@@ -207,7 +207,7 @@ def test_a_shared_stage_that_fails_ends_the_search_before_its_trials(
     assert "a stage that all trials share failed, so none was tried: `teacher`: the teacher has a fault" in (
         result.stderr
     )
-    assert bench.search()["status"] == "failed"
+    assert bench.search().status == "failed"
 
 
 def test_a_student_that_cannot_be_trained_is_found_before_its_teacher_is(
@@ -223,7 +223,7 @@ def test_a_student_that_cannot_be_trained_is_found_before_its_teacher_is(
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
     assert "error: `student`: model `searched_nets:build` gives 9 outputs" in line
     assert not (bench.root / "stages").exists()
-    assert bench.search()["status"] == "failed"
+    assert bench.search().status == "failed"
 
 
 def test_a_time_budget_that_is_over_ends_with_the_best_so_far(bench: Any) -> None:

@@ -37,9 +37,9 @@ def test_trials_share_one_teacher_whose_targets_are_predicted_once(
     assert attempts(bench.root, "train") == attempts(bench.root, "predict_targets") == 1
     assert attempts(bench.root, "distill") == 6  # five trials, and the winner's judgement
     assert all(set(trial.epochs) == {1, 2} for trial in bench.trials())
-    best = bench.search()["best"]
-    assert best["metric"] == max(trial.metric for trial in bench.trials())
-    assert "test/accuracy" in best["metrics"]
+    best = bench.best
+    assert best.metric == max(trial.metric for trial in bench.trials())
+    assert "test/accuracy" in best.metrics
     again = bench.invoke("run", file=bench.run.best_plan)
     assert again.exit_code == 0, again.output
     assert {entry["status"] for entry in bench.results("p-best")["stages"].values()} == {"cached"}
@@ -56,7 +56,7 @@ def test_a_trial_gives_the_numbers_of_a_plain_run(
     assert bench.invoke("run", "--local", file=best).exit_code == 0
     plain = bench.results("p-best")["stages"]["student"]["metrics"]
     bench.root = tmp_path / "runs"
-    assert bench.search()["best"]["metrics"] == plain
+    assert bench.best.metrics == plain
 
 
 def test_a_trial_that_diverges_is_recorded_and_ends_nothing(
@@ -135,7 +135,7 @@ def test_a_search_whose_driver_was_killed_goes_on_without_repeating_anything(
     assert [after[trial.id] for trial in done] == done
     assert [trial.status for trial in after.values()] == ["done"] * 6
     assert {trial.number for trial in after.values()} == {1, 2, 3, 4, 5, 6}
-    best = bench.search()["best"]["trial"]
+    best = bench.best.trial
     assert all(attempts_of(bench, after[name]) == count + (name == best) for name, count in before.items())
     new = min(trial.started for trial in after.values() if trial.id not in {one.id for one in left})
     assert all(after[trial.id].started < new for trial in open_ones)

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from raydistill import ui
+from raydistill import doctor, ui
 from raydistill.cli import main
-from raydistill.execution import doctor
 from raydistill.execution.submit.client import JobsClient
 from raydistill.execution.submit.command import JobCommand
 from raydistill.masking import mask, split_login

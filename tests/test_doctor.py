@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from raydistill import doctor
 from raydistill.cli import main
-from raydistill.execution import doctor
-from raydistill.execution.doctor import Examination, Finding, Reply, examine
+from raydistill.doctor import Examination, Finding, Reply, examine
 from raydistill.execution.ray_backend import probes
 from raydistill.plan.schema import Plan
 

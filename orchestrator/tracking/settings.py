@@ -1,0 +1,20 @@
+"""What a plan says about tracking, as its copy in the folder of a run or a search has it."""
+
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import ValidationError
+
+from raydistill.plan.schema import TrackingConfig
+from raydistill.runs.files import read_text
+from raydistill.runs.run_files import PLAN
+
+
+def read_settings(folder: Path) -> TrackingConfig | Literal["none"]:
+    """The part `tracking` of the plan in `folder`; the defaults when there is none that can be read."""
+    try:
+        written = yaml.safe_load(read_text(folder / PLAN)).get("tracking")
+        return "none" if written == "none" else TrackingConfig.model_validate(written)
+    except (yaml.YAMLError, AttributeError, ValidationError, RecursionError):
+        return TrackingConfig()
