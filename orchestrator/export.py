@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from raydistill.errors import PlanError, StoreError
-from raydistill.predict import load_model
+from raydistill.prediction import load_model
 from raydistill.runs.files import json_text
 from raydistill.tasks.picture_files import printable
 from raydistill.training.model_description import DESCRIPTION

@@ -17,7 +17,7 @@ from raydistill.execution.scheduler import run_stages
 from raydistill.export import contract, export_model
 from raydistill.plan.order import order_stages
 from raydistill.plan.schema import Plan, build_task
-from raydistill.predict import load_model, predict_files
+from raydistill.prediction import load_model, predict_files
 from raydistill.tracking.logged_model import export_students
 
 pytestmark = [

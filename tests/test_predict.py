@@ -15,7 +15,7 @@ from raydistill.execution.scheduler import run_stages
 from raydistill.models.build import build_model
 from raydistill.plan.order import order_stages
 from raydistill.plan.schema import Plan
-from raydistill.predict import evaluate_model, load_model, predict_files, read_inputs
+from raydistill.prediction import evaluate_model, load_model, predict_files, read_inputs
 from raydistill.tasks.mnist import Mnist
 
 

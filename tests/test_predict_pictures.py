@@ -22,7 +22,7 @@ from raydistill.execution.local_backend import LocalBackend
 from raydistill.execution.scheduler import run_stages
 from raydistill.plan.order import order_stages
 from raydistill.plan.schema import Plan
-from raydistill.predict import load_predictor, predict_files
+from raydistill.prediction import load_predictor, predict_files
 from raydistill.training.evaluation import predict_split
 
 RANDOM = np.random.default_rng(0)

@@ -12,7 +12,7 @@ from raydistill.cli.options import finds_own_modules, runs_option, trust_options
 from raydistill.tasks.picture_files import printable
 
 if TYPE_CHECKING:
-    from raydistill.predict import Prediction
+    from raydistill.prediction import Prediction
     from raydistill.training.trust import Trust
 
 
@@ -28,7 +28,7 @@ def evaluate(model: Path, split: str, trust: "Trust") -> None:
     \b
     distill evaluate runs/stages/distill-1f0c92ab34de --split test
     """
-    from raydistill.predict import evaluate_model
+    from raydistill.prediction import evaluate_model
     from raydistill.runs.files import json_text
 
     click.echo(json_text(evaluate_model(model, split, trust)), nl=False)
@@ -54,7 +54,7 @@ def predict(model: Path, inputs: tuple[Path, ...], top: int, output: Path | None
     distill predict runs/stages/distill-1f0c92ab34de digit.png more.npy photos/
     """
     from raydistill.errors import StageError
-    from raydistill.predict import check_output, predict_files, write_csv
+    from raydistill.prediction import check_output, predict_files, write_csv
 
     if output is not None:
         check_output(output)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from raydistill.cli.graphs import load_source_graph
+from raydistill.cli.graphs import load_graph
 from raydistill.cli.group import DONE, FAILED, INTERRUPTED
 from raydistill.cli.options import finds_own_modules, plan_options
 from raydistill.errors import PlanError
@@ -65,10 +65,10 @@ def load_search(
     plan_file: Path, overrides: Sequence[str], only: Sequence[str], force: Sequence[str]
 ) -> "Problem":
     """What a plan's `search` asks for; `PlanError` also where a stage that is named on the command line is not."""
-    source, plan, graph = load_source_graph(plan_file, overrides)
+    plan, graph = load_graph(plan_file, overrides)
     from raydistill.search.problem import build_problem
 
-    problem = build_problem(source, plan, graph)
+    problem = build_problem(plan, graph)
     graph.called(only, "--only")
     _check_forced(problem, force)
     return problem

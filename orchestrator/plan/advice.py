@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 
-from raydistill.plan.order import Graph, Locate, sites
+from raydistill.plan.order import Graph, sites
 from raydistill.plan.schema import Plan
 
 
-def advice(plan: Plan, locate: Locate) -> Iterator[str]:
+def advice(plan: Plan) -> Iterator[str]:
     """Lines about a plan that can be run."""
-    for config, site in sites(plan, locate):
+    for config, site in sites(plan):
         for path, message in config.advice(site):
             yield site.error(message, *path).message
 

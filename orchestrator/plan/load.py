@@ -1,18 +1,23 @@
 """From a YAML file to a `Plan`, or to one error that names the line."""
 
-from collections.abc import Sequence
+import copy
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import getitem
 from pathlib import Path as FilePath
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 from yaml.composer import Composer
-from yaml.cyaml import CParser
+from yaml.cyaml import CParser  # type: ignore[attr-defined]  # its stub imports it without a word
 from yaml.resolver import Resolver
 
 from raydistill.errors import PlanError, did_you_mean
 from raydistill.plan.mistakes import Path, mistakes, one_line
+from raydistill.plan.model import models_in
 from raydistill.plan.places import placed_values
 from raydistill.plan.schema import Plan
 from raydistill.plan.short_forms import written_out
@@ -66,19 +71,70 @@ class Source:
         return 0
 
 
-def load_plan(file: FilePath, overrides: Sequence[str] = ()) -> Plan:
+Overrides = Sequence[str] | Mapping[str, Any]
+"""Other values of a plan: `["stages.student.epochs=10"]` as on the command line, or `{"stages.student.epochs": 10}`."""
+
+
+def load_plan(file: FilePath | str, overrides: Overrides = ()) -> Plan:
     """Read, override and check a plan. Every mistake is a `PlanError` of one line."""
-    return check_plan(read_source(file, overrides))
+    return check_plan(read_source(FilePath(file), overrides))
 
 
-def read_source(file: FilePath, overrides: Sequence[str] = ()) -> Source:
-    """Parse the YAML of `file`, write its short forms out, and apply `path=value` overrides."""
-    source = parse_source(_read_text(file), str(file))
+def build_plan(values: Mapping[str, Any], overrides: Overrides = ()) -> Plan:
+    """Check a plan whose `values` are those of a plan file, short forms included, and override some.
+
+    Paths are relative to the working folder. Every mistake is a `PlanError` of one line.
+    """
+    source = Source("the plan", has_lines=False, values=_plain(values))
+    return check_plan(_overridden(source, overrides))
+
+
+def override_plan(plan: Plan, overrides: Overrides) -> Plan:
+    """The plan with other values, checked anew."""
+    return check_plan(_overridden(copy.deepcopy(source_of(plan)), overrides))
+
+
+def source_of(plan: Plan) -> Source:
+    """How a plan was written; one that code put together counts as written with all its values."""
+    if plan._source is not None:
+        return plan._source
+    return Source("the plan", has_lines=False, values=plan_values(plan))
+
+
+def plan_values(plan: Plan) -> dict[str, Any]:
+    """The plan with all defaults, as the JSON values that a plan file with them holds."""
+    values: dict[str, Any] = json.loads(plan.model_dump_json())
+    for name, config in plan.stages.items():
+        for path, _ in models_in(config):
+            model = reduce(getitem, path, values["stages"][name])
+            model |= model.pop("options")
+    return values
+
+
+def read_source(file: FilePath, overrides: Overrides = ()) -> Source:
+    """Parse the YAML of `file`, write its short forms out, and apply overrides."""
+    return _overridden(parse_source(_read_text(file), str(file)), overrides)
+
+
+def _overridden(source: Source, overrides: Overrides) -> Source:
+    """The same source, written out, with other values."""
     source.values = written_out(source.values, Plan)
     for override in overrides:
-        _override(source, override)
+        if isinstance(overrides, Mapping):
+            value = _plain(overrides[override])
+            _override(source, override, value, one_line(f"{override}={json.dumps(value)}"))
+        else:
+            _override_by_text(source, override)
         source.values = written_out(source.values, Plan)
     return source
+
+
+def _plain(values: Any) -> Any:
+    """Values as YAML would give them: tuples become lists, and what no plan can hold is an error."""
+    try:
+        return json.loads(json.dumps(values, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise PlanError(one_line(f"the plan: only what YAML can hold belongs in a plan: {error}")) from None
 
 
 def parse_source(text: str, file: str) -> Source:
@@ -120,22 +176,35 @@ class _Composer(Composer, CParser, Resolver):
         self.nodes += 1
         self.depth += 1
         if self.nodes > 2 * MAX_NODES:  # keys are nodes here, and none among the values
-            raise _too_many(self.source, self.peek_event().start_mark.line + 1)
+            raise _too_many(self.source, self.next_line)
         if self.depth > MAX_DEPTH + 1:
-            raise _yaml_error(self.source, self.peek_event().start_mark.line + 1, "nested too deep")
+            raise _yaml_error(self.source, self.next_line, "nested too deep")
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
 
+    @property
+    def next_line(self) -> int:
+        """The line of what is read next."""
+        event: Any = self.peek_event()
+        return int(event.start_mark.line) + 1
 
-def check_plan(source: Source) -> Plan:
-    """Validate parsed values against the schema, and that the task's files are there."""
+
+def validated(source: Source) -> Plan:
+    """The plan that parsed values are, whether or not the task's files are there."""
     values = placed_values(source)
     try:
         plan = Plan.model_validate(values)
     except ValidationError as error:
         found = mistakes(error, values)
         raise source.error(*min(found, key=lambda mistake: source.line(mistake.path))) from None
+    plan._source = source
+    return plan
+
+
+def check_plan(source: Source) -> Plan:
+    """Validate parsed values against the schema, and that the task's files are there."""
+    plan = validated(source)
     if problem := _data_problem(plan):
         written = (("task", key) for key in ("folder", "file") if key in source.values["task"])
         raise source.error(next(written, ("task",)), problem)
@@ -294,14 +363,21 @@ def _shortened(text: str) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def _override(source: Source, override: str) -> None:
+def _override_by_text(source: Source, override: str) -> None:
+    """Apply `path=value`, the value in YAML."""
     path_text, equals, value_text = override.partition("=")
     override = one_line(override)
-    if not equals or not all(path_text.split(".")):
+    if not equals:
         raise PlanError(f"--set {override}: write it as `--set stages.student.epochs=10`")
     given = Source(f"--set {override}", has_lines=False)
     _parse(value_text, given)
-    path = _set_value(source, path_text.split("."), given.values, override)
+    _override(source, path_text, given.values, override)
+
+
+def _override(source: Source, path_text: str, value: Any, override: str) -> None:
+    if not all(path_text.split(".")):
+        raise PlanError(f"--set {override}: write it as `--set stages.student.epochs=10`")
+    path = _set_value(source, path_text.split("."), value, override)
     for places in (source.lines, source.overrides):
         for written in [written for written in places if written[: len(path)] == path]:
             del places[written]

@@ -5,7 +5,7 @@ The graph is finished before anything starts, so that a dry run shows exactly wh
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
@@ -17,8 +17,6 @@ from raydistill.plan.model import ModelConfig, models_in
 from raydistill.plan.schema import Plan
 from raydistill.plan.stage import StageConfig
 from raydistill.tasks.task import Task, class_index
-
-Locate = Callable[[Path, str], PlanError]
 
 
 @dataclass(frozen=True)
@@ -95,19 +93,15 @@ class Graph:
         return replace(self, nodes=nodes, asked=asked)
 
 
-def order_stages(plan: Plan, locate: Locate | None = None) -> Graph:
-    """Expand and order a plan's stages. `locate` turns a path in the plan and a message into a `PlanError`."""
-    return _Expansion(plan, locate or _by_path).expand()
+def order_stages(plan: Plan) -> Graph:
+    """Expand and order a plan's stages; `PlanError` names the place of what does not fit together."""
+    return _Expansion(plan).expand()
 
 
-def sites(plan: Plan, locate: Locate) -> "Iterator[tuple[StageConfig, Site]]":
+def sites(plan: Plan) -> "Iterator[tuple[StageConfig, Site]]":
     """Every stage of a plan that can be run, with what is around it."""
-    expansion = _Expansion(plan, locate)
+    expansion = _Expansion(plan)
     yield from ((config, Site(expansion, name)) for name, config in plan.stages.items())
-
-
-def _by_path(path: Path, message: str) -> PlanError:
-    return PlanError(f"{'.'.join(str(part) for part in path)}: {message}")
 
 
 class Site:
@@ -118,7 +112,7 @@ class Site:
 
     def error(self, message: str, *path: str | int) -> PlanError:
         """The error for what stands at `path` below this part."""
-        return self._expansion.locate(("stages", self.name, *self.path, *path), message)
+        return self._expansion.plan.error(("stages", self.name, *self.path, *path), message)
 
     @property
     def task(self) -> Task:
@@ -178,9 +172,8 @@ class Site:
 class _Expansion:
     """The state of one expansion: the plan, and the graph made so far."""
 
-    def __init__(self, plan: Plan, locate: Locate) -> None:
+    def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.locate = locate
         self.graph = Graph({}, "")
         self._copies: dict[str, tuple[str, ...]] = {}
         self._outputs: dict[str, int] = {}
@@ -251,8 +244,10 @@ class _Expansion:
             path for path, ref in stage_refs(self.plan.stages[first]) if self.stage_of(ref) == circle[1]
         )
         if len(circle) == 2:
-            return self.locate(("stages", first, *path), f"stage `{first}` reads itself; name another stage")
-        return self.locate(
+            return self.plan.error(
+                ("stages", first, *path), f"stage `{first}` reads itself; name another stage"
+            )
+        return self.plan.error(
             ("stages", first, *path),
             f"stages read one another in a circle: {' → '.join(circle)}; take one of them out",
         )
@@ -265,7 +260,7 @@ class _Expansion:
             place = ("stages", name, *path)
             stage = self.stage_of(ref)
             if stage not in self.plan.stages:
-                raise self.locate(
+                raise self.plan.error(
                     place,
                     f"stage `{name}` reads `{ref}`, which the plan does not define"
                     f"{did_you_mean(ref, self.plan.stages)}",
@@ -275,7 +270,7 @@ class _Expansion:
             if read.makes != ref.makes:
                 choices = StageConfig.choices().items()
                 makers = ", ".join(f"`{word}`" for word, kind in choices if kind.makes == ref.makes)
-                raise self.locate(
+                raise self.plan.error(
                     place,
                     f"`{ref}` makes no {ref.makes}: its kind is `{read.stage}`; name a stage of {makers}",
                 )
@@ -284,11 +279,11 @@ class _Expansion:
         replicas = [node for node in self._replicas(stage) if node != stage]
         if ref != stage and ref not in replicas:
             has = f"has the replicas `{replicas[0]}` to `{replicas[-1]}`" if replicas else "has no replicas"
-            raise self.locate(place, f"`{ref}` is not there: `{stage}` {has}")
+            raise self.plan.error(place, f"`{ref}` is not there: `{stage}` {has}")
         follows = place[-1] in self.plan.stages[str(place[1])].follows
         is_single = not isinstance(place[-1], int) and not follows
         if is_single and ref == stage and len(replicas) > 1:
-            raise self.locate(
+            raise self.plan.error(
                 place,
                 f"one stage is read here, but `{stage}` has {len(replicas)} replicas; write `{stage}.0`",
             )

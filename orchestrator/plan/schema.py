@@ -1,18 +1,21 @@
 """The whole plan: a task and a graph of stages."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError
+from pydantic import BeforeValidator, Field, PrivateAttr, SerializeAsAny, ValidationError
 
-from raydistill.errors import did_you_mean
+from raydistill.errors import PlanError, did_you_mean
 from raydistill.lookup import load_object
 from raydistill.plan.config import Config, Duration, read_options, seconds_of, text_like
-from raydistill.plan.mistakes import located_error, relocated, shown
+from raydistill.plan.mistakes import Path, located_error, one_line, relocated, shown
 from raydistill.plan.search import SearchConfig
 from raydistill.plan.stage import StageConfig
 from raydistill.tasks import TASKS
 from raydistill.tasks.task import Task
+
+if TYPE_CHECKING:
+    from raydistill.plan.load import Source
 
 
 def build_task(raw: Any) -> Task:
@@ -74,6 +77,19 @@ class Plan(Config):
     """Where the runs appear in MLflow, or `none`."""
     search: SearchConfig | None = None
     """What `distill tune` varies."""
+
+    _source: "Source | None" = PrivateAttr(default=None)
+    """How the user wrote it; None for a plan that code put together."""
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both say the same, however it is written."""
+        return isinstance(other, Plan) and self.__dict__ == other.__dict__
+
+    def error(self, path: Path, message: str) -> PlanError:
+        """The error for what stands at `path`: it names the line, where the plan was read from a file."""
+        if self._source is not None:
+            return self._source.error(path, message)
+        return PlanError(one_line(f"{'.'.join(map(str, path))}: {message}"))
 
     @property
     def experiment(self) -> str:

@@ -1,6 +1,5 @@
 """A plan being executed: its folder under `runs/plans/`, the graph it follows, and its results."""
 
-import json
 import os
 import shutil
 import statistics
@@ -8,8 +7,6 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
-from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,7 @@ import yaml
 from raydistill.errors import StoreError
 from raydistill.masking import mask
 from raydistill.plan.fingerprint import fingerprint
-from raydistill.plan.model import models_in
+from raydistill.plan.load import plan_values
 from raydistill.plan.order import Graph, Node
 from raydistill.plan.schema import Plan
 from raydistill.runs.data_files import write_listings
@@ -245,12 +242,7 @@ def best_student(graph: Graph, results: Mapping[str, Any]) -> str | None:
 
 def plan_text(plan: Plan) -> str:
     """The plan with all defaults, as YAML that `distill run` takes."""
-    values = json.loads(plan.model_dump_json())
-    for name, config in plan.stages.items():
-        for path, _ in models_in(config):
-            model = reduce(getitem, path, values["stages"][name])
-            model |= model.pop("options")
-    return str(yaml.dump(values, Dumper=FastDumper, sort_keys=False, width=100))
+    return str(yaml.dump(plan_values(plan), Dumper=FastDumper, sort_keys=False, width=100))
 
 
 def read_data_sizes(root: Path, task: Mapping[str, Any], test: str) -> dict[str, int]:

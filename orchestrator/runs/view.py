@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from raydistill.errors import StoreError
+from raydistill.errors import StoreError, did_you_mean
 from raydistill.plan.stage import StageConfig
 from raydistill.runs.files import read_as, read_json, read_text
 from raydistill.runs.folder import CONFIG, METRICS, RECORD, StageFolder
@@ -107,6 +107,11 @@ class StageView:
         """Size of the model, or of all models of an ensemble or a committee."""
         return self.record.parameters if self.record and self.has_result else None
 
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """How good what it made is, such as `test/accuracy`; empty where there is no result."""
+        return self.record.metrics if self.record and self.has_result else {}
+
     def metric(self, name: str) -> float | None:
         """A metric of the record."""
         return self.record.metrics.get(name) if self.record and self.has_result else None
@@ -200,6 +205,27 @@ class RunView:
             return read_as(SurveyFile, self.folder / SURVEY)
         except StoreError:
             return SurveyFile()
+
+    def __getitem__(self, name: str) -> StageView:
+        """The stage of this name; a replica as `teacher.0`."""
+        if name not in self.stages:
+            raise KeyError(f"the run has no stage `{name}`{did_you_mean(name, self.stages)}")
+        return self.stages[name]
+
+    def table(self) -> list[dict[str, Any]]:
+        """A row per stage, for `pandas.DataFrame`: how it ended, what it cost, and its metrics."""
+        return [
+            {
+                "stage": stage.name,
+                "kind": stage.kind,
+                "role": stage.role,
+                "status": stage.status,
+                "seconds": stage.seconds,
+                "parameters": stage.parameters,
+                **stage.metrics,
+            }
+            for stage in self.stages.values()
+        ]
 
     def in_role(self, *roles: str) -> list[StageView]:
         """Stages that play one of these roles, in the order of the graph."""

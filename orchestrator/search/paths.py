@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from raydistill.errors import PlanError, did_you_mean
@@ -85,8 +86,8 @@ def source_with(source: Source, defaults: Mapping[str, Any], values: Mapping[Pat
     line of its domain.
     """
     written = copy.deepcopy({key: value for key, value in source.values.items() if key != "search"})
-    changed = Source(
-        source.file, source.has_lines, written, dict(source.lines), dict(source.overrides), source.nodes
+    changed = replace(
+        source, values=written, lines=dict(source.lines), overrides=dict(source.overrides), entries={}
     )
     for path, value in values.items():
         _put(written["stages"], defaults["stages"], path, copy.deepcopy(value))

@@ -12,7 +12,7 @@ from raydistill.errors import PlanError
 from raydistill.kinds.searches import NoSchedulerConfig, PopulationConfig
 from raydistill.kinds.stage_bases import TrainingConfig
 from raydistill.plan.fingerprint import fingerprint
-from raydistill.plan.load import Source, check_plan
+from raydistill.plan.load import Source, check_plan, source_of
 from raydistill.plan.mistakes import Path
 from raydistill.plan.order import Graph, Node, order_stages
 from raydistill.plan.resources import ResourcesConfig
@@ -95,7 +95,7 @@ class Problem:
         """A trial's plan and all of its stages; `PlanError` when the values do not go together."""
         source = self.source_of(values)
         plan = check_plan(source)
-        return plan, order_stages(plan, source.error)
+        return plan, order_stages(plan)
 
     def trial_of(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
         """The checked plan of a trial as JSON values, with the trial's resources; and the folders of its own nodes."""
@@ -167,9 +167,9 @@ def dependent_nodes(graph: Graph, stages: Iterable[str]) -> set[str]:
     return dependent
 
 
-def build_problem(source: Source, plan: Plan, graph: Graph) -> Problem:
+def build_problem(plan: Plan, graph: Graph) -> Problem:
     """Check a plan's search against the plan; `PlanError` names the line."""
-    config = plan.search
+    config, source = plan.search, source_of(plan)
     if config is None:
         raise PlanError(
             f"{source.file}: the plan searches nothing; add `search: {{space: {{student.method.temperature:"

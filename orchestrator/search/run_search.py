@@ -212,7 +212,7 @@ def finish(
     write_best_plan(problem, best, run, options.root)
     source = read_source(run.best_plan)
     plan = check_plan(source)
-    graph = order_stages(plan, source.error)
+    graph = order_stages(plan)
     if only:
         graph = graph.needed_for([*only, problem.metric.stage])
     results = run_plan(plan, graph, replace(options, force=()), last_words)

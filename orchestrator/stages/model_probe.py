@@ -15,7 +15,8 @@ from raydistill.errors import StageError
 from raydistill.kinds.stages import DistillConfig
 from raydistill.kinds.survey import ProbedModel
 from raydistill.plan.model import ModelConfig
-from raydistill.plan.order import Graph, Locate
+from raydistill.plan.order import Graph
+from raydistill.plan.schema import Plan
 from raydistill.runs.record import summary_of
 from raydistill.stages.distill import build_method, setting_of
 from raydistill.tasks.splits import TaskData
@@ -27,11 +28,11 @@ from raydistill.training.method import Setting
 NAMED = 3  # of many parameters
 
 
-def check_features(graph: Graph, task: Task, locate: Locate) -> None:
+def check_features(graph: Graph, plan: Plan) -> None:
     """`PlanError` for a method whose features are not there, or whose shapes do not suit."""
     for node in graph.nodes.values():
         if node.config.compares_features:
-            setting = _setting(node.config, graph, task)
+            setting = _setting(node.config, graph, plan.task)
             for index, options in enumerate(node.config.all_methods):
                 try:
                     build_method(node.config.replace(method=options, methods=()), setting)
@@ -39,7 +40,7 @@ def check_features(graph: Graph, task: Task, locate: Locate) -> None:
                     continue  # it needs the numbers of a model, which only the stage has
                 except StageError as error:
                     key = ("methods", index) if node.config.methods else ("method",)
-                    raise locate(("stages", node.stage, *key), error.message) from None
+                    raise plan.error(("stages", node.stage, *key), error.message) from None
 
 
 def _setting(config: DistillConfig, graph: Graph, task: Task) -> Setting:

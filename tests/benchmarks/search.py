@@ -84,7 +84,7 @@ def plans_of_trials(file: Path) -> list[dict[str, Any]]:
 
     source = read_source(file)
     plan = check_plan(source)
-    problem = build_problem(source, plan, order_stages(plan, source.error))
+    problem = build_problem(plan, order_stages(plan))
     points = islice(known_points(problem.config), problem.config.trials)
     return [problem.trial_of(values)[0] for values in points]
 

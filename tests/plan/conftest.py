@@ -28,7 +28,7 @@ def graph_of(write_plan: Callable[[str | bytes], Path]) -> Callable[..., Graph]:
 
     def order(text: str, *overrides: str) -> Graph:
         source = read_source(write_plan(text), overrides)
-        return order_stages(check_plan(source), source.error)
+        return order_stages(check_plan(source))
 
     return order
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from raydistill.plan.advice import advice, shared_folders
-from raydistill.plan.load import parse_source
+from raydistill.plan.load import parse_source, validated
 from raydistill.plan.order import order_stages
 from raydistill.plan.schema import Plan
 
@@ -28,7 +28,7 @@ AFTER = "  after: {stage: train, initial: student, model: {name: cnn, widths: [4
 
 def lines_about(text: str) -> list[str]:
     source = parse_source(text, "plan.yaml")
-    return list(advice(Plan.model_validate(source.values), source.error))  # the data need not be there
+    return list(advice(validated(source)))  # the data need not be there
 
 
 @pytest.mark.parametrize("method", ["hints", "fsp", "semckd", "ofd", "triplet", "relational"])

@@ -96,7 +96,7 @@ def refusal(text: str) -> str | None:
     """The message that refuses a plan; None when it could run."""
     try:
         source = parse_source(text, "plan.yaml")
-        order_stages(check_plan(source), source.error)
+        order_stages(check_plan(source))
     except PlanError as error:
         return error.message
     return None
@@ -125,4 +125,4 @@ def test_the_plan_that_is_damaged_here_is_sound() -> None:
     source = parse_source(yaml.safe_dump(VALUES, sort_keys=False), "plan.yaml")
     inserted = {"teacher.1.targets", "teacher.targets"}
     written = {"teacher.0", "teacher.1", "soft", "both", "taught", "student", "judge"}
-    assert set(order_stages(check_plan(source), source.error).nodes) == written | inserted
+    assert set(order_stages(check_plan(source)).nodes) == written | inserted

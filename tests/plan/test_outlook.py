@@ -36,7 +36,7 @@ def had_run(root: Path, write_plan: Callable[[str | bytes], Path]) -> Callable[.
     ) -> Graph:
         source = read_source(write_plan(PLAN), overrides)
         plan = check_plan(source)
-        graph = order_stages(plan, source.error)
+        graph = order_stages(plan)
         graph = graph if only is None else graph.needed_for([only])
         run = root / "plans" / plan.name / run_id
         run.mkdir(parents=True)

@@ -43,7 +43,7 @@ def fill(folder: Path, *, seed: int = 0) -> None:
 
 def graph_of(plan: Path) -> Graph:
     source = read_source(plan)
-    return order_stages(check_plan(source), source.error)
+    return order_stages(check_plan(source))
 
 
 def test_files_are_found_in_either_folder_and_make_the_same_stages(plan: Path) -> None:
@@ -59,7 +59,9 @@ def test_files_are_found_in_either_folder_and_make_the_same_stages(plan: Path) -
     }
 
 
-def test_what_only_the_plans_folder_has_is_said_with_its_place(plan: Path) -> None:
+def test_what_only_the_plans_folder_has_is_said_with_its_place(
+    plan: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     fill(plan.parent)
     assert list(remarks_on_places(read_source(plan))) == [
         f"{plan}:2: task.file: `data/digits.npz` is in the plan's folder: `{plan.parent}/data/digits.npz`",
@@ -68,7 +70,7 @@ def test_what_only_the_plans_folder_has_is_said_with_its_place(plan: Path) -> No
     ]
     told = CliRunner().invoke(main, ["run", str(plan), "--dry-run"])
     assert told.exit_code == 0, told.output
-    assert told.stderr.count("is in the plan's folder") == 3
+    assert caplog.text.count("is in the plan's folder") == 3
 
 
 def test_what_the_working_folder_has_is_taken_from_there_without_a_word(plan: Path) -> None:

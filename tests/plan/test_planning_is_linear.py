@@ -90,7 +90,7 @@ def test_a_stage_costs_the_same_in_a_large_plan(shape: Callable[[int], str], tmp
         file = tmp_path / "plan.yaml"
         file.write_text(plan_text(stages, shape))
         source = read_source(file)
-        order_stages(check_plan(source), source.error)
+        order_stages(check_plan(source))
 
     plan(1)  # what is computed once per process
     alone, few, many = (steps_of(lambda: plan(stages)) for stages in (1, FEW, MANY))  # noqa: B023
@@ -124,6 +124,6 @@ def test_two_thousand_stages_of_which_each_reads_the_one_before_are_one_plan(tmp
     file = tmp_path / "plan.yaml"
     file.write_text(plan_text(2000, changes_of_changes))
     source = read_source(file)
-    graph = order_stages(check_plan(source), source.error)
+    graph = order_stages(check_plan(source))
     assert list(graph.nodes) == [f"s{index}" for index in range(2000)]
     assert graph.model_of("s1999") == graph.model_of("s0") is not None

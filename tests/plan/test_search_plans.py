@@ -30,7 +30,7 @@ def refusal(write_plan: Callable[[str | bytes], Path], tmp_path: Path) -> Callab
     def problem_of(file: Path) -> Problem:
         source = read_source(file)
         plan = check_plan(source)
-        return build_problem(source, plan, order_stages(plan, source.error))
+        return build_problem(plan, order_stages(plan))
 
     def refuse(search: str) -> str:
         file = write_plan(PLAN + search)

@@ -83,7 +83,7 @@ class Bench:
     def problem(self) -> Problem:
         source = read_source(self.file)
         plan = check_plan(source)
-        return build_problem(source, plan, order_stages(plan, source.error))
+        return build_problem(plan, order_stages(plan))
 
     def invoke(self, command: str, *options: str, file: Path | None = None) -> Result:
         return CliRunner().invoke(main, [command, str(file or self.file), "--runs", str(self.root), *options])

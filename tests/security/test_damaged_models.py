@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file, save_model
 
 from raydistill.cli import main
 from raydistill.models.build import build_model
-from raydistill.predict import read_inputs
+from raydistill.prediction import read_inputs
 from raydistill.tasks.mnist import Mnist
 
 SECONDS = 5.0

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from raydistill.errors import StoreError
-from raydistill.predict import evaluate_model, predict_files
+from raydistill.prediction import evaluate_model, predict_files
 
 
 @pytest.fixture

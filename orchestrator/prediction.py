@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from raydistill.errors import DistillError, PlanError, StoreError
@@ -192,25 +193,38 @@ def read_inputs(
 
 
 def _read_arrays(file: Path, shape: tuple[int, ...], dtype: torch.dtype) -> list[Raw]:
-    try:
-        array = np.load(
-            file, mmap_mode="r", allow_pickle=False
-        )  # a header may promise more than memory holds
-        if array.dtype.kind not in "biuf":
-            raise TypeError(f"it holds {array.dtype}")
-        values = torch.from_numpy(np.array(array, array.dtype.newbyteorder("="), order="C"))
+    try:  # mapped: a header may promise more than memory holds
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise TypeError("it is an archive of several")
     except (ValueError, EOFError, TypeError, AttributeError) as error:
         raise PlanError(f"`{file}` is no array of numbers: {' '.join(str(error).split())}") from None
-    if dtype == torch.int64 and values.is_floating_point():
-        raise PlanError(f"`{file}` holds {array.dtype}; the model takes integers, which stand for things")
-    values = values.long() if dtype == torch.int64 else _scaled(values)
-    if tuple(values.shape) == shape:
-        return [Raw(str(file), values)]
-    if tuple(values.shape[1:]) != shape:
-        raise PlanError(
-            f"`{file}` has the shape {tuple(values.shape)}; the model takes {shape} or (N, *{shape})"
-        )
+    values = _batch(array, f"`{file}`", shape, dtype)
+    if array.shape == shape:
+        return [Raw(str(file), values[0])]
     return [Raw(f"{file}[{index}]", row) for index, row in enumerate(values)]
+
+
+def _batch(
+    array: NDArray[Any], name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """An array of one or several inputs of `shape` as raw inputs (N, ...)."""
+    if array.dtype.kind not in "biuf":
+        raise PlanError(f"{name} is no array of numbers: it holds {array.dtype}")
+    if array.shape != shape and array.shape[1:] != shape:
+        raise PlanError(f"{name} has the shape {array.shape}; the model takes {shape} or (N, *{shape})")
+    values = torch.from_numpy(np.array(array, array.dtype.newbyteorder("="), order="C"))
+    if dtype == torch.int64 and values.is_floating_point():
+        raise PlanError(f"{name} holds {array.dtype}; the model takes integers, which stand for things")
+    return (values.long() if dtype == torch.int64 else _scaled(values)).reshape(-1, *shape)
+
+
+def predict_arrays(predictor: Predictor, inputs: ArrayLike) -> NDArray[np.float32]:
+    """Probabilities (N, C) of an array of inputs (N, ...), in batches of the size that evaluation has."""
+    model = predictor.first
+    values = _batch(np.asarray(inputs), "the batch", model.input_shape, model.input_dtype)
+    parts = [torch.softmax(predictor.logits(part), dim=1) for part in values.split(BATCH)]
+    return torch.cat(parts).numpy()
 
 
 def _scaled(values: Tensor) -> Tensor:

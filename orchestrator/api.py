@@ -1,0 +1,166 @@
+"""Plans, runs and models for Python programs and notebooks; `raydistill` itself offers all of it.
+
+What the command line says in a table is a value here: a `Prospect` for each stage of a dry run, a `RunView` of a run.
+Mistakes are a `DistillError` of one line, as there.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raydistill.errors import PlanError
+from raydistill.execution.outlook import Prospect, look_ahead
+from raydistill.plan.advice import advice, shared_folders
+from raydistill.plan.load import source_of
+from raydistill.plan.order import Graph, order_stages
+from raydistill.plan.places import remarks_on_places
+from raydistill.plan.schema import Plan
+from raydistill.runs.plan_run import latest_run
+from raydistill.runs.view import RunView, StageView
+from raydistill.runs.view import open_run as open_run_folder
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
+
+    from raydistill.raw_model import RawModel
+    from raydistill.training.trust import Trust
+
+log = logging.getLogger(__name__)
+
+
+def order(plan: Plan, only: Iterable[str] = ()) -> Graph:
+    """The stages of a plan in their order, replicas expanded: those called `only` and what they read, or all.
+
+    What the plan hardly means is logged as a warning; `PlanError` names the place of what cannot be run.
+    """
+    graph = order_stages(plan)
+    for remark in _remarks(plan, graph):
+        log.warning(remark)
+    names = tuple(only)
+    if names:
+        graph = graph.needed_for(graph.called(names, "only"))
+    if graph.compares_features:  # which takes torch, and with it more than a second
+        from raydistill.stages.model_probe import check_features
+
+        check_features(graph, plan)
+    return graph
+
+
+def _remarks(plan: Plan, graph: Graph) -> Iterator[str]:
+    yield from (f"note: {line}" for line in remarks_on_places(source_of(plan)))
+    yield from (f"warning: {line}" for line in (*advice(plan), *shared_folders(graph)))
+
+
+def dry_run(
+    plan: Plan, *, runs: Path | str = "runs", only: Iterable[str] = (), force: Iterable[str] = ()
+) -> list[Prospect]:
+    """What `run` would do with each stage, and why; nothing is started, neither torch nor Ray is loaded."""
+    graph = order(plan, only)
+    return look_ahead(graph, _root(runs), plan.name, graph.called(force, "force"), plan.task)
+
+
+def run(
+    plan: Plan,
+    *,
+    runs: Path | str = "runs",
+    only: Iterable[str] = (),
+    force: Iterable[str] = (),
+    local: bool = False,
+    address: str | None = None,
+    tracking_uri: str | None = None,
+    command: str = "",
+) -> RunView:
+    """Run what has no result yet below the storage root `runs`, report and track it; look at what is there then.
+
+    `only` these stages and what they read; `force` these again. `local` runs in this process; otherwise on the Ray
+    cluster at `address`, or on one that is started here. `command` is what the report shows as the way to run it again.
+
+    A stage that fails does not raise: `RunView.status` is `failed`, and its `StageView.error` says why. An interrupt
+    (SIGINT, the stop button of a notebook) lets stages write their checkpoints; the same call then goes on.
+    `PlanError` where the plan, its data or its models cannot go well: said before any stage starts.
+    """
+    from raydistill.run_plan import RunOptions, run_plan
+
+    root, graph = _root(runs), order(plan, only)
+    options = RunOptions(root, command, local, address, tracking_uri, tuple(force))
+    results = run_plan(plan, graph, options)
+    return open_run_folder(root / "plans" / plan.name / results["run_id"], root)
+
+
+def open_run(run: Path | str, *, runs: Path | str = "runs") -> RunView:
+    """Look at a run: `run` is its folder, or the name of a plan whose last run below `runs` is meant.
+
+    `PlanError` when there is none, `StoreError` when its files cannot be read.
+    """
+    folder, root = Path(run).absolute(), _root(runs)
+    if (folder / "graph.json").is_file():
+        return open_run_folder(folder, folder.parents[2])
+    if "/" in str(run) or (last := latest_run(root, str(run))) is None:
+        raise PlanError(f"`{run}` is neither the folder of a run nor a plan that was run below `{root}`")
+    return open_run_folder(last, root)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of N inputs: probabilities (N, C) float32, their classes in order."""
+
+    probabilities: "NDArray[np.float32]"
+    class_names: tuple[str, ...]
+
+    @property
+    def labels(self) -> list[str]:
+        """The most probable class of each input."""
+        return [self.class_names[index] for index in self.probabilities.argmax(axis=1)]
+
+
+def load_model(
+    model: Path | str | StageView, *, runs: Path | str = "runs", trust: Sequence[str] = ()
+) -> "RawModel":
+    """The model of a finished stage, or of an exported folder, as a `torch.nn.Module` that takes raw inputs.
+
+    A folder from outside the storage root `runs` builds only networks of ours and of torchvision, and calls no function
+    that it names, unless that is of a module that you `trust`.
+    """
+    from raydistill.prediction import load_model as load_trained
+    from raydistill.raw_model import RawModel
+
+    folder, trusted = _place(model, runs, trust)
+    return RawModel(load_trained(folder, trusted))
+
+
+def predict(
+    model: Path | str | StageView,
+    inputs: "ArrayLike",
+    *,
+    runs: Path | str = "runs",
+    trust: Sequence[str] = (),
+) -> Predictions:
+    """What a model says of a batch of arrays (N, ...): pictures as uint8 or scaled to [0, 1], all else as trained on.
+
+    The model is that of a stage or of an exported folder, as for `load_model`; an `evaluate` stage stands for its
+    ensemble or committee. `PlanError` for another shape.
+    """
+    from raydistill.prediction import load_predictor, predict_arrays
+
+    folder, trusted = _place(model, runs, trust)
+    predictor = load_predictor(folder, trusted)
+    return Predictions(predict_arrays(predictor, inputs), predictor.first.class_names)
+
+
+def _place(model: Path | str | StageView, runs: Path | str, trust: Sequence[str]) -> "tuple[Path, Trust]":
+    """The folder of a model, and whom it may call."""
+    from raydistill.training.trust import Trust
+
+    if isinstance(model, StageView):
+        folder = model.folder.path
+        return folder, Trust(folder.parents[1], tuple(trust))
+    return Path(model), Trust(_root(runs), tuple(trust))
+
+
+def _root(runs: Path | str) -> Path:
+    if not str(runs):
+        raise PlanError("`runs` is empty; name the storage root, or leave it out for `runs`")
+    return Path(runs).absolute()
