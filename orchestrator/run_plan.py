@@ -17,7 +17,7 @@ from raydistill.execution.scheduler import run_stages
 from raydistill.execution.survey import PlanSurvey, Remark, survey_plan
 from raydistill.plan.order import Graph, Node
 from raydistill.plan.schema import Plan
-from raydistill.runs.files import make_folder, read_as
+from raydistill.runs.files import make_folder
 from raydistill.runs.folder import RECORD
 from raydistill.runs.live_results import LiveResults
 from raydistill.runs.plan_run import (
@@ -25,20 +25,16 @@ from raydistill.runs.plan_run import (
     PlanRun,
     copy_report,
     node_roles,
-    runs_of,
 )
 from raydistill.runs.record import summary_of
 from raydistill.runs.run_files import (
     FINISHED,
-    GRAPH,
     PLAN,
     REPORT,
-    RESULTS,
     SUCCEEDED,
     UNTOUCHED,
-    GraphFile,
-    ResultsFile,
 )
+from raydistill.runs.view import open_run, runs_of
 from raydistill.terminal import Progress
 from raydistill.tracking import Mirror, Untracked, exported_model
 
@@ -240,14 +236,14 @@ def shows_the_same(earlier: Path, run: PlanRun) -> bool:
     drawn = (earlier / REPORT).stat().st_mtime_ns
     if (earlier / PLAN).read_bytes() != (run.folder / PLAN).read_bytes():
         return False
-    graph = read_as(GraphFile, earlier / GRAPH)
-    before = {node.name: node.fingerprint for node in graph.nodes}
+    view = open_run(earlier, run.root)
+    before = {name: stage.fingerprint for name, stage in view.stages.items()}
     if before != {name: node.fingerprint for name, node in run.graph.nodes.items()}:
         return False
     records = [run.root / node.folder / RECORD for node in run.graph.nodes.values()]
     return (
-        graph.test == run.graph.test
-        and read_as(ResultsFile, earlier / RESULTS).status == "done"
+        view.graph.test == run.graph.test
+        and view.status == "done"
         and all(path.stat().st_mtime_ns < drawn for path in records if path.exists())
     )
 

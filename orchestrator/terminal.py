@@ -17,6 +17,7 @@ from raydistill.kinds.stage_bases import TrainingConfig
 from raydistill.plan.order import Graph
 from raydistill.runs.pace import Pace, Standing
 from raydistill.runs.plan_run import NodeState
+from raydistill.runs.run_files import ResultsFile
 
 TELL_SECONDS = 10.0
 
@@ -79,32 +80,31 @@ def gathered(names: Sequence[str]) -> list[str]:
     return written
 
 
-def results_table(results: Mapping[str, Any]) -> Table:
+def results_table(results: ResultsFile) -> Table:
     """The table that ends a run: one line per stage; replicas also in sum."""
     table = _table("stage", "outcome", "seconds", "parameters", "validation", "test", "errors", "note")
     for column in table.columns[2:7]:
         column.justify = "right"
-    for name, entry in results["stages"].items():
-        metrics, std = entry.get("metrics", {}), entry.get("std", {})
-        status = entry["status"]
+    for name, entry in results.stages.items():
+        metrics, std = entry.metrics, entry.std
         table.add_row(
-            f"[bold]{name}[/] ×{entry['replicas']}" if "replicas" in entry else name,
-            f"[{STYLES[status]}]{status}[/]",
-            f"{entry['seconds']:.1f}",
-            f"{entry['parameters']:,}" if "parameters" in entry else "",
+            f"[bold]{escape(name)}[/] ×{entry.replicas}" if entry.replicas else escape(name),
+            f"[{STYLES[entry.status]}]{entry.status}[/]",
+            f"{entry.seconds:.1f}",
+            "" if entry.parameters is None else f"{entry.parameters:,}",
             _percent(metrics, std, "validation/accuracy"),
             _percent(metrics, std, "test/accuracy"),
             _errors(metrics, std),
-            escape(entry.get("error") or entry.get("note", "")),
+            escape(entry.error or entry.note),
         )
     return table
 
 
-def warning_lines(results: Mapping[str, Any]) -> list[str]:
+def warning_lines(results: ResultsFile) -> list[str]:
     """What is printed below the table: what the survey and stages, cached ones included, warn of."""
-    found = [remark for remark in results.get("survey", ()) if remark["level"] == "warning"]
-    lines = [(", ".join(remark["stages"]) or "data", remark["text"]) for remark in found]
-    lines += [(name, text) for name, entry in results["stages"].items() for text in entry.get("warnings", ())]
+    found = [remark for remark in results.survey if remark.level == "warning"]
+    lines = [(", ".join(remark.stages) or "data", remark.text) for remark in found]
+    lines += [(name, text) for name, entry in results.stages.items() for text in entry.warnings]
     return [f"[yellow]warning[/]: {escape(about)}: {escape(text)}" for about, text in lines]
 
 

@@ -27,6 +27,7 @@ from raydistill.execution.survey import PlanSurvey, Remark
 from raydistill.plan.order import order_stages
 from raydistill.runs.context import StageContext
 from raydistill.runs.plan_run import NodeState, plan_text
+from raydistill.runs.run_files import ResultsFile
 from raydistill.terminal import Progress, console, gathered, results_table
 
 CHAIN: dict[str, dict[str, Any]] = {"teacher": {}, "student": {"reads": ["teacher"]}}
@@ -443,7 +444,7 @@ def test_the_table_shows_brackets_as_they_are() -> None:
     stage = {"stage": "train", "status": "failed", "seconds": 1.0, "error": "sizes [3, 4] and [/bold] differ"}
     out = console()
     with out.capture() as captured:
-        out.print(results_table({"stages": {"teacher": stage}}))
+        out.print(results_table(ResultsFile.model_validate({"stages": {"teacher": stage}})))
     assert "sizes [3, 4] and [/bold] differ" in captured.get()
 
 

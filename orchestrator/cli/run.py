@@ -3,9 +3,8 @@
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,6 +16,7 @@ from raydistill.errors import PlanError
 if TYPE_CHECKING:
     from raydistill.plan.order import Graph
     from raydistill.plan.schema import Plan
+    from raydistill.runs.view import RunView
 
 
 @click.command()
@@ -48,20 +48,22 @@ def run(
             _check_room(graph, address)
         return
     from raydistill.run_plan import RunOptions, run_plan
+    from raydistill.runs.view import PLANS_FOLDER, open_run
     from raydistill.terminal import console, results_table, warning_lines
 
     command = shlex.join(["distill", *sys.argv[1:]])
     options = RunOptions(root, command, local, address, tracking_uri, force)
-    results = run_plan(plan, graph, options)
+    run_id = run_plan(plan, graph, options)["run_id"]
+    view = open_run(root / PLANS_FOLDER / plan.name / run_id, root)
     out = console()
-    out.print(results_table(results))
-    for line in warning_lines(results):
+    out.print(results_table(view.results))
+    for line in warning_lines(view.results):
         out.print(line, soft_wrap=True)
-    report = root / "plans" / plan.name / results["run_id"] / "report.html"
+    report = view.folder / "report.html"
     where = f"; report: {_relative(report)}" if report.exists() else ""
-    click.echo(f"\n{results['status']} in {results['seconds']:.1f} s{where}")
-    _print_usage(plan, graph, results, root)
-    sys.exit({"done": DONE, "failed": FAILED, "interrupted": INTERRUPTED}[results["status"]])
+    click.echo(f"\n{view.status} in {view.seconds:.1f} s{where}")
+    _print_usage(plan, view)
+    sys.exit({"done": DONE, "failed": FAILED, "interrupted": INTERRUPTED}[view.status])
 
 
 @click.command()
@@ -76,17 +78,17 @@ def report(plan_file: Path, overrides: tuple[str, ...], root: Path) -> None:
     """
     from raydistill.plan.load import load_plan
     from raydistill.report import write_report, write_search_report
-    from raydistill.runs.plan_run import latest_run
     from raydistill.runs.search_view import searches
+    from raydistill.runs.view import runs_of
 
     plan = load_plan(plan_file, overrides)
-    folder, found = latest_run(root.absolute(), plan.name), searches(root.absolute(), plan.name)
-    if folder is None and not found:
+    runs, found = runs_of(root.absolute(), plan.name), searches(root.absolute(), plan.name)
+    if not runs and not found:
         raise PlanError(
             f"plan `{plan.name}` has no run under `{root}`; start one with `distill run {plan_file}`"
         )
-    if folder is not None:
-        click.echo(str(_relative(write_report(folder, root.absolute()))))
+    if runs:
+        click.echo(str(_relative(write_report(runs[0], root.absolute()))))
     for search in found:
         click.echo(str(_relative(write_search_report(search, root.absolute()))))
 
@@ -121,17 +123,15 @@ def _print_prospects(plan: "Plan", graph: "Graph", root: Path, forced: frozenset
         out.print(f"a change is not seen of {escape(text)}", soft_wrap=True)
 
 
-def _print_usage(plan: "Plan", graph: "Graph", results: Mapping[str, Any], root: Path) -> None:
+def _print_usage(plan: "Plan", run: "RunView") -> None:
     """Where the best student is, and what can be done with it; of a plan without one, the best model."""
-    from raydistill.runs.plan_run import best_student
-
-    found = best_student(graph, results)
+    found = run.best("student", "model")
     if found is None:
         return
-    model = shlex.quote(str(_relative(root / results["stages"][found]["folder"])))
+    model = shlex.quote(str(_relative(found.folder.path)))
     inputs = "PICTURE..." if len(plan.task.input_shape) == 3 else "ARRAYS.npy"
-    runs = "" if root == Path("runs").absolute() else f" --runs {shlex.quote(str(_relative(root)))}"
-    click.echo(f"\n`{found}` is in {model}\n  distill predict {model} {inputs}{runs}")
+    runs = "" if run.root == Path("runs").absolute() else f" --runs {shlex.quote(str(_relative(run.root)))}"
+    click.echo(f"\n`{found.name}` is in {model}\n  distill predict {model} {inputs}{runs}")
     click.echo(f"  distill evaluate {model} --split test{runs}")
 
 

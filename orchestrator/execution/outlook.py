@@ -1,19 +1,19 @@
 """What a run would do: for every node whether its result is there, and if not, why not."""
 
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from raydistill.errors import StoreError
 from raydistill.execution.needed import WHY_NOT, not_needed
 from raydistill.plan.fingerprint import DATA_CHANGED, differences
 from raydistill.plan.order import Graph, Node
 from raydistill.runs.data_files import DataFiles
-from raydistill.runs.files import read_json
 from raydistill.runs.folder import CONFIG, StageFolder
-from raydistill.runs.plan_run import runs_of
 from raydistill.runs.record import Record
+from raydistill.runs.view import read_graph, read_identity, runs_of
 from raydistill.tasks.task import Task
 
 SHOWN = 3
@@ -88,7 +88,7 @@ def _why_new(node: Node, graph: Graph, before: Path | None, data: DataFiles | No
     if before is None:
         return "never run"
     try:
-        old: Any = read_json(before / CONFIG)
+        old = read_identity(before)
     except StoreError as error:
         return error.message
     names = {read.fingerprint: read.name for read in graph.nodes.values()}
@@ -113,14 +113,8 @@ def _earlier_folders(root: Path, plan_name: str) -> dict[str, Path]:
     """Where the nodes of earlier runs of the plan lie, by name; the latest run that had begun a node decides."""
     folders: dict[str, Path] = {}
     for run in runs_of(root, plan_name):
-        for name, folder in _folders_of(run):
-            if name not in folders and (root / folder / CONFIG).exists():
-                folders[name] = root / folder
+        with suppress(StoreError):
+            for node in read_graph(run).nodes:
+                if node.name not in folders and (root / node.folder / CONFIG).exists():
+                    folders[node.name] = root / node.folder
     return folders
-
-
-def _folders_of(run: Path) -> list[tuple[str, str]]:
-    try:
-        return [(node["name"], node["folder"]) for node in read_json(run / "graph.json")["nodes"]]
-    except (StoreError, KeyError, TypeError):
-        return []

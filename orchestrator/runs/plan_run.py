@@ -34,7 +34,6 @@ from raydistill.runs.run_files import (
     Status,
 )
 
-RUNS_BACK = 20  # an earlier run than the last one may have made, or shown, what that left out
 FastDumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
@@ -231,15 +230,6 @@ def node_roles(graph: Graph) -> dict[str, str]:
     return roles
 
 
-def best_student(graph: Graph, results: Mapping[str, Any]) -> str | None:
-    """The name of the finished student that is best on validation; of a plan without one, of the model. None: there is
-    no such stage, or it failed."""
-    roles, stages = node_roles(graph), results["stages"]
-    role = next((role for role in ("student", "model") if role in roles.values()), None)
-    done = [name for name in roles if roles[name] == role and stages[name]["status"] in ("done", "cached")]
-    return max(done, key=lambda name: stages[name]["metrics"].get("validation/accuracy", 0.0), default=None)
-
-
 def plan_text(plan: Plan) -> str:
     """The plan with all defaults, as YAML that `distill run` takes."""
     return str(yaml.dump(plan_values(plan), Dumper=FastDumper, sort_keys=False, width=100))
@@ -262,17 +252,6 @@ def write_data_sizes(root: Path, task: Mapping[str, Any], test: str, sizes: Mapp
 
 def _data_sizes_file(root: Path, task: Mapping[str, Any], test: str) -> Path:
     return root / "tasks" / f"{task['name']}-{fingerprint({**task, 'test': test})}.json"
-
-
-def runs_of(root: Path, plan_name: str) -> list[Path]:
-    """The folders of a plan's last runs that wrote results, the latest first; not of all that there ever were."""
-    files = sorted((root / "plans" / plan_name).glob(f"*/{RESULTS}"), reverse=True)
-    return [path.parent for path in files[:RUNS_BACK]]
-
-
-def latest_run(root: Path, plan_name: str) -> Path | None:
-    """The folder of the last run of a plan that wrote results."""
-    return next(iter(runs_of(root, plan_name)), None)
 
 
 def copy_report(source: Path, target: Path) -> None:

@@ -3,7 +3,7 @@
 A file may be cut short, edited or of another make, so every value is checked as it is read; see `files.read_as`.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -96,6 +96,17 @@ class ResultsFile(FromFile):
     survey: tuple[StoredRemark, ...] = ()
     stages: dict[str, StageEntry] = {}
     mlflow: dict[str, str | None] = {}
+
+
+class IdentityFile(FromFile):
+    """`config.json` of a stage: all that decides its result."""
+
+    model_config = ConfigDict(extra="allow")
+
+    kind: str
+    version: int
+    task: dict[str, Any]
+    config: dict[str, Any]
 
 
 class SurveyFile(FromFile):

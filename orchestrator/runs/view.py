@@ -6,16 +6,17 @@ somebody asks; a view shows the moment at which it was made. `search_view.py` is
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from raydistill.errors import StoreError, did_you_mean
 from raydistill.plan.stage import StageConfig
-from raydistill.runs.files import read_as, read_json, read_text
-from raydistill.runs.folder import CONFIG, METRICS, RECORD, StageFolder
+from raydistill.runs.files import read_as, read_text
+from raydistill.runs.folder import CONFIG, METRICS, StageFolder
 from raydistill.runs.record import Record
 from raydistill.runs.run_files import (
     GRAPH,
@@ -24,12 +25,15 @@ from raydistill.runs.run_files import (
     SURVEY,
     GraphFile,
     GraphNode,
+    IdentityFile,
     ResultsFile,
     StageEntry,
     Status,
     SurveyFile,
 )
 
+STAGES_FOLDER, PLANS_FOLDER = "stages", "plans"
+RUNS_BACK = 20  # an earlier run than the last one may have made, or shown, what that left out
 WITH_RESULT: frozenset[Status] = frozenset({"done", "cached"})
 
 
@@ -121,16 +125,14 @@ class StageView:
         """What the stage is, as its folder keeps it: task, config, fingerprints of what it reads; empty before it
         started, or when that cannot be read."""
         try:
-            values = read_json(self.folder.path / CONFIG)
+            return read_identity(self.folder.path)
         except StoreError:
             return {}
-        return values if isinstance(values, dict) else {}
 
     @property
     def config(self) -> Mapping[str, Any]:
         """The stage's options; empty when they cannot be read."""
-        config = self.identity.get("config")
-        return config if isinstance(config, dict) else {}
+        return dict(self.identity.get("config", {}))
 
     @cached_property
     def progress(self) -> list[dict[str, Any]]:
@@ -259,7 +261,11 @@ class RunView:
 def open_run(folder: Path, root: Path) -> RunView:
     """Look at a plan run. `StoreError` names its graph or its results when they cannot be read; a run whose results
     are not there yet has just begun."""
-    graph = read_as(GraphFile, folder / GRAPH)
+    graph = read_graph(folder)
+    if os.path.islink(root / STAGES_FOLDER):  # noqa: PTH114 - as below
+        raise StoreError(
+            f"`{root / STAGES_FOLDER}` is a link and may lie outside the storage root; move it there"
+        )
     has_results = (folder / RESULTS).exists()
     results = read_as(ResultsFile, folder / RESULTS) if has_results else ResultsFile()
     names = {node.name for node in graph.nodes}
@@ -270,10 +276,28 @@ def open_run(folder: Path, root: Path) -> RunView:
     return RunView(folder, root, graph, results, stages)
 
 
+def read_graph(folder: Path) -> GraphFile:
+    """The graph of a plan run alone; `StoreError` names the file when it cannot be read."""
+    return read_as(GraphFile, folder / GRAPH)
+
+
+def runs_of(root: Path, plan_name: str) -> list[Path]:
+    """The folders of a plan's last runs that wrote results, the latest first; not of all that there ever were."""
+    files = sorted((root / PLANS_FOLDER / plan_name).glob(f"*/{RESULTS}"), reverse=True)
+    return [path.parent for path in files[:RUNS_BACK]]
+
+
 def open_stage(folder: Path) -> StageView:
-    """Look at a stage by its folder, in no run: its name is the folder's, it is done or stopped half-way."""
+    """Look at a stage by its folder, in no run: its name is the folder's, it ended as its record says or was stopped.
+
+    What it makes is known of our own kinds; it is not asked of a user's, whose code this would run.
+    """
     found = StageFolder(folder)
-    kind, _, fingerprint = folder.name.rpartition("-")
+    named, _, fingerprint = folder.name.rpartition("-")
+    try:
+        kind = str(read_identity(folder)["kind"])
+    except StoreError:
+        kind = named
     known = StageConfig.choices().get(kind)
     return StageView(
         name=folder.name,
@@ -286,8 +310,21 @@ def open_stage(folder: Path) -> StageView:
         is_adjusted=False,
         fingerprint=fingerprint,
         folder=found,
-        entry=StageEntry(status="done" if (folder / RECORD).exists() else "stopped"),
+        entry=StageEntry(status=_ended(found)),
     )
+
+
+def read_identity(folder: Path) -> Mapping[str, Any]:
+    """What a stage is: task, config, fingerprints of what it reads. `StoreError` when that cannot be read."""
+    return read_as(IdentityFile, folder / CONFIG).model_dump()
+
+
+def _ended(folder: StageFolder) -> Status:
+    try:
+        record = folder.record()
+    except StoreError:
+        return "done"  # there was a result; `error` says what is wrong with it
+    return record.status if record else "stopped"
 
 
 def _open_stage(node: GraphNode, results: ResultsFile, root: Path, run_folder: Path) -> StageView:
@@ -307,13 +344,13 @@ def _open_stage(node: GraphNode, results: ResultsFile, root: Path, run_folder: P
 
 
 def _below(root: Path, stage_folder: str, run_folder: Path) -> Path:
-    """A stage's folder as the graph names it: what lies there is shown, and sent away."""
-    path = root / stage_folder
-    try:
-        is_below = path.resolve().is_relative_to(root.resolve())
-    except (OSError, ValueError):  # a name that no file can have
-        is_below = False
-    if not is_below:
+    """A stage's folder as the graph names it: what lies there is shown, and sent away.
+
+    Names are compared and the last one is looked at, as resolving two thousand of them takes a tenth of a second.
+    """
+    path, parts = root / stage_folder, PurePath(stage_folder).parts
+    is_stage = len(parts) == 2 and parts[0] == STAGES_FOLDER and parts[1] != ".." and "\0" not in parts[1]
+    if not is_stage or os.path.islink(path):  # noqa: PTH114 - 5 × faster
         raise StoreError(f"`{run_folder / GRAPH}` is damaged: `{stage_folder}` lies outside the storage root")
     return path
 

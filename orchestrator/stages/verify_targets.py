@@ -1,6 +1,5 @@
 """Are stored files what they were? Their sums compared, and a random sample of targets computed again."""
 
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -8,15 +7,14 @@ import torch
 from raydistill.errors import StoreError
 from raydistill.kinds.stages import PredictTargetsConfig
 from raydistill.plan.schema import build_task
-from raydistill.runs.files import read_json
-from raydistill.runs.folder import CONFIG, RECORD, StageFolder
+from raydistill.runs.folder import StageFolder
+from raydistill.runs.run_files import GRAPH
+from raydistill.runs.view import STAGES_FOLDER, open_run, open_stage, read_identity
 from raydistill.stages.transfer_data import described_transfer_set
 from raydistill.targets.reader import open_targets
 from raydistill.targets.store import MANIFEST, load_manifest
 from raydistill.targets.verify import VerifyResult, compare_rows
 from raydistill.training import model_files
-
-GRAPH = "graph.json"
 
 
 def holds_targets(folder: Path) -> bool:
@@ -30,27 +28,15 @@ def verify_files(folder: Path, root: Path) -> tuple[int, list[str]]:
     Returns how many finished stages there are, and what is wrong with some of them. `StoreError` when there is nothing
     to compare.
     """
-    if not (folder / GRAPH).is_file():
-        folders = [StageFolder(folder)]
-    else:
-        try:
-            names = [root / node["folder"] for node in read_json(folder / GRAPH)["nodes"]]
-        except (LookupError, TypeError) as error:
-            raise StoreError(f"`{folder / GRAPH}` is damaged: {error!r}") from None
-        folders = [StageFolder(path) for path in dict.fromkeys(names)]
-    for stage in folders:
-        if stage.path.resolve().parent != root.resolve() / "stages":
-            raise StoreError(f"`{stage.path}` lies outside the storage root `{root}`; name it with `--runs`")
     if (folder / GRAPH).is_file():  # some of its stages may have failed, or are gone
-        folders = [stage for stage in folders if (stage.path / RECORD).exists() and not _has_failed(stage)]
-    return len(folders), [damage for stage in folders if (damage := stage.damage())]
-
-
-def _has_failed(stage: StageFolder) -> bool:
-    with suppress(StoreError):  # of a damaged record more is said elsewhere
-        record = stage.record()
-        return record is not None and record.status == "failed"
-    return False
+        found = {stage.fingerprint: stage.folder for stage in open_run(folder, root).stages.values()}
+        stages = [stage for stage in found.values() if open_stage(stage.path).status == "done"]
+    else:
+        stages = [StageFolder(folder)]
+    for stage in stages:
+        if stage.path.resolve().parent != root.resolve() / STAGES_FOLDER:
+            raise StoreError(f"`{stage.path}` lies outside the storage root `{root}`; name it with `--runs`")
+    return len(stages), [damage for stage in stages if (damage := stage.damage())]
 
 
 def verify_targets(folder: Path, root: Path, rows: int, seed: int = 0) -> dict[str, VerifyResult]:
@@ -76,7 +62,7 @@ def verify_targets(folder: Path, root: Path, rows: int, seed: int = 0) -> dict[s
 
 def _verify_teacher(folder: Path, root: Path, rows: int, seed: int) -> VerifyResult:
     config = PredictTargetsConfig.model_validate(_config_of(folder))
-    fingerprint = read_json(folder / CONFIG)["config"]["teacher"]["input"]
+    fingerprint = read_identity(folder)["config"]["teacher"]["input"]
     teacher = model_files.load(StageFolder.of_fingerprint(fingerprint, root))
     task = build_task(teacher.description["task"])
     targets = open_targets(folder, root=root, expect=None)
@@ -95,6 +81,6 @@ def _verify_teacher(folder: Path, root: Path, rows: int, seed: int) -> VerifyRes
 
 
 def _config_of(folder: Path) -> dict[str, object]:
-    values = dict(read_json(folder / CONFIG)["config"])
+    values = read_identity(folder)["config"]
     # Other stages are stored as fingerprints; here their names do not matter, and the manifest tells the transfer set.
     return {**values, "teacher": "teacher", "transfer": {}}

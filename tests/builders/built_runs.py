@@ -123,6 +123,7 @@ class BuiltRun:
 
     def write_survey(self, counts: Mapping[str, Sequence[int]], *remarks: Mapping[str, Any]) -> None:
         """Write what was found before the first stage."""
+        make_folder(self.folder)
         write_json(self.folder / SURVEY, {"counts": counts, "remarks": list(remarks)})
 
     def _entries(self) -> dict[str, Any]:

@@ -20,12 +20,11 @@ from raydistill.runs.live_results import LiveResults
 from raydistill.runs.plan_run import (
     NodeState,
     PlanRun,
-    best_student,
     copy_report,
-    latest_run,
     write_data_sizes,
 )
 from raydistill.runs.record import Record
+from raydistill.runs.view import runs_of
 
 MODEL = {"name": "mlp", "widths": [4]}
 STAGES: dict[str, Any] = {
@@ -168,9 +167,9 @@ def test_the_plan_of_a_run_can_be_run_again(tmp_path: Path) -> None:
     run = plan_run(tmp_path)
     again = Plan.model_validate(yaml.safe_load((run.folder / "plan.yaml").read_text()))
     assert again == run.plan
-    assert latest_run(tmp_path, "tiny") is None
+    assert runs_of(tmp_path, "tiny") == []
     run.write_results(states(), "running")
-    assert latest_run(tmp_path, "tiny") == run.folder
+    assert runs_of(tmp_path, "tiny") == [run.folder]
 
 
 def test_live_results_show_the_last_change_though_they_are_written_rarely(
@@ -209,29 +208,6 @@ def test_live_results_on_a_full_disk_stop_nothing(
         assert failed.wait(30)
         live.note_change()
     assert "No space left on device" in caplog.text
-
-
-def test_the_best_student_is_best_on_validation_and_has_a_result() -> None:
-    plan = Plan.model_validate(
-        {"name": "tiny", "task": {"name": "mnist"}, "stages": {**STAGES, "small": STAGES["student"]}}
-    )
-    entries = {
-        "teacher.0": ("done", 0.99),
-        "teacher.1": ("done", 0.99),
-        "teacher.2": ("done", 0.99),
-        "student": ("cached", 0.8),
-        "small": ("failed", 0.9),
-    }
-    stages = {
-        name: {"status": status}
-        | ({} if status == "failed" else {"metrics": {"validation/accuracy": accuracy}})
-        for name, (status, accuracy) in entries.items()
-    }
-    graph = order_stages(plan)
-    assert best_student(graph, {"stages": stages}) == "student"
-    stages["small"] = {"status": "done", "metrics": {"validation/accuracy": 0.9}}
-    assert best_student(graph, {"stages": stages}) == "small"
-    assert best_student(graph, {"stages": {name: {"status": "failed"} for name in stages}}) is None
 
 
 def test_a_report_is_copied_where_links_are_not_allowed(
