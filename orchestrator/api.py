@@ -17,8 +17,7 @@ from raydistill.plan.load import source_of
 from raydistill.plan.order import Graph, order_stages
 from raydistill.plan.places import remarks_on_places
 from raydistill.plan.schema import Plan
-from raydistill.runs.plan_run import latest_run
-from raydistill.runs.view import RunView, StageView
+from raydistill.runs.view import RunView, StageView, runs_of
 from raydistill.runs.view import open_run as open_run_folder
 
 if TYPE_CHECKING:
@@ -98,9 +97,9 @@ def open_run(run: Path | str, *, runs: Path | str = "runs") -> RunView:
     folder, root = Path(run).absolute(), _root(runs)
     if (folder / "graph.json").is_file():
         return open_run_folder(folder, folder.parents[2])
-    if "/" in str(run) or (last := latest_run(root, str(run))) is None:
+    if "/" in str(run) or not (found := runs_of(root, str(run))):
         raise PlanError(f"`{run}` is neither the folder of a run nor a plan that was run below `{root}`")
-    return open_run_folder(last, root)
+    return open_run_folder(found[0], root)
 
 
 @dataclass(frozen=True)

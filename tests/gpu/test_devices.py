@@ -1,20 +1,18 @@
 """What must hold on every device: `pytest` runs it on the twin, `pytest -m gpu` on a GPU."""
 
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 
-from raydistill.kinds.augmentations import AugmentationOptions, MixupConfig
+from raydistill.kinds.augmentations import AUGMENTATIONS, MixupConfig
 from raydistill.kinds.method_options import MethodOptions
 from raydistill.lookup import load_object
 from raydistill.plan.stage import StageConfig
 from raydistill.training.augment import augment, mixing_partners
 
 METHODS = MethodOptions.choices()
-
-AUGMENTATIONS = get_args(get_args(AugmentationOptions)[0])
 CNN = {"name": "cnn", "widths": [6, 6], "batch_norm": True}
 MLP = {"name": "mlp", "widths": [8], "dropout": 0.2}
 SHORT = {"epochs": 1, "batch_size": 16}
@@ -22,7 +20,7 @@ TEACHER: dict[str, Any] = {"stage": "train", "model": CNN, **SHORT}
 MODEL: dict[str, Any] = {"stage": "train", "model": MLP, **SHORT}
 STUDENT: dict[str, Any] = {"stage": "distill", "student": MLP, "teachers": ["teacher"], **SHORT}
 LIVE: dict[str, Any] = STUDENT | {"mode": "live", "student": CNN}
-AUGMENTED = {"augment": [{"name": kind.model_fields["name"].default} for kind in AUGMENTATIONS]}
+AUGMENTED = {"augment": [{"name": kind.word} for kind in AUGMENTATIONS]}
 SPECIALISTS: dict[str, Any] = {
     "stage": "train_specialists",
     "generalist": "teacher",
