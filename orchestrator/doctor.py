@@ -17,7 +17,7 @@ from raydistill.execution.ray_backend import probes
 from raydistill.execution.ray_backend.connection import connect, leave
 from raydistill.execution.ray_backend.tokens import TOKEN_HINT, read_token
 from raydistill.execution.survey import Remark, probed_models, remarks_on_models
-from raydistill.execution.user_modules import user_modules
+from raydistill.execution.user_code import user_modules
 from raydistill.masking import mask
 from raydistill.plan.order import order_stages
 from raydistill.plan.schema import Plan

@@ -19,10 +19,11 @@ from pydantic.fields import FieldInfo
 from raydistill.errors import PlanError, did_you_mean
 from raydistill.lookup import load_object
 from raydistill.models import MODELS, Architecture
+from raydistill.plan.address import class_at
 from raydistill.plan.config import StageRef
 from raydistill.plan.kind import Kind
 from raydistill.plan.model import ModelConfig
-from raydistill.plan.schema import Plan
+from raydistill.plan.schema import Plan, task_class
 from raydistill.tasks import TASKS
 from raydistill.tasks.task import Task
 
@@ -38,13 +39,16 @@ class Topic:
     preset: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def own_word(self) -> str | None:
+        """The key that says which kind this is."""
+        return "name" if issubclass(self.kind, Task) else getattr(self.kind, "key", None)
+
+    @property
     def fields(self) -> dict[str, FieldInfo]:
         """The keys that a person writes beside the name."""
         fields = self.kind.model_fields
         return {
-            key: value
-            for key, value in fields.items()
-            if key not in self.preset and key != getattr(self.kind, "key", None)
+            key: value for key, value in fields.items() if key not in self.preset and key != self.own_word
         }
 
 
@@ -53,6 +57,8 @@ def explain(name: str | None) -> str:
     groups = topics()
     if name is None:
         return _overview(groups)
+    if ":" in name:
+        return f"{name}\n\n{_about(_users_own(name))}"
     parts = [f"{name}\n\n{_about(group[name])}" for group in groups.values() if name in group]
     if not parts:
         parts = list(_about_key(name, groups))
@@ -60,6 +66,45 @@ def explain(name: str | None) -> str:
         return "\n\n".join(parts)
     known = [*(word for group in groups.values() for word in group), *keys(groups)]
     raise PlanError(f"nothing is called `{name}`{did_you_mean(name, known)}")
+
+
+def _users_own(address: str) -> Topic:
+    """A class of the user's own, which is explained as ours are; `PlanError` for what no plan could name."""
+    bases = {kind.group: kind for kind in _places(Plan)}
+    try:
+        found = class_at(address, BaseModel, "config")
+        if issubclass(found, Task):
+            return Topic(task_class(address))
+        base = next((base for base in bases.values() if issubclass(found, base)), None)
+        if base is not None:
+            return Topic(base.find(address))
+    except ValueError as error:
+        raise PlanError(str(error)) from None
+    names = ", ".join(f"`{base.__name__}`" for base in bases.values())
+    raise PlanError(
+        f"`{address}` is nothing that a plan can name: it should subclass `Task`, or one of {names}"
+    )
+
+
+def _places(kind: type[BaseModel], seen: set[type] | None = None) -> Iterator[type[Kind]]:
+    """The bases of what can be chosen by a word, wherever in a plan."""
+    seen = set() if seen is None else seen
+    for value in kind.model_fields.values():
+        for found in _types_in(value.annotation):
+            if found not in seen:
+                seen.add(found)
+                choices = found.choices().values() if issubclass(found, Kind) and found.is_choice() else ()
+                if choices:
+                    yield found
+                for inner in choices or (found,):
+                    yield from _places(inner, seen)
+
+
+def _types_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _types_in(argument)
 
 
 def topics() -> dict[str, dict[str, Topic]]:
@@ -117,12 +162,9 @@ def _annotation(value: FieldInfo) -> Any:
 
 def _configs_in(annotation: Any) -> Iterator[type[BaseModel]]:
     """The configs that may stand where the schema has `annotation`."""
-    if isinstance(annotation, type) and issubclass(annotation, Kind) and annotation.is_choice():
-        yield from annotation.choices().values()
-    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _configs_in(argument)
+    for found in _types_in(annotation):
+        is_choice = issubclass(found, Kind) and found.is_choice()
+        yield from found.choices().values() if is_choice else (found,)
 
 
 def _overview(groups: Mapping[str, Mapping[str, Topic]]) -> str:

@@ -16,7 +16,6 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from raydistill.errors import DistillError, PlanError, StoreError
-from raydistill.plan.schema import build_task
 from raydistill.runs.files import atomic_write, message_of
 from raydistill.runs.folder import CONFIG, RECORD, StageFolder
 from raydistill.runs.record import summary_of
@@ -30,7 +29,7 @@ from raydistill.training.ensemble import Ensemble
 from raydistill.training.evaluation import BATCH, judge, predict_split
 from raydistill.training.model_description import DESCRIPTION
 from raydistill.training.model_files import WEIGHTS, TrainedModel
-from raydistill.training.trust import NOBODY, Trust
+from raydistill.training.trust import NOBODY, Trust, described_task
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +116,7 @@ def _folders(references: Iterable[Mapping[str, str]], root: Path) -> list[StageF
 def evaluate_model(folder: Path, split: str, trust: Trust = NOBODY) -> dict[str, float]:
     """Metrics of a model, or of several as one, on the validation or test split of the task it was trained on."""
     predictor = load_predictor(folder, trust)
-    task = _task_of(predictor, folder)
+    task = _task_of(predictor, folder, trust)
     try:
         data = task.load()
         chosen = data.validation if split == "validation" else data.test
@@ -135,7 +134,7 @@ def predict_files(
     batches of the same size: a test split's pictures in their order give its stored predictions to the last bit.
     """
     predictor = load_predictor(folder, trust)
-    task = _task_of(predictor, folder)
+    task = _task_of(predictor, folder, trust)
     model = predictor.first
     raw = chain.from_iterable(
         read_inputs(file, task, model.input_shape, model.input_dtype) for file in _found(files)
@@ -143,9 +142,9 @@ def predict_files(
     return chain.from_iterable(_label(part, predictor, top) for part in _parts(raw))
 
 
-def _task_of(predictor: Predictor, folder: Path) -> Task:
+def _task_of(predictor: Predictor, folder: Path, trust: Trust) -> Task:
     try:
-        return build_task(predictor.first.description["task"])
+        return described_task(predictor.first.description["task"], folder.absolute(), trust)
     except ValueError as error:
         raise StoreError(f"`{folder / DESCRIPTION}` is damaged: `task`: {message_of(error)}") from None
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ SHAPE = (3, 32, 32)
 class Cifar10(PublishedTask):
     """Ten kinds of objects, 3 x 32 x 32: 50,000 training and 10,000 test pictures."""
 
-    name: Literal["cifar10"] = "cifar10"
+    name: str = "cifar10"
 
     torchvision_name: ClassVar[str] = "CIFAR10"
     wanted_files: ClassVar[str] = (
@@ -52,7 +52,7 @@ class Cifar10(PublishedTask):
 class Cifar100(PublishedTask):
     """A hundred kinds of objects, 3 x 32 x 32: 50,000 training and 10,000 test pictures, fine labels."""
 
-    name: Literal["cifar100"] = "cifar100"
+    name: str = "cifar100"
 
     torchvision_name: ClassVar[str] = "CIFAR100"
     wanted_files: ClassVar[str] = (

@@ -1,7 +1,7 @@
 """Fashion-MNIST (arXiv 1708.07747): the four IDX files as torchvision or as Debian lays them out."""
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from raydistill.tasks.idx import find_idx_files, read_idx_splits
 from raydistill.tasks.published import PublishedTask
@@ -14,7 +14,7 @@ DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 class FashionMnist(PublishedTask):
     """Pictures of clothes, 28 x 28. Without `folder`: Debian's package, if installed."""
 
-    name: Literal["fashion_mnist"] = "fashion_mnist"
+    name: str = "fashion_mnist"
 
     torchvision_name: ClassVar[str] = "FashionMNIST"
     wanted_files: ClassVar[str] = (

@@ -35,7 +35,7 @@ class ImageFolder(Task):
     hidden files, other endings, folders without a picture are left out, and a survey before the first stage says so.
     """
 
-    name: Literal["image_folder"] = "image_folder"
+    name: str = "image_folder"
     folder: UserPath
     """Holds `train/` and `val/`, perhaps `test/`, each with one folder per class."""
     image_size: int = Field(default=224, ge=1)

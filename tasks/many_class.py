@@ -32,7 +32,7 @@ class ManyClass(Task):
     Labels and ids are held in memory, pixels are not: they are laid out once in a file under `cache`.
     """
 
-    name: Literal["many_class"] = "many_class"
+    name: str = "many_class"
     folder: UserPath
     """Holds the shards and `classes.json`."""
     image_size: int | None = Field(default=None, ge=1)

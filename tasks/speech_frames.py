@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -38,7 +38,7 @@ class SpeechFrames(Task):
     without frames is refused. Without `validation*.parquet`, whole utterances of `train` are set aside.
     """
 
-    name: Literal["speech_frames"] = "speech_frames"
+    name: str = "speech_frames"
     folder: UserPath
     """Holds the recordings and their labels."""
     coefficients: int = Field(default=40, ge=1)

@@ -1,7 +1,7 @@
 """Street View House Numbers, cropped digits (Netzer et al. 2011): two MATLAB files as torchvision stores them."""
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
@@ -14,7 +14,7 @@ SVHN_FILES = {"train": "train_32x32.mat", "test": "test_32x32.mat"}
 class Svhn(PublishedTask):
     """House numbers, 3 x 32 x 32: 73,257 training and 26,032 test digits."""
 
-    name: Literal["svhn"] = "svhn"
+    name: str = "svhn"
 
     torchvision_name: ClassVar[str] = "SVHN"
     torchvision_splits: ClassVar[tuple[dict[str, str], ...]] = ({"split": "train"}, {"split": "test"})

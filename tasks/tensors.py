@@ -33,7 +33,7 @@ class Tensors(Task):
     1 over the training samples, each channel (the first axis of an input) by itself.
     """
 
-    name: Literal["tensors"] = "tensors"
+    name: str = "tensors"
     file: UserPath
     """The .npz, .safetensors or .parquet."""
     inputs: str = "inputs"

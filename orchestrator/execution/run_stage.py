@@ -14,7 +14,7 @@ from pathlib import Path
 from raydistill.errors import StageError, StageStopped
 from raydistill.execution.deadline import Deadline
 from raydistill.execution.request import Outcome, StageRequest
-from raydistill.execution.user_code import checked_models
+from raydistill.execution.user_code import checked_code
 from raydistill.kinds.survey import SURVEYS
 from raydistill.lookup import load_object
 from raydistill.plan.schema import build_task
@@ -48,7 +48,6 @@ def run_stage(
         name=request.name,
         folder=folder,
         root=Path(request.root),
-        task=build_task(request.task),
         reads=request.reads,
         siblings=request.siblings,
         attempt=request.attempt,
@@ -90,8 +89,9 @@ def _do_afterwards(address: str, *arguments: str) -> None:
 
 
 def _call(request: StageRequest, context: StageContext) -> dict[str, float]:
+    context.task = build_task(request.task)
     config = stage_of(request.config, *SURVEYS)
-    context.models = checked_models(config, request.identity)
+    context.models = checked_code(config, request.identity, context.task)
     if finished_record(context.folder.path) is not None:  # it lacks a judgement on this test split
         from raydistill.stages.judge_again import has_judged_model, judge_again
 

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 from raydistill.errors import StoreError
 from raydistill.execution.request import Backend, Outcome, StageRequest
 from raydistill.kinds.stage_bases import TrainingConfig
-from raydistill.kinds.survey import FOUND, ProbedModel, ProbeModelsConfig, SurveyDataConfig
+from raydistill.kinds.survey import FOUND, OwnImplementation, ProbedModel, ProbeModelsConfig, SurveyDataConfig
+from raydistill.plan.config import configs_in
 from raydistill.plan.fingerprint import fingerprint
+from raydistill.plan.kind import Kind
 from raydistill.plan.order import Graph, Node
 from raydistill.plan.stage import StageConfig
 from raydistill.runs.context import claim_attempt
@@ -85,11 +87,13 @@ def survey_plan(
     data = look.at(SurveyDataConfig(), {})
     counts = data.get("counts", {})
     remarks = [Remark(**finding) for finding in data["findings"]]
-    models = probed_models(graph, nodes, task)
-    if not models or any(remark.level == "error" for remark in remarks):
+    models, own = probed_models(graph, nodes, task), own_implementations(nodes)
+    if not (models or own) or any(remark.level == "error" for remark in remarks):
         return PlanSurvey(counts, tuple(remarks))
-    identity = [_identity(probed) for probed in models]
-    probes = look.at(ProbeModelsConfig(models=tuple(models)), {"models": identity})
+    identity: dict[str, Any] = {"models": [_identity(probed) for probed in models]}
+    if own:
+        identity["own"] = [part.identified(part.model_dump(mode="json")) for part in own.values()]
+    probes = look.at(ProbeModelsConfig(models=tuple(models), implementations=tuple(own)), identity)
     remarks += [Remark(**finding) for finding in probes["findings"]]
     return PlanSurvey(counts, (*remarks, *remarks_on_models(graph, models, probes.get("models", ()), root)))
 
@@ -116,6 +120,19 @@ def probed_models(graph: Graph, nodes: Sequence[Node], task: Task) -> list[Probe
             stages = found[key].stages if key in found else ()
             found[key] = probed.replace(stages=(*stages, node.name))
     return list(found.values())
+
+
+def own_implementations(nodes: Sequence[Node]) -> dict[OwnImplementation, Kind]:
+    """What does the work of the user's own kinds, each with a config that it is told by."""
+    found: dict[str, tuple[set[str], Kind]] = {}
+    for node in nodes:
+        for _, part in configs_in(node.config):
+            if isinstance(part, Kind) and part.own_modules:
+                found.setdefault(part.implementation, (set(), part))[0].add(node.name)
+    return {
+        OwnImplementation(stages=tuple(sorted(names)), of=f"{part.noun} `{part.word}`", address=address): part
+        for address, (names, part) in found.items()
+    }
 
 
 def _models_of(node: Node, graph: Graph, task: Task) -> list[ProbedModel]:

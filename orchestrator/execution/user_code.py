@@ -1,55 +1,67 @@
 """The user's code on the machine and in the process that is about to run it: is it that of the plan?"""
 
-import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from raydistill.errors import StageError
-from raydistill.plan.config import Config
-from raydistill.plan.fingerprint import differences
-from raydistill.plan.model import ModelConfig, models_in
+from raydistill.plan.address import changed_since_met, difference
+from raydistill.plan.config import Config, configs_in
+from raydistill.plan.kind import Kind
+from raydistill.plan.model import ModelConfig
+from raydistill.plan.schema import Plan
+from raydistill.plan.sources import OWN_CODE, modules_of_task, source_identity
+from raydistill.tasks.task import Task
 
-_met: dict[str, Mapping[str, Any]] = {}
-"""The code of each model when this process first met it; Python imports a module once."""
+
+def user_modules(plan: Plan) -> list[str]:
+    """The modules of a plan's own models, methods, stages, ...: they must be importable wherever a stage runs."""
+    parts = [part for _, part in configs_in(plan)]
+    return sorted({*modules_of_task(plan.task), *(name for part in parts for name in part.own_modules)})
 
 
-def checked_models(
-    config: Config, identity: Mapping[str, Any]
+def checked_code(
+    config: Config, identity: Mapping[str, Any], task: Task
 ) -> tuple[tuple[ModelConfig, Mapping[str, Any]], ...]:
     """The user's models in a stage's config, with their identities.
 
-    `StageError` when they are not what they were when the plan was read, here or in what this process has imported.
+    `StageError` when these, or what else is the user's own, are not what they were when the plan was read, here or in
+    what this process has imported.
     """
-    found = []
-    for path, model in models_in(config):
-        if model.is_users_own:
-            here = model.identity()
-            _check(model.name, _at(identity.get("config", {}), path), here)
-            found.append((model, here))
-    return tuple(found)
+    models = []
+    for title, modules, planned in _own_parts(config, identity, task):
+        _check(title, modules, planned)
+    for _, part in configs_in(config):
+        if isinstance(part, ModelConfig) and part.is_users_own:
+            models.append((part, part.identity()))
+    return tuple(models)
 
 
-def _check(name: str, planned: Any, here: Mapping[str, Any]) -> None:
+def _own_parts(
+    config: Config, identity: Mapping[str, Any], task: Task
+) -> Iterator[tuple[str, tuple[str, ...], Any]]:
+    """What each is called, its modules, and the code that they had when the plan was read, if that is known."""
+    if modules := modules_of_task(task):
+        yield f"task `{task.name}`", modules, _at(identity.get("task"), (OWN_CODE,))
+    for path, part in configs_in(config):
+        if part.own_modules and isinstance(part, ModelConfig):
+            yield f"model `{part.name}`", part.own_modules, _at(identity.get("config"), (*path, "source"))
+        elif part.own_modules and isinstance(part, Kind):
+            planned = _at(identity.get("config"), (*path, OWN_CODE))
+            yield f"{part.noun} `{part.word}`", part.own_modules, planned
+
+
+def _check(title: str, modules: tuple[str, ...], planned: Any) -> None:
     """Modules alone: a file that options or code name may be one that the model itself writes while it is built."""
-    code, expected = _modules(here), _modules(planned)
-    if expected is not None and (changed := list(differences(expected, code))):
+    here = source_identity(modules).get("modules", {})
+    expected = planned.get("modules", {}) if isinstance(planned, Mapping) else None
+    if expected is not None and (changed := difference(expected, here)):
         raise StageError(
-            f"model `{name}` is not here what it was when the plan was read: {', '.join(changed)}; run the plan again,"
+            f"{title} is not here what it was when the plan was read: {changed}; run the plan again,"
             " with the same files on every machine"
         )
-    before = _met.setdefault(name, code or {})
-    if before != code and name.partition(":")[0] in sys.modules:
-        raise StageError(
-            f"model `{name}` was imported before it changed: {', '.join(differences(before, code))};"
-            " start a new process"
-        )
-    _met[name] = code or {}
-
-
-def _modules(identity: Any) -> Mapping[str, Any] | None:
-    """The part of a model's identity that is the user's modules."""
-    source = identity.get("source") if isinstance(identity, Mapping) else None
-    return {"source": {"modules": source.get("modules", {})}} if isinstance(source, Mapping) else None
+    for name in modules:
+        if changed := changed_since_met(name):
+            raise StageError(f"{title} was imported before it changed: {changed}; start a new process")
 
 
 def _at(values: Any, path: tuple[Any, ...]) -> Any:

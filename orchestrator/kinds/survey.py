@@ -40,13 +40,22 @@ class ProbedModel(Config):
     initial: ModelConfig | None = None
 
 
+class OwnImplementation(Config):
+    """The address of what does the work of a kind of the user's own, and the stages that need it."""
+
+    stages: tuple[str, ...]
+    of: str
+    address: str
+
+
 class ProbeModelsConfig(StageConfig):
-    """Build every model, and try it on two samples."""
+    """Import what is the user's own; build every model, and try it on two samples."""
 
     word = "probe_models"
     implementation = "raydistill.stages.survey:probe_models"
     makes = "survey"
 
+    implementations: tuple[OwnImplementation, ...] = ()
     models: tuple[ProbedModel, ...] = ()
 
 

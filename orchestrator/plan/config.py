@@ -179,6 +179,9 @@ def configs_in(value: Any, path: Path = ()) -> Iterator[tuple[Path, Config]]:
         yield path, value
         for name in type(value).model_fields:
             yield from configs_in(getattr(value, name), (*path, name))
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from configs_in(item, (*path, key))
     elif isinstance(value, (tuple, list)):
         for index, item in enumerate(value):
             yield from configs_in(item, (*path, index))

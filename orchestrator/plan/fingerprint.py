@@ -58,9 +58,9 @@ def _difference(path: tuple[str, ...], old: Any, new: Any) -> str:
     """One difference; digests, which tell a person nothing, in words."""
     place = ".".join(path).removesuffix(".input")
     became = "is new" if old is None else "is gone" if new is None else "changed"
-    if path[-3:-1] == ("source", "modules"):
+    if path[-3:-1] in (("source", "modules"), ("own code", "modules")):
         return f"module `{path[-1]}` {became}"
-    if path[-3:-1] == ("source", "files"):
+    if path[-3:-1] in (("source", "files"), ("own code", "files")):
         return f"file `{path[-1]}` {became}"
     if path == ("task", "content"):
         return DATA_CHANGED

@@ -1,27 +1,34 @@
 """What a word of a plan means: one of several configs that may stand in the same place, each saying all about itself.
 
 A base class is the place: `MethodOptions` says that the word stands under `method`, and where the table of ours is. A
-field of that type takes any of them. Whoever asks what a stage, a method or an augmentation is asks its class, never
-its name.
+field of that type takes any of them, and by its address `package.module:Class` any subclass of the user's. Whoever asks
+what a stage, a method or an augmentation is asks its class, never its name.
 """
 
+import re
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import GetCoreSchemaHandler, ValidationError, model_validator
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from raydistill.errors import did_you_mean
 from raydistill.lookup import load_object
-from raydistill.plan.config import Config
+from raydistill.plan.address import ADDRESS, class_at, is_ours, missing_module
+from raydistill.plan.config import Config, configs_in, stage_refs
 from raydistill.plan.mistakes import located_error, moved, relocated, shown
+from raydistill.plan.sources import OWN_CODE, by_content, source_identity, unreadable_file
+
+if TYPE_CHECKING:
+    from raydistill.plan.order import Site
 
 
 class Kind(Config):
     """One of several things that may stand in the same place of a plan, chosen by the word under `key`.
 
-    A base sets `key`, `noun`, `group` and `table`, the address of the tuple of ours; one of ours sets its `word`.
+    A base sets `key`, `noun`, `group` and `table`, the address of the tuple of ours; one of ours sets its `word`. The
+    word of the user's own is its address.
     """
 
     key: ClassVar[str]
@@ -33,6 +40,11 @@ class Kind(Config):
     word: ClassVar[str] = ""
     implementation: ClassVar[str] = ""
     """`package.module:name` of what does the work. Imported only where it is done: a config loads no torch."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if not is_ours(cls.__module__):
+            cls.word = f"{cls.__module__}:{cls.__qualname__}"
 
     @classmethod
     def is_choice(cls) -> bool:
@@ -46,13 +58,37 @@ class Kind(Config):
 
     @classmethod
     def find(cls, word: Any) -> type[Self]:
-        """The class that a word means; an error at the key for one that nobody has."""
+        """The class that a word or an address means; an error at the key for one that is not there."""
         choices = cls.choices()
+        if isinstance(word, str) and ":" in word:
+            return cls._users_own(word)
         if not isinstance(word, str) or word not in choices:
             raise located_error(
                 f"unknown {cls.noun} {shown(word)}{did_you_mean(str(word), choices)}", cls.key
             )
         return choices[word]
+
+    @classmethod
+    def _users_own(cls, address: str) -> type[Self]:
+        base = next(kind for kind in cls.__mro__ if "table" in vars(kind))
+        try:
+            found: type[Self] = class_at(address, base, cls.noun)
+        except ValueError as error:
+            raise located_error(str(error), cls.key) from None
+        if found in cls.choices().values():
+            raise located_error(f"`{address}` is ours; write `{found.word}`", cls.key)
+        for option in found.model_fields.keys() - base.model_fields.keys():
+            if hasattr(base, option):
+                problem = f"its option `{option}` is called as something that every {cls.noun} has; rename it"
+                raise located_error(f"`{address}`: {problem}", cls.key)
+        module = found.implementation.partition(":")[0]
+        if ADDRESS.fullmatch(found.implementation) is None:
+            problem = 'write `implementation = "package.module:name"` in its body, the address of what does the work'
+        elif missing := missing_module(module):
+            problem = f"`implementation = {found.implementation!r}`: {missing}"
+        else:
+            return found
+        raise located_error(f"`{address}` has no implementation: {problem}", cls.key)
 
     @classmethod
     def choose(cls, raw: Any) -> Self:
@@ -67,8 +103,9 @@ class Kind(Config):
         if cls.key not in raw:
             names = ", ".join(f"`{name}`" for name in choices)
             raise located_error(f"`{cls.key}` is missing: the {cls.noun}, one of {names}")
+        found = cls.find(raw[cls.key])
         try:
-            return cls.find(raw[cls.key]).model_validate(raw)
+            return found.model_validate({**raw, cls.key: found.word})
         except ValidationError as error:
             raise relocated(error, raw) from None
 
@@ -94,8 +131,43 @@ class Kind(Config):
 
     @classmethod
     def label(cls) -> str:
-        """A word for folders and metrics."""
-        return cls.word
+        """A word for folders and metrics: `my_loss` for the user's `MyLoss` or `MyLossConfig`."""
+        if ":" not in cls.word:
+            return cls.word
+        name = re.sub(r"(Config|Options)$", "", cls.__name__) or cls.__name__
+        return re.sub(r"\W", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)).lower()
+
+    @property
+    def own_modules(self) -> tuple[str, ...]:
+        modules = (type(self).__module__, self.implementation.partition(":")[0])
+        return tuple(dict.fromkeys(name for name in modules if not is_ours(name)))
+
+    @property
+    def free_options(self) -> Mapping[str, Any]:
+        """Of the user's own: all but names of stages and what is a config itself."""
+        if not self.own_modules:
+            return {}
+        found = {key: getattr(self, key) for key in type(self).model_fields if key != self.key}
+        inner = {
+            key
+            for key, value in found.items()
+            if next(configs_in(value), None) or next(stage_refs(value), None)
+        }
+        values = self.model_dump(mode="json", exclude={*inner, self.key})
+        return {key: value for key, value in values.items() if value is not None}
+
+    def identified(self, values: dict[str, Any]) -> dict[str, Any]:
+        """With the user's own code, and files that options name by their content."""
+        values = super().identified(values)
+        if not self.own_modules:
+            return values
+        options = {key: value for key, value in self.free_options.items() if key in values}
+        return {**values, **by_content(options), OWN_CODE: source_identity(self.own_modules)}
+
+    def check(self, site: "Site") -> None:
+        """Files that options of the user's own name can be read."""
+        if problem := unreadable_file(self.free_options):
+            raise site.error(problem)
 
     @model_validator(mode="before")
     @classmethod

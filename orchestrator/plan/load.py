@@ -21,6 +21,7 @@ from raydistill.plan.model import models_in
 from raydistill.plan.places import placed_values
 from raydistill.plan.schema import Plan
 from raydistill.plan.short_forms import written_out
+from raydistill.plan.sources import modules_of_task
 
 MAX_BYTES = 1_000_000  # a plan is a page; 2,000 stages are 300 kB
 MAX_NODES = 50_000  # more comes from aliases that multiply
@@ -222,6 +223,10 @@ def _data_problem(plan: Plan) -> str | None:
             return f"task `{plan.task.name}` has {plan.task.num_classes} class; a plan needs at least 2"
     except (OSError, ValueError) as error:
         return f"the data of task `{plan.task.name}` cannot be read: {error}"
+    except Exception as error:
+        if not modules_of_task(plan.task):
+            raise
+        return f"task `{plan.task.name}`: {type(error).__name__}: {error}"  # whatever the user's code does
     return None
 
 

@@ -1,7 +1,6 @@
 """Which architecture, with which options: checked against the tables of `models` without importing torch."""
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -10,9 +9,10 @@ from pydantic import Field, ValidationError, model_validator
 
 from raydistill.errors import did_you_mean
 from raydistill.models import MODELS, Architecture
+from raydistill.plan.address import ADDRESS, missing_module
 from raydistill.plan.config import Config, Integer, read_options
 from raydistill.plan.mistakes import Path, located_error, relocated, shown
-from raydistill.plan.sources import by_content, missing_module, source_identity, unreadable_file
+from raydistill.plan.sources import by_content, source_identity, unreadable_file
 
 if TYPE_CHECKING:
     from raydistill.plan.order import Site
@@ -64,7 +64,12 @@ class ModelConfig(Config):
     def identity(self) -> dict[str, Any]:
         """What it is: what options name by its content, the user's code by its syntax."""
         values = self.model_dump(mode="json")
-        return {**values, "options": by_content(values["options"]), **source_identity(self.own_modules)}
+        source = source_identity(self.own_modules)
+        return {
+            **values,
+            "options": by_content(values["options"]),
+            **({"source": source} if source else {}),
+        }
 
     def identified(self, values: dict[str, Any]) -> dict[str, Any]:
         """Options that are not set are part of it, unlike those of a stage."""
@@ -118,7 +123,7 @@ def _checked_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
 
 def _user_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
     """Options of a user's function are its own affair, as long as they can be part of an identity."""
-    if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", name) is None:
+    if ADDRESS.fullmatch(name) is None:
         raise located_error(f"a function is written `package.module:function`, not {shown(name)}", "name")
     try:
         json.dumps(options, allow_nan=False)

@@ -15,6 +15,7 @@ from raydistill.plan.config import Config, Path, StageRef, configs_in, stage_ref
 from raydistill.plan.fingerprint import fingerprint, stage_identity
 from raydistill.plan.model import ModelConfig, models_in
 from raydistill.plan.schema import Plan
+from raydistill.plan.sources import task_identity
 from raydistill.plan.stage import StageConfig
 from raydistill.tasks.task import Task, class_index
 
@@ -182,7 +183,7 @@ class _Expansion:
         self._read_as: dict[str, set[str]] = {}
 
     def expand(self) -> Graph:
-        self.graph = Graph(self.plan.task.identity(), self.plan.task.test_content())
+        self.graph = Graph(task_identity(self.plan.task), self.plan.task.test_content())
         for name, config in self.plan.stages.items():
             self._check_refs(name, config)
         names = self._ordered_names()

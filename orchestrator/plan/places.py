@@ -13,12 +13,16 @@ from operator import getitem
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, get_args
 
-from raydistill.lookup import load_object
+from pydantic_core import PydanticCustomError
+
 from raydistill.plan.mistakes import Path
-from raydistill.tasks import TASKS
+from raydistill.plan.schema import task_class
 
 if TYPE_CHECKING:
     from raydistill.plan.load import Source
+
+WORDS = ("stage", "method", "name")
+"""Keys of what a mapping is: options stand beside them."""
 
 
 def placed_values(source: "Source") -> Any:
@@ -72,22 +76,26 @@ def _paths(values: Mapping[Any, Any]) -> Iterator[tuple[Path, str]]:
 
 
 def _path_keys(task: Any) -> list[str]:
-    if not isinstance(task, str) or task not in TASKS:
+    try:
+        fields = task_class(task).model_fields
+    except PydanticCustomError:  # the schema says so
         return []
-    fields = load_object(TASKS[task]).model_fields
     return [
         key for key, field in fields.items() if FilePath in (field.annotation, *get_args(field.annotation))
     ]
 
 
 def _options(value: Any, path: Path, *, is_option: bool) -> Iterator[tuple[Path, str]]:
-    """Options stand beside a `name`; clusters may be `given` as a file."""
+    """Options stand beside a `name`, or the address of the user's own; clusters may be `given` as a file."""
     if isinstance(value, str) and is_option and _is_path(value):
         yield path, value
     elif isinstance(value, Mapping):
-        is_named = is_option or "name" in value
+        own = any(isinstance(value.get(key), str) and ":" in value[key] for key in WORDS)
+        is_named = is_option or "name" in value or own
         for key, item in value.items():
-            yield from _options(item, (*path, key), is_option=(is_named and key != "name") or key == "given")
+            yield from _options(
+                item, (*path, key), is_option=(is_named and key not in WORDS) or key == "given"
+            )
     elif isinstance(value, list):
         for index, item in enumerate(value):
             yield from _options(item, (*path, index), is_option=is_option)

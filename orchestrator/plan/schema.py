@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, SerializeAsAny, Valida
 
 from raydistill.errors import PlanError, did_you_mean
 from raydistill.lookup import load_object
+from raydistill.plan.address import class_at
 from raydistill.plan.config import Config, Duration, read_options, seconds_of, text_like
 from raydistill.plan.mistakes import Path, located_error, one_line, relocated, shown
 from raydistill.plan.search import SearchConfig
@@ -24,19 +25,31 @@ def build_task(raw: Any) -> Task:
         return raw
     if not isinstance(raw, Mapping) or "name" not in raw:
         raise located_error("a task is written `mnist` or `{name: mnist}`, with its options beside the name")
-    name = raw["name"]
-    if not isinstance(name, str) or name not in TASKS:
-        raise located_error(f"unknown task {shown(name)}{did_you_mean(str(name), TASKS)}", "name")
-    task_type: type[Task] = load_object(TASKS[name])
+    task_type = task_class(raw["name"])
     for key in raw:
         if key not in task_type.model_fields:
             raise located_error(
-                f"task `{name}` has no option `{key}`{did_you_mean(str(key), task_type.model_fields)}", key
+                f"task `{raw['name']}` has no option `{key}`{did_you_mean(str(key), task_type.model_fields)}",
+                key,
             )
     try:
         return read_options(task_type, raw)
     except ValidationError as error:
         raise relocated(error, raw) from None
+
+
+def task_class(name: Any) -> type[Task]:
+    """The class of one of our tasks, or of the user's own; an error at `name` for one that is not there."""
+    if isinstance(name, str) and ":" in name:
+        try:
+            own: type[Task] = class_at(name, Task, "task")
+        except ValueError as error:
+            raise located_error(str(error), "name") from None
+        return own
+    if not isinstance(name, str) or name not in TASKS:
+        raise located_error(f"unknown task {shown(name)}{did_you_mean(str(name), TASKS)}", "name")
+    ours: type[Task] = load_object(TASKS[name])
+    return ours
 
 
 StageName = Annotated[

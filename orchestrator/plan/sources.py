@@ -7,20 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from raydistill.plan.address import is_ours
 from raydistill.plan.config import Config
-from raydistill.plan.source_code import SourceCode, find_module, read_source
+from raydistill.plan.source_code import SourceCode, read_source
 from raydistill.tasks.digests import digest_file
+from raydistill.tasks.task import Task
 
-
-def missing_module(name: str) -> str | None:
-    """Why a module of the user's cannot be imported here; None when it is there."""
-    found = find_module(name)
-    if found is None or found.file is None:
-        return (
-            f"no module `{name}` on the import path; run `distill` in the folder that holds it, or install its"
-            " package"
-        )
-    return None
+OWN_CODE = "own code"
+"""Where an identity has the user's code: a key that no option can have."""
 
 
 def unreadable_file(options: Any) -> str | None:
@@ -44,12 +38,23 @@ def code_of(modules: Iterable[str]) -> SourceCode | None:
 
 
 def source_identity(modules: Iterable[str]) -> dict[str, Any]:
-    """The code behind these modules as JSON values to stand beside options; nothing when there is none."""
+    """The code behind these modules as JSON values; empty when there is none."""
     source = code_of(modules)
     if source is None:
         return {}
-    files = {"files": dict(source.files)} if source.files else {}
-    return {"source": {"modules": dict(source.modules), **files}}
+    return {"modules": dict(source.modules), **({"files": dict(source.files)} if source.files else {})}
+
+
+def modules_of_task(task: Task) -> tuple[str, ...]:
+    """The module of a task of the user's; none for one of ours."""
+    module = type(task).__module__
+    return () if is_ours(module) else (module,)
+
+
+def task_identity(task: Task) -> dict[str, Any]:
+    """A task's identity, with the code of the user's."""
+    modules = modules_of_task(task)
+    return {**task.identity(), **({OWN_CODE: source_identity(modules)} if modules else {})}
 
 
 def unseen_sources(parts: Iterable[Config]) -> list[str]:

@@ -91,6 +91,7 @@ class StageConfig(Kind):
 
     def check(self, site: "Site") -> None:
         """Whom it reads has the same classes."""
+        super().check(site)
         own = site.num_classes()
         for path, ref in stage_refs(self):
             if path[0] not in self.other_classes and (classes := site.num_classes(ref)) != own:

@@ -42,7 +42,7 @@ class StageContext:
     name: str
     folder: StageFolder
     root: Path
-    task: Task
+    task: Task = field(default_factory=Task.model_construct)
     reads: Mapping[str, str] = field(default_factory=dict)
     siblings: Mapping[str, str] = field(default_factory=dict)
     attempt: str = ""

@@ -1,6 +1,7 @@
 """A plan being executed: its folder under `runs/plans/`, the graph it follows, and its results."""
 
 import os
+import re
 import shutil
 import statistics
 import time
@@ -251,7 +252,8 @@ def write_data_sizes(root: Path, task: Mapping[str, Any], test: str, sizes: Mapp
 
 
 def _data_sizes_file(root: Path, task: Mapping[str, Any], test: str) -> Path:
-    return root / "tasks" / f"{task['name']}-{fingerprint({**task, 'test': test})}.json"
+    name = re.sub(r"[^\w.-]", "-", task["name"])  # of the user's own: `package.module:Class`
+    return root / "tasks" / f"{name}-{fingerprint({**task, 'test': test})}.json"
 
 
 def copy_report(source: Path, target: Path) -> None:

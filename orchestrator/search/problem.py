@@ -55,6 +55,7 @@ class Problem:
         """What makes two searches the same: more samples, time or room continue one."""
         stages = {name: node.fingerprint for name, node in self._needed(self.graph).nodes.items()}
         searched = self.config.model_dump(mode="json", include={"space", "searcher"}, exclude_none=True)
+        searched["searcher"] = self.config.searcher.identified(searched["searcher"])
         judged = {"metric": str(self.metric), "mode": self.metric.mode, "seeds": self.replicas}
         if isinstance(self.config.scheduler, PopulationConfig):
             judged["population"] = self.config.scheduler.model_dump(mode="json")

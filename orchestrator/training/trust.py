@@ -5,7 +5,7 @@ root in use, and whoever may write there is trusted. A received folder can imita
 checksums. It cannot lie there unless the user put it there.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from raydistill.errors import PlanError
 from raydistill.models import find_architecture
 from raydistill.models.build import load_function
 from raydistill.plan.model import ModelConfig
+from raydistill.plan.schema import build_task
 from raydistill.runs.folder import RECORD
+from raydistill.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,17 @@ def admitted(config: ModelConfig, modules: Sequence[str], file: Path) -> ModelCo
     return config
 
 
+def described_task(description: Mapping[str, Any], folder: Path, trust: Trust) -> Task:
+    """The task that a model's folder describes. One of the user's own runs code: only where `trust` covers it."""
+    name = description.get("name")
+    if isinstance(name, str) and ":" in name and not trust.covers(folder):
+        _refuse_foreign(name.partition(":")[0], name, trust.modules, folder)
+    return build_task(description)
+
+
 def _refuse_foreign(module: str, name: str, modules: Sequence[str], file: Path) -> None:
     if not any(module == trusted or module.startswith(f"{trusted}.") for trusted in modules):
         raise PlanError(
-            f"`{file}` names the function `{name}` of `{module}`; a folder from outside the storage root builds"
+            f"`{file}` names `{name}` of `{module}`; a folder from outside the storage root builds"
             " only networks of ours and of torchvision: name your root with `--runs`, or that module with `--trust`"
         )

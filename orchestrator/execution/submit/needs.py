@@ -12,6 +12,7 @@ A whole package travels, not only its imported modules: tables and settings lie 
 
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -19,12 +20,13 @@ from typing import Any
 
 from raydistill.errors import PlanError
 from raydistill.execution.submit.rules import Reason
+from raydistill.plan.address import ADDRESS
+from raydistill.plan.kind import Kind
 from raydistill.plan.load import Source
 from raydistill.plan.mistakes import one_line
 from raydistill.plan.source_code import find_module, read_source
 
 PATHS_OF_TASKS = ("folder", "file", "cache")
-FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 LONGEST_PATH = 300
 
 
@@ -69,10 +71,11 @@ def find_needs(folder: Path, plan_file: Path, source: Source, is_whole: bool = F
             if not text.startswith(("/", "~", "$")):
                 name = _first_there(folder, places, text) or PurePosixPath(text).as_posix()
                 required[name] = Need(where, _data_way_out(path, text))
-        elif FUNCTION.fullmatch(text):
-            files, named = _read_code(folder, text.partition(":")[0])
-            required |= {file: Need(where, is_module=True) for file in files if file not in required}
-            mentioned |= dict.fromkeys(named, text.partition(":")[0])
+        elif ADDRESS.fullmatch(text):
+            for module in _modules_of(text):
+                files, named = _read_code(folder, module)
+                required |= {file: Need(where, is_module=True) for file in files if file not in required}
+                mentioned |= dict.fromkeys(named, module)
         elif re.search(r"[./]", text) and (found := _first_there(folder, places, text, is_file=True)):
             required[found] = Need(where)
     modules = [name for name, need in required.items() if need.is_module]
@@ -106,6 +109,14 @@ def _texts(values: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any,
     elif isinstance(values, list):
         for index, value in enumerate(values):
             yield from _texts(value, (*path, index))
+
+
+def _modules_of(address: str) -> list[str]:
+    """The module of an address; of a config class, which the plan's check has imported, its implementation's too."""
+    module, _, name = address.partition(":")
+    kind = getattr(sys.modules.get(module), name, None)
+    is_kind = isinstance(kind, type) and issubclass(kind, Kind)
+    return [module, *([kind.implementation.partition(":")[0]] if is_kind else [])]
 
 
 def _read_code(folder: Path, module: str) -> tuple[list[str], list[str]]:

@@ -17,7 +17,7 @@ from raydistill.execution.ray_backend.amounts import amount_of_machine
 from raydistill.execution.submit.client import JobsClient
 from raydistill.execution.submit.command import JobCommand
 from raydistill.execution.submit.package import Package, copy_own, write_zip
-from raydistill.execution.user_modules import user_modules
+from raydistill.execution.user_code import user_modules
 from raydistill.plan.order import order_stages
 from raydistill.plan.schema import Plan
 
