@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,12 @@ from raydistill.training.data import Batch, TransferSet, split_batch
 from raydistill.training.evaluation import judge, predict_split
 from raydistill.training.method import Method
 from raydistill.training.optimizer import MaxNorm, build_optimizers, build_schedule, change_numbers
+from raydistill.training.running_losses import LossSums, RunningLosses
 
-AGREE_EVERY = 10  # steps between agreements of several workers on checkpoints
-LOOK_EVERY = 50  # steps between looks at the losses: each look waits for the device
-CURVE_EVERY = 50  # steps of an epoch whose mean is a point of the curves within epochs
-CHECKPOINT_SECONDS = 20.0
-LOSS = "loss/"
+CHECKPOINT_SECONDS = 20.0  # what a worker that dies costs at most, beside its start
+AGREE_EVERY = (
+    10  # steps between agreements of several workers on checkpoints: each waits for the slowest of them
+)
 
 log = logging.getLogger(__name__)
 
@@ -77,23 +77,17 @@ class Learner(nn.Module):
 
 
 @dataclass
-class Progress:
-    """Where a training is, and the sums of losses and accuracy over the `steps` of this epoch, and over the `recent`
-    ones since the last point of the curves. A step counts for as much of a batch as it has samples.
+class Progress(LossSums):
+    """What a checkpoint knows of a training beside tensors: where it is, and the sums of its losses so far.
 
-    `best_epoch` counts from 1; with early stopping its weights are kept. `silent` are the losses that were 0, or had
-    no gradient, in every step of every epoch so far; `constant` had none in any step of this one.
+    `best_epoch` counts from 1; with early stopping its weights are kept. `metrics_size` is the length of
+    `metrics.jsonl` in bytes at the checkpoint: later lines are cut off, as their steps come again.
     """
 
     step: int = 0
-    sums: dict[str, float] = field(default_factory=dict)
-    recent: dict[str, float] = field(default_factory=dict)
-    steps: int = 0
     metrics_size: int = 0
     best_epoch: int = 0
     best_value: float | None = None
-    silent: list[str] = field(default_factory=list)
-    constant: list[str] | None = None
 
 
 def fit(
@@ -134,6 +128,7 @@ class _Training:
         ).to(context.device)
         if config.channels_last:
             self.learner.to(memory_format=torch.channels_last)
+        # Before the optimizer takes the parameters: its decay would shrink what no loss reaches.
         if method.student_features:
             self._freeze_what_no_loss_reaches()
         self.parameters = [p for p in self.learner.parameters() if p.requires_grad]
@@ -143,18 +138,24 @@ class _Training:
         self.max_norm = MaxNorm(model, config.max_norm) if config.max_norm else None
         self.batch_norms = GlobalBatchNorm()
         self.checkpoints = context.folder.path / CHECKPOINT
-        self.progress = Progress()
         self.best: dict[str, Tensor] = {}
-        self.pending: list[dict[str, Tensor]] = []
         self.saved = time.monotonic()
         self.cost = Cost(self.learner, context.device)
 
     def run(self) -> None:
-        """All epochs that are left."""
-        self._resume()
+        """Train the epochs that are left."""
+        self.progress = self._resume()
+        self.losses = RunningLosses(
+            self.progress,
+            self.parameters,
+            self.context,
+            steps_per_epoch=self.steps_per_epoch,
+            batches_per_epoch=self.transfer.samples_per_epoch / self.config.batch_size,
+        )
         step_function = self._step_function()
         with self.batch_norms.spread_over_workers(self.learner, self.context.world):
             self._train(step_function)
+            self._finish()
         self.context.costs.update(self.cost.to_dict())
 
     def _train(self, step_function: StepFunction) -> None:
@@ -166,11 +167,49 @@ class _Training:
             if self._has_stopped_early(epoch):
                 break
             self._change_numbers(epoch)
-            self.learner.train()
+            self.learner.train()  # validation leaves it in eval mode
             self.cost.begin_epoch(self.progress.step)
             for batch in self._batches(epoch):
                 self._step(step_function, batch)
             self._end_epoch(epoch)
+
+    def _step(self, step_function: StepFunction, batch: Batch) -> None:
+        # Dropout and the like draw from torch's own generators. Seeded by the step, they draw the same whatever was
+        # drawn before: a resumed training need not know the state of any generator.
+        seed = fold_key(self.config.seed, Purpose.STEP, self.progress.step, self.context.rank)
+        seed_generators(seed, batch.inputs.device)
+        targets = None if self.teacher is None else self.teacher(batch)
+        # A worker without samples repeats one, or the others would wait for its gradients; it counts for nothing.
+        self.batch_norms.counts = batch.share > 0
+        losses, seen = step_function(batch, targets)
+        if batch.share != 1.0:  # DDP averages over workers, whose parts of a batch differ by a sample
+            losses = {name: loss * batch.share for name, loss in losses.items()}
+            seen = {name: value * batch.share for name, value in seen.items()}
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.stack(list(losses.values())).sum().backward()
+        if self.config.clip_norm:
+            nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
+        self.optimizer.step()
+        self.schedule.step()
+        if self.max_norm is not None:
+            self.max_norm.apply()
+        self.progress.step += 1
+        self.learner.method.at_step(self.progress.step)
+        self.losses.add(self.progress.step, losses, seen)
+        # The clock and the wish to stop differ between workers, but all have to save, or to stop, after the same step.
+        if self.context.world == 1 or self.progress.step % AGREE_EVERY == 0:
+            self._checkpoint_if_due()
+
+    def _end_epoch(self, epoch: int) -> None:
+        metrics = {"epoch": epoch + 1, **self.losses.end_epoch(epoch, self.progress.step)}
+        self.cost.end_epoch(self.progress.step)  # the losses were read: the device is done with the steps
+        metrics["train/learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        if self.validation is not None and len(self.validation) and self.context.is_main:
+            metrics |= self._validate()
+            self._keep_if_best(epoch, metrics)
+        self.context.report(self.progress.step, metrics)
+
+    def _finish(self) -> None:
         if not self.context.sees_test or self.config.until is not None:
             self._save()  # whoever judges it on the test split later, or trains on, begins here
         for name in self.progress.silent:
@@ -189,7 +228,8 @@ class _Training:
             change_numbers(self.optimizer, self.schedule, config.optimizer, config.schedule)
             self.learner.method.change(config)
 
-    def _resume(self) -> None:
+    def _resume(self) -> Progress:
+        progress = Progress()
         saved = self._load(self.context.folder.path)
         if saved is None:
             for beginning in finished_beginnings(self.context, self.config.trained_epochs):
@@ -198,11 +238,12 @@ class _Training:
                     log.info("begins as `%s`", beginning.name)
                     break
         if saved is not None:
-            self.progress, self.best = Progress(**saved[0]), saved[1]
-            log.info("resumed at step %d", self.progress.step)
+            progress, self.best = Progress(**saved[0]), saved[1]
+            log.info("resumed at step %d", progress.step)
         if self.context.world > 1:
-            self._check_same_start()
-        self.context.rewind_metrics(self.progress.metrics_size)
+            self._check_same_start(progress.step)
+        self.context.rewind_metrics(progress.metrics_size)
+        return progress
 
     def _load(self, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         return load_checkpoint(folder / CHECKPOINT, self.learner, self.optimizer, self.schedule)
@@ -223,8 +264,8 @@ class _Training:
         pairs = zip(self.learner.parameters(), probe.parameters(), strict=True)
         return [own for own, probed in pairs if own.requires_grad and probed.grad is None]
 
-    def _check_same_start(self) -> None:
-        ends = torch.tensor([-self.progress.step, self.progress.step], device=self.context.device)
+    def _check_same_start(self, step: int) -> None:
+        ends = torch.tensor([-step, step], device=self.context.device)
         distributed.all_reduce(ends, distributed.ReduceOp.MAX)
         first, last = -int(ends[0]), int(ends[1])
         if first != last:
@@ -253,86 +294,12 @@ class _Training:
         view = self.transfer.views.of_epoch(epoch)
         return self.transfer.batches(parts, view, shares, epoch)
 
-    def _step(self, step_function: StepFunction, batch: Batch) -> None:
-        seed = fold_key(self.config.seed, Purpose.STEP, self.progress.step, self.context.rank)
-        seed_generators(seed, batch.inputs.device)
-        targets = None if self.teacher is None else self.teacher(batch)
-        self.batch_norms.counts = batch.share > 0
-        losses, seen = step_function(batch, targets)
-        if batch.share != 1.0:
-            losses = {name: loss * batch.share for name, loss in losses.items()}
-            seen = {name: value * batch.share for name, value in seen.items()}
-        self._note_constants(losses)
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(losses.values())).sum().backward()
-        if self.config.clip_norm:
-            nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
-        self.optimizer.step()
-        self.schedule.step()
-        if self.max_norm is not None:
-            self.max_norm.apply()
-        self.progress.step += 1
-        self.learner.method.at_step(self.progress.step)
-        told = {f"{LOSS}{name}": loss.detach() for name, loss in losses.items()}
-        self.pending.append(told | seen)
-        if len(self.pending) >= LOOK_EVERY:
-            self._look()
-        if self.context.world == 1 or self.progress.step % AGREE_EVERY == 0:
-            self._checkpoint_if_due()
-
-    def _look(self) -> None:
-        """Bring the losses of the last steps to the host; stop at the first that is not finite."""
-        if not self.pending:
-            return
-        names = list(self.pending[0])
-        values = torch.stack([torch.stack([step[name] for name in names]) for step in self.pending])
-        if self.context.world > 1:  # each worker's share of the losses; all workers fail together
-            distributed.all_reduce(values)
-            values /= self.context.world
-        values = values.cpu()
-        self._check_finite(names, values)
-        # One by one, so that the sums do not depend on where the looks, and with them a stop, fell.
-        for step, row in enumerate(values.tolist(), self.progress.step - len(values) + 1):
-            weight = self._weight(step)
-            for name, value in zip(names, row, strict=True):
-                self.progress.sums[name] = self.progress.sums.get(name, 0.0) + weight * value
-                self.progress.recent[name] = self.progress.recent.get(name, 0.0) + weight * value
-            self.progress.steps += 1
-            if self.progress.steps % CURVE_EVERY == 0:
-                self.context.report(step, _means(self.progress.recent, CURVE_EVERY - 1 + weight, "steps/"))
-                self.progress.recent = {}
-        self.pending.clear()
-
-    def _weight(self, step: int) -> float:
-        """The samples of a step, counted from 1, in full batches; only an epoch's last batch may be smaller."""
-        if step % self.steps_per_epoch:
-            return 1.0
-        return self.transfer.samples_per_epoch / self.config.batch_size - (self.steps_per_epoch - 1)
-
-    def _check_finite(self, names: list[str], values: Tensor) -> None:
-        """What was told (steps, terms) of the steps since the last look, and the weights that they led to."""
-        is_finite = torch.isfinite(values).all(dim=1)
-        if not is_finite.all():
-            bad = int((~is_finite).nonzero()[0])
-            told = zip(names, values[bad].tolist(), strict=True)
-            terms = [f"{name.removeprefix(LOSS)} {value:g}" for name, value in told if name.startswith(LOSS)]
-            raise self._not_finite("loss", self.progress.step - len(values) + bad, f" ({', '.join(terms)})")
-        if not nn.utils.get_total_norm(self.parameters).isfinite():
-            raise self._not_finite("norm of the weights", self.progress.step - 1)
-
-    def _not_finite(self, what: str, step: int, terms: str = "") -> StageError:
-        return StageError(
-            f"the {what} is not finite at step {step}{terms}; the last good checkpoint is kept. Lower the"
-            " learning rate, set `clip_norm`, or check the inputs and the teacher; a logit of -inf is taken where a"
-            " softened teacher has it too, and for no label"
-        )
-
     def _checkpoint_if_due(self) -> None:
         stop, is_due = self._agreed(
             self.context.should_stop(), time.monotonic() - self.saved > CHECKPOINT_SECONDS
         )
         if stop or is_due:
-            self._look()
+            self.losses.look(self.progress.step)  # first: weights that are not finite are not to be saved
             self._save()
         if stop:
             raise StageStopped(f"stopped at step {self.progress.step}; run the plan again to continue")
@@ -354,32 +321,6 @@ class _Training:
                 self.checkpoints, progress, self.learner, self.optimizer, self.schedule, self.best
             )
         self.saved = time.monotonic()
-
-    def _end_epoch(self, epoch: int) -> None:
-        self._look()
-        self.cost.end_epoch(self.progress.step)
-        self._note_silence(epoch)
-        batches = self.progress.steps - 1 + self._weight(self.progress.step)
-        metrics = {"epoch": epoch + 1, **_means(self.progress.sums, batches, "train/")}
-        metrics["train/learning_rate"] = self.optimizer.param_groups[0]["lr"]
-        if self.validation is not None and len(self.validation) and self.context.is_main:
-            metrics |= self._validate()
-            self._keep_if_best(epoch, metrics)
-        self.context.report(self.progress.step, metrics)
-        self.progress.sums, self.progress.recent, self.progress.steps = {}, {}, 0
-
-    def _note_constants(self, losses: Mapping[str, Tensor]) -> None:
-        """Known on the host: no step waits for it."""
-        now = [LOSS + name for name, loss in losses.items() if not loss.requires_grad]
-        before = self.progress.constant
-        self.progress.constant = now if before is None else [name for name in now if name in before]
-
-    def _note_silence(self, epoch: int) -> None:
-        sums = {name: value for name, value in self.progress.sums.items() if name.startswith(LOSS)}
-        zero = {name for name, value in sums.items() if value == 0.0}.union(self.progress.constant or ())
-        before = set(sums) if epoch == 0 else {f"{LOSS}{name}" for name in self.progress.silent}
-        self.progress.silent = sorted(name.removeprefix(LOSS) for name in zero & before)
-        self.progress.constant = None
 
     def _keep_if_best(self, epoch: int, metrics: Mapping[str, float]) -> None:
         if (stopping := self.config.early_stopping) is None:
@@ -409,13 +350,6 @@ class _Training:
 
     def _predict(self, inputs: Tensor) -> Tensor:
         return predictor(self.model, self.transfer, self.config)(inputs)
-
-
-def _means(sums: Mapping[str, float], batches: float, prefix: str) -> dict[str, float]:
-    """The mean over samples of the loss, its terms, and whatever else was summed over so many full batches."""
-    means = {name: value / batches for name, value in sums.items()}
-    loss = sum(value for name, value in means.items() if name.startswith(LOSS))
-    return {f"{prefix}loss": loss, **{f"{prefix}{name}": value for name, value in means.items()}}
 
 
 def _output_of(returned: object) -> Output:

@@ -89,6 +89,19 @@ class Method(nn.Module):
     of the exported model. A constructor raises `ValueError` when the student's and the teacher's shapes do not suit.
     Numbers with a fraction among the options are read from `self.config` when they are used: a stage's `changes` give
     it another one.
+
+    What the loop asks of a method, and when:
+
+        once         the attributes below: they are set when the constructor ends, and do not change afterwards
+        once         `at_step` with the steps done so far, after a checkpoint was loaded
+        an epoch     `change`, before its first batch, in stages that have `changes`; again when a training goes on
+        a step       `asked`, with live teachers, before they run; `losses`; `observations`; the gradients and the
+                     optimizer's step; `at_step`
+
+    A method that looks at features (`student_features`) has its `losses` called once more, on the first two samples and
+    before the first step, on a copy of itself: what has no gradient then is not trained. On several workers all hooks
+    are called on each, and `losses` with that worker's part of the batch. Resuming repeats no step and restores the
+    method's parameters and buffers alone: whatever else it remembers has to follow from the step (`at_step`).
     """
 
     config: Any
@@ -107,19 +120,37 @@ class Method(nn.Module):
     """An optimizer of its own for a module that trains beside the student, such as a generator; schedules leave it."""
 
     def losses(self, student: Output, teacher: TeacherTargets | None, batch: Batch) -> dict[str, Tensor]:
-        """Named terms of the loss, each a mean over the batch with its weight applied; the loop adds them up."""
+        """Called in every step: named terms of the loss, each a mean over the batch with its weight applied.
+
+        The loop adds them up and goes backward. All steps name the same terms. Autocast has ended: in stages with
+        `precision: bfloat16` logits arrive as bfloat16, and losses are computed in float32. `teacher` is None where the
+        stage has none, and otherwise detached.
+        """
         raise NotImplementedError
 
     def asked(self, batch: Batch, count: int) -> Sequence[int]:
-        """Which of `count` live teachers the losses look at for a batch; the others need not run."""
+        """Called in every step before the teachers run: which of `count` live ones `losses` will look at.
+
+        The others do not run. Stored targets are read for all, and this is not called.
+        """
         return range(count)
 
     def change(self, config: TrainingConfig) -> None:
-        """Called before an epoch of a stage whose numbers change while it trains, with its config as it is then."""
+        """Called before an epoch of a stage whose numbers change while it trains, with its config as it is then.
+
+        Also before the rest of an epoch that a resumed training begins with.
+        """
 
     def at_step(self, step: int) -> None:
-        """Called where a training begins or goes on, and after every step, with the number of steps done."""
+        """Called where a training begins or goes on, and after every step, with the number of steps done.
+
+        Gradients are still there, the weights have moved. What goes by the step, as an exchange with others, is here;
+        what goes by the epoch, as a ramp, reads `batch.epoch`.
+        """
 
     def observations(self) -> dict[str, Tensor]:
-        """Detached scalars that the last `losses` came across, by name: averaged over the epoch as losses are."""
+        """Called right after `losses`: detached scalars that it came across, by name, in every step the same names.
+
+        They are averaged over the epoch as losses are, and part of no gradient.
+        """
         return {}

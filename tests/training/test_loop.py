@@ -17,7 +17,7 @@ from raydistill.methods.supervised import Supervised
 from raydistill.models.taps import Output
 from raydistill.runs.context import claim_attempt
 from raydistill.targets.mixing import TeacherTargets
-from raydistill.training import loop
+from raydistill.training import loop, running_losses
 from raydistill.training.data import Batch
 from raydistill.training.method import Method
 
@@ -208,7 +208,7 @@ def test_looks_at_the_losses_do_not_change_the_metrics(bench: Any, monkeypatch: 
             return {"hard": loss - loss.detach() + self.sizes[int(batch.ids[0]) % 5]}
 
     bench.train(bench.mlp(), "train-1", method=Uneven())
-    monkeypatch.setattr(loop, "LOOK_EVERY", 2)
+    monkeypatch.setattr(running_losses, "LOOK_EVERY", 2)
     bench.train(bench.mlp(), "train-2", method=Uneven())
     assert bench.metrics("train-1") == bench.metrics("train-2")
 
@@ -224,7 +224,7 @@ def test_the_curves_within_epochs_are_means_of_so_many_steps_wherever_it_stopped
             seen.append(F.cross_entropy(student.logits, batch.labels).item())
             return {"hard": F.cross_entropy(student.logits, batch.labels)}
 
-    monkeypatch.setattr(loop, "CURVE_EVERY", 2)
+    monkeypatch.setattr(running_losses, "CURVE_EVERY", 2)
     for steps in stops:
         bench.stopped(bench.mlp(), steps, method=Listening())
     bench.train(bench.mlp(), method=Listening())
