@@ -25,8 +25,10 @@ from raydistill.runs.record import Record
 from raydistill.runs.run_files import SUCCEEDED, Status
 from raydistill.tasks.task import Task
 
-MAX_ATTEMPTS = 4  # the first, and three after a process died
-POLL_SECONDS = 0.5
+# The first, and three after a process died: machines are taken away, but a stage that ends its own process, as one
+# that runs out of memory does, would do so for ever.
+MAX_ATTEMPTS = 4
+POLL_SECONDS = 0.5  # a stage that ends is heard at once; an interrupt, or another driver's result, so late
 RECHECK_SECONDS = 2.0  # between looks at a stage that another driver owns, or that found no room
 
 log = logging.getLogger(__name__)
@@ -90,12 +92,15 @@ class _Run:
 
     def until_finished(self) -> dict[str, NodeState]:
         """The story: look, start, wait, until nothing is left."""
+        # First: what is done needs no room. Machines without a GPU show, and report on, what was trained on one.
         self._mark_cached()
         if self.ready.unfinished:
+            # Before the survey, which reads all data: it takes no time to see that a stage never fits.
             self.backend.check_feasible(self._unfinished())
             self._refuse(self.survey(self._unfinished()))
         while self.ready.unfinished and not self.stop.is_set():
             self._start_ready()
+            # Starting may have finished all that was left: cached by another driver meanwhile, or skipped.
             if self.ready.unfinished:
                 for name, outcome in self.backend.wait(POLL_SECONDS):
                     self._ended(name, outcome)
@@ -131,6 +136,7 @@ class _Run:
             return False
         if record is None or record.status != "done":
             return False
+        # By size and time of change alone, 3 µs a file: to read all of a finished plan takes 0.7 s a GB.
         if damage := folder.damage_since(record):
             self._note_damage(node, damage)
             return False
@@ -160,6 +166,8 @@ class _Run:
             return
         folder = self._folder(node)
         try:
+            # The result is looked for again under the lease: another driver may have finished between our first look
+            # and now.
             if not self.leases.acquire(folder.path):
                 self._wait_for_other_driver(node.name)
             elif self._has_result(node):
@@ -167,6 +175,7 @@ class _Run:
                 self._finish(node.name, "cached")
             else:
                 self._start(node, folder)
+        # A folder that cannot be written fails its own stage alone: it may be another user's.
         except StoreError as error:
             self.leases.release(folder.path)
             self._finish(node.name, "failed", error=error.message)
@@ -174,10 +183,13 @@ class _Run:
     def _start(self, node: Node, folder: StageFolder) -> None:
         attempt = uuid.uuid4().hex
         request = build_request(node, self.graph, self.task, self.root, attempt, sees_test=self.sees_test)
+        # In this order: preparing may remove a claim with all else, and a process that starts before its attempt is
+        # claimed takes itself for one that was superseded.
         self._prepare(node, folder)
         claim_attempt(folder, attempt)
         state = self.states[node.name]
         if not self.backend.try_start(request):
+            # A driver whose machines have room must not wait for us, who have none.
             self.leases.release(folder.path)
             self.ready.found_no_room(node.name, seconds=RECHECK_SECONDS)
             return
@@ -205,6 +217,8 @@ class _Run:
         for read in node.reads:
             if read in self.sound or self.states[read].status != "cached":
                 continue
+            # Here every byte is read, once a run: a flipped bit in a teacher changes every result after it, and nobody
+            # would know. Stages that finished in this run wrote their sums moments ago.
             if damage := self._folder(self.graph.nodes[read]).damage():
                 self._note_damage(self.graph.nodes[read], damage)
                 self._make_again(read)
@@ -215,6 +229,7 @@ class _Run:
     def _make_again(self, name: str) -> None:
         self.ready.reopen(name)
         try:
+            # The check before the first stage left it out, as it was cached then.
             self.backend.check_feasible([self.graph.nodes[name]])
         except PlanError as error:
             self._finish(name, "failed", error=error.message)
@@ -230,8 +245,10 @@ class _Run:
         self.ready.end(name)
         state, folder = self.states[name], self._folder(self.graph.nodes[name])
         state.seconds += outcome.seconds or (time.monotonic() - (state.started or time.monotonic()))
+        # Before the outcome is looked at: whatever this attempt says, the folder is written by another driver now.
         if not self.leases.is_ours(folder.path):
             self._try_again(name, "another driver took it over while this one gave no sign of life")
+        # A stage that failed by its own error would fail again; only a process that died gets another attempt.
         elif outcome.status != "lost":
             self._warn_readers(name, outcome.warnings)
             self._finish(name, outcome.status, error=self._with_names(outcome.error))

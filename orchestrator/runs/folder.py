@@ -27,6 +27,7 @@ CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 STAMPS = "stamps.json"
 LOG = "log.txt"
+# From a file, it becomes part of a path and of a pattern: `../..` would lead out of the root, `*` to any stage.
 FINGERPRINT = re.compile(r"[0-9a-f]{12}")
 
 
@@ -103,11 +104,14 @@ class StageFolder:
         if (config := self.path / CONFIG).exists():
             with store_errors(config):
                 fsync(config)
+        # The record is last: it makes the folder a result, so all that it speaks of has to be on the disk. Stamps
+        # without a record mean nothing; a record without stamps would have all files read again.
         self._keep_stamps(self._stamps(record.payload))
         write_json(self.path / RECORD, record.model_dump(mode="json"))
 
     def write_failure(self, record: Record) -> None:
         """Say why there is no result. What is there, and could not be judged, stays."""
+        # Trained, but not to be judged on another test split: the model is worth more than the news.
         with suppress(StoreError):
             if (found := self.record()) is not None and found.status == "done":
                 return
@@ -130,6 +134,7 @@ class StageFolder:
 
         What goes bad on the disk without a change of either, only `damage` finds.
         """
+        # Taken before the files are read: what changes while they are read has another stamp next time.
         now, whole = self._stamps(record.payload), self._kept_stamps()
         changed = {
             name: digest for name, digest in record.payload.items() if whole.get(name) != now.get(name, [])
@@ -174,6 +179,7 @@ class StageFolder:
         path = self.path / name
         if name not in record.payload:
             raise StoreError(f"`{self.path}` has no payload `{name}`")
+        # Whoever asks for a payload reads all of it: the sum, 0.7 s a GB, is a small part of that.
         if not path.is_file() or sha256_file(path) != record.payload[name]:
             raise StoreError(f"`{path}` is damaged: run the plan again, the stage is made anew")
         return path
@@ -183,6 +189,7 @@ class StageFolder:
         self.unfinish()  # first of all: a record of files that are gone would be a lie
         with store_errors(self.path, "empty the folder"):
             for path in self.path.iterdir():
+                # The lease is held by whoever empties the folder, and its number must never be given a second time.
                 if path.name.startswith("lease"):
                     continue
                 if path.is_dir() and not path.is_symlink():
@@ -196,5 +203,6 @@ class StageFolder:
         with store_errors(self.path, "clear the folder"):
             for name in (RECORD, STAMPS):
                 (self.path / name).unlink(missing_ok=True)
+            # Under the lease nobody else writes here: what a temporary name holds belongs to a process that is gone.
             for path in self.path.rglob(".*.tmp"):
                 path.unlink(missing_ok=True)

@@ -25,9 +25,11 @@ import psutil
 from raydistill.runs.files import json_line, make_folder, store_errors
 
 LEASE = re.compile(r"lease-(\d+)\.json")
+# Ten beats. A driver held up for some seconds by a network file system, or by swapping, keeps its stages; what a dead
+# one was training waits so long for its successor.
 BEAT_SECONDS = 2.0
 PATIENCE = 20.0
-LENGTH = 400  # bytes: every write replaces all of the one before
+LENGTH = 400  # bytes: every write replaces all of the one before, so a reader never finds a file cut short or empty
 RELEASED: dict[str, object] = {"released": True}
 
 
@@ -53,6 +55,8 @@ class Lease:
 
     def release(self) -> None:
         """Give the lease up. The file stays, and says so."""
+        # Not deleted: with the last file its number would go, and the next owner would be given it again. A driver that
+        # slept through all of this would then take that lease for its own.
         self._rewrite(RELEASED)
 
     def _rewrite(self, content: dict[str, object]) -> None:
@@ -81,6 +85,8 @@ class Leases:
         make_folder(folder)
         with store_errors(folder, "take the lease of"):
             last = _last_number(folder)
+            # The last number is read once, for the look and for the creation: if another driver creates one between,
+            # ours fails to be created, or finds a higher one beside it.
             if last and self._seems_alive(folder, last):
                 return False
             lease = _create(folder, last + 1)
@@ -89,6 +95,7 @@ class Leases:
         with self._lock:
             self.held[folder] = lease
             self._seen.pop(folder, None)
+        # Only now: the thread must not beat a lease that may still turn out to be another's.
         self._keep_alive()
         return True
 
@@ -131,6 +138,7 @@ class Leases:
         if _is_over(content):
             return False
         seen, since = self._seen.get(folder, (None, 0.0))
+        # The count moved since our last look, by our clock and no matter what theirs says.
         if seen != content:
             self._seen[folder] = (content, time.monotonic())
             return True
@@ -155,6 +163,7 @@ def _create(folder: Path, number: int) -> Lease | None:
     content: dict[str, object] = {"owner": uuid.uuid4().hex, "machine": _machine(), "pid": os.getpid()}
     path = _path(folder, number)
     try:
+        # The one step that only one can take, also on NFS since version 3; a rename would replace the other's file.
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     except FileExistsError:
         return None
