@@ -4,6 +4,9 @@ A column of fixed-width rows lies in shards `logits-00000.arrow`, `logits-00001.
 batch (id, view, row of values), so a mapped file is already the array. Rows are ordered view after view: sample
 `row` of view `view` has the *position* `view * rows + row`. Every shard names the store it belongs to and its own
 number, so that a shard of another store is noticed even where nobody compares checksums.
+
+Shards, and not one file: a killed writer loses one of them, a checksum covers one, and a writer holds one in memory;
+parts of a store can be made, sent and checked each by itself. What that costs a reader is measured in `_one_window`.
 """
 
 import hashlib
@@ -23,11 +26,11 @@ from torch import Tensor
 from raydistill.errors import StoreError
 from raydistill.runs.files import atomic_write, make_folder, read_json, sha256_file, write_json
 
-CHECK_ROWS = 1 << 16
+CHECK_ROWS = 1 << 16  # ids compared at once: half a megabyte of each view
 ELEMENTS = {
     "float16": (pa.float16(), torch.float16),
     "float32": (pa.float32(), torch.float32),
-    "uint16": (pa.uint16(), torch.uint16),
+    "uint16": (pa.uint16(), torch.uint16),  # words of the top-k form, which holds several types in one row
 }
 
 
@@ -68,6 +71,7 @@ class Layout:
         return f"{self.column}-{index:05d}.arrow"
 
     def schema(self, index: int) -> pa.Schema:
+        # No nulls anywhere: then a column is its values alone, and its mapped bytes are the array.
         values = pa.list_(pa.field("item", ELEMENTS[self.dtype][0], nullable=False), self.width)
         fields = [("id", pa.int64()), ("view", pa.int32()), (self.column, values)]
         return pa.schema(
@@ -106,9 +110,11 @@ class ShardWriter:
         self.folder = make_folder(folder)
         self.layout = layout
         self.rows_per_shard = rows_per_shard
+        # Trusted before the rest is removed, and both before a row is taken: `rows_done` has to say where to go on.
         self._shards = self._trusted_shards()
         self._remove_the_rest()
         self._held = 0
+        # A store of a hundred rows does not hold 65,536.
         capacity = min(rows_per_shard, max(layout.total, 1))
         self._ids = torch.empty(capacity, dtype=torch.int64)
         self._values = torch.empty(capacity, layout.width, dtype=ELEMENTS[layout.dtype][1])
@@ -139,6 +145,7 @@ class ShardWriter:
             raise ValueError(
                 f"{self.rows_done} of {self.layout.total} rows of `{self.layout.column}` were written"
             )
+        # Written, or verified, by this very writer.
         column = ShardedRows(self.folder, self.layout, self._shards, verify_checksums=False)
         for view in range(1, self.layout.views):
             if not column.has_same_ids_in(view):
@@ -153,6 +160,7 @@ class ShardWriter:
             with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
                 writer.write_batch(batch)
             checksum = sha256_file(temporary)
+        # The list comes after the file: a shard that it names is whole, one that it does not name is written again.
         self._shards.append(Shard(file=file, rows=self._held, sha256=checksum))
         self._held = 0
         progress = _Progress(
@@ -180,6 +188,7 @@ class ShardWriter:
             return []  # nothing to go by: the rows are written again
         if (progress.identity, progress.rows_per_shard) != (self.layout.identity, self.rows_per_shard):
             return []
+        # Up to the first that is damaged: rows come in their order, so what follows is written again as well.
         return list(takewhile(self._is_whole, progress.shards))
 
     def _is_whole(self, shard: Shard) -> bool:
@@ -216,6 +225,7 @@ class ShardedRows:
         """Copy the rows at `positions` (B,) into a new array (B, width), in the stored type."""
         if len(positions) and not 0 <= positions.min() <= positions.max() < self.layout.total:
             raise IndexError(f"positions outside of 0 … {self.layout.total - 1}")
+        # All shards but the last have as many rows (`_check_cut`): a division finds the shard, no search is needed.
         shards = positions // self._rows_per_shard
         within = positions - shards * self._rows_per_shard
         return self._window[self._starts[shards] + within * self.layout.width]
@@ -260,12 +270,14 @@ def _open_shard(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Views of a mapped shard: ids (rows,) and values (rows, width)."""
     path = folder / shard.file
+    # A manifest may come from somebody else, and a link in the folder too.
     if not path.resolve().is_relative_to(folder.resolve()):
         raise StoreError(f"`{path}` leads out of the store's folder; write these targets again")
     if not path.is_file():
         raise StoreError(f"`{path}` is missing; write these targets again")
     if verify_checksums and sha256_file(path) != shard.sha256:
         raise StoreError(f"`{path}` is damaged: its SHA-256 is not the manifest's; write these targets again")
+    # Also without checksums, which take 0.7 s a GB, each of these costs nothing, and finds shards that were mixed up.
     batch = _map_batch(path)
     if not batch.schema.equals(layout.schema(index), check_metadata=True):
         raise StoreError(

@@ -22,7 +22,7 @@ from raydistill.targets.top_k import TopK
 
 MANIFEST = "manifest.json"
 FORMS = ("dense", "top_k", "mixture")
-ROWS_PER_SHARD = 65536
+ROWS_PER_SHARD = 65536  # 13 MB of 100 classes, 131 MB of 1,000: what a writer holds, and what a kill loses
 FLOAT16_LARGEST = 65504
 VERSION: Literal[2] = 2  # of what a row holds
 
@@ -62,6 +62,8 @@ class Description(BaseModel):
             width=width or self.num_classes,
             rows=self.rows,
             views=self.views_stored,
+            # Everything that the rows depend on, and the column: the shards of one store never pass for those of
+            # another.
             identity=digest_of([column, self.description().model_dump(mode="json")]),
         )
 
@@ -122,6 +124,7 @@ class Manifest(Description):
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest.json` with a digest of itself: after this the store is finished."""
     content = manifest.model_dump(mode="json")
+    # The digest guards against edits by hand: a changed weight or view would be read as if it were the teacher's.
     write_json(folder / MANIFEST, {**content, "digest": digest_of(content)})
 
 
@@ -131,6 +134,7 @@ def load_manifest(folder: Path) -> Manifest:
     content = read_json(path)
     if not isinstance(content, dict):
         raise StoreError(f"`{path}` is damaged: it holds no manifest; write these targets again")
+    # Form and version before the digest: a store of a later version is no damaged one, and the message differs.
     form = content.get("form")
     if form not in FORMS:
         raise StoreError(
@@ -174,6 +178,7 @@ class TargetWriter:
         if self.top_k is not None and (misfit := self.top_k.misfit(description.num_classes)):
             raise StageError(f"{misfit}; set another `top_k`, or leave it out")
         self._writer = ShardWriter(folder, description.rows_layout(self.top_k), rows_per_shard=rows_per_shard)
+        # An old manifest over new shards would be a finished store of wrong numbers, were the writer killed.
         if self.rows_done < self._writer.layout.total:
             (folder / MANIFEST).unlink(missing_ok=True)
 
@@ -193,8 +198,10 @@ class TargetWriter:
                 f" of {self.description.num_classes} classes"
             )
         ids, logits = ids.cpu(), logits.detach()
+        # Packed where the logits are: 2 bytes a class travel from the device, not 4.
         if self.top_k is None:
             stored = dense.pack(logits).cpu()
+            # Looked at as stored: a finite logit may be too large for float16.
             is_sound = torch.isfinite(stored).all(dim=1)
         else:
             kept = self.top_k.keep(logits)
@@ -240,5 +247,6 @@ def _broken(values: Tensor) -> tuple[float, str]:
     largest = values.max().item()
     if not values.max().half().isfinite():
         return largest, f"it does not fit into float16 (±{FLOAT16_LARGEST})"
+    # Each alone would fit: what is stored is the distance from the largest.
     beside = f"it does not fit into float16 (±{FLOAT16_LARGEST}) beside the row's largest, {largest:g}"
     return values.min().item(), beside

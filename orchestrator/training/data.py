@@ -87,6 +87,8 @@ class TransferSet:
 
     def epoch_order(self, seed: int, epoch: int) -> Tensor:
         """A permutation of all positions (N,) for one epoch, the same on every worker."""
+        # On the CPU and from a generator of its own: the same order on every device and worker, whatever else was
+        # drawn.
         generator = torch.Generator().manual_seed(fold_key(seed, Purpose.ORDER, epoch))
         return torch.randperm(len(self), generator=generator)
 
@@ -96,6 +98,7 @@ class TransferSet:
         """Batches at these positions, as this view shows them."""
         split, steps, device = self.split, self.views.steps, self.split.labels.device
         name = View(self.views.seed, view) if steps else None
+        # In one copy for the epoch: what a small network's step takes is launches and copies, not arithmetic.
         places = all_to_device(parts, device)
         partners = self._partners(places, view)
         for index, (rows, inputs) in enumerate(zip(parts, split.batches(parts, name), strict=True)):
@@ -107,6 +110,7 @@ class TransferSet:
                 yield Batch(self.normalised(inputs), labels, ids, rows, view, share=share, epoch=epoch)
                 continue
             partner_rows, weights, partner_inputs = next(partners)
+            # By its own id: the partner looks as it does where it is a sample itself.
             partner_inputs = augment(partner_inputs, split.ids[partner_rows], steps, self.views.seed, view)
             own = weights.view(-1, *[1] * (inputs.dim() - 1))
             mixed = self.normalised(own * inputs + (1 - own) * partner_inputs)
@@ -120,6 +124,7 @@ class TransferSet:
         drawn = [
             mixing_partners(step, self.split.ids[rows], self.views.seed, view, len(self)) for rows in parts
         ]
+        # A second pass over the split, batch by batch beside the first: nothing is held for longer than a step.
         inputs = self.split.batches([rows for rows, _ in drawn], View(self.views.seed, view))
         return ((rows, weights, image) for (rows, weights), image in zip(drawn, inputs, strict=True))
 
@@ -138,6 +143,7 @@ def build_transfer_set(
     if transfer.synthesized is not None:
         raise StageError("this kind of stage takes no synthesised samples; leave `synthesized` out")
     positions = transfer_positions(data, transfer)
+    # The whole split is used as it is, where indexing would copy it.
     whole = len(positions) == len(data.train)
     split = (data.train if whole else data.train.select(positions)).to(device)
     return TransferSet(split, data.normalisation.on(device), views, channels_last)
@@ -152,6 +158,7 @@ def transfer_positions(data: TaskData, transfer: TransferConfig) -> Tensor:
     if transfer.omit_classes:
         positions = positions[~torch.isin(labels, class_indices(data, transfer.omit_classes))]
     if transfer.fraction < 1:
+        # By hash of the ids: a smaller fraction is a part of a larger one, whatever the order of the files.
         ids = data.train.ids.cpu()[positions].numpy()
         positions = positions[
             torch.from_numpy(cut(ids, transfer.fraction, fold_key(transfer.seed, Purpose.TRANSFER)))
@@ -168,6 +175,7 @@ def class_indices(data: TaskData, classes: Sequence[int | str]) -> Tensor:
 
 def split_batch(rows: Tensor, rank: int, world: int) -> tuple[Tensor, float]:
     """This worker's part of a batch, and its share; a worker without samples repeats one with share 0."""
+    # Row by row in turn, so that parts differ by one sample at most.
     mine = rows[rank::world]
     if not len(mine):
         return rows[:1], 0.0
