@@ -230,6 +230,7 @@ class _Training:
 
     def _resume(self) -> Progress:
         progress = Progress()
+        # Its own checkpoint first: it is at least as far as any beginning that this training could have copied.
         saved = self._load(self.context.folder.path)
         if saved is None:
             for beginning in finished_beginnings(self.context, self.config.trained_epochs):
@@ -242,6 +243,7 @@ class _Training:
             log.info("resumed at step %d", progress.step)
         if self.context.world > 1:
             self._check_same_start(progress.step)
+        # Steps after the checkpoint come again, and with them their lines.
         self.context.rewind_metrics(progress.metrics_size)
         return progress
 
@@ -265,6 +267,7 @@ class _Training:
         return [own for own, probed in pairs if own.requires_grad and probed.grad is None]
 
     def _check_same_start(self, step: int) -> None:
+        # Workers at different steps would average the gradients of different batches, without any error.
         ends = torch.tensor([-step, step], device=self.context.device)
         distributed.all_reduce(ends, distributed.ReduceOp.MAX)
         first, last = -int(ends[0]), int(ends[1])
@@ -314,7 +317,9 @@ class _Training:
 
     def _save(self) -> None:
         if self.context.is_main:
+            # Lines before the checkpoint that counts them: a kill between the two leaves lines that resuming cuts off.
             self.progress.metrics_size = self.context.flush()
+            # A driver that was taken for dead may still train: its checkpoint must not replace its successor's.
             self.context.check_current()
             progress = self.progress.__dict__.copy()
             save_checkpoint(
@@ -332,12 +337,14 @@ class _Training:
             return
         if self.progress.best_value is None or value > self.progress.best_value:
             self.progress.best_value, self.progress.best_epoch = value, epoch + 1
+            # Copies: a state dict holds the very tensors that training goes on to change.
             self.best = {key: tensor.clone() for key, tensor in self.model.state_dict().items()}
 
     def _has_stopped_early(self, epoch: int) -> bool:
         """Whether the `epoch` epochs so far end with as many that were no better than the best as patience allows."""
         if (stopping := self.config.early_stopping) is None:
             return False
+        # Only the main process validates, and so only it knows.
         (is_over,) = self._agreed(epoch - self.progress.best_epoch >= stopping.patience)
         return is_over
 
