@@ -15,29 +15,81 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from raydistill.api import Predictions as Predictions
+    from raydistill.api import build_search as build_search
     from raydistill.api import dry_run as dry_run
     from raydistill.api import load_model as load_model
     from raydistill.api import open_run as open_run
     from raydistill.api import order as order
     from raydistill.api import predict as predict
     from raydistill.api import run as run
+    from raydistill.api import tune as tune
+    from raydistill.api import write_reports as write_reports
     from raydistill.errors import DistillError as DistillError
     from raydistill.errors import PlanError as PlanError
     from raydistill.errors import StageError as StageError
+    from raydistill.errors import StageStopped as StageStopped
     from raydistill.errors import StoreError as StoreError
+    from raydistill.execution.outlook import Prospect as Prospect
+    from raydistill.explanation import explain as explain
+    from raydistill.export import export_model as export_model
+    from raydistill.kinds.method_options import MethodOptions as MethodOptions
+    from raydistill.kinds.stage_bases import TrainingConfig as TrainingConfig
     from raydistill.plan.load import build_plan as build_plan
     from raydistill.plan.load import load_plan as load_plan
     from raydistill.plan.load import override_plan as override_plan
     from raydistill.plan.schema import Plan as Plan
+    from raydistill.plan.stage import StageConfig as StageConfig
+    from raydistill.prediction import Prediction as Prediction
+    from raydistill.prediction import check_output as check_output
+    from raydistill.prediction import evaluate_model as evaluate_model
+    from raydistill.prediction import predict_files as predict_files
+    from raydistill.prediction import write_csv as write_csv
+    from raydistill.runs.context import StageContext as StageContext
+    from raydistill.runs.search_view import SearchView as SearchView
+    from raydistill.runs.search_view import open_search as open_search
     from raydistill.runs.view import RunView as RunView
     from raydistill.runs.view import StageView as StageView
+    from raydistill.stages.verify_targets import holds_targets as holds_targets
+    from raydistill.stages.verify_targets import verify_files as verify_files
+    from raydistill.stages.verify_targets import verify_targets as verify_targets
+    from raydistill.tasks.task import Task as Task
+    from raydistill.tracking import sync as sync
+    from raydistill.training.method import Method as Method
+    from raydistill.training.trust import Trust as Trust
+    from raydistill.ui import serve as serve
 
 _MODULES = {
-    "api": ("Predictions", "dry_run", "load_model", "open_run", "order", "predict", "run"),
-    "errors": ("DistillError", "PlanError", "StageError", "StoreError"),
+    "api": (
+        "Predictions",
+        "build_search",
+        "dry_run",
+        "load_model",
+        "open_run",
+        "order",
+        "predict",
+        "run",
+        "tune",
+        "write_reports",
+    ),
+    "errors": ("DistillError", "PlanError", "StageError", "StageStopped", "StoreError"),
+    "execution.outlook": ("Prospect",),
+    "explanation": ("explain",),
+    "export": ("export_model",),
+    "kinds.method_options": ("MethodOptions",),
+    "kinds.stage_bases": ("TrainingConfig",),
     "plan.load": ("build_plan", "load_plan", "override_plan"),
     "plan.schema": ("Plan",),
+    "plan.stage": ("StageConfig",),
+    "prediction": ("Prediction", "check_output", "evaluate_model", "predict_files", "write_csv"),
+    "runs.context": ("StageContext",),
+    "runs.search_view": ("SearchView", "open_search"),
     "runs.view": ("RunView", "StageView"),
+    "stages.verify_targets": ("holds_targets", "verify_files", "verify_targets"),
+    "tasks.task": ("Task",),
+    "tracking": ("sync",),
+    "training.method": ("Method",),
+    "training.trust": ("Trust",),
+    "ui": ("serve",),
 }
 _PLACES = {name: module for module, names in _MODULES.items() for name in names}
 

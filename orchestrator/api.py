@@ -6,6 +6,7 @@ Mistakes are a `DistillError` of one line, as there.
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from raydistill.plan.load import source_of
 from raydistill.plan.order import Graph, order_stages
 from raydistill.plan.places import remarks_on_places
 from raydistill.plan.schema import Plan
+from raydistill.runs.search_view import SearchView, open_search, searches
 from raydistill.runs.view import RunView, StageView, runs_of
 from raydistill.runs.view import open_run as open_run_folder
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from raydistill.raw_model import RawModel
+    from raydistill.search.problem import Problem
     from raydistill.training.trust import Trust
 
 log = logging.getLogger(__name__)
@@ -40,7 +43,7 @@ def order(plan: Plan, only: Iterable[str] = ()) -> Graph:
         log.warning(remark)
     names = tuple(only)
     if names:
-        graph = graph.needed_for(graph.called(names, "only"))
+        graph = graph.needed_for(graph.called(names, "--only"))
     if graph.compares_features:  # which takes torch, and with it more than a second
         from raydistill.stages.model_probe import check_features
 
@@ -54,11 +57,25 @@ def _remarks(plan: Plan, graph: Graph) -> Iterator[str]:
 
 
 def dry_run(
-    plan: Plan, *, runs: Path | str = "runs", only: Iterable[str] = (), force: Iterable[str] = ()
+    plan: Plan,
+    *,
+    runs: Path | str = "runs",
+    only: Iterable[str] = (),
+    force: Iterable[str] = (),
+    address: str | None = None,
 ) -> list[Prospect]:
-    """What `run` would do with each stage, and why; nothing is started, neither torch nor Ray is loaded."""
+    """What `run` would do with each stage, and why; nothing is started, neither torch nor Ray is loaded.
+
+    With the `address` of a Ray cluster `PlanError` for a stage that none of its machines can run.
+    """
     graph = order(plan, only)
-    return look_ahead(graph, _root(runs), plan.name, graph.called(force, "force"), plan.task)
+    prospects = look_ahead(graph, _root(runs), plan.name, graph.called(force, "--force"), plan.task)
+    if address is not None:
+        from raydistill.execution.ray_backend import RayBackend
+
+        with closing(RayBackend(address)) as backend:
+            backend.check_feasible(list(graph.nodes.values()))
+    return prospects
 
 
 def run(
@@ -87,6 +104,62 @@ def run(
     options = RunOptions(root, command, local, address, tracking_uri, tuple(force))
     results = run_plan(plan, graph, options)
     return open_run_folder(root / "plans" / plan.name / results["run_id"], root)
+
+
+def build_search(plan: Plan, *, only: Iterable[str] = (), force: Iterable[str] = ()) -> "Problem":
+    """What the `search` of a plan asks for; `PlanError` names the place of what cannot be searched."""
+    from raydistill.search.problem import build_problem
+
+    graph = order(plan)
+    problem = build_problem(plan, graph)
+    graph.called(only, "--only")
+    problem.check_forced(graph.called(force, "--force"))
+    return problem
+
+
+def tune(
+    plan: Plan,
+    *,
+    runs: Path | str = "runs",
+    only: Iterable[str] = (),
+    force: Iterable[str] = (),
+    local: bool = False,
+    address: str | None = None,
+    tracking_uri: str | None = None,
+    every_point: bool = False,
+    command: str = "",
+) -> SearchView:
+    """Search what the plan's `search` names, or go on with that; look at what is there then. Options as of `run`.
+
+    `SearchView.best_plan` is the file of the winner's plan, `SearchView.trials()` are the records of all trials. A grid
+    of many points is refused unless `every_point` is wanted.
+    """
+    from raydistill.run_plan import RunOptions
+    from raydistill.search.run_search import run_search
+
+    problem = build_search(plan, only=only, force=force)
+    if not every_point:
+        problem.check_number_of_points()
+    if local:
+        problem.check_local()
+    root = _root(runs)
+    options = RunOptions(root, command, local, address, tracking_uri, tuple(force))
+    run_search(problem, options, only=tuple(only))
+    return open_search(problem.folder(root), root)
+
+
+def write_reports(plan: Plan, *, runs: Path | str = "runs") -> list[Path]:
+    """Write the reports of a plan's last run and of its searches again; returns their files."""
+    from raydistill.report import write_report, write_search_report
+
+    root = _root(runs)
+    last_runs, found = runs_of(root, plan.name), searches(root, plan.name)
+    if not last_runs and not found:
+        raise PlanError(
+            f"plan `{plan.name}` has no run under `{runs}`; start one with `distill run {source_of(plan).file}`"
+        )
+    written = [write_report(last_runs[0], root)] if last_runs else []
+    return [*written, *(write_search_report(search, root) for search in found)]
 
 
 def open_run(run: Path | str, *, runs: Path | str = "runs") -> RunView:

@@ -14,7 +14,9 @@ from rich.table import Table
 
 from raydistill.execution.outlook import Prospect
 from raydistill.kinds.stage_bases import TrainingConfig
+from raydistill.plan.config import configs_in
 from raydistill.plan.order import Graph
+from raydistill.plan.sources import unseen_sources
 from raydistill.runs.pace import Pace, Standing
 from raydistill.runs.plan_run import NodeState
 from raydistill.runs.run_files import ResultsFile
@@ -56,6 +58,12 @@ def prospects_table(prospects: Sequence[Prospect]) -> Table:
             escape(prospect.reason),
         )
     return table
+
+
+def unseen_lines(prospects: Sequence[Prospect]) -> list[str]:
+    """What a dry run says below the table: the code and files that could change without anybody seeing it."""
+    parts = (part for prospect in prospects for _, part in configs_in(prospect.node.config))
+    return [f"a change is not seen of {escape(text)}" for text in unseen_sources(parts)]
 
 
 def gathered(names: Sequence[str]) -> list[str]:

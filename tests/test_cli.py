@@ -1,17 +1,18 @@
 """The `distill` command: help, exit codes, and what it says when asked for something that is not there."""
 
 import signal
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from built_runs import BuiltRun
 from click.testing import CliRunner, Result
 
 import raydistill.run_plan
+from raydistill import api
 from raydistill.cli import main
 from raydistill.errors import PlanError, StageError
+from raydistill.plan import load
+from raydistill.runs.view import open_run
 
 PLAN = """\
 name: probe
@@ -116,29 +117,17 @@ def test_only_leaves_out_what_the_named_stage_does_not_read(plan: Path) -> None:
     assert "forced" in result.stdout
 
 
-def ends_as(status: str) -> Callable[..., dict[str, Any]]:
-    def run_plan(*arguments: object) -> dict[str, Any]:
-        return {
-            "status": status,
-            "run_id": "20261121-040000-aaaa",
-            "seconds": 1.0,
-            "stages": {"student": {"status": "skipped", "seconds": 0.0}},
-            "survey": [],
-        }
-
-    return run_plan
-
-
 @pytest.mark.parametrize(("status", "code"), [("done", 0), ("failed", 1), ("interrupted", 130)])
 def test_the_exit_code_says_how_the_run_ended(
     status: str, code: int, plan: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(raydistill.run_plan, "run_plan", ends_as(status))
+    root = Path("runs").absolute()
+    folder = BuiltRun(root).write(status, seconds=1.0)
+    monkeypatch.setattr(api, "run", lambda *arguments, **options: open_run(folder, root))
     result = distill("run", plan)
     assert result.exit_code == code
     assert f"{status} in 1.0 s\n" in result.stdout  # there is no report, so none is named
-    report = Path("runs/plans/probe/20261121-040000-aaaa/report.html")
-    report.parent.mkdir(parents=True)
+    report = (folder / "report.html").relative_to(Path.cwd())
     report.touch()
     assert f"{status} in 1.0 s; report: {report}" in distill("run", plan).stdout
 
@@ -180,9 +169,7 @@ def test_an_option_that_is_empty_is_no_default(plan: Path, option: str) -> None:
 def test_a_signal_before_anything_runs_says_a_word(
     plan: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    monkeypatch.setattr(
-        sys.modules["raydistill.cli.run"], "load_graph", lambda *plan: signal.raise_signal(number)
-    )
+    monkeypatch.setattr(load, "load_plan", lambda *plan: signal.raise_signal(number))
     result = distill("run", plan)
     assert (result.exit_code, result.stderr) == (130, "interrupted\n")
 
@@ -192,7 +179,7 @@ def test_what_nohup_has_ignored_stays_ignored(plan: Path, monkeypatch: pytest.Mo
         signal.raise_signal(signal.SIGHUP)
         raise PlanError("still here")
 
-    monkeypatch.setattr(sys.modules["raydistill.cli.run"], "load_graph", hang_up)
+    monkeypatch.setattr(load, "load_plan", hang_up)
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         assert "still here" in distill("run", plan).output

@@ -21,7 +21,7 @@ ROWS = (
     ("terminal", "ui", "doctor"),
     ("tracking",),
     ("export",),
-    ("report", "prediction", "raw_model", "explain"),
+    ("report", "prediction", "raw_model", "explanation"),
     ("execution",),
     ("stages",),
     ("methods",),
@@ -46,8 +46,8 @@ MLFLOW = {"tracking", "ui"}
 
 def unit(parts: tuple[str, ...]) -> str:
     """The row's name for a module: `plan` for raydistill.plan.load and for the path orchestrator/plan/load.py."""
-    if parts[0] == "raydistill" and len(parts) > 1:
-        return parts[1] if parts[1] in RANK else "__init__"  # which offers names of others
+    if parts[0] == "raydistill":  # which offers names of others
+        return parts[1] if len(parts) > 1 and parts[1] in RANK else "__init__"
     return parts[1] if parts[0] == "orchestrator" else parts[0]
 
 
@@ -182,3 +182,19 @@ def test_every_package_is_installed() -> None:
         for path in (ROOT / folder).rglob("__init__.py")
     }
     assert set(settings["packages"]) == ours
+
+
+def test_the_command_line_does_nothing_that_python_cannot() -> None:
+    # Sending a job is a conversation with a person from beginning to end; tables are for terminals alone.
+    talks = {"submit", "jobs", "doctor", "watching", "tune"}
+    shows = {"cli", "__init__", "errors", "masking", "terminal", "tasks"}
+    others = {
+        f"{path.stem}:{line} {'.'.join(name)}"
+        for path in MODULES
+        if path.parts[:2] == ("orchestrator", "cli") and path.stem not in talks
+        for line, name in imports(path)
+        if name[0] == "raydistill" and unit(name) not in shows
+    }
+    assert {found.partition(" ")[2] for found in others} == {
+        "raydistill.runs.files.json_text",
+    }, others

@@ -13,6 +13,6 @@ def explain(name: str | None) -> None:
     distill explain hinton
     distill explain early_stopping
     """
-    from raydistill.explain import explain as explain_name
+    from raydistill import explain as explain_name
 
     click.echo(explain_name(name))

@@ -12,8 +12,7 @@ from raydistill.cli.options import finds_own_modules, runs_option, trust_options
 from raydistill.tasks.picture_files import printable
 
 if TYPE_CHECKING:
-    from raydistill.prediction import Prediction
-    from raydistill.training.trust import Trust
+    from raydistill import Prediction, Trust
 
 
 @click.command()
@@ -28,7 +27,7 @@ def evaluate(model: Path, split: str, trust: "Trust") -> None:
     \b
     distill evaluate runs/stages/distill-1f0c92ab34de --split test
     """
-    from raydistill.prediction import evaluate_model
+    from raydistill import evaluate_model
     from raydistill.runs.files import json_text
 
     click.echo(json_text(evaluate_model(model, split, trust)), nl=False)
@@ -53,8 +52,8 @@ def predict(model: Path, inputs: tuple[Path, ...], top: int, output: Path | None
     \b
     distill predict runs/stages/distill-1f0c92ab34de digit.png more.npy photos/
     """
+    from raydistill import check_output, predict_files, write_csv
     from raydistill.errors import StageError
-    from raydistill.prediction import check_output, predict_files, write_csv
 
     if output is not None:
         check_output(output)
@@ -98,7 +97,7 @@ def export(model: Path, folder: Path, trust: "Trust") -> None:
     \b
     distill export runs/stages/distill-1f0c92ab34de student/
     """
-    from raydistill.export import export_model
+    from raydistill import export_model
 
     for path in export_model(model, folder, trust):
         click.echo(str(path))
@@ -120,7 +119,7 @@ def verify(folder: Path, rows: int, seed: int, root: Path) -> None:
     distill verify runs/plans/mnist-quickstart/20261126-120000-1f0c
     distill verify runs/stages/predict_targets-1f0c92ab34de
     """
-    from raydistill.stages.verify_targets import holds_targets, verify_files, verify_targets
+    from raydistill import holds_targets, verify_files, verify_targets
 
     folder, root = folder.absolute(), root.absolute()
     if folder.is_dir() and not holds_targets(folder):

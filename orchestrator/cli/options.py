@@ -51,7 +51,7 @@ def trust_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(command)
     def trusting(*arguments: Any, model: Path, root: Path, modules: tuple[str, ...], **options: Any) -> Any:
-        from raydistill.training.trust import Trust
+        from raydistill import Trust
 
         trust = Trust(root.absolute(), modules)
         if modules or trust.covers(model.absolute()):

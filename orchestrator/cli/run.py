@@ -8,15 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from raydistill.cli.graphs import load_graph
 from raydistill.cli.group import DONE, FAILED, INTERRUPTED
 from raydistill.cli.options import finds_own_modules, plan_options, runs_option
-from raydistill.errors import PlanError
 
 if TYPE_CHECKING:
-    from raydistill.plan.order import Graph
-    from raydistill.plan.schema import Plan
-    from raydistill.runs.view import RunView
+    from raydistill import Plan, Prospect, RunView
 
 
 @click.command()
@@ -39,22 +35,25 @@ def run(
     distill run configs/mnist_quickstart.yaml
     distill run plan.yaml --set stages.student.epochs=10 --only student
     """
-    plan, graph = load_graph(plan_file, overrides, only)
-    forced = graph.called(force, "--force")
-    root = root.absolute()
+    import raydistill
+
+    plan = raydistill.load_plan(plan_file, overrides)
     if dry_run:
-        _print_prospects(plan, graph, root, forced)
-        if address is not None and not local:
-            _check_room(graph, address)
+        on_cluster = None if local else address
+        _print_prospects(raydistill.dry_run(plan, runs=root, only=only, force=force, address=on_cluster))
         return
-    from raydistill.run_plan import RunOptions, run_plan
-    from raydistill.runs.view import PLANS_FOLDER, open_run
     from raydistill.terminal import console, results_table, warning_lines
 
-    command = shlex.join(["distill", *sys.argv[1:]])
-    options = RunOptions(root, command, local, address, tracking_uri, force)
-    run_id = run_plan(plan, graph, options)["run_id"]
-    view = open_run(root / PLANS_FOLDER / plan.name / run_id, root)
+    view = raydistill.run(
+        plan,
+        runs=root,
+        only=only,
+        force=force,
+        local=local,
+        address=address,
+        tracking_uri=tracking_uri,
+        command=shlex.join(["distill", *sys.argv[1:]]),
+    )
     out = console()
     out.print(results_table(view.results))
     for line in warning_lines(view.results):
@@ -76,42 +75,15 @@ def report(plan_file: Path, overrides: tuple[str, ...], root: Path) -> None:
     \b
     distill report configs/mnist_quickstart.yaml
     """
-    from raydistill.plan.load import load_plan
-    from raydistill.report import write_report, write_search_report
-    from raydistill.runs.search_view import searches
-    from raydistill.runs.view import runs_of
+    from raydistill import load_plan, write_reports
 
-    plan = load_plan(plan_file, overrides)
-    runs, found = runs_of(root.absolute(), plan.name), searches(root.absolute(), plan.name)
-    if not runs and not found:
-        raise PlanError(
-            f"plan `{plan.name}` has no run under `{root}`; start one with `distill run {plan_file}`"
-        )
-    if runs:
-        click.echo(str(_relative(write_report(runs[0], root.absolute()))))
-    for search in found:
-        click.echo(str(_relative(write_search_report(search, root.absolute()))))
+    for path in write_reports(load_plan(plan_file, overrides), runs=root):
+        click.echo(str(_relative(path)))
 
 
-def _check_room(graph: "Graph", address: str) -> None:
-    """`PlanError` for a stage that the Ray cluster can never run; nothing of it is used."""
-    from contextlib import closing
+def _print_prospects(prospects: "list[Prospect]") -> None:
+    from raydistill.terminal import console, prospects_table, unseen_lines
 
-    from raydistill.execution.ray_backend import RayBackend
-
-    with closing(RayBackend(address)) as backend:
-        backend.check_feasible(list(graph.nodes.values()))
-
-
-def _print_prospects(plan: "Plan", graph: "Graph", root: Path, forced: frozenset[str]) -> None:
-    from rich.markup import escape
-
-    from raydistill.execution.outlook import look_ahead
-    from raydistill.plan.config import configs_in
-    from raydistill.plan.sources import unseen_sources
-    from raydistill.terminal import console, prospects_table
-
-    prospects = look_ahead(graph, root, plan.name, forced, plan.task)
     out = console()
     out.print(prospects_table(prospects))
     states = Counter(prospect.state for prospect in prospects)
@@ -119,8 +91,8 @@ def _print_prospects(plan: "Plan", graph: "Graph", root: Path, forced: frozenset
     counts += [f"{states['judge']} to judge"] * (states["judge"] > 0)
     counts += [f"{states['not needed']} not needed"] * (states["not needed"] > 0)
     out.print(f"\n{len(prospects)} stage{'s' * (len(prospects) != 1)}: {', '.join(counts)}")
-    for text in unseen_sources(part for node in graph.nodes.values() for _, part in configs_in(node.config)):
-        out.print(f"a change is not seen of {escape(text)}", soft_wrap=True)
+    for line in unseen_lines(prospects):
+        out.print(line, soft_wrap=True)
 
 
 def _print_usage(plan: "Plan", run: "RunView") -> None:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from raydistill.cli.graphs import load_graph
 from raydistill.cli.options import finds_own_modules, tracking_option, untracked_option
 from raydistill.cli.tune import confirm_grid, load_search
 from raydistill.cli.watching import connect, end_with, follow_job, head_option
@@ -164,6 +163,7 @@ def check_here(
     searches: bool = False,
 ) -> Checked:
     """The plan, with the errors that the command itself has. Data may be on the nodes alone: then the job looks."""
+    from raydistill import load_plan, order
     from raydistill.plan.load import read_source
     from raydistill.plan.schema import Plan
 
@@ -174,8 +174,8 @@ def check_here(
             problem = load_search(plan_file, overrides, only, force)
             plan = problem.plan
         else:
-            plan, graph = load_graph(plan_file, overrides, only)
-            graph.called(force, "--force")
+            plan = load_plan(plan_file, overrides)
+            order(plan, only).called(force, "--force")
     except PlanError:
         try:
             plan = Plan.model_validate(source.values)

@@ -20,7 +20,7 @@ def sync(root: Path, tracking_uri: str | None) -> None:
     \b
     distill sync --tracking-uri http://mlflow.example:5000
     """
-    from raydistill.tracking import sync as sync_runs
+    from raydistill import sync as sync_runs
 
     for line in sync_runs(root.absolute(), tracking_uri):
         click.echo(line)
@@ -37,6 +37,6 @@ def ui(root: Path, tracking_uri: str | None, host: str, port: int) -> None:
     \b
     distill ui --port 5001
     """
-    from raydistill.ui import serve
+    from raydistill import serve
 
     serve(root.absolute(), tracking_uri, host=host, port=port)

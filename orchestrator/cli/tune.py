@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from raydistill.cli.graphs import load_graph
 from raydistill.cli.group import DONE, FAILED, INTERRUPTED
 from raydistill.cli.options import finds_own_modules, plan_options
-from raydistill.errors import PlanError
 
 if TYPE_CHECKING:
     from raydistill.search.problem import Problem
@@ -47,11 +45,8 @@ def tune(
         _print_search(problem, root, only)
         return
     confirm_grid(problem, yes)
-    if local and problem.config.scheduler.stops_trials:
-        raise PlanError(
-            f"`{problem.config.scheduler.name}` stops trials that run side by side, which `--local` does not do; leave"
-            " it out, or add `--set search.scheduler.name=none`"
-        )
+    if local:
+        problem.check_local()
     from raydistill.run_plan import RunOptions
     from raydistill.search.run_search import run_search
 
@@ -65,41 +60,18 @@ def load_search(
     plan_file: Path, overrides: Sequence[str], only: Sequence[str], force: Sequence[str]
 ) -> "Problem":
     """What a plan's `search` asks for; `PlanError` also where a stage that is named on the command line is not."""
-    plan, graph = load_graph(plan_file, overrides)
-    from raydistill.search.problem import build_problem
+    from raydistill import build_search, load_plan
 
-    problem = build_problem(plan, graph)
-    graph.called(only, "--only")
-    _check_forced(problem, force)
-    return problem
-
-
-def _check_forced(problem: "Problem", force: Sequence[str]) -> None:
-    from raydistill.search.problem import dependent_nodes
-
-    dependent = dependent_nodes(problem.graph, problem.searched)
-    for name in problem.graph.called(force, "--force"):
-        if name in dependent:
-            raise PlanError(
-                f"--force {name}: it depends on what is searched, and finished trials are never repeated; give the"
-                " search another `seed`, or the stage"
-            )
+    return build_search(load_plan(plan_file, overrides), only=only, force=force)
 
 
 def confirm_grid(problem: "Problem", yes: bool) -> bool:
     """A large grid is asked about, with its count. Whether `--yes` was said, or has been now."""
-    from raydistill.search.problem import MANY_POINTS
-
-    count = problem.config.trials
-    if not problem.config.searcher.tries_all or count <= MANY_POINTS or yes:
+    if yes or not problem.has_many_points:
         return yes
     if not sys.stdin.isatty():
-        raise problem.source.error(
-            ("search", "space"),
-            f"the grid has {count:,} points; add `--yes` to try them all, set `samples`, or take `searcher:"
-            " {name: random}`",
-        )
-    return click.confirm(f"The grid has {count:,} points. Try them all?", abort=True)
+        problem.check_number_of_points()
+    return click.confirm(f"The grid has {problem.config.trials:,} points. Try them all?", abort=True)
 
 
 def _print_search(problem: "Problem", root: Path, only: tuple[str, ...]) -> None:

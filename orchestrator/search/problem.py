@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
+from pathlib import Path as FilePath
 from typing import Any
 
 import yaml
@@ -19,7 +20,7 @@ from raydistill.plan.resources import ResourcesConfig
 from raydistill.plan.schema import Plan
 from raydistill.plan.search import SearchConfig
 from raydistill.runs.plan_run import plan_text
-from raydistill.runs.search_run import TrialRecord
+from raydistill.runs.search_run import SearchRun, TrialRecord
 from raydistill.search.metric import Metric, find_metric
 from raydistill.search.paths import check_path, source_with
 from raydistill.search.population import written_values
@@ -131,6 +132,42 @@ class Problem:
         """What a node gets that has workers to itself."""
         own: ResourcesConfig = node.config.resources
         return self.config.resources or own if isinstance(node.config, TrainingConfig) else own
+
+    def folder(self, root: FilePath) -> FilePath:
+        """Where the search lies on disk."""
+        return SearchRun(root, self.plan.name, self.fingerprint).folder
+
+    @property
+    def has_many_points(self) -> bool:
+        """Whether it is a grid so large that somebody should be asked."""
+        return self.config.searcher.tries_all and self.config.trials > MANY_POINTS
+
+    def check_number_of_points(self) -> None:
+        """`PlanError` for a grid of many points."""
+        if self.has_many_points:
+            raise self.source.error(
+                ("search", "space"),
+                f"the grid has {self.config.trials:,} points; add `--yes` to try them all, set `samples`, or take"
+                " `searcher: {name: random}`",
+            )
+
+    def check_local(self) -> None:
+        """`PlanError` for what one process cannot do."""
+        if self.config.scheduler.stops_trials:
+            raise PlanError(
+                f"`{self.config.scheduler.name}` stops trials that run side by side, which `--local` does not do; leave"
+                " it out, or add `--set search.scheduler.name=none`"
+            )
+
+    def check_forced(self, nodes: Iterable[str]) -> None:
+        """`PlanError` for a node that a trial runs itself."""
+        dependent = dependent_nodes(self.graph, self.searched)
+        for name in nodes:
+            if name in dependent:
+                raise PlanError(
+                    f"--force {name}: it depends on what is searched, and finished trials are never repeated; give the"
+                    " search another `seed`, or the stage"
+                )
 
     def own_nodes(self, graph: Graph) -> list[str]:
         """The nodes for the metric that a trial runs itself: those of searched stages, and what reads them."""

@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from raydistill.cli.graphs import load_graph
 from raydistill.execution.submit.client import JobsClient
 from raydistill.execution.submit.command import JobCommand, read_environment
 from raydistill.execution.submit.package import collect, plan_name, write_zip
 from raydistill.execution.submit.sending import Submission, new_id, send
+from raydistill.plan.load import load_plan
 
 REPEATS = 4
 MARK = "Running entrypoint for job"
@@ -45,7 +45,7 @@ def main() -> None:
 def timed_submission(address: str | None, plan_file: Path) -> dict[str, float]:
     """Seconds by part, in the order in which they pass."""
     clock = Clock()
-    plan, _ = load_graph(plan_file)
+    plan = load_plan(plan_file)
     clock.note("ours: read and check the plan")
     package = collect(Path.cwd(), plan_file, (), ())
     clock.note("ours: choose the files")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from raydistill.errors import PlanError
-from raydistill.explain import description, explain, keys, topics
+from raydistill.explanation import description, explain, keys, topics
 from raydistill.plan.load import read_source
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
