@@ -41,7 +41,9 @@ class Topic:
     @property
     def own_word(self) -> str | None:
         """The key that says which kind this is."""
-        return "name" if issubclass(self.kind, Task) else getattr(self.kind, "key", None)
+        if issubclass(self.kind, Kind):
+            return self.kind.chosen_by.key
+        return "name" if issubclass(self.kind, Task) else None
 
     @property
     def fields(self) -> dict[str, FieldInfo]:
@@ -70,9 +72,9 @@ def explain(name: str | None) -> str:
 
 def _users_own(address: str) -> Topic:
     """A class of the user's own, which is explained as ours are; `PlanError` for what no plan could name."""
-    bases = {kind.group: kind for kind in _places(Plan)}
+    bases = {kind.chosen_by.group: kind for kind in _places(Plan)}
     try:
-        found = class_at(address, BaseModel, "config")
+        found = class_at(address, BaseModel, "kind")
         if issubclass(found, Task):
             return Topic(task_class(address))
         base = next((base for base in bases.values() if issubclass(found, base)), None)
@@ -149,7 +151,7 @@ def _collect(kind: type[BaseModel], groups: dict[str, dict[str, Topic]], parts: 
     for key, value in kind.model_fields.items():
         for member in _configs_in(_annotation(value)):
             word = member.word if issubclass(member, Kind) else key
-            known = groups.setdefault(member.group, {}) if issubclass(member, Kind) else parts
+            known = groups.setdefault(member.chosen_by.group, {}) if issubclass(member, Kind) else parts
             if word not in known and not issubclass(member, Task | ModelConfig):
                 known[word] = Topic(member)
                 _collect(member, groups, parts)

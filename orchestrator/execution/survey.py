@@ -130,7 +130,9 @@ def own_implementations(nodes: Sequence[Node]) -> dict[OwnImplementation, Kind]:
             if isinstance(part, Kind) and part.own_modules:
                 found.setdefault(part.implementation, (set(), part))[0].add(node.name)
     return {
-        OwnImplementation(stages=tuple(sorted(names)), of=f"{part.noun} `{part.word}`", address=address): part
+        OwnImplementation(
+            stages=tuple(sorted(names)), of=f"{part.chosen_by.noun} `{part.word}`", address=address
+        ): part
         for address, (names, part) in found.items()
     }
 
@@ -211,7 +213,7 @@ class _Look:
 
     def at(self, config: StageConfig, looked_at: Mapping[str, Any]) -> dict[str, Any]:
         """What is found, from memory or anew; at least `findings`."""
-        kind = config.label()
+        kind = config.safe_word()
         identity = {
             "kind": kind,
             "version": config.version,

@@ -47,7 +47,7 @@ def _own_parts(
             yield f"model `{part.name}`", part.own_modules, _at(identity.get("config"), (*path, "source"))
         elif part.own_modules and isinstance(part, Kind):
             planned = _at(identity.get("config"), (*path, OWN_CODE))
-            yield f"{part.noun} `{part.word}`", part.own_modules, planned
+            yield f"{part.chosen_by.noun} `{part.word}`", part.own_modules, planned
 
 
 def _check(title: str, modules: tuple[str, ...], planned: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from raydistill.plan.config import Integer, Positive
-from raydistill.plan.kind import Kind
+from raydistill.plan.kind import Choice, Kind
 
 Pixels = Annotated[Integer, Field(ge=1, le=10_000)]
 
@@ -21,10 +21,9 @@ class AugmentationOptions(Kind):
     says with which of so many samples each is mixed, and how much of it is left.
     """
 
-    key = "name"
-    noun = "augmentation"
-    group = "augmentations"
-    table = "raydistill.kinds.augmentations:AUGMENTATIONS"
+    chosen_by = Choice(
+        "name", "augmentation", "augmentations", "raydistill.kinds.augmentations:AUGMENTATIONS"
+    )
 
     name: str = ""
     """Which one; its options stand beside it."""

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from raydistill.plan.config import FINE_TEMPERATURE, Config, Integer, NonNegative, Temperature
-from raydistill.plan.kind import Kind
+from raydistill.plan.kind import Choice, Kind
 from raydistill.plan.mistakes import located_error
 
 
@@ -31,10 +31,7 @@ class MethodOptions(Kind):
     `implementation` is a subclass of `training.method.Method`.
     """
 
-    key = "method"
-    noun = "method"
-    group = "methods"
-    table = "raydistill.kinds.methods:METHODS"
+    chosen_by = Choice("method", "method", "methods", "raydistill.kinds.methods:METHODS")
 
     method: str = ""
     """Which method; its options stand beside it."""

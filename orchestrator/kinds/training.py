@@ -14,7 +14,7 @@ from raydistill.plan.config import (
     Seed,
     SynthesizedRef,
 )
-from raydistill.plan.kind import Kind
+from raydistill.plan.kind import Choice, Kind
 from raydistill.plan.mistakes import located_error
 
 if TYPE_CHECKING:
@@ -27,10 +27,7 @@ class OptimizerOptions(Kind):
     `implementation` is called as `function(config, parameters)` and returns a `torch.optim.Optimizer`.
     """
 
-    key = "name"
-    noun = "optimizer"
-    group = "optimizers"
-    table = "raydistill.kinds.training:OPTIMIZERS"
+    chosen_by = Choice("name", "optimizer", "optimizers", "raydistill.kinds.training:OPTIMIZERS")
 
     group_keys: ClassVar[tuple[str, ...]] = ()
     """Options that torch's parameter groups have under the same name: they may change while a stage trains."""
@@ -90,10 +87,7 @@ class ScheduleOptions(Kind):
     `rebase(config, learning_rate)`, for when a stage's `changes` give it another.
     """
 
-    key = "name"
-    noun = "schedule"
-    group = "schedules"
-    table = "raydistill.kinds.training:SCHEDULES"
+    chosen_by = Choice("name", "schedule", "schedules", "raydistill.kinds.training:SCHEDULES")
 
     name: str = ""
     """Which one; its options stand beside it."""
@@ -207,10 +201,7 @@ class GrowthOptions(Kind):
     one's state, or raises `ValueError`.
     """
 
-    key = "name"
-    noun = "way of growing"
-    group = "growing"
-    table = "raydistill.kinds.training:GROWING"
+    chosen_by = Choice("name", "way of growing", "growing", "raydistill.kinds.training:GROWING")
 
     name: str = ""
     """Which one; its options stand beside it."""

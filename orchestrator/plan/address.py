@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from raydistill.errors import did_you_mean
@@ -43,6 +44,8 @@ def class_at(address: str, base: type, noun: str) -> type[Any]:
     module_name, _, name = address.partition(":")
     if missing := missing_module(module_name):
         raise ValueError(f"{noun} `{address}`: {missing}")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # last, where `find_module` looks too
     try:
         module = import_module(module_name)
     except Exception as error:  # whatever a user's module does while it is imported

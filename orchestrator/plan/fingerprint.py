@@ -28,7 +28,7 @@ def stage_identity(config: StageConfig, task: Mapping[str, Any], inputs: Mapping
             _replace(values, path, part.identified(_at(values, path)))
     for path, ref in stage_refs(config):
         _replace(values, path, {"input": inputs[ref]})
-    return {"kind": config.label(), "version": config.version, "task": dict(task), "config": values}
+    return {"kind": config.safe_word(), "version": config.version, "task": dict(task), "config": values}
 
 
 def fingerprint(identity: Mapping[str, Any]) -> str:

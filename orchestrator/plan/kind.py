@@ -7,6 +7,7 @@ what a stage, a method or an augmentation is asks its class, never its name.
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -24,19 +25,27 @@ if TYPE_CHECKING:
     from raydistill.plan.order import Site
 
 
-class Kind(Config):
-    """One of several things that may stand in the same place of a plan, chosen by the word under `key`.
+@dataclass(frozen=True)
+class Choice:
+    """A place of a plan where several kinds may stand: the word under `key` decides.
 
-    A base sets `key`, `noun`, `group` and `table`, the address of the tuple of ours; one of ours sets its `word`. The
-    word of the user's own is its address.
+    `noun` is what one of them is called in messages, `group` what all are called by `distill explain`, `table` the
+    address of the tuple of ours.
     """
 
-    key: ClassVar[str]
-    noun: ClassVar[str]
-    """What one of them is called in messages."""
-    group: ClassVar[str]
-    """What all of them are called by `distill explain`."""
-    table: ClassVar[str]
+    key: str
+    noun: str
+    group: str
+    table: str
+
+
+class Kind(Config):
+    """One of several things that may stand in the same place of a plan, chosen by its word.
+
+    A base sets `chosen_by`; one of ours sets its `word`. The word of the user's own is its address.
+    """
+
+    chosen_by: ClassVar[Choice]
     word: ClassVar[str] = ""
     implementation: ClassVar[str] = ""
     """`package.module:name` of what does the work. Imported only where it is done: a config loads no torch."""
@@ -49,12 +58,12 @@ class Kind(Config):
     @classmethod
     def is_choice(cls) -> bool:
         """Whether this is the base of several, and not one of them."""
-        return "table" in vars(cls)
+        return "chosen_by" in vars(cls)
 
     @classmethod
     def choices(cls) -> Mapping[str, type[Self]]:
         """Ours by their words; first the usual one."""
-        return _by_word(cls.table)
+        return _by_word(cls.chosen_by.table)
 
     @classmethod
     def find(cls, word: Any) -> type[Self]:
@@ -64,23 +73,24 @@ class Kind(Config):
             return cls._users_own(word)
         if not isinstance(word, str) or word not in choices:
             raise located_error(
-                f"unknown {cls.noun} {shown(word)}{did_you_mean(str(word), choices)}", cls.key
+                f"unknown {cls.chosen_by.noun} {shown(word)}{did_you_mean(str(word), choices)}",
+                cls.chosen_by.key,
             )
         return choices[word]
 
     @classmethod
     def _users_own(cls, address: str) -> type[Self]:
-        base = next(kind for kind in cls.__mro__ if "table" in vars(kind))
+        base = next(kind for kind in cls.__mro__ if "chosen_by" in vars(kind))
         try:
-            found: type[Self] = class_at(address, base, cls.noun)
+            found: type[Self] = class_at(address, base, cls.chosen_by.noun)
         except ValueError as error:
-            raise located_error(str(error), cls.key) from None
+            raise located_error(str(error), cls.chosen_by.key) from None
         if found in cls.choices().values():
-            raise located_error(f"`{address}` is ours; write `{found.word}`", cls.key)
+            raise located_error(f"`{address}` is ours; write `{found.word}`", cls.chosen_by.key)
         for option in found.model_fields.keys() - base.model_fields.keys():
             if hasattr(base, option):
-                problem = f"its option `{option}` is called as something that every {cls.noun} has; rename it"
-                raise located_error(f"`{address}`: {problem}", cls.key)
+                problem = f"its option `{option}` is called as something that every {cls.chosen_by.noun} has; rename it"
+                raise located_error(f"`{address}`: {problem}", cls.chosen_by.key)
         module = found.implementation.partition(":")[0]
         if ADDRESS.fullmatch(found.implementation) is None:
             problem = 'write `implementation = "package.module:name"` in its body, the address of what does the work'
@@ -88,7 +98,7 @@ class Kind(Config):
             problem = f"`implementation = {found.implementation!r}`: {missing}"
         else:
             return found
-        raise located_error(f"`{address}` has no implementation: {problem}", cls.key)
+        raise located_error(f"`{address}` has no implementation: {problem}", cls.chosen_by.key)
 
     @classmethod
     def choose(cls, raw: Any) -> Self:
@@ -98,14 +108,14 @@ class Kind(Config):
         choices = cls.choices()
         if not isinstance(raw, Mapping):
             raise located_error(
-                f"should be a mapping, not {shown(raw)}; write `{{{cls.key}: {next(iter(choices))}}}`"
+                f"should be a mapping, not {shown(raw)}; write `{{{cls.chosen_by.key}: {next(iter(choices))}}}`"
             )
-        if cls.key not in raw:
+        if cls.chosen_by.key not in raw:
             names = ", ".join(f"`{name}`" for name in choices)
-            raise located_error(f"`{cls.key}` is missing: the {cls.noun}, one of {names}")
-        found = cls.find(raw[cls.key])
+            raise located_error(f"`{cls.chosen_by.key}` is missing: the {cls.chosen_by.noun}, one of {names}")
+        found = cls.find(raw[cls.chosen_by.key])
         try:
-            return found.model_validate({**raw, cls.key: found.word})
+            return found.model_validate({**raw, cls.chosen_by.key: found.word})
         except ValidationError as error:
             raise relocated(error, raw) from None
 
@@ -130,7 +140,7 @@ class Kind(Config):
         return core_schema.no_info_plain_validator_function(cls.choose, serialization=as_it_is)
 
     @classmethod
-    def label(cls) -> str:
+    def safe_word(cls) -> str:
         """A word for folders and metrics: `my_loss` for the user's `MyLoss` or `MyLossConfig`."""
         if ":" not in cls.word:
             return cls.word
@@ -147,13 +157,13 @@ class Kind(Config):
         """Of the user's own: all but names of stages and what is a config itself."""
         if not self.own_modules:
             return {}
-        found = {key: getattr(self, key) for key in type(self).model_fields if key != self.key}
+        found = {key: getattr(self, key) for key in type(self).model_fields if key != self.chosen_by.key}
         inner = {
             key
             for key, value in found.items()
             if next(configs_in(value), None) or next(stage_refs(value), None)
         }
-        values = self.model_dump(mode="json", exclude={*inner, self.key})
+        values = self.model_dump(mode="json", exclude={*inner, self.chosen_by.key})
         return {key: value for key, value in values.items() if value is not None}
 
     def identified(self, values: dict[str, Any]) -> dict[str, Any]:
@@ -174,10 +184,10 @@ class Kind(Config):
     def _has_its_word(cls, raw: Any) -> Any:
         if not isinstance(raw, Mapping):
             return raw
-        written = raw.get(cls.key, cls.word)
+        written = raw.get(cls.chosen_by.key, cls.word)
         if written != cls.word:
-            raise located_error(f"should be `{cls.word}`, not {shown(written)}", cls.key)
-        return {cls.key: written, **raw}
+            raise located_error(f"should be `{cls.word}`, not {shown(written)}", cls.chosen_by.key)
+        return {cls.chosen_by.key: written, **raw}
 
 
 @cache

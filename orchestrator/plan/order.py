@@ -356,4 +356,4 @@ class _Expansion:
         fingerprints = {ref: self.graph.nodes[ref].fingerprint for ref in reads}
         task = self.graph.task | ({"test": self.graph.test} if config.learns_from_test else {})
         identity = stage_identity(config, task, fingerprints)
-        return Node(name, stage, config.label(), config, identity, fingerprint(identity), reads, inserted)
+        return Node(name, stage, config.safe_word(), config, identity, fingerprint(identity), reads, inserted)

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from raydistill.errors import did_you_mean
 from raydistill.plan.config import Config, Duration, Integer, Number, seconds_of
-from raydistill.plan.kind import Kind
+from raydistill.plan.kind import Choice, Kind
 from raydistill.plan.mistakes import located_error, shown
 from raydistill.plan.resources import ResourcesConfig
 
@@ -141,10 +141,7 @@ class SchedulerOptions(Kind):
     `time_attr`, `metric` and `mode`, and `longest`, the most epochs that a trial trains.
     """
 
-    key = "name"
-    noun = "scheduler"
-    group = "schedulers"
-    table = "raydistill.kinds.searches:SCHEDULERS"
+    chosen_by = Choice("name", "scheduler", "schedulers", "raydistill.kinds.searches:SCHEDULERS")
 
     name: str = ""
     """Which one; its options stand beside it."""
@@ -165,10 +162,7 @@ class SearcherOptions(Kind):
     where all points are known in advance, a function from the `SearchConfig` to them.
     """
 
-    key = "name"
-    noun = "searcher"
-    group = "searchers"
-    table = "raydistill.kinds.searches:SEARCHERS"
+    chosen_by = Choice("name", "searcher", "searchers", "raydistill.kinds.searches:SEARCHERS")
 
     name: str = ""
     """Which one; its options stand beside it."""

@@ -53,14 +53,14 @@ def _value(raw: Any, annotation: Any, field: FieldInfo | None = None) -> Any:
 def _chosen(raw: Any, base: type[Kind], field: FieldInfo | None) -> Any:
     """One of several kinds: its word alone, or no word where all that is written belongs to the usual kind."""
     if isinstance(raw, str):
-        raw = {base.key: raw}
+        raw = {base.chosen_by.key: raw}
     if not isinstance(raw, Mapping):
         return raw
     usual = _usual(base, field)
-    if usual is not None and raw and base.key not in raw and set(raw) <= set(usual.model_fields):
-        raw = {base.key: usual.word, **raw}
+    if usual is not None and raw and base.chosen_by.key not in raw and set(raw) <= set(usual.model_fields):
+        raw = {base.chosen_by.key: usual.word, **raw}
     try:
-        return written_out(raw, base.find(raw.get(base.key)))
+        return written_out(raw, base.find(raw.get(base.chosen_by.key)))
     except PydanticCustomError:  # the schema says so, with the place
         return raw
 

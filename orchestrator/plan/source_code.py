@@ -33,6 +33,7 @@ DOWNLOADERS = (
 )
 PATH_MAKERS = ("Path", "join", "joinpath")
 TOLD_BY_RECORDS = ("numpy", "torch", "torchvision")  # what all models are made of
+HARMLESS = ("pydantic", "pydantic_core")  # checks options, and computes nothing
 LONGEST_PATH = 300
 
 
@@ -125,7 +126,7 @@ class _Reading:
         if module is None or module.is_ours:
             return
         if module.is_installed:
-            if (top := name.partition(".")[0]) not in TOLD_BY_RECORDS:
+            if (top := name.partition(".")[0]) not in (*TOLD_BY_RECORDS, *HARMLESS):
                 self._note(_installed_as(top))
             return
         if module.file is None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from pydantic import model_validator
 
 from raydistill.plan.config import StageRef, stage_refs
-from raydistill.plan.kind import Kind
+from raydistill.plan.kind import Choice, Kind
 from raydistill.plan.mistakes import Mistake, located_error
 from raydistill.plan.model import ModelConfig, models_in
 from raydistill.plan.resources import ResourcesConfig
@@ -18,10 +18,7 @@ if TYPE_CHECKING:
 class StageConfig(Kind):
     """What every stage has. `implementation` is called as `function(config, context)` and returns its metrics."""
 
-    key = "stage"
-    noun = "stage kind"
-    group = "stages"
-    table = "raydistill.kinds.stages:STAGES"
+    chosen_by = Choice("stage", "stage kind", "stages", "raydistill.kinds.stages:STAGES")
 
     version: ClassVar[int] = 1
     """Raised by hand when the code changes what the stage produces: it is part of every fingerprint."""

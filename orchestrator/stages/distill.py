@@ -63,7 +63,7 @@ def setting_of(
 
 def build_method(config: DistillConfig, setting: Setting) -> Method:
     """The sum of the methods that the config names."""
-    names = [options.label() for options in config.all_methods]
+    names = [options.safe_word() for options in config.all_methods]
     try:
         methods = [load_object(options.implementation)(options, setting) for options in config.all_methods]
     except ValueError as error:
