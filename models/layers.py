@@ -49,7 +49,7 @@ class ResidualBlock(nn.Module):
 
 
 class LoneBatchNorm(_BatchNorm):
-    """Batch normalisation that takes a single value per channel for two equal ones, where torch's refuses it.
+    """Batch normalisation that accepts a single value per channel, which torch's refuses: it counts as two equal ones.
 
     An epoch's last batch may hold a single sample; its normalised value is 0, whatever it is.
     """

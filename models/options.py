@@ -23,7 +23,7 @@ class Options(BaseModel):
         return ()
 
     def without_files(self) -> Self:
-        """The same network made from nothing of the user's, for whoever has its weights."""
+        """The same options without the user's files, for building the network where its weights are already at hand."""
         return self
 
 

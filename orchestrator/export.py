@@ -73,7 +73,7 @@ def export_program(model: TrainedModel, path: Path) -> None:
 
 
 def contract(model: TrainedModel) -> dict[str, Any]:
-    """What goes in and what comes out, as JSON values: for whoever has the model and not its plan."""
+    """Inputs and outputs of the model as JSON values, for a reader who does not have its plan."""
     names = list(model.class_names)
     mean, std = model.normalisation.mean, model.normalisation.std
     unnamed = range(len(names), model.description["num_classes"])

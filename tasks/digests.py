@@ -72,7 +72,8 @@ def digest_below(folder: Path, names: Collection[str]) -> dict[str, str]:
 
 
 def digests_of_parts(file: Path, options: str, compute: Callable[[], Mapping[str, str]]) -> Mapping[str, str]:
-    """What `compute` makes of a file's parts, which depends on `options`; of a large one it is remembered."""
+    """What `compute` returns for the parts of a file, which may depend on `options`; remembered if the file is
+    large."""
     if stamp(file)[0] < WORTH_BYTES:
         return compute()
     key = f"{digest_file(file)} {options}"
@@ -121,7 +122,7 @@ def _is_young(then: Stamp, now: float) -> bool:
 
 
 def _remember(folder: Path, read: Remembered) -> None:
-    """Keep what was read, in this process, and on the disk where reading it again would take time."""
+    """Remember a digest in this process; also on the disk, if the file is large enough for reading it to take time."""
     place = _memory_file(folder)
     known = _remembered(place)
     known.update(read)

@@ -78,7 +78,8 @@ def build_folder_data(task: ImageFolder, parts: Mapping[str, Arrays]) -> TaskDat
 
 
 class _Pictures(Dataset[Tensor | PictureError]):
-    """Picture at a position → (3, size, size) uint8, or why there is none: what a worker raises, torch wraps."""
+    """Picture at a position → (3, size, size) uint8, or the error: returned, as torch would wrap one that a worker
+    raises."""
 
     def __init__(
         self, task: ImageFolder, paths: NDArray[np.str_], ids: NDArray[np.int64], view: View | None

@@ -23,7 +23,7 @@ class FrameSplit:
     """N samples among F frames: `frames` (F, coefficients), of utterance u those from bounds[u] to bounds[u + 1].
 
     `places` (N,) are the samples' own frames; `offsets` (context,) where its neighbours lie. Selecting samples keeps
-    all frames, for a neighbour need not be a sample. Views are ignored.
+    all frames, as a neighbour need not be among them. Views are ignored.
     """
 
     frames: Tensor

@@ -1,8 +1,8 @@
 """Numbers that belong to a sample and not to a moment: a counter-based hash of (key, sample id, counter).
 
 The hash is SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014): an additive
-counter with Stafford's variant 13 as finaliser. Whoever asks for the same (key, id, counter) gets the same
-bits, whatever was asked before, on whatever machine. Cuts made with it depend on the ids only, not on their order.
+counter with Stafford's variant 13 as finaliser. The same (key, id, counter) gives the same bits on every machine,
+whatever was asked for before. Cuts made with it depend on the ids only, not on their order.
 """
 
 import numpy as np

@@ -113,7 +113,8 @@ class ImageFolder(Task):
         return part_of(image, centre_box(*image.size, self.image_size / self.resize), height, width)
 
     def survey(self) -> Survey:
-        """Every picture is decoded once; of more than `picture_survey.MOST` in a split, so many chosen by hash."""
+        """Every picture is decoded once; if a split has more than `picture_survey.MOST`, only so many, chosen by
+        hash."""
         from raydistill.tasks.picture_survey import by_weight, folder_findings, shared
         from raydistill.tasks.survey import Survey
 

@@ -119,8 +119,8 @@ class ManyClass(Task):
         return (exact_picture if self.image_size is None else scaled_picture)(file, shape)[0]
 
     def survey(self) -> Survey:
-        """Encoded pictures are laid out, as for the first stage; of more than `picture_survey.MOST` in a split, and of
-        pictures that are arrays, so many are looked at, from the beginnings of all shards."""
+        """Encoded pictures are laid out, as for the first stage. If a split has more than `picture_survey.MOST`, or
+        pictures that are arrays, only so many are looked at, from the beginnings of all shards."""
         import numpy as np
 
         from raydistill.tasks.picture_survey import MOST, by_weight, glance_findings

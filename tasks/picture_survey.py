@@ -1,4 +1,4 @@
-"""A look at every picture before anything is trained on it: what cannot be read, and what was turned into what.
+"""A look at every picture before anything is trained on it: which cannot be read, and which were converted and how.
 
 A picture is decoded once, and what was seen is remembered under the data root beside the file's stamp: the second look
 costs a `stat`. As in `digests.py`, the stamp of a file that has just been written is not trusted.
@@ -48,7 +48,7 @@ class Look:
 
 
 def look_at(folder: Path, paths: Sequence[str], threads: int) -> dict[str, Look]:
-    """What each picture (paths below `folder`) shows, decoded where its file is not the one that was seen before."""
+    """The `Look` of each picture (paths below `folder`); only files that changed since the last look are decoded."""
     memory = data_root() / ".looks" / f"{digest_text(str(folder))[:16]}.json"
     known, old = _remembered(memory), (time.time() - YOUNG_SECONDS) * 1e9
     stamps = {path: _stamp(folder / path) for path in paths}

@@ -113,8 +113,8 @@ def unreadable_picture(reason: str) -> PictureError:
 
 @dataclass(frozen=True)
 class Glance:
-    """What a look at `count` pictures of a split showed: which rows cannot be read and why, and from what others were
-    turned."""
+    """Result of a look at `count` pictures of a split: the rows that cannot be read and why, and how many were
+    converted from what."""
 
     count: int
     unreadable: Mapping[int, str]
@@ -125,7 +125,7 @@ class Glance:
 def glance_at(source: PixelSource, cache: Path, *, threads: int, most: int) -> Glance:
     """A look at encoded pictures through `cache`, laid out now if there are at most `most` of them.
 
-    Of more, and of pictures that are arrays, so many from the beginnings of all shards.
+    If there are more, or if the pictures are arrays, it looks at `most` of them, from the beginnings of all shards.
     """
     count = sum(_count_rows(file) for file in source.files)
     if not is_encoded(source.files[0]) or count > most:

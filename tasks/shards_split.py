@@ -1,4 +1,4 @@
-"""A split whose pixels are memory-mapped: a batch is gathered from the page cache, and never all of it is in memory."""
+"""A split whose pixels are memory-mapped: a batch is gathered from the page cache, and the whole is never in memory."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a look at the data finds before anything is trained on it: samples per class, and what deserves a word.
+"""Counts of samples per class, and remarks about the data, found before anything is trained on it.
 
-`survey_task` is what everybody asks. A task says with `Task.survey` what its own files show; what the counts alone
-show is said here, for all tasks alike.
+Call `survey_task`. `Task.survey` reports what a task's own files show; remarks that follow from the counts are made
+here, for all tasks.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def _absent_classes(
 
 
 def input_findings(parts: Mapping[str, Arrays]) -> Iterator[Finding]:
-    """Inputs that say nothing, and samples that are judged though they were trained on."""
+    """Inputs without information, and test or validation samples that are in the training split too."""
     digests = {name: _digests(part.inputs) for name, part in parts.items()}
     train = digests["train"]
     if len(train) > 1 and len(set(train)) == 1:

@@ -33,7 +33,7 @@ def _read_path(path: Path) -> Path:
 
 
 def _write_path(path: Path) -> str:
-    """What lies below this machine's data root is written as such: each node of a Ray cluster reads its own."""
+    """Paths below this machine's data root are written relative to it: each node of a Ray cluster has its own root."""
     if DATA_ROOT in os.environ and path.is_relative_to(data_root()):
         return str(Path(f"${DATA_ROOT}") / path.relative_to(data_root()))
     return str(path)
@@ -119,7 +119,7 @@ class Task(BaseModel):
 
     @property
     def input_values(self) -> str:
-        """What the numbers of one raw input are, in words for whoever gets a model without its task."""
+        """The meaning of the numbers in a raw input, in words, for a user who has a model without its task."""
         return "pixels, channels first, grey levels of 0 to 255 divided by 255"
 
     def identity(self) -> dict[str, Any]:
@@ -168,10 +168,9 @@ class Task(BaseModel):
         return build_task_data(self, self.read())
 
     def picture_input(self, file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """The raw input, uint8 `shape` (channels, height, width), that a picture is for a model of this task.
-
-        What the task's own pictures go through in evaluation; the task's data need not be there. `PictureError` names
-        a file that cannot be read, `ValueError` says that the inputs are no pictures.
+        """A picture as raw input, uint8 `shape` (channels, height, width), for a model of this task. It goes through
+        what the task's own pictures go through in evaluation; the task's data need not be there. `PictureError` names a
+        file that cannot be read, `ValueError` says that the inputs are no pictures.
         """
         from raydistill.tasks.pictures import scaled_picture
 

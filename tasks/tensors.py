@@ -86,7 +86,7 @@ class Tensors(Task):
 
     def picture_input(self, file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         """The whole picture, scaled. Where the task's file is at hand, it must hold pictures itself: of other numbers
-        nobody knows which one is white."""
+        it is unknown which one is white."""
         if self.file.is_file() and self._stored_dtype != np.uint8:
             raise ValueError(
                 f"task `tensors`: its inputs are {self._stored_dtype}, not pictures; give them in a .npy file"
@@ -125,7 +125,7 @@ class Tensors(Task):
         return self._digests()["test"]
 
     def _digests(self) -> Mapping[str, str]:
-        """Of the rows that are learned from and of those for the test, whatever else the file holds."""
+        """Digests of the rows of training and validation, and of the test rows, whatever else the file holds."""
         options = {"inputs", "labels", "ids", "split", "test_fraction", "split_seed"}
         return digests_of_parts(self.file, self.model_dump_json(include=options), self._digest_rows)
 
@@ -156,7 +156,7 @@ class Tensors(Task):
         return Survey(survey.counts, (*survey.findings, Finding("note", text)))
 
     def _check_description(self) -> None:
-        """`ValueError` for inputs that are turned around, and for labels that were counted from 1."""
+        """`ValueError` for inputs with the channels last, and for labels that were counted from 1."""
         _ = self.input_shape
         smallest, largest = _label_range(self.file, self.labels, stamp(self.file))
         if smallest == 1 and largest == self.num_classes:

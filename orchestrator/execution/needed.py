@@ -9,11 +9,10 @@ WHY_NOT = "gone, and nothing that must run reads it"
 
 
 def not_needed(graph: Graph, root: Path, finished: Collection[str], forced: Collection[str]) -> set[str]:
-    """The nodes without a folder whose readers all have a result, or need none either.
-
-    What nobody reads, or was asked for by name, is what a plan is run for, and of peers that train side by side none is
-    left out. Unfinished work is finished: only a folder that somebody deleted is left alone. `finished` are the nodes
-    with a result that stands, `forced` run in any case.
+    """The nodes without a folder whose readers all have a result, or are not needed either. Always needed are nodes
+    that no other reads, that were asked for by name, or that train side by side with peers. A node with a folder is
+    finished: only results that somebody deleted are left out. `finished` are the nodes with a result that stands,
+    `forced` run in any case.
     """
     readers: dict[str, list[str]] = {name: [] for name in graph.nodes}
     for name, node in graph.nodes.items():

@@ -1,4 +1,4 @@
-"""Which stage starts next: those whose inputs are finished, the longest chain of work first.
+"""Which stage starts next: of those whose inputs are finished, the one that begins the longest chain of work.
 
 Kept up to date at every change instead of looking through the graph, so that a stage costs the same in a large one.
 """
@@ -52,7 +52,7 @@ class ReadyStages:
         return None
 
     def put_back(self, name: str, *, seconds: float = 0.0) -> None:
-        """It has not started, or not ended: ask for it again, at the earliest after `seconds`."""
+        """Queue a stage that did not start, or that has to start again; at the earliest after `seconds`."""
         if seconds:
             heapq.heappush(self._later, (time.monotonic() + seconds, name))
         elif not self._missing[name] and name not in self._queued:
@@ -60,7 +60,7 @@ class ReadyStages:
             heapq.heappush(self._queues.setdefault(self._shape(name), []), self._rank[name])
 
     def found_no_room(self, name: str, *, seconds: float) -> None:
-        """Nothing of this shape before something else runs than now, or `seconds` have passed."""
+        """Do not try this shape again before the set of running stages changes, or `seconds` have passed."""
         self._full[self._shape(name)] = (self._running.copy(), time.monotonic() + seconds)
         self.put_back(name)
 
@@ -97,7 +97,7 @@ class ReadyStages:
 
 
 def _ranks(graph: Graph) -> dict[str, tuple[float, int]]:
-    """By the training epochs of the longest chain that begins with a stage, the most first; then by order."""
+    """Ranks by the epochs of the longest chain that begins with a stage, the most first; then by the graph's order."""
     below = dict.fromkeys(graph.nodes, 0.0)
     for name in reversed(list(graph.nodes)):
         node = graph.nodes[name]

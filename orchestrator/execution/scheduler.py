@@ -199,9 +199,9 @@ class _Run:
         self._change(node.name, "running")
 
     def _prepare(self, node: Node, folder: StageFolder) -> None:
-        """Unfinished work of this very stage may stay; what must be made again may not.
+        """Clear the folder for an attempt: unfinished work of this very stage stays, work that must be made again goes.
 
-        A result that only lacks its judgement on this test split stays one meanwhile.
+        A result that only has to be judged on another test split stays a result meanwhile.
         """
         folder.create(node.identity)
         if node.folder in self.forced | self.damaged:
@@ -261,13 +261,15 @@ class _Run:
         self.leases.release(folder.path)
 
     def _with_names(self, error: str | None) -> str | None:
-        """An error with stages called as the plan calls them: whoever found it knew fingerprints alone."""
+        """An error message with the plan's names in place of fingerprints, the only names that a stage's process
+        knows."""
         for node in self.graph.nodes.values() if error else ():
             error = str(error).replace(f"`{node.fingerprint}`", f"`{node.name}`")
         return error
 
     def _warn_readers(self, name: str, warnings: tuple[str, ...]) -> None:
-        """What others are about to learn from is told now, and not only at the end."""
+        """Log a stage's warnings now, and not only at the end of the run, when other stages are about to learn from
+        it."""
         if any(name in node.reads for node in self._unfinished()):
             for text in warnings:
                 log.warning("%s: %s", name, text)

@@ -101,7 +101,7 @@ def survey_plan(
 def remarks_on_models(
     graph: Graph, models: Sequence[ProbedModel], probes: Sequence[Mapping[str, Any]], root: Path
 ) -> list[Remark]:
-    """What the probes of some models, in their order, say about their stages; a survey that failed has none."""
+    """Findings about the stages of some probed models, in their order; none from a survey that failed."""
     remarks, sizes = [], _finished_sizes(graph, root)
     for probed, probe in zip(models, probes, strict=False):
         sizes |= dict.fromkeys(probed.stages, probe["parameters"])
@@ -157,7 +157,7 @@ def _models_of(node: Node, graph: Graph, task: Task) -> list[ProbedModel]:
 
 
 def _identity(probed: ProbedModel) -> dict[str, Any]:
-    """What decides about the outcome: whose model it is does not, what the model is made from does."""
+    """What the outcome depends on: what the model is made from, and not which stage it belongs to."""
     initial = None if probed.initial is None else probed.initial.identity()
     values = probed.model_dump(mode="json", exclude={"stages"})
     return {**values, "model": probed.model.identity(), "initial": initial}
@@ -276,7 +276,7 @@ class _Look:
 
 
 def _remembered(folder: StageFolder) -> dict[str, Any] | None:
-    """What was found before, unless it was an error: whoever has put that right wants to hear so."""
+    """The findings of an earlier look, unless there was an error among them: a user who fixed it expects a new look."""
     if finished_record(folder.path) is None:
         return None
     try:

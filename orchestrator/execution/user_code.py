@@ -1,4 +1,4 @@
-"""The user's code on the machine and in the process that is about to run it: is it that of the plan?"""
+"""Checks that the user's code, on this machine and in this process, is the code that the plan was made with."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -13,10 +13,9 @@ from raydistill.training.method import Method
 
 
 class Codistillation(Method):
-    """Cross-entropy, and after `burn_in` steps the mean distance from the peers that can be heard.
+    """Cross-entropy, and after `burn_in` steps the mean distance from the peers whose files could be read.
 
-    Its `teach` is the teacher of the loop. What it counts are buffers, so that a training which is resumed goes on
-    counting.
+    The loop takes its `teach` as teacher. Its counts are buffers, so that a resumed training goes on counting.
     """
 
     steps: Tensor
@@ -32,7 +31,8 @@ class Codistillation(Method):
         self.seen: dict[str, Tensor] = {}
 
     def at_step(self, step: int) -> None:
-        """Publish and look: every so many steps, and where a training begins or goes on."""
+        """Every `exchange_every` steps, and where a training begins or goes on: write the own file and read the
+        others."""
         if self.step is None or step % self.config.exchange_every == 0:
             self.exchange.publish(step)
             self.exchange.look()
@@ -60,8 +60,8 @@ class Codistillation(Method):
         return self.seen
 
     def summary(self) -> dict[str, float]:
-        """Over the steps after the burn-in: how many peers were heard on average, and how many steps ago they were
-        as they were heard."""
+        """Means over the steps after the burn-in: how many peers were read, and how many steps old their weights
+        were."""
         steps, heard, staleness = (int(value) for value in (self.steps, self.heard, self.staleness))
         summary = {"peers_heard": heard / max(steps, 1)}
         return summary | {"staleness": staleness / heard} if heard else summary

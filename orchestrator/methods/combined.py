@@ -60,7 +60,7 @@ class Combined(Method):
         }
 
     def _used(self) -> Iterator[tuple[str, MethodOptions, Method]]:
-        """The methods of some weight, with what goes before the names of their losses."""
+        """The methods whose weight is not 0, each with the prefix of its losses' names."""
         for name, options, method in zip(self.names, self.options, self.methods, strict=True):
             if options.weight > 0:
                 yield f"{name}/" if len(self.names) > 1 else "", options, cast(Method, method)

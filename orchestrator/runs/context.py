@@ -33,10 +33,9 @@ class StageContext:
 
     `task_identity` and `test` are the digests of the data when the plan was read, `models` the user's own and what they
     are made from. With `sees_test` False the test split is withheld: trials of a search are chosen by validation alone.
-    A stage that would have judged a model by it sets `is_untested`, one that did `is_judged`. `on_report` hears what is
-    reported, on the main process.
-    `when_done` is called once the record is written: until then a process that dies must find its checkpoint.
-    `warnings` are what `warn` was told.
+    A stage sets `is_judged` when it judged a model on the test split, and `is_untested` when it would have. `on_report`
+    is called with what is reported, on the main process. `when_done` is called once the record is written: until then a
+    process that dies must find its checkpoint. `warnings` are what `warn` was told.
     """
 
     name: str
@@ -66,7 +65,8 @@ class StageContext:
     _flushed: float = field(default_factory=time.monotonic)
 
     def made_from(self, model: ModelConfig) -> Mapping[str, Any]:
-        """The identity that a model had when the stage began, or has now if it is none of the stage's own."""
+        """The identity that a model had when the stage began; for a model that is not in the stage's config, its
+        identity now."""
         return next((identity for own, identity in self.models if own == model), model.identity())
 
     @property
@@ -98,8 +98,9 @@ class StageContext:
             self.on_report(metrics)
 
     def warn(self, text: str) -> None:
-        """Tell whoever runs the plan, once: in `log.txt` now, in the record, below the table that ends the run, and in
-        the report. One line that names the thing in backticks, and the way out; the stage's name is put before it."""
+        """Warn the user, once per text: in `log.txt`, in the record, below the final table of the run, and in the
+        report. `text` is one line that names the thing in backticks, and the way out; the stage's name is put before
+        it."""
         if self.is_main and text not in self.warnings:
             log.info("warning: %s", text)  # not louder: the terminal hears of it from the driver
             self.warnings.append(text)

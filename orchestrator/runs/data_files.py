@@ -43,13 +43,13 @@ def judged_file(root: Path, name: str, test: str) -> Path:
 
 
 class DataFiles:
-    """What changed of a task's files since runs over this storage root listed them. They are looked at when asked."""
+    """The changes in a task's files since a run over this storage root listed them. Files are looked at on request."""
 
     def __init__(self, root: Path, task: Task) -> None:
         self.root, self.task = root, task
 
     def changed_learned(self, identity: Mapping[str, Any]) -> str | None:
-        """Of those that are learned from, since they had this identity; None where nothing tells."""
+        """Changes in the files of training and validation since they had this identity; None if no list is kept."""
         return self._changed(learned_file(self.root, identity), is_test=False)
 
     def changed_test(self, test: str) -> str | None:

@@ -71,7 +71,8 @@ class StageFolder:
         return folder
 
     def _refuse_link(self) -> None:
-        """Whatever is written or emptied lies where its name says. The storage root itself may be a link."""
+        """`StoreError` when the folder is reached through a link below the storage root: writing or emptying would
+        happen elsewhere. The root itself may be a link."""
         if self.path.resolve() != self.path.parent.parent.resolve() / self.path.parent.name / self.path.name:
             raise StoreError(
                 f"`{self.path}` leads out of the storage root: it, or the folder around it, is a link; move it there"
@@ -110,7 +111,7 @@ class StageFolder:
         write_json(self.path / RECORD, record.model_dump(mode="json"))
 
     def write_failure(self, record: Record) -> None:
-        """Say why there is no result. What is there, and could not be judged, stays."""
+        """Record why there is no result. A finished result that only could not be judged again stays."""
         # Trained, but not to be judged on another test split: the model is worth more than the news.
         with suppress(StoreError):
             if (found := self.record()) is not None and found.status == "done":
@@ -132,7 +133,7 @@ class StageFolder:
     def damage_since(self, record: Record) -> str | None:
         """`damage` of the files whose size or time changed since they were last found whole: a `stat` for the others.
 
-        What goes bad on the disk without a change of either, only `damage` finds.
+        Bytes that go bad on the disk change neither: only `damage` finds those.
         """
         # Taken before the files are read: what changes while they are read has another stamp next time.
         now, whole = self._stamps(record.payload), self._kept_stamps()

@@ -203,7 +203,7 @@ def _is_gone(pid: int) -> bool:
 
 @lru_cache(maxsize=1)
 def _machine() -> str:
-    """This machine as far as process numbers go: containers may share a host's name, not its numbers."""
+    """A name for this machine's process numbers: containers may share the host's name, but not its process numbers."""
     try:
         numbering = os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - no file, but an inode number
     except OSError:  # not Linux

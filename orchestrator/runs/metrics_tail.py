@@ -1,4 +1,4 @@
-"""What a running stage adds to its `metrics.jsonl`: its process writes it there and tells nobody else."""
+"""Reads what a running stage adds to its `metrics.jsonl`, the only place where its process reports metrics."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -9,7 +9,7 @@ from raydistill.runs.folder import METRICS
 
 
 class MetricsTail:
-    """The lines that are added from now on; what the file holds by now was told by an earlier attempt."""
+    """The lines that are added from now on; those already in the file were reported by an earlier attempt."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / METRICS

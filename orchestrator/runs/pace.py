@@ -13,8 +13,8 @@ LOSSES = ("steps/loss", "train/loss", "synthesize/loss")
 
 @dataclass(frozen=True)
 class Standing:
-    """What is known of a stage by now. `epoch`: the last one that is over, of `epochs`; `seconds_left`: to their end,
-    later if early stopping does not come first."""
+    """How far a stage is. `epoch` is the last finished one of `epochs`; `seconds_left` counts to the last epoch, which
+    early stopping may cut short."""
 
     epoch: int | None = None
     epochs: int | None = None
@@ -62,7 +62,8 @@ class Pace:
         self._first = self._first or self._last
 
     def _seconds_left(self) -> float | None:
-        """At the pace between the first and the last step that was told: imports and reading data do not count."""
+        """Seconds to the end at the pace from the first to the last reported step; imports and reading data do not
+        count."""
         first, last = self._first, self._last
         if first is None or last is None or self._epochs is None or self._steps_per_epoch is None:
             return None

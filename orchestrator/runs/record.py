@@ -16,8 +16,8 @@ class Record(BaseModel):
     `costs` are those of a training: `trained_parameters`, among them what the stored model leaves out,
     `seconds_per_step` and `peak_bytes`.
 
-    `untested`: a trial of a search left it without a look at the test split, and kept the last checkpoint. A run of a
-    plan completes it from there without training again.
+    `untested`: made by a trial of a search, which did not look at the test split and kept the last checkpoint. A run of
+    a plan completes it from there without training again.
 
     `warnings` do not touch the result, but whoever reads it should know them.
 
@@ -45,7 +45,7 @@ class Record(BaseModel):
     traceback: str | None = None
 
     def is_judged_on(self, test: str) -> bool:
-        """Whether what it says about the test split, if it is to say something, is about this one."""
+        """Whether its test metrics, if it has to have any, are about this test split."""
         return not self.untested and self.judged_on in (None, test)
 
 

@@ -28,11 +28,9 @@ OVER: frozenset[TrialStatus] = frozenset({"done", "stopped_early", "failed"})
 
 
 class Segment(BaseModel):
-    """What a trial is of a population: the training of a `member`, counted from 0, during one of the `rounds`.
-
-    It goes on after `start` epochs, to the end or `until` another one. `history` is what its plan says: its first
-    values, after 0 epochs, and the values of every change, after so many; a `donor` is the member whose place it took
-    when this segment began.
+    """A trial's place in a population: it trains `member`, counted from 0, during one of the `rounds`, from epoch
+    `start` on to the end, or `until` a later epoch. `history` is what its plan says: its first values, after 0 epochs,
+    and the values of every change, after so many; a `donor` is the member whose place it took when this segment began.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

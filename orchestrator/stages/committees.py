@@ -65,7 +65,7 @@ def judge_committee(config: EvaluateConfig, context: StageContext, split: Split)
 
 
 def _training_seconds(config: EvaluateConfig, context: StageContext) -> dict[str, float]:
-    """What the specialists' training took one after the other, and side by side on machines enough for all."""
+    """Seconds of the specialists' training, one after the other and all side by side."""
     assert config.committee is not None
     seconds = [context.input(ref).done_record().seconds for ref in config.committee.specialists]
     return {

@@ -40,8 +40,7 @@ def has_judged_model(folder: StageFolder) -> bool:
 def judge_again(config: StageConfig, context: StageContext) -> dict[str, float]:
     """The record's metrics, with those of the test split as it is now.
 
-    What only the training knew of the old test split, such as how good the members were that it did not keep, is left
-    out.
+    Test metrics that only the training could compute, such as those of members that were not kept, are left out.
     """
     if not context.is_main:
         return {}

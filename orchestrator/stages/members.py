@@ -22,7 +22,7 @@ from raydistill.training.method import Method
 
 
 class Deployed(NamedTuple):
-    """What is kept of the members: the `member` of this index, or all of them."""
+    """The model that is stored: the `member` with this index, or all of them."""
 
     model: nn.Module
     config: ModelConfig
@@ -36,8 +36,8 @@ def train_members(
     config: TrainBranchesConfig | TrainPeersConfig,
     context: StageContext,
 ) -> dict[str, float]:
-    """Train a model whose members are the features that its method looks at, and judge them; store what `deploy` makes
-    of the index of the best one."""
+    """Train a model whose members are the features that its method looks at, judge each member, and store the model
+    that `deploy` returns for the index of the best."""
     data = load_data(context)
     if config.deploy == "best" and not len(data.validation):
         raise StageError(

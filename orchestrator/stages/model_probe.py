@@ -1,4 +1,4 @@
-"""Is a model fit for its stage? Found out before anything trains.
+"""Checks that a model is fit for its stage, before anything trains.
 
 `check_features` looks at the features that methods compare, on models without memory, when a plan is read.
 `probe_model` builds a model where it will train and tries it on two samples: outputs, gradients, a batch of one.
@@ -159,7 +159,8 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _check_batch_of_one(model: nn.Module, inputs: Tensor, probed: ProbedModel, data: TaskData) -> None:
-    """In train mode, if the last batch of an epoch is one. Of several workers the batch norms see all samples."""
+    """Try a batch of one in train mode, if an epoch ends with one; on several workers batch norms see the samples of
+    all."""
     if probed.workers > 1 or probed.transfer is None or probed.transfer.synthesized is not None:
         return
     try:

@@ -1,6 +1,7 @@
 """Reconstruct inputs from a teacher's weights and the statistics of its activations.
 
-Everything is a function of (seed, class, batch): which stage makes a batch, and what it made before, is nothing to it.
+Everything is a function of (seed, class, batch): a batch does not depend on which stage makes it, nor on what was made
+before.
 """
 
 from collections.abc import Iterator

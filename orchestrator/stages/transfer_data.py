@@ -1,4 +1,4 @@
-"""What a stage's transfer set is a part of: the task's training split, or samples that other stages synthesised."""
+"""Where a stage's transfer set comes from: the task's training split, or samples that other stages synthesised."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -85,5 +85,6 @@ def described_transfer_set(
 
 
 def split_name(sources: Sequence[str]) -> str:
-    """What a store of targets calls the split that it is about; ids of synthesised samples alone say nothing."""
+    """The name of the split in a store of targets. Synthesised samples are named by their sources: their ids alone do
+    not tell them apart."""
     return f"synthesized-{digest({'sources': list(sources)})[:12]}" if sources else "train"

@@ -1,4 +1,4 @@
-"""Are stored files what they were? Their sums compared, and a random sample of targets computed again."""
+"""Checks that stored files are what they were: compares checksums, and computes a random sample of targets again."""
 
 from pathlib import Path
 

@@ -91,10 +91,10 @@ def overlapping(
 ) -> list[list[int]]:
     """K lists of `size` classes each: equal parts of all classes, each filled up with what it is most confused with.
 
-    Distances (C, K) to the centres make the parts, and decide between classes that are as often predicted together,
-    (C, C), with a part. Two classes that have met in a cluster need not meet again: they count for none after it.
-    Without the parts, centres that lie close together would share their classes, and leave others to nobody. Filled up
-    with the classes nearest to their centres, all clusters would take those few in the middle.
+    Distances (C, K) to the centres make the parts, and decide between classes that are as often predicted together, (C,
+    C), with a part. A pair of classes that shares one cluster does not count for the clusters after it. Without the
+    parts, centres that lie close together would take the same classes, and other classes would be in no cluster. If
+    clusters were filled up with the classes nearest to their centres, all would take the few in the middle.
     """
     num_classes, count = distances.shape
     clusters = partition(distances, 0, -(-num_classes // count))
@@ -115,7 +115,7 @@ def balanced_sizes(num_classes: int, count: int) -> tuple[int, int]:
 
 
 def share_held(together: NDArray[np.floating], clusters: Sequence[Sequence[int]]) -> float:
-    """How much of what is predicted together, (C, C), is between two classes of one cluster; 1 where there is none."""
+    """The share of joint predictions (C, C) that falls between two classes of one cluster; 1 if there are none."""
     is_held = np.zeros(together.shape, bool)
     for cluster in clusters:
         is_held[np.ix_(cluster, cluster)] = True

@@ -35,7 +35,7 @@ class Expectation:
 
 @dataclass(frozen=True)
 class Member:
-    """The rows of one store: its logits, or with `top_k` what is kept of them."""
+    """The rows of one store: its logits, or with `top_k` the largest of them."""
 
     rows: ShardedRows
     top_k: TopK | None = None

@@ -158,7 +158,8 @@ def load_manifest(folder: Path) -> Manifest:
 
 
 class TargetWriter:
-    """Writes a dense store, or with `top_k` one of so many classes a row, in the transfer set's order, view after view.
+    """Writes a dense store, or with `top_k` one that keeps so many classes of each row. Rows come in the transfer set's
+    order, view after view.
 
     Resumes: continue with the row at position `rows_done`, where sample `row` of view `view` has the position
     `view * rows + row`. Memory: one shard, whatever the number of rows.

@@ -1,4 +1,4 @@
-"""The top-k form: what is kept of a row of logits when there are many classes, and how a target is made of it again.
+"""The top-k form: which part of a row of logits is stored when there are many classes, and how a target is rebuilt.
 
 Of a row with log-probabilities l = log softmax(v) are kept the k largest l, their classes, and for a few temperatures T
 the tail's log-partition R_T = log Σ_(dropped c) exp(l_c / T) with its slope in 1/T. A target at temperature T gives

@@ -34,7 +34,8 @@ class LayerStatistics(NamedTuple):
 
 @dataclass
 class LayerMoments:
-    """`count` activations of a layer, their sum (D,), and that of products of any two units (D, D) or squares (D,).
+    """Of `count` activations of a layer: the sum (D,), and the sum of the products of any two units (D, D) or of
+    squares (D,).
 
     Sums in float64 over samples, in whatever pieces they come.
     """

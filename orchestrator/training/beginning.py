@@ -1,7 +1,7 @@
-"""Finished stages that trained the first epochs of another one: it goes on from their last checkpoint.
+"""Finished stages that trained the first epochs of a longer one, which goes on from their last checkpoint.
 
-They are found by their fingerprints, so that they are the beginning of that very training, and the result is the same
-to the last bit with them and without them.
+They are found by fingerprint, so they are the beginning of that very training: the longer one gives the same bits with
+and without them.
 """
 
 import shutil
@@ -20,7 +20,7 @@ CHECKPOINT = "checkpoint"
 
 
 def finished_beginnings(context: StageContext, epochs: int) -> Iterator[Path]:
-    """Folders of finished stages that are this one of `epochs` epochs, cut after fewer; the longest first."""
+    """Folders of finished stages that are this stage cut after fewer than `epochs` epochs; the longest first."""
     try:
         identity = read_json(context.folder.path / CONFIG)
     except StoreError:  # a stage that nobody described, as in tests of the loop

@@ -13,10 +13,10 @@ RESET_PEAK = "5"  # proc(5): set the peak of the resident memory to what it is n
 
 
 class Cost:
-    """The cost of one training on this process, from its making on.
+    """The cost of one training on this process, counted from when this object is made.
 
     A step's seconds are the mean over the fastest epoch: other work on the machine can only make them more. Memory is
-    that of the device; on a CPU, the resident memory of the whole process, and unknown where the system does not tell.
+    the device's; on a CPU it is the resident memory of the whole process, if the system reports it.
     """
 
     def __init__(self, learner: nn.Module, device: torch.device | str) -> None:

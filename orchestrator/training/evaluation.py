@@ -46,8 +46,8 @@ def judge_splits(
     splits: dict[str, Split],
     batch_size: int = BATCH,
 ) -> dict[str, float]:
-    """Judge a final model on named splits, and keep its predictions for the report. What validation casts doubt on is
-    a warning of the stage: others may be about to learn from it."""
+    """Judge a final model on named splits, and keep its predictions for the report. Doubts about its validation results
+    become warnings of the stage: other stages may be about to learn from it."""
     metrics: dict[str, float] = {}
     for name, split in splits.items():
         context.is_untested |= name == "test" and not context.sees_test
@@ -75,7 +75,7 @@ def predictions_of(split: str) -> str:
 
 
 def save_predictions(context: StageContext, name: str, split: Split, logits: Tensor) -> None:
-    """Keep logits as float16 beside ids and labels, as payload of the stage; what that leaves of large ones, too."""
+    """Keep logits as float16 beside ids and labels, as payload of the stage; of large ones also the rounding error."""
     context.is_judged |= name == "test"
     with atomic_write(context.path(predictions_of(name))) as temporary:
         save_file(

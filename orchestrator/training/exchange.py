@@ -1,8 +1,8 @@
-"""How models that train beside one another see each other: weights and buffers of a while ago, in files.
+"""How models that train side by side see one another: through files with recent weights and buffers.
 
-Each publishes one file in its own stage's folder, replaced as a whole, and looks at those of its siblings. Nobody waits
-for anybody, and no file of another can do harm: one that is missing, half-written, damaged, of another architecture or
-not finite does not count until the next look.
+Each writes one file into its own stage's folder, replaced as a whole, and reads those of its siblings. No model waits
+for another, and no file can do harm: one that is missing, half-written, damaged, of another architecture or not finite
+is ignored until the next look.
 """
 
 import copy
@@ -52,8 +52,8 @@ def read_published(path: Path) -> tuple[int, dict[str, Tensor]]:
 class Exchange:
     """The siblings of one model, as private copies that never train: frozen, in eval mode, on the model's device.
 
-    `steps`: of the siblings that can be heard, after how many of their own steps they were as their copies are now. Of
-    several workers the main one reads the files and sends what it read to the others.
+    `steps`: for each sibling whose file could be read, the number of its own steps after which it wrote the copied
+    weights. With several workers, the main one reads the files and sends the copies to the others.
     """
 
     def __init__(self, model: nn.Module, context: StageContext) -> None:
@@ -79,12 +79,13 @@ class Exchange:
 
     @torch.no_grad()
     def predictions(self, inputs: Tensor) -> Tensor:
-        """Logits (B, M, C) float32 of the M siblings that can be heard."""
+        """Logits (B, M, C) float32 of the M siblings whose files could be read."""
         logits = [self.copies[name](inputs).float() for name in self.steps]
         return torch.stack(logits, dim=1) if logits else inputs.new_zeros(len(inputs), 0, 0)
 
     def _look_at(self, name: str) -> tuple[int, bool]:
-        """The step of what a sibling has published, `NOTHING` if nothing whole is there; and whether it is new."""
+        """The step at which a sibling wrote its file, `NOTHING` if there is no whole one; and whether the file is
+        new."""
         path = self.context.sibling(name).path / PUBLISHED
         try:
             stamp = _stamp(path)
@@ -102,7 +103,7 @@ class Exchange:
         return step, True
 
     def _sent(self, found: list[tuple[int, bool]]) -> list[tuple[int, bool]]:
-        """What the main process found, on every process, and the copies that it loaded."""
+        """Send the steps that the main process found, and the copies that it loaded, to every process."""
         table = torch.tensor(found, dtype=torch.int64, device=self.context.device)
         distributed.broadcast(table, 0)
         found = [(step, bool(is_new)) for step, is_new in table.tolist()]

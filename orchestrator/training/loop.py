@@ -65,8 +65,8 @@ class Learner(nn.Module):
     def forward(
         self, batch: Batch, teacher: TeacherTargets | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Named losses of a batch, and what else is told of it: its accuracy, if it has labels of its own, and what
-        the method observes."""
+        """Named losses of a batch; and other numbers to report: its accuracy, if its labels are not mixed, and the
+        method's observations."""
         with torch.autocast(batch.inputs.device.type, torch.bfloat16) if self.autocasts else nullcontext():
             output = _output_of(self.model(batch.inputs))
         seen = {}
@@ -99,8 +99,8 @@ def fit(
     context: StageContext,
     teacher: Teacher | None = None,
 ) -> None:
-    """Train `model` in place for `config.trained_epochs` epochs, from the last checkpoint if there is one, or from that
-    of a finished stage which is the beginning of this one."""
+    """Train `model` in place for `config.trained_epochs` epochs. Goes on from its own last checkpoint if there is one,
+    or else from the checkpoint of a finished stage that trained the first epochs of this one."""
     _Training(model, method, transfer, validation, config, context, teacher).run()
 
 
@@ -341,7 +341,8 @@ class _Training:
             self.best = {key: tensor.clone() for key, tensor in self.model.state_dict().items()}
 
     def _has_stopped_early(self, epoch: int) -> bool:
-        """Whether the `epoch` epochs so far end with as many that were no better than the best as patience allows."""
+        """Whether the last `patience` of the `epoch` epochs so far brought nothing better than the best one before
+        them."""
         if (stopping := self.config.early_stopping) is None:
             return False
         # Only the main process validates, and so only it knows.

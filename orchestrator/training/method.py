@@ -61,8 +61,8 @@ class Features:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a method is built for. `batch_size` is that of one worker; `teacher` is there for a single live one, and
-    `teachers` are all live ones."""
+    """The models and numbers that a method is built for. `batch_size` is one worker's. `teachers` are the live ones;
+    `teacher` is set if there is exactly one."""
 
     student: Features | None = None
     teacher: Features | None = None

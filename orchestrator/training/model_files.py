@@ -44,12 +44,12 @@ class TrainedModel:
 
     @property
     def input_dtype(self) -> torch.dtype:
-        """That of raw inputs: float32, or int64 for a model of integers that stand for things."""
+        """The type of raw inputs: float32, or int64 for a model of integers that stand for things, such as tokens."""
         return torch.int64 if self.description.get("input_dtype") == "int64" else torch.float32
 
     @property
     def plain(self) -> nn.Module:
-        """The network itself, without a shift of its logits: what other networks take weights from."""
+        """The network itself, without a shift of its logits. Other networks take their weights from this."""
         return self.model.model if isinstance(self.model, OffsetLogits) else self.model
 
     @torch.no_grad()

@@ -1,4 +1,5 @@
-"""Whether a network is as large as the file with its weights: one line of JSON may describe a terabyte."""
+"""Checks that a network is as large as the file with its weights, before memory is given to it: one line of JSON may
+describe a terabyte."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 
 def check_size(build: Callable[[], nn.Module], weights: Path) -> None:
-    """`ValueError` when the file's tensors are not those of the network, which is built without memory to see that."""
+    """`ValueError` when the file's tensors are not the network's, which is built without memory for this comparison."""
     with safe_open(weights, "pt") as file:
         stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
     with _WithoutMemory(), at_most(len(stored)):

@@ -138,8 +138,9 @@ def one_cycle(
 
 
 def _dividing_warmup(warmup: float, total: int) -> float:
-    """A warm-up that torch can divide by: one that ends with the first step, warmup · total = 1, is 0 steps long to
-    it, and it divides by these. A hair less, and the first step has the highest rate, as with any shorter warm-up."""
+    """A warm-up that torch can divide by. One that ends with the first step (warmup · total = 1) counts as 0 steps in
+    torch, which divides by that number. A hair less, and the first step has the highest rate, as with any shorter
+    warm-up."""
     return warmup if warmup * total != 1 else (1 - 1e-9) / total
 
 

@@ -54,7 +54,8 @@ class Relabelled:
 
 @dataclass(frozen=True, kw_only=True)
 class SpecialTransferSet(TransferSet):
-    """A transfer set of which every epoch shows all special samples, and others until they are the rest of it.
+    """A transfer set for a specialist: every epoch shows all special samples, and as many others as `special_fraction`
+    asks for.
 
     special (S,) and others (R,) are positions. The others come in a seeded order that goes through all of them
     before one is seen again, so that an epoch is a function of (seed, epoch) alone.
@@ -71,7 +72,8 @@ class SpecialTransferSet(TransferSet):
 
     @property
     def drawn_fraction(self) -> float:
-        """The share of special samples in an epoch, which whole numbers of samples round: of 4 at 0.9 it is 0.8."""
+        """The share of special samples in an epoch. Samples are whole, so it is near `special_fraction`: 0.8 for 4
+        special samples at 0.9."""
         return len(self.special) / self.samples_per_epoch
 
     @property
@@ -140,7 +142,7 @@ def as_trained_on(split: Split, cluster: Sequence[int], special_fraction: float)
 
 
 def dustbin_correction(prior: float, special_fraction: float) -> float:
-    """What is added to the dustbin's logit so that probabilities fit the true prior of the cluster.
+    """The number to add to the dustbin's logit so that probabilities fit the true prior of the cluster.
 
     `prior`: the share of samples that are of the cluster's classes; `special_fraction`: that share in the training,
     whose other samples were drawn from the remainder. By Bayes, log((1 - π) / π · ρ / (1 - ρ)).
@@ -165,7 +167,7 @@ def specialist_state(
     *,
     keep_dustbin: bool,
 ) -> dict[str, Tensor]:
-    """Weights to start from: the generalist's, of whose `classifier` the rows of the cluster's classes are taken.
+    """Weights to start from: the generalist's; of its `classifier`, the rows of the cluster's classes.
 
     The dustbin's row is the mean of the other classes' rows, with log(number of them) more on the bias, about the
     log-sum-exp of their logits; with `keep_dustbin` it stays as it was drawn in `own`.
