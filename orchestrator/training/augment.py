@@ -22,6 +22,7 @@ from raydistill.kinds.augmentations import (
 )
 from raydistill.lookup import load_object
 from raydistill.tasks.devices import to_device
+from raydistill.tasks.hashing import fold_key
 from raydistill.training.counter_random import integers, uniform
 
 MIXING_STREAM = 1_000_000  # far from the positions of the steps, which are the other streams
@@ -76,12 +77,15 @@ class Draws:
 
     def integers(self, *bounds: int) -> tuple[Tensor, ...]:
         """One tensor (B,) int64 per bound, uniform on 0, ..., bound - 1."""
-        return integers(self.seed, self.ids, self.view, self.stream, bounds).unbind(1)
+        return integers(self.ids, self._key(self.stream), bounds).unbind(1)
 
     def uniform(self, count: int) -> Tensor:
         """Numbers (B, count) in [0, 1)."""
         stream = self.stream + (1 if self.stream == MIXING_STREAM else UNIFORM_STREAM)
-        return uniform(self.seed, self.ids, self.view, stream, count)
+        return uniform(self.ids, self._key(stream), count)
+
+    def _key(self, stream: int) -> int:
+        return fold_key(self.seed, self.view, stream)
 
 
 def mixup(step: MixupConfig, draws: Draws, population: int) -> tuple[Tensor, Tensor]:

@@ -1,34 +1,33 @@
-"""Random numbers that are a function of (seed, sample id, view, stream) and of nothing else.
+"""Random numbers that are a function of (key, sample id) and of nothing else; a key is made by `fold_key`.
 
 The same SplitMix64 as in `tasks/hashing.py`, on int64 tensors: torch's int64 products wrap around modulo 2^64 on every
-device, so CPU and GPU give the same bits. Streams keep apart what is drawn for different purposes.
+device, so CPU and GPU give the same bits.
 """
 
 import torch
 from torch import Tensor
 
-from raydistill.tasks.hashing import GAMMA, MULTIPLIERS, SHIFTS, fold_key
+from raydistill.tasks.hashing import GAMMA, MULTIPLIERS, SHIFTS
 
 
-def random_bits(seed: int, ids: Tensor, view: int, stream: int, count: int) -> Tensor:
+def random_bits(ids: Tensor, key: int, count: int) -> Tensor:
     """`count` words of 64 random bits per id, (B,) → (B, count) int64, on the device of `ids`."""
-    key = _signed(fold_key(seed, view, stream))
     counters = torch.arange(1, count + 1, device=ids.device) * _signed(GAMMA)
-    return _finalise(_finalise(ids + key)[:, None] + counters)
+    return _finalise(_finalise(ids + _signed(key))[:, None] + counters)
 
 
-def uniform(seed: int, ids: Tensor, view: int, stream: int, count: int) -> Tensor:
+def uniform(ids: Tensor, key: int, count: int) -> Tensor:
     """Uniform numbers in [0, 1), (B,) → (B, count) float32: multiples of 2^-24, all equally likely."""
-    bits = random_bits(seed, ids, view, stream, count)
+    bits = random_bits(ids, key, count)
     return _shift_right(bits, 40).to(torch.float32) * 2.0**-24
 
 
-def integers(seed: int, ids: Tensor, view: int, stream: int, bounds: tuple[int, ...]) -> Tensor:
+def integers(ids: Tensor, key: int, bounds: tuple[int, ...]) -> Tensor:
     """Column j is uniform on 0, ..., bounds[j] - 1: (B,) → (B, len(bounds)) int64; each bound is below 2^31.
 
     Fixed-point multiplication of 32 bits: the probabilities differ by at most 2^-32.
     """
-    words = _shift_right(random_bits(seed, ids, view, stream, len(bounds)), 32).unbind(1)
+    words = _shift_right(random_bits(ids, key, len(bounds)), 32).unbind(1)
     return torch.stack([(word * bound) >> 32 for word, bound in zip(words, bounds, strict=True)], dim=1)
 
 

@@ -156,7 +156,7 @@ def test_mixup_depends_on_seed_id_and_view_only() -> None:
 
 def test_random_bits_are_those_of_splitmix64() -> None:
     ids = torch.tensor([0, 1, -1, 2**62])
-    bits = random_bits(99, ids, 3, 1, 4).numpy().view(np.uint64).tolist()
+    bits = random_bits(ids, fold_key(99, 3, 1), 4).numpy().view(np.uint64).tolist()
     states = [splitmix((int(i) + fold_key(99, 3, 1)) % 2**64, 0) for i in ids]
     assert bits == [[splitmix(state, counter) for counter in range(1, 5)] for state in states]
 
@@ -164,11 +164,13 @@ def test_random_bits_are_those_of_splitmix64() -> None:
 def test_torch_and_numpy_draw_the_same_numbers() -> None:
     ids = np.arange(100)
     expected = numpy_uniform(ids, fold_key(8, 1, 2), 3)
-    np.testing.assert_array_equal(uniform(8, torch.from_numpy(ids), 1, 2, 3).double().numpy(), expected)
+    np.testing.assert_array_equal(
+        uniform(torch.from_numpy(ids), fold_key(8, 1, 2), 3).double().numpy(), expected
+    )
 
 
 def test_uniform_numbers_have_the_right_mean_variance_and_histogram() -> None:
-    numbers = uniform(0, torch.arange(50_000), 0, 0, 4).double().numpy().ravel()
+    numbers = uniform(torch.arange(50_000), fold_key(0, 0, 0), 4).double().numpy().ravel()
     assert numbers.min() >= 0
     assert numbers.max() < 1
     assert abs(numbers.mean() - 1 / 2) < 5 / np.sqrt(12 * numbers.size)
@@ -179,7 +181,7 @@ def test_uniform_numbers_have_the_right_mean_variance_and_histogram() -> None:
 def test_neighbouring_ids_views_streams_and_seeds_are_uncorrelated() -> None:
     ids = torch.arange(20_000)
     columns = [
-        uniform(s, ids + i, v, t, 2)
+        uniform(ids + i, fold_key(s, v, t), 2)
         for s, i, v, t in [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]
     ]
     correlation = np.corrcoef(torch.cat(columns, dim=1).double().numpy().T) - np.eye(10)
@@ -188,15 +190,15 @@ def test_neighbouring_ids_views_streams_and_seeds_are_uncorrelated() -> None:
 
 def test_one_changed_bit_of_the_id_changes_half_of_the_random_bits() -> None:
     ids = torch.arange(2000)
-    before = random_bits(0, ids, 0, 0, 1)[:, 0].numpy().view(np.uint64)
+    before = random_bits(ids, fold_key(0, 0, 0), 1)[:, 0].numpy().view(np.uint64)
     for position in range(0, 63, 7):
-        after = random_bits(0, ids ^ (1 << position), 0, 0, 1)[:, 0].numpy().view(np.uint64)
+        after = random_bits(ids ^ (1 << position), fold_key(0, 0, 0), 1)[:, 0].numpy().view(np.uint64)
         flipped = np.unpackbits((before ^ after).view(np.uint8)).reshape(2000, 64).mean(axis=0)
         assert np.abs(flipped - 0.5).max() < 5.5 * 0.5 / np.sqrt(2000)
 
 
 def test_integers_reach_both_ends_and_never_the_bound() -> None:
-    numbers = integers(0, torch.arange(5000), 0, 0, (1, 3, 2**31 - 1))
+    numbers = integers(torch.arange(5000), fold_key(0, 0, 0), (1, 3, 2**31 - 1))
     assert numbers[:, 0].unique().tolist() == [0]
     assert numbers[:, 1].unique().tolist() == [0, 1, 2]
     assert numbers[:, 2].min() >= 0
@@ -204,7 +206,7 @@ def test_integers_reach_both_ends_and_never_the_bound() -> None:
 
 
 def test_successive_views_of_one_sample_differ() -> None:
-    views = [integers(0, torch.tensor([5]), view, 0, (2**31 - 1,)).item() for view in range(50)]
+    views = [integers(torch.tensor([5]), fold_key(0, view, 0), (2**31 - 1,)).item() for view in range(50)]
     assert all(a != b for a, b in pairwise(views))
 
 
