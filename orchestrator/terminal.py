@@ -45,7 +45,7 @@ def console(*, stderr: bool = False) -> Console:
 
 def prospects_table(prospects: Sequence[Prospect]) -> Table:
     """What `--dry-run` prints."""
-    table = _table("stage", "kind", "reads", "resources", "fingerprint", "state", "why")
+    table = new_table("stage", "kind", "reads", "resources", "fingerprint", "state", "why")
     for prospect in prospects:
         node = prospect.node
         table.add_row(
@@ -90,7 +90,7 @@ def gathered(names: Sequence[str]) -> list[str]:
 
 def results_table(results: ResultsFile) -> Table:
     """The table that ends a run: one line per stage; replicas also in sum."""
-    table = _table("stage", "outcome", "seconds", "parameters", "validation", "test", "errors", "note")
+    table = new_table("stage", "outcome", "seconds", "parameters", "validation", "test", "errors", "note")
     for column in table.columns[2:7]:
         column.justify = "right"
     for name, entry in results.stages.items():
@@ -116,7 +116,8 @@ def warning_lines(results: ResultsFile) -> list[str]:
     return [f"[yellow]warning[/]: {escape(about)}: {escape(text)}" for about, text in lines]
 
 
-def _table(*columns: str) -> Table:
+def new_table(*columns: str) -> Table:
+    """A table with these columns, and no lines around them."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -215,7 +216,7 @@ class Progress:
             sys.stderr.flush()
 
     def _render(self) -> RenderableType:
-        table = _table("stage", "state", "seconds", "epoch", "loss", "left", "")
+        table = new_table("stage", "state", "seconds", "epoch", "loss", "left", "")
         for column in table.columns[2:6]:
             column.justify = "right"
         with self.lock:

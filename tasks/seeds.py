@@ -40,7 +40,7 @@ class Purpose(IntEnum):
 
 # Once given twice, and kept so that results stay. None can meet its twin: the keys differ in their length, by which
 # `fold_key` tells them apart, or feed different generators.
-STATISTICS = Purpose.STEP
+PIXEL_STATISTICS = Purpose.STEP
 """Nothing else, against a step's seed, step and rank: pictures for a task's mean and deviation."""
 FAMILIES = Purpose.INITIAL
 """The generator's seed, for numpy, against weights drawn by torch: which font families are tested on."""

@@ -2,7 +2,7 @@
 
 A shard has the columns `label` and `id` (integers) and either `pixels` (uint8 arrays, as fixed-size binary or lists,
 whose shape (channels, height, width) is the entry `shape` of the schema's metadata) or `image` (encoded PNG or JPEG).
-Beside the shards lie `classes.json`, a list with one name per label, and, where `write_manifest` made it,
+Beside the shards lie `classes.json`, a list with one name per label, and, where `write_shard_manifest` made it,
 `manifest.json` with the SHA-256 of every shard. Shards as the library `datasets` writes them need neither `id` nor
 `classes.json`: a sample's id is then its row's number in its split, and the names are in the schema's metadata.
 """
@@ -160,7 +160,7 @@ def write_shards(folder: Path, split: str, batches: Iterable[Arrays]) -> None:
         )
 
 
-def write_manifest(folder: Path, **about: Any) -> None:
+def write_shard_manifest(folder: Path, **about: Any) -> None:
     """Write size and SHA-256 of every shard into `manifest.json`, after what else there is to say about them."""
     shards = {
         file.name: {"bytes": file.stat().st_size, "sha256": digest_file(file)}

@@ -12,7 +12,7 @@ from torch import Tensor
 from raydistill.tasks.devices import all_to_device, to_device
 from raydistill.tasks.hashing import fold_key, smallest_hashes
 from raydistill.tasks.normalisation import Normalisation, channel_statistics
-from raydistill.tasks.seeds import STATISTICS
+from raydistill.tasks.seeds import PIXEL_STATISTICS
 from raydistill.tasks.splits import TaskData, View, task_data, three_parts
 from raydistill.tasks.task import Arrays
 
@@ -63,7 +63,7 @@ def build_shards_data(task: ManyClass, parts: Mapping[str, Arrays], pixels: Mapp
     }
     train = splits["train"]
     count = min(len(train), STATISTICS_BYTES // max(train.pixels[:1].numel(), 1))
-    chosen = torch.from_numpy(smallest_hashes(train.ids.numpy(), count, fold_key(STATISTICS)))
+    chosen = torch.from_numpy(smallest_hashes(train.ids.numpy(), count, fold_key(PIXEL_STATISTICS)))
     statistics = channel_statistics(train.pixels.index_select(0, train.rows[chosen]))
     return task_data(task, splits, Normalisation(*statistics))
 

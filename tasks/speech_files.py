@@ -30,11 +30,11 @@ def read_utterances(files: Sequence[Path], coefficients: int, num_classes: int) 
         np.concatenate([part.keys for part in parts]),
         np.concatenate([part.speakers for part in parts]),
     )
-    normalise(everything)
+    normalise_by_speaker(everything)
     return everything
 
 
-def normalise(utterances: Utterances) -> None:
+def normalise_by_speaker(utterances: Utterances) -> None:
     """In place: mean 0 and variance 1 of every coefficient over the frames of each speaker; constant ones become 0."""
     names, speakers = np.unique(utterances.speakers, return_inverse=True)
     for speaker in range(len(names)):

@@ -18,7 +18,7 @@ from PIL import Image
 
 from raydistill.tasks import shards as shard_files
 from raydistill.tasks.many_class import ManyClass
-from raydistill.tasks.shards import check_shard, write_json, write_manifest, write_shards
+from raydistill.tasks.shards import check_shard, write_json, write_shard_manifest, write_shards
 from raydistill.tasks.shards_split import ShardsSplit
 from raydistill.tasks.task import Arrays
 from raydistill.tasks.tensors import Tensors
@@ -202,7 +202,7 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
 
 def test_a_flipped_bit_in_a_shard_of_a_manifest_is_noticed(tmp_path: Path) -> None:
     write_folder(tmp_path, random_samples(50, 0), random_samples(5, 1000))
-    write_manifest(tmp_path)
+    write_shard_manifest(tmp_path)
     file = tmp_path / "train-00001.parquet"
     content = bytearray(file.read_bytes())
     content[10] ^= 1
@@ -213,7 +213,7 @@ def test_a_flipped_bit_in_a_shard_of_a_manifest_is_noticed(tmp_path: Path) -> No
 
 def test_shards_that_are_not_those_of_the_manifest_are_refused_at_once(tmp_path: Path) -> None:
     write_folder(tmp_path, random_samples(50, 0), random_samples(5, 1000))
-    write_manifest(tmp_path)
+    write_shard_manifest(tmp_path)
     write_shards(tmp_path, "test", [random_samples(7, 1000)])
     with pytest.raises(ValueError, match=r"test-00000\.parquet` has .* bytes"):
         ManyClass(folder=tmp_path).test_content()
@@ -297,7 +297,7 @@ def test_identity_is_content_and_options_not_the_place_nor_the_cache(
     for name, part in (("a", test), ("b", test), ("c", other)):
         write_folder(tmp_path / name, train, part)
         if with_manifest:
-            write_manifest(tmp_path / name)
+            write_shard_manifest(tmp_path / name)
     a, b, c = (ManyClass(folder=tmp_path / name).identity() for name in "abc")
     assert a == b == c
     tests = [ManyClass(folder=tmp_path / name).test_content() for name in "abc"]

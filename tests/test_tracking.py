@@ -109,19 +109,11 @@ def points(*steps: int) -> list[tuple[int, float]]:
     return [(step, step / 10) for step in steps]
 
 
-@pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty tracking database: making the schema takes a second, copying it 20 ms."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    store.open_client(f"sqlite:///{path}", path.parent).search_experiments()
-    return path
-
-
 @pytest.fixture
-def runs(tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
+def runs(tmp_path: Path, tracking_database: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     made = Runs(tmp_path / "runs")
-    shutil.copy(template, made.root / "mlflow.db")
+    shutil.copy(tracking_database, made.root / "mlflow.db")
     return made
 
 
@@ -196,7 +188,7 @@ def test_a_cached_stage_is_linked_to_the_run_that_trained_it(runs: Runs) -> None
 
 
 def test_a_store_that_is_new_shows_cached_stages_below_the_run_that_found_them(
-    runs: Runs, tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch
+    runs: Runs, tmp_path: Path, tracking_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(students_module, "export", lambda folders, give_up: dict.fromkeys(folders, "no"))
     teacher = runs.stage("teacher")
@@ -204,7 +196,7 @@ def test_a_store_that_is_new_shows_cached_stages_below_the_run_that_found_them(
     runs.record(teacher)
     write_student(runs, "student", {"name": "mlp", "options": {"widths": [8]}})
     assert mirror(runs.run("r1", teacher="done"), runs.root).is_complete
-    shutil.copy(template, tmp_path / "other.db")
+    shutil.copy(tracking_database, tmp_path / "other.db")
     runs.uri = f"sqlite:///{tmp_path / 'other.db'}"
     again = runs.run("r2", teacher="cached", student=("cached", "student", ["teacher"]))
     for _ in range(2):
@@ -224,7 +216,7 @@ def test_a_store_that_is_new_shows_cached_stages_below_the_run_that_found_them(
 
 
 def test_sync_fills_a_new_store_with_all_that_the_root_knows_once(
-    runs: Runs, tmp_path: Path, template: Path
+    runs: Runs, tmp_path: Path, tracking_database: Path
 ) -> None:
     (runs.stage("teacher") / "metrics.jsonl").write_text(lines(1, 2))
     runs.record(runs.stage("teacher"))
@@ -232,7 +224,7 @@ def test_sync_fills_a_new_store_with_all_that_the_root_knows_once(
     assert mirror(first, runs.root).is_complete
     assert mirror(runs.run("20260103-1", plan="a", teacher="cached"), runs.root).is_complete
     BuiltSearch(runs.root, {}, plan="z")
-    shutil.copy(template, tmp_path / "other.db")
+    shutil.copy(tracking_database, tmp_path / "other.db")
     before, runs.uri = runs.uri, f"sqlite:///{tmp_path / 'other.db'}"
     sent = ["z/20260102-1", "a/20260103-1", "searches/z-0123456789ab"]
     assert list(sync(runs.root, runs.uri)) == [f"{name} → {runs.uri}" for name in sent]
@@ -298,10 +290,10 @@ def test_a_root_that_was_moved_takes_its_artifacts_along(runs: Runs, way: str, t
 
 
 @pytest.mark.parametrize("name", ["runs?v=1", "a%20b", "a#b", "a b", "ü;x&y", "50%"])
-def test_a_root_of_any_name_holds_its_own_store(name: str, tmp_path: Path, template: Path) -> None:
+def test_a_root_of_any_name_holds_its_own_store(name: str, tmp_path: Path, tracking_database: Path) -> None:
     (tmp_path / "in").mkdir()
     runs = Runs(tmp_path / "in" / name)
-    shutil.copy(template, runs.root / "mlflow.db")
+    shutil.copy(tracking_database, runs.root / "mlflow.db")
     assert mirror(runs.run("r1"), runs.root).is_complete
     assert artifacts_of(runs, "r1") == ["plan.yaml", "results.json"]
     assert not store.is_missing(runs.uri)
@@ -426,9 +418,9 @@ def shown(runs: Runs) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, template: Path) -> dict[str, Any]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, tracking_database: Path) -> dict[str, Any]:
     calm = Runs(tmp_path_factory.mktemp("calm") / "runs")
-    shutil.copy(template, calm.root / "mlflow.db")
+    shutil.copy(tracking_database, calm.root / "mlflow.db")
     assert mirror(write_two_stages(calm), calm.root, calm.uri).is_complete
     return shown(calm)
 
@@ -562,11 +554,11 @@ def test_a_stage_deleted_in_mlflow_does_not_hold_up_the_others(runs: Runs) -> No
     assert runs.curve("second", "train/loss") == points(1)
 
 
-def test_an_emptied_store_is_filled_anew(runs: Runs, template: Path) -> None:
+def test_an_emptied_store_is_filled_anew(runs: Runs, tracking_database: Path) -> None:
     folder = runs.stage("teacher")
     (folder / "metrics.jsonl").write_text(lines(1, 2))
     mirror(runs.run("r1", "running", teacher="running"), runs.root)
-    shutil.copy(template, runs.root / "empty.db")
+    shutil.copy(tracking_database, runs.root / "empty.db")
     plan_run = runs.run("r1", teacher="done")
     runs.record(folder)
     runs.uri = f"sqlite:///{runs.root}/empty.db"

@@ -12,12 +12,9 @@ COLOURS = {"SUCCEEDED": "green", "FAILED": "bold red", "STOPPED": "yellow", "RUN
 
 def new_table(*columns: str) -> Any:
     """A table with these columns."""
-    from rich.table import Table
+    from raydistill import terminal
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
+    return terminal.new_table(*columns)
 
 
 def print_table(table: Any) -> None:

@@ -37,7 +37,9 @@ class CaMkd(AdaptiveWeights):
         aim = config.teacher_feature or teachers[0].stages_unless("teacher_feature")[-1]
         self.student_features, self.teacher_features = (own,), (aim,)
         channels = _channels(student, own)
-        self.regressors.extend(build_regressor(channels, _channels(teacher, aim)) for teacher in teachers)
+        self.regressors.extend(
+            build_channel_regressor(channels, _channels(teacher, aim)) for teacher in teachers
+        )
         self.heads = tuple(_head(teacher, aim) for teacher in teachers)
 
     def weights(self, student_logits: Tensor, teacher_logits: Tensor, batch: Batch) -> Tensor:
@@ -90,7 +92,7 @@ def _cross_entropies_with(logits: Tensor, labels: Tensor) -> Tensor:
     return errors.clamp(max=torch.finfo(errors.dtype).max)
 
 
-def build_regressor(channels: int, target: int) -> nn.Module:
+def build_channel_regressor(channels: int, target: int) -> nn.Module:
     """1x1 convolution, batch norm, ReLU."""
     return nn.Sequential(nn.Conv2d(channels, target, 1), LoneBatchNorm2d(target), nn.ReLU())
 

@@ -27,7 +27,7 @@ def predict_targets(config: PredictTargetsConfig, context: StageContext) -> dict
     teacher = model_files.load(folder, context.device)
     views = Views(config.augment, config.view_seed, config.views or None)
     transfer = load_transfer_set(config.transfer, views, context)
-    description = describe(config, context, teacher.description, len(transfer))
+    description = describe_targets(config, context, teacher.description, len(transfer))
     writer = TargetWriter(context.folder.path, description, top_k=config.top_k)
     for batch in batches_from(transfer, writer.rows_done, description.views_stored, config.batch_size):
         if context.should_stop():
@@ -46,7 +46,7 @@ def predict_targets(config: PredictTargetsConfig, context: StageContext) -> dict
     return metrics | ({} if accuracy is None else {"teacher/validation/accuracy": accuracy})
 
 
-def describe(
+def describe_targets(
     config: PredictTargetsConfig, context: StageContext, teacher: dict[str, object], rows: int
 ) -> Description:
     """What the store will say it is."""

@@ -31,7 +31,7 @@ from raydistill.training.activation_statistics import LayerStatistics
 from raydistill.training.model_files import TrainedModel
 from raydistill.training.reconstruction import reconstruct, reconstruction_loss, thinned
 
-Job = tuple[int, int]
+ClassBatch = tuple[int, int]
 
 
 def synthesize(config: SynthesizeConfig, context: StageContext) -> dict[str, float]:
@@ -43,7 +43,7 @@ def synthesize(config: SynthesizeConfig, context: StageContext) -> dict[str, flo
     described = read_json(context.input(config.statistics).payload(STATISTICS))
     maker = _Maker(config, context, teacher, described)
     files = []
-    for number, (label, batch) in enumerate(jobs(config, described["samples"])):
+    for number, (label, batch) in enumerate(batches_of_shard(config, described["samples"])):
         name = f"samples-{label:05d}-{batch:06d}.safetensors"
         if not (context.folder.path / name).exists():
             if context.should_stop():
@@ -67,7 +67,7 @@ def synthesize(config: SynthesizeConfig, context: StageContext) -> dict[str, flo
     return _metrics(context, files)
 
 
-def jobs(config: SynthesizeConfig, samples: list[int]) -> Iterator[Job]:
+def batches_of_shard(config: SynthesizeConfig, samples: list[int]) -> Iterator[ClassBatch]:
     """The (class, batch) of this shard. `samples`: how many the statistics of each class are of; 0 are none."""
     classes = [label for label, count in enumerate(samples) if count]
     everything = [(label, batch) for batch in range(config.batches) for label in classes]

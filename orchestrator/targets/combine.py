@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from raydistill.errors import StageError
+from raydistill.kinds.stages import Rule
 from raydistill.runs.files import make_folder
 from raydistill.targets.mixing import (
     TeacherTargets,
@@ -49,7 +50,6 @@ class EntropyWeights:
     tau: float = 1.0
 
 
-Rule = Literal["arithmetic", "geometric"]
 Weights = Sequence[float] | EntropyWeights | None
 
 
@@ -70,7 +70,7 @@ def combine(
     """
     if not members:
         raise StageError("there are no targets to combine")
-    fixed = None if isinstance(weights, EntropyWeights) else normalise(weights, len(members))
+    fixed = None if isinstance(weights, EntropyWeights) else normalised_weights(weights, len(members))
     opened = open_members(members, root=root)
     if rule == "geometric" or fixed is None:
         _check_dense([manifest for manifest, _ in opened])
@@ -96,7 +96,7 @@ def _check_dense(manifests: Sequence[Manifest]) -> None:
             )
 
 
-def normalise(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
+def normalised_weights(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
     """`count` weights that sum to 1; None gives equal ones. Raises `StageError` for impossible weights."""
     if weights is None:
         return (1 / count,) * count
@@ -134,7 +134,7 @@ def accuracy_weights(
         raise StageError(
             f"no teacher is better than chance, so accuracy gives no weights: {list(accuracies)}"
         )
-    return normalise(raw, len(accuracies))
+    return normalised_weights(raw, len(accuracies))
 
 
 def _log_odds(accuracy: float, num_classes: int) -> float:

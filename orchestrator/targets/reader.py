@@ -15,7 +15,7 @@ from raydistill.targets import dense
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.targets.shards import ShardedRows
 from raydistill.targets.store import Description, Manifest, load_manifest
-from raydistill.targets.top_k import Kept, TopK
+from raydistill.targets.top_k import TopK, TopKRows
 from raydistill.tasks.devices import to_device
 
 AGREEMENT = ("task", "split", "transfer", "num_classes", "rows", "views", "view_seed", "augment")
@@ -127,7 +127,7 @@ class Targets:
             weights = to_device(self._weights, device).expand(len(positions), -1)
         return TeacherTargets(logits, weights)
 
-    def kept(self, rows: Tensor, view: int = 0) -> Kept:
+    def kept(self, rows: Tensor, view: int = 0) -> TopKRows:
         """What a single top-k store keeps of the samples at `rows` (B,), on the CPU."""
         assert self.top_k is not None
         positions = rows.cpu().numpy() + view * self.description.rows

@@ -22,7 +22,7 @@ from raydistill.kinds.stages import MOST_TOP_K_CLASSES
 TEMPERATURES = (1.0, 1.25, 1.6, 2.0, 2.8, 4.0, 8.0, 20.0)
 
 
-class Kept(NamedTuple):
+class TopKRows(NamedTuple):
     """Of B rows: `classes` (B, k) int64, most probable first, `log_probabilities` (B, k) float32, and the tail's
     log-partition `tails` (B, T) and its `slopes` in 1/T (B, T + 1), the last at 1/T = 0."""
 
@@ -64,11 +64,11 @@ class TopK(BaseModel):
             return f"{self.kept} of {num_classes} classes cannot be kept"
         return None
 
-    def keep(self, logits: Tensor) -> Kept:
+    def keep(self, logits: Tensor) -> TopKRows:
         """What is kept of logits (B, C), before any rounding; computed in float32 where they are."""
         rest = torch.log_softmax(logits.float(), dim=-1)
         log_probabilities, classes = rest.topk(self.kept, dim=-1)
-        return Kept(classes, log_probabilities, *self.tails_without(classes, rest))
+        return TopKRows(classes, log_probabilities, *self.tails_without(classes, rest))
 
     def tails_without(self, classes: Tensor, log_probabilities: Tensor) -> tuple[Tensor, Tensor]:
         """R_T at the temperatures, (B, T), of all classes but `classes` (B, k), and its slopes (B, T + 1).
@@ -88,7 +88,7 @@ class TopK(BaseModel):
         ]
         return tails, torch.stack([*means, finite.sum(dim=1) / others], dim=-1)
 
-    def pack(self, kept: Kept) -> Tensor:
+    def pack(self, kept: TopKRows) -> Tensor:
         """Rows as they are stored, (B, width) uint16."""
         words = [
             kept.classes.to(torch.int16),  # above 32,767 it wraps around; `unpack` wraps it back
@@ -98,11 +98,11 @@ class TopK(BaseModel):
         ]
         return torch.cat(words, dim=1).view(torch.uint16)
 
-    def unpack(self, packed: Tensor) -> Kept:
+    def unpack(self, packed: Tensor) -> TopKRows:
         """What rows (B, width) uint16 say."""
         words, k, count = packed.view(torch.int16), self.kept, len(self.temperatures)
         classes, log_probabilities, tails, slopes = words.split([k, k, 2 * count, count + 1], dim=1)
-        return Kept(
+        return TopKRows(
             classes.long() & 0xFFFF,
             log_probabilities.contiguous().view(torch.float16).float(),
             # A copy: of one row a slice counts as contiguous, but not as whole words of 32 bits.
@@ -123,7 +123,7 @@ class TopK(BaseModel):
         logits.scatter_(1, kept.classes, kept.log_probabilities)
 
 
-def log_tail(kept: Kept, temperatures: Sequence[float], temperature: float, others: int) -> Tensor:
+def log_tail(kept: TopKRows, temperatures: Sequence[float], temperature: float, others: int) -> Tensor:
     """R_T, (B,), at any T ≥ 1 of a tail of so many classes: what is stored at `temperatures`, interpolated between.
 
     R falls and is convex in 1/T, and at 1/T = 0 it is log `others`. Between two places it is the cubic with the stored

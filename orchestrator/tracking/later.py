@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 LOG = "tracking.log"
-PROGRAM = "raydistill.tracking.send_rest"
+SENDER = "raydistill.tracking.send_rest"
 
 _left_behind: list[subprocess.Popen[str]] = []
 """Nobody waits for them; without this list Python would complain about that."""
@@ -38,6 +38,6 @@ def send_later(folder: Path, root: Path, uri: str) -> int:
     """Start a process that sends the rest of a run as soon as nobody else mirrors it; returns its id."""
     request = {"folder": str(folder), "root": str(root), "uri": uri}
     with (folder / LOG).open("w", encoding="utf-8") as output:
-        process = start_module(PROGRAM, request, output)
+        process = start_module(SENDER, request, output)
     _left_behind.append(process)
     return process.pid

@@ -12,7 +12,7 @@ from raydistill.targets.membership import Head, active_specialists, build_member
 from raydistill.training.model_files import TrainedModel
 
 
-class Answer(NamedTuple):
+class FusedAnswer(NamedTuple):
     """Fused `log_probabilities` (B, C), and which specialists were `active` (B, M)."""
 
     log_probabilities: Tensor
@@ -44,12 +44,14 @@ class Committee:
         self.membership = build_membership(class_sets, len(generalist_names), heads).to(device)
 
     @torch.no_grad()
-    def answer(self, inputs: Tensor, generalist_logits: Tensor) -> Answer:
+    def answer(self, inputs: Tensor, generalist_logits: Tensor) -> FusedAnswer:
         """The fused answer on normalised inputs (B, ...), of which the generalist gave `generalist_logits` (B, C)."""
         generalist = torch.log_softmax(generalist_logits.float(), dim=-1)
         active = active_specialists(generalist, self.membership, self.active)
         answers = [self._ask(model, inputs, active[:, index]) for index, model in enumerate(self.models)]
-        return Answer(fuse(generalist, answers, active, self.membership, direction=self.direction), active)
+        return FusedAnswer(
+            fuse(generalist, answers, active, self.membership, direction=self.direction), active
+        )
 
     def logits(self, generalist: TrainedModel, inputs: Tensor) -> Tensor:
         """Fused log-probabilities (B, C) of raw inputs (B, ...)."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from raydistill.targets.combine import Rule, normalise
+from raydistill.targets.combine import Rule, normalised_weights
 from raydistill.targets.mixing import (
     TeacherTargets,
     geometric_log_probabilities,
@@ -25,7 +25,7 @@ class Ensemble:
     ) -> None:
         self.members, self.rule = members, rule
         self.weights = torch.tensor(
-            normalise(weights, len(members)), device=members[0].normalisation.mean.device
+            normalised_weights(weights, len(members)), device=members[0].normalisation.mean.device
         )
 
     def logits(self, inputs: Tensor) -> Tensor:

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from raydistill.runs.context import StageContext
 from raydistill.runs.files import atomic_write
+from raydistill.targets.store import FLOAT16_LARGEST
 from raydistill.tasks.splits import Split
 from raydistill.training.judgement import doubts, expected_calibration_error, worst_class_recall
 
 BATCH = 500
-FLOAT16_LARGEST = 65504.0
 COARSE = 32.0  # from here on float16 is off by up to 0.016
 
 

@@ -26,7 +26,7 @@ NOTHING = -1  # the step of who cannot be heard
 
 log = logging.getLogger(__name__)
 
-Stamp = tuple[int, int]
+FileVersion = tuple[int, int]
 
 
 def publish(path: Path, model: nn.Module, step: int) -> None:
@@ -60,7 +60,7 @@ class Exchange:
         self.model, self.context = model, context
         self.copies = {name: copy.deepcopy(model).eval().requires_grad_(False) for name in context.siblings}
         self.steps: dict[str, int] = {}
-        self._stamps: dict[str, Stamp] = {}
+        self._stamps: dict[str, FileVersion] = {}
 
     def publish(self, step: int) -> None:
         """Let the siblings see the model, unless another attempt at this stage has taken over."""
@@ -121,7 +121,7 @@ def _send(model: nn.Module) -> None:
         value.copy_(sent)
 
 
-def _stamp(path: Path) -> Stamp:
+def _stamp(path: Path) -> FileVersion:
     """What changes when a file is replaced."""
     try:
         status = path.stat()

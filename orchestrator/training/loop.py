@@ -77,7 +77,7 @@ class Learner(nn.Module):
 
 
 @dataclass
-class Progress(LossSums):
+class TrainingState(LossSums):
     """What a checkpoint knows of a training beside tensors: where it is, and the sums of its losses so far.
 
     `best_epoch` counts from 1; with early stopping its weights are kept. `metrics_size` is the length of
@@ -228,8 +228,8 @@ class _Training:
             change_numbers(self.optimizer, self.schedule, config.optimizer, config.schedule)
             self.learner.method.change(config)
 
-    def _resume(self) -> Progress:
-        progress = Progress()
+    def _resume(self) -> TrainingState:
+        progress = TrainingState()
         # Its own checkpoint first: it is at least as far as any beginning that this training could have copied.
         saved = self._load(self.context.folder.path)
         if saved is None:
@@ -239,7 +239,7 @@ class _Training:
                     log.info("begins as `%s`", beginning.name)
                     break
         if saved is not None:
-            progress, self.best = Progress(**saved[0]), saved[1]
+            progress, self.best = TrainingState(**saved[0]), saved[1]
             log.info("resumed at step %d", progress.step)
         if self.context.world > 1:
             self._check_same_start(progress.step)

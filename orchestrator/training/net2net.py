@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from raydistill.kinds.training import Net2NetConfig
 from raydistill.models.layers import Network
 
-State = dict[str, Tensor]
+StateDict = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class Layer:
     norm: nn.BatchNorm2d | None = None
 
 
-def net2net(config: Net2NetConfig, smaller: nn.Module, larger: nn.Module, seed: int) -> State:
+def net2net(config: Net2NetConfig, smaller: nn.Module, larger: nn.Module, seed: int) -> StateDict:
     """`grow` as a plan asks for it."""
     return grow(smaller, larger, seed=seed, noise=config.noise)
 
 
-def grow(smaller: nn.Module, larger: nn.Module, *, seed: int, noise: float = 0.0) -> State:
+def grow(smaller: nn.Module, larger: nn.Module, *, seed: int, noise: float = 0.0) -> StateDict:
     """A state for `larger` with which it computes, in eval mode and without noise, what `smaller` does.
 
     Normal noise, `noise` times the spread of a layer's weights, is added to what copies read: without it, and without
@@ -67,7 +67,7 @@ def grow(smaller: nn.Module, larger: nn.Module, *, seed: int, noise: float = 0.0
 
 def widen(
     weights: Mapping[str, Tensor], copied: Tensor, units: Tensor, noise: float, generator: torch.Generator
-) -> State:
+) -> StateDict:
     """`weight` (O, I, ...) and `bias` (O,) of a layer that makes copies `units` (O',) of its units from inputs that are
     the copies `copied` (I',) of its inputs."""
     weight = weights["weight"]
@@ -89,7 +89,7 @@ def rectified_moments(mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
     return first, (second - first.square()).clamp(min=0)
 
 
-def identity_norm(mean: Tensor, variance: Tensor, like: nn.BatchNorm2d | None) -> State:
+def identity_norm(mean: Tensor, variance: Tensor, like: nn.BatchNorm2d | None) -> StateDict:
     """A batch norm that is the identity in eval mode, and in training mode on inputs of this mean and variance (C,)."""
     if like is None:
         return {}
@@ -158,8 +158,8 @@ def _as_read_by(target: Layer, copied: Tensor) -> Tensor:
     return (copied.unsqueeze(1) * places + torch.arange(places)).flatten()
 
 
-def _identity(target: Layer, copied: Tensor) -> State:
-    """Weights of a layer that gives what it reads, in terms of the units that are copied."""
+def _identity(target: Layer, copied: Tensor) -> StateDict:
+    """StateDict of a layer that gives what it reads, in terms of the units that are copied."""
     size = int(copied.max()) + 1
     weight = torch.empty(size, size, *target.weighted.weight.shape[2:])
     weight = nn.init.dirac_(weight) if weight.dim() > 2 else nn.init.eye_(weight)
@@ -176,5 +176,5 @@ def _draw_units(target: Layer, count: int, generator: torch.Generator, *, is_las
     return torch.cat([torch.arange(count), torch.randint(count, (extra,), generator=generator)])
 
 
-def _state(module: nn.Module | None) -> State:
+def _state(module: nn.Module | None) -> StateDict:
     return {} if module is None else {key: value.cpu() for key, value in module.state_dict().items()}

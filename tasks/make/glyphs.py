@@ -37,7 +37,7 @@ from raydistill.tasks.hashing import fold_key
 from raydistill.tasks.make.glyph_fonts import Face, Family, find_families
 from raydistill.tasks.make.glyph_images import draw_variant, glyph_id
 from raydistill.tasks.seeds import FAMILIES
-from raydistill.tasks.shards import CLASSES, write_json, write_manifest, write_shards
+from raydistill.tasks.shards import CLASSES, write_json, write_shard_manifest, write_shards
 from raydistill.tasks.task import Arrays
 
 LEAST_SHARE = 0.5
@@ -104,7 +104,7 @@ def generate(
             variants = wanted.variants[split]
             glyphs = [_glyphs(label, place, characters, part, variants) for label, place in enumerate(labels)]
             write_shards(folder, split, _draw_all(glyphs, wanted, executor))
-        write_manifest(folder, **about)
+        write_shard_manifest(folder, **about)
         folder.rename(out)
     return about
 

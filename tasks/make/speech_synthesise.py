@@ -135,7 +135,7 @@ def add_noise(samples: NDArray[np.int16], decibels: float, key: int) -> NDArray[
     return to_samples(samples + scale * np.random.default_rng(key).standard_normal(len(samples)))
 
 
-def write_manifest(path: Path, spoken: Sequence[Utterance]) -> None:
+def write_recordings(path: Path, spoken: Sequence[Utterance]) -> None:
     """One line per utterance: path, text, speaker, split."""
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
@@ -175,7 +175,7 @@ def main(
         raise click.ClickException(f"{error.filename}: not found; install the program espeak-ng") from error
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    write_manifest(folder / "manifest.tsv", spoken)
+    write_recordings(folder / "manifest.tsv", spoken)
     click.echo(f"{len(spoken)} utterances by {len(trainers)} + {len(testers)} speakers in {folder}")
 
 

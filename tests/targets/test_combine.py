@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from raydistill.errors import StageError, StoreError
-from raydistill.targets.combine import EntropyWeights, Weights, accuracy_weights, combine, normalise
+from raydistill.targets.combine import EntropyWeights, Weights, accuracy_weights, combine, normalised_weights
 from raydistill.targets.mixing import entropy_weights, tempered_probabilities
 from raydistill.targets.reader import Expectation, Targets, open_targets
 from raydistill.targets.store import load_manifest
@@ -200,7 +200,7 @@ def test_a_member_of_another_storage_root_is_refused(root: Path, write_store: Wr
 )
 def test_impossible_weights_are_refused(weights: list[float], message: str) -> None:
     with pytest.raises(StageError, match=message):
-        normalise(weights, 3)
+        normalised_weights(weights, 3)
 
 
 def test_nothing_to_combine_is_an_error(root: Path) -> None:

@@ -15,7 +15,7 @@ from raydistill.targets.combine import EntropyWeights, combine
 from raydistill.targets.mixing import TeacherTargets, tempered_probabilities
 from raydistill.targets.reader import Targets, open_targets
 from raydistill.targets.store import Description, TargetWriter, load_manifest
-from raydistill.targets.top_k import TEMPERATURES, Kept, TopK, log_tail
+from raydistill.targets.top_k import TEMPERATURES, TopK, TopKRows, log_tail
 from raydistill.targets.verify import compare_rows
 
 Describe = Callable[..., Description]
@@ -145,12 +145,12 @@ def test_the_worked_examples_loss_lies_between_the_coarse_and_the_true_one_but_f
     assert soft_loss(ITS_STUDENT, read, 1.0).item() == pytest.approx(0.707539 + inside.item(), abs=1e-4)
 
 
-def stored(form: TopK, logits: Tensor) -> Kept:
+def stored(form: TopK, logits: Tensor) -> TopKRows:
     """What a store gives back, its rounding included."""
     return form.unpack(form.pack(form.keep(logits)))
 
 
-def exact_tail(logits: Tensor, kept: Kept, temperature: float) -> Tensor:
+def exact_tail(logits: Tensor, kept: TopKRows, temperature: float) -> Tensor:
     """R_T in float64 of the classes that are not kept."""
     rest = torch.log_softmax(logits.double(), dim=1).scatter(1, kept.classes, -torch.inf)
     return torch.logsumexp(rest / temperature, dim=1)
