@@ -95,10 +95,9 @@ def _places(kind: type[BaseModel], seen: set[type] | None = None) -> Iterator[ty
         for found in _types_in(value.annotation):
             if found not in seen:
                 seen.add(found)
-                choices = found.choices().values() if issubclass(found, Kind) and found.is_choice() else ()
-                if choices:
+                if issubclass(found, Kind) and found.is_choice():
                     yield found
-                for inner in choices or (found,):
+                for inner in _configs_in(found):
                     yield from _places(inner, seen)
 
 
@@ -165,8 +164,10 @@ def _annotation(value: FieldInfo) -> Any:
 def _configs_in(annotation: Any) -> Iterator[type[BaseModel]]:
     """The configs that may stand where the schema has `annotation`."""
     for found in _types_in(annotation):
-        is_choice = issubclass(found, Kind) and found.is_choice()
-        yield from found.choices().values() if is_choice else (found,)
+        if issubclass(found, Kind) and found.is_choice():
+            yield from found.choices().values()
+        else:
+            yield found
 
 
 def _overview(groups: Mapping[str, Mapping[str, Topic]]) -> str:

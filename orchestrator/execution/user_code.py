@@ -60,8 +60,8 @@ def _check(title: str, modules: tuple[str, ...], planned: Any) -> None:
             " with the same files on every machine"
         )
     for name in modules:
-        if changed := changed_since_met(name):
-            raise StageError(f"{title} was imported before it changed: {changed}; start a new process")
+        if stale := changed_since_met(name):
+            raise StageError(f"{title} was imported before it changed: {stale}; start a new process")
 
 
 def _at(values: Any, path: tuple[Any, ...]) -> Any:

@@ -242,8 +242,15 @@ class DistillConfig(TrainingConfig):
     def _method_or_methods(self) -> "DistillConfig":
         if bool(self.methods) == (self.method is not None):
             raise located_error("write one `method`, or several as `methods`, not both", "methods")
-        names = [method.method for method in self.methods]
-        if len(set(names)) < len(names):
+        words: dict[str, str] = {}
+        for index, method in enumerate(self.methods):
+            other = words.setdefault(method.safe_word(), method.method)
+            if other != method.method:
+                raise located_error(
+                    f"`{other}` and `{method.method}` have the same name in metrics; rename one of the classes",
+                    *("methods", index, "method"),
+                )
+        if len(words) < len(self.methods):
             raise located_error("a method is listed twice; give the one its full weight", "methods")
         return self
 

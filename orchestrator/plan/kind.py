@@ -80,7 +80,9 @@ class Kind(Config):
 
     @classmethod
     def _users_own(cls, address: str) -> type[Self]:
-        base = next(kind for kind in cls.__mro__ if "chosen_by" in vars(kind))
+        base: type[Kind] = next(
+            kind for kind in cls.__mro__ if issubclass(kind, Kind) and "chosen_by" in vars(kind)
+        )
         try:
             found: type[Self] = class_at(address, base, cls.chosen_by.noun)
         except ValueError as error:

@@ -41,7 +41,9 @@ class StageContext:
     name: str
     folder: StageFolder
     root: Path
-    task: Task = field(default_factory=Task.model_construct)
+    task: Task = field(
+        default_factory=lambda: Task.model_construct(name="")
+    )  # until it is read, which may fail
     reads: Mapping[str, str] = field(default_factory=dict)
     siblings: Mapping[str, str] = field(default_factory=dict)
     attempt: str = ""

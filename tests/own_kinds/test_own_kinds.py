@@ -284,7 +284,7 @@ def test_a_kind_of_ours_can_be_subclassed(lab: Any) -> None:
 def test_two_methods_of_one_name_are_refused(lab: Any) -> None:
     lab.write("my_lab/more.py", "from my_lab.kinds import Cosine as One\nclass Cosine(One): pass\n")
     lab.edit("plan.yaml", "{method: labels}", '{method: "my_lab.more:Cosine"}')
-    with pytest.raises(PlanError, match="a method is listed twice"):
+    with pytest.raises(PlanError, match="have the same name in metrics; rename one"):
         lab.graph()
 
 

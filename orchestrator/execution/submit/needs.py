@@ -114,9 +114,10 @@ def _texts(values: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any,
 def _modules_of(address: str) -> list[str]:
     """The module of an address; of a config class, which the plan's check has imported, its implementation's too."""
     module, _, name = address.partition(":")
-    kind = getattr(sys.modules.get(module), name, None)
-    is_kind = isinstance(kind, type) and issubclass(kind, Kind)
-    return [module, *([kind.implementation.partition(":")[0]] if is_kind else [])]
+    kind: Any = getattr(sys.modules.get(module), name, None)
+    if isinstance(kind, type) and issubclass(kind, Kind):
+        return [module, kind.implementation.partition(":")[0]]
+    return [module]
 
 
 def _read_code(folder: Path, module: str) -> tuple[list[str], list[str]]:
