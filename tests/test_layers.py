@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -173,8 +174,14 @@ def test_there_is_no_drawer_for_everything() -> None:
     assert not [path for path in MODULES if path.stem in ("utils", "helpers", "common", "misc")]
 
 
+def installed() -> dict[str, Any]:
+    """What is said about installation."""
+    settings: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    return settings
+
+
 def test_every_package_is_installed() -> None:
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    settings = installed()
     folders = settings["package-dir"]
     ours = {
         ".".join((name, *path.parent.relative_to(ROOT / folder).parts))
@@ -198,3 +205,21 @@ def test_the_command_line_does_nothing_that_python_cannot() -> None:
     assert {found.partition(" ")[2] for found in others} == {
         "raydistill.runs.files.json_text",
     }, others
+
+
+def test_every_file_that_is_no_module_is_installed_beside_those_that_need_it() -> None:
+    settings = installed()
+    data = {
+        path
+        for package, patterns in settings["package-data"].items()
+        for pattern in patterns
+        for path in (ROOT / package.replace("raydistill", "orchestrator", 1).replace(".", "/")).glob(pattern)
+    }
+    files = {
+        path
+        for folder in settings["package-dir"].values()
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".py"
+    }
+    assert files == data
+    assert files

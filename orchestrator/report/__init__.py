@@ -1,7 +1,9 @@
 """The reports of plan runs and of searches: one page that answers first, and the same plots as PNG.
 
-`comparison` and `predictions` work out what there is to say, `layout` places the graph, `plots` draws, `page` writes;
-for a search these are `search_story`, `importance`, `plot_search`, `search_page`.
+    comparison, predictions, ...   what there is to say about a run, gathered in `summary`; of a search `search_summary`
+    layout, graph, plot_*, plots   the drawings, in the style of `figures`
+    page, templates/               the page
+
 Every number comes from a record or from predictions that a stage stored.
 """
 
@@ -9,15 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raydistill.report.page import build_page
-from raydistill.report.story import tell
 from raydistill.runs.files import atomic_write, make_folder
 from raydistill.runs.run_files import PLOTS, REPORT
-from raydistill.runs.search_view import open_search
-from raydistill.runs.view import open_run
 
 if TYPE_CHECKING:
-    from raydistill.report.plots import Plot
+    from raydistill.report.figures import Plot
 
 
 def write_report(plan_run_folder: Path, root: Path) -> Path:
@@ -26,25 +24,29 @@ def write_report(plan_run_folder: Path, root: Path) -> Path:
     Whatever a stage did not leave is missing from the report, which says so. `StoreError` when the run's own
     `graph.json` or `results.json` cannot be read.
     """
+    from raydistill.report.page import build_page
     from raydistill.report.plots import draw_plots
+    from raydistill.report.summary import summarize_run
+    from raydistill.runs.view import open_run
 
-    story = tell(open_run(plan_run_folder, root))
-    plots = draw_plots(story)
-    return _write(plan_run_folder, build_page(story, plots), plots)
+    summary = summarize_run(open_run(plan_run_folder, root))
+    plots = draw_plots(summary)
+    return _write(plan_run_folder, build_page(summary, plots), plots)
 
 
 def write_search_report(folder: Path, root: Path) -> Path:
     """Write `report.html` and `plots/*.png` into the folder of a search. `StoreError` when it has no description."""
+    from raydistill.report.figures import finished
     from raydistill.report.importance import measure_importance
+    from raydistill.report.page import build_search_page
     from raydistill.report.plot_search import search_drawings
-    from raydistill.report.plots import finished
-    from raydistill.report.search_page import build_search_page
-    from raydistill.report.search_story import tell_search
+    from raydistill.report.search_summary import summarize_search
+    from raydistill.runs.search_view import open_search
 
-    story = tell_search(open_search(folder, root))
-    importance = measure_importance(story)
-    plots = finished(search_drawings(story, importance))
-    return _write(folder, build_search_page(story, importance, plots), plots)
+    summary = summarize_search(open_search(folder, root))
+    importance = measure_importance(summary)
+    plots = finished(search_drawings(summary, importance))
+    return _write(folder, build_search_page(summary, importance, plots), plots)
 
 
 def _write(folder: Path, page: str, plots: "Sequence[Plot]") -> Path:

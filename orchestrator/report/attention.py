@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raydistill.report.comparison import Competitor
-from raydistill.report.plot_models import Line, learning_curves
+from raydistill.report.curves import Line, learning_curves
 
 LOGGED = re.compile(r"train/(?:[^/]+/)?attention/([^/]+)/([^/]+)")
 

@@ -1,6 +1,7 @@
 """What specialists add to their generalist: the tables of a judged committee, beside the stages it is made of."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from raydistill.errors import StoreError
+from raydistill.report.formatting import listing, whole
 from raydistill.report.predictions import Agreement, agreement, read_in_role, read_predictions
 from raydistill.runs.files import read_json
 from raydistill.runs.view import RunView, StageView
@@ -15,6 +17,11 @@ from raydistill.runs.view import RunView, StageView
 TABLES = "committee.json"
 MANY = 10  # specialists that know a class: as in the paper, so many and more share a row
 CHANCE = 0.05
+EFFECTS = {
+    "gain": "better than it is alone",
+    "loss": "worse than it is alone",
+    "unclear": "no different beyond chance",
+}
 
 
 class Accuracies(BaseModel):
@@ -116,7 +123,7 @@ class CommitteeResult:
         return tuple(dict.fromkeys(stage.group for stage in self.specialists))
 
     @property
-    def verdict(self) -> str:
+    def effect(self) -> str:
         """`gain` or `loss` where the change is more than chance, `unclear` where it is not or cannot be judged."""
         change = self.tables.change
         if self.pair is None or not change:
@@ -125,6 +132,21 @@ class CommitteeResult:
         if chance_of(change, changed) > CHANCE:
             return "unclear"
         return "gain" if change > 0 else "loss"
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What a committee can be told, for its place in a table."""
+        return {
+            "specialists": f"{listing(self.groups)} ×{whole(self.tables.cost.specialists)}",
+            "head": listing(self.heads),
+            "n": self.active,
+            "direction": self.direction,
+        }
+
+    @property
+    def coverage(self) -> list[tuple[str, Coverage]]:
+        """The rows of the paper's second table."""
+        return fold_coverage(self.tables.coverage)
 
     def _option(self, name: str, default: Any) -> Any:
         committee = self.stage.config.get("committee")
@@ -168,12 +190,61 @@ def chance_of(change: int, changed: int) -> float:
     return math.erfc(distance / math.sqrt(2 * changed)) if changed else 1.0
 
 
-def by_generalist(committees: Iterable[CommitteeResult]) -> list[list[CommitteeResult]]:
+@dataclass(frozen=True)
+class CommitteeGroup:
     """Committees that can be compared: of one generalist, judged on one split."""
+
+    committees: tuple[CommitteeResult, ...]
+
+    @property
+    def columns(self) -> dict[str, list[str]]:
+        """The settings in which they differ, with a value for each."""
+        return {name: values for name, values in self._settings().items() if len(set(values)) > 1}
+
+    @property
+    def shared(self) -> list[str]:
+        """The other settings: `head dustbin`, `n = 1`."""
+        same = {name: values[0] for name, values in self._settings().items() if len(set(values)) == 1}
+        same.pop("specialists", None)
+        return [f"{name} {'= ' if name == 'n' else ''}{value}" for name, value in same.items()]
+
+    def _settings(self) -> dict[str, list[str]]:
+        settings = [committee.settings for committee in self.committees]
+        return {name: [found[name] for found in settings] for name in settings[0]}
+
+    @property
+    def tally(self) -> list[str]:
+        """`1 is better than it is alone`."""
+        effects = Counter(committee.effect for committee in self.committees)
+        return [
+            f"{effects[effect]} {'is' if effects[effect] == 1 else 'are'} {words}"
+            for effect, words in EFFECTS.items()
+            if effects[effect]
+        ]
+
+    @property
+    def changes(self) -> list[int]:
+        """Newly right minus newly wrong samples of each."""
+        return [committee.tables.change for committee in self.committees]
+
+    @property
+    def covered(self) -> list[str]:
+        """`9,000 of 10,000` samples of the specialists' classes, once where they are the same."""
+        tables = [committee.tables for committee in self.committees]
+        return list(dict.fromkeys(f"{whole(own.covered)} of {whole(own.samples)}" for own in tables))
+
+    @property
+    def saved(self) -> list[float]:
+        """The part of the specialists that a sample does not ask."""
+        return [1 - committee.tables.cost.share for committee in self.committees]
+
+
+def group_committees(committees: Iterable[CommitteeResult]) -> list[CommitteeGroup]:
+    """A group for each generalist and split."""
     groups: dict[tuple[str, str], list[CommitteeResult]] = {}
     for committee in committees:
         groups.setdefault((committee.generalist.name, committee.split), []).append(committee)
-    return list(groups.values())
+    return [CommitteeGroup(tuple(group)) for group in groups.values()]
 
 
 def fold_coverage(rows: Sequence[Coverage]) -> list[tuple[str, Coverage]]:

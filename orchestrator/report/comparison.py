@@ -10,6 +10,7 @@ from raydistill.runs.view import RunView, StageView
 
 ROLES = ("teacher", "ensemble", "committee", "assistant", "student", "baseline", "model")
 TOGETHER = ("ensemble", "committee")
+TAUGHT = ("teacher", "specialist")
 NORMAL_95 = 1.959964
 
 
@@ -40,7 +41,8 @@ class Competitor:
     """A model of the plan, an ensemble or a committee, with the results of its replicas.
 
     `computed` marks a row that no stage stands for: its numbers come from stored predictions. `adjusted` tells what was
-    shifted in a model that was adjusted after its training.
+    shifted in a model that was adjusted after its training. `teachers` are those at the start of the chain that it was
+    distilled along, specialists among them.
     """
 
     name: str
@@ -52,12 +54,25 @@ class Competitor:
     ece: Spread | None = None
     parameters: int | None = None
     computed: bool = False
-    adjusted: "Adjustment | None" = None
+    adjusted: Adjustment | None = None
+    teachers: tuple[StageView, ...] = ()
 
     @property
     def results(self) -> list[StageView]:
         """Replicas that have a result."""
         return [member for member in self.members if member.has_result]
+
+    @property
+    def times(self) -> int:
+        """How many replicas the row stands for."""
+        return 1 if self.computed else len(self.members)
+
+    @property
+    def compression(self) -> float | None:
+        """Parameters of all its teachers over its own; None where one size is not known, and for an ensemble."""
+        teachers = total_parameters(self.teachers)
+        is_together = self.role in TOGETHER
+        return teachers / self.parameters if teachers and self.parameters and not is_together else None
 
     def cost(self, name: str) -> Spread | None:
         """What the trainings of the replicas cost: `seconds_per_step`, `peak_bytes` or `trained_parameters`."""
@@ -87,6 +102,16 @@ class Comparison:
             return None
         same = [baseline for baseline in measured if baseline.parameters == competitor.parameters]
         return (same or measured)[0]
+
+    def is_of_other_size(self, competitor: Competitor) -> bool:
+        """Whether its baseline is of another size."""
+        baseline = self.baseline_of(competitor)
+        return baseline is not None and baseline.parameters != competitor.parameters
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether somebody is measured against a baseline of another size."""
+        return any(self.is_of_other_size(row) for row in self.competitors)
 
     def share_of_baseline(self, competitor: Competitor) -> float | None:
         """Errors as a multiple of those of the baseline."""
@@ -127,12 +152,6 @@ def is_competitor(stage: StageView) -> bool:
     return stage.role in TOGETHER and (not stage.has_result or stage.metric("test/errors") is not None)
 
 
-def original_teachers(run: RunView, competitor: Competitor) -> list[StageView]:
-    """The teachers at the start of the chain that a model was distilled along, specialists among them."""
-    found = [stage for member in competitor.members[:1] for stage in run.ancestors(member.name)]
-    return [stage for stage in found if stage.role in ("teacher", "specialist") and not stage.is_adjusted]
-
-
 def total_parameters(stages: Iterable[StageView]) -> int | None:
     """Parameters of several models together; None when one is not known."""
     sizes = [stage.parameters for stage in stages]
@@ -147,6 +166,12 @@ def spread(values: Sequence[float]) -> Spread | None:
     return Spread(statistics.fmean(values), deviation, tuple(values))
 
 
+def measured(members: Iterable[StageView], metric: str) -> Spread | None:
+    """A metric over those stages that have it. What is not finite was not measured."""
+    values = (member.metric(metric) for member in members)
+    return spread([value for value in values if value is not None and math.isfinite(value)])
+
+
 def wilson_interval(rate: float, samples: int) -> tuple[float, float]:
     """95 % confidence interval of a rate that was measured on `samples` (Wilson 1927)."""
     square = NORMAL_95**2 / samples
@@ -156,17 +181,19 @@ def wilson_interval(rate: float, samples: int) -> tuple[float, float]:
 
 
 def _competitor(run: RunView, name: str, members: list[StageView]) -> Competitor:
-    samples = _values(members, "test/samples")
+    samples = measured(members, "test/samples")
+    ancestors = run.ancestors(members[0].name)
     return Competitor(
         name=name,
         role=members[0].role,
         members=tuple(members),
-        errors=spread(_values(members, "test/errors")),
-        samples=int(samples[0]) if samples else None,
-        validation=spread(_values(members, "validation/accuracy")),
-        ece=spread(_values(members, "test/ece")),
+        errors=measured(members, "test/errors"),
+        samples=int(samples.values[0]) if samples else None,
+        validation=measured(members, "validation/accuracy"),
+        ece=measured(members, "test/ece"),
         parameters=next((member.parameters for member in members if member.parameters is not None), None),
         adjusted=_adjustment(run, members) if members[0].is_adjusted else None,
+        teachers=tuple(stage for stage in ancestors if stage.role in TAUGHT and not stage.is_adjusted),
     )
 
 
@@ -177,12 +204,8 @@ def _adjustment(run: RunView, members: Sequence[StageView]) -> Adjustment:
         source=run.stages[first.reads[0]].group if first.reads else "",
         classes=tuple(classes) if isinstance(classes, list) else (),
         by=str(first.config.get("by", "prior")),
-        offset=spread(_values(members, "class_bias/offset")),
+        offset=measured(members, "class_bias/offset"),
     )
-
-
-def _values(members: Iterable[StageView], metric: str) -> list[float]:
-    return [value for member in members if (value := member.metric(metric)) is not None]
 
 
 def _rank(competitor: Competitor) -> int:

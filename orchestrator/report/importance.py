@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raydistill.report.search_story import SearchStory
-from raydistill.report.words import count
+from raydistill.report.formatting import whole
+from raydistill.report.search_summary import SearchSummary
 
 FEWEST = 16  # finished trials
 FOLDS, TREES, SHUFFLES = 4, 60, 5
@@ -27,17 +27,17 @@ class Importance:
     gap: str = ""
 
 
-def measure_importance(story: SearchStory) -> Importance:
+def measure_importance(summary: SearchSummary) -> Importance:
     """From the finished trials alone: what was stopped early was judged by fewer epochs."""
-    done = story.done
-    if len(story.axes) < 2:
+    done = summary.done
+    if len(summary.axes) < 2:
         return Importance(gap="Only one option is searched, so there is nothing to compare it with.")
     if len(done) < FEWEST:
         return Importance(
-            gap=f"It takes {FEWEST} finished trials to tell which option mattered; there are {count(len(done))}."
+            gap=f"It takes {FEWEST} finished trials to tell which option mattered; there are {whole(len(done))}."
         )
-    points = np.array([[axis.place(trial.values[axis.path]) for axis in story.axes] for trial in done])
-    target = np.array([story.value(trial) for trial in done])
+    points = np.array([[axis.place(trial.values[axis.path]) for axis in summary.axes] for trial in done])
+    target = np.array([summary.value(trial) for trial in done])
     if np.ptp(target) == 0:
         return Importance(gap="All finished trials have the same metric.")
     return _judge(points, target)
@@ -62,7 +62,7 @@ def _judge(points: np.ndarray, target: np.ndarray) -> Importance:
     score = float(np.mean(scores))
     if score < PREDICTABLE:
         return Importance(
-            gap=f"From the values alone nobody could tell which of the {count(len(target))} finished trials are better"
+            gap=f"From the values alone nobody could tell which of the {whole(len(target))} finished trials are better"
             f" (R² of a random forest on unseen trials: {score:.2f}), so no option can be said to have mattered."
         )
     return Importance(

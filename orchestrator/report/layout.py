@@ -1,4 +1,5 @@
-"""Where the boxes of the graph lie: layers from left to right, replicas as one box, few crossings.
+"""Where the boxes of the graph lie, and labels that would touch: layers from left to right, replicas as one box, few
+crossings.
 
 After Sugiyama et al. 1981: a layer is the longest way from a source; an edge that passes a layer takes a place in
 it; places are ordered by the mean of their neighbours, then moved towards them as far as the gaps allow.
@@ -11,9 +12,9 @@ from itertools import pairwise
 
 from raydistill.runs.view import RunView, StageView
 
-HEIGHT, GAP, LANE, BETWEEN = 42.0, 14.0, 12.0, 46.0
-NARROWEST, WIDEST, PER_LETTER, PADDING = 112.0, 220.0, 7.1, 30.0
-SWEEPS = 8
+HEIGHT, GAP, LANE, BETWEEN = 31.5, 10.5, 9.0, 34.5  # points, as all that follows
+NARROWEST, WIDEST, PER_LETTER, PADDING = 84.0, 165.0, 5.6, 22.5
+SWEEPS = 8  # after which no plan of ours still changed
 
 
 @dataclass
@@ -34,6 +35,16 @@ class Box:
     def height(self) -> float:
         """Height of a box, or of the lane that an edge takes."""
         return HEIGHT if self.members else LANE
+
+    @property
+    def is_single(self) -> bool:
+        """Whether it stands for one stage that is no replica."""
+        return len(self.members) == 1 and self.members[0].name == self.label
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether a line says enough of all its stages: the graph inserted them, and they went well."""
+        return all(member.inserted and member.has_result for member in self.members)
 
     @property
     def middle(self) -> float:
@@ -189,25 +200,37 @@ def _place_rows(
 
 
 def _pull(layer: Sequence[str], boxes: Mapping[str, Box], neighbours: Mapping[str, Sequence[str]]) -> None:
-    """Move the boxes of a layer to the mean height of their neighbours, keeping order and gaps.
-
-    The places that come nearest to the wishes in the sum of squares: boxes that would overlap move as one block.
-    """
-    blocks: list[tuple[float, int]] = []  # mean of (wish - offset), number of boxes
-    offset, offsets = 0.0, []
+    """Move the boxes of a layer to the mean height of their neighbours, keeping order and gaps."""
+    wishes, offsets = [], [0.0]
     for name in layer:
         box = boxes[name]
         middles = [boxes[other].middle for other in neighbours.get(name, ())]
-        wish = sum(middles) / len(middles) - box.height / 2 if middles else box.y
-        offsets.append(offset)
-        blocks.append((wish - offset, 1))
-        offset += box.height + GAP
+        wishes.append((sum(middles) / len(middles) - box.height / 2 if middles else box.y) - offsets[-1])
+        offsets.append(offsets[-1] + box.height + GAP)
+    for name, start, offset in zip(layer, rising(wishes), offsets, strict=False):
+        boxes[name].y = start + offset
+
+
+def rising(wishes: Sequence[float]) -> list[float]:
+    """The rising numbers that come nearest to the wishes in the sum of squares: isotonic regression.
+
+    Neighbours that would have to fall move as one block, to the mean of their wishes.
+    """
+    blocks: list[tuple[float, int]] = []  # mean, length
+    for wish in wishes:
+        blocks.append((wish, 1))
         while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
-            (upper, above), (lower, below) = blocks[-2:]
-            blocks[-2:] = [((upper * above + lower * below) / (above + below), above + below)]
-    starts = [start for start, count in blocks for _ in range(count)]
-    for name, start, distance in zip(layer, starts, offsets, strict=True):
-        boxes[name].y = start + distance
+            (lower, before), (upper, after) = blocks[-2:]
+            blocks[-2:] = [((lower * before + upper * after) / (before + after), before + after)]
+    return [mean for mean, length in blocks for _ in range(length)]
+
+
+def spread_apart(wishes: Sequence[float], gap: float) -> list[float]:
+    """Places from 0 to 1 in the same (rising) order, at least `gap` apart, as near to the wishes as that allows."""
+    gap = min(gap, 1 / max(len(wishes) - 1, 1))
+    highest = 1 - gap * (len(wishes) - 1)
+    starts = rising([wish - index * gap for index, wish in enumerate(wishes)])
+    return [min(max(start, 0.0), highest) + index * gap for index, start in enumerate(starts)]
 
 
 def _edge(chain: Sequence[Box]) -> Edge:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from raydistill.report.comparison import Competitor
+from raydistill.report.formatting import size
 from raydistill.report.predictions import methods_of, temperature_of
 from raydistill.report.transfers import model_of
-from raydistill.report.words import size
 
 FEWEST = 3  # temperatures that make a line
 
@@ -63,6 +63,11 @@ class Sweep:
     def students(self) -> list[Competitor]:
         """Every student at every temperature."""
         return [row for line in self.lines for _, row in line.points]
+
+    @property
+    def is_repeated(self) -> bool:
+        """Whether there are replicas."""
+        return any(len(row.results) > 1 for row in self.students)
 
     @property
     def chosen(self) -> Competitor:

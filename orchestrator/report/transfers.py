@@ -2,7 +2,7 @@
 (arXiv 1503.02531, section 6)."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,14 @@ class TransferRow:
         written = self.transfer.get("fraction", 1.0)
         return float(written) if isinstance(written, int | float) else 1.0
 
+    def part(self, names_of: Callable[[Sequence[int | str]], str]) -> str:
+        """`10 %, without 3, unlabelled`."""
+        parts = [f"{100 * self.fraction:.4g} %"]
+        for option, word in (("only_classes", "only"), ("omit_classes", "without")):
+            if isinstance(labels := self.transfer.get(option), list) and labels:
+                parts.append(f"{word} {names_of(labels)}")
+        return ", ".join([*parts, *(["unlabelled"] if self.transfer.get("labelled") is False else [])])
+
 
 @dataclass(frozen=True)
 class TransferGroup:
@@ -42,6 +50,11 @@ class TransferGroup:
     def competitors(self) -> list[Competitor]:
         """The models, as the comparison knows them."""
         return [row.competitor for row in self.rows]
+
+    @property
+    def is_repeated(self) -> bool:
+        """Whether there are replicas."""
+        return any(len(competitor.results) > 1 for competitor in self.competitors)
 
 
 def group_by_model(competitors: Iterable[Competitor]) -> Iterator[TransferGroup]:

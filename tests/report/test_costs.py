@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from raydistill.report.cost_sections import costs
-from raydistill.report.story import tell
+from raydistill.report.page import build_page
+from raydistill.report.summary import summarize_run
 from raydistill.runs.view import open_run
 
 COST = {"seconds_per_step": 0.02, "peak_bytes": 700 * 2**20, "trained_parameters": 1000}
@@ -16,13 +16,14 @@ def rows(text: str) -> list[list[str]]:
     """The cells of the table's rows, without markup."""
     body = text.partition("<tbody>")[2].partition("</tbody>")[0]
     return [
-        [re.sub(r"<[^>]+>", "", cell).replace("\N{NO-BREAK SPACE}", " ") for cell in row.split("</td>")[:-1]]
+        [re.sub(r"<[^>]+>|\s", " ", cell).strip() for cell in row.split("</td>")[:-1]]
         for row in body.split("<tr>")[1:]
     ]
 
 
 def section(run: Any) -> str:
-    return costs(tell(open_run(run.write(), run.root)))
+    page = build_page(summarize_run(open_run(run.write(), run.root)), ())
+    return page.partition('id="costs"')[2].partition("<h2")[0]
 
 
 def test_rivals_are_ordered_by_errors_and_measured_against_plain_training(
@@ -50,7 +51,7 @@ def test_rivals_are_ordered_by_errors_and_measured_against_plain_training(
         config={"method": {"method": "hinton"}},
     )
     assert rows(section(run)) == [
-        ["hints ×2", "hinton and hints", "41.0 ± 1.4", "1.50", "600", "700 MiB"],
+        ["hints  ×2", "hinton and hints", "41.0 ± 1.4", "1.50", "600", "700 MiB"],
         ["soft", "hinton", "45", "1.00", "0", "700 MiB"],
         ["plain", "labels alone", "50", "1.00", "0", "700 MiB"],
     ]

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raydistill.report.graph import graph_svg
-from raydistill.report.layout import Picture, place_graph
-from raydistill.report.plot_models import spread_apart
+from raydistill.report.figures import finished
+from raydistill.report.graph import graph_drawing
+from raydistill.report.layout import Picture, place_graph, spread_apart
 from raydistill.runs.view import open_run
 
 Start = Callable[..., Any]
@@ -111,8 +111,9 @@ def test_the_drawing_is_valid_and_names_every_stage_when_pointed_at(tmp_path: Pa
     run = fake_run(tmp_path)
     run.stage("teacher", parameters=812, errors=3)
     run.stage("student", "distill", role="student", reads=["teacher"], status="failed", error="<b>&</b>")
-    drawing = ElementTree.fromstring(graph_svg(placed(run)))
-    titles = [title.text or "" for title in drawing.iter("title")]
+    (plot,) = finished([graph_drawing(placed(run))])
+    drawing = ElementTree.fromstring(plot.svg)
+    titles = [title.text or "" for title in drawing.iter() if title.tag.endswith("title")]
     assert "812 parameters" in titles[0]
     assert "student: failed" in titles[1]
     assert "<b>&</b>" in titles[1]

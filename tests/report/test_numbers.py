@@ -13,22 +13,12 @@ from safetensors.torch import load_file
 from raydistill.errors import StoreError
 from raydistill.report.comparison import (
     compare,
-    original_teachers,
     spread,
     total_parameters,
     wilson_interval,
 )
 from raydistill.report.examples import choose_samples, describe_examples, load_pictures, to_picture
-from raydistill.report.predictions import (
-    Predictions,
-    Teaching,
-    agreement,
-    read_predictions,
-    read_teaching,
-)
-from raydistill.report.story import choose_main, tell
-from raydistill.report.words import (
-    count,
+from raydistill.report.formatting import (
     duration,
     listing,
     mean,
@@ -37,7 +27,16 @@ from raydistill.report.words import (
     ratio,
     shorten,
     size,
+    whole,
 )
+from raydistill.report.predictions import (
+    Predictions,
+    Teaching,
+    agreement,
+    read_predictions,
+    read_teaching,
+)
+from raydistill.report.summary import choose_main, summarize_run
 from raydistill.runs.view import open_run
 from raydistill.training.evaluation import save_predictions
 
@@ -104,8 +103,9 @@ def test_compression_counts_the_teachers_at_the_start_of_a_chain(tmp_path: Path,
     run.stage("student", "distill", role="student", reads=["assistant"], parameters=100, errors=3)
     read = open_run(run.write(), run.root)
     student = compare(read).in_role("student")[0]
-    assert [stage.name for stage in original_teachers(read, student)] == ["teacher.0", "teacher.1"]
-    assert total_parameters(original_teachers(read, student)) == 1200
+    assert [stage.name for stage in student.teachers] == ["teacher.0", "teacher.1"]
+    assert total_parameters(student.teachers) == 1200
+    assert student.compression == 12
 
 
 def test_the_report_is_about_the_stage_called_student_if_it_has_a_result(
@@ -196,8 +196,8 @@ def test_teachers_judged_on_other_samples_are_not_mixed_with_the_student(
 
 
 def test_an_ensemble_that_no_stage_judges_is_counted_from_the_predictions(distilled: Any) -> None:
-    story = tell(open_run(distilled.write(), distilled.root))
-    row = next(row for row in story.comparison.competitors if row.role == "ensemble")
+    summary = summarize_run(open_run(distilled.write(), distilled.root))
+    row = next(row for row in summary.comparison.competitors if row.role == "ensemble")
     # The teachers err on the first 2 and the first 3 samples, both by the next class: together on 2 or 3.
     assert row.computed
     assert row.name == "2 × teacher"
@@ -211,8 +211,8 @@ def test_an_ensemble_that_a_stage_judges_appears_once(distilled: Any) -> None:
     distilled.stage(
         "ensemble", "evaluate", role="ensemble", reads=reads, parameters=4_000_000, errors=2, samples=40
     )
-    story = tell(open_run(distilled.write(), distilled.root))
-    assert [row.name for row in story.comparison.in_role("ensemble")] == ["ensemble"]
+    summary = summarize_run(open_run(distilled.write(), distilled.root))
+    assert [row.name for row in summary.comparison.in_role("ensemble")] == ["ensemble"]
 
 
 def test_agreement_counts_who_is_wrong_where() -> None:
@@ -286,7 +286,7 @@ def test_numbers_read_as_a_person_would_write_them() -> None:
         *(percent(fraction) for fraction in (0.1014, None)),
         *(mean(spread(values)) for values in ([43.0], [1000.0, 1010.0])),
         mean_percent(spread([0.5, 0.6])),
-        count(1276810),
+        whole(1276810),
         listing(["a", "b", "c"]),
         shorten("abcdef", 4),
     ]

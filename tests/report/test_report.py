@@ -13,10 +13,11 @@ from PIL import Image
 
 from raydistill.errors import StoreError
 from raydistill.report import write_report
+from raydistill.report.curves import Line, learning_curves
 from raydistill.report.page import build_page
-from raydistill.report.plot_models import Line, learning_curves, lower_limit
-from raydistill.report.plot_predictions import draw_confusion, merge_classes
-from raydistill.report.story import tell
+from raydistill.report.plot_lines import lower_limit
+from raydistill.report.plot_matrices import draw_confusion, merge_classes
+from raydistill.report.summary import summarize_run
 from raydistill.runs.view import open_run, open_stage
 
 Start = Callable[..., Any]
@@ -63,7 +64,7 @@ class Page(HTMLParser):
 
 def page_of(run: Any, **more: Any) -> Page:
     """The page without plots, which are slow to draw."""
-    return Page(build_page(tell(open_run(run.write(**more), run.root)), []))
+    return Page(build_page(summarize_run(open_run(run.write(**more), run.root)), []))
 
 
 def test_the_report_answers_first_and_draws_everything(distilled: Any) -> None:
@@ -77,7 +78,7 @@ def test_the_report_answers_first_and_draws_everything(distilled: Any) -> None:
     assert "8.0 times smaller than its 2 teachers together (500 k against 4 M parameters)" in page.text
     assert "distill run configs/fake.yaml --set a=<1>" in page.text
     assert "What the teacher sees" in page.text
-    assert page.tags.count("img") == 8
+    assert page.tags.count("image") == 8
     assert "url(http" not in html
     plots = {path.name: picture_size(path) for path in (report.parent / "plots").iterdir()}
     assert set(plots) == {
@@ -89,11 +90,11 @@ def test_the_report_answers_first_and_draws_everything(distilled: Any) -> None:
         "reliability-student.0.png",
         "reliability-2-teacher.png",
         "reliability-baseline.png",
-        "soft-targets.png",
+        *(f"soft-targets-{place}.png" for place in range(1, 9)),
     }
     assert min(min(size) for size in plots.values()) > 100
     drawings = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
-    assert len(drawings) == 8
+    assert len(drawings) == len(plots)
     fixed = [colour for drawing in drawings for colour in re.findall(r"(?:fill|stroke): (#\w+)", drawing)]
     assert fixed == [], "drawings take the colours of the page"
 
@@ -241,7 +242,7 @@ def test_pictures_that_are_gone_leave_a_sentence(distilled: Any) -> None:
     Path(distilled.task["file"]).unlink()
     page = page_of(distilled)
     assert "The test pictures cannot be read" in page.text
-    assert "img" not in page.tags
+    assert "image" not in page.tags
 
 
 def test_a_report_never_downloads_data(tmp_path: Path, fake_run: Start, predict: Start) -> None:
@@ -309,7 +310,7 @@ def test_replicas_are_one_curve_with_their_lowest_and_highest(tmp_path: Path, fa
     run.stage("model.0", role="model", errors=1, accuracies=[0.2, 0.4, 0.6])
     run.stage("model.1", role="model", errors=1, accuracies=[0.4, 0.8])
     (line,) = learning_curves(
-        tell(open_run(run.write(), tmp_path)).comparison.competitors, "validation/accuracy"
+        summarize_run(open_run(run.write(), tmp_path)).comparison.competitors, "validation/accuracy"
     )
     assert line.epochs.tolist() == [1, 2, 3]
     assert line.mean == pytest.approx([0.3, 0.6, 0.6])

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,11 @@ from built_runs import BuiltSearch
 from raydistill.errors import StoreError
 from raydistill.plan.search import Domain
 from raydistill.report import write_search_report
+from raydistill.report.figures import finished
 from raydistill.report.importance import FEWEST, measure_importance
-from raydistill.report.plot_population import steps
+from raydistill.report.page import build_search_page
 from raydistill.report.plot_search import best_so_far, search_drawings
-from raydistill.report.plots import finished
-from raydistill.report.search_page import build_search_page
-from raydistill.report.search_story import Axis, SearchStory, metric_limits, tell_search
+from raydistill.report.search_summary import Axis, SearchSummary, metric_limits, summarize_search
 from raydistill.runs.search_run import Segment, trial_id
 from raydistill.runs.search_view import open_search
 
@@ -29,13 +29,13 @@ SPACE: dict[str, Any] = {
 
 
 def page_of(search: BuiltSearch) -> str:
-    """The page without its plots, which take a while to draw."""
-    story = story_of(search)
-    return build_search_page(story, measure_importance(story), ())
+    """The page on one line, without its plots, which take a while to draw."""
+    summary = summary_of_search(search)
+    return re.sub(r"[ \n]+", " ", build_search_page(summary, measure_importance(summary), ()))
 
 
-def story_of(search: BuiltSearch) -> SearchStory:
-    return tell_search(open_search(search.folder, search.run.root))
+def summary_of_search(search: BuiltSearch) -> SearchSummary:
+    return summarize_search(open_search(search.folder, search.run.root))
 
 
 def report_of(search: BuiltSearch) -> str:
@@ -113,7 +113,7 @@ def test_failures_of_one_reason_are_told_once(search: BuiltSearch) -> None:
     for temperature in (2.0, 3.0, 4.0):
         search.trial(at(temperature), None, "failed", error="no such rule")
     page = page_of(search)
-    assert page.count("<h3>3 trials</h3><p>no such rule</p>") == 1
+    assert page.count("<h3>3 trials</h3> <p>no such rule</p>") == 1
     assert "No trial has come to its end: 3 failed." in page
 
 
@@ -146,11 +146,11 @@ def test_a_metric_of_which_less_is_better_has_its_lowest_trial_first(tmp_path: P
     search = BuiltSearch(tmp_path, SPACE, metric="student.validation/loss", mode="min")
     for temperature, loss in ((2.0, 0.5), (3.0, 0.2), (4.0, 0.4)):
         search.trial(at(temperature), loss)
-    story = story_of(search)
-    assert story.best is not None
-    assert story.best.number == 2
-    assert [story.strength(trial) for trial in story.trials] == [0, 1, 0.5]
-    assert best_so_far(story) == ([1, 2], [0.5, 0.2])
+    summary = summary_of_search(search)
+    assert summary.best is not None
+    assert summary.best.number == 2
+    assert [summary.strength(trial) for trial in summary.trials] == [0, 1, 0.5]
+    assert best_so_far(summary) == ([1, 2], [0.5, 0.2])
     assert "lowest validation/loss" in page_of(search)
 
 
@@ -187,16 +187,18 @@ def many(root: Path, noise: float, count: int = 40) -> BuiltSearch:
 
 
 def test_importance_finds_the_option_that_decides(tmp_path: Path) -> None:
-    importance = measure_importance(story_of(many(tmp_path, noise=0.0)))
+    importance = measure_importance(summary_of_search(many(tmp_path, noise=0.0)))
     assert importance.gap == ""
     assert importance.score > 0.8
     assert importance.means[0] > 10 * abs(importance.means[1])
 
 
 def test_importance_is_not_made_up_from_chance_or_from_few_trials(tmp_path: Path) -> None:
-    assert "no option can be said" in measure_importance(story_of(many(tmp_path / "a", noise=1.0))).gap
+    assert (
+        "no option can be said" in measure_importance(summary_of_search(many(tmp_path / "a", noise=1.0))).gap
+    )
     few = many(tmp_path / "b", noise=0.0, count=FEWEST - 1)
-    assert f"It takes {FEWEST} finished trials" in measure_importance(story_of(few)).gap
+    assert f"It takes {FEWEST} finished trials" in measure_importance(summary_of_search(few)).gap
     assert f"there are {FEWEST - 1}" in page_of(few)
 
 
@@ -204,8 +206,8 @@ def test_plots_stand_a_single_trial_and_many_options(tmp_path: Path) -> None:
     space = {f"student.option{index}": {"integer": [0, 9]} for index in range(5)}
     search = BuiltSearch(tmp_path, space)
     search.trial(dict.fromkeys(space, 0), 0.5, epochs={})
-    story = story_of(search)
-    names = [plot.name for plot in finished(search_drawings(story, measure_importance(story)))]
+    summary = summary_of_search(search)
+    names = [plot.name for plot in finished(search_drawings(summary, measure_importance(summary)))]
     assert len([name for name in names if name.startswith("value-option")]) == 5
 
 
@@ -242,9 +244,9 @@ def population(tmp_path: Path) -> BuiltSearch:
 def test_members_of_a_population_are_compared_where_they_trained_equally_long(
     population: BuiltSearch,
 ) -> None:
-    story = story_of(population)
-    assert [trial.id for trial in story.done] == [f"member-0{member}-round-2" for member in (3, 1, 2)]
-    assert len(story.measured) == 3
+    summary = summary_of_search(population)
+    assert [trial.id for trial in summary.done] == [f"member-0{member}-round-2" for member in (3, 1, 2)]
+    assert len(summary.measured) == 3
     page = page_of(population)
     assert "<b>Member 3, round 2/2</b> is the best of 3 members" in page
     assert "It began with temperature 2; its values changed after epoch 2." in page
@@ -253,7 +255,7 @@ def test_members_of_a_population_are_compared_where_they_trained_equally_long(
 
 
 def test_the_way_of_the_best_member_leads_through_its_donor(population: BuiltSearch) -> None:
-    found = steps(story_of(population))
+    found = summary_of_search(population).steps
     assert {step.trial.id for step in found if step.is_of_best} == {"member-03-round-2", "member-01-round-1"}
     before = {step.trial.id: step.before and step.before.id for step in found}
     assert before["member-03-round-2"] == before["member-01-round-2"] == "member-01-round-1"

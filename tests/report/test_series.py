@@ -10,8 +10,8 @@ import pytest
 from raydistill.report import write_report
 from raydistill.report.comparison import compare
 from raydistill.report.page import build_page
-from raydistill.report.plot_series import distinct_colours, round_numbers
-from raydistill.report.story import choose_main, tell
+from raydistill.report.plot_lines import distinct_colours, round_numbers
+from raydistill.report.summary import choose_main, summarize_run
 from raydistill.report.sweep import find_sweep
 from raydistill.report.theme import light
 from raydistill.runs.view import open_run
@@ -22,7 +22,7 @@ MLP = {"name": "mlp", "options": {"widths": [800, 800]}}
 
 def text_of(run: Any) -> str:
     """The page without plots, its tags taken away."""
-    html = build_page(tell(open_run(run.write(), run.root)), [])
+    html = build_page(summarize_run(open_run(run.write(), run.root)), [])
     html = re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL)
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html).replace("\N{NO-BREAK SPACE}", " "))
 
@@ -166,7 +166,7 @@ def test_a_sum_of_methods_has_the_temperature_of_the_one_that_has_any(
     sweep = find_sweep(compare(open_run(run.write(), tmp_path)).competitors)
     assert sweep is not None
     assert sweep.temperatures == [1, 2, 4]
-    assert tell(open_run(run.write(), tmp_path)).temperature in (1, 2, 4)
+    assert summarize_run(open_run(run.write(), tmp_path)).temperature in (1, 2, 4)
 
 
 def test_the_best_temperature_is_the_one_of_validation_not_of_test(tmp_path: Path, fake_run: Start) -> None:
@@ -178,7 +178,7 @@ def test_the_best_temperature_is_the_one_of_validation_not_of_test(tmp_path: Pat
     (line,) = sweep.lines
     assert line.best == [8.0]
     assert line.close == []
-    main = choose_main(tell(open_run(run.write(), tmp_path)).comparison, sweep)
+    main = choose_main(summarize_run(open_run(run.write(), tmp_path)).comparison, sweep)
     assert main is not None
     assert main.name == "wide-t8"
     text = text_of(run)

@@ -15,9 +15,9 @@ from raydistill.report.clusters import ordered_cells, read_clusterings
 from raydistill.report.committees import Coverage, chance_of, fold_coverage
 from raydistill.report.comparison import compare
 from raydistill.report.page import build_page
-from raydistill.report.plot_series import shades
+from raydistill.report.plot_matrices import shades
 from raydistill.report.predictions import read_predictions, read_teaching
-from raydistill.report.story import choose_main, tell
+from raydistill.report.summary import choose_main, summarize_run
 from raydistill.runs.view import open_run
 
 Start = Callable[..., Any]
@@ -25,7 +25,7 @@ Start = Callable[..., Any]
 
 def text_of(run: Any) -> str:
     """The page without plots, its tags taken away."""
-    html = build_page(tell(open_run(run.write(), run.root)), [])
+    html = build_page(summarize_run(open_run(run.write(), run.root)), [])
     html = re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL)
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html).replace("\N{NO-BREAK SPACE}", " "))
 
@@ -133,7 +133,7 @@ def test_degenerate_clusters_are_warned_of(tmp_path: Path, fake_run: Start) -> N
 def text_of_task(run: Any, classes: int) -> str:
     """`text_of` for a task with so many classes."""
     folder = run.write(task={"name": "mnist", "num_classes": classes})
-    html = build_page(tell(open_run(folder, run.root)), [])
+    html = build_page(summarize_run(open_run(folder, run.root)), [])
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html))
 
 
@@ -249,9 +249,7 @@ def test_a_committee_shows_the_tables_of_the_paper(tmp_path: Path, fake_run: Sta
     assert "committee 100 s 61 s 33 s 0.50 of 2 25.0 % 40.0 %" in text
 
 
-def test_the_verdict_is_honest_about_losses_and_chance(
-    tmp_path: Path, fake_run: Start, predict: Start
-) -> None:
+def test_losses_and_chance_are_called_by_their_names(tmp_path: Path, fake_run: Start, predict: Start) -> None:
     labels = np.arange(200) % 10
     for name, errors, change, words in (
         ("worse", 60, -20, "do harm : with them 20 fewer of 200 samples are right"),
@@ -264,7 +262,7 @@ def test_the_verdict_is_honest_about_losses_and_chance(
         assert words in text_of(run)
 
 
-def test_without_predictions_no_verdict_beyond_the_numbers_is_given(tmp_path: Path, fake_run: Start) -> None:
+def test_without_predictions_nothing_beyond_the_numbers_is_claimed(tmp_path: Path, fake_run: Start) -> None:
     run = fake_run(tmp_path)
     run.stage("generalist", errors=40, samples=200)
     add_committee(run, "committee", tables([(1, 200, 160, 30)]), errors=10, samples=200)

@@ -155,7 +155,8 @@ def own_folders() -> dict[str, Path]:
 
 def own_size() -> tuple[int, int]:
     """Files and bytes of our own packages."""
-    files = {file for folder in own_folders().values() for file in folder.rglob("*.py")}
+    found = {file for folder in own_folders().values() for file in folder.rglob("*")}
+    files = {file for file in found if file.is_file() and "__pycache__" not in file.parts}
     return len(files), sum(file.stat().st_size for file in files)
 
 

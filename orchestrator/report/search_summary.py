@@ -4,6 +4,7 @@ Read from the search's own records; see `runs/search_view.py`.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,8 +13,8 @@ from typing import Any
 from matplotlib.ticker import MaxNLocator
 
 from raydistill.plan.search import Domain
-from raydistill.report.words import percent
-from raydistill.runs.search_run import TrialRecord, best_first
+from raydistill.report.formatting import listing, percent
+from raydistill.runs.search_run import Segment, TrialRecord, best_first
 from raydistill.runs.search_view import SearchView
 from raydistill.runs.search_words import short, short_names
 
@@ -38,6 +39,22 @@ class Axis:
             low, high, number = math.log(low), math.log(high), math.log(number)
         return (number - low) / (high - low)
 
+    def holds(self, value: Any) -> bool:
+        """Whether a value lies on the axis."""
+        if self.domain.choice is not None:
+            return value in self.domain.choice
+        return isinstance(value, int | float) and self.domain.low <= value <= self.domain.high
+
+    @property
+    def range_text(self) -> str:
+        """`1 to 20, by the logarithm`, or all choices."""
+        if self.domain.choice is not None:
+            return listing([short(value) for value in self.domain.choice])
+        scale = ", by the logarithm" if self.domain.is_logarithmic else ""
+        is_whole = self.domain.kind.endswith("integer")
+        low, high = self.domain.ends
+        return f"{short(low)} to {short(high)}{scale}{', whole numbers' if is_whole else ''}"
+
     @property
     def ticks(self) -> list[Any]:
         """Values to name on the axis: all choices, or round numbers and the ends of a range."""
@@ -59,7 +76,18 @@ def _round_between(low: float, high: float) -> list[float]:
 
 
 @dataclass(frozen=True)
-class SearchStory:
+class Step:
+    """A segment of a population's member with the trial whose weights it began with, and whether it is on the way of
+    the best."""
+
+    trial: TrialRecord
+    segment: Segment
+    before: TrialRecord | None
+    is_of_best: bool
+
+
+@dataclass(frozen=True)
+class SearchSummary:
     """A search as it is on disk now."""
 
     view: SearchView
@@ -94,15 +122,42 @@ class SearchStory:
     @cached_property
     def done(self) -> list[TrialRecord]:
         """Trials that trained to their end, from the best to the worst; of a population those of the last round."""
-        found = [trial for trial in self.ranked if trial.status == "done" and trial.metric is not None]
+        found = [trial for trial in self.ranked if trial.status == "done" and is_number(trial.metric)]
         return [trial for trial in found if self.is_compared(trial)]
 
     @cached_property
     def measured(self) -> list[TrialRecord]:
         """Trials with a value of the metric, those stopped early included, from the worst to the best; of a population
         those of the last round."""
-        found = [trial for trial in self.trials if trial.metric is not None and trial.status != "failed"]
+        found = [trial for trial in self.trials if is_number(trial.metric) and trial.status != "failed"]
         return sorted(filter(self.is_compared, found), key=lambda trial: self.sign * self.value(trial))
+
+    @property
+    def best_last(self) -> list[TrialRecord]:
+        """The measured trials in the order in which they are drawn over each other."""
+        return sorted(self.measured, key=lambda trial: (trial is self.best, self.strength(trial)))
+
+    @cached_property
+    def steps(self) -> list[Step]:
+        """All segments of a population, those on the way of the best last."""
+        places = {
+            (trial.segment.member, trial.segment.round): trial for trial in self.trials if trial.segment
+        }
+
+        def before(segment: Segment) -> TrialRecord | None:
+            member = segment.member if segment.donor is None else segment.donor
+            return places.get((member, segment.round - 1))
+
+        way, trial = set[str](), self.best
+        while trial is not None and trial.segment is not None:
+            way.add(trial.id)
+            trial = before(trial.segment)
+        steps = [
+            Step(trial, trial.segment, before(trial.segment), trial.id in way)
+            for trial in places.values()
+            if trial.segment is not None
+        ]
+        return sorted(steps, key=lambda step: (step.is_of_best, step.trial.number))
 
     @property
     def failed(self) -> list[TrialRecord]:
@@ -117,16 +172,14 @@ class SearchStory:
     @property
     def own_trial(self) -> TrialRecord | None:
         """The trial of the plan's own values, if they were tried."""
-        found = (
-            trial for trial in self.done if trial.values == self.view.about.own and trial.segment is None
-        )
-        return next(found, None)
+        own = self.view.about.own
+        return next((trial for trial in self.done if trial.values == own and trial.segment is None), None)
 
     @property
     def judged(self) -> Mapping[str, float]:
         """The winner's final judgement, that on the test split included; empty before there is one."""
-        told = self.view.about.best
-        return told.metrics if told and self.best and told.trial == self.best.id else {}
+        judged = self.view.about.best
+        return judged.metrics if judged and self.best and judged.trial == self.best.id else {}
 
     @property
     def sign(self) -> float:
@@ -140,6 +193,19 @@ class SearchStory:
             return None
         samples, rate = self.best.metrics.get("validation/samples"), self.value(self.best)
         return math.sqrt(rate * (1 - rate) / samples) if samples else None
+
+    @property
+    def near(self) -> int:
+        """How many other finished trials are within the standard error of the best."""
+        if self.best is None or not self.standard_error:
+            return 0
+        top = self.sign * self.value(self.best)
+        return sum(top - self.sign * self.value(trial) <= self.standard_error for trial in self.done) - 1
+
+    @property
+    def outcomes(self) -> dict[str, int]:
+        """How many trials ended how, in the order in which they began."""
+        return Counter(outcome_of_trial(trial) for trial in self.trials)
 
     def value(self, trial: TrialRecord) -> float:
         """The metric of a trial that has one."""
@@ -171,6 +237,16 @@ class SearchStory:
         return {trial.id: rank for rank, trial in enumerate(self.measured)}
 
 
+def is_number(value: float | None) -> bool:
+    """Whether a metric was measured; a trial whose metric is not finite has none."""
+    return value is not None and math.isfinite(value)
+
+
+def outcome_of_trial(trial: TrialRecord) -> str:
+    """`stopped early`, `done`."""
+    return trial.status.replace("_", " ")
+
+
 def metric_limits(values: Sequence[float], sign: float) -> tuple[float, float]:
     """From the lowest to the highest value that is shown, with some room; all of them unless some are far off."""
     scores = sorted((sign * value for value in values), reverse=True)
@@ -181,8 +257,8 @@ def metric_limits(values: Sequence[float], sign: float) -> tuple[float, float]:
     return ends[0], ends[1]
 
 
-def tell_search(view: SearchView) -> SearchStory:
+def summarize_search(view: SearchView) -> SearchSummary:
     """Work out what there is to say."""
     names = short_names(list(view.about.space))
     axes = tuple(Axis(path, names[path], domain) for path, domain in view.about.space.items())
-    return SearchStory(view, axes, tuple(view.trials()))
+    return SearchSummary(view, axes, tuple(view.trials()))

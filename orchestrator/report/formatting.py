@@ -1,6 +1,7 @@
-"""Numbers and outcomes as words, the same on the page and in the plots."""
+"""Numbers and outcomes as text, the same on the page and in the plots."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 from raydistill.report.comparison import Spread
 from raydistill.runs.view import StageView
@@ -8,7 +9,7 @@ from raydistill.runs.view import StageView
 SPACE = "\N{NO-BREAK SPACE}"
 
 
-def count(number: float) -> str:
+def whole(number: float) -> str:
     """A whole number with its thousands apart: 1,276,810."""
     return f"{number:,.0f}"
 
@@ -49,8 +50,10 @@ def ratio(number: float) -> str:
     return f"{number:.2f}×" if number < 1.995 else f"{number:.1f}×" if number < 9.95 else f"{number:,.0f}×"
 
 
-def mean(spread: Spread, decimals: int = 1) -> str:
-    """Mean, with the standard deviation where there are replicas: 101.3 ± 4.2."""
+def mean(spread: Spread | None, decimals: int = 1) -> str:
+    """Mean, with the standard deviation where there are replicas: 101.3 ± 4.2; nothing of no values."""
+    if spread is None:
+        return ""
     if spread.deviation is None:
         return f"{spread.mean:,.0f}" if float(spread.mean).is_integer() else f"{spread.mean:,.{decimals}f}"
     return f"{spread.mean:,.{decimals}f}{SPACE}±{SPACE}{spread.deviation:.{decimals}f}"
@@ -75,14 +78,13 @@ def change_percent(fraction: float, decimals: int = 1) -> str:
     return f"{text}{SPACE}%"
 
 
-def mean_percent(spread: Spread | None, decimals: int = 1) -> str:
+def mean_percent(spread: Spread | None, decimals: int = 1, nothing: str = "–") -> str:
     """Like `mean`, of fractions: 89.9 ± 0.4 %."""
     if spread is None:
-        return "–"
-    spread_text = (
-        f"{SPACE}±{SPACE}{100 * spread.deviation:.{decimals}f}" if spread.deviation is not None else ""
-    )
-    return f"{100 * spread.mean:.{decimals}f}{spread_text}{SPACE}%"
+        return nothing
+    deviation = spread.deviation
+    around = f"{SPACE}±{SPACE}{100 * deviation:.{decimals}f}" if deviation is not None else ""
+    return f"{100 * spread.mean:.{decimals}f}{around}{SPACE}%"
 
 
 def shorten(text: str, letters: int) -> str:
@@ -90,13 +92,15 @@ def shorten(text: str, letters: int) -> str:
     return text if len(text) <= letters else text[: letters - 1] + "…"
 
 
+def tally(members: Iterable[StageView]) -> dict[str, int]:
+    """How many stages ended how, in the order in which that occurs."""
+    return Counter(member.status for member in members)
+
+
 def outcome_of(members: Sequence[StageView]) -> str:
     """How a stage and its replicas ended, and how long they took together."""
-    tally: dict[str, int] = {}
-    for member in members:
-        tally[member.status] = tally.get(member.status, 0) + 1
-    is_one = len(tally) == 1
-    text = ", ".join(status if is_one else f"{number} {status}" for status, number in tally.items())
+    found = tally(members)
+    text = ", ".join(status if len(found) == 1 else f"{times} {status}" for status, times in found.items())
     seconds = sum(member.seconds for member in members)
     return f"{text} · {duration(seconds)}" if seconds else text
 
@@ -104,3 +108,9 @@ def outcome_of(members: Sequence[StageView]) -> str:
 def listing(words: Sequence[str]) -> str:
     """a, b and c."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""
+
+
+FORMATS = (
+    change, change_percent, duration, listing, mean, mean_percent, percent, ratio, signed, size, tally, whole
+)  # fmt: skip
+"""What templates call by these names."""

@@ -1,0 +1,199 @@
+"""Plots of lines that are named at their ends: learning curves, accuracies on parts of the data, temperatures."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
+
+from raydistill.report.curves import Line, learning_curves
+from raydistill.report.figures import Look, one_panel, show_steps, show_values
+from raydistill.report.formatting import shorten, whole
+from raydistill.report.layout import spread_apart
+from raydistill.report.sweep import Sweep
+from raydistill.report.theme import light, role_colour
+from raydistill.report.transfers import TransferGroup
+
+LINE_STYLES = ("-", (0, (5, 2)), (0, (1.2, 1.6)), (0, (6, 2, 1.2, 2)))
+LEADER = {
+    "arrowstyle": "-",
+    "lw": 0.6,
+    "alpha": 0.6,
+    "shrinkA": 3,
+    "shrinkB": 0,
+    "relpos": (0.0, 0.5),
+    "patchA": None,  # to cut the line off at its label took a third of all drawing; it begins beside it
+}
+SPARE = [
+    "teacher",
+    "assistant",
+    "committee",
+    "targets",
+    "ensemble",
+    "specialist",
+    "clusters",
+    "baseline",
+    "student",
+]
+
+
+def draw_line(axes: Axes, line: Line, colour: str, style: object = "-", width: float = 1.6) -> None:
+    """The mean with a band from the lowest to the highest replica; a dot where there is one epoch."""
+    axes.fill_between(line.epochs, line.low, line.high, color=colour, alpha=0.16, linewidth=0)
+    marker = "o" if len(line.epochs) == 1 else None
+    axes.plot(line.epochs, line.mean, color=colour, linestyle=style, lw=width, marker=marker, ms=4)
+
+
+def draw_curves(lines: Sequence[Line], title: str, *, is_fraction: bool) -> Figure:
+    """Lines in the colours of their roles, those of one role in different dashes."""
+    figure, axes = one_panel(5.2, max(2.9, 0.95 + 0.178 * len(lines)))
+    earlier: list[str] = []
+    for line in lines:
+        style = LINE_STYLES[earlier.count(line.role) % len(LINE_STYLES)]
+        draw_line(axes, line, light(role_colour(line.role)), style)
+        earlier.append(line.role)
+    _scale(axes, lines, is_fraction=is_fraction)
+    axes.set_title(title)
+    show_steps(axes, "epoch")
+    axes.grid(axis="y")
+    axes.margins(x=0.01)
+    if max(line.epochs[-1] for line in lines) == min(line.epochs[0] for line in lines):
+        axes.set_xlim(lines[0].epochs[0] - 1, lines[0].epochs[0] + 1)
+    name_ends(axes, lines, [light(role_colour(line.role)) for line in lines])
+    return figure
+
+
+def _scale(axes: Axes, lines: Sequence[Line], *, is_fraction: bool) -> None:
+    """Show where the curves end; the steep beginning may leave the picture."""
+    values = np.concatenate([line.mean for line in lines])
+    if is_fraction:
+        bottom, top = lower_limit(lines), max(float(line.high.max()) for line in lines)
+        axes.set_ylim(bottom, min(1.0, top + 0.04 * (top - bottom)) if top > bottom else None)
+        show_values(axes, is_fraction=True)
+    elif values.min() > 0 and values.max() / values.min() > 30:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
+    else:
+        axes.set_ylim(min(0.0, float(values.min())), None)
+
+
+def lower_limit(lines: Sequence[Line]) -> float:
+    """Where the axis of accuracies begins: low enough for the second half of every curve, and some room below."""
+    late = [float(line.low[len(line.low) // 2 :].min()) for line in lines]
+    top = max(float(line.high.max()) for line in lines)
+    lowest = min(float(line.low.min()) for line in lines)
+    bottom = min(late) - 0.6 * (top - min(late)) - 0.01
+    return max(0.0, bottom, lowest - 0.1 * (top - lowest) - 0.002)
+
+
+def draw_transfers(group: TransferGroup) -> Figure | None:
+    """Accuracy over epochs on what was learned from and on validation, on one scale; None without curves."""
+    panels = {
+        title: learning_curves(group.competitors, metric)
+        for title, metric in (("Train", "train/accuracy"), ("Validation", "validation/accuracy"))
+    }
+    lines = [line for found in panels.values() for line in found]
+    if not lines:
+        return None
+    roles = {line.label: line.role for line in lines}
+    colours = dict(zip(roles, distinct_colours(list(roles.values())), strict=True))
+    figure = Figure(figsize=(8.6, 3.4), layout="constrained")
+    both = figure.subplots(1, 2, sharex=True, sharey=True)
+    for axes, (title, found) in zip(both, panels.items(), strict=True):
+        for line in found:
+            draw_line(axes, line, colours[line.label], width=1.3)
+        axes.set_title(f"{title} accuracy")
+        show_steps(axes, "epoch")
+        show_values(axes, is_fraction=True)
+        axes.margins(x=0.01)
+    bottom, top = lower_limit(lines), max(float(line.high.max()) for line in lines)
+    if top > bottom:
+        both[0].set_ylim(bottom, min(1.003, top + 0.04 * (top - bottom)))
+    named, axes = (panels["Validation"], both[1]) if panels["Validation"] else (panels["Train"], both[0])
+    name_ends(axes, named, [colours[line.label] for line in named])
+    return figure
+
+
+def draw_temperatures(sweep: Sweep) -> Figure:
+    """Mean test errors with their deviation against T, a line per student."""
+    figure, axes = one_panel(5.4, 3.6)
+    lines, colours = [], distinct_colours(["student"] * len(sweep.lines))
+    for place, (line, colour) in enumerate(zip(sweep.lines, colours, strict=True)):
+        measured = [(heat, row.errors) for heat, row in line.points if row.errors is not None]
+        heats = np.array([heat for heat, _ in measured])
+        errors = np.array([spread.mean for _, spread in measured])
+        deviations = np.array([spread.deviation or 0.0 for _, spread in measured])
+        # Lines stand a little apart, so that their deviations can be told from each other.
+        apart = heats * 1.012 ** (place - (len(sweep.lines) - 1) / 2)
+        bars = deviations if deviations.any() else None
+        style = LINE_STYLES[place // len(SPARE) % len(LINE_STYLES)]
+        look: Look = {
+            "marker": "o",
+            "ms": 4,
+            "elinewidth": 1,
+            "capsize": 2,
+            "linestyle": style,
+            "color": colour,
+        }
+        axes.errorbar(apart, errors, yerr=bars, **look)
+        lines.append(Line(line.label, "", apart, errors, errors - deviations, errors + deviations))
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(sweep.temperatures))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    means = np.concatenate([line.mean for line in lines])
+    if means.min() > 0 and means.max() / means.min() > 3:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(FixedLocator(round_numbers(float(means.min()), float(means.max()))))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(lambda value, _: whole(value))
+    axes.set(xlabel="temperature T", ylabel="test errors")
+    axes.grid(axis="y")
+    name_ends(axes, lines, colours)
+    return figure
+
+
+def distinct_colours(roles: Sequence[str]) -> list[str]:
+    """A colour for each: the first of a role has the role's, others what is left; of many, some come twice."""
+    own = [role_colour(role) for role in roles]
+    spare = [name for name in SPARE if name not in own] or SPARE
+    chosen = []
+    for place, name in enumerate(own):
+        earlier = own[:place]
+        chosen.append(light(spare[(place - len(set(earlier))) % len(spare)] if name in earlier else name))
+    return chosen
+
+
+def round_numbers(low: float, high: float) -> list[float]:
+    """1, 2 or 5 times a power of ten, from below `low` to above `high`."""
+    powers = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+    steps = sorted(float(factor * power) for power in powers for factor in (1, 2, 5))
+    below = max(step for step in steps if step <= low)
+    above = min(step for step in steps if step >= high)
+    return [step for step in steps if below <= step <= above]
+
+
+def name_ends(axes: Axes, lines: Sequence[Line], colours: Sequence[str]) -> None:
+    """Write each label beside the end of its line, moved apart where they would touch."""
+    axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
+    to_unit = axes.transAxes.inverted()
+    ends = [to_unit.transform(axes.transData.transform((line.epochs[-1], line.mean[-1]))) for line in lines]
+    heights = [min(1.0, max(0.0, float(y))) for _, y in ends]
+    order = sorted(range(len(lines)), key=lambda index: ends[index][1])
+    label_height = 12.5 / (axes.bbox.height * 0.72)  # of a line in points, before the axes are laid out
+    places = spread_apart([heights[index] for index in order], label_height)
+    for index, place in zip(order, places, strict=True):
+        axes.annotate(
+            shorten(lines[index].label, 24),
+            xy=(ends[index][0], heights[index]),
+            xytext=(1.035, place),
+            xycoords="axes fraction",
+            textcoords="axes fraction",
+            va="center",
+            color=colours[index],
+            annotation_clip=False,
+            arrowprops={**LEADER, "color": colours[index]},
+        )
