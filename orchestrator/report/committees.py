@@ -45,7 +45,7 @@ class Coverage(BaseModel):
         return self.change / self.right if self.right else 0.0
 
 
-class Cost(BaseModel):
+class CommitteeCost(BaseModel):
     """Specialists asked per sample (`active`), the share of samples that ask any, and seconds of training."""
 
     specialists: int
@@ -68,7 +68,7 @@ class Tables(BaseModel):
     generalist: Accuracies
     committee: Accuracies
     coverage: tuple[Coverage, ...]
-    cost: Cost
+    cost: CommitteeCost
 
     @property
     def change(self) -> int:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from raydistill.errors import DistillError
 from raydistill.plan.schema import build_task
-from raydistill.report.predictions import Integers, Predictions, Teaching
+from raydistill.report.predictions import Integers, StoredPredictions, Teaching
 from raydistill.tasks.task import Task
 
 CLASSES_SHOWN = 5
@@ -39,7 +39,7 @@ class Example:
     picture: Picture
 
 
-def choose_samples(student: Predictions, teaching: Teaching) -> list[int]:
+def choose_samples(student: StoredPredictions, teaching: Teaching) -> list[int]:
     """Positions of up to eight samples of as many classes as possible.
 
     First those about which the teacher is right and least sure, then those where the student errs and is most
@@ -82,7 +82,7 @@ def _spread_over_classes(
 
 def describe_examples(
     positions: Sequence[int],
-    student: Predictions,
+    student: StoredPredictions,
     teaching: Teaching,
     temperature: float,
     pictures: Sequence[Picture],

@@ -14,7 +14,7 @@ def whole(number: float) -> str:
     return f"{number:,.0f}"
 
 
-def size(parameters: int | None) -> str:
+def compact(parameters: int | None) -> str:
     """A number of parameters in short: 812, 39.8 k, 1.28 M, 25.6 M."""
     if parameters is None:
         return "–"
@@ -29,7 +29,7 @@ def percent(fraction: float | None, decimals: int = 1) -> str:
     return "–" if fraction is None else f"{100 * fraction:.{decimals}f}{SPACE}%"
 
 
-def duration(seconds: float) -> str:
+def elapsed(seconds: float) -> str:
     """Seconds as a person would say them: 0.4 s, 21 s, 3 min 20 s, 2 h 05 min."""
     whole = round(seconds)
     if seconds < 0.05:
@@ -102,7 +102,7 @@ def outcome_of(members: Sequence[StageView]) -> str:
     found = tally(members)
     text = ", ".join(status if len(found) == 1 else f"{times} {status}" for status, times in found.items())
     seconds = sum(member.seconds for member in members)
-    return f"{text} · {duration(seconds)}" if seconds else text
+    return f"{text} · {elapsed(seconds)}" if seconds else text
 
 
 def listing(words: Sequence[str]) -> str:
@@ -111,6 +111,6 @@ def listing(words: Sequence[str]) -> str:
 
 
 FORMATS = (
-    change, change_percent, duration, listing, mean, mean_percent, percent, ratio, signed, size, tally, whole
+    change, change_percent, elapsed, listing, mean, mean_percent, percent, ratio, signed, compact, tally, whole
 )  # fmt: skip
 """What templates call by these names."""

@@ -8,8 +8,8 @@ from matplotlib.patches import FancyBboxPatch, PathPatch
 from matplotlib.path import Path
 
 from raydistill.report.figures import Drawing, free_panel
-from raydistill.report.formatting import duration, outcome_of, percent, shorten, size
-from raydistill.report.layout import Box, Picture
+from raydistill.report.formatting import compact, elapsed, outcome_of, percent, shorten
+from raydistill.report.layout import Box, PlacedGraph
 from raydistill.report.theme import light, role_colour
 from raydistill.runs.view import StageView
 
@@ -17,13 +17,13 @@ MARGIN = 4.0
 NAMED_MEMBERS = 12
 
 
-def graph_drawing(picture: Picture) -> Drawing:
+def graph_drawing(picture: PlacedGraph) -> Drawing:
     """The placed graph; a unit is a point."""
     titles = {f"box-{place}": title_of(box) for place, box in enumerate(picture.boxes)}
     return Drawing("graph", "graph", "The graph of stages", _draw(picture), titles)
 
 
-def _draw(picture: Picture) -> Figure:
+def _draw(picture: PlacedGraph) -> Figure:
     figure, axes = free_panel(picture.width + 2 * MARGIN, picture.height + 2 * MARGIN)
     axes.set(xlim=(-MARGIN, picture.width + MARGIN), ylim=(picture.height + MARGIN, -MARGIN))
     for edge in picture.edges:
@@ -73,9 +73,9 @@ def title_of(box: Box) -> str:
 
 
 def _line(member: StageView) -> str:
-    facts = [f"{member.name}: {member.status}", duration(member.seconds)]
+    facts = [f"{member.name}: {member.status}", elapsed(member.seconds)]
     if member.parameters is not None:
-        facts.append(f"{size(member.parameters)} parameters")
+        facts.append(f"{compact(member.parameters)} parameters")
     if (accuracy := member.metric("test/accuracy")) is not None:
         facts.append(f"test {percent(accuracy)}")
     return ", ".join([*facts, member.fingerprint])

@@ -60,7 +60,7 @@ class Edge:
 
 
 @dataclass(frozen=True)
-class Picture:
+class PlacedGraph:
     """The placed graph."""
 
     boxes: tuple[Box, ...]
@@ -69,7 +69,7 @@ class Picture:
     height: float
 
 
-def place_graph(run: RunView) -> Picture:
+def place_graph(run: RunView) -> PlacedGraph:
     """Group, layer and place the stages of a run."""
     boxes = group_stages(run)
     for box in boxes.values():
@@ -82,7 +82,7 @@ def place_graph(run: RunView) -> Picture:
     width = _place_columns(layers, boxes)
     height = _place_rows(layers, boxes, neighbours)
     edges = tuple(_edge([boxes[name] for name in chain]) for chain in chains)
-    return Picture(tuple(box for box in boxes.values() if box.members), edges, width, height)
+    return PlacedGraph(tuple(box for box in boxes.values() if box.members), edges, width, height)
 
 
 def group_stages(run: RunView) -> dict[str, Box]:

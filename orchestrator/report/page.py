@@ -92,7 +92,7 @@ def _facts(summary: RunSummary) -> list[str]:
     splits = {"train": task.train, "validation": task.validation, "test": task.test}
     sizes = [f"{formatting.whole(size)} {split}" for split, size in splits.items() if size]
     about = f"task {task.name}, {task.num_classes or '?'} classes"
-    facts = [f"Run {run.run_id}", formatting.duration(run.seconds), about]
+    facts = [f"Run {run.run_id}", formatting.elapsed(run.seconds), about]
     return [*facts, f"{' / '.join(sizes)} samples"] if sizes else facts
 
 
@@ -177,7 +177,7 @@ def build_search_page(summary: SearchSummary, importance: Importance, plots: "Se
         importance=importance,
         facts=[
             f"Search {about.fingerprint}",
-            formatting.duration(about.seconds),
+            formatting.elapsed(about.seconds),
             f"{formatting.whole(over)} of {formatting.whole(about.samples)} trials",
             f"{'highest' if about.mode == 'max' else 'lowest'} {summary.metric} of {view.stage}",
             f"searcher {about.searcher.name}",

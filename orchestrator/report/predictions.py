@@ -18,7 +18,7 @@ Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
 
 
-class Predictions(NamedTuple):
+class StoredPredictions(NamedTuple):
     """What a model says about N samples of C classes."""
 
     ids: Integers
@@ -29,9 +29,9 @@ class Predictions(NamedTuple):
         """Softmax of the tempered logits, (N, C)."""
         return softmax(self.logits, temperature)
 
-    def at(self, rows: Integers) -> "Predictions":
+    def at(self, rows: Integers) -> "StoredPredictions":
         """The same model on some of the samples."""
-        return Predictions(self.ids[rows], self.labels[rows], self.logits[rows])
+        return StoredPredictions(self.ids[rows], self.labels[rows], self.logits[rows])
 
     def predicted(self) -> Integers:
         """The class of the largest logit, (N,)."""
@@ -56,7 +56,7 @@ class Teaching:
     name: str
     role: str
     names: tuple[str, ...]
-    members: tuple[Predictions, ...]
+    members: tuple[StoredPredictions, ...]
     weights: tuple[float, ...]
     rule: str
 
@@ -83,7 +83,7 @@ class Teaching:
         return sum_of(weight * member.probabilities(temperature) for member, weight in pairs)
 
 
-def read_predictions(stage: StageView, split: str = "test") -> Predictions:
+def read_predictions(stage: StageView, split: str = "test") -> StoredPredictions:
     """A stage's predictions on a split. `StoreError` says why there are none."""
     if not stage.has_result:
         raise StoreError(f"`{stage.name}` has no result ({stage.status})")
@@ -99,7 +99,7 @@ def read_predictions(stage: StageView, split: str = "test") -> Predictions:
     logits = tensors["logits"].astype(np.float32)
     if "remainders" in tensors:  # of logits that are large for float16
         logits = logits + tensors["remainders"]
-    return Predictions(tensors["ids"], tensors["labels"], logits)
+    return StoredPredictions(tensors["ids"], tensors["labels"], logits)
 
 
 def read_in_role(run: RunView, role: str, read: Callable[[StageView], Made]) -> tuple[list[Made], list[str]]:
@@ -116,7 +116,7 @@ def read_in_role(run: RunView, role: str, read: Callable[[StageView], Made]) -> 
 
 
 def agreement(
-    name: str, answers: NDArray[Any], student: Predictions, ids: NDArray[np.int64]
+    name: str, answers: NDArray[Any], student: StoredPredictions, ids: NDArray[np.int64]
 ) -> Agreement | None:
     """Compare another model's answers with the student's; None when it was asked about other samples."""
     if len(ids) != len(student.ids) or (ids != student.ids).any():
@@ -133,7 +133,7 @@ def agreement(
     )
 
 
-def read_teaching(run: RunView, student: StageView, predictions: Predictions) -> Teaching:
+def read_teaching(run: RunView, student: StageView, predictions: StoredPredictions) -> Teaching:
     """The teachers whose targets `student` learned from, on the student's test samples.
 
     `StoreError` says why they cannot be shown. Weights that differ per sample are replaced by their mean.

@@ -122,14 +122,14 @@ class SearchSummary:
     @cached_property
     def done(self) -> list[TrialRecord]:
         """Trials that trained to their end, from the best to the worst; of a population those of the last round."""
-        found = [trial for trial in self.ranked if trial.status == "done" and is_number(trial.metric)]
+        found = [trial for trial in self.ranked if trial.status == "done" and is_measured(trial.metric)]
         return [trial for trial in found if self.is_compared(trial)]
 
     @cached_property
     def measured(self) -> list[TrialRecord]:
         """Trials with a value of the metric, those stopped early included, from the worst to the best; of a population
         those of the last round."""
-        found = [trial for trial in self.trials if is_number(trial.metric) and trial.status != "failed"]
+        found = [trial for trial in self.trials if is_measured(trial.metric) and trial.status != "failed"]
         return sorted(filter(self.is_compared, found), key=lambda trial: self.sign * self.value(trial))
 
     @property
@@ -237,7 +237,7 @@ class SearchSummary:
         return {trial.id: rank for rank, trial in enumerate(self.measured)}
 
 
-def is_number(value: float | None) -> bool:
+def is_measured(value: float | None) -> bool:
     """Whether a metric was measured; a trial whose metric is not finite has none."""
     return value is not None and math.isfinite(value)
 

@@ -16,7 +16,7 @@ from raydistill.report.examples import Example, choose_samples, describe_example
 from raydistill.report.formatting import listing, shorten
 from raydistill.report.predictions import (
     Agreement,
-    Predictions,
+    StoredPredictions,
     Teaching,
     agreement,
     read_predictions,
@@ -180,7 +180,7 @@ def _add_predictions(summary: RunSummary) -> None:
         summary.with_baseline = agreement(stage.name, others.predicted(), predictions, others.ids)
 
 
-def _add_teaching(summary: RunSummary, teaching: Teaching, predictions: Predictions) -> None:
+def _add_teaching(summary: RunSummary, teaching: Teaching, predictions: StoredPredictions) -> None:
     """Compare the student with its teachers, who become a row where no stage of the plan judges them together."""
     probabilities = teaching.probabilities()
     answers = probabilities.argmax(axis=1)
@@ -207,7 +207,7 @@ def _add_teaching(summary: RunSummary, teaching: Teaching, predictions: Predicti
     summary.comparison = Comparison((*others[:place], row, *others[place:]))
 
 
-def _add_examples(summary: RunSummary, teaching: Teaching, predictions: Predictions, task: Any) -> None:
+def _add_examples(summary: RunSummary, teaching: Teaching, predictions: StoredPredictions, task: Any) -> None:
     positions = choose_samples(predictions, teaching)
     found: list[Any] | str = "There are no test samples."
     if positions:
@@ -218,7 +218,7 @@ def _add_examples(summary: RunSummary, teaching: Teaching, predictions: Predicti
     summary.examples = describe_examples(positions, predictions, teaching, summary.temperature, found)
 
 
-def _calibrate(stage: StageView, predictions: Predictions) -> Calibration:
+def _calibrate(stage: StageView, predictions: StoredPredictions) -> Calibration:
     bins = reliability_bins(predictions.probabilities(), predictions.labels)
     recorded = stage.metric("test/ece")
     return Calibration(stage.name, stage.role, bins, bins.error if recorded is None else recorded)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raydistill.report.comparison import Competitor
-from raydistill.report.formatting import size
+from raydistill.report.formatting import compact
 from raydistill.report.predictions import methods_of, temperature_of
 from raydistill.report.transfers import model_of
 
@@ -105,7 +105,7 @@ def _labels(series: Sequence[Sequence[tuple[float, Competitor]]]) -> list[str]:
     options = [_options(model) for model in models]
     names = [
         " ".join([str(model.get("name", "student")), *_differing(own, options)])
-        + (f" ({size(first.parameters)})" if first.parameters else "")
+        + (f" ({compact(first.parameters)})" if first.parameters else "")
         for model, own, first in zip(models, options, firsts, strict=True)
     ]
     return [

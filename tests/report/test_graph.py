@@ -11,13 +11,13 @@ import pytest
 
 from raydistill.report.figures import finished
 from raydistill.report.graph import graph_drawing
-from raydistill.report.layout import Picture, place_graph, spread_apart
+from raydistill.report.layout import PlacedGraph, place_graph, spread_apart
 from raydistill.runs.view import open_run
 
 Start = Callable[..., Any]
 
 
-def placed(run: Any) -> Picture:
+def placed(run: Any) -> PlacedGraph:
     return place_graph(open_run(run.write(), run.root))
 
 

@@ -19,18 +19,18 @@ from raydistill.report.comparison import (
 )
 from raydistill.report.examples import choose_samples, describe_examples, load_pictures, to_picture
 from raydistill.report.formatting import (
-    duration,
+    compact,
+    elapsed,
     listing,
     mean,
     mean_percent,
     percent,
     ratio,
     shorten,
-    size,
     whole,
 )
 from raydistill.report.predictions import (
-    Predictions,
+    StoredPredictions,
     Teaching,
     agreement,
     read_predictions,
@@ -43,11 +43,11 @@ from raydistill.training.evaluation import save_predictions
 Start = Callable[..., Any]
 
 
-def judged(logits: list[list[float]], labels: list[int]) -> Predictions:
-    return Predictions(np.arange(len(labels)), np.array(labels), np.array(logits, dtype=np.float32))
+def judged(logits: list[list[float]], labels: list[int]) -> StoredPredictions:
+    return StoredPredictions(np.arange(len(labels)), np.array(labels), np.array(logits, dtype=np.float32))
 
 
-def taught(*members: Predictions, weights: tuple[float, ...], rule: str = "arithmetic") -> Teaching:
+def taught(*members: StoredPredictions, weights: tuple[float, ...], rule: str = "arithmetic") -> Teaching:
     return Teaching("teacher", "teacher", tuple(map(str, range(len(members)))), members, weights, rule)
 
 
@@ -280,8 +280,8 @@ def test_pictures_are_scaled_and_turned_into_rows_and_columns() -> None:
 
 def test_numbers_read_as_a_person_would_write_them() -> None:
     words = [
-        *(duration(seconds) for seconds in (0.01, 9.94, 9.96, 119.4, 200, 7300)),
-        *(size(number) for number in (812, 39_760, 1_276_810, 25_557_032, None)),
+        *(elapsed(seconds) for seconds in (0.01, 9.94, 9.96, 119.4, 200, 7300)),
+        *(compact(number) for number in (812, 39_760, 1_276_810, 25_557_032, None)),
         *(ratio(number) for number in (0.7, 6.12, 17.8)),
         *(percent(fraction) for fraction in (0.1014, None)),
         *(mean(spread(values)) for values in ([43.0], [1000.0, 1010.0])),
