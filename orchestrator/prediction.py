@@ -19,7 +19,7 @@ from raydistill.errors import DistillError, PlanError, StoreError
 from raydistill.runs.files import atomic_write, message_of
 from raydistill.runs.folder import CONFIG, RECORD, StageFolder
 from raydistill.runs.record import summary_of
-from raydistill.runs.view import open_stage
+from raydistill.runs.view import open_stage, read_identity
 from raydistill.tasks.picture_files import PICTURE_ENDINGS, search
 from raydistill.tasks.picture_survey import left_out
 from raydistill.tasks.task import Task
@@ -83,8 +83,10 @@ def load_predictor(folder: Path, trust: Trust = NOBODY) -> Predictor:
     """The model in a folder, or the models that a stage of kind `evaluate` judged together."""
     folder = folder.absolute()
     try:
-        if (folder / CONFIG).is_file() and (stage := open_stage(folder)).makes == "judgement":
-            return _load_together(folder.parent.parent, stage.config, trust)
+        if (folder / CONFIG).is_file():
+            identity = read_identity(folder)  # a damaged one is an error: it may have named several models
+            if open_stage(folder).makes == "judgement":
+                return _load_together(folder.parent.parent, identity["config"], trust)
     except (LookupError, ArithmeticError, TypeError, AttributeError, ValueError) as error:
         raise StoreError(f"`{folder / CONFIG}` is damaged: {summary_of(error)}") from error
     model = load_model(folder, trust)

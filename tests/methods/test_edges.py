@@ -34,7 +34,8 @@ SOFT = [name for name, kind in METHODS.items() if issubclass(kind, SoftTargetOpt
 
 
 @pytest.mark.parametrize(
-    "adapter", [ca_mkd.build_regressor(3, 5), ofd.build_connector(3, 5), semckd.build_projection(3, 5)]
+    "adapter",
+    [ca_mkd.build_channel_regressor(3, 5), ofd.build_connector(3, 5), semckd.build_projection(3, 5)],
 )
 def test_what_is_trained_beside_the_student_takes_a_single_value_per_channel(adapter: nn.Module) -> None:
     maps = torch.randn(1, 3, 1, 1, requires_grad=True)

@@ -77,7 +77,8 @@ def imitate_stage(folder: Path, stage: Path) -> None:
     for name in ("model.json", "model.safetensors"):
         shutil.copyfile(folder / name, stage / name)
     kind, _, fingerprint = stage.name.partition("-")
-    (stage / "config.json").write_text(json.dumps({"kind": kind, "config": {}}))
+    identity = {"kind": kind, "version": 1, "task": {}, "config": {}}
+    (stage / "config.json").write_text(json.dumps(identity))
     payload = StageFolder(stage).checksums(["model.json", "model.safetensors"])
     StageFolder(stage).write_record(
         Record(kind=kind, fingerprint=fingerprint, status="done", seconds=1, finished=1, payload=payload)
@@ -127,7 +128,8 @@ def test_the_members_of_a_received_ensemble_are_received_too(received: Path) -> 
     together = received / "theirs" / "stages" / "evaluate-ba9876543210"
     together.mkdir()
     config = {"models": [{"input": "0123456789ab"}], "rule": "arithmetic", "weights": "uniform"}
-    (together / "config.json").write_text(json.dumps({"kind": "evaluate", "config": config}))
+    identity = {"kind": "evaluate", "version": 1, "task": {}, "config": config}
+    (together / "config.json").write_text(json.dumps(identity))
     assert distill("predict", together).exit_code == 2
     assert not (received / "ran").exists()
 
