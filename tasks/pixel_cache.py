@@ -6,7 +6,8 @@ machine share its pages. Encoded pictures are decoded then too, once instead of 
 byte per value, 1 GB per million pictures of 32 x 32. (Random crops of big pictures are the work of `image_folder`.)
 
 A file's name holds the digest of its shards and of the options that change pixels, it is written beside and renamed,
-and who comes second finds it: two processes that start together both write the same. Nothing deletes old ones.
+and who comes second finds it: two processes that start together both write the same. Old ones below the storage root
+are found by `distill clean`; nothing else deletes any.
 """
 
 from __future__ import annotations

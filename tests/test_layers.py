@@ -19,6 +19,7 @@ ROWS = (
     ("api",),
     ("search",),
     ("run_plan",),
+    ("storage_tables",),
     ("terminal", "ui", "doctor"),
     ("tracking",),
     ("export",),

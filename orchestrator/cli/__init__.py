@@ -10,6 +10,7 @@ from raydistill.cli.group import Group
 from raydistill.cli.jobs import jobs
 from raydistill.cli.models import evaluate, export, predict, verify
 from raydistill.cli.run import report, run
+from raydistill.cli.storage import clean, compare, list_stored, show
 from raydistill.cli.submit import submit
 from raydistill.cli.tracking import sync, ui
 from raydistill.cli.tune import tune
@@ -39,6 +40,10 @@ for command in (
     jobs,
     doctor,
     report,
+    list_stored,
+    show,
+    compare,
+    clean,
     evaluate,
     predict,
     export,

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import psutil
 
+from raydistill.errors import StoreError
 from raydistill.runs.files import json_line, make_folder, store_errors
 
 LEASE = re.compile(r"lease-(\d+)\.json")
@@ -83,13 +84,18 @@ class Leases:
     def acquire(self, folder: Path) -> bool:
         """Try to own `folder`, which is created. False: another driver that seems alive owns it; ask again later."""
         make_folder(folder)
-        with store_errors(folder, "take the lease of"):
-            last = _last_number(folder)
-            # The last number is read once, for the look and for the creation: if another driver creates one between,
-            # ours fails to be created, or finds a higher one beside it.
-            if last and self._seems_alive(folder, last):
-                return False
-            lease = _create(folder, last + 1)
+        try:
+            with store_errors(folder, "take the lease of"):
+                last = _last_number(folder)
+                # The last number is read once, for the look and for the creation: if another driver creates one
+                # between, ours fails to be created, or finds a higher one beside it.
+                if last and self._seems_alive(folder, last):
+                    return False
+                lease = _create(folder, last + 1)
+        except StoreError:
+            if folder.exists():
+                raise
+            return False  # `distill clean` took it away since it was made
         if lease is None:
             return False
         with self._lock:
@@ -143,6 +149,15 @@ class Leases:
             self._seen[folder] = (content, time.monotonic())
             return True
         return time.monotonic() - since <= PATIENCE
+
+
+def is_held(folder: Path) -> bool:
+    """Whether somebody owns `folder`, as far as one look tells: an owner on another machine may be dead."""
+    try:
+        last = _last_number(folder)
+        return last > 0 and not _is_over(_path(folder, last).read_bytes())
+    except FileNotFoundError:  # a successor took it over between two looks, or the folder is gone
+        return folder.exists()
 
 
 def _path(folder: Path, number: int) -> Path:

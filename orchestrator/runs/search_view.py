@@ -12,6 +12,8 @@ from raydistill.runs.files import read_as, read_text
 from raydistill.runs.run_files import PLAN, FromFile, Seconds
 from raydistill.runs.search_run import BEST_PLAN, SEARCH, TrialRecord, read_trials
 
+SEARCHES_FOLDER = "searches"
+
 
 class Named(FromFile):
     """A searcher or a scheduler, with its options."""
@@ -131,5 +133,5 @@ def open_search(folder: Path, root: Path) -> SearchView:
 
 def searches(root: Path, plan_name: str) -> list[Path]:
     """The folders of all searches of a plan, the latest last."""
-    files = (root / "searches").glob(f"{plan_name}-{'[0-9a-f]' * 12}/{SEARCH}")
+    files = (root / SEARCHES_FOLDER).glob(f"{plan_name}-{'[0-9a-f]' * 12}/{SEARCH}")
     return [path.parent for path in sorted(files, key=lambda path: path.stat().st_mtime)]

@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raydistill.runs.context import ATTEMPT
+from raydistill.runs.flat import flatten, with_names
 from raydistill.runs.folder import LOG, METRICS
 from raydistill.runs.view import RunView, StageView
 from raydistill.tracking import store
 from raydistill.tracking.curves import Position, fresh_points, read_lines
-from raydistill.tracking.description import failure_tags, flatten, last_lines, with_names
+from raydistill.tracking.description import failure_tags, last_lines
 from raydistill.tracking.session import METRICS_PER_BATCH, Run, Session
 from raydistill.tracking.state import CLOSED_AS, ChildState
 

@@ -1,6 +1,5 @@
 """How a stage looks in MLflow: its params, its last values, the words about a failure, the table of a plan run."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -20,29 +19,6 @@ COMPARED = (
     "class_bias/offset",
 )
 MAX_NOTE = 7800  # of the 8,000 characters that MLflow keeps of a tag
-
-
-def flatten(value: Any, path: str = "") -> dict[str, str]:
-    """Params of nested values: `optimizer.learning_rate`; lists of plain values stay in one piece."""
-    if isinstance(value, Mapping) and value:
-        items = [(str(key), item) for key, item in value.items()]
-    elif isinstance(value, list) and any(isinstance(item, Mapping | list) for item in value):
-        items = [(str(index), item) for index, item in enumerate(value)]
-    else:
-        return {path: value if isinstance(value, str) else json.dumps(value)} if path else {}
-    flat: dict[str, str] = {}
-    for key, item in items:
-        flat |= flatten(item, f"{path}.{key}" if path else key)
-    return flat
-
-
-def with_names(value: Any, names: Mapping[str, str]) -> Any:
-    """A config in which inputs are called as in the plan, instead of by their fingerprints."""
-    if isinstance(value, Mapping):
-        if value.keys() == {"input"}:
-            return names.get(value["input"], value["input"])
-        return {key: with_names(item, names) for key, item in value.items()}
-    return [with_names(item, names) for item in value] if isinstance(value, list) else value
 
 
 def last_lines(record: Record | None, step: int) -> list[dict[str, Any]]:

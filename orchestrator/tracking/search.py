@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from raydistill.plan.search import Domain
+from raydistill.runs.flat import flatten
 from raydistill.runs.search_run import TrialRecord, best_first
 from raydistill.runs.search_view import BestTrial, SearchView
 from raydistill.tracking import store
 from raydistill.tracking.children import push_lines
 from raydistill.tracking.curves import Point
-from raydistill.tracking.description import COMPARED, MAX_NOTE, address, failure_tags, flatten
+from raydistill.tracking.description import COMPARED, MAX_NOTE, address, failure_tags
 from raydistill.tracking.parent import give_final_status, push_files, push_note
 from raydistill.tracking.session import Session
 from raydistill.tracking.state import CLOSED_AS, ChildState, read_state
