@@ -152,7 +152,7 @@ def _nodes() -> Iterator[Finding]:
 
     for node in list_nodes():
         if node.is_alive:
-            yield Finding("node", str(node), "ok", str(node.amount))
+            yield Finding("node", str(node), "ok", str(node.resources))
         else:
             yield Finding("node", str(node), "warn", "dead", "start it again, or go on without it")
 

@@ -59,12 +59,12 @@ class RunOptions:
 
 
 def run_plan(
-    plan: Plan, graph: Graph, options: RunOptions, last_words: ExitStack | None = None
+    plan: Plan, graph: Graph, options: RunOptions, deferred: ExitStack | None = None
 ) -> dict[str, Any]:
     """Run what has no result yet, track it, report it; returns what `results.json` holds.
 
-    Before the first stage starts, data and models are looked at: `PlanError` for what cannot go well. Who gives
-    `last_words` waits for the tracking store when they are closed, not here.
+    Before the first stage starts, data and models are looked at: `PlanError` for what cannot go well. The
+    wait for the tracking store is put off to the end of `deferred`, where that is given.
     """
     from raydistill.execution.run_stage import versions
 
@@ -73,11 +73,11 @@ def run_plan(
     run = PlanRun(plan, graph, options.root, command=options.command, versions=versions())
     states = {name: NodeState() for name in graph.nodes}
     stop = threading.Event()
-    with stopping_on_interrupt(stop), ExitStack() if last_words is None else nullcontext(last_words) as words:
+    with stopping_on_interrupt(stop), ExitStack() if deferred is None else nullcontext(deferred) as later:
         mirror = build_mirror(plan, run.folder, options)
         run.begin()
         mirror.check()
-        words.callback(finish_tracking, mirror, run, states, stop)
+        later.callback(finish_tracking, mirror, run, states, stop)
         with results_written(run, states, stop):
             errors = run_on_backend(
                 run, states, options, forced, stop, partial(use_the_wait, mirror, options)

@@ -5,7 +5,7 @@ points.py        a grid, or random points, known in advance; tpe.py draws from w
 suggestions.py   which values are tried next, in a new search and in one that goes on
 population.py    population based training: whose turn it is, and who takes whose place
 trial.py         one trial, in whatever process: the stages for its metric, without the test split
-ledger.py        keeps the records while trials run; progress.py says so on the terminal
+trial_log.py     keeps the records while trials run; progress.py says so on the terminal
 local_trials.py  trials in this process; ray_trials.py, actor.py and tune_parts.py on Ray Tune
 run_search.py    the story, from the shared stages to the best plan
 """

@@ -17,7 +17,7 @@ from typing import Any
 import ray
 from ray import tune
 
-from raydistill.execution.ray_backend.amounts import Amount
+from raydistill.execution.ray_backend.resources import Resources
 from raydistill.execution.ray_backend.worker import StopFile, enter_folder
 
 METRIC, EPOCH, EPOCHS, RESULT = "metric", "epoch", "epochs", "result"
@@ -47,7 +47,7 @@ class TrialActor(tune.Trainable):
         config: dict[str, Any],
         working_folder: str = "",
         stop_file: str = "",
-        share: Amount | None = None,
+        share: Resources | None = None,
         seconds_between: float = 0.0,
     ) -> None:
         """Called once per process, with its first trial."""
@@ -95,7 +95,7 @@ class TrialActor(tune.Trainable):
     @staticmethod
     def _train(
         request: dict[str, Any],
-        share: Amount | None,
+        share: Resources | None,
         stop: threading.Event,
         news: "queue.Queue[dict[str, Any]]",
     ) -> None:

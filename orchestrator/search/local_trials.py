@@ -4,8 +4,8 @@ import threading
 from functools import partial
 
 from raydistill.search.ending import Ending
-from raydistill.search.ledger import Ledger
 from raydistill.search.trial import run_trial
+from raydistill.search.trial_log import TrialLog
 
 
 class EndingEvent(threading.Event):
@@ -20,11 +20,11 @@ class EndingEvent(threading.Event):
         return self._ending.is_asked
 
 
-def run_trials_here(ledger: Ledger, ending: Ending) -> None:
+def run_trials_here(trial_log: TrialLog, ending: Ending) -> None:
     """The twin of `run_trials` without early stopping. Nothing runs when a trial is asked for: none is waited for."""
     stop = EndingEvent(ending)
-    while not ending.is_asked and (found := ledger.next()) is not None:
+    while not ending.is_asked and (found := trial_log.next()) is not None:
         suggestion, request = found
-        ledger.begin(suggestion, request.stages)
-        result = run_trial(request, stop=stop, report=partial(ledger.note_epoch, suggestion.id))
-        ledger.end(suggestion.id, result)
+        trial_log.begin(suggestion, request.stages)
+        result = run_trial(request, stop=stop, report=partial(trial_log.note_epoch, suggestion.id))
+        trial_log.end(suggestion.id, result)

@@ -124,8 +124,8 @@ class Problem:
             judged = self.config.resources or self.plan.stages[self.metric.stage].resources
             resources = [judged] * len(own)
         return [
-            replace(node, config=node.config.replace(resources=amount))
-            for node, amount in zip(own, resources, strict=True)
+            replace(node, config=node.config.replace(resources=own_resources))
+            for node, own_resources in zip(own, resources, strict=True)
         ]
 
     def _resources_of(self, node: Node) -> ResourcesConfig:

@@ -11,20 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raydistill.execution.ray_backend.amounts import GIB, Amount, amount_of_worker, capacity, largest
+from raydistill.execution.ray_backend.resources import GIB, Resources, capacity, largest, resources_of_worker
 from raydistill.kinds.searches import AshaConfig, MedianConfig
 from raydistill.kinds.stage_bases import TrainingConfig
 from raydistill.lookup import load_object
 from raydistill.plan.search import SchedulerOptions
 from raydistill.runs.search_run import SearchRun, TrialRecord
 from raydistill.search.ending import Ending
-from raydistill.search.ledger import Ledger
 from raydistill.search.problem import Problem
+from raydistill.search.trial_log import TrialLog
 
 MAX_RESTARTS = 3  # of a trial whose process died
 SCRATCH = ".ray-tune"
 SECONDS_BETWEEN = 1.0  # between reports of a trial that no scheduler follows
-DRIVER = Amount(memory=GIB // 4)  # of an actor whose trial trains elsewhere: Ray wants it to hold something
+DRIVER = Resources(
+    memory=GIB // 4
+)  # of an actor whose trial trains elsewhere: Ray wants it to hold something
 
 ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables
@@ -37,7 +39,7 @@ ENVIRONMENT = {
 }
 
 
-def run_trials(ledger: Ledger, run: SearchRun, ending: Ending) -> None:
+def run_trials(trial_log: TrialLog, run: SearchRun, ending: Ending) -> None:
     """Run all trials that are left on the Ray cluster that this process has joined."""
     os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
     from ray import tune
@@ -46,24 +48,24 @@ def run_trials(ledger: Ledger, run: SearchRun, ending: Ending) -> None:
     from raydistill.search.actor import TrialActor
     from raydistill.search.tune_parts import Recorder, Source, Stopper
 
-    problem, scratch = ledger.problem, run.folder / SCRATCH
+    problem, scratch = trial_log.problem, run.folder / SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)
-    room = room_for(problem, machines_alive())
+    resources = trial_resources(problem, machines_alive())
     is_followed = problem.config.scheduler.stops_trials
     parameters = {
         "working_folder": str(Path.cwd()),
         "stop_file": str(run.stop_file),
-        "share": room.share,
+        "share": resources.share,
         "seconds_between": 0.0 if is_followed else SECONDS_BETWEEN,
     }
     try:
         tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(TrialActor, **parameters), room.actor.to_ray()),
+            tune.with_resources(tune.with_parameters(TrialActor, **parameters), resources.actor.to_ray()),
             tune_config=tune.TuneConfig(
-                search_alg=Source(ledger, ending),
-                scheduler=build_scheduler(problem, ledger.records.values()),
+                search_alg=Source(trial_log, ending),
+                scheduler=build_scheduler(problem, trial_log.records.values()),
                 num_samples=-1,
-                max_concurrent_trials=room.trials,
+                max_concurrent_trials=resources.trials,
                 reuse_actors=True,
                 trial_name_creator=lambda trial: trial.config["id"],
                 trial_dirname_creator=lambda trial: trial.config["id"],
@@ -72,7 +74,7 @@ def run_trials(ledger: Ledger, run: SearchRun, ending: Ending) -> None:
                 name="trials",
                 storage_path=str(scratch),
                 stop=Stopper(ending),
-                callbacks=[Recorder(ledger, ending)],
+                callbacks=[Recorder(trial_log, ending)],
                 failure_config=tune.FailureConfig(max_failures=MAX_RESTARTS),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # stages keep their own
                 verbose=0,
@@ -84,31 +86,31 @@ def run_trials(ledger: Ledger, run: SearchRun, ending: Ending) -> None:
 
 
 @dataclass(frozen=True)
-class Room:
+class TrialResources:
     """What a trial's actor holds, the `share` of the Ray cluster for the workers that it starts, if it does not train
     itself, and how many trials may run at a time (None: as many as fit)."""
 
-    actor: Amount
-    share: Amount | None
+    actor: Resources
+    share: Resources | None
     trials: int | None
 
 
-def room_for(problem: Problem, machines: Sequence[Amount]) -> Room:
+def trial_resources(problem: Problem, machines: Sequence[Resources]) -> TrialResources:
     """Room for trials on a Ray cluster of these machines.
 
     Tune sees the actors, not the workers that they start: here those trials are counted that fit.
     """
     nodes = problem.trial_nodes(problem.graph)
-    workers = [amount_of_worker(node.config.resources, machines) for node in nodes]
+    workers = [resources_of_worker(node.config.resources, machines) for node in nodes]
     if not problem.takes_several_workers:
-        return Room(workers[0], None, problem.config.concurrency)
+        return TrialResources(workers[0], None, problem.config.concurrency)
     counts = [node.config.resources.workers * (1 + len(node.siblings)) for node in nodes]
     fitting = min(
         sum(capacity(machine, worker) for machine in machines) // count
         for worker, count in zip(workers, counts, strict=True)
     )
     share = largest(worker * count for worker, count in zip(workers, counts, strict=True))
-    return Room(DRIVER, share, min(fitting, problem.config.concurrency or fitting))
+    return TrialResources(DRIVER, share, min(fitting, problem.config.concurrency or fitting))
 
 
 def build_scheduler(problem: Problem, records: Iterable[TrialRecord]) -> Any:

@@ -39,9 +39,9 @@ from raydistill.runs.search_run import SearchRun, TrialRecord, now
 from raydistill.runs.search_view import open_search
 from raydistill.runs.search_words import called, short_names
 from raydistill.search.ending import Ending
-from raydistill.search.ledger import Ledger
 from raydistill.search.problem import Problem
 from raydistill.search.progress import Progress
+from raydistill.search.trial_log import TrialLog
 from raydistill.tracking import Mirror, Untracked
 
 log = logging.getLogger(__name__)
@@ -57,25 +57,25 @@ def run_search(
     with (
         owned(run),
         stopping_on_interrupt(stop),
-        ExitStack() as last_words,
+        ExitStack() as deferred,
         shown(problem.plan, run, options, stop) as mirror,
         described(problem, run, options) as description,
     ):
         run.interrupt_running()
         mirror.start()
         progress = Progress(problem.metric, problem.config.space, problem.trials)
-        ledger = Ledger(problem, run, progress)
-        with connected(options, problem, needed=bool(ledger.left)):
-            if ledger.left:
+        trial_log = TrialLog(problem, run, progress)
+        with connected(options, problem, needed=bool(trial_log.left)):
+            if trial_log.left:
                 look_ahead_of_trials(problem, options, stop)
-            if ledger.left and not stop.is_set():
+            if trial_log.left and not stop.is_set():
                 description["plan_runs"] += run_shared(problem, options, only, stop)
-            if ledger.left and not stop.is_set():
-                run_trials_of(ledger, run, options, stop)
-            description["status"] = status_of(ledger, stop)
-            if description["status"] == "done" and ledger.best is not None:
+            if trial_log.left and not stop.is_set():
+                run_trials_of(trial_log, run, options, stop)
+            description["status"] = status_of(trial_log, stop)
+            if description["status"] == "done" and trial_log.best is not None:
                 description["status"], description["best"] = finish(
-                    problem, ledger.best, run, options, only, last_words
+                    problem, trial_log.best, run, options, only, deferred
                 )
     return description, run.trials()
 
@@ -120,18 +120,18 @@ def described(problem: Problem, run: SearchRun, options: RunOptions) -> Iterator
         run.write(description)
 
 
-def run_trials_of(ledger: Ledger, run: SearchRun, options: RunOptions, stop: threading.Event) -> None:
+def run_trials_of(trial_log: TrialLog, run: SearchRun, options: RunOptions, stop: threading.Event) -> None:
     """The trials, on Ray or here."""
-    ending = Ending(run, stop, ledger.problem.config.budget_seconds)
+    ending = Ending(run, stop, trial_log.problem.config.budget_seconds)
     try:
         if options.local:
             from raydistill.search.local_trials import run_trials_here
 
-            run_trials_here(ledger, ending)
+            run_trials_here(trial_log, ending)
         else:
             from raydistill.search.ray_trials import run_trials
 
-            run_trials(ledger, run, ending)
+            run_trials(trial_log, run, ending)
     finally:
         ending.clear()
 
@@ -205,7 +205,7 @@ def finish(
     run: SearchRun,
     options: RunOptions,
     only: Sequence[str],
-    last_words: ExitStack,
+    deferred: ExitStack,
 ) -> tuple[str, dict[str, Any]]:
     """Write the best trial's plan and run it: all is cached but its judgement on the test split, and stages that no
     trial needed. Returns the status and what `search.json` says about the best. Its model is exported meanwhile."""
@@ -215,7 +215,7 @@ def finish(
     graph = order_stages(plan)
     if only:
         graph = graph.needed_for([*only, problem.metric.stage])
-    results = run_plan(plan, graph, replace(options, force=()), last_words)
+    results = run_plan(plan, graph, replace(options, force=()), deferred)
     judged = results["stages"][problem.metric.stage]
     return results["status"], {
         "trial": best.id,
@@ -286,11 +286,11 @@ def own_values(problem: Problem) -> dict[str, Any]:
     return values
 
 
-def status_of(ledger: Ledger, stop: threading.Event) -> str:
+def status_of(trial_log: TrialLog, stop: threading.Event) -> str:
     """How the trials ended."""
     if stop.is_set():
         return "interrupted"
-    return "done" if ledger.best is not None else "failed"
+    return "done" if trial_log.best is not None else "failed"
 
 
 def folder_of(plan: Plan, results: Mapping[str, Any]) -> str:

@@ -26,7 +26,7 @@ from raydistill.runs.plan_run import finished_record
 from raydistill.runs.run_files import SUCCEEDED
 
 if TYPE_CHECKING:
-    from raydistill.execution.ray_backend.amounts import Amount
+    from raydistill.execution.ray_backend.resources import Resources
 
 Key = TypeVar("Key", str, int)
 
@@ -64,7 +64,7 @@ def run_trial(
     *,
     stop: threading.Event,
     report: Callable[[int, float], None],
-    share: "Amount | None" = None,
+    share: "Resources | None" = None,
 ) -> TrialResult:
     """Run a trial to its end, in this process or on a `share` of the Ray cluster that it has joined.
 

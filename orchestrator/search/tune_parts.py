@@ -7,12 +7,12 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
-from raydistill.execution.ray_backend.losses import describe_loss
+from raydistill.execution.ray_backend.failures import describe_loss
 from raydistill.search.actor import EPOCHS, METRIC, RESULT
 from raydistill.search.ending import Ending
-from raydistill.search.ledger import Ledger
 from raydistill.search.suggestions import Suggestion
 from raydistill.search.trial import TrialResult
+from raydistill.search.trial_log import TrialLog
 
 
 class Kept:
@@ -28,16 +28,16 @@ class Kept:
 class Source(Kept, Searcher):
     """Hands out our suggestions. Tune's ids mean nothing to us: a trial is named by its values."""
 
-    def __init__(self, ledger: Ledger, ending: Ending) -> None:
-        super().__init__(metric=METRIC, mode=ledger.problem.metric.mode)
-        self._ledger, self._ending = ledger, ending
+    def __init__(self, trial_log: TrialLog, ending: Ending) -> None:
+        super().__init__(metric=METRIC, mode=trial_log.problem.metric.mode)
+        self._trial_log, self._ending = trial_log, ending
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The config of the next trial, of JSON text so that Tune finds nothing to resolve in it; None: not yet."""
-        found = None if self._ending.is_asked else self._ledger.next()
+        found = None if self._ending.is_asked else self._trial_log.next()
         if found is None:
             finished: str = Searcher.FINISHED
-            return None if self._ledger.is_waiting and not self._ending.is_asked else finished
+            return None if self._trial_log.is_waiting and not self._ending.is_asked else finished
         suggestion, request = found
         return {
             "id": suggestion.id,
@@ -46,7 +46,7 @@ class Source(Kept, Searcher):
         }
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """The ledger has told the sampler already."""
+        """The log of trials has told the sampler already."""
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing of ours is in Tune's own record."""
@@ -56,10 +56,10 @@ class Source(Kept, Searcher):
 
 
 class Recorder(Kept, tune.Callback):
-    """Tells the ledger what happens to trials."""
+    """Tells the log of trials what happens to trials."""
 
-    def __init__(self, ledger: Ledger, ending: Ending) -> None:
-        self._ledger, self._ending = ledger, ending
+    def __init__(self, trial_log: TrialLog, ending: Ending) -> None:
+        self._trial_log, self._ending = trial_log, ending
         self._running: set[str] = set()
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -67,7 +67,7 @@ class Recorder(Kept, tune.Callback):
         if trial.config["id"] not in self._running:
             self._running.add(trial.config["id"])
             stages = json.loads(trial.config["request"])["stages"]
-            self._ledger.begin(Suggestion.model_validate_json(trial.config["suggestion"]), stages)
+            self._trial_log.begin(Suggestion.model_validate_json(trial.config["suggestion"]), stages)
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -75,10 +75,10 @@ class Recorder(Kept, tune.Callback):
         """Epochs, and perhaps the result."""
         name = trial.config["id"]
         if RESULT not in result:
-            self._ledger.note_epochs(name, result[EPOCHS])
+            self._trial_log.note_epochs(name, result[EPOCHS])
         elif name in self._running:
             self._running.discard(name)
-            self._ledger.end(name, TrialResult(**result[RESULT]))
+            self._trial_log.end(name, TrialResult(**result[RESULT]))
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial that Tune ended: its scheduler gave it up, or the search was ended with force."""
@@ -86,9 +86,9 @@ class Recorder(Kept, tune.Callback):
         if name in self._running:
             self._running.discard(name)
             if self._ending.is_overdue:
-                self._ledger.interrupt(name)
+                self._trial_log.interrupt(name)
             else:
-                self._ledger.stop_early(name)
+                self._trial_log.stop_early(name)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial whose process died again and again."""
@@ -96,8 +96,8 @@ class Recorder(Kept, tune.Callback):
         if name in self._running:
             self._running.discard(name)
             cause = trial.get_pickled_error() or RuntimeError("its process died")
-            stage = self._ledger.problem.metric.stage
-            self._ledger.end(name, TrialResult("failed", error=describe_loss(stage, cause)))
+            stage = self._trial_log.problem.metric.stage
+            self._trial_log.end(name, TrialResult("failed", error=describe_loss(stage, cause)))
 
 
 class Stopper(Kept, tune.Stopper):

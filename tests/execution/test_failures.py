@@ -27,9 +27,9 @@ from ray.exceptions import OutOfMemoryError
 from raydistill.errors import StageError
 from raydistill.execution import deadline, scheduler
 from raydistill.execution.local_backend import LocalBackend
-from raydistill.execution.ray_backend import RayBackend, lifelines
-from raydistill.execution.ray_backend.amounts import GIB
-from raydistill.execution.ray_backend.losses import describe_loss
+from raydistill.execution.ray_backend import RayBackend, cluster_health
+from raydistill.execution.ray_backend.failures import describe_loss
+from raydistill.execution.ray_backend.resources import GIB
 from raydistill.execution.request import Outcome
 from raydistill.execution.run_stage import run_stage
 from raydistill.execution.scheduler import run_stages
@@ -341,9 +341,9 @@ class FakeRay:
 
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The clock of the lifelines."""
+    """The clock of the cluster_health."""
     now = [100.0]
-    monkeypatch.setattr(lifelines, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(cluster_health, "time", SimpleNamespace(monotonic=lambda: now[0]))
     return now
 
 
@@ -351,19 +351,19 @@ def test_a_head_is_given_time_to_come_back_and_its_silence_is_counted_anew(
     monkeypatch: pytest.MonkeyPatch, now: list[float]
 ) -> None:
     ray = FakeRay()
-    monkeypatch.setattr(lifelines, "ray", ray)
-    held, address = lifelines.Lifelines(), ray.head.getsockname()
+    monkeypatch.setattr(cluster_health, "ray", ray)
+    held, address = cluster_health.ClusterHealth(), ray.head.getsockname()
     assert held.hold()
     for _ in range(2):
         ray.head.close()
         assert not held.hold()
-        now[0] += lifelines.HEAD_SECONDS - 1.0
+        now[0] += cluster_health.HEAD_SECONDS - 1.0
         assert not held.hold()
         ray.head = socket.create_server(address)
         assert held.hold()
     ray.head.close()
     assert not held.hold()
-    now[0] += lifelines.HEAD_SECONDS
+    now[0] += cluster_health.HEAD_SECONDS
     with pytest.raises(StageError, match="the head of the Ray cluster"):
         held.hold()
     assert held.are_lost
@@ -374,8 +374,8 @@ def test_a_driver_whose_own_machine_has_lost_ray_ends_at_once(
     monkeypatch: pytest.MonkeyPatch, now: list[float]
 ) -> None:
     ray = FakeRay()
-    monkeypatch.setattr(lifelines, "ray", ray)
-    held = lifelines.Lifelines()
+    monkeypatch.setattr(cluster_health, "ray", ray)
+    held = cluster_health.ClusterHealth()
     assert held.hold()
     ray.own.close()
     with pytest.raises(StageError, match="on this machine"):
@@ -493,7 +493,7 @@ def drive_machines(folder: Path) -> None:
     node = Teachers(folder / "node", task)
     seen["node"] = node.run_and(lambda: cluster.remove_node(machines[0], allow_graceful=False), backend)
     cluster.add_node(num_cpus=2)
-    lifelines.HEAD_SECONDS = 5.0
+    cluster_health.HEAD_SECONDS = 5.0
     head = Teachers(folder / "head", task)
     [server] = [one for one in psutil.Process().children(recursive=True) if one.name() == "gcs_server"]
     killed: list[float] = []

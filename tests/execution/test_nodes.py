@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 
 from raydistill.execution.ray_backend import nodes
-from raydistill.execution.ray_backend.amounts import Amount
 from raydistill.execution.ray_backend.nodes import Answer, ClusterNode, without_gone
+from raydistill.execution.ray_backend.resources import Resources
 
-NODE = ClusterNode("a", "10.0.0.1", "a", Amount(cpus=1), is_alive=True, is_own=True)
+NODE = ClusterNode("a", "10.0.0.1", "a", Resources(cpus=1), is_alive=True, is_own=True)
 OTHERS = [replace(NODE, id=name, is_own=False) for name in ("b", "c", "d")]
 
 

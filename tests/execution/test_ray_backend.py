@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 
 from raydistill.errors import PlanError
 from raydistill.execution.ray_backend import RayBackend
-from raydistill.execution.ray_backend.amounts import GIB, WHOLE, Amount, amount_of_worker, capacity
-from raydistill.execution.ray_backend.losses import describe_loss
+from raydistill.execution.ray_backend.failures import describe_loss
+from raydistill.execution.ray_backend.resources import GIB, WHOLE, Resources, capacity, resources_of_worker
 from raydistill.execution.request import Outcome, StageRequest, build_request
 from raydistill.execution.run_stage import run_stage
 from raydistill.plan.order import Graph, order_stages
@@ -341,29 +341,29 @@ def test_an_address_where_no_ray_cluster_is_gets_one_line(address: str, stages: 
 
 
 def test_tenths_of_a_cpu_add_up() -> None:
-    tenth = amount_of_worker(ResourcesConfig(cpus=0.1), [])
-    assert tenth * 10 == Amount(cpus=WHOLE)
+    tenth = resources_of_worker(ResourcesConfig(cpus=0.1), [])
+    assert tenth * 10 == Resources(cpus=WHOLE)
 
 
 @pytest.mark.parametrize(
     ("worker", "count"),
     [
-        (Amount(WHOLE), 8),
-        (Amount(WHOLE, WHOLE // 4), 8),
-        (Amount(WHOLE // 10, WHOLE // 4), 8),
-        (Amount(WHOLE, WHOLE * 6 // 10), 2),
-        (Amount(WHOLE, 2 * WHOLE), 1),
-        (Amount(WHOLE, 0, 3 * GIB), 5),
+        (Resources(WHOLE), 8),
+        (Resources(WHOLE, WHOLE // 4), 8),
+        (Resources(WHOLE // 10, WHOLE // 4), 8),
+        (Resources(WHOLE, WHOLE * 6 // 10), 2),
+        (Resources(WHOLE, 2 * WHOLE), 1),
+        (Resources(WHOLE, 0, 3 * GIB), 5),
     ],
 )
-def test_a_machine_of_8_cpus_2_gpus_and_16_gib_holds(worker: Amount, count: int) -> None:
-    assert capacity(Amount(8 * WHOLE, 2 * WHOLE, 16 * GIB), worker) == count
+def test_a_machine_of_8_cpus_2_gpus_and_16_gib_holds(worker: Resources, count: int) -> None:
+    assert capacity(Resources(8 * WHOLE, 2 * WHOLE, 16 * GIB), worker) == count
 
 
 def test_a_stage_takes_a_gpu_only_where_there_is_one() -> None:
     resources = ResourcesConfig()
-    assert amount_of_worker(resources, [Amount(WHOLE), Amount(WHOLE, WHOLE)]).gpus == WHOLE
-    assert amount_of_worker(resources, [Amount(WHOLE)]).gpus == 0
+    assert resources_of_worker(resources, [Resources(WHOLE), Resources(WHOLE, WHOLE)]).gpus == WHOLE
+    assert resources_of_worker(resources, [Resources(WHOLE)]).gpus == 0
 
 
 def test_running_out_of_memory_names_the_setting_to_change() -> None:

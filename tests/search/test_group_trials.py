@@ -5,28 +5,30 @@ from typing import Any
 
 import pytest
 
-from raydistill.execution.ray_backend.amounts import GIB, WHOLE, Amount
-from raydistill.search.ray_trials import Room, room_for
+from raydistill.execution.ray_backend.resources import GIB, WHOLE, Resources
+from raydistill.search.ray_trials import TrialResources, trial_resources
 
 HEAT = "student.method.temperature"
 SPACE = {HEAT: {"loguniform": [1, 20]}}
-MACHINES = [Amount(8 * WHOLE, 4 * WHOLE, 64 * GIB), Amount(8 * WHOLE, 2 * WHOLE, 64 * GIB)]
+MACHINES = [Resources(8 * WHOLE, 4 * WHOLE, 64 * GIB), Resources(8 * WHOLE, 2 * WHOLE, 64 * GIB)]
 PEERS = {"stage": "codistill", "model": {"name": "mlp", "widths": [8]}, "epochs": 2, "batch_size": 32}
 
 
-def room(bench: Any, space: Any = SPACE, **options: Any) -> Room:
+def room(bench: Any, space: Any = SPACE, **options: Any) -> TrialResources:
     bench.write(space, **options)
-    return room_for(bench.problem(), MACHINES)
+    return trial_resources(bench.problem(), MACHINES)
 
 
 def test_a_trial_on_one_worker_holds_it_itself(bench: Any) -> None:
-    assert room(bench) == Room(Amount(WHOLE, WHOLE, 0), None, None)
-    assert room(bench, resources={"gpus": 0, "cpus": 2}, concurrency=3) == Room(Amount(2 * WHOLE), None, 3)
+    assert room(bench) == TrialResources(Resources(WHOLE, WHOLE, 0), None, None)
+    assert room(bench, resources={"gpus": 0, "cpus": 2}, concurrency=3) == TrialResources(
+        Resources(2 * WHOLE), None, 3
+    )
 
 
 def test_as_many_groups_as_fit_run_at_a_time(bench: Any) -> None:
     group = room(bench, resources={"workers": 2})
-    assert (group.share, group.trials) == (Amount(2 * WHOLE, 2 * WHOLE), 3)
+    assert (group.share, group.trials) == (Resources(2 * WHOLE, 2 * WHOLE), 3)
     assert group.actor.cpus == group.actor.gpus == 0, "the room is for the workers"
     assert room(bench, resources={"workers": 2}, concurrency=2).trials == 2
     assert room(bench, resources={"workers": 4, "cpus": 3, "gpus": 0}).trials == 1
@@ -35,7 +37,7 @@ def test_as_many_groups_as_fit_run_at_a_time(bench: Any) -> None:
 def test_peers_need_room_for_all_of_them(bench: Any) -> None:
     bench.plan["stages"] = {"peers": {**PEERS, "peers": 3}}
     found = room(bench, {"peers.optimizer.learning_rate": {"loguniform": [1e-4, 1e-2]}})
-    assert (found.share, found.trials) == (Amount(3 * WHOLE, 3 * WHOLE), 2)
+    assert (found.share, found.trials) == (Resources(3 * WHOLE, 3 * WHOLE), 2)
 
 
 def test_the_search_s_resources_are_for_trainings(bench: Any) -> None:

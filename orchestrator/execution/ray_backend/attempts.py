@@ -10,15 +10,16 @@ import ray
 
 from raydistill.errors import StoreError
 from raydistill.execution.deadline import DeadlineWatch, hung, read_stacks
-from raydistill.execution.ray_backend.amounts import Amount
+from raydistill.execution.ray_backend.failures import describe_loss, record_failure
 from raydistill.execution.ray_backend.launch import run_group
-from raydistill.execution.ray_backend.losses import describe_loss, record_failure
 from raydistill.execution.ray_backend.placement import OUTSIDE, all_but
 from raydistill.execution.ray_backend.pool import PooledWorker, WorkerPool
 from raydistill.execution.ray_backend.reservations import free_abandoned
+from raydistill.execution.ray_backend.resources import Resources
 from raydistill.execution.ray_backend.worker import STOP
 from raydistill.execution.request import Outcome, StageRequest
 from raydistill.runs.files import make_folder
+from raydistill.runs.metrics_tail import MetricsTail
 from raydistill.runs.record import summary_of
 
 SCRATCH = ".ray-train"
@@ -32,8 +33,9 @@ class Attempt(Protocol):
 
     request: StageRequest
     deadline: DeadlineWatch
+    metrics: MetricsTail
     ref: Any
-    held: Amount
+    held: Resources
 
     def ask_to_stop(self) -> None:
         """Let it write a checkpoint and end."""
@@ -51,10 +53,11 @@ class Attempt(Protocol):
 class WorkerAttempt:
     """A stage on a stage worker, which goes back to the pool unless the stage failed in it."""
 
-    held = Amount()
+    held = Resources()
 
     def __init__(self, request: StageRequest, worker: PooledWorker, pool: WorkerPool) -> None:
         self.request, self.deadline = request, DeadlineWatch(request)
+        self.metrics = MetricsTail(Path(request.root, request.folder))
         self._worker, self._pool = worker, pool
         self.ref = worker.actor.run.remote(request.to_dict())
 
@@ -80,9 +83,10 @@ class GroupAttempt:
     """A stage on several workers. The call that runs Ray Train holds nothing; the group's workers hold `held`."""
 
     def __init__(
-        self, request: StageRequest, shape: Amount, working_folder: str, avoided: frozenset[str]
+        self, request: StageRequest, shape: Resources, working_folder: str, avoided: frozenset[str]
     ) -> None:
         self.request, self.deadline = request, DeadlineWatch(request)
+        self.metrics = MetricsTail(Path(request.root, request.folder))
         self._scratch = make_folder(Path(request.root).resolve() / SCRATCH / request.attempt)
         self.held = shape * request.shape.workers
         launch = ray.remote(

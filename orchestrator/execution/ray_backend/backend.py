@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from raydistill.execution.ray_backend.connection import connect, leave
 
 if TYPE_CHECKING:
-    from raydistill.execution.ray_backend.amounts import Amount
+    from raydistill.execution.ray_backend.resources import Resources
     from raydistill.execution.ray_backend.running import RunningStages
     from raydistill.execution.ray_backend.storage import SharedStorage
     from raydistill.execution.request import Outcome, StageRequest
@@ -36,7 +36,7 @@ class RayBackend:
         cpus: int | None = None,
         *,
         on_report: "Callable[[str, Mapping[str, float]], None] | None" = None,
-        share: "Amount | None" = None,
+        share: "Resources | None" = None,
     ) -> None:
         self._address = address
         self._cpus = cpus

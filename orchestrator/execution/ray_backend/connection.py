@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import IO
 
 from raydistill.errors import DistillError, PlanError
+from raydistill.execution.ray_backend.private import address_of_auto
 from raydistill.execution.ray_backend.tokens import TOKEN_HINT, give_back, guard_own_cluster, match_cluster
 from raydistill.runs.record import summary_of
 
@@ -149,21 +150,8 @@ def _prepare_environment(address: str) -> None:
         os.environ.setdefault(name, value)
     if address == "local":
         guard_own_cluster()
-    elif where := _host_and_port(address):
+    elif where := (address_of_auto() if address == "auto" else address):
         match_cluster(where)
-
-
-def _host_and_port(address: str) -> str | None:
-    """What `auto` stands for, as Ray finds it; None when it finds nothing, which Ray itself says."""
-    if address != "auto":
-        return address
-    from ray._private.services import get_ray_address_from_environment
-
-    try:
-        found = get_ray_address_from_environment(address, None)
-    except ConnectionError:
-        return None
-    return found if found and found not in ("auto", "local") else None
 
 
 def _check_reachable(address: str) -> None:

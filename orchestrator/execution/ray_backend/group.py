@@ -10,13 +10,14 @@ from typing import Any
 
 from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.callback import UserCallback
 
-from raydistill.execution.ray_backend.losses import describe_loss, record_failure
+from raydistill.execution.ray_backend.failures import describe_loss, record_failure
+from raydistill.execution.ray_backend.private import train_callback
 from raydistill.execution.ray_backend.worker import PeerLost, StageFailed, enter_folder, run_rank
 from raydistill.runs.record import summary_of
 
 MAX_RESTARTS = 3
+UserCallback = train_callback()
 
 ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",  # 7 s in place of 15 s for the shortest group

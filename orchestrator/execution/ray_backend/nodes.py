@@ -8,7 +8,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raydistill.execution.ray_backend import probes
-from raydistill.execution.ray_backend.amounts import Amount, amount_of_machine
+from raydistill.execution.ray_backend.resources import Resources, resources_of_machine
 from raydistill.runs.record import summary_of
 
 ANSWER_SECONDS = 60.0  # a process may have to start there first, and a runtime environment be unpacked
@@ -21,7 +21,7 @@ class ClusterNode:
     id: str
     address: str
     host: str
-    amount: Amount
+    resources: Resources
     is_alive: bool
     is_own: bool
 
@@ -47,7 +47,7 @@ def list_nodes() -> list[ClusterNode]:
             id=node["NodeID"],
             address=node["NodeManagerAddress"],
             host=node["NodeManagerHostname"],
-            amount=amount_of_machine(node["Resources"]),
+            resources=resources_of_machine(node["Resources"]),
             is_alive=node["Alive"],
             is_own=node["NodeID"] == own,
         )

@@ -6,8 +6,8 @@ from typing import Any
 
 import ray
 
-from raydistill.execution.ray_backend.amounts import Amount, total
 from raydistill.execution.ray_backend.placement import OUTSIDE, all_but
+from raydistill.execution.ray_backend.resources import Resources, total
 from raydistill.execution.ray_backend.worker import StageWorker
 
 IDLE_SECONDS = 15.0  # then other users of the Ray cluster get the room back; a new worker takes 3 s
@@ -17,7 +17,7 @@ IDLE_SECONDS = 15.0  # then other users of the Ray cluster get the room back; a 
 class PooledWorker:
     """An actor, what it holds, and since when it has nothing to do (None: it is busy)."""
 
-    shape: Amount
+    shape: Resources
     actor: Any
     idle_since: float | None = field(default=None)
 
@@ -30,11 +30,11 @@ class WorkerPool:
         self._workers: list[PooledWorker] = []
 
     @property
-    def held(self) -> Amount:
+    def held(self) -> Resources:
         """What all workers hold."""
         return total(worker.shape for worker in self._workers)
 
-    def reuse(self, shape: Amount) -> PooledWorker | None:
+    def reuse(self, shape: Resources) -> PooledWorker | None:
         """The idle worker of this shape that was busy last, if there is one."""
         for worker in reversed(self._idle()):
             if worker.shape == shape:
@@ -42,7 +42,7 @@ class WorkerPool:
                 return worker
         return None
 
-    def start(self, shape: Amount, avoided: frozenset[str]) -> PooledWorker:
+    def start(self, shape: Resources, avoided: frozenset[str]) -> PooledWorker:
         """A new worker. Ray places it as soon as a machine has the room, but on none of the nodes with these ids."""
         resources = shape.to_ray()
         actor = (
@@ -70,7 +70,7 @@ class WorkerPool:
         self._workers.remove(worker)
         ray.kill(worker.actor)
 
-    def make_room(self, needed: Amount, free: Amount) -> bool:
+    def make_room(self, needed: Resources, free: Resources) -> bool:
         """End idle workers, the longest idle first, until `needed` is free. If all are too few, none is ended."""
         idle = self._idle()
         if not needed.is_within(free + total(worker.shape for worker in idle)):

@@ -9,8 +9,9 @@ import logging
 import time
 
 import ray
-from ray._raylet import PlacementGroupID
-from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+from ray.util.placement_group import placement_group_table, remove_placement_group
+
+from raydistill.execution.ray_backend.private import placement_group
 
 # In which a living group puts its workers where it has reserved, and Ray Train cleans up.
 SETTLE_SECONDS = 5.0
@@ -27,7 +28,7 @@ def free_abandoned() -> None:
         abandoned &= _unused()
     for name in abandoned:
         log.warning("gave back the room of a group whose controller is gone (placement group %s)", name)
-        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(name))))
+        remove_placement_group(placement_group(name))
 
 
 def _unused() -> set[str]:

@@ -8,22 +8,21 @@ from pathlib import Path
 import ray
 
 from raydistill.errors import PlanError
-from raydistill.execution.ray_backend.amounts import (
-    Amount,
-    amount_of_machine,
-    amount_of_worker,
-    capacity,
-    total,
-)
 from raydistill.execution.ray_backend.attempts import (
     Attempt,
     GroupAttempt,
     WorkerAttempt,
     end_overdue,
 )
-from raydistill.execution.ray_backend.lifelines import Lifelines
-from raydistill.execution.ray_backend.listener import Listener
+from raydistill.execution.ray_backend.cluster_health import ClusterHealth
 from raydistill.execution.ray_backend.pool import WorkerPool
+from raydistill.execution.ray_backend.resources import (
+    Resources,
+    capacity,
+    resources_of_machine,
+    resources_of_worker,
+    total,
+)
 from raydistill.execution.request import Outcome, StageRequest
 from raydistill.plan.order import Node
 
@@ -42,12 +41,12 @@ class RunningStages:
         working_folder: str,
         *,
         on_report: Callable[[str, Mapping[str, float]], None] | None = None,
-        share: Amount | None = None,
+        share: Resources | None = None,
     ) -> None:
         self._working_folder = working_folder
-        self._listener = Listener(on_report)
+        self._on_report = on_report
         self._share = share
-        self._lifelines = Lifelines()
+        self._health = ClusterHealth()
         self._pool = WorkerPool(working_folder)
         self._running: dict[str, Attempt] = {}
 
@@ -57,19 +56,18 @@ class RunningStages:
 
     def has_ray(self) -> bool:
         """Whether Ray can be asked for anything now; `StageError` when it never will again."""
-        return self._lifelines.hold()
+        return self._health.hold()
 
     def try_start(self, request: StageRequest, avoided: frozenset[str] = frozenset()) -> bool:
         """Start a stage if there is room on other nodes than those with these ids."""
         machines = machines_alive(avoided)
-        shape = amount_of_worker(request.shape, machines)
+        shape = resources_of_worker(request.shape, machines)
         request = replace(request, root=str(Path(request.root).resolve()))
         free = (self._share or total(machines)) - self._held()
         attempt = self._start(request, shape, free, avoided)
         if attempt is None:
             return False
         self._running[request.name] = attempt
-        self._listener.attend(request)
         return True
 
     def wait(self, seconds: float) -> list[tuple[str, Outcome]]:
@@ -89,7 +87,7 @@ class RunningStages:
             if not self.has_ray():
                 time.sleep(seconds)
                 return []
-        self._listener.listen(attempt.request for attempt in self._running.values())
+        self._pass_on_reports()
         ended = [(names[ref], self._running.pop(names[ref]).outcome()) for ref in ready]
         return ended + self._end_overdue()
 
@@ -105,13 +103,13 @@ class RunningStages:
 
     def close(self) -> None:
         """End every process; those of a Ray cluster that is gone end without us."""
-        if self._lifelines.are_lost:
+        if self._health.are_lost:
             return
         self._end_all()
         self._pool.close()
 
     def _start(
-        self, request: StageRequest, shape: Amount, free: Amount, avoided: frozenset[str]
+        self, request: StageRequest, shape: Resources, free: Resources, avoided: frozenset[str]
     ) -> Attempt | None:
         workers = request.shape.workers
         if workers > 1:
@@ -123,7 +121,15 @@ class RunningStages:
             worker = self._pool.start(shape, avoided)
         return None if worker is None else WorkerAttempt(request, worker, self._pool)
 
-    def _held(self) -> Amount:
+    def _pass_on_reports(self) -> None:
+        """What the stages have written down since the last look; without an `on_report` nothing is read."""
+        if self._on_report is None:
+            return
+        for name, attempt in self._running.items():
+            for line in attempt.metrics.added():
+                self._on_report(name, line)
+
+    def _held(self) -> Resources:
         return self._pool.held + total(attempt.held for attempt in self._running.values())
 
     def _end_overdue(self) -> list[tuple[str, Outcome]]:
@@ -141,13 +147,13 @@ class RunningStages:
         return ended
 
 
-def machines_alive(avoided: frozenset[str] = frozenset()) -> list[Amount]:
+def machines_alive(avoided: frozenset[str] = frozenset()) -> list[Resources]:
     """What each living machine of the Ray cluster has in all, but for nodes with these ids."""
     nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in avoided]
-    return [amount_of_machine(node["Resources"]) for node in nodes]
+    return [resources_of_machine(node["Resources"]) for node in nodes]
 
 
-def check_feasible(nodes: Sequence[Node], machines: list[Amount]) -> None:
+def check_feasible(nodes: Sequence[Node], machines: list[Resources]) -> None:
     """`PlanError` when these machines, all of them idle, have no room for a node: Ray would wait for ever.
 
     Nor may nodes that learn from one another have to wait for one another.
@@ -158,9 +164,9 @@ def check_feasible(nodes: Sequence[Node], machines: list[Amount]) -> None:
         _check_side_by_side(node, 1 + len(names.intersection(node.siblings)), machines)
 
 
-def _check_node(node: Node, machines: list[Amount]) -> None:
+def _check_node(node: Node, machines: list[Resources]) -> None:
     resources = node.config.resources
-    worker = amount_of_worker(resources, machines)
+    worker = resources_of_worker(resources, machines)
     if sum(capacity(machine, worker) for machine in machines) >= resources.workers:
         return
     largest = max(machines, key=lambda machine: (capacity(machine, worker), machine.gpus, machine.cpus))
@@ -172,10 +178,10 @@ def _check_node(node: Node, machines: list[Amount]) -> None:
     )
 
 
-def _check_side_by_side(node: Node, count: int, machines: list[Amount]) -> None:
+def _check_side_by_side(node: Node, count: int, machines: list[Resources]) -> None:
     """Whether `count` nodes like this one fit at the same time."""
     resources = node.config.resources
-    worker = amount_of_worker(resources, machines)
+    worker = resources_of_worker(resources, machines)
     fitting = sum(capacity(machine, worker) for machine in machines) // resources.workers
     if fitting < count:
         raise PlanError(
@@ -185,5 +191,5 @@ def _check_side_by_side(node: Node, count: int, machines: list[Amount]) -> None:
         )
 
 
-def _each(workers: int, worker: Amount) -> str:
+def _each(workers: int, worker: Resources) -> str:
     return f"{workers} workers of {worker} each" if workers > 1 else str(worker)

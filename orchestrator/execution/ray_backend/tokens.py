@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from raydistill.errors import PlanError
+from raydistill.execution.ray_backend.private import read_authentication_again
 
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 ANSWER_SECONDS = 5.0
@@ -125,14 +126,11 @@ def _do_without(address: str) -> None:
 
 
 def _set(values: dict[str, str | None]) -> None:
-    """Change variables, keeping what they were, and let Ray read them anew: it does so once, while it is imported."""
+    """Change variables, keeping what they were."""
     for name, value in list(values.items()):
         _replaced.setdefault(name, os.environ.get(name))
         os.environ.pop(name, None)
         if value is not None:
             os.environ[name] = value
     if "ray" in sys.modules:
-        from ray import _raylet
-
-        _raylet.Config.initialize("")  # type: ignore[attr-defined]
-        _raylet.AuthenticationTokenLoader.instance().reset_cache()  # type: ignore[attr-defined]
+        read_authentication_again()

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from raydistill.errors import DistillError, PlanError
+from raydistill.execution.ray_backend.private import PACKAGING_LOGGERS
 from raydistill.execution.ray_backend.tokens import TOKEN_HINT, use_token
 from raydistill.execution.submit.package import MAX_BYTES, size
 from raydistill.masking import mask, split_login
@@ -25,11 +26,6 @@ from raydistill.runs.record import summary_of
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ADDRESS = "RAY_API_SERVER_ADDRESS"
 REACH_SECONDS = 10.0
-QUIET = (  # they tell of every file that is sent
-    "ray.dashboard.modules.dashboard_sdk",
-    "ray.dashboard.modules.job.sdk",
-    "ray._private.runtime_env.packaging",
-)
 OLDEST_PYTHON, OLDEST_RAY = (3, 11), (2, 60)  # as pyproject.toml has them
 
 Result = TypeVar("Result")
@@ -82,7 +78,7 @@ class JobsClient:
         with self._addressed():
             from ray.job_submission import JobSubmissionClient
 
-            for name in QUIET:
+            for name in PACKAGING_LOGGERS:
                 logging.getLogger(name).setLevel(logging.ERROR)
             self._client = self._call(lambda: JobSubmissionClient(self._url))
 

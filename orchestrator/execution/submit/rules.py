@@ -154,11 +154,10 @@ def _rules_in(folder: Path, place: str = "") -> Iterator[Rule]:
 
 
 def _rules(lines: Iterable[str], reason: Reason) -> Iterator[Rule]:
-    """Ray's own copy of `pathspec`, so that a .rayignore means here what it means to Ray."""
-    from ray._private.thirdparty.pathspec.patterns.gitwildmatch import GitWildMatchPattern
+    from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
 
     for line in lines:
-        pattern = GitWildMatchPattern(line)
+        pattern = GitIgnoreSpecPattern(line)
         if pattern.include is not None:
             yield Rule(pattern, reason)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raydistill.errors import PlanError
-from raydistill.execution.ray_backend.amounts import amount_of_machine
+from raydistill.execution.ray_backend.resources import resources_of_machine
 from raydistill.execution.submit.client import JobsClient
 from raydistill.execution.submit.command import JobCommand
 from raydistill.execution.submit.package import Package, copy_own, write_zip
@@ -54,7 +54,7 @@ def check_room(plan: Plan, client: JobsClient) -> None:
     """`PlanError` for a stage that no machine of the Ray cluster can ever run; with data elsewhere the job looks."""
     from raydistill.execution.ray_backend.running import check_feasible
 
-    machines = [amount_of_machine(resources) for resources in client.machines()]
+    machines = [resources_of_machine(resources) for resources in client.machines()]
     try:
         nodes = list(order_stages(plan).nodes.values())
     except (OSError, ValueError):

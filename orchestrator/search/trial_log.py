@@ -14,7 +14,7 @@ from raydistill.search.suggestions import Suggestion, Suggestions, TrialSource
 from raydistill.search.trial import TrialRequest, TrialResult
 
 
-class Ledger:
+class TrialLog:
     """Every change of a trial is on disk before anything else happens."""
 
     def __init__(self, problem: Problem, run: SearchRun, progress: Progress) -> None:

@@ -11,23 +11,23 @@ GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Amount:
+class Resources:
     """CPUs and GPUs in ten-thousandths, memory in bytes."""
 
     cpus: int = 0
     gpus: int = 0
     memory: int = 0
 
-    def __add__(self, other: "Amount") -> "Amount":
-        return Amount(self.cpus + other.cpus, self.gpus + other.gpus, self.memory + other.memory)
+    def __add__(self, other: "Resources") -> "Resources":
+        return Resources(self.cpus + other.cpus, self.gpus + other.gpus, self.memory + other.memory)
 
-    def __sub__(self, other: "Amount") -> "Amount":
+    def __sub__(self, other: "Resources") -> "Resources":
         return self + other * -1
 
-    def __mul__(self, count: int) -> "Amount":
-        return Amount(self.cpus * count, self.gpus * count, self.memory * count)
+    def __mul__(self, count: int) -> "Resources":
+        return Resources(self.cpus * count, self.gpus * count, self.memory * count)
 
-    def is_within(self, other: "Amount") -> bool:
+    def is_within(self, other: "Resources") -> bool:
         """Whether this much can be taken out of `other`."""
         return self.cpus <= other.cpus and self.gpus <= other.gpus and self.memory <= other.memory
 
@@ -43,33 +43,33 @@ class Amount:
         return {name: value for name, value in named.items() if value}
 
 
-def total(amounts: Iterable[Amount]) -> Amount:
+def total(several: Iterable[Resources]) -> Resources:
     """The sum."""
-    return sum(amounts, Amount())
+    return sum(several, Resources())
 
 
-def largest(amounts: Iterable[Amount]) -> Amount:
+def largest(several: Iterable[Resources]) -> Resources:
     """The least that holds any one of them."""
-    several = list(amounts)
-    return Amount(*(max(getattr(amount, part.name) for amount in several) for part in fields(Amount)))
+    listed = list(several)
+    return Resources(*(max(getattr(one, part.name) for one in listed) for part in fields(Resources)))
 
 
-def amount_of_machine(resources: Mapping[str, float]) -> Amount:
+def resources_of_machine(resources: Mapping[str, float]) -> Resources:
     """What a node of the Ray cluster says it has."""
-    return Amount(
+    return Resources(
         _whole(resources.get("CPU", 0)), _whole(resources.get("GPU", 0)), int(resources.get("memory", 0))
     )
 
 
-def amount_of_worker(resources: ResourcesConfig, machines: Iterable[Amount]) -> Amount:
+def resources_of_worker(resources: ResourcesConfig, machines: Iterable[Resources]) -> Resources:
     """What one worker of a stage asks for; `gpus` left out means one where the Ray cluster has any."""
     gpus = resources.gpus
     if gpus is None:
         gpus = float(any(machine.gpus for machine in machines))
-    return Amount(_whole(resources.cpus), _whole(gpus), resources.memory_bytes)
+    return Resources(_whole(resources.cpus), _whole(gpus), resources.memory_bytes)
 
 
-def capacity(machine: Amount, worker: Amount) -> int:
+def capacity(machine: Resources, worker: Resources) -> int:
     """How many such workers an empty machine holds. A worker's fraction of a GPU lies on one GPU."""
     counts = [machine.cpus // worker.cpus]
     if worker.gpus:

@@ -16,7 +16,7 @@ HEAD_SECONDS = 30.0  # a head that keeps its state elsewhere may be started agai
 CONNECT_SECONDS = 2.0
 
 
-class Lifelines:
+class ClusterHealth:
     """Knows since when the head does not answer, and whether all is lost."""
 
     def __init__(self) -> None:

@@ -1,0 +1,71 @@
+"""What Ray calls private and we use is there, does what we think, and stands in one file."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from raydistill.execution.ray_backend import private
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_private_names_of_ray_stand_in_one_file() -> None:
+    mentions = re.compile(r"ray\._private|from ray import _|_raylet\b|ray\.train\.v2")
+    found = [
+        path.relative_to(ROOT).as_posix()
+        for top in ("orchestrator", "models", "tasks")
+        for path in sorted((ROOT / top).rglob("*.py"))
+        if mentions.search(path.read_text())
+    ]
+    assert found == ["orchestrator/execution/ray_backend/private.py"]
+
+
+def test_the_version_of_ray_is_bounded_above_and_the_installed_one_is_within() -> None:
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    (ray,) = [line for line in wanted if line.startswith("ray[")]
+    bound = re.search(r"<(\d+)\.(\d+)", ray)
+    assert bound is not None
+    assert tuple(map(int, version("ray").split(".")[:2])) < tuple(map(int, bound.groups()))
+
+
+def test_no_address_is_found_where_no_ray_cluster_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    assert private.address_of_auto() is None
+
+
+def test_a_placement_group_is_known_by_its_id() -> None:
+    name = "0123456789abcdef01234567890102000000"
+    assert private.placement_group(name).id.hex() == name
+
+
+def test_ray_reads_its_authentication_again() -> None:
+    code = (
+        "import os, ray; from raydistill.execution.ray_backend import private as p\n"
+        "from ray._private.authentication.authentication_token_setup import get_authentication_mode as mode\n"
+        "os.environ['RAY_AUTH_MODE'] = 'token'; p.read_authentication_again(); print(mode())\n"
+        "os.environ['RAY_AUTH_MODE'] = 'disabled'; p.read_authentication_again(); print(mode())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert len(set(done.stdout.split())) == 2
+
+
+def test_ray_train_calls_back_when_a_worker_raised() -> None:
+    code = (
+        "from raydistill.execution.ray_backend.private import train_callback; import inspect\n"
+        "print(*inspect.signature(train_callback().after_exception).parameters)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["self", "run_context", "worker_exceptions"]
+
+
+def test_the_loggers_that_are_silenced_are_modules_of_ray() -> None:
+    assert all(importlib.util.find_spec(name) is not None for name in private.PACKAGING_LOGGERS)
