@@ -3,7 +3,8 @@
     DistillError            anything we say on purpose: one message, shown without a traceback
     ├── PlanError           what the user wrote cannot be run              (exit code 2)
     ├── StageError          something went wrong while a stage was running (exit code 1)
-    │   └── StageStopped    the run was asked to stop; the checkpoint is written
+    │   ├── StageStopped    the run was asked to stop; the checkpoint is written
+    │   └── ClusterLost     the Ray cluster is gone; the same command goes on when it is back
     └── StoreError          a file in the storage root is missing, damaged or of something else
 
 Each carries exactly one string, so it travels between processes unchanged.
@@ -31,6 +32,10 @@ class StageError(DistillError):
 
 class StageStopped(StageError):  # noqa: N818 - an outcome, not a fault
     """A stage stopped because it was asked to, after writing its checkpoint."""
+
+
+class ClusterLost(StageError):  # noqa: N818 - no stage is to blame
+    """The Ray cluster is gone from under the command."""
 
 
 class StoreError(DistillError):

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from raydistill.errors import PlanError, StoreError
+from raydistill.errors import ClusterLost, PlanError, StoreError
 from raydistill.execution.overlap import OverlappedBackend
 from raydistill.execution.request import Backend
 from raydistill.execution.scheduler import run_stages
@@ -136,6 +136,9 @@ def results_written(run: PlanRun, states: Mapping[str, NodeState], stop: threadi
     run.write_results(states, "running")
     try:
         yield
+    except ClusterLost:
+        stop.set()  # an interrupt, too: the same command goes on from here
+        raise
     finally:
         for state in states.values():
             if state.status not in FINISHED:

@@ -39,11 +39,12 @@ ENVIRONMENT = {
 }
 
 
-def run_trials(trial_log: TrialLog, run: SearchRun, ending: Ending) -> None:
-    """Run all trials that are left on the Ray cluster that this process has joined."""
+def run_trials(trial_log: TrialLog, run: SearchRun, ending: Ending, *, is_own: bool) -> None:
+    """Run all trials that are left on the Ray cluster that this process has joined, or started (`is_own`)."""
     os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
     from ray import tune
 
+    from raydistill.execution.ray_backend.cluster_health import GuardedCalls, health_of
     from raydistill.execution.ray_backend.running import machines_alive
     from raydistill.search.actor import TrialActor
     from raydistill.search.tune_parts import Recorder, Source, Stopper
@@ -80,7 +81,10 @@ def run_trials(trial_log: TrialLog, run: SearchRun, ending: Ending) -> None:
                 verbose=0,
             ),
         )
-        tuner.fit()
+        # Tune asks the head ten times a second: when it dies, Tune is in the middle of a call that does not return.
+        guarded = GuardedCalls(health_of(is_own))
+        guarded(tuner.fit)
+        guarded.end()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

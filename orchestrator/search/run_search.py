@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from raydistill.errors import DistillError, PlanError, StoreError
+from raydistill.errors import ClusterLost, DistillError, PlanError, StoreError
 from raydistill.execution.local_backend import LocalBackend
 from raydistill.execution.outlook import look_ahead
 from raydistill.execution.survey import survey_plan
@@ -59,7 +59,7 @@ def run_search(
         stopping_on_interrupt(stop),
         ExitStack() as deferred,
         shown(problem.plan, run, options, stop) as mirror,
-        described(problem, run, options) as description,
+        described(problem, run, options, stop) as description,
     ):
         run.interrupt_running()
         mirror.start()
@@ -104,7 +104,9 @@ def write_report_of(run: SearchRun) -> None:
 
 
 @contextmanager
-def described(problem: Problem, run: SearchRun, options: RunOptions) -> Iterator[dict[str, Any]]:
+def described(
+    problem: Problem, run: SearchRun, options: RunOptions, stop: threading.Event
+) -> Iterator[dict[str, Any]]:
     """`search.json` says that the search goes on, and afterwards how it ended, whatever ended it."""
     began = time.monotonic()
     description = describe(problem, run, options)
@@ -113,6 +115,11 @@ def described(problem: Problem, run: SearchRun, options: RunOptions) -> Iterator
     run.write(description)
     try:
         yield description
+    except ClusterLost:
+        stop.set()
+        run.interrupt_running()
+        description["status"] = "interrupted"
+        raise
     finally:
         if description["status"] == "running":
             description["status"] = "failed"
@@ -129,9 +136,10 @@ def run_trials_of(trial_log: TrialLog, run: SearchRun, options: RunOptions, stop
 
             run_trials_here(trial_log, ending)
         else:
+            from raydistill.execution.ray_backend.connection import is_local
             from raydistill.search.ray_trials import run_trials
 
-            run_trials(trial_log, run, ending)
+            run_trials(trial_log, run, ending, is_own=is_local(options.address))
     finally:
         ending.clear()
 
@@ -336,10 +344,15 @@ def connected(options: RunOptions, problem: Problem, *, needed: bool) -> Iterato
     is_ours = connect(options.address)
     from raydistill.execution.ray_backend.storage import SharedStorage
 
+    is_lost = False
     try:
-        RayBackend(options.address).check_feasible(nodes)
+        with closing(RayBackend(options.address)) as backend:
+            backend.check_feasible(nodes)
         SharedStorage().check(options.root.resolve())
         yield
+    except ClusterLost:
+        is_lost = True
+        raise
     finally:
         if is_ours:
-            leave()
+            leave(is_lost=is_lost)

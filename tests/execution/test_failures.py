@@ -24,7 +24,7 @@ import pytest
 from ray._private.utils import get_system_memory, get_used_memory
 from ray.exceptions import OutOfMemoryError
 
-from raydistill.errors import StageError
+from raydistill.errors import ClusterLost, StageError
 from raydistill.execution import deadline, scheduler
 from raydistill.execution.local_backend import LocalBackend
 from raydistill.execution.ray_backend import RayBackend, cluster_health
@@ -341,7 +341,7 @@ class FakeRay:
 
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The clock of the cluster_health."""
+    """The clock by which silence is measured."""
     now = [100.0]
     monkeypatch.setattr(cluster_health, "time", SimpleNamespace(monotonic=lambda: now[0]))
     return now
@@ -352,7 +352,7 @@ def test_a_head_is_given_time_to_come_back_and_its_silence_is_counted_anew(
 ) -> None:
     ray = FakeRay()
     monkeypatch.setattr(cluster_health, "ray", ray)
-    held, address = cluster_health.ClusterHealth(), ray.head.getsockname()
+    held, address = cluster_health.health_of(is_own=False), ray.head.getsockname()
     assert held.hold()
     for _ in range(2):
         ray.head.close()
@@ -366,7 +366,7 @@ def test_a_head_is_given_time_to_come_back_and_its_silence_is_counted_anew(
     now[0] += cluster_health.HEAD_SECONDS
     with pytest.raises(StageError, match="the head of the Ray cluster"):
         held.hold()
-    assert held.are_lost
+    assert held.is_lost
     ray.own.close()
 
 
@@ -375,12 +375,52 @@ def test_a_driver_whose_own_machine_has_lost_ray_ends_at_once(
 ) -> None:
     ray = FakeRay()
     monkeypatch.setattr(cluster_health, "ray", ray)
-    held = cluster_health.ClusterHealth()
+    held = cluster_health.health_of(is_own=False)
     assert held.hold()
     ray.own.close()
     with pytest.raises(StageError, match="on this machine"):
         held.hold()
     ray.head.close()
+
+
+def test_a_head_that_nobody_starts_again_is_waited_for_but_seconds_and_its_silence_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch, now: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    ray = FakeRay()
+    monkeypatch.setattr(cluster_health, "ray", ray)
+    health = cluster_health.health_of(is_own=True)
+    ray.head.close()
+    assert not health.hold()
+    assert "does not answer; waiting 4 s" in caplog.text
+    now[0] += 5.0
+    with pytest.raises(ClusterLost, match="the same command goes on"):
+        health.hold()
+    ray.own.close()
+
+
+def test_a_call_that_ray_never_returns_from_is_given_up_when_the_head_is_gone(
+    monkeypatch: pytest.MonkeyPatch, now: list[float]
+) -> None:
+    ray, never = FakeRay(), threading.Event()
+    monkeypatch.setattr(cluster_health, "ray", ray)
+    monkeypatch.setattr(cluster_health, "LOOK_SECONDS", 0.01)
+    guarded = cluster_health.GuardedCalls(cluster_health.health_of(is_own=False))
+    assert guarded(divmod, 7, 3) == (2, 1)
+    with pytest.raises(ZeroDivisionError):
+        guarded(divmod, 7, 0)
+    ray.head.close()
+    look = cluster_health.ClusterHealth.hold
+
+    def look_later(health: cluster_health.ClusterHealth) -> bool:
+        now[0] += cluster_health.HEAD_SECONDS / 3
+        return look(health)
+
+    monkeypatch.setattr(cluster_health.ClusterHealth, "hold", look_later)
+    with pytest.raises(ClusterLost, match="the head of the Ray cluster"):
+        guarded(never.wait, PATIENCE)
+    never.set()
+    guarded.end()
+    ray.own.close()
 
 
 # Machines that die. This process may have joined another Ray cluster: the driver is this file, run as a script.
@@ -428,7 +468,7 @@ def test_a_run_whose_head_dies_ends_with_one_line_and_is_continued_by_the_next_o
     seen: dict[str, Any],
 ) -> None:
     assert seen["head"]["error"].startswith("the head of the Ray cluster")
-    assert "run the plan again" in seen["head"]["error"]
+    assert "the same command goes on" in seen["head"]["error"]
     assert "\n" not in seen["head"]["error"]
     assert seen["head"]["seconds"] < 60.0  # or Ray ends the process
     assert seen["head"]["record"] is None

@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raydistill.execution.ray_backend.connection import connect, leave
+from raydistill.errors import PlanError
+from raydistill.execution.ray_backend.connection import connect, is_local, leave
 
 if TYPE_CHECKING:
+    from raydistill.execution.ray_backend.cluster_health import GuardedCalls
     from raydistill.execution.ray_backend.resources import Resources
     from raydistill.execution.ray_backend.running import RunningStages
     from raydistill.execution.ray_backend.storage import SharedStorage
@@ -43,44 +45,55 @@ class RayBackend:
         self._on_report = on_report
         self._share = share
         self._stages: RunningStages | None = None
+        self._guarded: GuardedCalls | None = None
         self._storage: SharedStorage | None = None
         self._owns_ray = False
 
     def check_feasible(self, nodes: Sequence["Node"]) -> None:
         """`PlanError` when a node asks for more than the Ray cluster's machines have."""
         if nodes:
-            self._connected().check_feasible(nodes)
+            stages, guarded = self._connected()
+            guarded(stages.check_feasible, nodes)
 
     def try_start(self, request: "StageRequest") -> bool:
         """Start a stage if the Ray cluster has room for it beside what runs; False leaves it waiting.
 
-        `PlanError`, before the first one starts, when a node does not see the storage root; `StageError` when the Ray
+        `PlanError`, before the first one starts, when a node does not see the storage root; `ClusterLost` when the Ray
         cluster is gone.
         """
-        stages = self._connected()
-        if not stages.has_ray():
-            return False
-        return stages.try_start(request, avoided=self._check_storage(request.root))
+        stages, guarded = self._connected()
+        return guarded(self._try_start, stages, request)
 
     def wait(self, seconds: float) -> list[tuple[str, "Outcome"]]:
         """Names and outcomes of attempts that ended; returns at once when there are some, else after `seconds`."""
-        if self._stages is None:
+        if self._stages is None or self._guarded is None:
             time.sleep(seconds)
             return []
-        return self._stages.wait(seconds)
+        return self._guarded(self._stages.wait, seconds)
 
     def stop(self) -> list[tuple[str, "Outcome"]]:
         """Ask running stages to write a checkpoint and stop; end those that do not."""
-        return [] if self._stages is None else self._stages.stop()
+        if self._stages is None or self._guarded is None:
+            return []
+        return self._guarded(self._stages.stop)
 
     def close(self) -> None:
-        """End all workers, and the Ray cluster if it was started or joined here."""
-        if self._stages is None:
+        """End all workers, and the Ray cluster if it was started or joined here. Those of one that is gone end without
+        us."""
+        if self._stages is None or self._guarded is None:
             return
-        self._stages.close()
-        self._stages = self._storage = None
+        is_lost = self._guarded.health.is_lost
+        if not is_lost:
+            self._guarded(self._stages.close)
+        self._guarded.end()
+        self._stages = self._storage = self._guarded = None
         if self._owns_ray:
-            leave()
+            leave(is_lost=is_lost)
+
+    def _try_start(self, stages: "RunningStages", request: "StageRequest") -> bool:
+        if not stages.has_ray():
+            return False
+        return stages.try_start(request, avoided=self._check_storage(request.root))
 
     def _check_storage(self, root: str) -> frozenset[str]:
         from raydistill.execution.ray_backend.storage import SharedStorage
@@ -89,11 +102,25 @@ class RayBackend:
             self._storage = SharedStorage()
         return self._storage.check(Path(root).resolve())
 
-    def _connected(self) -> "RunningStages":
-        if self._stages is None:
+    def _connected(self) -> "tuple[RunningStages, GuardedCalls]":
+        if self._stages is None or self._guarded is None:
+            folder = working_folder()
             self._owns_ray = connect(self._address, self._cpus)
+            from raydistill.execution.ray_backend.cluster_health import GuardedCalls, health_of
             from raydistill.execution.ray_backend.running import RunningStages
 
-            folder = os.getcwd()  # noqa: PTH109 - a plain string for workers
-            self._stages = RunningStages(folder, on_report=self._on_report, share=self._share)
-        return self._stages
+            health = health_of(is_own=self._owns_ray and is_local(self._address))
+            self._guarded = GuardedCalls(health)
+            self._stages = RunningStages(folder, health, on_report=self._on_report, share=self._share)
+        return self._stages, self._guarded
+
+
+def working_folder() -> str:
+    """The folder that the command works in; `PlanError` where it has been deleted under it."""
+    try:
+        return os.getcwd()  # noqa: PTH109 - a plain string for workers
+    except FileNotFoundError:
+        raise PlanError(
+            "the working folder was deleted; go to one that is there and run the command again (several Ray nodes of"
+            " one machine must not share a temporary folder: one of them deletes the files of jobs that others run)"
+        ) from None

@@ -18,6 +18,7 @@ from raydistill.execution.ray_backend.tokens import TOKEN_HINT, give_back, guard
 from raydistill.runs.record import summary_of
 
 REACH_SECONDS = 5.0
+PART_SECONDS = 10.0
 
 ENVIRONMENT = {
     # One report of Ray's own per lost worker would land on stdout, between our results: Ray has no switch for it but
@@ -37,7 +38,7 @@ def connect(address: str | None, cpus: int | None = None) -> bool:
     Returns False if this process had already joined one, which is then used. `PlanError` when the address cannot be
     used, `DistillError` when Ray does not start.
     """
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    address = meant_address(address)
     _check_reachable(address)
     if _has_joined():
         return False
@@ -52,12 +53,27 @@ def connect(address: str | None, cpus: int | None = None) -> bool:
     return True
 
 
-def leave() -> None:
-    """Part from the Ray cluster; one that was started here ends."""
+def leave(*, is_lost: bool = False) -> None:
+    """Part from the Ray cluster; one that was started here ends. One that `is_lost` may answer nothing."""
     import ray
 
-    ray.shutdown()
+    if is_lost:
+        parting = threading.Thread(target=ray.shutdown, name="parting", daemon=True)
+        parting.start()
+        parting.join(PART_SECONDS)
+    else:
+        ray.shutdown()
     give_back()
+
+
+def meant_address(address: str | None) -> str:
+    """The Ray cluster that is meant: as asked, else as the environment says, else one of this machine's own."""
+    return address or os.environ.get("RAY_ADDRESS") or "local"
+
+
+def is_local(address: str | None) -> bool:
+    """Whether a Ray cluster is started here, rather than joined."""
+    return meant_address(address) == "local"
 
 
 def _has_joined() -> bool:

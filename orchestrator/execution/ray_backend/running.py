@@ -39,6 +39,7 @@ class RunningStages:
     def __init__(
         self,
         working_folder: str,
+        health: ClusterHealth,
         *,
         on_report: Callable[[str, Mapping[str, float]], None] | None = None,
         share: Resources | None = None,
@@ -46,7 +47,7 @@ class RunningStages:
         self._working_folder = working_folder
         self._on_report = on_report
         self._share = share
-        self._health = ClusterHealth()
+        self._health = health
         self._pool = WorkerPool(working_folder)
         self._running: dict[str, Attempt] = {}
 
@@ -55,7 +56,7 @@ class RunningStages:
         check_feasible(nodes, machines_alive())
 
     def has_ray(self) -> bool:
-        """Whether Ray can be asked for anything now; `StageError` when it never will again."""
+        """Whether Ray can be asked for anything now; `ClusterLost` when it never will again."""
         return self._health.hold()
 
     def try_start(self, request: StageRequest, avoided: frozenset[str] = frozenset()) -> bool:
@@ -73,7 +74,7 @@ class RunningStages:
     def wait(self, seconds: float) -> list[tuple[str, Outcome]]:
         """Attempts that ended, as soon as there are some, at the latest after `seconds`.
 
-        `StageError` when the Ray cluster is gone: then none of them is to blame.
+        `ClusterLost` when the Ray cluster is gone: then none of them is to blame.
         """
         if self.has_ray():
             self._pool.end_long_idle()
@@ -102,9 +103,7 @@ class RunningStages:
         return ended + self._end_all()
 
     def close(self) -> None:
-        """End every process; those of a Ray cluster that is gone end without us."""
-        if self._health.are_lost:
-            return
+        """End every process."""
         self._end_all()
         self._pool.close()
 
