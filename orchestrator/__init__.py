@@ -44,7 +44,16 @@ if TYPE_CHECKING:
     from raydistill.prediction import evaluate_model as evaluate_model
     from raydistill.prediction import predict_files as predict_files
     from raydistill.prediction import write_csv as write_csv
+    from raydistill.runs.cleaning import Cleaning as Cleaning
+    from raydistill.runs.cleaning import Removal as Removal
+    from raydistill.runs.cleaning import find_removals as find_removals
+    from raydistill.runs.cleaning import remove as remove
     from raydistill.runs.context import StageContext as StageContext
+    from raydistill.runs.contrast import Contrast as Contrast
+    from raydistill.runs.contrast import contrast as contrast
+    from raydistill.runs.inventory import Inventory as Inventory
+    from raydistill.runs.inventory import find_stored as find_stored
+    from raydistill.runs.inventory import read_inventory as read_inventory
     from raydistill.runs.search_view import SearchView as SearchView
     from raydistill.runs.search_view import open_search as open_search
     from raydistill.runs.view import RunView as RunView
@@ -81,7 +90,10 @@ _MODULES = {
     "plan.schema": ("Plan",),
     "plan.stage": ("StageConfig",),
     "prediction": ("Prediction", "check_output", "evaluate_model", "predict_files", "write_csv"),
+    "runs.cleaning": ("Cleaning", "Removal", "find_removals", "remove"),
     "runs.context": ("StageContext",),
+    "runs.contrast": ("Contrast", "contrast"),
+    "runs.inventory": ("Inventory", "find_stored", "read_inventory"),
     "runs.search_view": ("SearchView", "open_search"),
     "runs.view": ("RunView", "StageView"),
     "stages.verify_targets": ("holds_targets", "verify_files", "verify_targets"),

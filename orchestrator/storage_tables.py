@@ -17,6 +17,7 @@ from raydistill.runs.inventory import Inventory, StoredSearch, ended_at, size_of
 from raydistill.runs.lease import is_held
 from raydistill.runs.run_files import REPORT
 from raydistill.runs.search_run import best_first
+from raydistill.runs.search_view import SearchView
 from raydistill.runs.search_words import called, short
 from raydistill.runs.view import RunView, StageView
 from raydistill.terminal import STYLES, console, new_table, results_table, warning_lines
@@ -25,6 +26,13 @@ Rows = list[dict[str, Any]]
 STATES = {"stopped": "unfinished"}
 TRIALS_SHOWN = 10
 UNFOLDED = 1000  # columns where no terminal is: what reads a pipe wants one line per row
+
+
+def rows_of(what: str, inventory: Inventory) -> Rows:
+    """A row per plan, run, search or stage."""
+    return {"plans": plan_rows, "runs": run_rows, "searches": search_rows, "stages": stage_rows}[what](
+        inventory
+    )
 
 
 def plan_rows(inventory: Inventory) -> Rows:
@@ -149,13 +157,11 @@ def run_values(run: RunView) -> dict[str, Any]:
     }
 
 
-def search_values(search: StoredSearch) -> dict[str, Any]:
+def search_values(search: SearchView) -> dict[str, Any]:
     """All there is to say about a search, its best trials first."""
-    assert search.view is not None
-    about = search.view.about
-    trials = [trial.model_dump(mode="json") for trial in best_first(search.trials, about.mode)]
+    trials = [trial.model_dump(mode="json") for trial in best_first(search.trials(), search.about.mode)]
     place = {"search": search.folder.name, "folder": str(search.folder)}
-    return {**place, **about.model_dump(mode="json"), "trials": trials}
+    return {**place, **search.about.model_dump(mode="json"), "trials": trials}
 
 
 def contrast_values(contrast: Contrast) -> dict[str, Any]:
@@ -214,6 +220,20 @@ def values_table(values: Mapping[str, Any]) -> Table:
     return table
 
 
+def values_of(found: RunView | SearchView | StageView, inventory: Inventory) -> dict[str, Any]:
+    """All there is to say about something stored, as JSON values."""
+    if isinstance(found, RunView):
+        return run_values(found)
+    return search_values(found) if isinstance(found, SearchView) else stage_values(inventory, found)
+
+
+def parts_of(found: RunView | SearchView | StageView, values: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """Its `values` for a person."""
+    if isinstance(found, RunView):
+        return run_parts(found, values)
+    return search_parts(found) if isinstance(found, SearchView) else stage_parts(values)
+
+
 def stage_parts(values: Mapping[str, Any]) -> Iterator[RenderableType]:
     """A stage's values for a person."""
     yield f"[bold]{escape(values['stage'])}[/] {_styled('state', values['state'])}"
@@ -252,10 +272,9 @@ def run_parts(run: RunView, values: Mapping[str, Any]) -> Iterator[RenderableTyp
     yield from warning_lines(run.results)
 
 
-def search_parts(search: StoredSearch) -> Iterator[RenderableType]:
+def search_parts(search: SearchView) -> Iterator[RenderableType]:
     """A search for a person."""
-    assert search.view is not None
-    about, ranked = search.view.about, best_first(search.trials, search.view.about.mode)
+    about, ranked = search.about, best_first(search.trials(), search.about.mode)
     yield f"[bold]{escape(search.folder.name)}[/] {_styled('status', about.status)}"
     facts = {
         "started": about.started,
@@ -273,7 +292,7 @@ def search_parts(search: StoredSearch) -> Iterator[RenderableType]:
                 "trial": called(trial),
                 **{about.names.get(path, path): short(value) for path, value in trial.values.items()},
                 "outcome": trial.status.replace("_", " "),
-                search.view.metric: trial.metric,
+                search.metric: trial.metric,
                 "epochs": max(trial.epochs, default=0),
             }
             for trial in ranked[:TRIALS_SHOWN]

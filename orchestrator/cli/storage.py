@@ -2,12 +2,15 @@
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from raydistill.cli.group import FAILED
 from raydistill.cli.options import runs_option
-from raydistill.errors import PlanError
+
+if TYPE_CHECKING:
+    from raydistill import Removal
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON: sizes in bytes, times in seconds."
@@ -25,27 +28,17 @@ def list_stored(what: str, as_json: bool, root: Path) -> None:
     distill list
     distill list stages
     """
-    from raydistill.runs.inventory import read_inventory
-    from raydistill.storage_tables import (
-        bytes_text,
-        plan_rows,
-        rows_table,
-        run_rows,
-        search_rows,
-        shown,
-        stage_rows,
-    )
+    import raydistill
+    from raydistill.storage_tables import bytes_text, rows_of, rows_table, shown
 
-    inventory = read_inventory(root.absolute())
-    rows = {"plans": plan_rows, "runs": run_rows, "searches": search_rows, "stages": stage_rows}[what](
-        inventory
-    )
+    inventory = raydistill.read_inventory(root)
+    rows = rows_of(what, inventory)
     if as_json:
         _echo_json(rows)
     elif rows:
         shown(rows_table(rows))
         if what == "plans":
-            size = sum(row["size"] for row in stage_rows(inventory))
+            size = sum(row["size"] for row in rows_of("stages", inventory))
             click.echo(
                 f"\n{len(inventory.stages)} stages, {bytes_text(size)}; `distill list stages` lists them"
             )
@@ -67,36 +60,15 @@ def show(name: str, as_json: bool, root: Path) -> None:
     distill show mnist-quickstart
     distill show 1f0c92ab
     """
-    from raydistill.runs.inventory import StoredRun, StoredSearch, find, read_inventory
-    from raydistill.runs.view import StageView, open_run
-    from raydistill.storage_tables import (
-        run_parts,
-        run_values,
-        search_parts,
-        search_values,
-        shown,
-        stage_parts,
-        stage_values,
-    )
+    import raydistill
+    from raydistill.storage_tables import parts_of, shown, values_of
 
-    root = root.absolute()
-    found = find(root, name)
-    if isinstance(found, StageView):
-        values = stage_values(read_inventory(root), found)
-        parts = stage_parts(values)
-    elif isinstance(found, StoredRun):
-        run = open_run(found.folder, found.folder.parents[2])
-        values = run_values(run)
-        parts = run_parts(run, values)
-    elif isinstance(found, StoredSearch) and found.damage is None:
-        values = search_values(found)
-        parts = search_parts(found)
-    else:
-        raise PlanError(str(found.damage))
+    found = raydistill.find_stored(name, root)
+    values = values_of(found, raydistill.read_inventory(root))
     if as_json:
         _echo_json(values)
     else:
-        shown(*parts)
+        shown(*parts_of(found, values))
 
 
 @click.command()
@@ -112,24 +84,17 @@ def compare(left: str, right: str, as_json: bool, root: Path) -> None:
     \b
     distill compare 20261126-120000-1f0c 20261126-130000-92ab
     """
-    from raydistill.runs.contrast import contrast_runs, contrast_stages
-    from raydistill.runs.inventory import StoredRun, find
-    from raydistill.runs.view import StageView, open_run
+    import raydistill
     from raydistill.storage_tables import contrast_parts, contrast_values, shown
 
-    one, other = (find(root.absolute(), name) for name in (left, right))
-    if isinstance(one, StoredRun) and isinstance(other, StoredRun):
-        contrast = contrast_runs(*(open_run(run.folder, run.folder.parents[2]) for run in (one, other)))
-    elif isinstance(one, StageView) and isinstance(other, StageView):
-        contrast = contrast_stages(one, other)
-    else:
-        raise PlanError(
-            f"`{left}` and `{right}` are not two runs, nor two stages; `distill list` shows what there is"
-        )
+    one, other = (raydistill.find_stored(name, root) for name in (left, right))
+    if isinstance(one, raydistill.SearchView) or isinstance(other, raydistill.SearchView):
+        raise raydistill.PlanError("searches are not compared; `distill show` one, or name runs or stages")
+    differing = raydistill.contrast(one, other)
     if as_json:
-        _echo_json(contrast_values(contrast))
+        _echo_json(contrast_values(differing))
     else:
-        shown(*contrast_parts(contrast))
+        shown(*contrast_parts(differing))
 
 
 @click.command()
@@ -161,12 +126,11 @@ def clean(keep_runs: int, days: float, is_meant: bool, root: Path) -> None:
     distill clean
     distill clean --keep-runs 1 --yes
     """
-    from raydistill.runs.cleaning import Removal, find_removals, remove
-    from raydistill.runs.inventory import read_inventory
+    import raydistill
     from raydistill.storage_tables import bytes_text, removal_rows, rows_table, shown
 
-    inventory = read_inventory(root.absolute())
-    found = find_removals(inventory, keep_runs=keep_runs, days=days)
+    inventory = raydistill.read_inventory(root)
+    found = raydistill.find_removals(inventory, keep_runs=keep_runs, days=days)
     if found.removals:
         shown(rows_table(removal_rows(found.removals, inventory)))
     for line in found.spared:
@@ -178,12 +142,12 @@ def clean(keep_runs: int, days: float, is_meant: bool, root: Path) -> None:
         return
     stayed: list[Path] = []
 
-    def tell(removal: Removal, why_not: str | None) -> None:
+    def tell(removal: "Removal", why_not: str | None) -> None:
         if why_not is not None:
             stayed.append(removal.path)
             click.echo(f"left alone: `{removal.path}`: {why_not}", err=True)
 
-    remove(inventory, found.removals, tell)
+    raydistill.remove(inventory, found.removals, tell)
     freed = sum(size for path, size in sizes.items() if path not in stayed)
     click.echo(f"\n{len(sizes) - len(stayed)} deleted, {bytes_text(freed)}")
     if stayed:

@@ -56,7 +56,7 @@ class Cleaning:
     spared: tuple[str, ...]
 
 
-def find_removals(inventory: Inventory, *, keep_runs: int, days: float) -> Cleaning:
+def find_removals(inventory: Inventory, *, keep_runs: int = 3, days: float = 7.0) -> Cleaning:
     """Stages that none of the last `keep_runs` runs of any plan, no run that goes on and no search needs, nor what they
     need was made from; checkpoints of finished stages and pixels that nobody has touched for so many `days`; and
     whatever was left unfinished more than a day ago. What somebody holds the lease of stays.

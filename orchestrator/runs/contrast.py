@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from raydistill.errors import PlanError
 from raydistill.plan.fingerprint import DATA_CHANGED, differences
 from raydistill.runs.flat import flatten, with_names
 from raydistill.runs.run_files import StageEntry
@@ -56,26 +57,27 @@ class Contrast:
     results: tuple[ResultDifference, ...]
 
 
-def contrast_runs(left: RunView, right: RunView) -> Contrast:
-    """Two runs, of one plan or of two. Stages of the same name are compared, those with replicas in sum."""
-    return Contrast(
-        left.key,
-        right.key,
-        tuple(_options(_asked(left), _asked(right))),
-        tuple(dict.fromkeys(_others_of_runs(left, right))),
-        tuple(_results_of_runs(left, right)),
-    )
+def contrast(left: RunView | StageView, right: RunView | StageView) -> Contrast:
+    """Two runs, of one plan or of two, or two stages. Stages of the same name are compared, those with replicas in sum.
 
-
-def contrast_stages(left: StageView, right: StageView) -> Contrast:
-    """Two stages, whoever ran them."""
+    `PlanError` for a run and a stage.
+    """
+    if isinstance(left, RunView) and isinstance(right, RunView):
+        return Contrast(
+            left.key,
+            right.key,
+            tuple(_options(_asked(left), _asked(right))),
+            tuple(dict.fromkeys(_others_of_runs(left, right))),
+            tuple(_results_of_runs(left, right)),
+        )
+    if not (isinstance(left, StageView) and isinstance(right, StageView)):
+        raise PlanError("a run and a stage cannot be compared: name two runs, or two stages")
     sides = [_entry(stage) for stage in (left, right)]
-    others = [*_beyond_options(left.identity, right.identity), *_statuses("", *sides)]
     return Contrast(
         left.name,
         right.name,
         tuple(_options(flatten(left.config), flatten(right.config))),
-        tuple(others),
+        (*_beyond_options(left.identity, right.identity), *_statuses("", *sides)),
         tuple(_results("", *sides)),
     )
 

@@ -17,7 +17,15 @@ from raydistill.runs.folder import CONFIG
 from raydistill.runs.run_files import GRAPH, RESULTS, ResultsFile
 from raydistill.runs.search_run import SEARCH, TrialRecord
 from raydistill.runs.search_view import SEARCHES_FOLDER, SearchView, open_search
-from raydistill.runs.view import PLANS_FOLDER, STAGES_FOLDER, StageView, open_stage, read_graph
+from raydistill.runs.view import (
+    PLANS_FOLDER,
+    STAGES_FOLDER,
+    RunView,
+    StageView,
+    open_run,
+    open_stage,
+    read_graph,
+)
 
 STAGE_NAME = re.compile(r".+-[0-9a-f]{12}")
 PART_OF_FINGERPRINT = re.compile(r"[0-9a-f]{4,12}")
@@ -125,18 +133,19 @@ class Inventory:
         return [*plans, *(search.folder.name for search in self.searches if search.folder.name in users)]
 
 
-def read_inventory(root: Path) -> Inventory:
+def read_inventory(runs: Path | str = "runs") -> Inventory:
     """Look through a storage root; `StoreError` when there is none."""
+    root = Path(runs).absolute()
     if not root.is_dir():
         raise StoreError(f"there is no storage root `{root}`; name it with `--runs`")
     links: list[Path] = []
     plans, searches, stages = (
         subfolders(root / name, links) for name in (PLANS_FOLDER, SEARCHES_FOLDER, STAGES_FOLDER)
     )
-    runs = [read_stored_run(folder) for plan in plans for folder in subfolders(plan, links)]
+    found = [read_stored_run(folder) for plan in plans for folder in subfolders(plan, links)]
     return Inventory(
         root,
-        tuple(sorted(filter(None, runs), key=lambda run: run.run_id, reverse=True)),
+        tuple(sorted(filter(None, found), key=lambda run: run.run_id, reverse=True)),
         tuple(filter(None, (read_stored_search(folder, root) for folder in searches))),
         {folder.name: open_stage(folder) for folder in stages if STAGE_NAME.fullmatch(folder.name)},
         tuple(links),
@@ -168,33 +177,31 @@ def read_stored_search(folder: Path, root: Path) -> StoredSearch | None:
         return StoredSearch(folder, None, error.message)
 
 
-def find(root: Path, name: str) -> StoredRun | StoredSearch | StageView:
+def find_stored(name: str, runs: Path | str = "runs") -> RunView | SearchView | StageView:
     """What a person means by `name`: a folder, or below the storage root the name or fingerprint of a stage (its first
     digits will do), the id of a run, a search, or a plan, whose last run is meant; `mnist/student` is the stage of that
-    run. `PlanError` when it is nothing, or not one thing alone."""
-    place = Path(name)
+    run. `PlanError` when it is nothing, or not one thing alone; `StoreError` when it cannot be read."""
+    root, place = Path(runs).absolute(), Path(name)
     if os.sep in name or place.is_dir():
         for folder in (place.absolute(), root / PLANS_FOLDER / name, root / name):
             if (opened := _opened(folder, root)) is not None:
                 return opened
     inventory = read_inventory(root)
     if name in inventory.plans:
-        return inventory.plans[name][0]
+        return open_run(inventory.plans[name][0].folder, root)
     plan, _, node = name.rpartition("/")
     if plan in inventory.plans and (stage := inventory.plans[plan][0].stages.get(node)) in inventory.stages:
         return inventory.stages[str(stage)]
-    known: dict[str, StoredRun | StoredSearch | StageView] = {
-        **{run.run_id: run for run in inventory.runs},
-        **{search.folder.name: search for search in inventory.searches},
-        **inventory.stages,
+    known = {
+        **{run.run_id: run.folder for run in inventory.runs},
+        **{search.folder.name: search.folder for search in inventory.searches},
+        **{name: stage.folder.path for name, stage in inventory.stages.items()},
     }
-    if name in known:
-        return known[name]
-    found = [key for key in known if key.startswith(name)]
-    if PART_OF_FINGERPRINT.fullmatch(name):
+    found = [name] if name in known else [key for key in known if key.startswith(name)]
+    if PART_OF_FINGERPRINT.fullmatch(name) and name not in known:
         found += [key for key in inventory.stages if key.rpartition("-")[2].startswith(name)]
-    if len(found) == 1:
-        return known[found[0]]
+    if len(found) == 1 and (opened := _opened(known[found[0]], root)) is not None:
+        return opened
     if found:
         raise PlanError(
             f"`{name}` may be {', '.join(f'`{key}`' for key in sorted(found)[:5])}; write more of it"
@@ -203,10 +210,13 @@ def find(root: Path, name: str) -> StoredRun | StoredSearch | StageView:
     raise PlanError(f"there is no run, stage or plan `{name}` below `{root}`{hint}")
 
 
-def _opened(folder: Path, root: Path) -> StoredRun | StoredSearch | StageView | None:
-    if (folder / CONFIG).is_file():
-        return open_stage(folder)
-    return read_stored_run(folder) or read_stored_search(folder, root)
+def _opened(folder: Path, root: Path) -> RunView | SearchView | StageView | None:
+    """What lies in a folder, a run with its own root; None when that is nothing of ours."""
+    if (folder / GRAPH).is_file():
+        return open_run(folder, folder.parents[2])
+    if (folder / SEARCH).is_file():
+        return open_search(folder, root)
+    return open_stage(folder) if (folder / CONFIG).is_file() or STAGE_NAME.fullmatch(folder.name) else None
 
 
 def size_of(path: Path) -> int:
