@@ -1,8 +1,9 @@
 """Nested options as one level of paths: `optimizer.learning_rate`."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
+
+from raydistill.runs.files import json_line
 
 
 def flatten(value: Any, path: str = "") -> dict[str, str]:
@@ -12,7 +13,7 @@ def flatten(value: Any, path: str = "") -> dict[str, str]:
     elif isinstance(value, list) and any(isinstance(item, Mapping | list) for item in value):
         items = [(str(index), item) for index, item in enumerate(value)]
     else:
-        return {path: value if isinstance(value, str) else json.dumps(value)} if path else {}
+        return {path: value if isinstance(value, str) else json_line(value)} if path else {}
     flat: dict[str, str] = {}
     for key, item in items:
         flat |= flatten(item, f"{path}.{key}" if path else key)
