@@ -164,8 +164,17 @@ def _path(folder: Path, number: int) -> Path:
     return folder / f"lease-{number}.json"
 
 
-def _numbers(folder: Path) -> list[int]:
-    return [int(match[1]) for name in os.listdir(folder) if (match := LEASE.fullmatch(name))]  # noqa: PTH208 - 5 × faster
+def _numbers(folder: Path) -> set[int]:
+    """The leases that are there. A listing that is made while one file comes and another goes may have neither, and the
+    last number must not be missed: only what was listed twice counts."""
+    found = _listed(folder)
+    while (again := _listed(folder)) != found:
+        found = again
+    return found
+
+
+def _listed(folder: Path) -> set[int]:
+    return {int(match[1]) for name in os.listdir(folder) if (match := LEASE.fullmatch(name))}  # noqa: PTH208 - 5 × faster
 
 
 def _last_number(folder: Path) -> int:

@@ -146,6 +146,43 @@ def test_who_comes_late_to_a_number_that_was_used_meanwhile_gets_nothing(tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == [f"lease-{current}.json"]
 
 
+def test_a_listing_that_misses_the_last_lease_makes_nobody_an_owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lease-3.json").touch()
+    whole, torn = os.listdir, [["lease-2.json"]]  # made while lease-3 came and a lease before it went
+    monkeypatch.setattr(os, "listdir", lambda folder: torn.pop() if torn else whole(folder))
+    assert lease._create(tmp_path, 2) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["lease-3.json"]
+
+
+def test_a_folder_is_held_until_its_owner_gives_it_up_or_is_gone(tmp_path: Path) -> None:
+    owner = Leases()
+    assert not lease.is_held(tmp_path / "nowhere")
+    assert not lease.is_held(tmp_path)
+    assert owner.acquire(tmp_path)
+    assert lease.is_held(tmp_path)
+    owner.close()
+    assert not lease.is_held(tmp_path)
+
+
+def test_a_folder_that_is_taken_away_while_somebody_asks_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, owner, made = tmp_path / "stage", Leases(), []
+
+    def make(path: Path) -> Path:
+        path.mkdir(exist_ok=True)
+        if not made:
+            path.rmdir()
+        made.append(path)
+        return path
+
+    monkeypatch.setattr(lease, "make_folder", make)
+    assert [owner.acquire(folder), owner.acquire(folder)] == [False, True]
+    owner.close()
+
+
 def test_a_thread_counts_up_in_a_lease_that_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "BEAT_SECONDS", 0.01)
     owner = Leases()
