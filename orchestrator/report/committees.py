@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from raydistill.errors import StoreError
 from raydistill.report.formatting import listing, whole
-from raydistill.report.predictions import Agreement, agreement, read_in_role, read_predictions
+from raydistill.report.predictions import Agreement, agreement, read_in_role
 from raydistill.runs.files import read_json
 from raydistill.runs.view import RunView, StageView
 
@@ -175,7 +175,7 @@ def _read(run: RunView, stage: StageView) -> CommitteeResult:
 
 def _compare(generalist: StageView, stage: StageView, split: str) -> Agreement | None:
     try:
-        alone, together = read_predictions(generalist, split), read_predictions(stage, split)
+        alone, together = generalist.predictions(split), stage.predictions(split)
     except StoreError:
         return None
     return agreement(generalist.name, alone.predicted(), together, alone.ids)

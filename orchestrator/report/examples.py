@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from raydistill.errors import DistillError
 from raydistill.plan.schema import build_task
-from raydistill.report.predictions import Integers, StoredPredictions, Teaching
+from raydistill.report.predictions import Teaching
+from raydistill.runs.stored_predictions import Integers, StoredPredictions
 from raydistill.tasks.task import Task
 
 CLASSES_SHOWN = 5

@@ -11,31 +11,10 @@ from numpy.typing import NDArray
 
 from raydistill.errors import StoreError
 from raydistill.report.comparison import TOGETHER
+from raydistill.runs.stored_predictions import Floats, Integers, StoredPredictions, softmax
 from raydistill.runs.view import RunView, StageView
 
 Made = TypeVar("Made")
-Floats = NDArray[np.float32]
-Integers = NDArray[np.int64]
-
-
-class StoredPredictions(NamedTuple):
-    """What a model says about N samples of C classes."""
-
-    ids: Integers
-    labels: Integers
-    logits: Floats
-
-    def probabilities(self, temperature: float = 1.0) -> Floats:
-        """Softmax of the tempered logits, (N, C)."""
-        return softmax(self.logits, temperature)
-
-    def at(self, rows: Integers) -> "StoredPredictions":
-        """The same model on some of the samples."""
-        return StoredPredictions(self.ids[rows], self.labels[rows], self.logits[rows])
-
-    def predicted(self) -> Integers:
-        """The class of the largest logit, (N,)."""
-        return self.logits.argmax(axis=1).astype(np.int64)
 
 
 class Agreement(NamedTuple):
@@ -83,25 +62,6 @@ class Teaching:
         return sum_of(weight * member.probabilities(temperature) for member, weight in pairs)
 
 
-def read_predictions(stage: StageView, split: str = "test") -> StoredPredictions:
-    """A stage's predictions on a split. `StoreError` says why there are none."""
-    if not stage.has_result:
-        raise StoreError(f"`{stage.name}` has no result ({stage.status})")
-    name = f"predictions-{split}.safetensors"
-    if stage.record is None or name not in stage.record.payload:
-        raise StoreError(f"`{stage.name}` stored no predictions on the {split} split")
-    path = stage.folder.payload(name)
-    from safetensors.numpy import load_file
-
-    tensors: dict[str, NDArray[Any]] = load_file(path)
-    if missing := {"ids", "labels", "logits"} - tensors.keys():
-        raise StoreError(f"`{path}` has no {', '.join(sorted(missing))}")
-    logits = tensors["logits"].astype(np.float32)
-    if "remainders" in tensors:  # of logits that are large for float16
-        logits = logits + tensors["remainders"]
-    return StoredPredictions(tensors["ids"], tensors["labels"], logits)
-
-
 def read_in_role(run: RunView, role: str, read: Callable[[StageView], Made]) -> tuple[list[Made], list[str]]:
     """What `read` finds in the finished stages of a role, and why others cannot be read."""
     found, problems = [], []
@@ -141,7 +101,7 @@ def read_teaching(run: RunView, student: StageView, predictions: StoredPredictio
     sources, rule = _teachers_of(run, student)
     if not sources:
         raise StoreError(f"`{student.name}` learned from no teacher")
-    members = [read_predictions(stage) for stage, _ in sources]
+    members = [stage.predictions() for stage, _ in sources]
     for (stage, _), member in zip(sources, members, strict=True):
         if member.logits.shape != predictions.logits.shape or (member.ids != predictions.ids).any():
             raise StoreError(f"`{stage.name}` was judged on other samples or classes than `{student.name}`")
@@ -231,14 +191,6 @@ def temperature_of(student: StageView) -> float:
         if isinstance(temperature, int | float) and math.isfinite(temperature) and temperature > 0:
             return float(temperature)
     return 1.0
-
-
-def softmax(logits: Floats, temperature: float = 1.0) -> Floats:
-    """Probabilities of logits (N, C) at a temperature."""
-    scaled = logits / np.float32(temperature)
-    exponentials = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    probabilities: Floats = exponentials / exponentials.sum(axis=1, keepdims=True)
-    return probabilities
 
 
 def sum_of(parts: Iterator[Floats]) -> Floats:

@@ -16,16 +16,15 @@ from raydistill.report.examples import Example, choose_samples, describe_example
 from raydistill.report.formatting import listing, shorten
 from raydistill.report.predictions import (
     Agreement,
-    StoredPredictions,
     Teaching,
     agreement,
-    read_predictions,
     read_teaching,
     temperature_of,
 )
 from raydistill.report.sweep import Sweep, find_sweep
 from raydistill.report.transfers import TransferGroup, group_by_model
 from raydistill.runs.files import read_json
+from raydistill.runs.stored_predictions import StoredPredictions
 from raydistill.runs.view import RunView, StageView
 from raydistill.training.judgement import ReliabilityBins, confusion_matrix, reliability_bins
 
@@ -155,7 +154,7 @@ def _add_predictions(summary: RunSummary) -> None:
         raise StoreError("No model was trained.")
     student = summary.student = main.results[0] if main.results else main.members[0]
     summary.temperature = temperature_of(student)
-    predictions = read_predictions(student)
+    predictions = student.predictions()
     classes = predictions.logits.shape[1]
     description = _description(student)
     names = description.get("class_names") or ()
@@ -171,7 +170,7 @@ def _add_predictions(summary: RunSummary) -> None:
         _add_examples(summary, teaching, predictions, description.get("task", {}))
     baseline = summary.comparison.baseline_of(main)
     try:
-        others = read_predictions(baseline.results[0]) if baseline else None
+        others = baseline.results[0].predictions() if baseline else None
     except StoreError:
         others = None
     if baseline and others:

@@ -31,6 +31,11 @@ LOG = "log.txt"
 FINGERPRINT = re.compile(r"[0-9a-f]{12}")
 
 
+def predictions_of(split: str) -> str:
+    """The payload file with the predictions of a split."""
+    return f"predictions-{split}.safetensors"
+
+
 class StageFolder:
     """`runs/stages/<kind>-<fingerprint>/`, shared by every plan that asks for the same thing."""
 

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raydistill.errors import StoreError, did_you_mean
 from raydistill.plan.stage import StageConfig
 from raydistill.runs.files import read_as, read_text
-from raydistill.runs.folder import CONFIG, METRICS, StageFolder
+from raydistill.runs.folder import CONFIG, METRICS, StageFolder, predictions_of
 from raydistill.runs.record import Record
 from raydistill.runs.run_files import (
     GRAPH,
@@ -31,6 +31,9 @@ from raydistill.runs.run_files import (
     Status,
     SurveyFile,
 )
+
+if TYPE_CHECKING:
+    from raydistill.runs.stored_predictions import StoredPredictions
 
 STAGES_FOLDER, PLANS_FOLDER = "stages", "plans"
 RUNS_BACK = 20  # an earlier run than the last one may have made, or shown, what that left out
@@ -147,6 +150,18 @@ class StageView:
             if isinstance(line.get(name), int | float) and math.isfinite(line[name])
         ]
         return Curve([epoch for epoch, _ in points], [value for _, value in points])
+
+    def predictions(self, split: str = "test") -> "StoredPredictions":
+        """What the model that it made or judged says of a split, `test` or `validation`; `StoreError` says why there is
+        nothing."""
+        from raydistill.runs.stored_predictions import load_predictions
+
+        if not self.has_result:
+            raise StoreError(f"`{self.name}` has no result ({self.status})")
+        name = predictions_of(split)
+        if self.record is None or name not in self.record.payload:
+            raise StoreError(f"`{self.name}` stored no predictions on the {split} split")
+        return load_predictions(self.folder.payload(name))
 
 
 @dataclass(frozen=True)

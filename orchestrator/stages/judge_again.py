@@ -11,13 +11,13 @@ from raydistill.kinds.specialists import TrainSpecialistsConfig
 from raydistill.kinds.stage_bases import TrainingConfig
 from raydistill.plan.stage import StageConfig
 from raydistill.runs.context import StageContext
-from raydistill.runs.folder import StageFolder
+from raydistill.runs.folder import StageFolder, predictions_of
 from raydistill.stages.train_specialists import shown_to_specialist
 from raydistill.stages.training_stage import load_data
 from raydistill.tasks.splits import Split, TaskData
 from raydistill.training import model_files
 from raydistill.training.data import TransferSet
-from raydistill.training.evaluation import judge_splits, predictions_of
+from raydistill.training.evaluation import judge_splits
 from raydistill.training.loop import predictor
 from raydistill.training.model_files import TrainedModel
 

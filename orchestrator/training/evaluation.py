@@ -9,6 +9,7 @@ from torch import Tensor
 
 from raydistill.runs.context import StageContext
 from raydistill.runs.files import atomic_write
+from raydistill.runs.folder import predictions_of
 from raydistill.targets.store import FLOAT16_LARGEST
 from raydistill.tasks.splits import Split
 from raydistill.training.judgement import doubts, expected_calibration_error, worst_class_recall
@@ -67,11 +68,6 @@ def _warn(context: StageContext, logits: Tensor, labels: Tensor) -> None:
         names = tuple(str(label) for label in range(logits.shape[1]))
     for text in doubts(logits.argmax(dim=1).numpy(), labels.numpy(), names):
         context.warn(f"on validation {text}")
-
-
-def predictions_of(split: str) -> str:
-    """The payload file with the predictions of a split."""
-    return f"predictions-{split}.safetensors"
 
 
 def save_predictions(context: StageContext, name: str, split: Split, logits: Tensor) -> None:

@@ -30,13 +30,12 @@ from raydistill.report.formatting import (
     whole,
 )
 from raydistill.report.predictions import (
-    StoredPredictions,
     Teaching,
     agreement,
-    read_predictions,
     read_teaching,
 )
 from raydistill.report.summary import choose_main, summarize_run
+from raydistill.runs.stored_predictions import StoredPredictions, load_predictions
 from raydistill.runs.view import open_run
 from raydistill.training.evaluation import save_predictions
 
@@ -166,7 +165,7 @@ def test_teachers_are_found_behind_stored_targets_with_their_recorded_weights(
     run.stage("student", "distill", role="student", reads=["wide+deep.targets"], **predict(labels, 3, 2))
     read = open_run(run.write(), run.root)
     student = read.stages["student"]
-    teaching = read_teaching(read, student, read_predictions(student))
+    teaching = read_teaching(read, student, student.predictions())
     assert (teaching.name, teaching.role, teaching.rule) == ("wide + deep", "ensemble", "geometric")
     assert dict(zip(teaching.names, teaching.weights, strict=True)) == {"wide": 0.75, "deep": 0.25}
 
@@ -180,7 +179,7 @@ def test_live_teachers_are_read_directly_with_the_weights_of_the_plan(
     config = {"mode": "live", "combine": {"rule": "arithmetic", "weights": [3, 1]}}
     run.stage("student", "distill", role="student", reads=["a", "b"], config=config, **predict(labels, 3, 2))
     read = open_run(run.write(), run.root)
-    teaching = read_teaching(read, read.stages["student"], read_predictions(read.stages["student"]))
+    teaching = read_teaching(read, read.stages["student"], read.stages["student"].predictions())
     assert teaching.weights == (0.75, 0.25)
 
 
@@ -192,7 +191,7 @@ def test_teachers_judged_on_other_samples_are_not_mixed_with_the_student(
     run.stage("student", "distill", role="student", reads=["teacher"], **predict(labels, 3, 2))
     read = open_run(run.write(), run.root)
     with pytest.raises(StoreError, match="other samples"):
-        read_teaching(read, read.stages["student"], read_predictions(read.stages["student"]))
+        read_teaching(read, read.stages["student"], read.stages["student"].predictions())
 
 
 def test_an_ensemble_that_no_stage_judges_is_counted_from_the_predictions(distilled: Any) -> None:
@@ -314,9 +313,7 @@ def test_predictions_are_those_a_model_was_judged_by_at_any_level_of_its_logits(
     save_predictions(context, "test", split, logits)  # type: ignore[arg-type]
     name = "predictions-test.safetensors"
     assert ("remainders" in load_file(tmp_path / name)) == has_remainders
-    folder = SimpleNamespace(payload=tmp_path.joinpath)
-    stage = SimpleNamespace(name="a", has_result=True, record=SimpleNamespace(payload=[name]), folder=folder)
-    found = read_predictions(stage)  # type: ignore[arg-type]
+    found = load_predictions(tmp_path / name)
     exact = logits.double().softmax(dim=1).numpy()
     assert (found.predicted() == exact.argmax(axis=1)).all()
     assert (np.abs(found.probabilities() - exact) <= 0.02 * exact).all()

@@ -16,7 +16,7 @@ from raydistill.report.committees import Coverage, chance_of, fold_coverage
 from raydistill.report.comparison import compare
 from raydistill.report.page import build_page
 from raydistill.report.plot_matrices import shades
-from raydistill.report.predictions import read_predictions, read_teaching
+from raydistill.report.predictions import read_teaching
 from raydistill.report.summary import choose_main, summarize_run
 from raydistill.runs.view import open_run
 
@@ -334,12 +334,12 @@ def test_a_committee_teaches_with_what_it_said_as_a_whole(
     run.stage("student", "distill", role="student", reads=["fused.targets"], **predict(labels, 4, 6))
     read = open_run(run.write(), tmp_path)
     student = read.stages["student"]
-    teaching = read_teaching(read, student, read_predictions(student))
+    teaching = read_teaching(read, student, student.predictions())
     assert (teaching.name, teaching.role) == ("committee", "committee")
-    assert (teaching.members[0].logits == read_predictions(read.stages["committee"]).logits).all()
+    assert (teaching.members[0].logits == read.stages["committee"].predictions().logits).all()
     unjudged = read.stages["other"]
     with pytest.raises(Exception, match="no stage of the plan judges the committee"):
-        read_teaching(read, unjudged, read_predictions(unjudged))
+        read_teaching(read, unjudged, unjudged.predictions())
 
 
 @pytest.mark.parametrize(("wrong", "right"), [(86, 150), (40, 60), (4, 16), (45, 55)])

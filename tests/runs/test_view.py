@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from built_runs import START, BuiltRun, BuiltSearch, fingerprint_of
+from built_runs import START, BuiltRun, BuiltSearch, fingerprint_of, made_up_predictions
 
 from raydistill.errors import StoreError
 from raydistill.plan.order import order_stages
@@ -181,3 +182,25 @@ def test_a_remark_of_an_unknown_shape_does_not_hide_the_run(tmp_path: Path) -> N
     run.stage("only")
     run.write_survey({"train": [1]}, {"level": "note"})
     assert view_of(run).survey.remarks == ()
+
+
+def test_stored_predictions_are_read_or_it_is_said_why_there_are_none(tmp_path: Path) -> None:
+    labels = np.arange(30) % 3
+    run = BuiltRun(tmp_path)
+    run.stage("good", **made_up_predictions(labels, 3, errors=4))
+    run.stage("plain", errors=4)
+    run.stage("late", status="waiting")
+    stages = view_of(run).stages
+    found = stages["good"].predictions()
+    assert ((found.predicted() != found.labels).sum(), found.ids.tolist()) == (4, list(range(30)))
+    assert found.probabilities(2.0).sum(axis=1) == pytest.approx(1.0)
+    for name, split, why in (
+        ("good", "validation", "stored no predictions on the validation split"),
+        ("plain", "test", "stored no predictions on the test split"),
+        ("late", "test", r"has no result \(waiting\)"),
+    ):
+        with pytest.raises(StoreError, match=why):
+            stages[name].predictions(split)
+    (run.stage_folder("good").path / "predictions-test.safetensors").write_bytes(b"")
+    with pytest.raises(StoreError, match="is damaged"):
+        stages["good"].predictions()
