@@ -11,7 +11,7 @@ from raydistill.execution.needed import WHY_NOT, not_needed
 from raydistill.plan.fingerprint import DATA_CHANGED, differences
 from raydistill.plan.order import Graph, Node
 from raydistill.runs.data_files import DataFiles
-from raydistill.runs.folder import CONFIG, StageFolder
+from raydistill.runs.folder import CHECKPOINT, CONFIG, StageFolder
 from raydistill.runs.record import Record
 from raydistill.runs.view import read_graph, read_identity, runs_of
 from raydistill.tasks.task import Task
@@ -69,7 +69,7 @@ def _prospects(
             yield _finished(node, record, graph.test, data)
         elif record is not None:
             yield Prospect(node, "new", f"failed before: {record.error}")
-        elif (root / node.folder / "checkpoint").is_dir():
+        elif (root / node.folder / CHECKPOINT).is_dir():
             yield Prospect(node, "new", "continues from its checkpoint")
         else:
             yield Prospect(node, "new", _why_new(node, graph, before.get(node.name), data))

@@ -19,7 +19,7 @@ from typing import Literal
 
 from raydistill.errors import StoreError
 from raydistill.runs.files import store_errors
-from raydistill.runs.folder import RECORD, StageFolder
+from raydistill.runs.folder import CHECKPOINT, RECORD, StageFolder
 from raydistill.runs.inventory import Inventory, StoredRun, ended_at, read_stored_run, size_of, subfolders
 from raydistill.runs.lease import Leases, is_held
 from raydistill.runs.run_files import GRAPH
@@ -27,7 +27,6 @@ from raydistill.runs.search_run import SEARCH
 from raydistill.runs.search_view import SEARCHES_FOLDER
 from raydistill.runs.view import PLANS_FOLDER, STAGES_FOLDER
 
-CHECKPOINT = "checkpoint"
 DAY = 86400.0
 TEMPORARY = re.compile(r"\..+\.tmp")
 PIXELS = re.compile(r"[a-z]+-[0-9a-f]{16}\.(npy|json)")

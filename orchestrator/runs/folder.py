@@ -7,13 +7,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from raydistill.errors import StoreError
 from raydistill.runs.files import (
     fsync,
     json_text,
     make_folder,
+    read_as,
     read_json,
     replaced_file,
     sha256_file,
@@ -27,6 +26,7 @@ CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 STAMPS = "stamps.json"
 LOG = "log.txt"
+CHECKPOINT = "checkpoint"
 # From a file, it becomes part of a path and of a pattern: `../..` would lead out of the root, `*` to any stage.
 FINGERPRINT = re.compile(r"[0-9a-f]{12}")
 
@@ -88,10 +88,7 @@ class StageFolder:
         path = self.path / RECORD
         if not path.exists():
             return None
-        try:
-            record = Record.model_validate(read_json(path))
-        except ValidationError as error:
-            raise StoreError(f"`{path}` is damaged: {error.errors()[0]['msg']}") from None
+        record = read_as(Record, path)
         if self.path.name != f"{record.kind}-{record.fingerprint}":
             raise StoreError(
                 f"`{path}` is the record of `{record.kind}-{record.fingerprint}`, not of this folder"

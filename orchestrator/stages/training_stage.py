@@ -11,12 +11,12 @@ from raydistill.lookup import load_object
 from raydistill.models.taps import Tapped
 from raydistill.plan.model import ModelConfig
 from raydistill.runs.context import StageContext
+from raydistill.runs.folder import CHECKPOINT
 from raydistill.runs.plan_run import write_data_sizes
 from raydistill.tasks.hashing import fold_key
 from raydistill.tasks.seeds import Purpose
 from raydistill.tasks.splits import TaskData
 from raydistill.training import model_files
-from raydistill.training.beginning import CHECKPOINT
 from raydistill.training.checkpoint import remove_checkpoint
 from raydistill.training.data import TransferSet
 from raydistill.training.evaluation import judge_splits

@@ -12,11 +12,9 @@ from raydistill.errors import StoreError
 from raydistill.kinds.changes import beginnings
 from raydistill.runs.context import StageContext
 from raydistill.runs.files import read_json, store_errors
-from raydistill.runs.folder import CONFIG, METRICS
+from raydistill.runs.folder import CHECKPOINT, CONFIG, METRICS
 from raydistill.runs.plan_run import finished_record
 from raydistill.training.checkpoint import STATE
-
-CHECKPOINT = "checkpoint"
 
 
 def finished_beginnings(context: StageContext, epochs: int) -> Iterator[Path]:

@@ -25,12 +25,13 @@ from raydistill.kinds.changes import during
 from raydistill.kinds.stage_bases import TrainingConfig
 from raydistill.models.taps import Output
 from raydistill.runs.context import StageContext
+from raydistill.runs.folder import CHECKPOINT
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.tasks.hashing import fold_key
 from raydistill.tasks.seeds import Purpose
 from raydistill.tasks.splits import Split
 from raydistill.training.batch_norm import GlobalBatchNorm
-from raydistill.training.beginning import CHECKPOINT, copy_metrics, finished_beginnings
+from raydistill.training.beginning import copy_metrics, finished_beginnings
 from raydistill.training.checkpoint import load_checkpoint, save_checkpoint
 from raydistill.training.cost import Cost
 from raydistill.training.data import Batch, TransferSet, split_batch
