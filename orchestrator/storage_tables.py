@@ -318,14 +318,16 @@ def contrast_parts(contrast: Contrast) -> Iterator[RenderableType]:
         yield escape(line)
     if contrast.results:
         yield from [""] if contrast.others else []
-        table = new_table("stage", "result", escape(contrast.left), escape(contrast.right), "change")
-        for column in table.columns[2:]:
+        about = ["stage"] if any(result.stage for result in contrast.results) else []
+        table = new_table(*about, "result", escape(contrast.left), escape(contrast.right), "change")
+        for column in table.columns[-3:]:
             column.justify = "right"
         for result in contrast.results:
             left = _measured(result.left, result.left_deviation)
             right = _measured(result.right, result.right_deviation)
             change = "" if result.change is None else f"{result.change:+.4g}"
-            table.add_row(escape(result.stage), escape(result.metric), left, right, change)
+            stage = [escape(result.stage)] if about else []
+            table.add_row(*stage, escape(result.metric), left, right, change)
         yield table
 
 

@@ -173,7 +173,7 @@ def test_a_search_is_shown_with_its_best_trials(root: Path) -> None:
     [
         ("20260101-120000-aaab", "did you mean `20260101-120000-aaaa`"),
         ("2026", "may be `20260101-120000-aaaa`, `20260102-120000-bbbb`; write more of it"),
-        ("what-ever/else", "there is no run, stage or plan `what-ever/else`"),
+        ("what-ever/else", "; `distill list` shows what there is"),
     ],
 )
 def test_a_name_that_is_nothing_or_two_things_is_a_mistake(root: Path, name: str, told: str) -> None:

@@ -7,11 +7,12 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from raydistill.errors import PlanError, StoreError, did_you_mean
+from raydistill.errors import PlanError, StoreError
 from raydistill.runs.files import read_as
 from raydistill.runs.folder import CONFIG
 from raydistill.runs.run_files import GRAPH, RESULTS, ResultsFile
@@ -206,8 +207,9 @@ def find_stored(name: str, runs: Path | str = "runs") -> RunView | SearchView | 
         raise PlanError(
             f"`{name}` may be {', '.join(f'`{key}`' for key in sorted(found)[:5])}; write more of it"
         )
-    hint = did_you_mean(name, {*known, *inventory.plans}) or "; `distill list` shows what there is"
-    raise PlanError(f"there is no run, stage or plan `{name}` below `{root}`{hint}")
+    near = get_close_matches(name, [*known, *inventory.plans], n=1)
+    hint = f"did you mean `{near[0]}`?" if near else "`distill list` shows what there is"
+    raise PlanError(f"there is no run, stage or plan `{name}` below `{root}`; {hint}")
 
 
 def _opened(folder: Path, root: Path) -> RunView | SearchView | StageView | None:
