@@ -3,6 +3,7 @@
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ from raydistill.plan.config import configs_in
 from raydistill.plan.order import Graph
 from raydistill.plan.sources import unseen_sources
 from raydistill.runs.pace import Pace, Standing
+from raydistill.runs.placement import here
 from raydistill.runs.plan_run import NodeState
 from raydistill.runs.run_files import ResultsFile
 
 TELL_SECONDS = 10.0
+NAMED = 5  # stages on one line
 
 STYLES = {
     "done": "green",
@@ -182,13 +185,20 @@ class Progress:
         """Take a node's state after a change."""
         with self.lock:
             self.states[name] = state
-            now = (state.status, state.note)
-            if self.shown.get(name, ("waiting", "")) != now:
-                self.shown[name] = now
+            now = (state.phase, state.note)
+            if self.shown.get(name, ("waiting", "")) == now:
+                return
+            before, self.shown[name] = self.shown.get(name, ("waiting", "")), now
+            if (state.status == "running") != (name in self.paces):
                 self._follow(name, state)
-                text = state.error or state.note
-                took = f" in {state.seconds:.1f} s" if state.status == "done" else ""
-                self._line(name, f"{state.status}{took}{': ' + text if text else ''}")
+            # Nearly all that starts runs a moment later: what does not is told by `tell`.
+            if state.phase in ("starting", "waiting for room") and not state.note:
+                return
+            if before == ("waiting for room", "") and state.phase == "waiting":
+                return
+            text = state.error or state.note
+            took = f" in {state.seconds:.1f} s" if state.status == "done" else ""
+            self._line(name, f"{state.phase}{took}{_on(state)}{': ' + text if text else ''}")
 
     def _follow(self, name: str, state: NodeState) -> None:
         self.paces.pop(name, None)
@@ -205,6 +215,13 @@ class Progress:
                 if standing.loss is not None and standing.loss != self.told.get(name):
                     self.told[name] = standing.loss
                     self._line(name, ", ".join(filter(None, _reached(standing))))
+
+            for phase in ("starting", "waiting for room"):
+                names = [name for name, state in self.states.items() if state.phase.startswith(phase)]
+                if names:
+                    self._line(
+                        ", ".join(gathered(names)[:NAMED]) + ", …" * (len(gathered(names)) > NAMED), phase
+                    )
 
     def _tell(self) -> None:
         while not self.over.wait(TELL_SECONDS):
@@ -228,17 +245,23 @@ class Progress:
             standing = standings.get(name, Standing())
             table.add_row(
                 name,
-                f"[{STYLES[state.status]}]{state.status}[/]",
+                f"[{STYLES[state.status]}]{state.phase}{_on(state)}[/]",
                 f"{state.seconds + running:.0f}",
                 _epochs(standing),
                 "" if standing.loss is None else f"{standing.loss:.3g}",
                 _duration(standing.seconds_left),
                 escape(state.error or state.note),
             )
-        counts = {status: sum(state.status == status for state in states.values()) for status in STYLES}
-        summary = "  ".join(f"{count} {status}" for status, count in counts.items() if count)
+        counts = Counter(state.phase.partition(",")[0] for state in states.values())
+        summary = "  ".join(f"{count} {phase}" for phase, count in counts.items())
         table.add_row(f"[dim]{summary}[/]", "", f"[dim]{time.monotonic() - self.started:.0f}[/]")
         return table
+
+
+def _on(state: NodeState) -> str:
+    """Where a stage runs, unless that is here."""
+    nodes = state.placement.nodes if state.status == "running" else ()
+    return f" on {', '.join(nodes)}" if nodes and nodes != (here(),) else ""
 
 
 def _reached(standing: Standing) -> tuple[str, ...]:

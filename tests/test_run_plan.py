@@ -26,7 +26,8 @@ from raydistill.execution.request import Outcome, StageRequest
 from raydistill.execution.survey import PlanSurvey, Remark
 from raydistill.plan.order import order_stages
 from raydistill.runs.context import StageContext
-from raydistill.runs.plan_run import NodeState, plan_text
+from raydistill.runs.placement import Placement, here
+from raydistill.runs.plan_run import NodeState, note_on_workers, plan_text
 from raydistill.runs.run_files import ResultsFile
 from raydistill.terminal import Progress, console, gathered, results_table
 
@@ -194,7 +195,7 @@ def test_elsewhere_than_on_a_terminal_a_line_says_how_far_a_stage_is(
     folder = bench.root / graph.nodes["student"].folder
     folder.mkdir(parents=True)
     progress = Progress({"student": NodeState()}, graph, bench.root)
-    progress.update("student", NodeState("running"))
+    progress.update("student", NodeState("running", placement=Placement("running", (here(),))))
     now = time.time() + 1
     for epoch in (1, 2):
         with (folder / "metrics.jsonl").open("a") as stream:
@@ -204,6 +205,40 @@ def test_elsewhere_than_on_a_terminal_a_line_says_how_far_a_stage_is(
     progress.tell()
     told = [line.partition(" s  ")[2] for line in capsys.readouterr().err.splitlines()]
     assert told == ["student: running", "student: epoch 2 of 4, loss 0.5, 67 min left"]
+
+
+def test_a_stage_that_does_not_get_going_is_told_of_and_another_node_is_named(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages = {name: {"epochs": 4} for name in ("a", "b", "c")}
+    graph = order_stages(bench.counting.plan_of(stages))
+    progress = Progress({name: NodeState() for name in stages}, graph, bench.root)
+    progress.update("a", NodeState("running", attempts=1))
+    progress.update("b", NodeState("waiting", has_no_room=True))
+    progress.update("c", NodeState("waiting", has_no_room=True))
+    progress.tell()
+    far = Placement("running", ("gpu-7",))
+    progress.update("a", NodeState("running", attempts=1, placement=far))
+    progress.update("a", NodeState("running", attempts=1, placement=Placement("node lost", far.nodes)))
+    progress.update("a", NodeState("running", attempts=2, placement=Placement("running", ("gpu-8", "gpu-9"))))
+    told = [line.partition(" s  ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert told == [
+        "a: starting",
+        "b, c: waiting for room",
+        "a: running on gpu-7",
+        "a: node lost on gpu-7",
+        "a: running, attempt 2 on gpu-8, gpu-9",
+    ]
+
+
+def test_the_table_says_how_many_workers_made_a_result(bench: Bench) -> None:
+    stages = {"one": {}, "two": {"resources": {"workers": 2}}}
+    assert bench.run(stages).exit_code == 0
+    entries = bench.results()["stages"]
+    assert [entries[name]["workers"] for name in stages] == [1, 1]
+    assert entries["two"]["note"] == "made by 1 worker, not 2: the same but for rounding"
+    assert "note" not in entries["one"]
+    assert note_on_workers(2, 2) == "2 workers"
 
 
 def test_what_a_students_process_does_next_comes_after_its_record_and_may_fail(
@@ -230,6 +265,9 @@ def test_the_driver_prepares_once_while_the_first_stages_start() -> None:
     done: list[str] = []
 
     class Plain(LocalBackend):
+        def placements(self) -> dict[str, Any]:
+            return {}
+
         def try_start(self, request: StageRequest) -> bool:
             done.append(f"{request.name} {request.afterwards}")
             return True

@@ -9,6 +9,7 @@ from raydistill.errors import PlanError
 from raydistill.execution.request import Outcome, StageRequest
 from raydistill.execution.run_stage import run_stage
 from raydistill.plan.order import Node
+from raydistill.runs.placement import Placement, here
 
 
 class LocalBackend:
@@ -23,6 +24,10 @@ class LocalBackend:
         self._stop = stop or threading.Event()
         self._on_report = on_report
         self._next: StageRequest | None = None
+
+    def placements(self) -> Mapping[str, Placement]:
+        """The stage that was taken runs as soon as anybody looks."""
+        return {} if self._next is None else {self._next.name: Placement("running", (here(),))}
 
     def check_feasible(self, nodes: Sequence[Node]) -> None:
         """Everything fits into this process, one after another; `PlanError` for what only makes sense side by side."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from raydistill.execution.request import Backend, Outcome, StageRequest
 from raydistill.plan.order import Node
+from raydistill.runs.placement import Placement
 
 
 class OverlappedBackend:
@@ -35,6 +36,10 @@ class OverlappedBackend:
             self._while_they_run()
             self._while_they_run = None
         return self._backend.wait(seconds)
+
+    def placements(self) -> Mapping[str, Placement]:
+        """As the back end does."""
+        return self._backend.placements()
 
     def stop(self) -> list[tuple[str, Outcome]]:
         """As the back end does."""

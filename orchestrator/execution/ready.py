@@ -32,6 +32,7 @@ class ReadyStages:
         self._queued: set[str] = set()
         self._running: Counter[ResourcesConfig] = Counter()
         self._full: dict[ResourcesConfig, tuple[Counter[ResourcesConfig], float]] = {}
+        self._unnamed: dict[ResourcesConfig, list[str]] = {}
         self._later: list[tuple[float, str]] = []
         for name in graph.nodes:
             self.put_back(name)
@@ -58,11 +59,18 @@ class ReadyStages:
         elif not self._missing[name] and name not in self._queued:
             self._queued.add(name)
             heapq.heappush(self._queues.setdefault(self._shape(name), []), self._rank[name])
+            self._unnamed.setdefault(self._shape(name), []).append(name)
 
-    def found_no_room(self, name: str, *, seconds: float) -> None:
-        """Do not try this shape again before the set of running stages changes, or `seconds` have passed."""
-        self._full[self._shape(name)] = (self._running.copy(), time.monotonic() + seconds)
+    def found_no_room(self, name: str, *, seconds: float) -> list[str]:
+        """Do not try this shape again before the set of running stages changes, or `seconds` have passed.
+
+        Returns the stages of this shape that wait with it and were not named before.
+        """
+        shape = self._shape(name)
+        self._full[shape] = (self._running.copy(), time.monotonic() + seconds)
         self.put_back(name)
+        # Each is named once: to go through the whole queue at every refusal would be quadratic in the stages.
+        return [other for other in self._unnamed.pop(shape, []) if other in self._queued]
 
     def begin(self, name: str) -> None:
         """It runs."""

@@ -1,12 +1,13 @@
 """What a back end is given and what it gives back: plain values that cross processes and machines."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from raydistill.plan.order import Graph, Node
 from raydistill.plan.resources import ResourcesConfig
+from raydistill.runs.placement import Placement
 from raydistill.tasks.task import Task
 
 
@@ -15,7 +16,8 @@ class StageRequest:
     """One attempt at one stage. All fields are JSON values.
 
     `reads` and `siblings` map node names to folders below `root`. `afterwards`, if not empty, is the address of a
-    function and what it is called with: by the stage's process, once the record is written.
+    function and what it is called with: by the stage's process, once the record is written. `number` counts the
+    attempts of this run at the stage.
     """
 
     name: str
@@ -34,6 +36,7 @@ class StageRequest:
     test: str = ""
     sees_test: bool = True
     afterwards: tuple[str, ...] = ()
+    number: int = 1
 
     @property
     def shape(self) -> ResourcesConfig:
@@ -73,6 +76,10 @@ class Backend(Protocol):
         """Names and outcomes of attempts that ended; returns at once when there are some, else after `seconds`."""
         ...
 
+    def placements(self) -> Mapping[str, Placement]:
+        """Of the attempts that run, by the names of their stages: whether they have begun, and where."""
+        ...
+
     def stop(self) -> list[tuple[str, Outcome]]:
         """Ask running stages to write a checkpoint and stop; end those that do not. Nothing runs afterwards."""
         ...
@@ -83,7 +90,14 @@ class Backend(Protocol):
 
 
 def build_request(
-    node: Node, graph: Graph, task: Task, root: Path, attempt: str, *, sees_test: bool = True
+    node: Node,
+    graph: Graph,
+    task: Task,
+    root: Path,
+    attempt: str,
+    *,
+    sees_test: bool = True,
+    number: int = 1,
 ) -> StageRequest:
     """The request for one node of a graph."""
     return StageRequest(
@@ -102,4 +116,5 @@ def build_request(
         task_identity=dict(graph.task),
         test=graph.test,
         sees_test=sees_test,
+        number=number,
     )

@@ -11,7 +11,7 @@ from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
-from raydistill.errors import StageError, StageStopped
+from raydistill.errors import DistillError, StageError, StageStopped
 from raydistill.execution.deadline import Deadline
 from raydistill.execution.request import Outcome, StageRequest
 from raydistill.execution.user_code import checked_code
@@ -21,6 +21,7 @@ from raydistill.plan.schema import build_task
 from raydistill.plan.stage import stage_of
 from raydistill.runs.context import StageContext, never
 from raydistill.runs.folder import LOG, StageFolder
+from raydistill.runs.placement import nodes_of, read_places, remove_places, write_place
 from raydistill.runs.plan_run import finished_record
 from raydistill.runs.record import Record, summary_of
 
@@ -35,11 +36,12 @@ def run_stage(
     rank: int = 0,
     world: int = 1,
     device: str = "cpu",
+    node_id: str = "",
 ) -> Outcome:
     """Run a stage on this process. Its own errors end in the record, not in an exception.
 
     With `world` > 1 every worker of a `torch.distributed` group calls this. An error of the stage is then written by
-    whichever worker meets it first.
+    whichever worker meets it first. `node_id`: what Ray calls this machine.
     """
     started = time.monotonic()
     folder = StageFolder(Path(request.root) / request.folder)
@@ -62,6 +64,7 @@ def run_stage(
     )
     with _logging_to(folder.path / LOG, enabled=rank == 0):
         try:
+            write_place(folder.path, request.attempt, rank, node_id)
             _set_threads(request)
             log.info("started (attempt %s, rank %d of %d, %s)", request.attempt, rank, world, device)
             with deadline:
@@ -74,6 +77,9 @@ def run_stage(
         except Exception as error:
             log.info("failed: %s", traceback.format_exc())  # to log.txt; the terminal shows one line
             return _fail(request, context, error, time.monotonic() - started)
+        finally:
+            if rank == 0:
+                _forget_places(context)
         outcome = Outcome("done", time.monotonic() - started, warnings=tuple(context.warnings))
         if rank == 0 and request.afterwards:
             _do_afterwards(*request.afterwards)
@@ -121,11 +127,25 @@ def _finish(request: StageRequest, context: StageContext, metrics: dict[str, flo
         payload=context.folder.checksums(context.payload),
         versions=versions(),
         git_commit=git_commit(),
+        workers=trained.workers if trained else context.world,
+        nodes=_nodes(request, context),
+        attempts=request.number,
     )
     context.folder.write_record(record)
     for tidy_up in context.when_done:
         tidy_up()
     log.info("done in %.1f s", seconds)
+
+
+def _forget_places(context: StageContext) -> None:
+    """Unless another attempt has begun, whose places these are."""
+    with suppress(DistillError, OSError):
+        context.check_current()
+        remove_places(context.folder.path)
+
+
+def _nodes(request: StageRequest, context: StageContext) -> tuple[str, ...]:
+    return nodes_of(read_places(context.folder.path, request.attempt, context.world))
 
 
 def _fail(request: StageRequest, context: StageContext, error: Exception, seconds: float) -> Outcome:
@@ -138,6 +158,9 @@ def _fail(request: StageRequest, context: StageContext, error: Exception, second
         finished=time.time(),
         versions=versions(),
         git_commit=git_commit(),
+        workers=context.world,
+        nodes=_nodes(request, context),
+        attempts=request.number,
         warnings=tuple(context.warnings),
         error=summary,
         traceback=traceback.format_exc(),

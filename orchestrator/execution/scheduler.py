@@ -20,6 +20,7 @@ from raydistill.plan.order import Graph, Node
 from raydistill.runs.context import claim_attempt
 from raydistill.runs.folder import StageFolder
 from raydistill.runs.lease import Leases
+from raydistill.runs.placement import STARTING
 from raydistill.runs.plan_run import NodeState, finished_record
 from raydistill.runs.record import Record
 from raydistill.runs.run_files import SUCCEEDED, Status
@@ -100,10 +101,12 @@ class _Run:
             self._refuse(self.survey(self._unfinished()))
         while self.ready.unfinished and not self.stop.is_set():
             self._start_ready()
+            self._note_placements()
             # Starting may have finished all that was left: cached by another driver meanwhile, or skipped.
             if self.ready.unfinished:
                 for name, outcome in self.backend.wait(POLL_SECONDS):
                     self._ended(name, outcome)
+                self._note_placements()
         if self.stop.is_set():
             self._stop_all()
         return self.states
@@ -150,6 +153,15 @@ class _Run:
         while not self.stop.is_set() and (name := self.ready.next()) is not None:
             self._try(self.graph.nodes[name])
 
+    def _note_placements(self) -> None:
+        """Whether what was started has begun, and where: a stage may wait for Ray, or stand still on a dead node, for
+        as long as it would have trained."""
+        for name, placement in self.backend.placements().items():
+            state = self.states[name]
+            if state.status == "running" and state.placement != placement:
+                state.placement = placement
+                self.watch(name, state)
+
     def _try(self, node: Node) -> None:
         """Skip, reuse, or start one node whose inputs are finished."""
         missing = [read for read in node.reads if self.states[read].status not in SUCCEEDED]
@@ -182,21 +194,37 @@ class _Run:
 
     def _start(self, node: Node, folder: StageFolder) -> None:
         attempt = uuid.uuid4().hex
-        request = build_request(node, self.graph, self.task, self.root, attempt, sees_test=self.sees_test)
+        state = self.states[node.name]
+        request = build_request(
+            node,
+            self.graph,
+            self.task,
+            self.root,
+            attempt,
+            sees_test=self.sees_test,
+            number=state.attempts + 1,
+        )
         # In this order: preparing may remove a claim with all else, and a process that starts before its attempt is
         # claimed takes itself for one that was superseded.
         self._prepare(node, folder)
         claim_attempt(folder, attempt)
-        state = self.states[node.name]
         if not self.backend.try_start(request):
             # A driver whose machines have room must not wait for us, who have none.
             self.leases.release(folder.path)
-            self.ready.found_no_room(node.name, seconds=RECHECK_SECONDS)
+            for name in self.ready.found_no_room(node.name, seconds=RECHECK_SECONDS):
+                self._note_no_room(name)
             return
         self.ready.begin(node.name)
         state.started = time.monotonic()
         state.attempts += 1
+        state.placement, state.has_no_room = STARTING, False
         self._change(node.name, "running")
+
+    def _note_no_room(self, name: str) -> None:
+        state = self.states[name]
+        if not state.has_no_room:
+            state.has_no_room = True
+            self.watch(name, state)
 
     def _prepare(self, node: Node, folder: StageFolder) -> None:
         """Clear the folder for an attempt: unfinished work of this very stage stays, work that must be made again goes.
@@ -288,6 +316,8 @@ class _Run:
             seconds=self.states[name].seconds,
             finished=time.time(),
             error=error,
+            nodes=self.states[name].placement.nodes,
+            attempts=self.states[name].attempts,
         )
         try:
             self._folder(node).write_failure(record)

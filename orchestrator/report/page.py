@@ -154,9 +154,17 @@ def _origins(summary: RunSummary) -> dict[str, str]:
     return {
         "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "Git commit": ", ".join(sorted({record.git_commit for record in records if record.git_commit})),
+        "Workers": _made_by_several(summary),
         "Storage root": str(run.root),
         "Tracking": str(run.results.mlflow.get("tracking_uri") or ""),
     }
+
+
+def _made_by_several(summary: RunSummary) -> str:
+    """Sums over several processes round otherwise than in one."""
+    counts = {name: stage.record.workers for name, stage in summary.run.stages.items() if stage.record}
+    told = [f"{name} by {count}" for name, count in counts.items() if count and count > 1]
+    return ", ".join(told) + "; all else by one" if told else ""
 
 
 def build_search_page(summary: SearchSummary, importance: Importance, plots: "Sequence[Plot]") -> str:

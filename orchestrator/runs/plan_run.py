@@ -22,6 +22,7 @@ from raydistill.plan.schema import Plan
 from raydistill.runs.data_files import write_listings
 from raydistill.runs.files import atomic_write, make_folder, read_json, replaced_file, write_json
 from raydistill.runs.folder import StageFolder
+from raydistill.runs.placement import STARTING, Placement
 from raydistill.runs.record import Record
 from raydistill.runs.run_files import (
     GRAPH,
@@ -48,6 +49,19 @@ class NodeState:
     note: str = ""
     attempts: int = 0
     started: float | None = None
+    placement: Placement = STARTING
+    has_no_room: bool = False
+
+    @property
+    def phase(self) -> str:
+        """What `running` and `waiting` stand for: `starting`, `waiting for room`, `node lost, attempt 2`; of other
+        states their name."""
+        again = f", attempt {self.attempts}" if self.attempts > 1 else ""
+        if self.status == "running":
+            return f"{self.placement.phase}{again}"
+        if self.status == "waiting":
+            return "waiting for room" if self.has_no_room else "waiting"
+        return self.status
 
 
 class PlanRun:
@@ -131,7 +145,16 @@ def stage_entry(node: Node | GraphNode, state: NodeState, record: Record | None)
         "fingerprint": node.fingerprint,
         "folder": node.folder,
     }
+    if state.phase != state.status:
+        entry["phase"] = state.phase
+    if state.placement.nodes:
+        entry["nodes"] = list(state.placement.nodes)
+    if state.attempts > 1:
+        entry["attempts"] = state.attempts
     if record is not None:
+        if record.workers is not None:
+            entry["workers"] = record.workers
+            entry["note"] = note_on_workers(record.workers, node.config.resources.workers)
         if record.parameters is not None:
             entry["parameters"] = record.parameters
         entry["metrics"] = {name: tidy(value) for name, value in record.metrics.items()}
@@ -139,9 +162,23 @@ def stage_entry(node: Node | GraphNode, state: NodeState, record: Record | None)
             entry["warnings"] = list(record.warnings)
     if state.error:
         entry["error"] = state.error
+    if not entry.get("note"):
+        entry.pop("note", None)
     if state.status == "not needed":
         entry["note"] = state.note
     return entry
+
+
+def note_on_workers(made_by: int, asked: int) -> str:
+    """How many workers made a result, where that is worth a word.
+
+    Any number of them makes the same batches. Sums over several processes round otherwise, and after some thousand
+    steps a few test samples change sides: 91.40 against 91.70 % in a student that two workers, and one, trained.
+    """
+    counted = f"{made_by} worker{'s' * (made_by > 1)}"
+    if made_by != asked:
+        return f"made by {counted}, not {asked}: the same but for rounding"
+    return counted if made_by > 1 else ""
 
 
 def replicas_entry(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

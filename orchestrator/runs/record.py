@@ -23,6 +23,10 @@ class Record(BaseModel):
 
     `judged_on`: digest of the test split that the model was judged on, empty while it is judged on another one; None
     when nobody looked at the test split.
+
+    `workers` is how many processes side by side made it, `nodes` where, `attempts` how often this run began it; None
+    and empty in records that are older. Other numbers of workers, as on `--local`, make the same batches and add up
+    the same gradients in another order: the result differs by rounding.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,6 +44,9 @@ class Record(BaseModel):
     payload: dict[str, str] = {}
     versions: dict[str, str] = {}
     git_commit: str | None = None
+    workers: int | None = None
+    nodes: tuple[str, ...] = ()
+    attempts: int | None = None
     warnings: tuple[str, ...] = ()
     error: str | None = None
     traceback: str | None = None

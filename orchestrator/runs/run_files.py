@@ -65,6 +65,12 @@ class StageEntry(FromFile):
     warnings: tuple[str, ...] = ()
     error: str | None = None
     note: str = ""
+    phase: str = ""
+    """What `running` or `waiting` stands for: `starting`, `waiting for room`, `node lost, attempt 2`."""
+    nodes: tuple[str, ...] = ()
+    attempts: int = 1
+    workers: int | None = None
+    """How many processes made the result; None when nobody wrote it down."""
 
 
 class StoredRemark(FromFile):

@@ -108,6 +108,13 @@ def _close(session: Session[RunView], node: StageView, state: ChildState) -> Non
         session.log_tags(state.run_id, failure_tags(error, record))
     if record and record.git_commit:
         session.log_tags(state.run_id, {"git_commit": record.git_commit})
+    if record and record.workers is not None:
+        made = {
+            "workers": str(record.workers),
+            "nodes": ", ".join(record.nodes),
+            "attempts": str(record.attempts),
+        }
+        session.log_tags(state.run_id, made)
     if (log := node.folder.path / LOG).exists():
         session.client.log_artifact(state.run_id, str(log))
     ended = record.finished if record else time.time()

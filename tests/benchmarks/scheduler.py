@@ -37,6 +37,9 @@ class Instant:
 
     def check_feasible(self, nodes: Sequence[Node]) -> None: ...
 
+    def placements(self) -> dict[str, Any]:
+        return {}
+
     def try_start(self, request: StageRequest) -> bool:
         if len(self.running) == SLOTS:
             return False

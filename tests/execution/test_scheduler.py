@@ -27,12 +27,14 @@ from raydistill.runs import lease
 from raydistill.runs.context import claim_attempt
 from raydistill.runs.folder import StageFolder
 from raydistill.runs.lease import Leases
+from raydistill.runs.placement import STARTING, Placement, here
 from raydistill.runs.plan_run import NodeState
 from raydistill.runs.record import Record
 
 HERE = Path(__file__).parent
 PATIENCE = 60.0
 CHAIN: dict[str, dict[str, Any]] = {"teacher": {}, "student": {"reads": ["teacher"]}}
+PEERS: dict[str, dict[str, Any]] = {name: {} for name in ("first", "second", "third")}
 
 
 class Slots:
@@ -51,6 +53,9 @@ class Slots:
     def check_feasible(self, nodes: Sequence[Node]) -> None:
         if self.infeasible in [node.name for node in nodes]:
             raise PlanError(f"`{self.infeasible}` never fits")
+
+    def placements(self) -> dict[str, Any]:
+        return {}
 
     def try_start(self, request: StageRequest) -> bool:
         self.asked.append(request.name)
@@ -86,6 +91,9 @@ class Slots:
 
 class Refusing(Slots):
     """A back end that must not be asked."""
+
+    def placements(self) -> dict[str, Any]:
+        return {}
 
     def try_start(self, request: StageRequest) -> bool:
         raise AssertionError(f"`{request.name}` was started")
@@ -517,5 +525,60 @@ def test_nobody_keeps_a_lease_when_the_back_end_breaks(bench: Bench) -> None:
 
 def test_the_watcher_hears_every_change_of_every_node(bench: Bench) -> None:
     heard: list[tuple[str, str]] = []
-    bench.run(CHAIN, watch=lambda name, state: heard.append((name, state.status)))
-    assert heard == [("teacher", "running"), ("teacher", "done"), ("student", "running"), ("student", "done")]
+    bench.run(CHAIN, watch=lambda name, state: heard.append((name, state.phase)))
+    assert heard == [(name, phase) for name in CHAIN for phase in ("starting", "running", "done")]
+
+
+class Nodes(Slots):
+    """Processes begin when the driver looks for the second time; the first attempt's node is lost before it is told."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.looks = 0
+
+    def placements(self) -> dict[str, Placement]:
+        self.looks += 1
+        phases = [STARTING, Placement("running", ("one",)), Placement("node lost", ("one",))]
+        if len(self.attempts) > 1:
+            phases = [Placement("running", ("two",))]
+        return {name: phases[min(self.looks, len(phases)) - 1] for name in self.running}
+
+    def wait(self, seconds: float) -> list[tuple[str, Outcome]]:
+        return super().wait(seconds) if self.looks >= 3 or not self.running else []
+
+
+def test_what_running_and_waiting_stand_for_is_told_with_node_and_attempt(bench: Bench) -> None:
+    heard: list[tuple[str, str, tuple[str, ...]]] = []
+    states = bench.run(
+        CHAIN,
+        Nodes(script={"teacher": [Outcome("lost", error="its node died")]}),
+        watch=lambda name, state: heard.append((name, state.phase, state.placement.nodes)),
+    )
+    assert [phase for name, phase, _ in heard if name == "teacher"] == [
+        "starting",
+        "running",
+        "node lost",
+        "waiting",
+        "starting, attempt 2",
+        "running, attempt 2",
+        "done",
+    ]
+    assert states["teacher"].placement.nodes == ("two",)
+    record = bench.record(CHAIN, "teacher")
+    assert (record.attempts, record.workers, record.nodes) == (2, 1, (here(),))
+    assert not list(bench.folder(CHAIN, "teacher").path.glob("place-*"))
+
+
+def test_stages_that_wait_for_room_say_so_once(bench: Bench) -> None:
+    heard: list[tuple[str, str]] = []
+    bench.run(PEERS, Slots(cpus=1), watch=lambda name, state: heard.append((name, state.phase)))
+    waited = [name for name, phase in heard if phase == "waiting for room"]
+    assert sorted(waited) == sorted(PEERS)[1:]
+
+
+def test_an_error_calls_stages_as_the_plan_does(bench: Bench) -> None:
+    teacher, student = (bench.graph(CHAIN).nodes[name].fingerprint for name in CHAIN)
+    told = f"`{teacher}` of `{student}` is damaged, `other` is not"
+    backend = Slots(script={"student": [Outcome("failed", error=told)]})
+    states = bench.run(CHAIN, backend)
+    assert states["student"].error == "`teacher` of `student` is damaged, `other` is not"

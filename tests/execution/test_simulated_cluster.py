@@ -33,6 +33,9 @@ class SimulatedCluster:
 
     def check_feasible(self, nodes: Sequence[Node]) -> None: ...
 
+    def placements(self) -> dict[str, Any]:
+        return {}
+
     def try_start(self, request: StageRequest) -> bool:
         need = request.shape.cpus * request.shape.workers
         place = next((index for index, free in enumerate(self.free) if free >= need), None)

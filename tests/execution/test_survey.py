@@ -28,6 +28,9 @@ class Counting(LocalBackend):
         super().__init__()
         self.kinds: list[str] = []
 
+    def placements(self) -> dict[str, Any]:
+        return {}
+
     def try_start(self, request: StageRequest) -> bool:
         self.kinds.append(request.kind)
         return super().try_start(request)

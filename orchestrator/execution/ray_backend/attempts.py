@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from raydistill.execution.ray_backend.failures import describe_loss, record_fail
 from raydistill.execution.ray_backend.launch import run_group
 from raydistill.execution.ray_backend.placement import OUTSIDE, all_but
 from raydistill.execution.ray_backend.pool import PooledWorker, WorkerPool
+from raydistill.execution.ray_backend.private import has_process
 from raydistill.execution.ray_backend.reservations import free_abandoned
 from raydistill.execution.ray_backend.resources import Resources
 from raydistill.execution.ray_backend.worker import STOP
@@ -24,6 +26,7 @@ from raydistill.runs.record import summary_of
 
 SCRATCH = ".ray-train"
 CANCEL_SECONDS = 5.0
+QUEUED_SECONDS = 5.0  # a process is there within one or two of being given room
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +39,10 @@ class Attempt(Protocol):
     metrics: MetricsTail
     ref: Any
     held: Resources
+
+    def is_queued(self) -> bool:
+        """Whether Ray has no room for it, though we counted some: others use the Ray cluster, too."""
+        ...
 
     def ask_to_stop(self) -> None:
         """Let it write a checkpoint and end."""
@@ -60,6 +67,11 @@ class WorkerAttempt:
         self.metrics = MetricsTail(Path(request.root, request.folder))
         self._worker, self._pool = worker, pool
         self.ref = worker.actor.run.remote(request.to_dict())
+        self._started = time.monotonic()
+
+    def is_queued(self) -> bool:
+        """No process has been given to the worker, for longer than it takes to start one."""
+        return time.monotonic() - self._started > QUEUED_SECONDS and not has_process(self._worker.actor)
 
     def ask_to_stop(self) -> None:
         """The worker's second thread hears it."""
@@ -107,6 +119,10 @@ class GroupAttempt:
                 "working_folder": working_folder,
             }
         )
+
+    def is_queued(self) -> bool:
+        """Ray Train keeps that to itself."""
+        return False
 
     def ask_to_stop(self) -> None:
         """Rank 0 looks for this file, and the loop tells the other ranks."""

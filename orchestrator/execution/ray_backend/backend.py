@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from raydistill.execution.ray_backend.storage import SharedStorage
     from raydistill.execution.request import Outcome, StageRequest
     from raydistill.plan.order import Node
+    from raydistill.runs.placement import Placement
 
 
 class RayBackend:
@@ -70,6 +71,12 @@ class RayBackend:
             time.sleep(seconds)
             return []
         return self._guarded(self._stages.wait, seconds)
+
+    def placements(self) -> "Mapping[str, Placement]":
+        """Of the attempts that run: whether Ray has found them room, whether their processes have begun, and where."""
+        if self._stages is None or self._guarded is None:
+            return {}
+        return self._guarded(self._stages.placements)
 
     def stop(self) -> list[tuple[str, "Outcome"]]:
         """Ask running stages to write a checkpoint and stop; end those that do not."""

@@ -39,9 +39,11 @@ def record_failure(request: dict[str, Any], error: str, traceback: str | None = 
     """
     from raydistill.runs.context import claim_attempt
     from raydistill.runs.folder import StageFolder
+    from raydistill.runs.placement import nodes_of, read_places
 
     folder = StageFolder(Path(request["root"]) / request["folder"])
     claim_attempt(folder, f"{request['attempt']}-ended")
+    workers = int(request["resources"].get("workers", 1))
     record = Record(
         kind=request["kind"],
         fingerprint=request["fingerprint"],
@@ -50,5 +52,8 @@ def record_failure(request: dict[str, Any], error: str, traceback: str | None = 
         finished=time.time(),
         error=error,
         traceback=traceback,
+        workers=workers,
+        nodes=nodes_of(read_places(folder.path, request["attempt"], workers)),
+        attempts=request["number"],
     )
     folder.write_failure(record)

@@ -42,6 +42,15 @@ def placement_group(name: str) -> Any:
     return PlacementGroup(PlacementGroupID(bytes.fromhex(name)))
 
 
+def has_process(actor: Any) -> bool:
+    """Whether Ray has given an actor a process. Its public words call an actor that waits for room, and one that is
+    being made, both pending."""
+    from ray._private.state import actors
+
+    address = actors(actor._actor_id.hex()).get("Address", {})
+    return bool(address.get("Port"))
+
+
 def train_callback() -> Any:
     """The class whose methods Ray Train calls in its controller: documented, but not among what `ray.train` names.
 

@@ -1,7 +1,7 @@
 """What runs on a Ray cluster, and whether there is room for more. One thread uses this."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from raydistill.execution.ray_backend.resources import (
 )
 from raydistill.execution.request import Outcome, StageRequest
 from raydistill.plan.order import Node
+from raydistill.runs.placement import STARTING, Placement, nodes_of, read_places
 
 STOP_SECONDS = 10.0
 
@@ -92,6 +93,13 @@ class RunningStages:
         ended = [(names[ref], self._running.pop(names[ref]).outcome()) for ref in ready]
         return ended + self._end_overdue()
 
+    def placements(self) -> dict[str, Placement]:
+        """Whether the attempts have begun, and where; of those on a node that is gone, that."""
+        if not self._running or not self.has_ray():
+            return {}
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        return {name: placement_of(attempt, alive) for name, attempt in self._running.items()}
+
     def stop(self) -> list[tuple[str, Outcome]]:
         """End everything: by asking, and after `STOP_SECONDS` by force."""
         for attempt in self._running.values():
@@ -144,6 +152,21 @@ class RunningStages:
             )
         self._running.clear()
         return ended
+
+
+def placement_of(attempt: Attempt, alive: Collection[str]) -> Placement:
+    """Where an attempt is, given the ids of the nodes that live.
+
+    Ray tells of a node's death by failing the calls that ran there; a group it restarts without a word to us.
+    """
+    request = attempt.request
+    places = read_places(Path(request.root, request.folder), request.attempt, request.shape.workers)
+    nodes = nodes_of(places)
+    if any(place["node_id"] not in alive for place in places):
+        return Placement("node lost", nodes)
+    if places:
+        return Placement("running", nodes)
+    return Placement("waiting for room") if attempt.is_queued() else STARTING
 
 
 def machines_alive(avoided: frozenset[str] = frozenset()) -> list[Resources]:

@@ -52,7 +52,10 @@ class StageWorker:
 
         attempt = request["attempt"]
         outcome = run_stage(
-            StageRequest(**request), should_stop=lambda: attempt in self._stopped, device=self._device
+            StageRequest(**request),
+            should_stop=lambda: attempt in self._stopped,
+            device=self._device,
+            node_id=ray.get_runtime_context().get_node_id(),
         )
         return outcome.__dict__
 
@@ -90,6 +93,7 @@ def _run_rank(arguments: dict[str, Any]) -> dict[str, Any]:
         rank=context.get_world_rank(),
         world=context.get_world_size(),
         device=str(get_device()) if arguments["uses_gpus"] else "cpu",
+        node_id=ray.get_runtime_context().get_node_id(),
     )
     return outcome.__dict__
 
