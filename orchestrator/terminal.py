@@ -159,6 +159,7 @@ class Progress:
         self.shown: dict[str, tuple[str, str]] = {}
         self.paces: dict[str, Pace] = {}
         self.told: dict[str, float] = {}
+        self.held_up: dict[str, list[str]] = {}
         self.started = time.monotonic()
         self.lock = threading.Lock()
         self.over = threading.Event()
@@ -188,13 +189,11 @@ class Progress:
             now = (state.phase, state.note)
             if self.shown.get(name, ("waiting", "")) == now:
                 return
-            before, self.shown[name] = self.shown.get(name, ("waiting", "")), now
+            self.shown[name] = now
             if (state.status == "running") != (name in self.paces):
                 self._follow(name, state)
             # Nearly all that starts runs a moment later: what does not is told by `tell`.
-            if state.phase in ("starting", "waiting for room") and not state.note:
-                return
-            if before == ("waiting for room", "") and state.phase == "waiting":
+            if state.phase.startswith(("starting", "waiting for room")) and not state.note:
                 return
             text = state.error or state.note
             took = f" in {state.seconds:.1f} s" if state.status == "done" else ""
@@ -218,7 +217,8 @@ class Progress:
 
             for phase in ("starting", "waiting for room"):
                 names = [name for name, state in self.states.items() if state.phase.startswith(phase)]
-                if names:
+                if names and names != self.held_up.get(phase):
+                    self.held_up[phase] = names
                     self._line(
                         ", ".join(gathered(names)[:NAMED]) + ", …" * (len(gathered(names)) > NAMED), phase
                     )

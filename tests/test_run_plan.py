@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 
 from raydistill import report, run_plan
 from raydistill.cli import main
-from raydistill.errors import StageStopped
+from raydistill.errors import ClusterLost, StageStopped
 from raydistill.execution import run_stage
 from raydistill.execution.local_backend import LocalBackend
 from raydistill.execution.overlap import OverlappedBackend
@@ -307,6 +307,23 @@ def test_an_interrupt_stops_the_stage_and_the_next_run_continues_it(bench: Bench
     assert bench.run(CHAIN).exit_code == 0
     assert bench.results()["stages"]["teacher"]["metrics"]["continued"] == 1.0
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_ray_cluster_that_is_lost_ends_a_run_like_an_interrupt_but_as_a_failure(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Lost(LocalBackend):
+        def wait(self, seconds: float) -> list[tuple[str, Outcome]]:
+            raise ClusterLost("the head is gone; the same command goes on")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_plan, "build_backend", lambda options, stop: Lost(stop))
+        result = bench.run(CHAIN)
+    assert result.exit_code == 1
+    assert one_line(result) == "error: the head is gone; the same command goes on"
+    assert bench.results()["status"] == "interrupted"
+    assert bench.statuses() == {"teacher": "stopped", "student": "stopped"}
+    assert bench.run(CHAIN).exit_code == 0, "its leases are free"
 
 
 def test_a_second_interrupt_ends_a_stage_that_does_not_listen(

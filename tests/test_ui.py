@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -36,16 +36,11 @@ def taken_port() -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @pytest.mark.slow
-def test_the_server_shows_a_new_store_and_ends_with_the_command(tmp_path: Path) -> None:
-    port = free_port()
+def test_the_server_shows_a_new_store_and_ends_with_the_command(
+    tmp_path: Path, free_ports: Callable[[int], list[int]]
+) -> None:
+    (port,) = free_ports(1)
     command = [sys.executable, "-c", SERVE, str(tmp_path), str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
@@ -73,7 +68,9 @@ def test_a_tracking_server_has_pages_of_its_own(tmp_path: Path, capsys: pytest.C
     assert "http://***@mlflow.example:5000" in capsys.readouterr().out
 
 
-def test_a_store_that_is_no_database_is_one_clear_error(tmp_path: Path) -> None:
+def test_a_store_that_is_no_database_is_one_clear_error(
+    tmp_path: Path, free_ports: Callable[[int], list[int]]
+) -> None:
     (tmp_path / "mlflow.db").write_text("not a database, but long enough to be looked at" * 100)
     with pytest.raises(DistillError, match="cannot be opened"):
-        serve(tmp_path, port=free_port())
+        serve(tmp_path, port=free_ports(1)[0])

@@ -121,12 +121,14 @@ def _trials(problem: "Problem") -> str:
 def _print_results(problem: "Problem", description: dict[str, Any], records: Any, root: Path) -> None:
     from raydistill.runs.search_run import SearchRun
     from raydistill.runs.search_words import called
-    from raydistill.search.progress import trials_table
+    from raydistill.search.progress import left_out, told_exchanges, took, trials_table
     from raydistill.search.run_search import shown_path
     from raydistill.terminal import console
 
     out = console()
     out.print(trials_table(records, problem.metric, problem.config.space))
+    for line in filter(None, (left_out(records), told_exchanges(records))):
+        out.print(line, soft_wrap=True)
     best = description["best"]
     run = SearchRun(root, problem.plan.name, problem.fingerprint)
     if best is not None:
@@ -136,7 +138,8 @@ def _print_results(problem: "Problem", description: dict[str, Any], records: Any
         out.print(f"\nbest: {name}{judged}; plan: {shown_path(run.best_plan)}")
     if description["status"] == "interrupted":
         out.print("\ninterrupted: checkpoints are written, and the same command goes on from here")
+    seconds = took(description["seconds"], description["session_seconds"])
     over = sum(record.is_over for record in records)
     report = run.folder / "report.html"
     where = f"; report: {shown_path(report)}" if report.exists() else ""
-    out.print(f"\n{description['status']} in {description['seconds']:.1f} s: {over} trials finished{where}")
+    out.print(f"\n{description['status']} in {seconds}: {over} trials finished{where}")

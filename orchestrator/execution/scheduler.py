@@ -304,6 +304,7 @@ class _Run:
 
     def _try_again(self, name: str, why: str) -> None:
         log.warning("%s: %s", name, why)
+        self.states[name].placement = STARTING  # it may run anywhere next
         self._change(name, "waiting")
         self.ready.put_back(name)
 

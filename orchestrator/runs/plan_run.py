@@ -56,11 +56,12 @@ class NodeState:
     def phase(self) -> str:
         """What `running` and `waiting` stand for: `starting`, `waiting for room`, `node lost, attempt 2`; of other
         states their name."""
-        again = f", attempt {self.attempts}" if self.attempts > 1 else ""
+        attempt = self.attempts + (self.status == "waiting")
+        again = f", attempt {attempt}" if attempt > 1 else ""
         if self.status == "running":
             return f"{self.placement.phase}{again}"
         if self.status == "waiting":
-            return "waiting for room" if self.has_no_room else "waiting"
+            return f"waiting{' for room' * self.has_no_room}{again}"
         return self.status
 
 

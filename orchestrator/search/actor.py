@@ -99,9 +99,6 @@ class TrialActor(tune.Trainable):
         stop: threading.Event,
         news: "queue.Queue[dict[str, Any]]",
     ) -> None:
-        from raydistill.runs.record import summary_of
-        from raydistill.search.trial import TrialRequest, TrialResult, run_trial
-
         last = 0
 
         def report(epoch: int, value: float) -> None:
@@ -110,8 +107,11 @@ class TrialActor(tune.Trainable):
             news.put({EPOCH: epoch, METRIC: value, EPOCHS: {epoch: value}})
 
         try:
-            result = run_trial(TrialRequest(**request), stop=stop, report=report, share=share)
-        except Exception as error:  # or Tune would wait for ever
-            result = TrialResult("failed", error=summary_of(error))
-        value = float("nan") if result.metric is None else result.metric
-        news.put({"done": True, EPOCH: last, METRIC: value, EPOCHS: {}, RESULT: result.__dict__})
+            from raydistill.search.trial import TrialRequest, run_trial
+
+            result = dict(run_trial(TrialRequest(**request), stop=stop, report=report, share=share).__dict__)
+        except Exception as error:  # an import that fails, too: or Tune would wait for ever
+            message = getattr(error, "message", None) or f"{type(error).__name__}: {error}"
+            result = {"status": "failed", "error": message.splitlines()[0]}
+        value = float("nan") if result.get("metric") is None else result["metric"]
+        news.put({"done": True, EPOCH: last, METRIC: value, EPOCHS: {}, RESULT: result})

@@ -87,6 +87,36 @@ def trials_table(records: Sequence[TrialRecord], metric: Metric, space: Mapping[
     return table
 
 
+def left_out(records: Sequence[TrialRecord]) -> str:
+    """What follows the table where it does not hold all trials."""
+    count = len(records) - SHOWN
+    return f"and {count} more, all of them in the report" if count > 0 else ""
+
+
+def told_exchanges(records: Sequence[TrialRecord]) -> str:
+    """Of a population in which nobody took another's place, that and why; else nothing.
+
+    Whoever ends a round goes on with what is known by then. With a worker for each member all end it at about the same
+    time, and the first ones find nobody to compare with.
+    """
+    segments = [record.segment for record in records if record.segment is not None]
+    has_later = any(segment.round > 0 for segment in segments)
+    if not has_later or any(segment.donor is not None for segment in segments):
+        return ""
+    return (
+        "no member took another's place: those that ended a round went on before enough others had ended it, as happens"
+        " with as many workers as members; set `search.concurrency` to half of the population, or more rounds"
+    )
+
+
+def took(seconds: float, session_seconds: float) -> str:
+    """`12.1 s`, and of a search that went on, how long it has taken in all."""
+    before = seconds - session_seconds
+    return f"{session_seconds:.1f} s" + (
+        f" ({seconds:.1f} s with earlier sessions)" if before >= 0.05 else ""
+    )
+
+
 def space_table(space: Mapping[str, Domain]) -> Table:
     """What `--dry-run` prints about the space."""
     table = Table(box=None, pad_edge=False, header_style="bold")

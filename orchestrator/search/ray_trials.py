@@ -4,6 +4,7 @@ Tune decides when a trial starts and whether it goes on. What is tried is decide
 of it is kept in our records: Tune's own files are thrown away.
 """
 
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Sequence
@@ -11,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raydistill.errors import StageError
 from raydistill.execution.ray_backend.resources import GIB, Resources, capacity, largest, resources_of_worker
 from raydistill.kinds.searches import AshaConfig, MedianConfig
 from raydistill.kinds.stage_bases import TrainingConfig
 from raydistill.lookup import load_object
 from raydistill.plan.search import SchedulerOptions
+from raydistill.runs.record import summary_of
 from raydistill.runs.search_run import SearchRun, TrialRecord
 from raydistill.search.ending import Ending
 from raydistill.search.problem import Problem
@@ -43,12 +46,16 @@ def run_trials(trial_log: TrialLog, run: SearchRun, ending: Ending, *, is_own: b
     """Run all trials that are left on the Ray cluster that this process has joined, or started (`is_own`)."""
     os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
     from ray import tune
+    from ray.exceptions import RayError
+    from ray.tune.error import TuneError
 
     from raydistill.execution.ray_backend.cluster_health import GuardedCalls, health_of
     from raydistill.execution.ray_backend.running import machines_alive
     from raydistill.search.actor import TrialActor
     from raydistill.search.tune_parts import Recorder, Source, Stopper
 
+    # A trial whose process fails is one line of ours, with its values: Tune would add pages of Ray's own.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     problem, scratch = trial_log.problem, run.folder / SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)
     resources = trial_resources(problem, machines_alive())
@@ -85,6 +92,10 @@ def run_trials(trial_log: TrialLog, run: SearchRun, ending: Ending, *, is_own: b
         guarded = GuardedCalls(health_of(is_own))
         guarded(tuner.fit)
         guarded.end()
+    except (RayError, TuneError) as error:
+        raise StageError(
+            f"Ray Tune gave up: {summary_of(error)}; the same command goes on with the trials that are left"
+        ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -123,7 +123,8 @@ def described(
     finally:
         if description["status"] == "running":
             description["status"] = "failed"
-        description["seconds"] = round(description["seconds"] + time.monotonic() - began, 3)
+        description["session_seconds"] = round(time.monotonic() - began, 3)
+        description["seconds"] = round(description["seconds"] + description["session_seconds"], 3)
         run.write(description)
 
 
@@ -276,7 +277,8 @@ def describe(problem: Problem, run: SearchRun, options: RunOptions) -> dict[str,
         "samples": problem.trials,
         "status": "running",
         "started": before.started if before else now(),
-        "seconds": before.seconds if before else 0.0,
+        "seconds": before.seconds if before else 0.0,  # of all sessions
+        "session_seconds": 0.0,
         "plan_runs": list(before.plan_runs) if before else [],
         "best": None,
     }

@@ -1,13 +1,14 @@
 """Random processes are killed under `distill run` on Ray, and the plan is run again, until it is done: are the results
 those of an undisturbed run?
 
-    python tests/benchmarks/chaos.py [--kills 50] [--seed 0]
+    python tests/benchmarks/chaos.py [--kills 50] [--seed 0] [--first 0.3]
 
 The plan has 12 stages of tiny networks on the embedded digits, with a pause in every step and a checkpoint every
 second, so that there is something to hit and something to continue. A kill hits the driver, a worker of a stage, or one
-of Ray's own processes (raylet, head, agents, idle workers, the controller of a group). When the plan is done before all
-kills are, it begins again over an empty storage root. Every file of every stage is compared by its SHA-256, but those
-that hold measured seconds.
+of Ray's own processes (raylet, head, agents, idle workers, the controller of a group). A part of them, `--first`, hits
+the first seconds of a run: while Ray starts, while MLflow's database is made, while data and models are surveyed. When
+the plan is done before all kills are, it begins again over an empty storage root. Every file of every stage is compared
+by its SHA-256, but those that hold measured seconds.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,6 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=float, default=0.3, help="part of the kills in a run's first seconds")
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     (folder / "plan.yaml").write_text(json.dumps(plan_of()))
@@ -98,7 +100,7 @@ def main() -> None:
         expected = undisturbed.results()
     print(f"undisturbed: {len(expected)} stages in {seconds:.0f} s", flush=True)
 
-    tally, rounds = Tally(random.Random(arguments.seed), arguments.kills), []
+    tally, rounds = Tally(random.Random(arguments.seed), arguments.kills, arguments.first), []
     while tally.left or not rounds:
         with Driver(folder, f"round{len(rounds)}") as driver:
             rounds.append(timed(lambda driver=driver: disturb(driver, tally)))
@@ -131,6 +133,7 @@ class Tally:
 
     dice: random.Random
     wanted: int
+    first: float
     kills: Counter[str] = field(default_factory=Counter)
     starts: int = 0
     differing: list[str] = field(default_factory=list)
@@ -222,6 +225,9 @@ def disturb(driver: Driver, tally: Tally) -> None:
     while tally.left and not is_done(driver):
         if driver.has_ended():
             driver.start()
+        if tally.dice.random() < tally.first:
+            kill_in_first_seconds(driver, tally)
+            continue
         kind = tally.dice.choices(["driver", "worker", "Ray"], [0.4, 0.4, 0.2])[0]
         is_early, delay = tally.dice.random() < EARLY, tally.dice.random() * LATEST_SECONDS
         wait_until(driver, "driver" if is_early else "worker")
@@ -236,6 +242,45 @@ def disturb(driver: Driver, tally: Tally) -> None:
         if kind == "driver" and driver.process is not None and targets:
             driver.process.wait(60)
     driver.until_done()
+
+
+def kill_in_first_seconds(driver: Driver, tally: Tally) -> None:
+    """Begin anew, with neither a tracking database nor a survey, and kill in one of the windows: the driver, or what it
+    has started of Ray."""
+    if not driver.has_ended() and driver.process is not None:
+        driver.process.kill()
+        driver.process.wait(60)
+    for leftover in (*driver.root.glob("*mlflow.db*"), driver.root / "surveys"):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+    driver.start()
+    window = tally.dice.choice(list(WINDOWS))
+    deadline = time.monotonic() + PATIENCE
+    while not WINDOWS[window](driver):
+        if driver.has_ended():
+            return
+        assert time.monotonic() < deadline
+        time.sleep(POLL_SECONDS / 10)
+    time.sleep(tally.dice.random() * tally.dice.choice([0.1, 1.0]))
+    kind = tally.dice.choice(["driver", "driver", "Ray"])
+    if targets := driver.processes(kind) or driver.processes("driver"):
+        with suppress(psutil.NoSuchProcess):
+            tally.dice.choice(targets).kill()
+            tally.kills[f"{kind} while {window}"] += 1
+            print(f"{time.strftime('%X')} killed {kind} while {window}; {tally.left} to go", flush=True)
+
+
+def is_surveyed(driver: Driver) -> bool:
+    return any(
+        (path / "attempt.json").exists() and not (path / "record.json").exists()
+        for path in driver.root.glob("surveys/*")
+    )
+
+
+WINDOWS: dict[str, Callable[[Driver], bool]] = {
+    "Ray starts": lambda driver: bool(driver.processes("Ray")),
+    "MLflow's database is made": lambda driver: any(driver.root.glob(".mlflow.db.*.tmp")),
+    "data and models are surveyed": is_surveyed,
+}
 
 
 def is_done(driver: Driver) -> bool:

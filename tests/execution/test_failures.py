@@ -22,21 +22,24 @@ from typing import Any
 import numpy as np
 import pytest
 from ray._private.utils import get_system_memory, get_used_memory
-from ray.exceptions import OutOfMemoryError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
-from raydistill.errors import ClusterLost, StageError
+from raydistill.errors import ClusterLost, PlanError, StageError
 from raydistill.execution import deadline, scheduler
 from raydistill.execution.local_backend import LocalBackend
 from raydistill.execution.ray_backend import RayBackend, cluster_health
+from raydistill.execution.ray_backend import backend as backend_module
 from raydistill.execution.ray_backend.failures import describe_loss
 from raydistill.execution.ray_backend.resources import GIB
-from raydistill.execution.request import Outcome
+from raydistill.execution.ray_backend.running import placement_of
+from raydistill.execution.request import Outcome, StageRequest
 from raydistill.execution.run_stage import run_stage
 from raydistill.execution.scheduler import run_stages
 from raydistill.plan.order import order_stages
 from raydistill.plan.resources import ResourcesConfig
 from raydistill.plan.schema import Plan
 from raydistill.runs.folder import StageFolder
+from raydistill.runs.placement import Placement, here, write_place
 from raydistill.runs.record import Record
 
 HERE = Path(__file__).parent
@@ -321,6 +324,27 @@ def counting_driver(root: Path, stages: str, shift: float) -> "subprocess.Popen[
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
+def test_an_error_that_ray_brings_from_another_process_is_one_line_with_its_cause() -> None:
+    cause = ImportError("libcudart.so.13: no such file")
+    error = RayTaskError("TrialActor.step", "Traceback:\n  deep\n", cause, None)
+    assert describe_loss("student", error) == f"a process of stage `student` failed: ImportError: {cause}"
+    died = RayActorError(
+        None, "Traceback (most recent call last):\n  deep\nOSError: disk full", actor_init_failed=True
+    )
+    assert describe_loss("student", died) == "a process of stage `student` does not start: OSError: disk full"
+
+
+def test_a_working_folder_that_was_deleted_under_the_command_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(PlanError, match="the working folder was deleted"):
+        backend_module.working_folder()
+
+
 # What a driver cannot do without.
 
 
@@ -421,6 +445,29 @@ def test_a_call_that_ray_never_returns_from_is_given_up_when_the_head_is_gone(
     never.set()
     guarded.end()
     ray.own.close()
+
+
+@pytest.mark.parametrize(
+    ("begun", "alive", "told"),
+    [
+        ([], {"x"}, Placement("starting")),
+        (["x"], {"x"}, Placement("running", (here(),))),
+        (["x", "y"], {"x", "y"}, Placement("running", (here(),))),
+        (["x", "y"], {"x"}, Placement("node lost", (here(),))),
+    ],
+)
+def test_an_attempt_is_where_its_processes_said_they_began(
+    tmp_path: Path, begun: list[str], alive: set[str], told: Placement
+) -> None:
+    folder = tmp_path / "s"
+    folder.mkdir()
+    for rank, node in enumerate(begun):
+        write_place(folder, "now", rank, node)
+    write_place(folder, "before", 2, "z")  # left by an attempt that died
+    shape = {"workers": 3}
+    request = StageRequest("s", "train", "f", "s", str(tmp_path), {}, {}, {}, {}, "now", shape)
+    attempt = SimpleNamespace(request=request, is_queued=lambda: False)
+    assert placement_of(attempt, alive) == told
 
 
 # Machines that die. This process may have joined another Ray cluster: the driver is this file, run as a script.

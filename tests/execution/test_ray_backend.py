@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 from ray.exceptions import OutOfMemoryError
 from safetensors.torch import load_file
 
 from raydistill.errors import PlanError
-from raydistill.execution.ray_backend import RayBackend
+from raydistill.execution.ray_backend import RayBackend, attempts
 from raydistill.execution.ray_backend.failures import describe_loss
 from raydistill.execution.ray_backend.resources import GIB, WHOLE, Resources, capacity, resources_of_worker
 from raydistill.execution.request import Outcome, StageRequest, build_request
@@ -28,6 +29,7 @@ from raydistill.plan.resources import ResourcesConfig
 from raydistill.plan.schema import Plan
 from raydistill.runs.context import claim_attempt
 from raydistill.runs.folder import StageFolder
+from raydistill.runs.placement import Placement, here
 
 HERE = Path(__file__).parent
 PATIENCE = 300.0
@@ -182,6 +184,7 @@ def test_a_killed_stage_is_lost_and_its_retry_resumes_to_the_same_numbers(
     first = stages.request("stage", **stages.slow())
     assert backend.try_start(first)
     wait_until(checkpoint(first).exists)
+    assert backend.placements() == {"stage": Placement("running", (here(),))}
     os.kill(stages.pids()[0], signal.SIGKILL)
     lost = finish(backend, [first])["stage"]
     assert lost.status == "lost"
@@ -196,6 +199,27 @@ def test_a_killed_stage_is_lost_and_its_retry_resumes_to_the_same_numbers(
     assert run(backend, whole).status == "done"
     for name, value in weights(whole).items():
         assert torch.equal(weights(retry)[name], value)
+
+
+@pytest.mark.ray
+def test_a_stage_for_which_others_leave_no_room_is_queued_and_not_starting(
+    backend: RayBackend, stages: Stages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts, "QUEUED_SECONDS", 0.0)
+
+    @ray.remote(num_cpus=4)
+    class Other:
+        def is_there(self) -> bool:
+            return True
+
+    other = Other.remote()
+    assert ray.get(other.is_there.remote())
+    request = stages.request("stage")
+    assert backend.try_start(request), "we count what is there, and what is ours"
+    assert backend.placements() == {"stage": Placement("waiting for room")}
+    ray.kill(other)
+    wait_until(lambda: backend.placements().get("stage") != Placement("waiting for room"))
+    assert finish(backend, [request])["stage"].status == "done"
 
 
 @pytest.mark.ray
@@ -260,6 +284,8 @@ def test_a_group_equals_one_worker_and_a_killed_group_equals_it_too(
         other.task = stages.task
         others.append(other.request("group", **other.slow(resources={"workers": workers})))
         assert run(backend, others[-1]).status == "done"
+    records = [StageFolder(Path(other.root) / other.folder).done_record() for other in others]
+    assert [(record.workers, record.nodes) for record in records] == [(2, (here(),)), (1, (here(),))]
     undisturbed, single = map(weights, others)
     for name, value in weights(killed).items():
         assert torch.equal(undisturbed[name], value)

@@ -558,7 +558,7 @@ def test_what_running_and_waiting_stand_for_is_told_with_node_and_attempt(bench:
         "starting",
         "running",
         "node lost",
-        "waiting",
+        "waiting, attempt 2",
         "starting, attempt 2",
         "running, attempt 2",
         "done",

@@ -567,7 +567,7 @@ def test_an_empty_package_can_be_written(tmp_path: Path) -> None:
 class Head:
     """`ray start --head` on free ports, in a home of its own."""
 
-    def __init__(self, token: str | None) -> None:
+    def __init__(self, token: str | None, ports: list[int]) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="rd-"))  # short: Ray's sockets lie below it
         self.home = self.folder / "home"
         self.home.mkdir()
@@ -581,7 +581,6 @@ class Head:
             "OMP_NUM_THREADS": "1",
         }
         self.token = token
-        ports = free_ports(4)
         self.address = f"http://127.0.0.1:{ports[1]}"
         self.agent_port = ports[2]  # who starts the jobs
         options = ("--port", "--dashboard-port", "--dashboard-agent-listen-port", "--ray-client-server-port")
@@ -660,14 +659,6 @@ class Head:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
 @pytest.fixture(scope="module")
 def shared_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One storage root for all jobs: a new tracking store takes seconds."""
@@ -675,15 +666,15 @@ def shared_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def open_head() -> Iterator[Head]:
-    head = Head(token=None)
+def open_head(free_ports: Callable[[int], list[int]]) -> Iterator[Head]:
+    head = Head(None, free_ports(4))
     yield head
     head.end()
 
 
 @pytest.fixture(scope="module")
-def guarded_head() -> Iterator[Head]:
-    head = Head(token="s" * 64)
+def guarded_head(free_ports: Callable[[int], list[int]]) -> Iterator[Head]:
+    head = Head("s" * 64, free_ports(4))
     yield head
     head.end()
 

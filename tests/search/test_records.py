@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from raydistill.runs.search_run import SearchRun, TrialRecord, TrialStatus, best_first
+from raydistill.runs.search_run import SearchRun, Segment, TrialRecord, TrialStatus, best_first
 from raydistill.runs.search_view import searches
+from raydistill.search.progress import left_out, told_exchanges, took
 
 
 def record_of(number: int, status: TrialStatus = "done", metric: float | None = None) -> TrialRecord:
@@ -62,3 +63,27 @@ def test_searches_of_a_plan_are_found(run: SearchRun) -> None:
     other.begin()
     other.write({"plan": "p-large"})
     assert searches(run.root, "p") == [run.folder]
+
+
+def test_trials_that_the_table_leaves_out_are_counted() -> None:
+    assert left_out([record_of(number) for number in range(10)]) == ""
+    assert left_out([record_of(number) for number in range(14)]).startswith("and 4 more")
+
+
+def test_a_population_that_made_no_exchange_says_so_and_why() -> None:
+    def segment(member: int, turn: int, donor: int | None = None) -> TrialRecord:
+        part = Segment(
+            member=member, round=turn, rounds=2, start=turn, until=None, history={0: {}}, donor=donor
+        )
+        return record_of(2 * turn + member).model_copy(update={"segment": part})
+
+    first = [segment(member, 0) for member in range(2)]
+    assert told_exchanges([record_of(1)]) == ""
+    assert told_exchanges(first) == "", "nobody could have"
+    assert told_exchanges([*first, segment(0, 1), segment(1, 1, donor=0)]) == ""
+    assert "as many workers as members" in told_exchanges([*first, segment(0, 1), segment(1, 1)])
+
+
+def test_seconds_of_earlier_sessions_are_told_apart() -> None:
+    assert took(12.0, 12.0) == "12.0 s"
+    assert took(100.0, 12.0) == "12.0 s (100.0 s with earlier sessions)"

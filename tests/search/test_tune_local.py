@@ -185,10 +185,16 @@ def test_an_interrupted_search_goes_on(bench: Any, monkeypatch: pytest.MonkeyPat
         result = bench.tune(SPACE, "--local")
     assert result.exit_code == 130, result.output
     assert "goes on from here" in result.output
+    assert "report:" not in result.output, "there is none"
     before = bench.trials()
     assert [trial.status for trial in before] == ["done", "interrupted"]
     assert not bench.run.stop_file.exists()
-    assert bench.tune(SPACE, "--local").exit_code == 0
+    sessions = [bench.search().seconds]
+    again = bench.tune(SPACE, "--local")
+    assert again.exit_code == 0
+    sessions.append(bench.search().seconds)
+    in_all, now = sessions[1], sessions[1] - sessions[0]
+    assert f"done in {now:.1f} s ({in_all:.1f} s with earlier sessions): 4 trials" in again.output
     after = bench.trials()
     assert after[0] == before[0]
     assert (after[1].number, after[1].values, after[1].status) == (2, before[1].values, "done")

@@ -1,12 +1,15 @@
 """A process that dies at the worst moment leaves nothing that a later one cannot put right."""
 
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from raydistill.errors import DistillError
@@ -83,3 +86,65 @@ def test_an_old_database_with_runs_is_left_alone_and_the_way_out_is_said(tmp_pat
     with pytest.raises(DistillError, match=r"`mlflow db upgrade sqlite:.*`distill sync` makes it anew"):
         set_aside(f"sqlite:///{database}")
     assert database.read_bytes() == before
+
+
+SHARED = """\
+name: shared
+task: {name: mnist}
+stages:
+  teacher: {stage: train, model: {name: mlp, widths: [8]}, epochs: 1, batch_size: 256}
+"""
+
+# Commands of two users in one process and its child: Python itself may lie where only the first may read.
+TWO_USERS = """
+import os, sys
+from pathlib import Path
+from raydistill.cli import main
+
+def distill(*words):
+    try:
+        main([*words, "--runs", "runs"])
+    except SystemExit as ended:
+        return ended.code or 0
+    return 0
+
+os.umask(0o002)  # as groups that share a folder have it
+run = ("run", "plan.yaml", "--local")
+codes = [distill(*run)]
+model = str(next(Path("runs/stages").glob("train-*")))
+codes += [distill(*run), distill("predict", model, "digits.npy", "--output", "first.csv")]
+if os.fork() == 0:
+    os.setgroups([])
+    os.setgid(0)
+    os.setuid(65534)
+    codes = [distill(*run), distill("predict", model, "digits.npy", "--output", "second.csv")]
+    print("the other user:", *codes, flush=True)
+    os._exit(0)
+os.wait()
+print("the first user:", *codes, flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.getuid() != 0, reason="only root runs commands as somebody else")
+def test_another_user_of_a_shared_root_runs_what_is_cached_and_predicts_with_it() -> None:
+    folder = Path(tempfile.mkdtemp(prefix="shared-"))  # tmp_path lies in a folder of ours alone
+    folder.chmod(0o2775)
+    (folder / "plan.yaml").write_text(SHARED)
+    np.save(folder / "digits.npy", np.zeros((2, 1, 28, 28), np.uint8))
+    environment = os.environ | {"HOME": str(folder), "MPLCONFIGDIR": str(folder / "matplotlib")}
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_USERS],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    told = done.stdout + done.stderr
+    assert "the first user: 0 0 0" in told, told
+    assert "the other user: 0 0" in told, told
+    assert "Traceback" not in told, told
+    assert (folder / "first.csv").read_text() == (folder / "second.csv").read_text()
+    assert (folder / "second.csv").stat().st_uid == 65534
+    shutil.rmtree(folder)

@@ -4,7 +4,6 @@ import http.client
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -126,7 +125,7 @@ def test_a_stranger_is_refused_by_every_port_of_a_running_plan(project: Path, mo
 
 
 @pytest.fixture(scope="module")
-def clusters() -> Iterator[Callable[[str | None], str]]:
+def clusters(free_ports: Callable[[int], list[int]]) -> Iterator[Callable[[str | None], str]]:
     """`ray start --head` with this token or without one; its address."""
     started: dict[str | None, tuple[str, subprocess.Popen[bytes], Path]] = {}
 
@@ -167,14 +166,6 @@ def clusters() -> Iterator[Callable[[str | None], str]]:
         process.terminate()
         process.wait(PATIENCE)
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 @pytest.mark.ray

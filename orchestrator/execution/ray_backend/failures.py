@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ray.exceptions import OutOfMemoryError, RayError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from raydistill.runs.record import Record, summary_of
 
@@ -19,6 +19,10 @@ def describe_loss(stage: str, error: BaseException) -> str:
             f"a process of stage `{stage}` was ended because its machine ran out of memory; set its"
             " `resources.memory` to what it needs, so that fewer stages share a machine, or lower its `batch_size`"
         )
+    if isinstance(error, RayTaskError) and error.cause is not None:
+        return f"a process of stage `{stage}` failed: {summary_of(error.cause)}"
+    if isinstance(error, RayActorError) and error.actor_init_failed:
+        return f"a process of stage `{stage}` does not start: {str(error).strip().splitlines()[-1]}"
     if not isinstance(error, RayError):
         return f"a process of stage `{stage}` failed: {summary_of(error)}"
     return (

@@ -90,14 +90,14 @@ class RunningStages:
                 time.sleep(seconds)
                 return []
         self._pass_on_reports()
-        ended = [(names[ref], self._running.pop(names[ref]).outcome()) for ref in ready]
+        ended = [(names[ref], self._outcome_of(self._running.pop(names[ref]))) for ref in ready]
         return ended + self._end_overdue()
 
     def placements(self) -> dict[str, Placement]:
         """Whether the attempts have begun, and where; of those on a node that is gone, that."""
         if not self._running or not self.has_ray():
             return {}
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        alive = living_nodes()
         return {name: placement_of(attempt, alive) for name, attempt in self._running.items()}
 
     def stop(self) -> list[tuple[str, Outcome]]:
@@ -127,6 +127,15 @@ class RunningStages:
         if worker is None and self._pool.make_room(shape, free):
             worker = self._pool.start(shape, avoided)
         return None if worker is None else WorkerAttempt(request, worker, self._pool)
+
+    def _outcome_of(self, attempt: Attempt) -> Outcome:
+        """How an attempt ended: of one whose node is gone, Ray's own words say no more than that a process died."""
+        outcome = attempt.outcome()
+        if outcome.status == "lost":
+            placement = placement_of(attempt, living_nodes())
+            if placement.phase == "node lost":
+                return replace(outcome, error=f"its node `{', '.join(placement.nodes)}` is gone")
+        return outcome
 
     def _pass_on_reports(self) -> None:
         """What the stages have written down since the last look; without an `on_report` nothing is read."""
@@ -167,6 +176,11 @@ def placement_of(attempt: Attempt, alive: Collection[str]) -> Placement:
     if places:
         return Placement("running", nodes)
     return Placement("waiting for room") if attempt.is_queued() else STARTING
+
+
+def living_nodes() -> set[str]:
+    """The ids of nodes that the head still hears of: it gives a silent one up after half a minute."""
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
 def machines_alive(avoided: frozenset[str] = frozenset()) -> list[Resources]:
