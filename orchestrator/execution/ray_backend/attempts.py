@@ -66,6 +66,7 @@ class WorkerAttempt:
         self.request, self.deadline = request, DeadlineWatch(request)
         self.metrics = MetricsTail(Path(request.root, request.folder))
         self._worker, self._pool = worker, pool
+        # The call is queued in the actor until its process is up: nothing here waits for torch's import.
         self.ref = worker.actor.run.remote(request.to_dict())
         self._started = time.monotonic()
 
@@ -87,6 +88,7 @@ class WorkerAttempt:
         if outcome.status in ("done", "stopped"):
             self._pool.give_back(self._worker)
         else:
+            # A stage that failed may have left threads, a CUDA context in error, or half of a module in its process.
             self._pool.end(self._worker)
         return outcome
 
@@ -101,9 +103,11 @@ class GroupAttempt:
         self.metrics = MetricsTail(Path(request.root, request.folder))
         self._scratch = make_folder(Path(request.root).resolve() / SCRATCH / request.attempt)
         self.held = shape * request.shape.workers
+        # A remote function, and without CPUs: Ray Train cannot be cancelled but by killing the process that it runs in,
+        # and an actor that held a CPU while its workers wait for theirs would wait for ever on a full machine.
         launch = ray.remote(
             num_cpus=0,
-            max_retries=0,
+            max_retries=0,  # a second run beside a first one that is only slow would write the same files
             runtime_env=_naming_this_cluster(),
             scheduling_strategy=OUTSIDE,
             label_selector=all_but(avoided),
@@ -130,6 +134,7 @@ class GroupAttempt:
 
     def end(self) -> None:
         """Kill the call; Ray Train's processes follow it, and their resources come back within about a second."""
+        # Workers are dead 0.2 s later; whoever asks for their room sooner than after this wait finds it taken.
         ray.cancel(self.ref, force=True)
         ray.wait([self.ref], timeout=CANCEL_SECONDS)
         self._clean_up()
@@ -177,6 +182,7 @@ def read_outcome(ref: Any, stage: str) -> Outcome:
     except ray.exceptions.RayTaskError as error:
         return Outcome("failed", error=summary_of(error.cause or error))
     except ray.exceptions.RayActorError as error:
+        # A worker whose `__init__` raises would do so again: a missing library, not a machine that died.
         if error.actor_init_failed:
             return Outcome("failed", error=f"a stage worker does not start: {str(error).splitlines()[-1]}")
         return Outcome("lost", error=describe_loss(stage, error))

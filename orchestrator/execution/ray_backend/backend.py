@@ -89,6 +89,7 @@ class RayBackend:
         us."""
         if self._stages is None or self._guarded is None:
             return
+        # A call that Ray still owes us blocks the thread of all others: nothing more can be asked for.
         is_lost = self._guarded.health.is_lost
         if not is_lost:
             self._guarded(self._stages.close)
@@ -111,7 +112,7 @@ class RayBackend:
 
     def _connected(self) -> "tuple[RunningStages, GuardedCalls]":
         if self._stages is None or self._guarded is None:
-            folder = working_folder()
+            folder = working_folder()  # before Ray starts, which takes seconds and never looks at it
             self._owns_ray = connect(self._address, self._cpus)
             from raydistill.execution.ray_backend.cluster_health import GuardedCalls, health_of
             from raydistill.execution.ray_backend.running import RunningStages

@@ -44,6 +44,7 @@ def connect(address: str | None, cpus: int | None = None) -> bool:
         return False
     _prepare_environment(address)
 
+    # Warnings of Ray are about its own workings; what a user can change, our outcomes say.
     logging.getLogger("ray").setLevel(logging.ERROR)
     with _own_signal_handlers():
         if address == "local":
@@ -57,6 +58,7 @@ def leave(*, is_lost: bool = False) -> None:
     """Part from the Ray cluster; one that was started here ends. One that `is_lost` may answer nothing."""
     import ray
 
+    # Ray takes leave of a head that does not answer for a minute, and then aborts the process with a page of its own.
     if is_lost:
         parting = threading.Thread(target=ray.shutdown, name="parting", daemon=True)
         parting.start()
@@ -92,7 +94,7 @@ def _start(cpus: int | None) -> None:
         context = ray.init(
             address="local",
             num_cpus=cpus,
-            include_dashboard=True,
+            include_dashboard=True,  # 1 s more; see above
             log_to_driver=False,
             configure_logging=False,
         )

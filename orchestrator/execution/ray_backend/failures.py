@@ -46,6 +46,7 @@ def record_failure(request: dict[str, Any], error: str, traceback: str | None = 
     from raydistill.runs.placement import nodes_of, read_places
 
     folder = StageFolder(Path(request["root"]) / request["folder"])
+    # Before the record is written: a process that only hangs may wake up and publish over it.
     claim_attempt(folder, f"{request['attempt']}-ended")
     workers = int(request["resources"].get("workers", 1))
     record = Record(

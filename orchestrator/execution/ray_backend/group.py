@@ -44,6 +44,7 @@ def fit_group(arguments: dict[str, Any]) -> dict[str, Any]:
         run_config=RunConfig(
             name=arguments["request"]["attempt"],  # a name used twice would resume
             storage_path=arguments["scratch"],
+            # Ray Train restarts a group from within, 6 s after a worker died: our own retry would start it anew, 16 s.
             failure_config=FailureConfig(max_failures=MAX_RESTARTS),
             callbacks=[EndWhenStageFails(arguments)],
         ),

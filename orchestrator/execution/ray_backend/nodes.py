@@ -66,10 +66,12 @@ def ask_nodes(
 
     A node that dies meanwhile is left out of the answers.
     """
+    # By value, as a node may have another version of ours, or none: that is among what is asked.
     ray.cloudpickle.register_pickle_by_value(probes)
     asked = ray.remote(num_cpus=0, max_retries=0)(question)
     refs = {
         node.id: asked.options(
+            # Not softly: an answer from another node would be taken for that of this one.
             scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)
         ).remote(*arguments(node))
         for node in nodes

@@ -45,13 +45,15 @@ class WorkerPool:
     def start(self, shape: Resources, avoided: frozenset[str]) -> PooledWorker:
         """A new worker. Ray places it as soon as a machine has the room, but on none of the nodes with these ids."""
         resources = shape.to_ray()
+        # An actor and no remote function: functions are fast, too, once their process is warm, but Ray ends idle ones
+        # when it likes, and nobody can talk to a running one. Cold, each takes 3 s for torch; warm, 0.02 s.
         actor = (
             ray.remote(StageWorker)
             .options(
                 num_cpus=resources.get("CPU", 0),
                 num_gpus=resources.get("GPU", 0),
                 memory=resources.get("memory"),
-                max_concurrency=2,
+                max_concurrency=2,  # one thread for the stage, one that hears `stop`
                 scheduling_strategy=OUTSIDE,
                 label_selector=all_but(avoided),
             )
@@ -67,11 +69,13 @@ class WorkerPool:
 
     def end(self, worker: PooledWorker) -> None:
         """Kill a worker; its resources are free."""
+        # Counted as free at once, a moment before Ray does: an actor that is started now waits in Ray's queue so long.
         self._workers.remove(worker)
         ray.kill(worker.actor)
 
     def make_room(self, needed: Resources, free: Resources) -> bool:
         """End idle workers, the longest idle first, until `needed` is free. If all are too few, none is ended."""
+        # All or nothing: a warm worker that is ended for a stage which still does not fit would be missed for nothing.
         idle = self._idle()
         if not needed.is_within(free + total(worker.shape for worker in idle)):
             return False

@@ -85,7 +85,9 @@ class RunningStages:
         names = {attempt.ref: name for name, attempt in self._running.items()}
         ready, _ = ray.wait(list(names), num_returns=1, timeout=seconds)
         if ready:
+            # `ray.wait` gives no more than it was asked for: others that have ended must not wait for the next poll.
             ready, _ = ray.wait(list(names), num_returns=len(names), timeout=0)
+            # With the head all its nodes seem to die. Those outcomes would be four attempts used up in a second.
             if not self.has_ray():
                 time.sleep(seconds)
                 return []
@@ -102,6 +104,7 @@ class RunningStages:
 
     def stop(self) -> list[tuple[str, Outcome]]:
         """End everything: by asking, and after `STOP_SECONDS` by force."""
+        # All are asked before the first is waited for: they write their checkpoints side by side.
         for attempt in self._running.values():
             attempt.ask_to_stop()
         deadline = time.monotonic() + STOP_SECONDS
@@ -119,6 +122,7 @@ class RunningStages:
         self, request: StageRequest, shape: Resources, free: Resources, avoided: frozenset[str]
     ) -> Attempt | None:
         workers = request.shape.workers
+        # Ray Train starts its own processes: a group has no use for warm ones, but for the room that they hold.
         if workers > 1:
             if not self._pool.make_room(shape * workers, free):
                 return None
@@ -194,6 +198,7 @@ def check_feasible(nodes: Sequence[Node], machines: list[Resources]) -> None:
 
     Nor may nodes that learn from one another have to wait for one another.
     """
+    # Against the machines as they are now: a cluster that grows when it is asked to is not asked here.
     names = {node.name for node in nodes}
     for node in nodes:
         _check_node(node, machines)

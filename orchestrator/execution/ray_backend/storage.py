@@ -34,6 +34,7 @@ class SharedStorage:
         nodes = [node for node in list_nodes() if node.is_alive]
         asked, blind = self._asked.get(root, set()), self._blind.setdefault(root, set())
         new = [node for node in nodes if node.id not in asked and not node.is_own]
+        # Noted before they answer: a node that never does is not asked again at every stage, a minute each time.
         self._asked[root] = asked | {node.id for node in nodes}
         for node, problem in storage_problems(root, new).items() if new else ():
             if not asked:

@@ -39,6 +39,7 @@ class StageWorker:
     """A process that runs one stage at a time and stays warm for the next. It has two threads: `stop` is heard."""
 
     def __init__(self, working_folder: str) -> None:
+        # Ray starts workers in a folder of its own, and each would write there what a plan's relative paths name.
         enter_folder(working_folder)
         import torch  # noqa: F401 - seconds, paid before the first stage
 
@@ -115,6 +116,7 @@ class StopFile:
 
 def enter_folder(folder: str) -> None:
     """Work where the driver works: its relative paths and modules mean the same here, but hide none of ours."""
+    # Last on the path: a user's `random.py` beside his plan must not hide the library's from ours.
     sys.path[:] = [entry for entry in sys.path if entry not in ("", folder)]
     sys.path.append(folder)
     if Path(folder).is_dir():
