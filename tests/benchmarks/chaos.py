@@ -114,14 +114,14 @@ def main() -> None:
         tally.differing += differing
     print()
     for kind, count in sorted(tally.kills.items()):
-        print(f"{'killed: ' + kind:<44}{count:>8}")
-    print(f"{'kills in all':<44}{sum(tally.kills.values()):>8}")
-    print(f"{'times the plan was finished':<44}{len(rounds):>8}")
-    print(f"{'times it was run':<44}{tally.starts:>8}")
-    print(f"{'attempts at stages':<44}{tally.attempts(folder):>8}")
-    print(f"{'seconds a finished plan took, undisturbed':<44}{seconds:>8.0f}")
-    print(f"{'the same, disturbed (mean)':<44}{sum(rounds) / len(rounds):>8.0f}")
-    print(f"{'stages whose files differ':<44}{len(tally.differing):>8}")
+        print(f"{'killed: ' + kind:<52}{count:>8}")
+    print(f"{'kills in all':<52}{sum(tally.kills.values()):>8}")
+    print(f"{'times the plan was finished':<52}{len(rounds):>8}")
+    print(f"{'times it was run':<52}{tally.starts:>8}")
+    print(f"{'attempts at stages':<52}{tally.attempts(folder):>8}")
+    print(f"{'seconds a finished plan took, undisturbed':<52}{seconds:>8.0f}")
+    print(f"{'the same, disturbed (mean)':<52}{sum(rounds) / len(rounds):>8.0f}")
+    print(f"{'stages whose files differ':<52}{len(tally.differing):>8}")
     if tally.differing:
         sys.exit(f"{', '.join(tally.differing)}; see {folder}")
     shutil.rmtree(folder)
