@@ -155,7 +155,9 @@ def stage_entry(node: Node | GraphNode, state: NodeState, record: Record | None)
     if record is not None:
         if record.workers is not None:
             entry["workers"] = record.workers
-            entry["note"] = note_on_workers(record.workers, node.config.resources.workers)
+            asked = node.config.resources.workers if isinstance(node, Node) else record.workers
+            if note := note_on_workers(record.workers, asked):
+                entry["note"] = note
         if record.parameters is not None:
             entry["parameters"] = record.parameters
         entry["metrics"] = {name: tidy(value) for name, value in record.metrics.items()}
@@ -163,8 +165,6 @@ def stage_entry(node: Node | GraphNode, state: NodeState, record: Record | None)
             entry["warnings"] = list(record.warnings)
     if state.error:
         entry["error"] = state.error
-    if not entry.get("note"):
-        entry.pop("note", None)
     if state.status == "not needed":
         entry["note"] = state.note
     return entry

@@ -17,7 +17,7 @@ from raydistill.execution.ray_backend.worker import PeerLost, StageFailed, enter
 from raydistill.runs.record import summary_of
 
 MAX_RESTARTS = 3
-UserCallback = train_callback()
+UserCallback: Any = train_callback()
 
 ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",  # 7 s in place of 15 s for the shortest group
