@@ -34,12 +34,12 @@ def test_the_version_of_ray_is_bounded_above_and_the_installed_one_is_within() -
     assert tuple(map(int, version("ray").split(".")[:2])) < tuple(map(int, bound.groups()))
 
 
-def test_no_address_is_found_where_no_ray_cluster_was_started(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("named", "meant"), [("10.0.0.7:6379", "10.0.0.7:6379"), ("local", None)])
+def test_the_environment_says_what_auto_stands_for(
+    monkeypatch: pytest.MonkeyPatch, named: str, meant: str | None
 ) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    assert private.address_of_auto() is None
+    monkeypatch.setenv("RAY_ADDRESS", named)
+    assert private.address_of_auto() == meant
 
 
 def test_a_placement_group_is_known_by_its_id() -> None:
