@@ -76,8 +76,8 @@ class Competitor:
 
     def cost(self, name: str) -> Spread | None:
         """What the trainings of the replicas cost: `seconds_per_step`, `peak_bytes` or `trained_parameters`."""
-        records = [result.record for result in self.results if result.record]
-        return spread([record.costs[name] for record in records if name in record.costs])
+        found = [result.record.costs.get(name, math.nan) for result in self.results if result.record]
+        return spread([cost for cost in found if math.isfinite(cost)])
 
     @property
     def error_rate(self) -> float | None:

@@ -7,8 +7,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, PathPatch
 from matplotlib.path import Path
 
+from raydistill.report.comparison import measured
 from raydistill.report.figures import Drawing, free_panel
-from raydistill.report.formatting import compact, elapsed, outcome_of, percent, shorten
+from raydistill.report.formatting import compact, elapsed, mean_percent, outcome_of, shorten
 from raydistill.report.layout import Box, PlacedGraph
 from raydistill.report.theme import light, role_colour
 from raydistill.runs.view import StageView
@@ -76,6 +77,6 @@ def _line(member: StageView) -> str:
     facts = [f"{member.name}: {member.status}", elapsed(member.seconds)]
     if member.parameters is not None:
         facts.append(f"{compact(member.parameters)} parameters")
-    if (accuracy := member.metric("test/accuracy")) is not None:
-        facts.append(f"test {percent(accuracy)}")
+    if accuracy := measured([member], "test/accuracy"):
+        facts.append(f"test {mean_percent(accuracy)}")
     return ", ".join([*facts, member.fingerprint])

@@ -1,6 +1,6 @@
 """Plots of lines that are named at their ends: learning curves, accuracies on parts of the data, temperatures."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,7 +12,7 @@ from raydistill.report.figures import Look, one_panel, show_steps, show_values
 from raydistill.report.formatting import shorten, whole
 from raydistill.report.layout import spread_apart
 from raydistill.report.sweep import Sweep
-from raydistill.report.theme import light, role_colour
+from raydistill.report.theme import COLOURS, ROLE_LABELS, light, role_colour
 from raydistill.report.transfers import TransferGroup
 
 LINE_STYLES = ("-", (0, (5, 2)), (0, (1.2, 1.6)), (0, (6, 2, 1.2, 2)))
@@ -25,42 +25,41 @@ LEADER = {
     "relpos": (0.0, 0.5),
     "patchA": None,  # to cut the line off at its label took a third of all drawing; it begins beside it
 }
-SPARE = [
-    "teacher",
-    "assistant",
-    "committee",
-    "targets",
-    "ensemble",
-    "specialist",
-    "clusters",
-    "baseline",
-    "student",
-]
+PARTS = ("train", "validation")
+SPARE = [name for name in COLOURS if name in ROLE_LABELS and name != "model"]
 
 
-def draw_line(axes: Axes, line: Line, colour: str, style: object = "-", width: float = 1.6) -> None:
+def draw_line(axes: Axes, line: Line, colour: str, style: object = "-") -> None:
     """The mean with a band from the lowest to the highest replica; a dot where there is one epoch."""
     axes.fill_between(line.epochs, line.low, line.high, color=colour, alpha=0.16, linewidth=0)
     marker = "o" if len(line.epochs) == 1 else None
-    axes.plot(line.epochs, line.mean, color=colour, linestyle=style, lw=width, marker=marker, ms=4)
+    axes.plot(line.epochs, line.mean, color=colour, linestyle=style, marker=marker, ms=4)
 
 
-def draw_curves(lines: Sequence[Line], title: str, *, is_fraction: bool) -> Figure:
-    """Lines in the colours of their roles, those of one role in different dashes."""
+def draw_curves(
+    lines: Sequence[Line],
+    title: str,
+    *,
+    is_fraction: bool,
+    colours: Mapping[str, str] | None = None,
+    beside: Sequence[Line] = (),
+) -> Figure:
+    """Lines in these colours by their labels, or in those of their roles, which have dashes to tell them apart; on one
+    scale with those that are drawn `beside` them."""
     figure, axes = one_panel(5.2, max(2.9, 0.95 + 0.178 * len(lines)))
+    shades = [colours[line.label] if colours else light(role_colour(line.role)) for line in lines]
     earlier: list[str] = []
-    for line in lines:
-        style = LINE_STYLES[earlier.count(line.role) % len(LINE_STYLES)]
-        draw_line(axes, line, light(role_colour(line.role)), style)
-        earlier.append(line.role)
-    _scale(axes, lines, is_fraction=is_fraction)
+    for line, colour in zip(lines, shades, strict=True):
+        draw_line(axes, line, colour, LINE_STYLES[earlier.count(colour) % len(LINE_STYLES)])
+        earlier.append(colour)
+    _scale(axes, [*lines, *beside], is_fraction=is_fraction)
     axes.set_title(title)
     show_steps(axes, "epoch")
     axes.grid(axis="y")
     axes.margins(x=0.01)
     if max(line.epochs[-1] for line in lines) == min(line.epochs[0] for line in lines):
         axes.set_xlim(lines[0].epochs[0] - 1, lines[0].epochs[0] + 1)
-    name_ends(axes, lines, [light(role_colour(line.role)) for line in lines])
+    name_ends(axes, lines, shades)
     return figure
 
 
@@ -69,7 +68,7 @@ def _scale(axes: Axes, lines: Sequence[Line], *, is_fraction: bool) -> None:
     values = np.concatenate([line.mean for line in lines])
     if is_fraction:
         bottom, top = lower_limit(lines), max(float(line.high.max()) for line in lines)
-        axes.set_ylim(bottom, min(1.0, top + 0.04 * (top - bottom)) if top > bottom else None)
+        axes.set_ylim(bottom, min(1.003, top + 0.04 * (top - bottom)) if top > bottom else None)
         show_values(axes, is_fraction=True)
     elif values.min() > 0 and values.max() / values.min() > 30:
         axes.set_yscale("log")
@@ -88,32 +87,15 @@ def lower_limit(lines: Sequence[Line]) -> float:
     return max(0.0, bottom, lowest - 0.1 * (top - lowest) - 0.002)
 
 
-def draw_transfers(group: TransferGroup) -> Figure | None:
-    """Accuracy over epochs on what was learned from and on validation, on one scale; None without curves."""
-    panels = {
-        title: learning_curves(group.competitors, metric)
-        for title, metric in (("Train", "train/accuracy"), ("Validation", "validation/accuracy"))
-    }
-    lines = [line for found in panels.values() for line in found]
-    if not lines:
-        return None
-    roles = {line.label: line.role for line in lines}
+def draw_transfers(group: TransferGroup) -> Iterator[tuple[str, Figure]]:
+    """Accuracy over epochs on what was learned from and on validation, on one scale, as far as there are curves."""
+    train, validation = (learning_curves(group.competitors, f"{part}/accuracy") for part in PARTS)
+    roles = {line.label: line.role for line in (*train, *validation)}
     colours = dict(zip(roles, distinct_colours(list(roles.values())), strict=True))
-    figure = Figure(figsize=(8.6, 3.4), layout="constrained")
-    both = figure.subplots(1, 2, sharex=True, sharey=True)
-    for axes, (title, found) in zip(both, panels.items(), strict=True):
-        for line in found:
-            draw_line(axes, line, colours[line.label], width=1.3)
-        axes.set_title(f"{title} accuracy")
-        show_steps(axes, "epoch")
-        show_values(axes, is_fraction=True)
-        axes.margins(x=0.01)
-    bottom, top = lower_limit(lines), max(float(line.high.max()) for line in lines)
-    if top > bottom:
-        both[0].set_ylim(bottom, min(1.003, top + 0.04 * (top - bottom)))
-    named, axes = (panels["Validation"], both[1]) if panels["Validation"] else (panels["Train"], both[0])
-    name_ends(axes, named, [colours[line.label] for line in named])
-    return figure
+    for part, lines, others in zip(PARTS, (train, validation), (validation, train), strict=True):
+        if lines:
+            title = f"{part.capitalize()} accuracy"
+            yield part, draw_curves(lines, title, is_fraction=True, colours=colours, beside=others)
 
 
 def draw_temperatures(sweep: Sweep) -> Figure:

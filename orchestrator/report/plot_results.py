@@ -132,7 +132,7 @@ def draw_example(summary: RunSummary, example: Example) -> Figure:
             shorten(summary.class_name(bar.label), 11),
             "bold" if bar.label == example.label else "normal",
         )
-        axes.text(2, top + ROW * row + 8, name, va="center", weight=weight, fontsize=8)
+        axes.text(0, top + ROW * row + 8, name, va="center", weight=weight, fontsize=8)
     return figure
 
 
@@ -140,11 +140,11 @@ def _show_picture(axes: Axes, example: Example) -> None:
     """The picture in its own proportions, its pixels as they are."""
     height, width = example.picture.shape[:2]
     longest = max(height, width)
-    right, bottom = 2 + SIDE * width / longest, 2 + SIDE * height / longest
+    right, bottom = SIDE * width / longest, 2 + SIDE * height / longest
     grey: Look = {"cmap": "gray", "vmin": 0, "vmax": 255} if example.picture.ndim == 2 else {}
     step = math.ceil(longest / SHOWN_PIXELS)
     pixels = example.picture[::step, ::step]
-    axes.imshow(pixels, extent=(2, right, bottom, 2), interpolation="none", aspect="auto", **grey)
+    axes.imshow(pixels, extent=(0, right, bottom, 2), interpolation="none", aspect="auto", **grey)
 
 
 def _draw_shares(axes: Axes, left: float, top: float, scale: float, shares: Shares) -> None:

@@ -53,9 +53,9 @@ def _draw_series(summary: RunSummary) -> Iterator[Drawing]:
         title = "Test errors by temperature"
         yield Drawing("temperatures", "temperatures", title, draw_temperatures(summary.sweep))
     for place, group in enumerate(summary.transfers):
-        if (figure := draw_transfers(group)) is not None:
-            title, name = "Accuracy in training and on validation", f"transfers-{place}"
-            yield Drawing(name, name, title, figure)
+        for part, figure in draw_transfers(group):
+            title, section = f"{part.capitalize()} accuracy by what was learned from", f"transfers-{place}"
+            yield Drawing(f"{section}-{part}", section, title, figure)
     for found in summary.attention:
         title = f"Attention of {found.name}"
         yield Drawing(f"attention-{found.name}", "attention", title, draw_attention(found))

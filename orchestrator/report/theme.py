@@ -7,19 +7,20 @@ COLOURS = {
     "paper": ("#fefefe", "#15191f"),
     "raised": ("#f4f5f7", "#1e242c"),
     "teacher": ("#1f6fb4", "#6cb2ef"),
-    "ensemble": ("#7a4fb5", "#b99bf0"),
+    "assistant": ("#0f8467", "#4cc9a4"),
     "committee": ("#b02a6b", "#f084b6"),
+    "targets": ("#9a7d12", "#d6ba55"),
+    "ensemble": ("#7a4fb5", "#b99bf0"),
     "specialist": ("#0b7f95", "#4cc3d9"),
     "clusters": ("#5f7a1c", "#a9c45c"),
-    "assistant": ("#0f8467", "#4cc9a4"),
-    "student": ("#cc4a0b", "#ff9a66"),
     "baseline": ("#7b7166", "#b8ada0"),
-    "targets": ("#9a7d12", "#d6ba55"),
+    "student": ("#cc4a0b", "#ff9a66"),
     "model": ("#1e6eb3", "#6bb1ee"),
     "good": ("#1a7f45", "#5fcf8e"),
     "bad": ("#b3261e", "#ff8a80"),
 }
-"""Name → colour on a light page, colour on a dark page. The light ones differ from each other: see `themed`."""
+"""Name → colour on a light page, colour on a dark page. The light ones differ from each other: see `themed`.
+Neighbours among the roles are easily told apart."""
 
 ROLE_LABELS = {
     "teacher": "teacher",

@@ -1,5 +1,6 @@
 """A plan being executed: its folder under `runs/plans/`, the graph it follows, and its results."""
 
+import math
 import os
 import re
 import shutil
@@ -210,10 +211,15 @@ def replicas_entry(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if "parameters" in measured[0]:
             entry["parameters"] = measured[0]["parameters"]
         entry["metrics"] = {name: statistics.fmean(numbers) for name, numbers in values.items()}
-        entry["std"] = {
-            name: statistics.stdev(numbers) if len(numbers) > 1 else 0.0 for name, numbers in values.items()
-        }
+        entry["std"] = {name: _deviation(numbers) for name, numbers in values.items()}
     return entry
+
+
+def _deviation(numbers: Sequence[float]) -> float:
+    """The sample standard deviation; NaN where a number is not finite, as `stdev` then fails."""
+    if not all(map(math.isfinite, numbers)):
+        return math.nan
+    return statistics.stdev(numbers) if len(numbers) > 1 else 0.0
 
 
 def finished_record(folder: Path) -> Record | None:

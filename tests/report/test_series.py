@@ -115,8 +115,9 @@ def test_the_epoch_with_the_smallest_loss_is_kept_when_the_loss_decides(
 
 def test_train_and_validation_curves_are_drawn(regularised: Any) -> None:
     report = write_report(regularised.write(), regularised.root)
-    assert (report.parent / "plots" / "transfers-0.png").exists()
-    assert 'aria-label="Accuracy in training and on validation"' in report.read_text()
+    for part in ("train", "validation"):
+        assert (report.parent / "plots" / f"transfers-0-{part}.png").exists()
+        assert f'aria-label="{part.capitalize()} accuracy by what was learned from"' in report.read_text()
 
 
 def test_models_that_saw_the_same_data_are_no_table_of_parts(tmp_path: Path, fake_run: Start) -> None:
