@@ -73,7 +73,8 @@ def load_model(folder: Path, trust: Trust = NOBODY) -> TrainedModel:
 
 @dataclass(frozen=True)
 class Predictor:
-    """Whatever answers: a model, an ensemble, or a generalist with its committee. `first` says what it is about."""
+    """One model, an ensemble, or a generalist with its committee. `first` is the model whose description holds for
+    all."""
 
     logits: Callable[[Tensor], Tensor]
     first: TrainedModel
@@ -260,7 +261,7 @@ def _parts(raw: Iterable[Raw]) -> Iterator[list[Raw]]:
 
 
 def _label(part: Sequence[Raw], predictor: Predictor, top: int) -> Iterator[Prediction]:
-    """Predictions of one part: what could be read goes through the model at once."""
+    """Predictions of one part; all inputs that could be read go through the model in one batch."""
     values = [entry.values for entry in part if entry.values is not None]
     logits = predictor.logits(torch.stack(values)) if values else torch.empty(0, 1)
     ranked = _ranked(logits, predictor.first.class_names, top)

@@ -106,7 +106,7 @@ def build_mirror(plan: Plan, folder: Path, options: RunOptions) -> Mirror | Untr
 
 
 def use_the_wait(mirror: Mirror | Untracked, options: RunOptions) -> None:
-    """The first stages start, and that takes workers some seconds: the driver imports what it needs later."""
+    """Import now what the driver needs later: meanwhile the workers of the first stages take some seconds to start."""
     mirror.start()
     if options.is_reported:
         with suppress(Exception):  # whatever it is, the report meets it again, where it stops nothing
@@ -194,7 +194,8 @@ def refuse(errors: Sequence[Remark]) -> None:
 
 
 def exports_of(run: PlanRun) -> dict[str, tuple[str, ...]]:
-    """What the processes that trained students do next: export them for MLflow, where torch is loaded already."""
+    """The exports of students for MLflow, as work for the processes that trained them: torch is loaded there
+    already."""
     students = [run.graph.nodes[name] for name, role in node_roles(run.graph).items() if role == "student"]
     return {
         node.folder: (
@@ -225,8 +226,8 @@ def status_of(states: Mapping[str, NodeState], *, interrupted: bool) -> str:
 
 
 def drawn_before(run: PlanRun) -> Path | None:
-    """An earlier run with the report that this one, in which nothing ran, would get: of the same plan and stages, all
-    of which had ended, as they are now, when it was drawn."""
+    """An earlier run whose report can be used for this one, in which nothing ran: it has the same plan and stages, and
+    all had ended as they are now when its report was drawn."""
     for folder in runs_of(run.root, run.plan.name):
         with suppress(StoreError, OSError):
             if folder != run.folder and shows_the_same(folder, run):

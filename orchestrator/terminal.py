@@ -1,4 +1,4 @@
-"""What a person sees on the terminal: tables on stdout, progress on stderr."""
+"""Output on the terminal: tables on stdout, progress on stderr."""
 
 import sys
 import threading

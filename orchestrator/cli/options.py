@@ -17,7 +17,7 @@ RECEIVED = (
 
 
 def _refuse_empty(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
-    """An unset variable of the shell is not what the option's default stands for."""
+    """Refuse an empty value: it comes from an unset variable of the shell, and does not mean the option's default."""
     if value == "":
         raise PlanError(
             f"{parameter.opts[0]} is empty; is a variable of the shell unset? Leave the option out for its default"

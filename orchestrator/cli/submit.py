@@ -148,7 +148,7 @@ def submit(
 
 
 class Checked(NamedTuple):
-    """A plan; how it is written; and its search, where one is sent and could be checked here."""
+    """A plan, its source, and its search if there is one that could be checked here."""
 
     plan: "Plan"
     source: "Source"

@@ -135,12 +135,12 @@ class CodistillConfig(OnlineConfig):
 
     loss of peer i = CE(z_i) + weight · mean_j T² KL(softmax(v_j/T) ‖ softmax(z_i/T)) over the other peers j that it can
     hear, where v_j are the logits, in eval mode, of the weights and buffers that peer j published last. Every
-    `exchange_every` steps a peer publishes its own and looks for those of the others; nobody waits. Who has published
-    nothing yet, or whose file is damaged, does not count until the next look; who died counts with what it left and
-    publishes again once restarted; a finished peer counts with its final model. A peer that sees no other trains on
-    labels alone: the metrics `peers_heard` and `staleness` (own steps minus those of the weights that were read; below
-    0 the other is ahead; a step without another peer counts as 0 in an epoch's mean) say how it went. As it depends on
-    the workers' speed, no two runs are alike to the last digit.
+    `exchange_every` steps a peer publishes its own and looks for those of the others; no peer waits. A peer that has
+    published nothing yet, or whose file is damaged, does not count until the next look; one that died counts with its
+    last file and publishes again once restarted; a finished peer counts with its final model. A peer that sees no other
+    trains on labels alone: the metrics `peers_heard` and `staleness` (own steps minus those of the weights that were
+    read; below 0 the other is ahead; a step without another peer counts as 0 in an epoch's mean) say how it went. As it
+    depends on the workers' speed, no two runs are alike to the last digit.
 
     The peers differ in their seeds: `seed`, `seed` + 1, ... `data: shards` gives each a part of the transfer set of its
     own, drawn with `seed`, in place of all. During the first `burn_in` epochs, a fraction if you like, the weight is 0.

@@ -1,4 +1,4 @@
-"""What methods share that weigh several teachers anew for every sample or batch; each says only how it weighs."""
+"""The common part of methods that weigh several teachers anew for every sample or batch; a method adds the weights."""
 
 import torch
 import torch.nn.functional as F

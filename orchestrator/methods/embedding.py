@@ -1,4 +1,4 @@
-"""What methods share that look at one embedding (B, d) of each network, whose sizes may differ."""
+"""The common part of methods that compare one embedding (B, d) of each network; the sizes may differ."""
 
 from torch import Tensor
 

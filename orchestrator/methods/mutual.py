@@ -14,7 +14,7 @@ from raydistill.training.method import Method
 
 
 class Mutual(Method):
-    """Every peer's cross-entropy, and its mean distance from the other peers, who learn nothing by it.
+    """Every peer's cross-entropy, and its mean distance from the other peers, to which no gradient flows.
 
     All peers step at once, from the same predictions, as in the authors' release; the paper lets them take turns.
     """

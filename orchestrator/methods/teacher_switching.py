@@ -13,7 +13,8 @@ from raydistill.training.data import Batch
 
 
 class TeacherSwitching(AdaptiveWeights):
-    """All weight to one teacher, drawn for the batch. Of live ones no other runs, unless another method asks it."""
+    """Gives all weight to one teacher, drawn for each batch. The other live teachers do not run, unless another method
+    asks them."""
 
     config: TeacherSwitchingConfig
 

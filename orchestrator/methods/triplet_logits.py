@@ -1,4 +1,5 @@
-"""Triplets of logits (Oki et al. 2020, arXiv 2004.08116): anchor the teacher's, both others the student's."""
+"""Triplets of logits (Oki et al. 2020, arXiv 2004.08116): the anchor is the teacher's, positive and negative are the
+student's."""
 
 import torch
 from torch import Tensor
@@ -11,7 +12,8 @@ from raydistill.training.method import NO_SETTING, Method, Setting
 
 
 class TripletLogits(Method):
-    """Closer to the teacher's logits of the same sample than the student's of a sample of another class."""
+    """A sample's logits should be closer to the teacher's of the same sample than the student's of another class
+    are."""
 
     def __init__(self, config: TripletLogitsConfig, setting: Setting = NO_SETTING) -> None:
         super().__init__()

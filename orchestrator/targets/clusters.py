@@ -36,7 +36,8 @@ def find_centres(
 
 
 def confusion_columns(together: NDArray[np.floating]) -> NDArray[np.floating]:
-    """What each class is predicted together with, as rows of length 1, from a symmetric matrix (C, C) without diagonal.
+    """The classes that each class is predicted together with, as rows of length 1, from a symmetric matrix (C, C)
+    without diagonal.
 
     A class that is never predicted keeps its zeros. A class counts as confused with itself as much as with its likest:
     or else the columns of two classes that are only confused with one another would be orthogonal.

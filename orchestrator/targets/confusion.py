@@ -1,7 +1,7 @@
 """Which classes a generalist confuses: second moments of its predictions (arXiv 1503.02531, section 5.2).
 
-The moments are sums over samples, so that parts of the data can be summed anywhere and merged by adding. With very
-many classes their matrix is what memory goes to; it exists once.
+The moments are sums over samples, which may come in any pieces. With very many classes their matrix takes nearly all
+memory; it exists once.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ class Similarity(NamedTuple):
     chance: NDArray[np.float64]
 
     def together(self) -> NDArray[np.floating]:
-        """The same before it was centred, (C, C): how much two classes are predicted together, 0 for never.
+        """The matrix before it was centred, (C, C): how much two classes are predicted together, 0 for never.
 
         Uses the values up: the result lies in their place.
         """

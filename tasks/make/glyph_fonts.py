@@ -126,7 +126,7 @@ def _normalised(ink: Image.Image | None) -> NDArray[np.float32]:
 
 
 def _ink(face: Face, character: str) -> Image.Image | None:
-    """The drawn character cut to its ink; None where the font has it not, has it empty, or fails on it."""
+    """The drawn character cut to its ink; None if the font lacks it, has it empty, or fails to draw it."""
     try:
         font = open_font(face, PROBE_SIZE)
         mask: Any = font.getmask(character)

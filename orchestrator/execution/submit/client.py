@@ -133,7 +133,8 @@ class JobsClient:
         return f"{self.address}/#/jobs/{job_id}"
 
     def _call(self, request: Callable[[], Result], job_id: str = "") -> Result:
-        """Our one line for whatever Ray's client raises; it knows errors of HTTP by their text alone."""
+        """Run a request; an error of Ray's client, which has HTTP errors as text alone, becomes a `DistillError` of one
+        line."""
         try:
             return request()
         except Exception as error:

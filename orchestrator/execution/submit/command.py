@@ -73,7 +73,8 @@ def split_tracking_uri(more: Sequence[str]) -> tuple[str | None, tuple[str, ...]
 
 
 def check_root(root: Path | None) -> str:
-    """The storage root as the nodes will read it; `PlanError` for one that lies inside the job's own folder."""
+    """The storage root as the nodes will use it; `PlanError` for one inside the job's own folder, which ends with the
+    job."""
     if root is None or not PurePosixPath(root).is_absolute():
         given = "" if root is None else f", and `{root}` lies in the job's own folder, which Ray deletes"
         raise PlanError(

@@ -46,7 +46,7 @@ def stop_job(client: JobsClient, job_id: str) -> Job:
 
 
 def exit_code(job: Job) -> int:
-    """What a command that waited for the job ends with: the job's own code, 130 for one that was stopped."""
+    """The exit code of a command that waited for the job: the job's own, or 130 if the job was stopped."""
     if job.status == "SUCCEEDED":
         return 0
     if job.status == "STOPPED":

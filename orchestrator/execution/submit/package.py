@@ -39,7 +39,8 @@ class PackedFile:
 
 @dataclass(frozen=True)
 class Package:
-    """The files that a job gets, and the folder that they come from. `left_out`: what stays, and nobody expects it."""
+    """The files that a job gets, and the folder that they come from. `left_out`: files that stay, although a user would
+    expect them to be sent."""
 
     folder: Path
     files: tuple[PackedFile, ...]

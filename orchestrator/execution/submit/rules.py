@@ -47,7 +47,7 @@ IGNORE_FILES = (".gitignore", ".rayignore")
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a file stays at home. `is_told`: nobody would expect it, so a note says so."""
+    """Why a file is not sent. `is_told`: a user would not expect that, so a note says it."""
 
     text: str
     is_told: bool = False
