@@ -3,18 +3,18 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import BaseModel, model_validator
 
 from raydistill.errors import StoreError
 from raydistill.report.predictions import read_in_role
-from raydistill.runs.files import read_json
+from raydistill.runs.files import read_as
 from raydistill.runs.view import RunView, StageView
 
 CLUSTERS, SIMILARITY = "clusters.json", "similarity.safetensors"
@@ -104,26 +104,16 @@ def read_clusterings(run: RunView) -> tuple[list[Clustering], list[str]]:
 
 
 def _read(stage: StageView, num_classes: Any) -> Clustering:
-    path = stage.folder.payload(CLUSTERS)
-    try:
-        written = _Written.model_validate(read_json(path))
-    except ValidationError as error:
-        raise StoreError(f"`{path}` is damaged: {error.errors()[0]['msg']}") from None
+    written = read_as(_Written, stage.folder.payload(CLUSTERS))
     highest = max(chain.from_iterable(written.clusters)) + 1
     classes = max(highest, num_classes if isinstance(num_classes, int) else 0)
     clustering = Clustering(stage, written.clusters, written.names, classes)
     if stage.record is None or SIMILARITY not in stage.record.payload:
-        return _without_matrix(clustering, "The plan gives these clusters: no similarities were measured.")
+        return replace(clustering, gap="The plan gives these clusters: no similarities were measured.")
     try:
         return _with_matrix(clustering)
     except StoreError as error:
-        return _without_matrix(clustering, error.message)
-
-
-def _without_matrix(clustering: Clustering, gap: str) -> Clustering:
-    return Clustering(
-        clustering.stage, clustering.clusters, clustering.names, clustering.num_classes, gap=gap
-    )
+        return replace(clustering, gap=error.message)
 
 
 def _with_matrix(clustering: Clustering) -> Clustering:
@@ -139,9 +129,7 @@ def _with_matrix(clustering: Clustering) -> Clustering:
             cells = ordered_cells(similarity, clustering.order, step)
     except SafetensorError as error:
         raise StoreError(f"`{path}` is damaged: {error}") from None
-    return Clustering(
-        clustering.stage, clustering.clusters, clustering.names, clustering.num_classes, cells, step
-    )
+    return replace(clustering, cells=cells, step=step)
 
 
 def ordered_cells(similarity: Any, order: Sequence[int], step: int) -> Cells:

@@ -4,14 +4,13 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from raydistill.errors import StoreError
 from raydistill.report.formatting import listing, whole
 from raydistill.report.predictions import Agreement, agreement, read_in_role
-from raydistill.runs.files import read_json
+from raydistill.runs.files import read_as
 from raydistill.runs.view import RunView, StageView
 
 TABLES = "committee.json"
@@ -103,26 +102,6 @@ class CommitteeResult:
         return str(self.stage.config.get("split", "test"))
 
     @property
-    def active(self) -> str:
-        """n: the specialists of so many of the generalist's most probable classes are asked."""
-        return str(self._option("active", 1))
-
-    @property
-    def direction(self) -> str:
-        """Of the divergence that the fusion minimises."""
-        return str(self._option("direction", "forward"))
-
-    @property
-    def heads(self) -> tuple[str, ...]:
-        """Kinds of heads of the specialists."""
-        return tuple(dict.fromkeys(str(stage.config.get("head", "dustbin")) for stage in self.specialists))
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """Stages of the plan that the specialists are of."""
-        return tuple(dict.fromkeys(stage.group for stage in self.specialists))
-
-    @property
     def effect(self) -> str:
         """`gain` or `loss` where the change is more than chance, `unclear` where it is not or cannot be judged."""
         change = self.tables.change
@@ -135,22 +114,23 @@ class CommitteeResult:
 
     @property
     def settings(self) -> dict[str, str]:
-        """What a committee can be told, for its place in a table."""
+        """What a committee can be told, for its place in a table. n: the specialists of so many of the generalist's
+        most probable classes are asked; the direction is that of the divergence which the fusion minimises."""
+        committee = self.stage.config.get("committee")
+        options = committee if isinstance(committee, dict) else {}
+        groups = list(dict.fromkeys(stage.group for stage in self.specialists))
+        heads = list(dict.fromkeys(str(stage.config.get("head", "dustbin")) for stage in self.specialists))
         return {
-            "specialists": f"{listing(self.groups)} ×{whole(self.tables.cost.specialists)}",
-            "head": listing(self.heads),
-            "n": self.active,
-            "direction": self.direction,
+            "specialists": f"{listing(groups)} ×{whole(self.tables.cost.specialists)}",
+            "head": listing(heads),
+            "n": str(options.get("active", 1)),
+            "direction": str(options.get("direction", "forward")),
         }
 
     @property
     def coverage(self) -> list[tuple[str, Coverage]]:
         """The rows of the paper's second table."""
         return fold_coverage(self.tables.coverage)
-
-    def _option(self, name: str, default: Any) -> Any:
-        committee = self.stage.config.get("committee")
-        return committee.get(name, default) if isinstance(committee, dict) else default
 
 
 def read_committees(run: RunView) -> tuple[list[CommitteeResult], list[str]]:
@@ -159,12 +139,7 @@ def read_committees(run: RunView) -> tuple[list[CommitteeResult], list[str]]:
 
 
 def _read(run: RunView, stage: StageView) -> CommitteeResult:
-    path = stage.folder.payload(TABLES)
-    try:
-        tables = Tables.model_validate(read_json(path))
-    except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise StoreError(f"`{path}` is damaged: {where}: {error.errors()[0]['msg']}") from None
+    tables = read_as(Tables, stage.folder.payload(TABLES))
     if len(stage.reads) < 2:
         raise StoreError(f"`{stage.name}` reads no generalist and specialists")
     generalist, *specialists = (run.stages[name] for name in stage.reads)

@@ -24,8 +24,8 @@ class Bar:
     """One class of one picture: probabilities by teacher and student at T = 1 and at the student's temperature."""
 
     label: int
-    teacher: tuple[float, float]
-    student: tuple[float, float]
+    teacher: tuple[float, ...]
+    student: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -97,13 +97,11 @@ def describe_examples(
     for row, picture in enumerate(pictures):
         label, student_says = int(chosen.labels[row]), int(learned[0][row].argmax())
         classes = _classes_to_show(taught[1][row], {label, student_says})
+        shares = {
+            shown: [[float(at[row, shown]) for at in says] for says in (taught, learned)] for shown in classes
+        }
         bars = tuple(
-            Bar(
-                shown,
-                (float(taught[0][row, shown]), float(taught[1][row, shown])),
-                (float(learned[0][row, shown]), float(learned[1][row, shown])),
-            )
-            for shown in classes
+            Bar(shown, tuple(teacher), tuple(student)) for shown, (teacher, student) in shares.items()
         )
         teacher_says = int(taught[0][row].argmax())
         examples.append(Example(int(chosen.ids[row]), label, teacher_says, student_says, bars, picture))

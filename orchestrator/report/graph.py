@@ -28,7 +28,7 @@ def _draw(picture: PlacedGraph) -> Figure:
     figure, axes = free_panel(picture.width + 2 * MARGIN, picture.height + 2 * MARGIN)
     axes.set(xlim=(-MARGIN, picture.width + MARGIN), ylim=(picture.height + MARGIN, -MARGIN))
     for edge in picture.edges:
-        path = _curved(edge.points)
+        path = _curved(edge)
         axes.add_patch(PathPatch(path, fill=False, ec=light("muted"), lw=0.9, alpha=0.65))
     for place, box in enumerate(picture.boxes):
         is_bad = any(member.status == "failed" for member in box.members)

@@ -6,9 +6,9 @@ it; places are ordered by the mean of their neighbours, then moved towards them 
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import chain, pairwise
 
 from raydistill.runs.view import RunView, StageView
 
@@ -17,7 +17,7 @@ NARROWEST, WIDEST, PER_LETTER, PADDING = 84.0, 165.0, 5.6, 22.5
 SWEEPS = 8  # after which no plan of ours still changed
 
 
-@dataclass
+@dataclass(eq=False)
 class Box:
     """One box of the picture, or with no `members` the place where an edge passes a layer."""
 
@@ -26,7 +26,9 @@ class Box:
     role: str
     members: tuple[StageView, ...] = ()
     reads: list[str] = field(default_factory=list)
+    joined: list["Box"] = field(default_factory=list)
     layer: int = 0
+    rank: float = 0.0
     x: float = 0.0
     y: float = 0.0
     width: float = 0.0
@@ -51,20 +53,19 @@ class Box:
         """Vertical middle."""
         return self.y + self.height / 2
 
-
-@dataclass(frozen=True)
-class Edge:
-    """A line through points (x, y), from the right of one box to the left of another."""
-
-    points: tuple[tuple[float, float], ...]
+    @property
+    def wanted_width(self) -> float:
+        """What the label needs."""
+        letters = len(self.label) + (4 if len(self.members) > 1 else 0)
+        return min(WIDEST, max(NARROWEST, PADDING + PER_LETTER * letters))
 
 
 @dataclass(frozen=True)
 class PlacedGraph:
-    """The placed graph."""
+    """The placed graph. An edge leads through points (x, y) from the right of one box to the left of another."""
 
     boxes: tuple[Box, ...]
-    edges: tuple[Edge, ...]
+    edges: tuple[tuple[tuple[float, float], ...], ...]
     width: float
     height: float
 
@@ -74,15 +75,24 @@ def place_graph(run: RunView) -> PlacedGraph:
     boxes = group_stages(run)
     for box in boxes.values():
         box.layer = max((boxes[read].layer + 1 for read in box.reads), default=0)
-    _place_late(boxes)
-    chains = [_chain(boxes, read, box) for box in list(boxes.values()) for read in box.reads]
-    layers = _layers(boxes)
-    neighbours = _neighbours(chains)
-    _order(layers, boxes, neighbours)
-    width = _place_columns(layers, boxes)
-    height = _place_rows(layers, boxes, neighbours)
-    edges = tuple(_edge([boxes[name] for name in chain]) for chain in chains)
-    return PlacedGraph(tuple(box for box in boxes.values() if box.members), edges, width, height)
+    for name, box in reversed(boxes.items()):
+        readers = [reader.layer for reader in boxes.values() if name in reader.reads]
+        if readers and box.reads:  # what waits for its reader moves next to it: edges are short
+            box.layer = max(box.layer, min(readers) - 1)
+    chains = [_chain(boxes[read], box) for box in boxes.values() for read in box.reads]
+    layers: list[list[Box]] = [[] for _ in range(max((box.layer for box in boxes.values()), default=-1) + 1)]
+    for box in (*boxes.values(), *chain.from_iterable(passed[1:-1] for passed in chains)):
+        layers[box.layer].append(box)
+    for left, right in chain.from_iterable(map(pairwise, chains)):
+        left.joined.append(right)
+        right.joined.append(left)
+    _order(layers)
+    width, height = _place_columns(layers), _place_rows(layers)
+    ends = [[(place.x, place.middle, place.x + place.width) for place in passed] for passed in chains]
+    edges = (
+        tuple(point for x, y, right in places for point in ((x, y), (right, y)))[1:-1] for places in ends
+    )
+    return PlacedGraph(tuple(boxes.values()), tuple(edges), width, height)
 
 
 def group_stages(run: RunView) -> dict[str, Box]:
@@ -106,109 +116,62 @@ def group_stages(run: RunView) -> dict[str, Box]:
     return boxes
 
 
-def _place_late(boxes: Mapping[str, Box]) -> None:
-    """Move what waits for its reader next to it, so that edges are short."""
-    for name, box in reversed(list(boxes.items())):
-        readers = [reader.layer for reader in boxes.values() if name in reader.reads]
-        if readers and box.reads:
-            box.layer = max(box.layer, min(readers) - 1)
+def _chain(source: Box, target: Box) -> list[Box]:
+    """From source to target with one place in every layer between."""
+    between = range(source.layer + 1, target.layer)
+    return [source, *(Box("", "", target.role, layer=layer) for layer in between), target]
 
 
-def _chain(boxes: dict[str, Box], source: str, target: Box) -> list[str]:
-    """Names from source to target with one place in every layer between, which are added to `boxes`."""
-    names = [source]
-    for layer in range(boxes[source].layer + 1, target.layer):
-        name = f"{source} > {target.name} > {layer}"
-        boxes[name] = Box(name, "", target.role, layer=layer)
-        names.append(name)
-    return [*names, target.name]
-
-
-def _layers(boxes: Mapping[str, Box]) -> list[list[str]]:
-    count = max((box.layer for box in boxes.values()), default=-1) + 1
-    return [[name for name, box in boxes.items() if box.layer == layer] for layer in range(count)]
-
-
-def _neighbours(chains: Sequence[Sequence[str]]) -> dict[str, list[str]]:
-    neighbours: dict[str, list[str]] = {}
-    for chain in chains:
-        for left, right in pairwise(chain):
-            neighbours.setdefault(left, []).append(right)
-            neighbours.setdefault(right, []).append(left)
-    return neighbours
-
-
-def _order(
-    layers: list[list[str]], boxes: Mapping[str, Box], neighbours: Mapping[str, Sequence[str]]
-) -> None:
+def _order(layers: Sequence[list[Box]]) -> None:
     """Sort each layer by the mean rank of what it is joined to, forwards and backwards."""
-    rank = {name: float(index) for layer in layers for index, name in enumerate(layer)}
-    for sweep in range(SWEEPS):
-        side = -1 if sweep % 2 == 0 else 1
+    for sweep in range(SWEEPS + 1):
+        side = -1 if sweep % 2 else 1
         for layer in layers if side < 0 else reversed(layers):
-            wish = {name: _mean_rank(name, side, boxes, neighbours, rank) for name in layer}
-            layer.sort(key=lambda name: wish[name])
-            rank.update({name: float(index) for index, name in enumerate(layer)})
+            for box in layer:
+                ranks = [other.rank for other in box.joined if other.layer == box.layer + side and sweep]
+                box.rank = sum(ranks) / len(ranks) if ranks else box.rank
+            layer.sort(key=lambda box: box.rank)
+            for rank, box in enumerate(layer):
+                box.rank = rank
 
 
-def _mean_rank(
-    name: str,
-    side: int,
-    boxes: Mapping[str, Box],
-    neighbours: Mapping[str, Sequence[str]],
-    rank: Mapping[str, float],
-) -> float:
-    ranks = [
-        rank[other] for other in neighbours.get(name, ()) if boxes[other].layer == boxes[name].layer + side
-    ]
-    return sum(ranks) / len(ranks) if ranks else rank[name]
-
-
-def _place_columns(layers: Sequence[Sequence[str]], boxes: Mapping[str, Box]) -> float:
+def _place_columns(layers: Sequence[Sequence[Box]]) -> float:
     """Give each layer the width of its longest label; returns the whole width."""
     x = 0.0
     for layer in layers:
-        width = max(box_width(boxes[name]) for name in layer)
-        for name in layer:
-            boxes[name].x, boxes[name].width = x, width
+        width = max(box.wanted_width for box in layer)
+        for box in layer:
+            box.x, box.width = x, width
         x += width + BETWEEN
     return max(x - BETWEEN, 0.0)
 
 
-def box_width(box: Box) -> float:
-    """Width that a box's label needs."""
-    letters = len(box.label) + (4 if len(box.members) > 1 else 0)
-    return min(WIDEST, max(NARROWEST, PADDING + PER_LETTER * letters))
-
-
-def _place_rows(
-    layers: Sequence[Sequence[str]], boxes: Mapping[str, Box], neighbours: Mapping[str, Sequence[str]]
-) -> float:
+def _place_rows(layers: Sequence[Sequence[Box]]) -> float:
     """Stack each layer, then pull boxes towards what they are joined to; returns the whole height."""
     for layer in layers:
         y = 0.0
-        for name in layer:
-            boxes[name].y = y
-            y += boxes[name].height + GAP
+        for box in layer:
+            box.y = y
+            y += box.height + GAP
     for sweep in range(SWEEPS):
         for layer in layers if sweep % 2 else reversed(layers):
-            _pull(layer, boxes, neighbours)
-    top = min((box.y for box in boxes.values()), default=0.0)
-    for box in boxes.values():
+            _pull(layer)
+    placed = [*chain.from_iterable(layers)]
+    top = min((box.y for box in placed), default=0.0)
+    for box in placed:
         box.y -= top
-    return max((box.y + box.height for box in boxes.values()), default=0.0)
+    return max((box.y + box.height for box in placed), default=0.0)
 
 
-def _pull(layer: Sequence[str], boxes: Mapping[str, Box], neighbours: Mapping[str, Sequence[str]]) -> None:
+def _pull(layer: Sequence[Box]) -> None:
     """Move the boxes of a layer to the mean height of their neighbours, keeping order and gaps."""
     wishes, offsets = [], [0.0]
-    for name in layer:
-        box = boxes[name]
-        middles = [boxes[other].middle for other in neighbours.get(name, ())]
+    for box in layer:
+        middles = [other.middle for other in box.joined]
         wishes.append((sum(middles) / len(middles) - box.height / 2 if middles else box.y) - offsets[-1])
         offsets.append(offsets[-1] + box.height + GAP)
-    for name, start, offset in zip(layer, rising(wishes), offsets, strict=False):
-        boxes[name].y = start + offset
+    for box, start, offset in zip(layer, rising(wishes), offsets, strict=False):
+        box.y = start + offset
 
 
 def rising(wishes: Sequence[float]) -> list[float]:
@@ -231,10 +194,3 @@ def spread_apart(wishes: Sequence[float], gap: float) -> list[float]:
     highest = 1 - gap * (len(wishes) - 1)
     starts = rising([wish - index * gap for index, wish in enumerate(wishes)])
     return [min(max(start, 0.0), highest) + index * gap for index, start in enumerate(starts)]
-
-
-def _edge(chain: Sequence[Box]) -> Edge:
-    points = [(chain[0].x + chain[0].width, chain[0].middle)]
-    for place in chain[1:-1]:
-        points += [(place.x, place.middle), (place.x + place.width, place.middle)]
-    return Edge((*points, (chain[-1].x, chain[-1].middle)))

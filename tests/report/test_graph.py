@@ -68,7 +68,7 @@ def test_boxes_do_not_overlap_and_edges_point_to_the_right(
         is_above = one.y + one.height <= other.y or other.y + other.height <= one.y
         assert is_beside or is_above, f"{one.name} overlaps {other.name}"
     for edge in picture.edges:
-        assert all(left[0] < right[0] for left, right in pairwise(edge.points))
+        assert all(left[0] < right[0] for left, right in pairwise(edge))
     for box in picture.boxes:
         assert box.x >= 0
         assert box.y >= -1e-9
@@ -82,7 +82,7 @@ def test_every_read_is_an_edge_that_passes_no_foreign_box(tmp_path: Path, fake_r
     picture = placed(run)
     assert len(picture.edges) == sum(len(node.reads) for node in run.nodes)
     for edge in picture.edges:
-        for x, y in edge.points[1:-1]:
+        for x, y in edge[1:-1]:
             for box in picture.boxes:
                 assert not (box.x <= x <= box.x + box.width and box.y < y < box.y + box.height)
 
