@@ -175,6 +175,7 @@ class TrainSpecialistsConfig(TrainingConfig):
     word = "train_specialists"
     implementation = "raydistill.stages.train_specialists:train_specialists"
     makes = "specialist"
+    judged_samples = "raydistill.stages.train_specialists:judged_samples"
 
     generalist: ModelRef
     """Whose weights a specialist starts with."""

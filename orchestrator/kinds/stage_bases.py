@@ -1,7 +1,7 @@
 """What several kinds of stages have in common."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -65,6 +65,9 @@ class TrainingConfig(StageConfig):
     """
 
     makes = "model"
+    judged_samples: ClassVar[str] = ""
+    """`package.module:function` of (split, trained, num_classes, config): the part of a split that its model is judged
+    by; the whole when left out."""
     shares_work = True
     other_classes = frozenset({"initial"})
 

@@ -48,6 +48,7 @@ class TrainConfig(TrainingConfig):
 
     word = "train"
     implementation = "raydistill.stages.train:train"
+    learns_by = "labels alone"
 
     model: ModelConfig
     """What is trained."""

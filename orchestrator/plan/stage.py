@@ -32,6 +32,8 @@ class StageConfig(Kind):
     """Keys under which a model may have other classes than this stage."""
     shares_work: ClassVar[bool] = False
     """Whether several workers divide the stage among them. Others would each do all of it, and write the same files."""
+    learns_by: ClassVar[str] = ""
+    """What a report says that its models learn by; the kind's own word when left out."""
     makes_students: ClassVar[bool] = False
     """Whether a plan with such a stage is about students: its other models are teachers and baselines."""
 

@@ -1,9 +1,10 @@
 """Which method should I pick? Trainings of one model that differ in what taught it, by errors and by what they cost."""
 
 from dataclasses import dataclass
-from typing import Any
 
+from raydistill.plan.stage import StageConfig
 from raydistill.report.comparison import Comparison, Competitor
+from raydistill.report.predictions import methods_of
 
 MEBIBYTE = 2**20
 
@@ -20,15 +21,11 @@ class CostRow:
 
     @property
     def methods(self) -> list[str]:
-        """Names of the methods that taught the model; the stage's kind where it is a method of its own."""
+        """Names of the methods that taught the model; what its kind of stage learns by where that is one of its own."""
         first = self.competitor.members[0]
-        if first.kind == "train":
-            return ["labels alone"]
-        configs: Any = first.config.get("methods") or [first.config.get("method")]
-        names = [
-            str(config["method"]) for config in configs if isinstance(config, dict) and "method" in config
-        ]
-        return names or [first.kind]
+        names = [str(method["method"]) for method in methods_of(first.config) if "method" in method]
+        kind = StageConfig.choices().get(first.kind)
+        return names or [(kind.learns_by if kind else "") or first.kind]
 
 
 def compare_costs(comparison: Comparison) -> list[CostRow]:

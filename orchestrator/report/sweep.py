@@ -79,7 +79,7 @@ def find_sweep(competitors: Iterable[Competitor]) -> Sweep | None:
     """The students of a plan that were taught at three temperatures or more, all else being equal."""
     groups: dict[str, dict[float, Competitor]] = {}
     for competitor in competitors:
-        if competitor.members[0].kind == "distill" and competitor.errors is not None:
+        if competitor.errors is not None:
             first = competitor.results[0]
             if (alike := _all_but_temperature(first.config)) is not None:
                 groups.setdefault(alike, {}).setdefault(temperature_of(first), competitor)

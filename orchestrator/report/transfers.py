@@ -115,11 +115,10 @@ def _value_at(stage: StageView, metric: str, epoch: float | None) -> float | Non
 
 def _targets(stage: StageView) -> str:
     """hard; or soft with the temperature and the weight that hard labels have beside it."""
-    if stage.kind != "distill":
-        return "hard"
-    for method in methods_of(stage.config):
+    methods = methods_of(stage.config)
+    for method in methods:
         if isinstance(temperature := method.get("temperature"), int | float):
             hard = method.get("hard_weight")
             mixed = f" + {hard:g} × hard" if isinstance(hard, int | float) and hard > 0 else ""
             return f"soft, T = {temperature:g}{mixed}"
-    return "soft"
+    return "soft" if methods else "hard"

@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from raydistill.errors import StoreError
-from raydistill.kinds.specialists import TrainSpecialistsConfig
 from raydistill.kinds.stage_bases import TrainingConfig
+from raydistill.lookup import load_object
 from raydistill.plan.stage import StageConfig
 from raydistill.runs.context import StageContext
 from raydistill.runs.folder import StageFolder, predictions_of
-from raydistill.stages.train_specialists import shown_to_specialist
 from raydistill.stages.training_stage import load_data
 from raydistill.tasks.splits import Split, TaskData
 from raydistill.training import model_files
@@ -66,9 +65,8 @@ def _as_judged(
     split: Split = data.test
     if not isinstance(config, TrainingConfig):
         return trained.logits, split
-    if isinstance(config, TrainSpecialistsConfig):
-        cluster = trained.description["specialist"]["classes"]
-        split = shown_to_specialist(split, cluster, data.num_classes, config)
+    if config.judged_samples:
+        split = load_object(config.judged_samples)(split, trained, data.num_classes, config)
     model = trained.plain
     if config.channels_last:
         model.to(memory_format=torch.channels_last)

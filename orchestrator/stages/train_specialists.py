@@ -76,6 +76,13 @@ def train_specialists(config: TrainSpecialistsConfig, context: StageContext) -> 
     return metrics | {"specialist/classes": float(len(cluster)), "specialist/prior": prior}
 
 
+def judged_samples(
+    split: Split, trained: TrainedModel, num_classes: int, config: TrainSpecialistsConfig
+) -> Split:
+    """The part of a split, labelled anew, that a finished specialist is judged on."""
+    return shown_to_specialist(split, trained.description["specialist"]["classes"], num_classes, config)
+
+
 def shown_to_specialist(
     split: Split, cluster: Sequence[int], num_classes: int, config: TrainSpecialistsConfig
 ) -> Split:

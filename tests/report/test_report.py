@@ -248,7 +248,8 @@ def test_pictures_that_are_gone_leave_a_sentence(distilled: Any) -> None:
 def test_a_report_never_downloads_data(tmp_path: Path, fake_run: Start, predict: Start) -> None:
     run = fake_run(tmp_path, {"name": "fashion_mnist", "folder": str(tmp_path / "nowhere"), "download": True})
     run.stage("teacher", **predict(np.arange(30) % 10, 10, 4))
-    run.stage("student", "distill", role="student", reads=["teacher"], **predict(np.arange(30) % 10, 10, 4))
+    taught = {"config": {"method": {"method": "hinton"}}, **predict(np.arange(30) % 10, 10, 4)}
+    run.stage("student", "distill", role="student", reads=["teacher"], **taught)
     assert "finds no data in" in page_of(run).text
     assert not (tmp_path / "nowhere").exists()
 
@@ -257,7 +258,8 @@ def test_inputs_that_are_no_pictures_are_not_shown(tmp_path: Path, fake_run: Sta
     np.savez(tmp_path / "rows.npz", inputs=np.zeros((40, 7), dtype=np.float32), labels=np.arange(40) % 4)
     run = fake_run(tmp_path, {"name": "tensors", "file": str(tmp_path / "rows.npz")})
     run.stage("teacher", **predict(np.arange(30) % 4, 4, 4))
-    run.stage("student", "distill", role="student", reads=["teacher"], **predict(np.arange(30) % 4, 4, 4))
+    taught = {"config": {"method": {"method": "hinton"}}, **predict(np.arange(30) % 4, 4, 4)}
+    run.stage("student", "distill", role="student", reads=["teacher"], **taught)
     assert "are not pictures" in page_of(run).text
 
 
