@@ -4,6 +4,8 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -57,9 +59,10 @@ class Teaching:
         """The target distribution, (N, C): tempered inside an arithmetic mean, after a geometric one."""
         pairs = list(zip(self.members, self.weights, strict=True))
         if self.rule == "geometric":
-            logits: Floats = sum_of(weight * member.logits for member, weight in pairs)
+            logits: Floats = reduce(add, (weight * member.logits for member, weight in pairs))
             return softmax(logits, temperature)
-        return sum_of(weight * member.probabilities(temperature) for member, weight in pairs)
+        mixed: Floats = reduce(add, (weight * member.probabilities(temperature) for member, weight in pairs))
+        return mixed
 
 
 def read_in_role(run: RunView, role: str, read: Callable[[StageView], Made]) -> tuple[list[Made], list[str]]:
@@ -159,17 +162,15 @@ def _judged_committee(run: RunView, targets: StageView) -> StageView:
     """The stage that judges, on the test split, the same committee whose answers became these targets."""
     generalist = run.stages[targets.reads[0]].reads
     for stage in run.in_role("committee"):
-        is_same = stage.reads == (*generalist, *targets.reads[1:])
-        if is_same and stage.config.get("committee") == targets.config["committee"] and _is_on_test(stage):
+        is_same = (
+            stage.reads == (*generalist, *targets.reads[1:]) and stage.config.get("split", "test") == "test"
+        )
+        if is_same and stage.config.get("committee") == targets.config["committee"]:
             return stage
     raise StoreError(
         f"no stage of the plan judges the committee behind `{targets.name}`: an `evaluate` stage with the same"
         " `committee` would"
     )
-
-
-def _is_on_test(stage: StageView) -> bool:
-    return bool(stage.config.get("split", "test") == "test")
 
 
 def _weights_of(written: Any, count: int) -> list[float]:
