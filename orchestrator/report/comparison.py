@@ -174,6 +174,7 @@ def measured(members: Iterable[StageView], metric: str) -> Spread | None:
 
 def wilson_interval(rate: float, samples: int) -> tuple[float, float]:
     """95 % confidence interval of a rate that was measured on `samples` (Wilson 1927)."""
+    rate = min(max(rate, 0.0), 1.0)  # a damaged record may say anything
     square = NORMAL_95**2 / samples
     middle = (rate + square / 2) / (1 + square)
     half = NORMAL_95 / (1 + square) * math.sqrt(rate * (1 - rate) / samples + square / (4 * samples))

@@ -6,6 +6,7 @@ the trials that were stopped early, and labels of logarithmic options lie over e
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -122,16 +123,16 @@ def draw_values(summary: SearchSummary, axis: Axis) -> Figure:
     return figure
 
 
-def _coordinate(axis: Axis, value: object) -> float:
+def _coordinate(axis: Axis, value: Any) -> float:
     """The place of a choice, or the number itself."""
-    return float(axis.domain.choice.index(value) if axis.domain.choice is not None else value)  # type: ignore[arg-type]
+    return float(axis.domain.choice.index(value) if axis.domain.choice is not None else value)
 
 
-def _name_values(side: object, axis: Axis) -> None:
+def _name_values(side: Any, axis: Axis) -> None:
     """The ticks of a logarithmic option on one side of a plot."""
-    side.set_major_locator(FixedLocator(axis.ticks))  # type: ignore[attr-defined]
-    side.set_minor_locator(NullLocator())  # type: ignore[attr-defined]
-    side.set_major_formatter(lambda value, _: short(float(value)))  # type: ignore[attr-defined]
+    side.set_major_locator(FixedLocator(axis.ticks))
+    side.set_minor_locator(NullLocator())
+    side.set_major_formatter(lambda value, _: short(float(value)))
 
 
 def _draw_points(axes: Axes, summary: SearchSummary, places: Mapping[str, float]) -> None:

@@ -192,7 +192,7 @@ class SearchSummary:
         if self.best is None or self.metric != "validation/accuracy":
             return None
         samples, rate = self.best.metrics.get("validation/samples"), self.value(self.best)
-        return math.sqrt(rate * (1 - rate) / samples) if samples else None
+        return math.sqrt(rate * (1 - rate) / samples) if samples and 0 <= rate <= 1 else None
 
     @property
     def near(self) -> int:
