@@ -12,7 +12,7 @@ from raydistill.report.figures import Look, one_panel, show_steps, show_values
 from raydistill.report.formatting import shorten, whole
 from raydistill.report.layout import spread_apart
 from raydistill.report.sweep import Sweep
-from raydistill.report.theme import COLOURS, ROLE_LABELS, light, role_colour
+from raydistill.report.theme import ROLE_COLOURS, light, role_colour
 from raydistill.report.transfers import TransferGroup
 
 LINE_STYLES = ("-", (0, (5, 2)), (0, (1.2, 1.6)), (0, (6, 2, 1.2, 2)))
@@ -26,7 +26,7 @@ LEADER = {
     "patchA": None,  # to cut the line off at its label took a third of all drawing; it begins beside it
 }
 PARTS = ("train", "validation")
-SPARE = [name for name in COLOURS if name in ROLE_LABELS and name != "model"]
+SPARE = [name for name in ROLE_COLOURS if name != "model"]  # which looks like a teacher
 
 
 def draw_line(axes: Axes, line: Line, colour: str, style: object = "-") -> None:

@@ -1,11 +1,15 @@
 """Colours and style of the report, for light and dark. Plots are drawn in the light colours and follow the page."""
 
-COLOURS = {
+PAGE_COLOURS = {
     "ink": ("#1d2430", "#e8eaed"),
     "muted": ("#5d6675", "#a0a8b4"),
     "rule": ("#d8dce2", "#39414d"),
     "paper": ("#fefefe", "#15191f"),
     "raised": ("#f4f5f7", "#1e242c"),
+    "good": ("#1a7f45", "#5fcf8e"),
+    "bad": ("#b3261e", "#ff8a80"),
+}
+ROLE_COLOURS = {
     "teacher": ("#1f6fb4", "#6cb2ef"),
     "assistant": ("#0f8467", "#4cc9a4"),
     "committee": ("#b02a6b", "#f084b6"),
@@ -16,29 +20,18 @@ COLOURS = {
     "baseline": ("#7b7166", "#b8ada0"),
     "student": ("#cc4a0b", "#ff9a66"),
     "model": ("#1e6eb3", "#6bb1ee"),
-    "good": ("#1a7f45", "#5fcf8e"),
-    "bad": ("#b3261e", "#ff8a80"),
 }
-"""Name → colour on a light page, colour on a dark page. The light ones differ from each other: see `themed`.
-Neighbours among the roles are easily told apart."""
+"""Neighbours are easily told apart."""
 
-ROLE_LABELS = {
-    "teacher": "teacher",
-    "ensemble": "ensemble",
-    "committee": "committee",
-    "specialist": "specialist",
-    "clusters": "clusters of classes",
-    "assistant": "assistant",
-    "student": "student",
-    "baseline": "baseline",
-    "model": "model",
-    "targets": "soft targets",
-}
+COLOURS = PAGE_COLOURS | ROLE_COLOURS
+"""Name → colour on a light page, colour on a dark page. The light ones differ from each other: see `themed`."""
+
+ROLE_LABELS = {"clusters": "clusters of classes", "targets": "soft targets"}
 
 
 def role_colour(role: str) -> str:
     """The name of a role's colour."""
-    return role if role in ROLE_LABELS else "muted"
+    return role if role in ROLE_COLOURS else "muted"
 
 
 def role_label(role: str) -> str:
