@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from raydistill.execution.submit.needs import find_needs
 from raydistill.execution.user_code import checked_code, user_modules
 from raydistill.kinds.method_options import MethodOptions
 from raydistill.lookup import load_object
+from raydistill.plan import kind
 from raydistill.plan.load import load_plan, read_source
 from raydistill.plan.schema import build_task
 from raydistill.runs.plan_run import plan_text
@@ -297,3 +300,31 @@ def test_a_received_model_imports_no_task_of_anybodys(lab: Any) -> None:
     ):
         described_task(description, folder, NOBODY)
     assert described_task(description, folder, Trust(modules=("my_lab",))) == build_task(description)
+
+
+@pytest.mark.parametrize(
+    ("table", "own"),
+    [
+        ("methods:METHODS", "my_lab.kinds:Cosine"),
+        ("stages:STAGES", "my_lab.kinds:Soup"),
+        ("augmentations:AUGMENTATIONS", "my_lab.kinds:Brightness"),
+        ("training:OPTIMIZERS", "my_lab.kinds:RmsProp"),
+    ],
+)
+def test_one_of_ours_needs_a_class_and_its_place_in_the_table_alone(
+    lab: Any, monkeypatch: pytest.MonkeyPatch, table: str, own: str
+) -> None:
+    own_class = load_object(own)
+    monkeypatch.setattr(own_class, "word", "gentle")
+    module, name = f"raydistill.kinds.{table}".split(":")
+    monkeypatch.setattr(import_module(module), name, (*load_object(f"{module}:{name}"), own_class))
+    kind._by_word.cache_clear()
+    try:
+        lab.write("plan.yaml", re.sub(f'"?{own}"?', "gentle", lab.plan.read_text()))
+        run = lab.distill("run", lab.plan, *RUN)
+        assert run.exit_code == 0, run.output
+        assert results(lab.folder)["student"]["status"] == "done"
+        assert own_class.__doc__.splitlines()[0] in lab.distill("explain", "gentle").stdout
+        assert re.search(r"\bgentle\b", lab.distill("explain").stdout)
+    finally:
+        kind._by_word.cache_clear()
