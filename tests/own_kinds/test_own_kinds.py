@@ -328,3 +328,33 @@ def test_one_of_ours_needs_a_class_and_its_place_in_the_table_alone(
         assert re.search(r"\bgentle\b", lab.distill("explain").stdout)
     finally:
         kind._by_word.cache_clear()
+
+
+SEARCHER = """\
+from raydistill.plan.search import SearcherOptions
+class Middle(SearcherOptions):
+    '''The middle of every range, and what lies a step from it.'''
+    implementation = "my_lab.search:Halves"
+    step: float = 0.1
+class Halves:
+    def __init__(self, space, config, mode, records):
+        self.space, self.config, self.begun = space, config, len(records)
+    def draw(self):
+        shift = self.begun * self.config.step
+        return {path: domain.tidy((domain.low + domain.high) / 2 + shift) for path, domain in self.space.items()}
+    def begin(self, values):
+        self.begun += 1
+    def tell(self, record): ...
+"""
+
+
+def test_values_are_chosen_by_a_searcher_of_the_users(lab: Any) -> None:
+    lab.write("my_lab/search.py", SEARCHER)
+    lab.edit("plan.yaml", "samples: 2", 'samples: 2\n  searcher: {name: "my_lab.search:Middle", step: 0.25}')
+    tuned = lab.distill("tune", lab.plan, *RUN)
+    assert tuned.exit_code == 0, tuned.output
+    records = [
+        json.loads(file.read_text()) for file in (lab.folder / "runs").glob("searches/*/trials/*.json")
+    ]
+    assert sorted(record["values"]["student.methods.1.power"] for record in records) == [2.0, 2.25]
+    assert "by `my_lab.search:Middle`" in lab.distill("tune", lab.plan, "--dry-run").output
