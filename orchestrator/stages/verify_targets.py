@@ -34,15 +34,21 @@ def verify_files(folder: Path, root: Path) -> tuple[int, list[str]]:
     else:
         stages = [StageFolder(folder)]
     for stage in stages:
-        if stage.path.resolve().parent != root.resolve() / STAGES_FOLDER:
-            raise StoreError(f"`{stage.path}` lies outside the storage root `{root}`; name it with `--runs`")
+        _check_place(stage.path, root)
     return len(stages), [damage for stage in stages if (damage := stage.damage())]
+
+
+def _check_place(folder: Path, root: Path) -> None:
+    """What lies elsewhere was received: it may name any model, task or augmentation, whose code would run."""
+    if folder.resolve().parent != root.resolve() / STAGES_FOLDER:
+        raise StoreError(f"`{folder}` lies outside the storage root `{root}`; name it with `--runs`")
 
 
 def verify_targets(folder: Path, root: Path, rows: int, seed: int = 0) -> dict[str, VerifyResult]:
     """Compare `rows` random rows of a dense or top-k store with its teacher; of a mixture, each member's."""
     if not folder.is_dir():
         raise StoreError(f"`{folder}` does not exist; targets lie in `{root}/stages/predict_targets-…`")
+    _check_place(folder, root)
     if damage := StageFolder(folder).damage():
         raise StoreError(damage)
     manifest = load_manifest(folder)
@@ -68,7 +74,7 @@ def _verify_teacher(folder: Path, root: Path, rows: int, seed: int) -> VerifyRes
     targets = open_targets(folder, root=root, expect=None)
     transfer = described_transfer_set(targets.description, root, task, task.load, "cpu")
     generator = torch.Generator().manual_seed(seed)
-    view = int(torch.randint(max(config.views, 1), (1,), generator=generator))
+    view = int(torch.randint(max(targets.views, 1), (1,), generator=generator))
     chosen = torch.randperm(len(transfer), generator=generator)[:rows].sort().values
     with torch.no_grad():
         logits = torch.cat(
@@ -82,5 +88,5 @@ def _verify_teacher(folder: Path, root: Path, rows: int, seed: int) -> VerifyRes
 
 def _config_of(folder: Path) -> dict[str, object]:
     values = read_identity(folder)["config"]
-    # Other stages are stored as fingerprints; here their names do not matter, and the manifest tells the transfer set.
-    return {**values, "teacher": "teacher", "transfer": {}}
+    # Other stages are stored as fingerprints, and the user's code beside its options; the manifest tells what was seen.
+    return {"teacher": "teacher", **{key: values[key] for key in ("batch_size",) if key in values}}

@@ -55,6 +55,8 @@ def test_a_plan_of_own_kinds_runs_and_is_not_run_again(lab: Any) -> None:
     assert {name: results(lab.folder)[name]["status"] for name in NODES} == dict.fromkeys(NODES, "cached")
     evaluated = lab.distill("evaluate", folders["student"], "--split", "test", "--runs", "runs")
     assert evaluated.exit_code == 0, evaluated.output
+    verified = lab.distill("verify", folders["whole.targets"], "--runs", "runs")
+    assert verified.exit_code == 0, verified.output
 
 
 @pytest.mark.ray
@@ -282,6 +284,40 @@ def test_a_kind_of_ours_can_be_subclassed(lab: Any) -> None:
     hotter = MethodOptions.choose({"method": "my_lab.wrong:Hotter"})
     assert (hotter.method, type(hotter).safe_word()) == ("my_lab.wrong:Hotter", "hotter")
     assert load_object(hotter.implementation)(hotter).config.temperature == 7.0
+
+
+LONGER = """\
+from raydistill.kinds.stages import TrainConfig
+from raydistill.kinds.training import ScheduleOptions
+class Longer(TrainConfig):
+    implementation = "my_lab.work:longer"
+    factor: int = 2
+class Halving(ScheduleOptions):
+    implementation = "my_lab.work:halving"
+"""
+WORK = """\
+from torch.optim.lr_scheduler import StepLR
+from raydistill.stages.train import train
+def longer(config, context):
+    return {**train(config.replace(epochs=config.epochs * config.factor), context), "factor": config.factor}
+def halving(config, optimizer, epochs, steps_per_epoch):
+    return StepLR(optimizer, steps_per_epoch, 0.5)
+"""
+
+
+def test_a_stage_of_the_users_trains_as_ours_does_and_with_a_schedule_of_his(lab: Any) -> None:
+    lab.write("my_lab/longer.py", LONGER)
+    lab.write("my_lab/work.py", WORK)
+    own = '{name: "my_lab.longer:Halving"}'
+    lab.edit("plan.yaml", "stage: train\n", f"stage: my_lab.longer:Longer\n    schedule: {own}\n")
+    run = lab.distill("run", lab.plan, *RUN, "--only", "teacher.0")
+    assert run.exit_code == 0, run.output
+    teacher = results(lab.folder)["teacher.0"]
+    assert (teacher["stage"], teacher["metrics"]["factor"]) == ("longer", 2)
+    lines = (lab.folder / "runs" / teacher["folder"] / "metrics.jsonl").read_text().splitlines()
+    rates = {line["epoch"]: line["train/learning_rate"] for line in map(json.loads, lines) if "epoch" in line}
+    assert max(rates) == 12
+    assert rates[12] == pytest.approx(0.003 / 2**12)
 
 
 def test_two_methods_of_one_name_are_refused(lab: Any) -> None:
