@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from torch import nn
 
 from raydistill.errors import StageError
+from raydistill.kinds.method_options import MethodOptions
 from raydistill.kinds.stages import DistillConfig
 from raydistill.lookup import load_object
 from raydistill.methods.combined import Combined
 from raydistill.runs.context import StageContext
+from raydistill.runs.record import summary_of
 from raydistill.stages.teachers import live_teacher, stored_teacher
 from raydistill.stages.training_stage import build_initial_model, load_data, train_model
 from raydistill.stages.transfer_data import load_transfer_set
@@ -62,10 +64,28 @@ def setting_of(
 
 
 def build_method(config: DistillConfig, setting: Setting) -> Method:
-    """The sum of the methods that the config names."""
+    """The sum of the methods that the config names; `StageError` for one that does not suit the models."""
     names = [options.safe_word() for options in config.all_methods]
+    return Combined([_build(options, setting) for options in config.all_methods], config.all_methods, names)
+
+
+def _build(options: MethodOptions, setting: Setting) -> Method:
     try:
-        methods = [load_object(options.implementation)(options, setting) for options in config.all_methods]
+        method = load_object(options.implementation)(options, setting)
     except ValueError as error:
         raise StageError(str(error)) from error
-    return Combined(methods, config.all_methods, names)
+    except (
+        StageError,
+        NotImplementedError,
+        RuntimeError,
+    ):  # of models without memory: `check_features` passes over them
+        raise
+    except Exception as error:
+        if not options.own_modules:
+            raise
+        raise StageError(f"method `{options.method}` cannot be built: {summary_of(error)}") from error
+    if not isinstance(method, Method):
+        raise StageError(
+            f"method `{options.method}`: `{options.implementation}` is no `training.method.Method`"
+        )
+    return method

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 from click.testing import CliRunner, Result
 
 from raydistill.cli import main
@@ -47,26 +46,21 @@ class Lab:
 
     def fingerprints(self) -> dict[str, str]:
         """Of all nodes, as a process has them that was started after the last edit."""
-        forget()
+        self.forget()
         return {name: node.fingerprint for name, node in self.graph().nodes.items()}
 
-    def stages(self) -> dict[str, dict[str, object]]:
-        """The stages of the plan as it is written."""
-        found: dict[str, dict[str, object]] = yaml.safe_load(self.plan.read_text())["stages"]
-        return found
-
-
-def forget() -> None:
-    """Be a process that has imported nothing of the laboratory."""
-    for name in [name for name in sys.modules if name.partition(".")[0] == "my_lab"]:
-        del sys.modules[name]
-    address._met.clear()
+    def forget(self) -> None:
+        """Be a process that has imported nothing of the laboratory."""
+        for name in [name for name in sys.modules if name.partition(".")[0] == "my_lab"]:
+            del sys.modules[name]
+        address._met.clear()
 
 
 @pytest.fixture
 def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    forget()
-    yield Lab(tmp_path)
-    forget()
+    lab = Lab(tmp_path)
+    lab.forget()
+    yield lab
+    lab.forget()

@@ -197,6 +197,32 @@ def test_an_implementation_that_cannot_be_imported_is_told_before_anything_train
     assert not list((lab.folder / "runs").glob("stages/train-*/record.json"))
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "self.config = config",
+            "self.config = config.nothing",
+            "method `my_lab.kinds:Cosine` cannot be built: ",
+        ),
+        ("class CosineLoss(Method):", "class CosineLoss(dict):", "is no `training.method.Method`"),
+    ],
+)
+def test_a_method_that_compares_features_is_built_before_anything_starts(
+    lab: Any, old: str, new: str, message: str
+) -> None:
+    lab.edit("my_lab/kinds.py", "power: Positive", "needs_features = True\n\n    power: Positive")
+    lab.edit("plan.yaml", "    views: 2\n", "    mode: live\n")
+    assert lab.distill("run", lab.plan, "--dry-run").exit_code == 0
+    lab.edit("my_lab/cosine.py", old, new)
+    lab.forget()
+    run = lab.distill("run", lab.plan, "--dry-run")
+    assert run.exit_code == 2
+    (line,) = run.output.strip().splitlines()
+    assert message in line
+    assert "stages.student.methods.1" in line
+
+
 KINDS = """\
 from raydistill.kinds.method_options import MethodOptions
 from raydistill.kinds.methods import HintonConfig
