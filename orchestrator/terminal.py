@@ -15,6 +15,7 @@ from rich.table import Table
 
 from raydistill.execution.outlook import Prospect
 from raydistill.kinds.stage_bases import TrainingConfig
+from raydistill.metrics import Accuracy, Errors, Metric, Samples
 from raydistill.plan.config import configs_in
 from raydistill.plan.order import Graph
 from raydistill.plan.sources import unseen_sources
@@ -103,8 +104,8 @@ def results_table(results: ResultsFile) -> Table:
             f"[{STYLES[entry.status]}]{entry.status}[/]",
             f"{entry.seconds:.1f}",
             "" if entry.parameters is None else f"{entry.parameters:,}",
-            _percent(metrics, std, "validation/accuracy"),
-            _percent(metrics, std, "test/accuracy"),
+            _metric(metrics, std, Accuracy, "validation"),
+            _metric(metrics, std, Accuracy, "test"),
             _errors(metrics, std),
             escape(entry.error or entry.note),
         )
@@ -133,19 +134,14 @@ def _resources(resources: Any) -> str:
     return f"{resources.workers} × {resources.cpus:g} CPU{gpus}{memory}"
 
 
-def _percent(metrics: Mapping[str, float], std: Mapping[str, float], name: str) -> str:
-    if name not in metrics:
-        return ""
-    spread = f" ± {100 * std[name]:.2f}" if name in std else ""
-    return f"{100 * metrics[name]:.2f} %{spread}"
+def _metric(metrics: Mapping[str, float], std: Mapping[str, float], metric: type[Metric], split: str) -> str:
+    name = metric.on(split)
+    return metric.text(metrics[name], std.get(name)) if name in metrics else ""
 
 
 def _errors(metrics: Mapping[str, float], std: Mapping[str, float]) -> str:
-    if "test/errors" not in metrics:
-        return ""
-    spread = f" ± {std['test/errors']:.1f}" if "test/errors" in std else ""
-    digits = 1 if spread else 0
-    return f"{metrics['test/errors']:.{digits}f}{spread} of {metrics['test/samples']:.0f}"
+    errors = _metric(metrics, std, Errors, "test")
+    return f"{errors} of {metrics[Samples.on('test')]:.0f}" if errors else ""
 
 
 class Progress:

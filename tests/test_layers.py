@@ -32,6 +32,7 @@ ROWS = (
     ("runs",),
     ("kinds",),
     ("plan",),
+    ("metrics",),
     ("lookup",),
     ("models", "tasks"),
     ("errors", "masking"),

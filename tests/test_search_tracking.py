@@ -164,7 +164,7 @@ def test_the_description_names_the_best_and_links_to_trials(search: Search) -> N
     found = search.runs()
     note = found["p"].data.tags["mlflow.note.content"]
     assert "**Best: trial 02** (temperature 2.0)" in note
-    assert "80.00% on the test split" in note
+    assert "80.00 % on the test split" in note
     assert f"/runs/{found['trial 01'].info.run_id}?" in note
     assert "4 trials: 2 done, 1 stopped early, 1 failed" in note
 

@@ -119,6 +119,7 @@ def _trials(problem: "Problem") -> str:
 
 
 def _print_results(problem: "Problem", description: dict[str, Any], records: Any, root: Path) -> None:
+    from raydistill.metrics import Accuracy
     from raydistill.runs.search_run import SearchRun
     from raydistill.runs.search_words import called
     from raydistill.search.progress import left_out, told_exchanges, took, trials_table
@@ -132,8 +133,8 @@ def _print_results(problem: "Problem", description: dict[str, Any], records: Any
     best = description["best"]
     run = SearchRun(root, problem.plan.name, problem.fingerprint)
     if best is not None:
-        test = best["metrics"].get("test/accuracy")
-        judged = "" if test is None else f", {100 * test:.2f} % on the test split"
+        test = best["metrics"].get(Accuracy.on("test"))
+        judged = "" if test is None else f", {Accuracy.text(test)} on the test split"
         name = next(called(record) for record in records if record.id == best["trial"])
         out.print(f"\nbest: {name}{judged}; plan: {shown_path(run.best_plan)}")
     if description["status"] == "interrupted":

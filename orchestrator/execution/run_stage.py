@@ -98,6 +98,10 @@ def _call(request: StageRequest, context: StageContext) -> dict[str, float]:
     context.task = build_task(request.task)
     config = stage_of(request.config, *SURVEYS)
     context.models = checked_code(config, request.identity, context.task)
+    if config.has_teacher:
+        from raydistill.stages.teacher_answers import teacher_answers
+
+        context.teacher_predicted = teacher_answers(config, context)
     if finished_record(context.folder.path) is not None:  # it lacks a judgement on this test split
         from raydistill.stages.judge_again import has_judged_model, judge_again
 

@@ -157,6 +157,7 @@ class DistillWithGeneratorConfig(TrainingConfig):
 
     word = "distill_with_generator"
     implementation = "raydistill.stages.distill_with_generator:distill_with_generator"
+    has_teacher = True
 
     teacher: ModelRef
     """Whom the generator pleases and the student matches."""

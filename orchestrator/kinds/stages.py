@@ -180,6 +180,7 @@ class DistillConfig(TrainingConfig):
 
     word = "distill"
     implementation = "raydistill.stages.distill:distill"
+    has_teacher = True
     makes_students = True
 
     student: ModelConfig

@@ -1,9 +1,11 @@
 """How a model is trained: optimizer, schedule, transfer set. Shared by all training stages."""
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
+from raydistill.errors import did_you_mean
+from raydistill.metrics import METRICS
 from raydistill.plan.config import (
     Boolean,
     Config,
@@ -248,5 +250,19 @@ class EarlyStoppingConfig(Config):
 
     patience: Annotated[Integer, Field(ge=1)]
     """Epochs that may pass without a better one."""
-    metric: Literal["accuracy", "loss"] = "accuracy"
-    """What of the validation split is looked at."""
+    metric: str = "accuracy"
+    """What of the validation split is looked at: `accuracy`, `loss`, `balanced_accuracy` or any other metric."""
+
+    def check(self, site: "Site") -> None:
+        """The metric says something about the stage's model, after every epoch."""
+        usable = {metric.name: metric for metric in METRICS if metric.better is not None}
+        if (metric := usable.get(self.metric)) is None:
+            raise site.error(f"unknown metric `{self.metric}`{did_you_mean(self.metric, usable)}", "metric")
+        if not metric.every_epoch:
+            raise site.error(
+                f"`{self.metric}` is computed once, at the end; stop by one that is known after every epoch",
+                "metric",
+            )
+        has_teacher = site.stage(site.name).has_teacher
+        if why := metric.why_not(site.num_classes(), has_teacher=has_teacher):
+            raise site.error(f"{why}; stop by another metric", "metric")

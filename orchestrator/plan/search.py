@@ -180,12 +180,12 @@ class SearchConfig(Config):
     """Which options of which stages a search varies, what it looks at, and for how long.
 
     A path in `space` begins with a stage's name: `student.method.temperature`. `metric` is
-    `STAGE.validation/accuracy` (or loss, errors, ece), of the student when left out; the test split is never looked
-    at. `samples` counts trials, those of earlier runs of the search included (all points of a grid when left out, else
-    20). `seeds` trains that many replicas of the metric's stage per trial and judges their mean; left out, as many
-    as the stage has. `resources` are those of a trial's trainings; left out, a trial runs in one process with those of
-    the metric's stage, or, where a stage of it asks for `workers` or trains peers side by side, on workers of its own
-    with what its stages ask for.
+    `STAGE.validation/accuracy`, or any other metric in its place (`student.validation/macro_f1`); accuracy of the
+    student when left out. The test split is never looked at. `samples` counts trials, those of earlier runs of the
+    search included (all points of a grid when left out, else 20). `seeds` trains that many replicas of the metric's
+    stage per trial and judges their mean; left out, as many as the stage has. `resources` are those of a trial's
+    trainings; left out, a trial runs in one process with those of the metric's stage, or, where a stage of it asks for
+    `workers` or trains peers side by side, on workers of its own with what its stages ask for.
     """
 
     space: dict[str, Domain] = Field(min_length=1)

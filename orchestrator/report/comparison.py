@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from raydistill.metrics import Accuracy, CalibrationError, Errors, Samples
 from raydistill.runs.view import RunView, StageView
 
 ROLES = ("teacher", "ensemble", "committee", "assistant", "student", "baseline", "model")
@@ -149,7 +150,7 @@ def is_competitor(stage: StageView) -> bool:
     """
     if stage.makes_model:
         return True
-    return stage.role in TOGETHER and (not stage.has_result or stage.metric("test/errors") is not None)
+    return stage.role in TOGETHER and (not stage.has_result or stage.metric(Errors.on("test")) is not None)
 
 
 def total_parameters(stages: Iterable[StageView]) -> int | None:
@@ -182,16 +183,16 @@ def wilson_interval(rate: float, samples: int) -> tuple[float, float]:
 
 
 def _competitor(run: RunView, name: str, members: list[StageView]) -> Competitor:
-    samples = measured(members, "test/samples")
+    samples = measured(members, Samples.on("test"))
     ancestors = run.ancestors(members[0].name)
     return Competitor(
         name=name,
         role=members[0].role,
         members=tuple(members),
-        errors=measured(members, "test/errors"),
+        errors=measured(members, Errors.on("test")),
         samples=int(samples.values[0]) if samples else None,
-        validation=measured(members, "validation/accuracy"),
-        ece=measured(members, "test/ece"),
+        validation=measured(members, Accuracy.on("validation")),
+        ece=measured(members, CalibrationError.on("test")),
         parameters=next((member.parameters for member in members if member.parameters is not None), None),
         adjusted=_adjustment(run, members) if members[0].is_adjusted else None,
         teachers=tuple(stage for stage in ancestors if stage.role in TAUGHT and not stage.is_adjusted),

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, PathPatch
 from matplotlib.path import Path
 
+from raydistill.metrics import Accuracy
 from raydistill.report.comparison import measured
 from raydistill.report.figures import Drawing, free_panel
 from raydistill.report.formatting import compact, elapsed, mean_percent, outcome_of, shorten
@@ -77,6 +78,6 @@ def _line(member: StageView) -> str:
     facts = [f"{member.name}: {member.status}", elapsed(member.seconds)]
     if member.parameters is not None:
         facts.append(f"{compact(member.parameters)} parameters")
-    if accuracy := measured([member], "test/accuracy"):
+    if accuracy := measured([member], Accuracy.on("test")):
         facts.append(f"test {mean_percent(accuracy)}")
     return ", ".join([*facts, member.fingerprint])

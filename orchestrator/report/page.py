@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from raydistill import metrics
 from raydistill.report import formatting
 from raydistill.report.committees import group_committees
 from raydistill.report.comparison import measured, wilson_interval
@@ -52,7 +53,7 @@ def _environment() -> Environment:
         "short": short,
         "outcome_of_trial": outcome_of_trial,
     }
-    environment.globals["colours"] = COLOURS
+    environment.globals |= {"colours": COLOURS, "metrics": metrics}
     return environment
 
 

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
+from raydistill.metrics import Accuracy
 from raydistill.report.curves import Line, learning_curves
 from raydistill.report.figures import Look, one_panel, show_steps, show_values
 from raydistill.report.formatting import shorten, whole
@@ -89,7 +90,7 @@ def lower_limit(lines: Sequence[Line]) -> float:
 
 def draw_transfers(group: TransferGroup) -> Iterator[tuple[str, Figure]]:
     """Accuracy over epochs on what was learned from and on validation, on one scale, as far as there are curves."""
-    train, validation = (learning_curves(group.competitors, f"{part}/accuracy") for part in PARTS)
+    train, validation = (learning_curves(group.competitors, Accuracy.on(part)) for part in PARTS)
     roles = {line.label: line.role for line in (*train, *validation)}
     colours = dict(zip(roles, distinct_colours(list(roles.values())), strict=True))
     for part, lines, others in zip(PARTS, (train, validation), (validation, train), strict=True):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from raydistill.metrics import Accuracy
 from raydistill.report.curves import learning_curves
 from raydistill.report.figures import Drawing, Plot, finished
 from raydistill.report.graph import graph_drawing
@@ -25,7 +26,7 @@ def _drawings(summary: RunSummary) -> Iterator[Drawing]:
         yield Drawing("comparison", "comparison", "Errors on the test split", draw_errors(rows))
     yield from _draw_series(summary)
     for name, metric, title, is_fraction in (
-        ("validation-accuracy", "validation/accuracy", "Validation accuracy", True),
+        ("validation-accuracy", Accuracy.on("validation"), "Validation accuracy", True),
         ("train-loss", "train/loss", "Training loss", False),
     ):
         if lines := learning_curves(summary.comparison.competitors, metric):

@@ -12,13 +12,13 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
+from raydistill.metrics import Accuracy, Samples, find, split_name
 from raydistill.plan.search import Domain
 from raydistill.report.formatting import listing, percent
 from raydistill.runs.search_run import Segment, TrialRecord, best_first
 from raydistill.runs.search_view import SearchView
 from raydistill.runs.search_words import short, short_names
 
-FRACTIONS = ("accuracy", "ece")
 LOWER_FENCE = 2.5  # times the way from the best to the upper quartile, for the axes of the metric
 
 
@@ -102,7 +102,8 @@ class SearchSummary:
     @property
     def is_fraction(self) -> bool:
         """Whether the metric is shown as a percentage."""
-        return self.metric.endswith(FRACTIONS)
+        known = find(split_name(self.metric)[1])
+        return known is not None and known.form == "percent"
 
     @cached_property
     def ranked(self) -> list[TrialRecord]:
@@ -189,9 +190,9 @@ class SearchSummary:
     @property
     def standard_error(self) -> float | None:
         """Of an accuracy on so many validation samples as the best trial's, one sigma; None for other metrics."""
-        if self.best is None or self.metric != "validation/accuracy":
+        if self.best is None or self.metric != Accuracy.on("validation"):
             return None
-        samples, rate = self.best.metrics.get("validation/samples"), self.value(self.best)
+        samples, rate = self.best.metrics.get(Samples.on("validation")), self.value(self.best)
         return math.sqrt(rate * (1 - rate) / samples) if samples and 0 <= rate <= 1 else None
 
     @property

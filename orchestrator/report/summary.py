@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raydistill.errors import StoreError
+from raydistill.metrics import CalibrationError
 from raydistill.report.attention import AttentionMap, read_attention
 from raydistill.report.clusters import Clustering, read_clusterings
 from raydistill.report.committees import CommitteeResult, read_committees
@@ -219,7 +220,7 @@ def _add_examples(summary: RunSummary, teaching: Teaching, predictions: StoredPr
 
 def _calibrate(stage: StageView, predictions: StoredPredictions) -> Calibration:
     bins = reliability_bins(predictions.probabilities(), predictions.labels)
-    recorded = stage.metric("test/ece")
+    recorded = stage.metric(CalibrationError.on("test"))
     return Calibration(stage.name, stage.role, bins, bins.error if recorded is None else recorded)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from raydistill.metrics import Accuracy, find
 from raydistill.report.comparison import Competitor, Spread, spread
 from raydistill.report.predictions import methods_of
 from raydistill.runs.view import StageView
@@ -81,7 +82,7 @@ def model_of(stage: StageView) -> Mapping[str, Any]:
 def _row(competitor: Competitor) -> TransferRow:
     first, results = competitor.results[0], competitor.results
     stopping = first.config.get("early_stopping")
-    metric = str(stopping.get("metric", "accuracy")) if isinstance(stopping, dict) else None
+    metric = str(stopping.get("metric", Accuracy.name)) if isinstance(stopping, dict) else None
     kept = [_kept_epoch(stage, metric) for stage in results]
     train = [_value_at(stage, "train/accuracy", epoch) for stage, epoch in zip(results, kept, strict=True)]
     transfer = first.config.get("transfer")
@@ -90,7 +91,7 @@ def _row(competitor: Competitor) -> TransferRow:
         transfer=transfer if isinstance(transfer, dict) else {},
         targets=_targets(first),
         train=spread([value for value in train if value is not None]),
-        test=spread([value for stage in results if (value := stage.metric("test/accuracy")) is not None]),
+        test=spread([value for stage in results if (value := stage.metric(Accuracy.on("test"))) is not None]),
         epochs=spread([max(epochs) for stage in results if (epochs := stage.curve("train/loss").epochs)]),
         kept=spread([epoch for epoch in kept if epoch is not None]) if metric else None,
     )
@@ -103,7 +104,8 @@ def _kept_epoch(stage: StageView, metric: str | None) -> float | None:
         return None
     if metric is None:
         return max(curve.epochs)
-    sign = 1.0 if metric == "loss" else -1.0
+    known = find(metric)
+    sign = 1.0 if known is not None and known.better == "min" else -1.0
     by_epoch = dict(zip(curve.epochs, curve.values, strict=True))
     return min(by_epoch, key=lambda epoch: (sign * by_epoch[epoch], epoch))
 

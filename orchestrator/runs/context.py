@@ -5,13 +5,21 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raydistill.errors import StageError, StoreError
+from raydistill.metrics import METRICS as METRIC_TABLE
+from raydistill.metrics import Metric
 from raydistill.plan.model import ModelConfig
 from raydistill.runs.files import json_line, read_json, replaced_file, store_errors
 from raydistill.runs.folder import METRICS, StageFolder
 from raydistill.tasks.task import Task
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from raydistill.tasks.splits import Split
 
 ATTEMPT = "attempt.json"
 FLUSH_SECONDS = 2.0
@@ -24,6 +32,10 @@ def never() -> bool:
     return False
 
 
+def no_teacher(split_name: str, split: "Split") -> None:
+    """The answer of a model that learns from labels alone."""
+
+
 @dataclass
 class StageContext:
     """One attempt at one stage, on one of `world` processes.
@@ -33,9 +45,11 @@ class StageContext:
 
     `task_identity` and `test` are the digests of the data when the plan was read, `models` the user's own and what they
     are made from. With `sees_test` False the test split is withheld: trials of a search are chosen by validation alone.
-    A stage sets `is_judged` when it judged a model on the test split, and `is_untested` when it would have. `on_report`
-    is called with what is reported, on the main process. `when_done` is called once the record is written: until then a
-    process that dies must find its checkpoint. `warnings` are what `warn` was told.
+    `metrics` are what models are judged by; `teacher_predicted` is asked for the classes (N,) that the teacher of the
+    stage's model predicts for a split, None when there is none. A stage sets `is_judged` when it judged a model on the
+    test split, and `is_untested` when it would have. `on_report` is called with what is reported, on the main process.
+    `when_done` is called once the record is written: until then a process that dies must find its checkpoint.
+    `warnings` are what `warn` was told.
     """
 
     name: str
@@ -63,6 +77,8 @@ class StageContext:
     parameters: int | None = None
     costs: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    metrics: tuple[type[Metric], ...] = METRIC_TABLE
+    teacher_predicted: "Callable[[str, Split], NDArray[np.int64] | None]" = no_teacher
     _lines: list[str] = field(default_factory=list)
     _flushed: float = field(default_factory=time.monotonic)
 

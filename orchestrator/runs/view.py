@@ -14,6 +14,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raydistill.errors import StoreError, did_you_mean
+from raydistill.metrics import Accuracy
 from raydistill.plan.stage import StageConfig
 from raydistill.runs.files import read_as, read_text
 from raydistill.runs.folder import CONFIG, METRICS, StageFolder, predictions_of
@@ -253,7 +254,9 @@ class RunView:
         is no such stage, or all failed."""
         found = next(filter(None, (self.in_role(role) for role in roles)), [])
         done = [stage for stage in found if stage.status in WITH_RESULT]
-        return max(done, key=lambda stage: stage.entry.metrics.get("validation/accuracy", 0.0), default=None)
+        return max(
+            done, key=lambda stage: stage.entry.metrics.get(Accuracy.on("validation"), 0.0), default=None
+        )
 
     def readers(self, name: str) -> list[StageView]:
         """Stages that read this one."""

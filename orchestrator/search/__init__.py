@@ -1,6 +1,6 @@
 """Hyperparameter search: `distill tune`. The truth of a search is its own records (`runs/search_run.py`), not Ray's.
 
-problem.py       what is searched, checked before anything starts; paths.py and metric.py help
+problem.py       what is searched, checked before anything starts; paths.py and objective.py help
 points.py        a grid, or random points, known in advance; tpe.py draws from what was learned
 suggestions.py   which values are tried next, in a new search and in one that goes on
 population.py    population based training: whose turn it is, and who takes whose place

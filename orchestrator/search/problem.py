@@ -21,7 +21,7 @@ from raydistill.plan.schema import Plan
 from raydistill.plan.search import SearchConfig
 from raydistill.runs.plan_run import plan_text
 from raydistill.runs.search_run import SearchRun, TrialRecord
-from raydistill.search.metric import Metric, find_metric
+from raydistill.search.objective import Objective, find_objective
 from raydistill.search.paths import check_path, source_with
 from raydistill.search.population import written_values
 from raydistill.search.suggestions import Suggestion
@@ -38,7 +38,7 @@ class Problem:
     plan: Plan
     graph: Graph
     config: SearchConfig
-    metric: Metric
+    metric: Objective
     paths: Mapping[str, Path]
 
     @cached_property
@@ -213,7 +213,7 @@ def build_problem(plan: Plan, graph: Graph) -> Problem:
             f"{source.file}: the plan searches nothing; add `search: {{space: {{student.method.temperature:"
             " {loguniform: [1, 20]}}}`"
         )
-    metric = find_metric(config, graph, source)
+    metric = find_objective(plan, config, graph, source)
     paths = {written: check_path(plan, source, written, domain) for written, domain in config.space.items()}
     problem = Problem(source, plan, graph, config, metric, paths)
     _check_paths_apart(problem)
@@ -282,7 +282,7 @@ def _check_replicas(problem: Problem) -> None:
             f"`{name}` stops a trial by its first epochs, but {problem.replicas} replicas train one after the other;"
             " set `seeds: 1`, or leave `scheduler` out",
         )
-    if not is_training or not problem.metric.is_reported_every_epoch:
+    if not is_training or not problem.metric.metric.every_epoch:
         raise source.error(
             ("search", "scheduler"),
             f"`{name}` stops a trial by what it reports after every epoch, and `{problem.metric}` comes once, at the"

@@ -10,7 +10,7 @@ from rich.table import Table
 from raydistill.plan.search import Domain
 from raydistill.runs.search_run import TrialRecord, best_first
 from raydistill.runs.search_words import called, short, short_names, shown_values
-from raydistill.search.metric import Metric
+from raydistill.search.objective import Objective
 
 SHOWN = 10
 SECONDS_BETWEEN = 1.0  # between two lines about epochs of one trial
@@ -26,7 +26,7 @@ STYLES = {
 class Progress:
     """Plain lines on stderr: `12.3 s  trial 3 of 8 (temperature 4.1): epoch 5, 0.9331; best 0.9402 (trial 2)`."""
 
-    def __init__(self, metric: Metric, space: Mapping[str, Domain], count: int) -> None:
+    def __init__(self, metric: Objective, space: Mapping[str, Domain], count: int) -> None:
         self._metric, self._space, self._count = metric, space, count
         self._started = time.monotonic()
         self._shown: dict[str, float] = {}
@@ -68,7 +68,7 @@ def _origin(record: TrialRecord) -> str:
     return "" if donor is None else f" from member {donor + 1}"
 
 
-def trials_table(records: Sequence[TrialRecord], metric: Metric, space: Mapping[str, Domain]) -> Table:
+def trials_table(records: Sequence[TrialRecord], metric: Objective, space: Mapping[str, Domain]) -> Table:
     """The best trials, the best first."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     names = short_names(list(space))

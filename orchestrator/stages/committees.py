@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from raydistill.kinds.stages import CommitteeConfig, EvaluateConfig
+from raydistill.metrics import Accuracy
 from raydistill.runs.context import StageContext
 from raydistill.runs.files import write_json
 from raydistill.tasks.splits import Split
@@ -54,10 +55,12 @@ def judge_committee(config: EvaluateConfig, context: StageContext, split: Split)
     write_json(
         context.path(TABLES), {**tables, "cost": {**tables["cost"], **_training_seconds(config, context)}}
     )
-    judged = {f"{config.split}/{key}": value for key, value in judge(logits, split.labels).items()}
+    judged = {
+        f"{config.split}/{key}": value for key, value in judge(logits, split.labels, context.metrics).items()
+    }
     return judged | {
         f"{config.split}/conditional_accuracy": tables["committee"]["conditional"],
-        f"{config.split}/generalist_accuracy": tables["generalist"]["accuracy"],
+        f"{config.split}/generalist_{Accuracy.name}": tables["generalist"][Accuracy.name],
         f"{config.split}/generalist_conditional_accuracy": tables["generalist"]["conditional"],
         "committee/specialists": float(len(committee.models)),
         "committee/active": tables["cost"]["active"],

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from raydistill.errors import StageError
 from raydistill.kinds.online import TrainBranchesConfig, TrainPeersConfig
 from raydistill.kinds.stage_bases import TrainingConfig
+from raydistill.metrics import Accuracy, Errors, Loss
 from raydistill.models.taps import Output, Tapped
 from raydistill.plan.model import ModelConfig
 from raydistill.runs.context import StageContext
@@ -76,11 +77,11 @@ def _judge_members(
             continue
         logits = _all_logits(model, names, transfer, split.to(device), config)
         ensemble, *members = (judge(each, split.labels) for each in logits.unbind(dim=1))
-        metrics |= {f"{split_name}/ensemble_{key}": ensemble[key] for key in ("accuracy", "errors")}
+        metrics |= {f"{split_name}/ensemble_{kind.name}": ensemble[kind.name] for kind in (Accuracy, Errors)}
         for name, member in zip(names, members, strict=True):
-            metrics[f"{split_name}/{name}_accuracy"] = member["accuracy"]
+            metrics[f"{split_name}/{name}_{Accuracy.name}"] = member[Accuracy.name]
         if split_name == "validation":
-            order.sort(key=lambda index: (members[index]["errors"], members[index]["loss"]))
+            order.sort(key=lambda index: (members[index][Errors.name], members[index][Loss.name]))
     return metrics, order[0]
 
 

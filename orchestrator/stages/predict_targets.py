@@ -7,6 +7,7 @@ import torch
 
 from raydistill.errors import StageStopped
 from raydistill.kinds.stages import PredictTargetsConfig
+from raydistill.metrics import Accuracy
 from raydistill.plan.fingerprint import digest
 from raydistill.runs.context import StageContext
 from raydistill.stages.transfer_data import load_transfer_set, sources_of, split_name
@@ -38,12 +39,12 @@ def predict_targets(config: PredictTargetsConfig, context: StageContext) -> dict
         writer.append(batch.ids[known:], logits[known:])
     manifest = writer.close()
     context.payload.update([MANIFEST, *(shard.file for shard in manifest.shards)])
-    accuracy = folder.done_record().metrics.get("validation/accuracy")
+    accuracy = folder.done_record().metrics.get(Accuracy.on("validation"))
     metrics = {
         "targets/rows": float(description.rows * description.views_stored),
         "targets/errors": float(count_errors(context, transfer)),
     }
-    return metrics | ({} if accuracy is None else {"teacher/validation/accuracy": accuracy})
+    return metrics | ({} if accuracy is None else {Accuracy.on("teacher/validation"): accuracy})
 
 
 def describe_targets(

@@ -11,6 +11,7 @@ from raydistill.errors import StageError
 from raydistill.kinds.changes import during
 from raydistill.kinds.method_options import SoftTargetOptions
 from raydistill.kinds.stages import CombineConfig, DistillConfig
+from raydistill.metrics import Accuracy
 from raydistill.models.taps import Tapped
 from raydistill.plan.fingerprint import digest
 from raydistill.runs.context import StageContext
@@ -144,7 +145,7 @@ def fixed_weights(
 def validation_accuracy(context: StageContext, name: str) -> float:
     """The validation accuracy in the record of a stage that is read: a model, or the targets it gave."""
     metrics = context.input(name).done_record().metrics
-    for key in ("validation/accuracy", "teacher/validation/accuracy"):
+    for key in map(Accuracy.on, ("validation", "teacher/validation")):
         if key in metrics:
             return metrics[key]
     raise StageError(f"`{name}` has no validation accuracy to weigh it by; set `validation_fraction` above 0")

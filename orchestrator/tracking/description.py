@@ -3,21 +3,18 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from raydistill.metrics import METRICS, Accuracy, Errors
 from raydistill.runs.record import Record
 from raydistill.runs.run_files import StageEntry
 from raydistill.runs.view import StageView
 from raydistill.tracking.curves import is_number
 
-COMPARED = (
-    "validation/accuracy",
-    "test/accuracy",
+COMPARED = {
+    *(metric.on(split) for metric in METRICS if metric.compared for split in ("validation", "test")),
     "test/conditional_accuracy",
-    "test/errors",
-    "test/loss",
-    "test/ece",
     "committee/active",
     "class_bias/offset",
-)
+}
 MAX_NOTE = 7800  # of the 8,000 characters that MLflow keeps of a tag
 
 
@@ -64,14 +61,14 @@ def table_of(nodes: Iterable[StageView], links: Mapping[str, str]) -> str:
 
 def _row(node: StageView, link: str | None) -> str:
     outcome = f"{node.status}: {node.error}" if node.error else node.status
-    accuracies = [node.entry.metrics.get(f"{split}/accuracy") for split in ("validation", "test")]
-    errors = node.entry.metrics.get("test/errors")
+    accuracies = [node.entry.metrics.get(Accuracy.on(split)) for split in ("validation", "test")]
+    errors = node.entry.metrics.get(Errors.on("test"))
     cells = [
         f"[{node.name}]({link})" if link else node.name,
         node.role,
         outcome.replace("|", "/"),
         "" if node.entry.parameters is None else f"{node.entry.parameters:,}",
-        *("" if accuracy is None else f"{accuracy:.2%}" for accuracy in accuracies),
-        "" if errors is None else f"{errors:.0f}",
+        *("" if accuracy is None else Accuracy.text(accuracy) for accuracy in accuracies),
+        "" if errors is None else Errors.text(errors),
     ]
     return f"| {' | '.join(cells)} |"

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from raydistill.metrics import Accuracy
 from raydistill.plan.search import Domain
 from raydistill.runs.flat import flatten
 from raydistill.runs.search_run import TrialRecord, best_first
@@ -200,8 +201,8 @@ def _told_best(session: SearchSession) -> str:
     if best is None:
         return f"{run.status}: no best trial yet"
     values = ", ".join(f"{_short(run, path)} {_text(value)}" for path, value in best.values.items())
-    test = best.metrics.get("test/accuracy")
-    judged = "" if test is None else f", {test:.2%} on the test split"
+    test = best.metrics.get(Accuracy.on("test"))
+    judged = "" if test is None else f", {Accuracy.text(test)} on the test split"
     return f"**Best: {_name(run, best)}** ({values}): {run.metric} {best.metric:.5g}{judged}"
 
 

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from raydistill.metrics import Accuracy
+
 
 def committee_tables(
     generalist: Tensor, committee: Tensor, labels: Tensor, members: Tensor, active: Tensor
@@ -34,7 +36,7 @@ def _accuracies(logits: Tensor, labels: Tensor, is_covered: Tensor) -> dict[str,
     chosen = is_covered[labels]
     restricted = logits[chosen].masked_fill(~is_covered, -torch.inf).argmax(dim=1) == labels[chosen]
     conditional = restricted.double().mean().item() if len(restricted) else 0.0
-    return {"accuracy": is_right.double().mean().item(), "conditional": conditional}
+    return {Accuracy.name: is_right.double().mean().item(), "conditional": conditional}
 
 
 def _coverage_rows(

@@ -1,18 +1,20 @@
-"""How good a model is on a split: accuracy, errors, negative log-likelihood and calibration."""
+"""How good a model is on a split, by the metrics of the table; and its predictions, kept for whoever asks later."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
+import numpy as np
 import torch
-import torch.nn.functional as F
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
+from raydistill.metrics import METRICS, Answers, Metric, compute_all
 from raydistill.runs.context import StageContext
 from raydistill.runs.files import atomic_write
 from raydistill.runs.folder import predictions_of
 from raydistill.targets.store import FLOAT16_LARGEST
 from raydistill.tasks.splits import Split
-from raydistill.training.judgement import doubts, expected_calibration_error, worst_class_recall
+from raydistill.training.judgement import doubts
 
 BATCH = 500
 COARSE = 32.0  # from here on float16 is off by up to 0.016
@@ -25,20 +27,18 @@ def predict_split(predict: Callable[[Tensor], Tensor], split: Split, batch_size:
     return torch.cat([predict(inputs).float().cpu() for inputs in split.batches(order, None)])
 
 
-def judge(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Metrics of logits (N, C) against labels (N,): accuracies and recalls are fractions, the loss is in nats."""
-    labels = labels.cpu()
-    predicted = logits.argmax(dim=1)
-    errors = int((predicted != labels).sum())
-    probabilities = torch.softmax(logits, dim=1)
-    return {
-        "accuracy": (len(labels) - errors) / len(labels),
-        "errors": errors,
-        "samples": len(labels),
-        "loss": F.cross_entropy(logits, labels).item(),
-        "ece": expected_calibration_error(probabilities.numpy(), labels.numpy()),
-        "worst_class_recall": worst_class_recall(predicted.numpy(), labels.numpy(), logits.shape[1]),
-    }
+def judge(
+    logits: Tensor,
+    labels: Tensor,
+    metrics: Iterable[type[Metric]] = METRICS,
+    *,
+    teacher: NDArray[np.int64] | None = None,
+    only_every_epoch: bool = False,
+) -> dict[str, float]:
+    """Metrics of float32 logits (N, C) on the CPU against labels (N,), by name. `teacher` are the classes (N,) that the
+    model's teacher predicts."""
+    answers = Answers(logits.numpy(), labels.cpu().numpy(), teacher)
+    return compute_all(metrics, answers, only_every_epoch=only_every_epoch)
 
 
 def judge_splits(
@@ -55,7 +55,9 @@ def judge_splits(
         if not len(split):
             continue
         logits = predict_split(predict, split, batch_size)
-        metrics |= {f"{name}/{key}": value for key, value in judge(logits, split.labels).items()}
+        teacher = context.teacher_predicted(name, split)
+        judged = judge(logits, split.labels, context.metrics, teacher=teacher)
+        metrics |= {f"{name}/{key}": value for key, value in judged.items()}
         save_predictions(context, name, split, logits)
         if name == "validation":
             _warn(context, logits, split.labels.cpu())

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from raydistill.metrics import WorstClassRecall
+
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.integer[Any]]
 
@@ -61,14 +63,6 @@ def confusion_matrix(predicted: Integers, labels: Integers, num_classes: int) ->
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def worst_class_recall(predicted: Integers, labels: Integers, num_classes: int) -> float:
-    """The smallest share of a class's samples that are predicted as such, over the classes that have samples."""
-    counts = np.bincount(labels, minlength=num_classes)
-    right = np.bincount(labels[predicted == labels], minlength=num_classes)
-    is_there = counts > 0
-    return float((right[is_there] / counts[is_there]).min()) if is_there.any() else 0.0
-
-
 def chance_of_guessing(right: int, samples: int, share: float) -> float:
     """The probability that answers which are each right with probability `share` are right `right` times or more."""
     if right <= samples * share:
@@ -102,5 +96,5 @@ def doubts(predicted: Integers, labels: Integers, class_names: Sequence[str]) ->
         more = f" and {len(unsaid) - NAMED:,} more" if len(unsaid) > NAMED else ""
         yield (
             f"classes that are never predicted: {named}{more}, with {int(counts[unsaid].sum()):,} of the {samples:,}"
-            " samples; `worst_class_recall` is 0"
+            f" samples; `{WorstClassRecall.name}` is 0"
         )

@@ -331,8 +331,13 @@ class _Training:
     def _keep_if_best(self, epoch: int, metrics: Mapping[str, float]) -> None:
         if (stopping := self.config.early_stopping) is None:
             return
-        value = metrics[f"validation/{stopping.metric}"]
-        value = -value if stopping.metric == "loss" else value
+        metric = next(metric for metric in self.context.metrics if metric.name == stopping.metric)
+        if (found := metrics.get(metric.on("validation"))) is None:
+            raise StageError(
+                f"`{metric.name}` cannot be computed for this student: its teachers weigh anew for every sample, or"
+                " their predictions are gone; stop by another metric"
+            )
+        value = found if metric.better == "max" else -found
         # A label with the logit -inf; compared with nan, nothing would be better again.
         if not math.isfinite(value):
             return
@@ -354,8 +359,10 @@ class _Training:
         self.learner.eval()
         assert self.validation is not None
         logits = predict_split(self._predict, self.validation)
-        judged = judge(logits, self.validation.labels)
-        return {f"validation/{name}": judged[name] for name in ("accuracy", "loss")}
+        teacher = self.context.teacher_predicted("validation", self.validation)
+        metrics = self.context.metrics
+        judged = judge(logits, self.validation.labels, metrics, teacher=teacher, only_every_epoch=True)
+        return {f"validation/{name}": value for name, value in judged.items()}
 
     def _predict(self, inputs: Tensor) -> Tensor:
         return predictor(self.model, self.transfer, self.config)(inputs)

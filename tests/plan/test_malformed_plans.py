@@ -970,6 +970,26 @@ REFUSED = {
         "8: stages.teacher.resources.gpus",
         "1.5 GPUs: only a single GPU can be shared",
     ),
+    "early stopping by a number that nobody computes": (
+        teacher("early_stopping: {patience: 1, metric: acuracy}"),
+        "8: stages.teacher.early_stopping.metric",
+        "unknown metric `acuracy`; did you mean `accuracy`?",
+    ),
+    "early stopping by a count that has no better": (
+        teacher("early_stopping: {patience: 1, metric: samples}"),
+        "8: stages.teacher.early_stopping.metric",
+        "unknown metric `samples`; known: ",
+    ),
+    "early stopping by agreement with nobody": (
+        teacher("early_stopping: {patience: 1, metric: agreement}"),
+        "8: stages.teacher.early_stopping.metric",
+        "`agreement` compares a student with its teacher, and this stage has none; stop by another metric",
+    ),
+    "early stopping by five of ten classes": (
+        teacher("early_stopping: {patience: 1, metric: top5_accuracy}"),
+        "8: stages.teacher.early_stopping.metric",
+        "`top5_accuracy` is computed from 21 classes on, and here are 10; stop by another metric",
+    ),
     "early stopping without patience": (
         teacher("early_stopping: {patience: 0}"),
         "8: stages.teacher.early_stopping.patience",

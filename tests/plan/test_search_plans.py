@@ -156,6 +156,10 @@ SPACE = "  space: {student.seed: {integer: [1, 5]}}\n"
             "search.metric: no stage reports `validation/acuracy` to a search; did you mean `validation/accuracy`?",
         ),
         (
+            "metric: student.validation/top5_accuracy",
+            "search.metric: `top5_accuracy` is computed from 21 classes on, and here are 10; choose by another metric",
+        ),
+        (
             "metric: student.test/accuracy",
             "search.metric: `test/accuracy` is of the test split, which may not choose anything; write"
             " `student.validation/accuracy`",

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from raydistill.execution.run_stage import run_stage
+from raydistill.runs.view import open_stage
 from raydistill.stages import distill
 from raydistill.training import model_files
 
@@ -44,7 +45,45 @@ def test_without_soft_weight_a_student_is_bit_for_bit_a_supervised_one(
     )
     assert weights(stages, "student") == weights(stages, "plain")
     plain, taught = stages.metrics("plain"), stages.metrics("student")
+    assert all(line.pop("validation/agreement") for line in taught if "validation/loss" in line)
     assert plain == taught
+
+
+@pytest.mark.parametrize("mode", ["stored", "live"])
+@pytest.mark.parametrize("combine", [{}, {"rule": "geometric"}, {"weights": [3, 1]}])
+def test_agreement_is_how_often_a_student_answers_as_its_teachers_together(
+    stages: Any, teacher: dict[str, Any], student: dict[str, Any], mode: str, combine: dict[str, Any]
+) -> None:
+    stages.run(
+        {
+            "teacher": teacher | {"replicas": 2},
+            "student": student | {"teachers": ["teacher"], "combine": combine} | {"mode": mode},
+        }
+    )
+    for split in ("validation", "test"):
+        first, second, own = (
+            open_stage(stages.folder(name).path).predictions(split)
+            for name in ("teacher.0", "teacher.1", "student")
+        )
+        weights = (0.75, 0.25) if "weights" in combine else (0.5, 0.5)
+        views = [each.logits if "rule" in combine else each.probabilities() for each in (first, second)]
+        together = (weights[0] * views[0] + weights[1] * views[1]).argmax(axis=1)
+        same = sum(int(a) == int(b) for a, b in zip(together, own.predicted(), strict=True)) / len(own.ids)
+        assert stages.record("student").metrics[f"{split}/agreement"] == pytest.approx(same)
+
+
+def test_agreement_is_not_told_where_teachers_weigh_anew_for_every_sample(
+    stages: Any, teacher: dict[str, Any], student: dict[str, Any]
+) -> None:
+    combine = {"weights": "entropy"}
+    stages.run(
+        {
+            "teacher": teacher | {"replicas": 2},
+            "student": student | {"teachers": ["teacher"], "combine": combine},
+        }
+    )
+    assert "test/agreement" not in stages.record("student").metrics
+    assert "test/balanced_accuracy" in stages.record("student").metrics
 
 
 @pytest.mark.parametrize(

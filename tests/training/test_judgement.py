@@ -11,7 +11,6 @@ from raydistill.training.judgement import (
     doubts,
     expected_calibration_error,
     reliability_bins,
-    worst_class_recall,
 )
 
 
@@ -94,13 +93,6 @@ def test_no_samples_give_zero_error_and_an_empty_matrix() -> None:
     nothing = np.zeros(0, dtype=np.int64)
     assert expected_calibration_error(np.zeros((0, 3)), nothing) == 0
     assert confusion_matrix(nothing, nothing, 3).sum() == 0
-
-
-def test_the_worst_recall_is_that_of_the_class_with_the_smallest_share_of_right_answers() -> None:
-    labels, predicted = np.array([0, 0, 0, 0, 1, 1, 2]), np.array([0, 0, 0, 1, 1, 0, 2])
-    assert worst_class_recall(predicted, labels, 4) == 0.5  # class 3 has no samples
-    assert worst_class_recall(np.zeros(7, int), labels, 4) == 0.0
-    assert worst_class_recall(labels, labels, 4) == 1.0
 
 
 @pytest.mark.parametrize(

@@ -463,14 +463,15 @@ def test_a_training_without_validation_samples_reports_none(bench: Any, tmp_path
     assert not any(key.startswith("validation") for line in bench.metrics() for key in line)
 
 
-@pytest.mark.parametrize("metric", ["accuracy", "loss"])
-def test_early_stopping_ends_after_its_patience_and_keeps_the_best_epoch(bench: Any, metric: str) -> None:
+@pytest.mark.parametrize(
+    ("metric", "sign"), [("accuracy", 1), ("loss", -1), ("macro_f1", 1), ("errors", -1), ("ece", -1)]
+)
+def test_early_stopping_ends_after_its_patience_and_keeps_the_best_epoch(
+    bench: Any, metric: str, sign: int
+) -> None:
     stopping = {"patience": 3, "metric": metric}
     stopped = bench.train(bench.mlp(), "train-1", epochs=60, early_stopping=stopping)
-    values = [
-        line[f"validation/{metric}"] * (1 if metric == "accuracy" else -1)
-        for line in bench.metrics("train-1")
-    ]
+    values = [sign * line[f"validation/{metric}"] for line in bench.metrics("train-1")]
     best_epoch = values.index(max(values)) + 1
     assert len(values) == best_epoch + 3 < 60
     assert same_weights(stopped, bench.train(bench.mlp(), "train-2", epochs=best_epoch))

@@ -1,41 +1,32 @@
 """Which number of which stage decides between trials."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from raydistill.errors import did_you_mean
+from raydistill.metrics import METRICS, Accuracy, Better, Metric
 from raydistill.plan.load import Source
 from raydistill.plan.order import Graph
+from raydistill.plan.schema import Plan
 from raydistill.plan.search import SearchConfig
 from raydistill.plan.stage import StageConfig
 from raydistill.runs.plan_run import node_roles
 
-Mode = Literal["max", "min"]
-MODES: dict[str, Mode] = {
-    "validation/accuracy": "max",
-    "validation/loss": "min",
-    "validation/errors": "min",
-    "validation/ece": "min",
-    "validation/worst_class_recall": "max",
-}
-EVERY_EPOCH = frozenset({"validation/accuracy", "validation/loss"})
-
 
 @dataclass(frozen=True)
-class Metric:
-    """`name` as the stage called `stage` reports it."""
+class Objective:
+    """`metric` on validation, as the stage called `stage` reports it."""
 
     stage: str
-    name: str
-    mode: Mode
+    metric: type[Metric]
+    mode: Better
 
     def __str__(self) -> str:
         return f"{self.stage}.{self.name}"
 
     @property
-    def is_reported_every_epoch(self) -> bool:
-        """Whether the training loop reports it while it trains."""
-        return self.name in EVERY_EPOCH
+    def name(self) -> str:
+        """What the stage calls it."""
+        return self.metric.on("validation")
 
     @property
     def sign(self) -> float:
@@ -43,27 +34,38 @@ class Metric:
         return 1.0 if self.mode == "max" else -1.0
 
 
-def find_metric(config: SearchConfig, graph: Graph, source: Source) -> Metric:
+def find_objective(plan: Plan, config: SearchConfig, graph: Graph, source: Source) -> Objective:
     """The metric that the search names, or the accuracy of the last student; `PlanError` if nobody reports it."""
     written = config.metric
+    metric: type[Metric]
     if written is None:
-        stage, name = _last_student(graph, source), "validation/accuracy"
+        stage, metric = _last_student(graph, source), Accuracy
     else:
         stage, _, name = written.partition(".")
-        _check_name(stage, name, graph, source)
-    _check_stage(graph.nodes[graph.replicas[stage][0]].config, stage, source)
-    return Metric(stage, name, config.mode or MODES[name])
+        metric = _known_metric(stage, name, graph, source)
+    node = graph.replicas[stage][0]
+    _check_stage(graph.nodes[node].config, stage, source)
+    model = graph.model_of(node)
+    num_classes = (model.num_classes if model else None) or plan.task.num_classes
+    if why := metric.why_not(num_classes, has_teacher=graph.nodes[node].config.has_teacher):
+        raise source.error(("search", "metric"), f"{why}; choose by another metric")
+    mode = config.mode or metric.better
+    assert mode is not None
+    return Objective(stage, metric, mode)
 
 
 def _last_student(graph: Graph, source: Source) -> str:
     roles = node_roles(graph)
     students = [node.stage for name, node in graph.nodes.items() if roles[name] == "student"]
     if not students:
-        raise source.error(("search",), "the plan has no student; write `metric: STAGE.validation/accuracy`")
+        raise source.error(
+            ("search",), f"the plan has no student; write `metric: STAGE.{Accuracy.on('validation')}`"
+        )
     return students[-1]
 
 
-def _check_name(stage: str, name: str, graph: Graph, source: Source) -> None:
+def _known_metric(stage: str, name: str, graph: Graph, source: Source) -> type[Metric]:
+    """The metric that `stage` reports to a search as `name`."""
     place = ("search", "metric")
     if stage not in graph.replicas:
         raise source.error(place, f"the plan has no stage `{stage}`{did_you_mean(stage, graph.replicas)}")
@@ -73,8 +75,10 @@ def _check_name(stage: str, name: str, graph: Graph, source: Source) -> None:
             f"`{name}` is of the test split, which may not choose anything; write"
             f" `{stage}.validation/{name.removeprefix('test/')}`",
         )
-    if name not in MODES:
-        raise source.error(place, f"no stage reports `{name}` to a search{did_you_mean(name, MODES)}")
+    known = {metric.on("validation"): metric for metric in METRICS if metric.better is not None}
+    if name not in known:
+        raise source.error(place, f"no stage reports `{name}` to a search{did_you_mean(name, known)}")
+    return known[name]
 
 
 def _check_stage(config: StageConfig, stage: str, source: Source) -> None:
