@@ -1,14 +1,9 @@
-"""torchvision's classification networks by name, with weights from a file that the user has."""
+"""torchvision's classification networks by name."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from pickle import UnpicklingError
 
-import torch
 import torchvision
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from raydistill.models.layers import image_shape
 from raydistill.models.names import suggestion
@@ -19,7 +14,7 @@ _WITH_AUXILIARY_CLASSIFIERS = {"googlenet", "inception_v3"}
 
 
 def build_torchvision(options: TorchvisionOptions, input_shape: Sequence[int], num_classes: int) -> nn.Module:
-    """The network, with weights if a file is named; ResNets name their stages, all name the `embedding`."""
+    """The network with random weights; ResNets name their stages, all name the `embedding`."""
     channels, _, _ = image_shape(input_shape)
     if channels != 3:
         raise ValueError(f"torchvision's networks read 3 channels, but the task's images have {channels}")
@@ -32,43 +27,9 @@ def build_torchvision(options: TorchvisionOptions, input_shape: Sequence[int], n
     model: nn.Module = torchvision.models.get_model(
         options.architecture, weights=None, num_classes=num_classes
     )
-    if options.weights is not None:
-        load_weights(model, Path(options.weights))
     _make_out_of_place(model)
     model.feature_paths = _feature_paths(model)  # type: ignore[assignment]
     return model
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a state dict that fits exactly; nothing in the file is executed."""
-    tensors = _read_tensors(path)
-    expected = model.state_dict()
-    for name, tensor in expected.items():
-        if name not in tensors:
-            raise ValueError(f"`{path}` has no tensor `{name}`; it is not a state dict of this model")
-        if tensors[name].shape != tensor.shape:
-            raise ValueError(
-                f"`{path}`: tensor `{name}` has the shape {tuple(tensors[name].shape)}, "
-                f"the model needs {tuple(tensor.shape)}; is the number of classes another one?"
-            )
-    for name in tensors:
-        if name not in expected:
-            raise ValueError(f"`{path}` has a tensor `{name}` that this model does not know")
-    model.load_state_dict(tensors)
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(f"weights file `{path}` does not exist")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"`{path}` cannot be read as weights: {str(error).splitlines()[0]}") from error
-    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise ValueError(f"`{path}` is not a state dict: it holds something other than named tensors")
-    return tensors
 
 
 def _make_out_of_place(model: nn.Module) -> None:

@@ -17,15 +17,6 @@ class Options(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    @property
-    def files(self) -> tuple[str, ...]:
-        """Files of the user's that the model is made from; their content belongs to the model's identity."""
-        return ()
-
-    def without_files(self) -> Self:
-        """The same options without the user's files, for building the network where its weights are already at hand."""
-        return self
-
 
 class MlpOptions(Options):
     """A multilayer perceptron with ReLU; inputs of any shape are flattened. Without widths it is linear."""
@@ -193,34 +184,11 @@ class BranchedOptions(Options):
         """Options of the plain network."""
         return {key: value for key, value in self.model.items() if key != "name"}
 
-    @property
-    def files(self) -> tuple[str, ...]:
-        return self._plain().files
-
-    def without_files(self) -> Self:
-        options = self._plain().without_files().model_dump(mode="json")
-        return self.model_copy(update={"model": {"name": self.model_name, **options}})
-
-    def _plain(self) -> Options:
-        from raydistill.models import find_architecture  # the table of models is made of these options
-
-        return find_architecture(self.model_name).read_options(self.model_options)
-
 
 class TorchvisionOptions(Options):
     """A classification network of torchvision by its name there. Nothing is downloaded."""
 
     architecture: str = Field(description="torchvision's name, e.g. `resnet34`")
-    weights: str | None = Field(
-        None, description="file with its state dict: .safetensors, or .pth read as weights only"
-    )
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        return () if self.weights is None else (self.weights,)
-
-    def without_files(self) -> Self:
-        return self.model_copy(update={"weights": None})
 
 
 def _check_depth(depth: int, *, step: int, rest: int) -> None:

@@ -6,8 +6,6 @@ from types import ModuleType
 
 import pytest
 import torch
-import torchvision
-from safetensors.torch import save_file
 from torch import nn
 
 from raydistill.models import MODELS
@@ -362,52 +360,3 @@ def test_a_users_model_that_cannot_be_built_says_why(users_module, address, mess
     users_module.constant = 3
     with pytest.raises(ValueError, match=message):
         build_model(address, {"width": 3}, (5,), 2)
-
-
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_torchvision_weights_are_read_from_the_users_file(tmp_path, suffix):
-    torch.manual_seed(0)
-    source = torchvision.models.squeezenet1_1(num_classes=5)
-    path = tmp_path / f"weights{suffix}"
-    save = torch.save if suffix == ".pth" else save_file
-    save(source.state_dict(), path)
-    options = {"architecture": "squeezenet1_1", "weights": str(path)}
-    model = build_model("torchvision", options, (3, 64, 64), 5)
-    images = torch.randn(2, 3, 64, 64)
-    torch.testing.assert_close(model.eval()(images), source.eval()(images), rtol=0, atol=0)
-
-
-def test_weights_that_do_not_fit_name_the_tensor(tmp_path):
-    path = tmp_path / "weights.safetensors"
-    save_file(torchvision.models.squeezenet1_1(num_classes=5).state_dict(), path)
-    with pytest.raises(ValueError, match=r"`classifier.1.weight` has the shape \(5, 512, 1, 1\)"):
-        build_model("torchvision", {"architecture": "squeezenet1_1", "weights": str(path)}, CIFAR, 6)
-    with pytest.raises(ValueError, match=r"has no tensor `conv1\.weight`"):
-        build_model("torchvision", {"architecture": "resnet18", "weights": str(path)}, CIFAR, 5)
-
-
-def test_missing_and_damaged_weights_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"`.*absent\.pth` does not exist"):
-        build_model(
-            "torchvision", {"architecture": "resnet18", "weights": str(tmp_path / "absent.pth")}, CIFAR, 5
-        )
-    for name in ("damaged.pth", "damaged.safetensors"):
-        path = tmp_path / name
-        path.write_bytes(b"not weights at all")
-        with pytest.raises(ValueError, match=rf"{name}` cannot be read as weights"):
-            build_model("torchvision", {"architecture": "resnet18", "weights": str(path)}, CIFAR, 5)
-
-
-class _Payload:
-    """What a hostile file holds: unpickling it would call a function."""
-
-    def __reduce__(self):
-        return print, ("executed",)
-
-
-def test_a_weights_file_cannot_run_code(tmp_path, capsys):
-    path = tmp_path / "hostile.pth"
-    torch.save({"conv1.weight": _Payload()}, path)
-    with pytest.raises(ValueError, match="cannot be read as weights"):
-        build_model("torchvision", {"architecture": "resnet18", "weights": str(path)}, CIFAR, 5)
-    assert capsys.readouterr().out == ""

@@ -112,7 +112,7 @@ def remarks_on_models(
 
 
 def probed_models(graph: Graph, nodes: Sequence[Node], task: Task) -> list[ProbedModel]:
-    """Every model that these nodes build and train, those that are alike once."""
+    """Every model that these nodes build, those that are alike once."""
     found: dict[str, ProbedModel] = {}
     for node in nodes:
         for probed in _models_of(node, graph, task):
@@ -139,6 +139,9 @@ def own_implementations(nodes: Sequence[Node]) -> dict[OwnImplementation, Kind]:
 
 def _models_of(node: Node, graph: Graph, task: Task) -> list[ProbedModel]:
     config = node.config
+    if (model := config.existing_model) is not None:
+        classes = model.num_classes or task.num_classes
+        return [ProbedModel(stages=(node.name,), model=model, num_classes=classes, is_trained=False)]
     if not isinstance(config, TrainingConfig):
         return []
     return [

@@ -1,7 +1,7 @@
 """What several kinds of stages have in common."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -47,6 +47,43 @@ class TargetsConfig(StageConfig):
 
     def role(self, *, teaches: bool, has_student: bool) -> str:
         return "targets"
+
+
+class WeightsConfig(StageConfig):
+    """What stages of one model have: the file that it begins from may be named beside the model or in it."""
+
+    model_key: ClassVar[str] = "model"
+    """Where the model stands."""
+
+    weights: str | None = Field(None, min_length=1, description="file of the model's first weights")
+    ignore: tuple[str, ...] | None = Field(None, description="its tensors that stay as drawn, such as `fc.*`")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _weights_are_the_models(cls, raw: Any) -> Any:
+        """Both places are the same plan: from here on they are the model's alone."""
+        model = raw.get(cls.model_key) if isinstance(raw, Mapping) else None
+        model = {"name": model} if isinstance(model, str) else model
+        if not isinstance(model, Mapping):
+            return raw
+        written = {key: raw[key] for key in ("weights", "ignore") if raw.get(key) is not None}
+        for key in written:
+            if key in model:
+                raise located_error(
+                    f"`{key}` stands at the stage and in its `{cls.model_key}`; keep one", key
+                )
+        rest = {key: value for key, value in raw.items() if key not in written}
+        return rest | {cls.model_key: {**model, **written}} if written else raw
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> Self:
+        model = getattr(self, self.model_key)
+        if model.weights is not None and getattr(self, "initial", None) is not None:
+            raise located_error(
+                "the first weights are those of a file (`weights`) or of a stage (`initial`); keep one",
+                "initial",
+            )
+        return self
 
 
 class TrainingConfig(StageConfig):

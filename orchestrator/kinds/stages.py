@@ -15,8 +15,9 @@ from raydistill.kinds.data_free import (
 from raydistill.kinds.method_options import MethodOptions
 from raydistill.kinds.methods import HintonConfig
 from raydistill.kinds.online import CodistillConfig, TrainBranchesConfig, TrainPeersConfig
+from raydistill.kinds.pretrained import PretrainedConfig
 from raydistill.kinds.specialists import ConfusionClustersConfig, TrainSpecialistsConfig
-from raydistill.kinds.stage_bases import BatchSize, TargetsConfig, TrainingConfig
+from raydistill.kinds.stage_bases import BatchSize, TargetsConfig, TrainingConfig, WeightsConfig
 from raydistill.kinds.training import TransferConfig
 from raydistill.plan.config import (
     Config,
@@ -43,7 +44,7 @@ Rule = Literal["arithmetic", "geometric"]
 Weighting = Literal["uniform", "proportional", "softmax", "logodds", "entropy"]
 
 
-class TrainConfig(TrainingConfig):
+class TrainConfig(WeightsConfig, TrainingConfig):
     """Train a model on labels: a teacher, a generalist, a baseline."""
 
     word = "train"
@@ -168,7 +169,7 @@ def _predictions(targets: str, site: "Site") -> Iterator["Node"]:
             wanted += new
 
 
-class DistillConfig(TrainingConfig):
+class DistillConfig(WeightsConfig, TrainingConfig):
     """Train a student to match its teachers.
 
     `teachers` are stages that made a model; the graph inserts the stages that store their soft targets. With
@@ -182,6 +183,7 @@ class DistillConfig(TrainingConfig):
     implementation = "raydistill.stages.distill:distill"
     has_teacher = True
     makes_students = True
+    model_key = "student"
 
     student: ModelConfig
     """The model that is trained."""
@@ -626,6 +628,7 @@ class AdjustClassBiasConfig(StageConfig):
 STAGES = (
     TrainConfig,
     DistillConfig,
+    PretrainedConfig,
     PredictTargetsConfig,
     CombineTargetsConfig,
     EvaluateConfig,

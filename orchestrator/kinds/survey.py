@@ -6,7 +6,7 @@ from pydantic import Field
 
 from raydistill.kinds.stage_bases import BatchSize
 from raydistill.kinds.training import TransferConfig
-from raydistill.plan.config import Config, Integer
+from raydistill.plan.config import Boolean, Config, Integer
 from raydistill.plan.model import ModelConfig
 from raydistill.plan.stage import StageConfig
 
@@ -25,9 +25,9 @@ class SurveyDataConfig(StageConfig):
 class ProbedModel(Config):
     """A model, and what the stages of these names will ask of it.
 
-    It gives `num_classes` logits. Without a `transfer` it sees no part of the task's data while it learns; of what it
-    sees, each of so many `shards` is another model's. Where it starts with the weights of another stage, `initial` made
-    them.
+    It gives `num_classes` logits, and learns unless it is taken as it is. Without a `transfer` it sees no part of the
+    task's data while it learns; of what it sees, each of so many `shards` is another model's. Where it starts with the
+    weights of another stage, `initial` made them.
     """
 
     stages: tuple[str, ...]
@@ -38,6 +38,7 @@ class ProbedModel(Config):
     transfer: TransferConfig | None = None
     shards: Annotated[Integer, Field(ge=1)] = 1
     initial: ModelConfig | None = None
+    is_trained: Boolean = True
 
 
 class OwnImplementation(Config):

@@ -3,16 +3,18 @@
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from raydistill.errors import did_you_mean
 from raydistill.models import MODELS, Architecture
+from raydistill.models.weight_files import weights_digest, why_no_weights
 from raydistill.plan.address import ADDRESS, missing_module
 from raydistill.plan.config import Config, Integer, read_options
 from raydistill.plan.mistakes import Path, located_error, relocated, shown
 from raydistill.plan.sources import by_content, source_identity, unreadable_file
+from raydistill.tasks.digests import digest_file
 
 if TYPE_CHECKING:
     from raydistill.plan.order import Site
@@ -21,8 +23,13 @@ if TYPE_CHECKING:
 class ModelConfig(Config):
     """A model: `{name: resnet20}`, `{name: mlp, widths: [800, 800]}` or `{name: my_package.my_model:build}`.
 
-    All keys but `name` and `num_classes` are options of the architecture. A name with a colon is a
-    function of the user's, called with `num_classes` and the options.
+    All keys but those listed here are options of the architecture. A name with a colon is a function of the user's,
+    called with `num_classes` and the options; what its options are called like one of these keys is written below
+    `options`. It is given the `weights` itself if it has a parameter of that name.
+
+    `weights` is a file of `torch.save` or safetensors (an index of several, too) with a state dict, as it is or below
+    a key, with whatever prefix. Nothing in it is executed. All of it must fit, but for what a pattern of `ignore`
+    names: that stays as it was drawn. `output` and `gives` are for models that do not return logits alone.
     """
 
     plain_word: ClassVar[str | None] = "name"
@@ -30,6 +37,16 @@ class ModelConfig(Config):
     name: str
     """One of `distill explain`'s models, or a function of your own: `package.module:function`."""
     num_classes: Integer | None = Field(None, ge=2, description="outputs; the task's classes when left out")
+    weights: str | None = Field(
+        None, min_length=1, description="file of the first weights; drawn when left out"
+    )
+    ignore: tuple[str, ...] = Field((), description="tensors that stay as drawn, such as `fc.*`")
+    output: Integer | str | None = Field(
+        None, description="of several that it returns: a key, or a number from 0"
+    )
+    gives: Literal["logits", "probabilities"] | None = Field(
+        None, description="of probabilities the logarithm is taken; logits when left out"
+    )
     options: dict[str, Any] = Field({}, description="of the architecture")
 
     @model_validator(mode="before")
@@ -39,12 +56,28 @@ class ModelConfig(Config):
             return raw
         if not isinstance(raw, Mapping) or not isinstance(raw.get("name"), str):
             raise located_error("a model is written `mlp` or `{name: mlp}`, with its options beside the name")
-        own = {key: raw[key] for key in ("name", "num_classes") if key in raw}
+        own = {key: value for key, value in raw.items() if key in cls.model_fields and key != "options"}
         options = {key: value for key, value in raw.items() if key not in cls.model_fields}
         nested = raw.get("options", {})
         if not isinstance(nested, Mapping):
             raise located_error("options are written beside the model's `name`", "options")
-        return {**own, "options": _checked_options(raw["name"], {**options, **nested})}
+        options |= nested
+        if (
+            ":" not in raw["name"] and "weights" in options
+        ):  # where they were an option of torchvision's networks
+            own["weights"] = options.pop("weights")
+        return {**own, "options": _checked_options(raw["name"], options)}
+
+    @model_validator(mode="after")
+    def _something_is_ignored(self) -> "ModelConfig":
+        if self.ignore and self.weights is None:
+            raise located_error("`ignore` is about a file of `weights`; name one", "ignore")
+        return self
+
+    @property
+    def blank(self) -> Self:
+        """The same model without a file that it begins from."""
+        return self.replace(weights=None, ignore=())
 
     @property
     def own_modules(self) -> tuple[str, ...]:
@@ -63,13 +96,24 @@ class ModelConfig(Config):
 
     def identity(self) -> dict[str, Any]:
         """What it is: what options name by its content, the user's code by its syntax."""
-        values = self.model_dump(mode="json")
+        values = self.model_dump(mode="json", include={"name", "num_classes", "options"})
+        options = by_content(values["options"])
+        if self.weights is not None or self.name == "torchvision":  # where they were an option of the network
+            options["weights"] = self._weights_identity()
+        chosen = {"ignore": list(self.ignore), "output": self.output, "gives": self.gives}
         source = source_identity(self.own_modules)
         return {
             **values,
-            "options": by_content(values["options"]),
+            "options": options,
+            **{key: value for key, value in chosen.items() if value is not None and value != []},
             **({"source": source} if source else {}),
         }
+
+    def _weights_identity(self) -> str | None:
+        if self.weights is None:
+            return None
+        file = FilePath(self.weights).expanduser()
+        return weights_digest(file, digest_file) if file.exists() else self.weights
 
     def identified(self, values: dict[str, Any]) -> dict[str, Any]:
         """Options that are not set are part of it, unlike those of a stage."""
@@ -78,12 +122,16 @@ class ModelConfig(Config):
     def missing_source(self) -> str | None:
         """Why it cannot be built here: its module or a file it names is not there. None when all is well."""
         problem = next((missing for name in self.own_modules if (missing := missing_module(name))), None)
-        if not self.is_users_own:
-            options = MODELS[self.name].options.model_validate(self.options)
-            gone = (str(file) for file in options.files if not FilePath(file).is_file())
-            problem = next((f"the file `{file}` does not exist" for file in gone), None)
-        problem = problem or unreadable_file(self.options)
+        problem = problem or self._missing_weights() or unreadable_file(self.options)
         return None if problem is None else f"model `{self.name}`: {problem}"
+
+    def _missing_weights(self) -> str | None:
+        if self.weights is None:
+            return None
+        try:
+            return why_no_weights(FilePath(self.weights).expanduser())
+        except OSError as error:
+            return f"the file `{self.weights}` cannot be read: {error.strerror}"
 
     def check(self, site: "Site") -> None:
         """What it is made from must be there."""

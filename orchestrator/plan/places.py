@@ -21,6 +21,7 @@ from raydistill.plan.schema import task_class
 if TYPE_CHECKING:
     from raydistill.plan.load import Source
 
+FILES = ("given", "weights")  # clusters, and a model's first weights
 WORDS = ("stage", "method", "name")
 """Keys of what a mapping is: options stand beside them."""
 
@@ -93,9 +94,7 @@ def _options(value: Any, path: Path, *, is_option: bool) -> Iterator[tuple[Path,
         own = any(isinstance(value.get(key), str) and ":" in value[key] for key in WORDS)
         is_named = is_option or "name" in value or own
         for key, item in value.items():
-            yield from _options(
-                item, (*path, key), is_option=(is_named and key not in WORDS) or key == "given"
-            )
+            yield from _options(item, (*path, key), is_option=(is_named and key not in WORDS) or key in FILES)
     elif isinstance(value, list):
         for index, item in enumerate(value):
             yield from _options(item, (*path, index), is_option=is_option)

@@ -66,6 +66,11 @@ class StageConfig(Kind):
         return ()
 
     @property
+    def existing_model(self) -> ModelConfig | None:
+        """A model that it takes as it is, and does not train."""
+        return None
+
+    @property
     def compares_features(self) -> bool:
         """Whether it looks at the features of a teacher."""
         return False

@@ -6,7 +6,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from raydistill.errors import StageError
 from raydistill.kinds.stages import DistillConfig
 from raydistill.kinds.survey import ProbedModel
+from raydistill.models.outputs import are_probabilities, described, likely_output
 from raydistill.plan.model import ModelConfig
 from raydistill.plan.order import Graph
 from raydistill.plan.schema import Plan
@@ -46,8 +46,8 @@ def check_features(graph: Graph, plan: Plan) -> None:
 def _setting(config: DistillConfig, graph: Graph, task: Task) -> Setting:
     models = [graph.model_of(name) for name in config.teachers]
     with torch.device("meta"):
-        student = model_files.build(config.student, task)
-        teachers = [model_files.build(model, task) for model in models if model is not None]
+        student = model_files.build_blank(config.student, task)
+        teachers = [model_files.build_blank(model, task) for model in models if model is not None]
     return setting_of(config, task, student, teachers)
 
 
@@ -73,11 +73,14 @@ def probe_model(probed: ProbedModel, task: Task, data: TaskData, samples: Tensor
     with torch.random.fork_rng():
         torch.manual_seed(0)
         try:
-            model = _build(probed.model.replace(num_classes=probed.num_classes), task).to(samples.device)
+            model = _build(probed, task).to(samples.device)
             with torch.no_grad():
-                _logits(model.eval(), samples, probed.num_classes)
+                logits = _logits(model.eval(), samples, probed.num_classes)
                 parameters = sum(parameter.numel() for parameter in model.parameters())
                 _logits(model, samples[:1], probed.num_classes)
+            if not probed.is_trained:
+                _check_logits(logits, probed.model)
+                return Probe(parameters)
             _check_gradients(model.train(), samples, probed)
             _check_batch_of_one(model, samples[:1], probed, data)
             _check_initial(probed, task)
@@ -86,9 +89,10 @@ def probe_model(probed: ProbedModel, task: Task, data: TaskData, samples: Tensor
     return Probe(parameters)
 
 
-def _build(config: ModelConfig, task: Task) -> nn.Module:
+def _build(probed: ProbedModel, task: Task) -> nn.Module:
+    build = model_files.build if probed.is_trained else model_files.build_whole
     try:
-        return model_files.build(config, task)
+        return build(probed.model.replace(num_classes=probed.num_classes), task)
     except Exception as error:  # whatever a user's function does
         raise StageError(f"cannot be built: {summary_of(error)}") from error
 
@@ -105,7 +109,12 @@ def _logits(model: nn.Module, inputs: Tensor, num_classes: int) -> Tensor:
         ) from error
     if not isinstance(output, Tensor):
         raise StageError(
-            f"returns {_described(output)} in {mode} mode; return the logits alone, one tensor (batch, classes)"
+            f"returns {described(output)} in {mode} mode; return the logits alone, one tensor (batch, classes)"
+            + (
+                f", or write `output: {likely}` beside it"
+                if (likely := likely_output(output)) is not None
+                else ""
+            )
         )
     expected = (len(inputs), num_classes)
     if output.shape == expected:
@@ -121,13 +130,15 @@ def _logits(model: nn.Module, inputs: Tensor, num_classes: int) -> Tensor:
     )
 
 
-def _described(output: Any) -> str:
-    kind = type(output).__name__
-    if isinstance(output, dict):  # the output objects of some libraries are dicts, too
-        return f"a {kind} with the keys {', '.join(f'`{key}`' for key in output)}"
-    if isinstance(output, tuple | list):
-        return f"a {kind} of {len(output)}"
-    return f"a {kind}" + (", whose `logits` are meant" if hasattr(output, "logits") else "")
+def _check_logits(logits: Tensor, config: ModelConfig) -> None:
+    """What a model that is taken as it is answers, are logits."""
+    if not bool(logits.isfinite().all()):
+        raise StageError("answers with numbers that are not finite; are its weights whole?")
+    if config.gives is None and are_probabilities(logits):
+        raise StageError(
+            "gives probabilities, as rows that add up to 1 show; write `gives: probabilities` beside it, and their"
+            " logarithm is taken, or `gives: logits` if they are logits all the same"
+        )
 
 
 def _check_gradients(model: nn.Module, inputs: Tensor, probed: ProbedModel) -> None:
@@ -181,8 +192,8 @@ def _check_initial(probed: ProbedModel, task: Task) -> None:
     own_config = probed.model.replace(num_classes=probed.num_classes)
     try:
         with torch.device("meta"):
-            own = _shapes(model_files.build(own_config, task))
-            other = _shapes(model_files.build(probed.initial, task))
+            own = _shapes(model_files.build_blank(own_config, task))
+            other = _shapes(model_files.build_blank(probed.initial, task))
         if (probed.initial.num_classes or task.num_classes) != probed.num_classes:
             other |= {key: own[key] for key in model_files.classifier_keys(own_config, task)}
     except Exception:  # some models cannot be built without memory: the stage finds out

@@ -40,7 +40,7 @@ def load_data(context: StageContext) -> TaskData:
 def build_seeded_model(model: ModelConfig, config: TrainingConfig, context: StageContext) -> torch.nn.Module:
     """The model, on the stage's device, with initial weights that depend on the stage's seed alone."""
     torch.manual_seed(fold_key(config.seed, Purpose.INITIAL))
-    return model_files.build(model, context.task).to(context.device)
+    return model_files.build(model, context.task, context.warn).to(context.device)
 
 
 def build_initial_model(model: ModelConfig, config: TrainingConfig, context: StageContext) -> torch.nn.Module:

@@ -1,9 +1,10 @@
 """A trained model on disk: weights as safetensors, and the JSON that is needed to build and use it anywhere."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from raydistill.errors import StageError, StoreError
-from raydistill.models.build import build_model
+from raydistill.models.build import build_model, load_function
+from raydistill.models.checkpoints import load_weights
+from raydistill.models.outputs import take_logits
 from raydistill.plan.fingerprint import differences
 from raydistill.plan.model import ModelConfig
 from raydistill.runs.context import StageContext
@@ -68,21 +71,62 @@ def classifier_keys(config: ModelConfig, task: Task) -> list[str]:
 
     def shapes(num_classes: int) -> dict[str, torch.Size]:
         with torch.device("meta"):
-            model = build(config.replace(num_classes=num_classes), task)
+            model = build_blank(config.replace(num_classes=num_classes), task)
         return {key: value.shape for key, value in model.state_dict().items()}
 
     few, many = shapes(2), shapes(3)
     return [key for key, shape in few.items() if many[key] != shape]
 
 
-def build(config: ModelConfig, task: Task) -> nn.Module:
-    """A fresh model for a task; its weights are drawn from torch's current random state."""
+def build(config: ModelConfig, task: Task, tell: Callable[[str], None] = log.info) -> nn.Module:
+    """A fresh model for a task, to be trained: its weights are those of its file, or drawn from torch's current random
+    state, as is a classifier for another number of classes. `tell` hears what there is to say about the file.
+    """
+    return _build(config, task, tell, lambda: classifier_keys(config, task))
+
+
+def build_whole(config: ModelConfig, task: Task, tell: Callable[[str], None] = log.info) -> nn.Module:
+    """A model for a task as it came, with all weights of its file."""
+    return _build(config, task, tell, tuple)
+
+
+def _build(
+    config: ModelConfig, task: Task, tell: Callable[[str], None], head: Callable[[], Sequence[str]]
+) -> nn.Module:
+    config = _with_own_weights(config)
+    model = build_blank(config, task)
+    if config.weights is not None:
+        try:
+            for remark in load_weights(model, Path(config.weights).expanduser(), config.ignore, head):
+                tell(remark)
+        except (ValueError, OSError) as error:
+            raise StageError(str(error)) from error
+    return model
+
+
+def build_blank(config: ModelConfig, task: Task) -> nn.Module:
+    """A fresh model for a task, whatever file it is to begin from."""
     try:
-        return build_model(
-            config.name, config.options, task.input_shape, config.num_classes or task.num_classes
-        )
+        return _network(config, task.input_shape, config.num_classes or task.num_classes)
     except (ValueError, FileNotFoundError) as error:
         raise StageError(str(error)) from error
+
+
+def _network(config: ModelConfig, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    model = build_model(config.name, config.options, input_shape, num_classes)
+    return take_logits(model, config.output, config.gives)
+
+
+def _with_own_weights(config: ModelConfig) -> ModelConfig:
+    """The config of a function that reads weights itself with the file among its options."""
+    if config.weights is None or not config.is_users_own:
+        return config
+    try:
+        is_its_own = "weights" in signature(load_function(config.name)).parameters
+    except ValueError as error:
+        raise StageError(str(error)) from error
+    options = {**config.options, "weights": config.weights}
+    return config.blank.replace(options=options) if is_its_own else config
 
 
 class OffsetLogits(nn.Module):
@@ -111,12 +155,12 @@ def save(
     """
     with atomic_write(context.path(WEIGHTS)) as temporary:
         save_model(model, str(temporary))
-    task = context.task
+    task, built = context.task, _with_own_weights(config).blank
     write_json(
         context.path(DESCRIPTION),
         {
-            "model": config.model_dump(mode="json"),
-            **({"made_from": context.made_from(config)} if config.is_users_own else {}),
+            "model": built.model_dump(mode="json"),
+            **({"made_from": _made_from(built, context.made_from(config))} if config.is_users_own else {}),
             "num_classes": config.num_classes or task.num_classes,
             "input_shape": list(task.input_shape),
             "class_names": list(task.class_names),
@@ -128,6 +172,12 @@ def save(
             **more,
         },
     )
+
+
+def _made_from(built: ModelConfig, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The identity of a model without the file of weights that the stored ones replace."""
+    options = {key: value for key, value in identity["options"].items() if key in built.options}
+    return {key: value for key, value in identity.items() if key != "ignore"} | {"options": options}
 
 
 def _warn_of_other_code(config: ModelConfig, made_from: Any, folder: Path) -> None:
@@ -146,6 +196,11 @@ def load(folder: StageFolder, device: str = "cpu") -> TrainedModel:
     """Load a finished stage's model, after checking its files against the record. Whatever its plan named builds it."""
     folder.payload(WEIGHTS)
     return _load(folder.payload(DESCRIPTION).parent, device, lambda config: config)
+
+
+def load_saved(context: StageContext) -> TrainedModel:
+    """The model that the running stage has saved, as others will load it."""
+    return _load(context.folder.path, context.device, lambda config: config)
 
 
 def load_received(folder: Path, modules: Sequence[str] = ()) -> TrainedModel:
@@ -178,10 +233,10 @@ def _load(
     try:
         config = admit(description.model)
         _warn_of_other_code(config, description.made_from, folder)
-        arguments = (config.name, config.options, shape, description.num_classes)
+        network = partial(_network, config, shape, description.num_classes)
         if is_bounded and not config.is_users_own:
-            check_size(partial(build_model, *arguments), weights)
-        model = build_model(*arguments)
+            check_size(network, weights)
+        model = network()
         load_model(model, str(weights))
     except (ValueError, RuntimeError, TypeError, OSError, SafetensorError) as error:
         raise StoreError(f"`{weights}` cannot be loaded: {' '.join(str(error).split())}") from error

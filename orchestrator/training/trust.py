@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from raydistill.errors import PlanError
-from raydistill.models import find_architecture
 from raydistill.models.build import load_function
 from raydistill.plan.model import ModelConfig
 from raydistill.plan.schema import build_task
@@ -38,13 +37,12 @@ NOBODY = Trust()
 
 
 def admitted(config: ModelConfig, modules: Sequence[str], file: Path) -> ModelConfig:
-    """The model as it may be built when `file`, which names it, was received: without files that its options name.
+    """The model as it may be built when `file`, which names it, was received.
 
     Raises `PlanError` for a function that is not of one of the `modules`.
     """
     if not config.is_users_own:
-        options = find_architecture(config.name).read_options(config.options).without_files()
-        return config.replace(options=options.model_dump(mode="json"))
+        return config.blank
     module = config.name.partition(":")[0]
     _refuse_foreign(module, config.name, modules, file)
     function: Callable[..., Any] = load_function(config.name)

@@ -54,6 +54,7 @@ PLANS: dict[str, dict[str, Any]] = {
         "mixed": LIVE | AUGMENTED | {"combine": {"rule": "geometric", "weights": "proportional"}},
         "committee": LIVE | {"method": {"method": "ca_mkd", "feature_weight": 5, "logits_only_epochs": 0}},
         "shifted": {"stage": "adjust_class_bias", "model": "mixed", "classes": [1]},
+        "brought": {"stage": "pretrained", "model": CNN},
     },
     "specialists": {
         "teacher": TEACHER,

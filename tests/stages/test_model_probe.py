@@ -197,17 +197,31 @@ def test_a_last_batch_is_counted_in_what_the_stage_trains_on(attempt: Try) -> No
     assert attempt(normalised, batch_size=53, transfer=None).error is None
 
 
-def test_weights_of_another_number_of_classes_do_not_fit(attempt: Try, tmp_path: Path, stages: Any) -> None:
+def test_weights_of_another_number_of_classes_begin_a_training_and_are_no_teacher(
+    attempt: Try, tmp_path: Path, stages: Any
+) -> None:
     stages.file.unlink()
     np.savez(
         stages.file, inputs=np.random.default_rng(0).normal(size=(60, 3, 32, 32)), labels=np.arange(60) % 3
     )
     save_file(resnet18(num_classes=10).state_dict(), tmp_path / "w.safetensors")
-    options = {"architecture": "resnet18", "weights": str(tmp_path / "w.safetensors")}
-    error = attempt(model={"name": "torchvision", **options}).error
+    model = {"name": "torchvision", "architecture": "resnet18", "weights": str(tmp_path / "w.safetensors")}
+    assert attempt(model=model).error is None
+    error = attempt(model=model, is_trained=False).error
     assert error is not None
-    assert "tensor `fc.weight` has the shape (10, 512), the model needs (3, 512)" in error
+    assert "`fc.weight` (10, 512), the model needs (3, 512)" in error
+    assert attempt(model=model | {"ignore": ["fc.*"]}, is_trained=False).error is None
     assert attempt(model={"name": "torchvision", "architecture": "resnet18"}).error is None
+
+
+def test_probabilities_are_not_taken_for_logits(attempt: Try, users_models: Callable[[str], str]) -> None:
+    source = "from torch import nn\ndef build(num_classes):\n    return nn.Sequential(nn.Flatten(),"
+    name = users_models(source + " nn.Linear(64, num_classes), nn.Softmax(1))")
+    error = attempt(model={"name": f"{name}:build"}, is_trained=False).error
+    assert error is not None
+    assert "write `gives: probabilities` beside it" in error
+    for gives in ("probabilities", "logits"):
+        assert attempt(model={"name": f"{name}:build", "gives": gives}, is_trained=False).error is None
 
 
 def test_the_weights_of_another_stage_fit_or_are_refused_before_it_is_trained(attempt: Try) -> None:
