@@ -121,6 +121,19 @@ class SearchView:
         """Where what all trials share ran, and the best plan, below the storage root."""
         return [*self.about.plan_runs, *([self.about.best.plan_run] if self.about.best else [])]
 
+    def table(self) -> list[dict[str, Any]]:
+        """A row per trial, for `pandas.DataFrame`: number, how it ended, its values by their paths, its metric."""
+        return [
+            {
+                "trial": trial.number,
+                "status": trial.status,
+                **trial.values,
+                self.metric: trial.metric,
+                "seconds": trial.seconds,
+            }
+            for trial in self.trials()
+        ]
+
     def trials(self, but: Collection[str] = ()) -> list[TrialRecord]:
         """The trials whose records can be read, but for some, by their numbers."""
         return read_trials(self.folder, but)

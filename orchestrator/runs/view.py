@@ -143,6 +143,11 @@ class StageView:
         """The lines of `metrics.jsonl`, without those that a crash tore."""
         return list(_lines(read_text(self.folder.path / METRICS)))
 
+    def history(self) -> list[dict[str, Any]]:
+        """A row per epoch, for `pandas.DataFrame`: `epoch`, `train/loss`, `validation/accuracy` and whatever else was
+        written during training; empty for a stage that does not train."""
+        return [line for line in self.progress if "epoch" in line]
+
     def curve(self, name: str) -> Curve:
         """A metric by epoch, or by step where no epoch was written. Values that are not finite are left out."""
         points = [
