@@ -194,3 +194,17 @@ def test_no_metric_is_named_outside_of_the_table_of_kinds_and_of_plans() -> None
             if isinstance(text, str) and is_spelled.search(text) and not OTHERS.match(text):
                 spelled.append(f"{path.relative_to(ROOT)}:{node.lineno}: {text}")
     assert spelled == []
+
+
+def test_no_metric_is_named_outside_the_table() -> None:
+    root = Path(__file__).parents[1] / "orchestrator"
+    names = "|".join(metric.name for metric in METRICS)
+    name_in_a_record = re.compile(rf"""["'](validation|test)/({names})["']""")
+    files = [*root.rglob("*.py"), *root.rglob("*.html")]
+    assert len(files) > 100
+    spelled = [
+        f"{file.relative_to(root)}: {found[0]}"
+        for file in files
+        for found in name_in_a_record.finditer(file.read_text(encoding="utf-8"))
+    ]
+    assert spelled == []

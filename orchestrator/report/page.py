@@ -202,9 +202,11 @@ def build_search_page(summary: SearchSummary, importance: Importance, plots: "Se
     )
 
 
-def _judged(metrics: Mapping[str, float]) -> dict[str, Any]:
+def _judged(judged: Mapping[str, float]) -> dict[str, Any]:
     """The winner's result on the test split; empty before there is one."""
-    accuracy, errors, samples = (metrics.get(f"test/{name}") for name in ("accuracy", "errors", "samples"))
+    accuracy, errors, samples = (
+        judged.get(metric.on("test")) for metric in (metrics.Accuracy, metrics.Errors, metrics.Samples)
+    )
     if accuracy is None or not math.isfinite(accuracy):
         return {}
     interval = wilson_interval(1 - accuracy, round(samples)) if errors is not None and samples else None
