@@ -7,7 +7,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+DEEPEST = (
+    2000  # layers: the deepest published network of these families has 1202, and each takes time to build
+)
 Width = Annotated[int, Field(ge=1)]
+Layers = Annotated[int, Field(ge=1, le=DEEPEST)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Multiplier = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -21,7 +25,9 @@ class Options(BaseModel):
 class MlpOptions(Options):
     """A multilayer perceptron with ReLU; inputs of any shape are flattened. Without widths it is linear."""
 
-    widths: tuple[Width, ...] = Field((800, 800), description="units of each hidden layer")
+    widths: tuple[Width, ...] = Field(
+        (800, 800), max_length=DEEPEST, description="units of each hidden layer"
+    )
     dropout: Probability = Field(0.0, description="share of hidden units dropped; 0.5 in arXiv 1207.0580")
     input_dropout: Probability = Field(0.0, description="share of inputs dropped; 0.2 in arXiv 1207.0580")
 
@@ -29,7 +35,7 @@ class MlpOptions(Options):
 class AcousticOptions(Options):
     """The acoustic network of arXiv 1503.02531: 26 frames of 40 filterbank values in, a logit per HMM state out."""
 
-    layers: int = Field(8, ge=1, description="hidden layers")
+    layers: Layers = Field(8, description="hidden layers")
     width: Width = Field(2560, description="units of each hidden layer")
     dropout: Probability = Field(0.0, description="share of hidden units dropped")
 
@@ -37,10 +43,14 @@ class AcousticOptions(Options):
 class CnnOptions(Options):
     """A plain convolutional network: stages of 3x3 convolutions with ReLU, each closed by a 2x2 max-pool."""
 
-    widths: tuple[Width, ...] = Field((32, 64), min_length=1, description="channels of each stage")
-    convolutions: tuple[Width, ...] = Field((), description="convolutions in each stage; left out, one each")
+    widths: tuple[Width, ...] = Field(
+        (32, 64), min_length=1, max_length=64, description="channels of each stage"
+    )
+    convolutions: tuple[Layers, ...] = Field((), description="convolutions in each stage; left out, one each")
     batch_norm: bool = Field(False, description="batch normalisation after every convolution")
-    hidden: tuple[Width, ...] = Field((), description="units of the hidden layers after the last pool")
+    hidden: tuple[Width, ...] = Field(
+        (), max_length=DEEPEST, description="units of the hidden layers after the last pool"
+    )
     dropout: Probability = Field(0.0, description="share of units dropped after each of those hidden layers")
 
     @model_validator(mode="after")
@@ -65,7 +75,7 @@ class ResNetOptions(Options):
     """A residual network for small images (arXiv 1512.03385 §4.2): three stages of 16, 32 and 64 channels."""
 
     depth: int = Field(
-        20, description="layers with weights: 6n + 2 with basic blocks, 9n + 2 with bottlenecks"
+        20, le=DEEPEST, description="layers with weights: 6n + 2 with basic blocks, 9n + 2 with bottlenecks"
     )
     width_multiplier: Multiplier = Field(1.0, description="factor on the stages' channels")
     stem_width: Width | None = Field(
@@ -111,7 +121,7 @@ class ResNetOptions(Options):
 class WideResNetOptions(Options):
     """A wide residual network with pre-activation blocks (arXiv 1605.07146)."""
 
-    depth: int = Field(28, description="6n + 4")
+    depth: int = Field(28, le=DEEPEST, description="6n + 4")
     width_multiplier: int = Field(10, ge=1, description="factor on the stages' 16, 32 and 64 channels")
     dropout: Probability = Field(0.0, description="between the two convolutions of a block; 0.3 in the paper")
 
@@ -159,7 +169,7 @@ class BranchedOptions(Options):
     """
 
     model: dict[str, Any] = Field(description="the plain network, e.g. `{name: resnet20}`")
-    branches: int = Field(3, ge=2, description="how often, the network's own included")
+    branches: int = Field(3, ge=2, le=100, description="how often, the network's own included")
 
     @model_validator(mode="after")
     def _is_one_of_ours(self) -> Self:

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.console import RenderableType
-from rich.markup import escape
 from rich.table import Table
 
+from raydistill.plain import escape
 from raydistill.runs.cleaning import Removal
 from raydistill.runs.contrast import Contrast
 from raydistill.runs.flat import flatten, with_names

@@ -1,6 +1,5 @@
 """Output on the terminal: tables on stdout, progress on stderr."""
 
-import sys
 import threading
 import time
 from collections import Counter
@@ -10,12 +9,12 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
 
 from raydistill.execution.outlook import Prospect
 from raydistill.kinds.stage_bases import TrainingConfig
 from raydistill.metrics import Accuracy, Errors, Metric, Samples
+from raydistill.plain import escape, say
 from raydistill.plan.config import configs_in
 from raydistill.plan.order import Graph
 from raydistill.plan.sources import unseen_sources
@@ -225,8 +224,7 @@ class Progress:
 
     def _line(self, name: str, text: str) -> None:
         if not self.live.is_started:
-            sys.stderr.write(f"{time.monotonic() - self.started:7.1f} s  {name}: {text}\n")
-            sys.stderr.flush()
+            say(f"{time.monotonic() - self.started:7.1f} s  {name}: {text}")
 
     def _render(self) -> RenderableType:
         table = new_table("stage", "state", "seconds", "epoch", "loss", "left", "")

@@ -80,7 +80,7 @@ def digests_of_parts(file: Path, options: str, compute: Callable[[], Mapping[str
     place = data_root() / "digests" / f"{digest_text(key)[:24]}.json"
     try:
         found: Mapping[str, str] = json.loads(place.read_bytes())[key]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         found = compute()
         _write(place, {key: dict(found)})
     return found
@@ -149,7 +149,7 @@ def _load(place: Path) -> Remembered:
     try:
         files = json.loads(place.read_bytes())["files"]
         return {name: (_stamp_of(then), str(digest)) for name, (*then, digest) in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
 
 

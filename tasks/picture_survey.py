@@ -86,7 +86,7 @@ def _remembered(memory: Path) -> dict[str, tuple[Stamp, Look]]:
         if content["reader"] != READER:
             return {}
         return {path: _seen(*seen) for path, seen in content["seen"].items()}
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return {}
 
 

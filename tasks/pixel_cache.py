@@ -277,7 +277,7 @@ def declared_shape(file: Path, shard: Any) -> Shape:
     text = (shard.schema_arrow.metadata or {}).get(b"shape", b"null")
     try:
         shape = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         shape = None
     if isinstance(shape, list) and len(shape) == 3 and all(isinstance(n, int) and n > 0 for n in shape):
         return tuple(shape)

@@ -48,7 +48,7 @@ def _schema_names(shard: Path, changed: Stamp) -> tuple[str, ...] | None:
         text = (opened.schema_arrow.metadata or {}).get(b"huggingface", b"{}")
     try:
         names = json.loads(text)["info"]["features"]["label"]["names"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return _different(shard, names)
 
@@ -98,7 +98,8 @@ def _manifest_shards(folder: Path) -> Mapping[str, Any]:
 
 @lru_cache(maxsize=16)
 def _manifest(file: Path, changed: Stamp) -> Mapping[str, Any]:
-    shards = read_json(file).get("shards")
+    content = read_json(file)
+    shards = content.get("shards") if isinstance(content, dict) else None
     if not isinstance(shards, dict):
         raise ValueError(f"`{file}` has no `shards`; delete it, or write it again")
     return shards
@@ -108,7 +109,7 @@ def read_json(file: Path) -> Any:
     """What a JSON file holds. `ValueError` names the file when it is damaged."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"`{file}` is damaged: {error}") from error
 
 

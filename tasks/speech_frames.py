@@ -148,7 +148,7 @@ def _check_apart(parts: dict[str, Utterances]) -> None:
 def _read_names(file: Path, changed: Stamp) -> tuple[str, ...]:
     try:
         names: Any = json.loads(file.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"`{file}` is damaged: {error}") from error
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise ValueError(f"`{file}` should be a list of the states' names, in the order of the labels")

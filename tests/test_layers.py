@@ -33,7 +33,7 @@ ROWS = (
     ("kinds",),
     ("plan",),
     ("metrics",),
-    ("lookup",),
+    ("lookup", "plain"),
     ("models", "tasks"),
     ("errors", "masking"),
 )
@@ -196,7 +196,7 @@ def test_every_package_is_installed() -> None:
 def test_the_command_line_does_nothing_that_python_cannot() -> None:
     # Sending a job is a conversation with a person from beginning to end; tables are for terminals alone.
     talks = {"submit", "jobs", "doctor", "watching", "tune"}
-    shows = {"cli", "__init__", "errors", "masking", "storage_tables", "terminal", "tasks"}
+    shows = {"cli", "__init__", "errors", "masking", "plain", "storage_tables", "terminal", "tasks"}
     others = {
         f"{path.stem}:{line} {'.'.join(name)}"
         for path in MODULES

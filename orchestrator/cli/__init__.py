@@ -11,6 +11,7 @@ from raydistill.cli.jobs import jobs
 from raydistill.cli.models import evaluate, export, predict, verify
 from raydistill.cli.run import report, run
 from raydistill.cli.storage import clean, compare, list_stored, show
+from raydistill.cli.streams import PlainFormatter
 from raydistill.cli.submit import submit
 from raydistill.cli.tracking import sync, ui
 from raydistill.cli.tune import tune
@@ -28,8 +29,9 @@ def main(verbose: bool) -> None:
     distill ui
     """
     handler = logging.StreamHandler()
+    handler.setFormatter(PlainFormatter("%(message)s"))
     handler.setLevel(logging.INFO if verbose else logging.WARNING)  # stages log more, to their own files
-    logging.basicConfig(format="%(message)s", handlers=[handler])
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("raydistill").setLevel(handler.level)
 
 

@@ -30,8 +30,8 @@ def coloured(word: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Text in which rich finds no markup."""
-    from rich.markup import escape
+    """Text in which rich and the terminal find nothing to obey."""
+    from raydistill.plain import escape
 
     return escape(text)
 

@@ -1,5 +1,6 @@
 """The group of commands: errors become one line and an exit code."""
 
+import logging
 import signal
 import sys
 import threading
@@ -9,10 +10,12 @@ from typing import Any
 
 import click
 
-from raydistill.cli.streams import degrade_output
+from raydistill.cli.streams import degrade_output, flush_output
 from raydistill.errors import DistillError, PlanError
 from raydistill.masking import mask
 from raydistill.tasks.picture_files import printable
+
+log = logging.getLogger(__name__)
 
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 
@@ -32,11 +35,18 @@ class Group(click.Group):
         except DistillError as error:
             click.echo(f"error: {printable(mask(error.message))}", err=True)
             sys.exit(FAILED)
+        except OSError as error:  # of a file that nobody expected to fail, or of the output itself
+            log.debug("the error", exc_info=True)
+            what = f"`{error.filename}`" if error.filename else "the output cannot be written"
+            click.echo(f"error: {printable(f'{what}: {error.strerror or error}')}", err=True)
+            sys.exit(FAILED)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command. click itself would turn an interrupt into exit code 1."""
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            flush_output()
+            return result
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(INTERRUPTED)

@@ -1,7 +1,12 @@
 """Output in whatever encoding the terminal or the pipe has: what it cannot show is shown plainly."""
 
 import codecs
+import logging
+import os
 import sys
+from pathlib import Path
+
+from raydistill.plain import printable_lines
 
 PLAIN = {
     "×": "x",
@@ -16,6 +21,23 @@ PLAIN = {
     "—": "-",
 }
 LINES = "─━═┄╌│┃║┌┐└┘├┤┬┴┼╭╮╯╰╴╵╶╷╸╹╺╻"
+
+
+class PlainFormatter(logging.Formatter):
+    """What is logged about files of other people holds nothing that a terminal would obey."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """As usual, escaped."""
+        return printable_lines(super().format(record))
+
+
+def flush_output() -> None:
+    """Raise now what could not be written: at the end of the process Python would say it in its own words."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - what is left is lost
+        raise
 
 
 def degrade_output() -> None:

@@ -15,8 +15,8 @@ from raydistill.masking import mask
 if TYPE_CHECKING:
     from raydistill.execution.submit.client import Job, JobsClient
     from raydistill.execution.submit.sending import Submission
-    from raydistill.plan.load import Source
     from raydistill.plan.schema import Plan
+    from raydistill.plan.written import Source
     from raydistill.search.problem import Problem
 
 

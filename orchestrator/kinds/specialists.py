@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
+from raydistill.errors import PlanError
 from raydistill.kinds.augmentations import AugmentationOptions
 from raydistill.kinds.stage_bases import BatchSize, TrainingConfig
 from raydistill.kinds.training import TransferConfig
@@ -24,6 +24,7 @@ from raydistill.plan.config import (
 from raydistill.plan.mistakes import located_error
 from raydistill.plan.model import ModelConfig
 from raydistill.plan.stage import StageConfig
+from raydistill.plan.written import yaml_values
 from raydistill.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -154,12 +155,12 @@ class ConfusionClustersConfig(StageConfig):
 
 def _clusters_in_file(name: str) -> Any:
     try:
-        return yaml.safe_load(Path(name).expanduser().read_text(encoding="utf-8"))
+        return yaml_values(Path(name).expanduser().read_text(encoding="utf-8"), f"`{name}`")
     except OSError as error:
         raise located_error(
             f"`{name}` cannot be read: {error.strerror}; a file with lists of classes"
         ) from None
-    except yaml.YAMLError:
+    except (PlanError, UnicodeDecodeError):
         raise located_error(f"`{name}` is neither YAML nor JSON; it should hold lists of classes") from None
 
 

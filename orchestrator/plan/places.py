@@ -19,7 +19,7 @@ from raydistill.plan.mistakes import Path
 from raydistill.plan.schema import task_class
 
 if TYPE_CHECKING:
-    from raydistill.plan.load import Source
+    from raydistill.plan.written import Source
 
 FILES = ("given", "weights")  # clusters, and a model's first weights
 WORDS = ("stage", "method", "name")

@@ -16,7 +16,7 @@ from raydistill.tasks import TASKS
 from raydistill.tasks.task import Task
 
 if TYPE_CHECKING:
-    from raydistill.plan.load import Source
+    from raydistill.plan.written import Source
 
 
 def build_task(raw: Any) -> Task:

@@ -84,6 +84,13 @@ class Domain(Config):
         """Whether the numbers are integers."""
         return self.kind in ("integer", "log_integer")
 
+    def may_be(self, value: Any) -> bool:
+        """Whether `value` is one of the choices, or a number; a population's may have left the range."""
+        if self.choice is not None:
+            text = json.dumps(value, sort_keys=True)
+            return any(json.dumps(option, sort_keys=True) == text for option in self.choice)
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
     @property
     def size(self) -> int | None:
         """How many values there are; None for a continuous range."""

@@ -4,12 +4,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from raydistill.errors import PlanError
 from raydistill.plan.fingerprint import DATA_CHANGED, differences
+from raydistill.plan.written import MAX_STORED, yaml_values
 from raydistill.runs.flat import flatten, with_names
-from raydistill.runs.run_files import StageEntry
+from raydistill.runs.run_files import PLAN, StageEntry
 from raydistill.runs.view import RunView, StageView
 
 NOT_ASKED = (
@@ -17,7 +16,6 @@ NOT_ASKED = (
     "tracking",
     "search",
 )  # of a plan: how it is shown, and what other plans are made from it
-FastLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True)
@@ -85,8 +83,8 @@ def contrast(left: RunView | StageView, right: RunView | StageView) -> Contrast:
 def _asked(run: RunView) -> dict[str, str]:
     """The options of a run's plan, with all defaults."""
     try:
-        values = yaml.load(run.plan_text, FastLoader)
-    except (yaml.YAMLError, RecursionError):
+        values = yaml_values(run.plan_text, PLAN, MAX_STORED)
+    except PlanError:
         values = None
     if not isinstance(values, dict):
         return {}

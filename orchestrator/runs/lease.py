@@ -158,6 +158,8 @@ def is_held(folder: Path) -> bool:
         return last > 0 and not _is_over(_path(folder, last).read_bytes())
     except FileNotFoundError:  # a successor took it over between two looks, or the folder is gone
         return folder.exists()
+    except OSError:  # nothing that can be read: who does not know leaves it alone
+        return True
 
 
 def _path(folder: Path, number: int) -> Path:
@@ -213,7 +215,7 @@ def _is_over(content: bytes) -> bool:
         if owner == RELEASED:
             return True
         return owner["machine"] == _machine() and _is_gone(owner["pid"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return False  # torn or foreign: let patience decide
 
 

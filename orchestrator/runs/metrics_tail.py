@@ -18,7 +18,9 @@ class MetricsTail:
     def added(self) -> Iterator[Mapping[str, float]]:
         """Every whole line that was not told yet."""
         for line in self._lines():
-            with suppress(ValueError):  # the middle of a line, where a restart has rewound the file
+            with suppress(
+                ValueError, RecursionError
+            ):  # the middle of a line, where a restart has rewound the file
                 yield json.loads(line)
 
     def _lines(self) -> list[bytes]:

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from raydistill.errors import StoreError
 from raydistill.plan.fingerprint import digest
+from raydistill.plan.search import Domain
 from raydistill.runs.files import json_text, make_folder, read_as, replaced_file, write_json
 
 TrialStatus = Literal["running", "done", "stopped_early", "failed", "interrupted"]
@@ -78,6 +79,12 @@ class TrialRecord(BaseModel):
     stages: dict[str, str] = {}
     error: str | None = None
     segment: Segment | None = None
+
+    def is_in(self, space: Mapping[str, Domain]) -> bool:
+        """Whether the values are some that a search through `space` can have tried."""
+        return self.values.keys() == space.keys() and all(
+            domain.may_be(self.values[path]) for path, domain in space.items()
+        )
 
     @property
     def is_over(self) -> bool:

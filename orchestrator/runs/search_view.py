@@ -136,7 +136,7 @@ class SearchView:
 
     def trials(self, but: Collection[str] = ()) -> list[TrialRecord]:
         """The trials whose records can be read, but for some, by their numbers."""
-        return read_trials(self.folder, but)
+        return [trial for trial in read_trials(self.folder, but) if trial.is_in(self.about.space)]
 
 
 def open_search(folder: Path, root: Path) -> SearchView:

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from raydistill.errors import did_you_mean
 from raydistill.metrics import METRICS, Accuracy, Better, Metric
-from raydistill.plan.load import Source
 from raydistill.plan.order import Graph
 from raydistill.plan.schema import Plan
 from raydistill.plan.search import SearchConfig
 from raydistill.plan.stage import StageConfig
+from raydistill.plan.written import Source
 from raydistill.runs.plan_run import node_roles
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from raydistill.errors import PlanError, did_you_mean
 from raydistill.plan.config import Config
-from raydistill.plan.load import Source
 from raydistill.plan.mistakes import Path, shown
 from raydistill.plan.model import ModelConfig
 from raydistill.plan.schema import Plan
 from raydistill.plan.search import Domain
 from raydistill.plan.short_forms import written_out
+from raydistill.plan.written import Source
 
 
 def check_path(plan: Plan, source: Source, written: str, domain: Domain) -> Path:

@@ -13,12 +13,13 @@ from raydistill.errors import PlanError
 from raydistill.kinds.searches import NoSchedulerConfig, PopulationConfig
 from raydistill.kinds.stage_bases import TrainingConfig
 from raydistill.plan.fingerprint import fingerprint
-from raydistill.plan.load import Source, check_plan, source_of
+from raydistill.plan.load import check_plan, source_of
 from raydistill.plan.mistakes import Path
 from raydistill.plan.order import Graph, Node, order_stages
 from raydistill.plan.resources import ResourcesConfig
 from raydistill.plan.schema import Plan
 from raydistill.plan.search import SearchConfig
+from raydistill.plan.written import Source
 from raydistill.runs.plan_run import plan_text
 from raydistill.runs.search_run import SearchRun, TrialRecord
 from raydistill.search.objective import Objective, find_objective

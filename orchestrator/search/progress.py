@@ -1,12 +1,11 @@
 """What a person sees of a search: a line per change of a trial while it runs, and the table that ends it."""
 
-import sys
 import time
 from collections.abc import Mapping, Sequence
 
-from rich.markup import escape
 from rich.table import Table
 
+from raydistill.plain import escape, say
 from raydistill.plan.search import Domain
 from raydistill.runs.search_run import TrialRecord, best_first
 from raydistill.runs.search_words import called, short, short_names, shown_values
@@ -58,8 +57,7 @@ class Progress:
         stamp = f"{time.monotonic() - self._started:7.1f} s"
         values = shown_values(record.values, self._space)
         name = f"trial {record.number} of {self._count}" if record.segment is None else record.segment.shown
-        sys.stderr.write(f"{stamp}  {name} ({values}): {text}\n")
-        sys.stderr.flush()
+        say(f"{stamp}  {name} ({values}): {text}")
 
 
 def _origin(record: TrialRecord) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from raydistill.errors import PlanError
 from raydistill.kinds.searches import PopulationConfig
-from raydistill.runs.search_run import SearchRun, TrialRecord, best_first, now
+from raydistill.runs.search_run import SearchRun, TrialRecord, best_first, now, trial_id
 from raydistill.search.population import Population
 from raydistill.search.problem import Problem
 from raydistill.search.progress import Progress
@@ -14,12 +14,21 @@ from raydistill.search.suggestions import Suggestion, Suggestions, TrialSource
 from raydistill.search.trial import TrialRequest, TrialResult
 
 
+def belongs(record: TrialRecord, problem: Problem) -> bool:
+    """Whether a record is of values that the search can have tried; any other is damaged, and no record."""
+    config = problem.config
+    is_segment = record.segment is not None
+    if is_segment != isinstance(config.scheduler, PopulationConfig) or not record.is_in(config.space):
+        return False
+    return is_segment or record.id == trial_id(record.values)
+
+
 class TrialLog:
     """Every change of a trial is on disk before anything else happens."""
 
     def __init__(self, problem: Problem, run: SearchRun, progress: Progress) -> None:
         self.problem, self._run, self._progress = problem, run, progress
-        self.records = {record.id: record for record in run.trials()}
+        self.records = {record.id: record for record in run.trials() if belongs(record, problem)}
         self._source = source_of(problem, self.records.values())
         progress.best = self.best
 

@@ -309,11 +309,13 @@ def _push(
 ) -> MirrorResult:
     """One push under the lock. Whatever goes wrong becomes the result's `problem`: tracking stops nothing."""
     state = read_state(folder)
-    if state is None or state.tracking_uri != name_of(uri, root):
+    is_new = state is None or state.tracking_uri != name_of(uri, root)
+    if state is None or is_new:
         state = State(tracking_uri=name_of(uri, root))
-        state.save(folder)  # first of all, so that `sync` knows which store the run was meant for
     problem = None
     try:
+        if is_new:
+            state.save(folder)  # first of all, so that `sync` knows which store the run was meant for
         is_search = (folder / SEARCH).exists()
         run = open_search(folder, root) if is_search else open_run(folder, root)
         is_over = driver_is_gone or run.status != "running"

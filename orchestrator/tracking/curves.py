@@ -71,7 +71,7 @@ def is_number(value: Any) -> bool:
 def _parsed(text: bytes) -> dict[str, Any] | None:
     try:
         line = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     is_whole = isinstance(line, dict) and is_number(line.get("step")) and is_number(line.get("time"))
     return line if is_whole else None

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Literal
 
-import yaml
 from pydantic import ValidationError
 
+from raydistill.errors import PlanError
 from raydistill.plan.schema import TrackingConfig
+from raydistill.plan.written import MAX_STORED, yaml_values
 from raydistill.runs.files import read_text
 from raydistill.runs.run_files import PLAN
 
@@ -14,7 +15,7 @@ from raydistill.runs.run_files import PLAN
 def read_settings(folder: Path) -> TrackingConfig | Literal["none"]:
     """The part `tracking` of the plan in `folder`; the defaults when there is none that can be read."""
     try:
-        written = yaml.safe_load(read_text(folder / PLAN)).get("tracking")
+        written = yaml_values(read_text(folder / PLAN), PLAN, MAX_STORED).get("tracking")
         return "none" if written == "none" else TrackingConfig.model_validate(written)
-    except (yaml.YAMLError, AttributeError, ValidationError, RecursionError):
+    except (PlanError, AttributeError, ValidationError):
         return TrackingConfig()

@@ -1,6 +1,5 @@
 """Students as logged models: exported by another process, uploaded, and the best one registered if the plan says so."""
 
-import json
 import logging
 import shutil
 import tempfile
@@ -9,6 +8,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from raydistill.errors import StoreError
+from raydistill.runs.files import read_json
 from raydistill.runs.view import WITH_RESULT, RunView, StageView
 from raydistill.tracking import store
 from raydistill.tracking.later import start_module
@@ -110,7 +111,10 @@ def _report(target: Path) -> Path:
 
 
 def _export_error(target: Path) -> str | None:
-    error: str | None = json.loads(_report(target).read_text(encoding="utf-8"))["error"]
+    try:
+        error: str | None = read_json(_report(target))["error"]
+    except (StoreError, KeyError, TypeError):
+        return "the exporting process left a damaged report"
     return error
 
 

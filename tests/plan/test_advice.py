@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from raydistill.plan.advice import advice, shared_folders
-from raydistill.plan.load import parse_source, validated
+from raydistill.plan.load import validated
 from raydistill.plan.order import order_stages
 from raydistill.plan.schema import Plan
+from raydistill.plan.written import parse_source
 
 ROOT = Path(__file__).parents[2]
 PLAN = """\

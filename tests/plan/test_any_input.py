@@ -7,8 +7,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from raydistill.errors import PlanError
-from raydistill.plan.load import check_plan, parse_source
+from raydistill.plan.load import check_plan
 from raydistill.plan.order import order_stages
+from raydistill.plan.written import parse_source
 
 VALUES: dict[str, Any] = {
     "name": "probe",

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from raydistill.errors import PlanError
-from raydistill.plan.load import check_plan, load_plan, parse_source, read_source
+from raydistill.plan.load import check_plan, load_plan, read_source
 from raydistill.plan.order import order_stages
 from raydistill.plan.schema import Plan
+from raydistill.plan.written import parse_source
 from raydistill.runs.plan_run import plan_text
 from raydistill.tasks.tensors import Tensors
 

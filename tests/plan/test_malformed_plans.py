@@ -779,6 +779,16 @@ REFUSED = {
         "2",
         "do aliases multiply?",
     ),
+    "network of endless depth": (
+        change("[30]", f"[{'30, ' * 2001}]"),
+        "6: stages.teacher.model.widths",
+        "should have at most 2000 entries, not `[30, ",
+    ),
+    "residual network of endless depth": (
+        change("{name: mlp, widths: [30]}", "{name: resnet, depth: 6000002}"),
+        "6: stages.teacher.model.depth",
+        "should be at most 2,000, not `6000002`",
+    ),
     "list without end": (change("probe", f"[{'1, ' * 200_000}]"), "1", "more than 50,000 values"),
     "aliases that multiply": (
         "".join(

@@ -7,7 +7,8 @@ import pytest
 from raydistill.errors import PlanError
 from raydistill.kinds.stage_bases import TrainingConfig
 from raydistill.kinds.stages import STAGES
-from raydistill.plan.load import check_plan, parse_source
+from raydistill.plan.load import check_plan
+from raydistill.plan.written import parse_source
 
 PLAN = """\
 name: shared

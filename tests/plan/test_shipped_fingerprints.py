@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from raydistill.plan.load import parse_source, written_out
+from raydistill.plan.load import written_out
 from raydistill.plan.order import order_stages
 from raydistill.plan.schema import Plan
+from raydistill.plan.written import parse_source
 
 ROOT = Path(__file__).parents[2]
 TABLE = Path(__file__).with_suffix(".json")

@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 import pytest
 
-from raydistill.plan.load import check_plan, parse_source, read_source
+from raydistill.plan.load import check_plan, read_source
 from raydistill.plan.order import Graph, order_stages
 from raydistill.plan.schema import Plan
 from raydistill.plan.short_forms import written_out
+from raydistill.plan.written import parse_source
 from raydistill.runs.plan_run import plan_text
 
 PLAN = """\

@@ -22,9 +22,9 @@ from raydistill.errors import PlanError
 from raydistill.execution.submit.rules import Reason
 from raydistill.plan.address import ADDRESS
 from raydistill.plan.kind import Kind
-from raydistill.plan.load import Source
 from raydistill.plan.mistakes import one_line
 from raydistill.plan.source_code import find_module, read_source
+from raydistill.plan.written import Source
 
 PATHS_OF_TASKS = ("folder", "file", "cache")
 LONGEST_PATH = 300
