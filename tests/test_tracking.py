@@ -29,6 +29,7 @@ from raydistill.runs.folder import StageFolder
 from raydistill.tracking import Mirror, exported_model, mirror, own_store, store, sync
 from raydistill.tracking import background as background_module
 from raydistill.tracking import students as students_module
+from raydistill.tracking.parent import signatures
 from raydistill.tracking.server import problem_of
 from raydistill.tracking.session import GivenUp
 
@@ -1016,3 +1017,10 @@ def test_students_are_logged_as_models_or_as_weights_and_the_best_is_registered(
         versions = runs.client.search_model_versions(f"name = '{name}'")
         assert [(version.version, version.tags["stage"]) for version in versions] == [(1, "good")]
         assert versions[0].source == model.artifact_location
+
+
+def test_a_plot_that_is_still_being_written_is_not_sent(tmp_path: Path) -> None:
+    (tmp_path / "plots").mkdir()
+    for name in ("comparison.png", ".comparison.png.8addba93.tmp"):
+        (tmp_path / "plots" / name).write_bytes(b"png")
+    assert list(signatures(tmp_path)) == ["plots/comparison.png"]

@@ -139,7 +139,7 @@ def signatures(folder: Path) -> dict[str, str]:
     names = (PLAN, RESULTS, SEARCH, BEST_PLAN, "report.html")
     files = [folder / name for name in names]
     found: dict[str, str] = {}
-    for path in [*files, *sorted(folder.glob("plots/*"))]:
+    for path in [*files, *sorted(folder.glob("plots/[!.]*"))]:
         if path.is_file():
             status = path.stat()
             changes = "" if path.name == RESULTS else f"{status.st_size}-{status.st_mtime_ns}"
