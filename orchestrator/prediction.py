@@ -15,7 +15,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from raydistill.errors import DistillError, PlanError, StoreError
+from raydistill.errors import DistillError, PlanError, StageError, StoreError
 from raydistill.runs.files import atomic_write, message_of
 from raydistill.runs.folder import CONFIG, RECORD, StageFolder
 from raydistill.runs.record import summary_of
@@ -88,7 +88,7 @@ def load_predictor(folder: Path, trust: Trust = NOBODY) -> Predictor:
             identity = read_identity(folder)  # a damaged one is an error: it may have named several models
             if open_stage(folder).makes == "judgement":
                 return _load_together(folder.parent.parent, identity["config"], trust)
-    except (LookupError, ArithmeticError, TypeError, AttributeError, ValueError) as error:
+    except (LookupError, ArithmeticError, TypeError, AttributeError, ValueError, StageError) as error:
         raise StoreError(f"`{folder / CONFIG}` is damaged: {summary_of(error)}") from error
     model = load_model(folder, trust)
     return Predictor(model.logits, model)

@@ -17,6 +17,8 @@ from raydistill.errors import StoreError
 
 Shape = TypeVar("Shape", bound=BaseModel)
 
+MOST_DIGITS = 20  # 2⁶⁴ has as many
+
 
 @contextmanager
 def store_errors(path: Path, action: str = "write") -> Iterator[None]:
@@ -108,7 +110,7 @@ def strict(value: Any) -> Any:
 def read_json(path: Path) -> Any:
     """Read a JSON file; `StoreError` names the file when it is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), parse_int=_whole_number)
     except FileNotFoundError as error:
         raise StoreError(f"`{path}` is missing") from error
     except RecursionError:
@@ -123,6 +125,13 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
+
+
+def _whole_number(digits: str) -> int:
+    """What counts, times and keys are; more would be too large for arithmetic with fractions."""
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
 
 
 def read_as(shape: type[Shape], path: Path) -> Shape:

@@ -181,7 +181,7 @@ class StageFolder:
         record = self.done_record()
         path = self.path / name
         if name not in record.payload:
-            raise StoreError(f"`{self.path}` has no payload `{name}`")
+            raise StoreError(f"`{self.path / RECORD}` lists no `{name}`")
         # Whoever asks for a payload reads all of it: the sum, 0.7 s a GB, is a small part of that.
         if not path.is_file() or sha256_file(path) != record.payload[name]:
             raise StoreError(f"`{path}` is damaged: run the plan again, the stage is made anew")
@@ -195,17 +195,22 @@ class StageFolder:
                 # The lease is held by whoever empties the folder, and its number must never be given a second time.
                 if path.name.startswith("lease"):
                     continue
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
+                _remove(path)
 
     def unfinish(self) -> None:
         """Make the folder unfinished work again: no record, and nothing half-written by a process that died."""
         self._refuse_link()
         with store_errors(self.path, "clear the folder"):
             for name in (RECORD, STAMPS):
-                (self.path / name).unlink(missing_ok=True)
+                _remove(self.path / name)
             # Under the lease nobody else writes here: what a temporary name holds belongs to a process that is gone.
             for path in self.path.rglob(".*.tmp"):
                 path.unlink(missing_ok=True)
+
+
+def _remove(path: Path) -> None:
+    """Delete a file, a link or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -219,9 +219,9 @@ def find_stored(name: str, runs: Path | str = "runs") -> RunView | SearchView | 
 
 def _opened(folder: Path, root: Path) -> RunView | SearchView | StageView | None:
     """What lies in a folder, a run with its own root; None when that is nothing of ours."""
-    if (folder / GRAPH).is_file():
+    if (folder / GRAPH).exists():
         return open_run(folder, folder.parents[2])
-    if (folder / SEARCH).is_file():
+    if (folder / SEARCH).exists():
         return open_search(folder, root)
     return open_stage(folder) if (folder / CONFIG).is_file() or STAGE_NAME.fullmatch(folder.name) else None
 

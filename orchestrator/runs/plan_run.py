@@ -10,9 +10,10 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from pydantic import Field, TypeAdapter, ValidationError
 
 from raydistill.errors import StoreError
 from raydistill.masking import mask
@@ -37,6 +38,7 @@ from raydistill.runs.run_files import (
     Status,
 )
 
+SIZES = TypeAdapter(dict[str, Annotated[int, Field(ge=0)]])
 FastDumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
@@ -283,14 +285,16 @@ def plan_text(plan: Plan) -> str:
 def read_data_sizes(root: Path, task: Mapping[str, Any], test: str) -> dict[str, int]:
     """Samples per split of a task with this identity and test split, as a stage noted them; empty before any stage
     loaded the data."""
-    path = _data_sizes_file(root, task, test)
-    return dict(read_json(path)) if path.exists() else {}
+    try:
+        return SIZES.validate_python(read_json(_data_sizes_file(root, task, test)))
+    except (StoreError, ValidationError):
+        return {}
 
 
 def write_data_sizes(root: Path, task: Mapping[str, Any], test: str, sizes: Mapping[str, int]) -> None:
     """Note the samples per split of a task for all plans."""
     path = _data_sizes_file(root, task, test)
-    if not path.exists():
+    if read_data_sizes(root, task, test) != sizes:
         make_folder(path.parent)
         write_json(path, dict(sizes))
 

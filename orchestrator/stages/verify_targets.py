@@ -7,7 +7,8 @@ import torch
 from raydistill.errors import StoreError
 from raydistill.kinds.stages import PredictTargetsConfig
 from raydistill.plan.schema import build_task
-from raydistill.runs.folder import StageFolder
+from raydistill.runs.folder import CONFIG, StageFolder
+from raydistill.runs.record import summary_of
 from raydistill.runs.run_files import GRAPH
 from raydistill.runs.view import STAGES_FOLDER, open_run, open_stage, read_identity
 from raydistill.stages.transfer_data import described_transfer_set
@@ -28,7 +29,7 @@ def verify_files(folder: Path, root: Path) -> tuple[int, list[str]]:
     Returns how many finished stages there are, and what is wrong with some of them. `StoreError` when there is nothing
     to compare.
     """
-    if (folder / GRAPH).is_file():  # some of its stages may have failed, or are gone
+    if (folder / GRAPH).exists():  # some of its stages may have failed, or are gone
         found = {stage.fingerprint: stage.folder for stage in open_run(folder, root).stages.values()}
         stages = [stage for stage in found.values() if open_stage(stage.path).status == "done"]
     else:
@@ -67,9 +68,12 @@ def verify_targets(folder: Path, root: Path, rows: int, seed: int = 0) -> dict[s
 
 
 def _verify_teacher(folder: Path, root: Path, rows: int, seed: int) -> VerifyResult:
-    config = PredictTargetsConfig.model_validate(_config_of(folder))
-    fingerprint = read_identity(folder)["config"]["teacher"]["input"]
-    teacher = model_files.load(StageFolder.of_fingerprint(fingerprint, root))
+    try:
+        config = PredictTargetsConfig.model_validate(_config_of(folder))
+        found = StageFolder.of_fingerprint(read_identity(folder)["config"]["teacher"]["input"], root)
+    except (LookupError, TypeError, ValueError, StoreError) as error:
+        raise StoreError(f"`{folder / CONFIG}` is damaged: {summary_of(error)}") from None
+    teacher = model_files.load(found)
     task = build_task(teacher.description["task"])
     targets = open_targets(folder, root=root, expect=None)
     transfer = described_transfer_set(targets.description, root, task, task.load, "cpu")

@@ -99,7 +99,7 @@ def test_a_file_that_is_gone_is_damage(folder: StageFolder) -> None:
 
 def test_a_file_that_the_record_does_not_know_is_not_handed_out(folder: StageFolder) -> None:
     (folder.path / "other").touch()
-    with pytest.raises(StoreError, match="no payload `other`"):
+    with pytest.raises(StoreError, match="lists no `other`"):
         folder.payload("other")
 
 

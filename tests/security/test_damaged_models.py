@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -164,6 +166,45 @@ def test_a_damaged_model_is_one_line_that_names_its_file(folder: Path, kind: str
     assert seconds < SECONDS
     assert not Path("ran").exists()
     assert not Path("exported").exists()
+
+
+MEASURED = """\
+import sys
+from raydistill.cli import main
+try:
+    main(sys.argv[1:])
+finally:
+    status = open("/proc/self/status").read()
+    print(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+"""
+
+
+def peak_of(*words: str) -> tuple[int, int]:
+    """Exit code of a command in a process of its own, and the most bytes of memory that it had."""
+    ended = subprocess.run(
+        [sys.executable, "-c", MEASURED, *words], capture_output=True, text=True, check=False
+    )
+    return ended.returncode, 1024 * int(ended.stdout.split()[-1])
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="not Linux")
+
+
+@needs_proc
+@pytest.mark.parametrize("kind", ["a header of terabytes", "a terabyte"])
+def test_a_damaged_model_is_refused_in_less_than_a_gigabyte(folder: Path, kind: str) -> None:
+    DAMAGED[kind][1](folder)
+    code, peak = peak_of("predict", "model", "input.npy")
+    assert code == 1
+    assert peak < 1e9
+
+
+@needs_proc
+def test_a_plan_of_a_megabyte_is_refused_in_less_than_a_gigabyte(folder: Path) -> None:
+    Path("plan.yaml").write_text(f"name: [{'1, ' * 330_000}]\n")
+    code, peak = peak_of("run", "plan.yaml", "--dry-run")
+    assert code == 2
+    assert peak < 0.2e9
 
 
 @pytest.mark.parametrize("command", ["predict", "evaluate"])
