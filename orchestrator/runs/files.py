@@ -110,13 +110,19 @@ def strict(value: Any) -> Any:
 def read_json(path: Path) -> Any:
     """Read a JSON file; `StoreError` names the file when it is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_int=_whole_number)
+        return parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise StoreError(f"`{path}` is missing") from error
-    except RecursionError:
-        raise StoreError(f"`{path}` is damaged: it is nested too deep") from None
     except (ValueError, OSError) as error:
         raise StoreError(f"`{path}` is damaged: {error}") from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The values of a JSON text; `ValueError` says in a line what is wrong with it."""
+    try:
+        return json.loads(text, parse_int=_whole_number)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
 
 
 def read_text(path: Path) -> str:

@@ -8,7 +8,6 @@ The owner counts up inside its file; whoever else wants the folder watches the c
 the owner is dead. Clocks are never compared. An owner that was only asleep finds a higher number beside its own.
 """
 
-import json
 import os
 import re
 import socket
@@ -23,7 +22,7 @@ from pathlib import Path
 import psutil
 
 from raydistill.errors import StoreError
-from raydistill.runs.files import json_line, make_folder, store_errors
+from raydistill.runs.files import json_line, make_folder, parse_json, store_errors
 
 LEASE = re.compile(r"lease-(\d+)\.json")
 # Ten beats. A driver held up for some seconds by a network file system, or by swapping, keeps its stages; what a dead
@@ -211,11 +210,11 @@ def _create(folder: Path, number: int) -> Lease | None:
 def _is_over(content: bytes) -> bool:
     """Whether the owner said so, or its process is gone from this machine."""
     try:
-        owner = json.loads(content)
+        owner = parse_json(content)
         if owner == RELEASED:
             return True
         return owner["machine"] == _machine() and _is_gone(owner["pid"])
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         return False  # torn or foreign: let patience decide
 
 

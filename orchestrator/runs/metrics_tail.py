@@ -1,10 +1,10 @@
 """Reads what a running stage adds to its `metrics.jsonl`, the only place where its process reports metrics."""
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from raydistill.runs.files import parse_json
 from raydistill.runs.folder import METRICS
 
 
@@ -18,10 +18,8 @@ class MetricsTail:
     def added(self) -> Iterator[Mapping[str, float]]:
         """Every whole line that was not told yet."""
         for line in self._lines():
-            with suppress(
-                ValueError, RecursionError
-            ):  # the middle of a line, where a restart has rewound the file
-                yield json.loads(line)
+            with suppress(ValueError):  # the middle of a line, where a restart has rewound the file
+                yield parse_json(line)
 
     def _lines(self) -> list[bytes]:
         start = min(self._told, self._size())

@@ -3,7 +3,7 @@
 import re
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, FiniteFloat
 
 # torch puts a worker's whole traceback into the message of an error of the same class.
 LOADER = re.compile(r"Caught \w+ in DataLoader worker process \d+")
@@ -36,8 +36,8 @@ class Record(BaseModel):
     status: Literal["done", "failed"]
     untested: bool = False
     judged_on: str | None = None
-    seconds: float
-    finished: float
+    seconds: FiniteFloat
+    finished: FiniteFloat
     metrics: dict[str, float] = {}
     parameters: int | None = None
     costs: dict[str, float] = {}

@@ -4,7 +4,6 @@ Reports, tracking, the terminal and commands look through it. Small files are re
 somebody asks; a view shows the moment at which it was made. `search_view.py` is the same for a search.
 """
 
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from raydistill.errors import StoreError, did_you_mean
 from raydistill.metrics import Accuracy
 from raydistill.plan.stage import StageConfig
-from raydistill.runs.files import read_as, read_text
+from raydistill.runs.files import parse_json, read_as, read_text
 from raydistill.runs.folder import CONFIG, METRICS, StageFolder, predictions_of
 from raydistill.runs.record import Record
 from raydistill.runs.run_files import (
@@ -381,8 +380,8 @@ def _below(root: Path, stage_folder: str, run_folder: Path) -> Path:
 def _lines(text: str) -> Iterator[dict[str, Any]]:
     for line in text.splitlines():
         try:
-            values = json.loads(line)
-        except (ValueError, RecursionError):
+            values = parse_json(line)
+        except ValueError:
             continue
         if isinstance(values, dict) and isinstance(values.get("step"), int | float):
             yield values

@@ -4,12 +4,13 @@ After such a cut the same steps come again with other times. MLflow would show t
 above the highest one that was sent count.
 """
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from raydistill.runs.files import parse_json
 
 TAIL = 96  # bytes before the offset; they hold a time in milliseconds, so they tell one writing from another
 
@@ -70,8 +71,8 @@ def is_number(value: Any) -> bool:
 
 def _parsed(text: bytes) -> dict[str, Any] | None:
     try:
-        line = json.loads(text)
-    except (ValueError, RecursionError):
+        line = parse_json(text)
+    except ValueError:
         return None
     is_whole = isinstance(line, dict) and is_number(line.get("step")) and is_number(line.get("time"))
     return line if is_whole else None

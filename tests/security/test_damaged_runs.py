@@ -206,9 +206,10 @@ def test_a_damaged_file_is_one_line_or_done_without(file: str, sound: Path, name
         path.write_text("{}")
     before = path.read_bytes()
     changed: dict[str, bytes] = dict(NO_SUCH_SHAPE)
-    if path.suffix == ".json":
-        values = json.loads(before)
-        changed |= {kind: json.dumps(change(values)).encode() for kind, change in OTHER_VALUES.items()}
+    if path.suffix in (".json", ".jsonl"):
+        lines = [json.loads(line) for line in (before.splitlines() if path.suffix == ".jsonl" else [before])]
+        for kind, change in OTHER_VALUES.items():
+            changed[kind] = "\n".join(json.dumps(change(line)) for line in lines).encode()
     for kind, content in changed.items():
         for command, code in READERS[file].items():
             if command in SLOW and kind not in FOR_SLOW:
