@@ -298,7 +298,7 @@ class _Run:
     def _warn_readers(self, name: str, warnings: tuple[str, ...]) -> None:
         """Log a stage's warnings now, and not only at the end of the run, when other stages are about to learn from
         it."""
-        if any(name in node.reads for node in self._unfinished()):
+        if warnings and any(name in node.reads for node in self._unfinished()):
             for text in warnings:
                 log.warning("%s: %s", name, text)
 

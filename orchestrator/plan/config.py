@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import (
@@ -32,6 +32,8 @@ Temperature = Annotated[Number, Field(ge=1e-3, le=1e4)]
 """Below, only the largest logit is left of a distribution; above, only the differences of logits."""
 FINE_TEMPERATURE = 100.0
 """Above, divergences are computed in float64: times T² float32's rounding would be 5 % of them at T = 1,000."""
+
+PLAIN = frozenset({str, int, float, bool, type(None)})  # not their subclasses, such as `StageRef`
 
 Options = TypeVar("Options", bound=BaseModel)
 
@@ -177,26 +179,25 @@ def configs_in(value: Any, path: Path = ()) -> Iterator[tuple[Path, Config]]:
     """A config and every other one inside of it, with the path of keys that leads there."""
     if isinstance(value, Config):
         yield path, value
-        for name in type(value).model_fields:
-            yield from configs_in(getattr(value, name), (*path, name))
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from configs_in(item, (*path, key))
-    elif isinstance(value, (tuple, list)):
-        for index, item in enumerate(value):
-            yield from configs_in(item, (*path, index))
+    for key, item in _parts_of(value):
+        yield from configs_in(item, (*path, key))
 
 
 def stage_refs(value: Any, path: Path = ()) -> Iterator[tuple[Path, StageRef]]:
     """Every `StageRef` inside a config, with the path of keys that leads to it."""
     if isinstance(value, StageRef):
         yield path, value
-    elif isinstance(value, BaseModel):
-        for name in type(value).model_fields:
-            yield from stage_refs(getattr(value, name), (*path, name))
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from stage_refs(item, (*path, key))
+    for key, item in _parts_of(value):
+        yield from stage_refs(item, (*path, key))
+
+
+def _parts_of(value: Any) -> Iterator[tuple[str | int, Any]]:
+    """What a value consists of, by its key. Plain values, nine of ten, hold nothing and are left out."""
+    parts: Iterable[tuple[str | int, Any]] = ()
+    if isinstance(value, BaseModel):
+        parts = ((name, getattr(value, name)) for name in type(value).model_fields)
+    elif isinstance(value, (dict, Mapping)):
+        parts = value.items()
     elif isinstance(value, (tuple, list)):
-        for index, item in enumerate(value):
-            yield from stage_refs(item, (*path, index))
+        parts = enumerate(value)
+    return ((key, item) for key, item in parts if type(item) not in PLAIN)
