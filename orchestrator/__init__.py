@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from raydistill.errors import StageError as StageError
     from raydistill.errors import StageStopped as StageStopped
     from raydistill.errors import StoreError as StoreError
-    from raydistill.execution.outlook import Prospect as Prospect
+    from raydistill.execution.preview import Preview as Preview
     from raydistill.explanation import explain as explain
     from raydistill.export import export_model as export_model
     from raydistill.kinds.method_options import MethodOptions as MethodOptions
@@ -81,7 +81,7 @@ _MODULES = {
         "write_reports",
     ),
     "errors": ("DistillError", "PlanError", "StageError", "StageStopped", "StoreError"),
-    "execution.outlook": ("Prospect",),
+    "execution.preview": ("Preview",),
     "explanation": ("explain",),
     "export": ("export_model",),
     "kinds.method_options": ("MethodOptions",),

@@ -1,6 +1,6 @@
 """Plans, runs and models for Python programs and notebooks; `raydistill` itself offers all of it.
 
-What the command line says in a table is a value here: a `Prospect` for each stage of a dry run, a `RunView` of a run.
+What the command line says in a table is a value here: a `Preview` for each stage of a dry run, a `RunView` of a run.
 Mistakes are a `DistillError` of one line, as there.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raydistill.errors import PlanError
-from raydistill.execution.outlook import Prospect, look_ahead
+from raydistill.execution.preview import Preview, look_ahead
 from raydistill.plan.advice import advice, shared_folders
 from raydistill.plan.load import source_of
 from raydistill.plan.order import Graph, order_stages
@@ -63,7 +63,7 @@ def dry_run(
     only: Iterable[str] = (),
     force: Iterable[str] = (),
     address: str | None = None,
-) -> list[Prospect]:
+) -> list[Preview]:
     """What `run` would do with each stage, and why; nothing is started, neither torch nor Ray is loaded.
 
     With the `address` of a Ray cluster `PlanError` for a stage that none of its machines can run.

@@ -209,7 +209,7 @@ class CalibrationError(Metric):
     compared = True
 
     def compute(self, answers: Answers) -> float:
-        error = load_object("raydistill.training.judgement:expected_calibration_error")
+        error = load_object("raydistill.training.calibration:expected_calibration_error")
         return float(error(answers.probabilities, answers.labels))
 
 

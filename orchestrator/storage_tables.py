@@ -16,9 +16,9 @@ from raydistill.runs.flat import flatten, with_names
 from raydistill.runs.inventory import Inventory, StoredSearch, ended_at, size_of
 from raydistill.runs.lease import is_held
 from raydistill.runs.run_files import REPORT
+from raydistill.runs.search_formatting import called, short
 from raydistill.runs.search_run import best_first
 from raydistill.runs.search_view import SearchView
-from raydistill.runs.search_words import called, short
 from raydistill.runs.view import RunView, StageView
 from raydistill.terminal import STYLES, console, new_table, results_table, warning_lines
 

@@ -11,7 +11,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.table import Table
 
-from raydistill.execution.outlook import Prospect
+from raydistill.execution.preview import Preview
 from raydistill.kinds.stage_bases import TrainingConfig
 from raydistill.metrics import Accuracy, Errors, Metric, Samples
 from raydistill.plain import escape, say
@@ -46,7 +46,7 @@ def console(*, stderr: bool = False) -> Console:
     return plain if plain.is_terminal else Console(stderr=stderr, highlight=False, width=140)
 
 
-def prospects_table(prospects: Sequence[Prospect]) -> Table:
+def prospects_table(prospects: Sequence[Preview]) -> Table:
     """What `--dry-run` prints."""
     table = new_table("stage", "kind", "reads", "resources", "fingerprint", "state", "why")
     for prospect in prospects:
@@ -63,7 +63,7 @@ def prospects_table(prospects: Sequence[Prospect]) -> Table:
     return table
 
 
-def unseen_lines(prospects: Sequence[Prospect]) -> list[str]:
+def unseen_lines(prospects: Sequence[Preview]) -> list[str]:
     """What a dry run says below the table: the code and files that could change without anybody seeing it."""
     parts = (part for prospect in prospects for _, part in configs_in(prospect.node.config))
     return [f"a change is not seen of {escape(text)}" for text in unseen_sources(parts)]

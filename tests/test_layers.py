@@ -160,7 +160,7 @@ def test_a_platform_is_imported_in_few_places(package: str, places: set[str]) ->
             "torch ray mlflow matplotlib pandas sklearn rich",
         ),
         ("raydistill.cli", "torch ray mlflow matplotlib numpy yaml pydantic rich"),
-        ("raydistill.execution.outlook, raydistill.terminal", "torch ray mlflow matplotlib"),
+        ("raydistill.execution.preview, raydistill.terminal", "torch ray mlflow matplotlib"),
         ("raydistill.models, raydistill.models.options, raydistill.tasks", "torch ray mlflow numpy"),
     ],
 )

@@ -12,7 +12,7 @@ from raydistill.cli.group import DONE, FAILED, INTERRUPTED
 from raydistill.cli.options import finds_own_modules, plan_options, runs_option
 
 if TYPE_CHECKING:
-    from raydistill import Plan, Prospect, RunView
+    from raydistill import Plan, Preview, RunView
 
 
 @click.command()
@@ -81,7 +81,7 @@ def report(plan_file: Path, overrides: tuple[str, ...], root: Path) -> None:
         click.echo(str(_relative(path)))
 
 
-def _print_prospects(prospects: "list[Prospect]") -> None:
+def _print_prospects(prospects: "list[Preview]") -> None:
     from raydistill.terminal import console, prospects_table, unseen_lines
 
     out = console()

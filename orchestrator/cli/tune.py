@@ -75,7 +75,7 @@ def confirm_grid(problem: "Problem", yes: bool) -> bool:
 
 
 def _print_search(problem: "Problem", root: Path, only: tuple[str, ...]) -> None:
-    from raydistill.execution.outlook import look_ahead
+    from raydistill.execution.preview import look_ahead
     from raydistill.runs.search_run import SearchRun
     from raydistill.search.progress import space_table
     from raydistill.search.run_search import shared_parts
@@ -120,8 +120,8 @@ def _trials(problem: "Problem") -> str:
 
 def _print_results(problem: "Problem", description: dict[str, Any], records: Any, root: Path) -> None:
     from raydistill.metrics import Accuracy
+    from raydistill.runs.search_formatting import called
     from raydistill.runs.search_run import SearchRun
-    from raydistill.runs.search_words import called
     from raydistill.search.progress import left_out, told_exchanges, took, trials_table
     from raydistill.search.run_search import shown_path
     from raydistill.terminal import console

@@ -32,9 +32,9 @@ class LocalBackend:
     def check_feasible(self, nodes: Sequence[Node]) -> None:
         """Everything fits into this process, one after another; `PlanError` for what only makes sense side by side."""
         for node in nodes:
-            if node.siblings:
+            if node.peers:
                 raise PlanError(
-                    f"stage `{node.name}` learns from `{node.siblings[0]}` while both train, but with `--local` stages"
+                    f"stage `{node.name}` learns from `{node.peers[0]}` while both train, but with `--local` stages"
                     " run one after another; leave `--local` out, or take `train_peers`: peers in one process"
                 )
 

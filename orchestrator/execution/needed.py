@@ -22,7 +22,7 @@ def not_needed(graph: Graph, root: Path, finished: Collection[str], forced: Coll
     for name in reversed(graph.nodes):
         node = graph.nodes[name]
         is_wanted = name in finished or name in forced or name in graph.asked or not readers[name]
-        if is_wanted or node.siblings or (root / node.folder).exists():
+        if is_wanted or node.peers or (root / node.folder).exists():
             continue
         if all(reader in finished or reader in found for reader in readers[name]):
             found.add(name)

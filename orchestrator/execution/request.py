@@ -15,7 +15,7 @@ from raydistill.tasks.task import Task
 class StageRequest:
     """One attempt at one stage. All fields are JSON values.
 
-    `reads` and `siblings` map node names to folders below `root`. `afterwards`, if not empty, is the address of a
+    `reads` and `peers` map node names to folders below `root`. `afterwards`, if not empty, is the address of a
     function and what it is called with: by the stage's process, once the record is written. `number` counts the
     attempts of this run at the stage.
     """
@@ -31,7 +31,7 @@ class StageRequest:
     reads: dict[str, str]
     attempt: str
     resources: dict[str, Any] = field(default_factory=dict)
-    siblings: dict[str, str] = field(default_factory=dict)
+    peers: dict[str, str] = field(default_factory=dict)
     task_identity: dict[str, Any] = field(default_factory=dict)
     test: str = ""
     sees_test: bool = True
@@ -112,7 +112,7 @@ def build_request(
         reads={name: graph.nodes[name].folder for name in node.reads},
         attempt=attempt,
         resources=node.config.resources.model_dump(mode="json"),
-        siblings={name: graph.nodes[name].folder for name in node.siblings},
+        peers={name: graph.nodes[name].folder for name in node.peers},
         task_identity=dict(graph.task),
         test=graph.test,
         sees_test=sees_test,

@@ -51,7 +51,7 @@ def run_stage(
         folder=folder,
         root=Path(request.root),
         reads=request.reads,
-        siblings=request.siblings,
+        peers=request.peers,
         attempt=request.attempt,
         rank=rank,
         world=world,

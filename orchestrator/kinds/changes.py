@@ -10,10 +10,10 @@ from pydantic import ValidationError
 
 from raydistill.errors import did_you_mean
 from raydistill.kinds.training import ChangeConfig
-from raydistill.plan import mistakes
+from raydistill.plan import config_errors
 from raydistill.plan.config import Config
+from raydistill.plan.config_errors import Mistake
 from raydistill.plan.fingerprint import fingerprint
-from raydistill.plan.mistakes import Mistake
 
 MOST_BEGINNINGS = 1000  # epochs that are tried, 50 µs each
 
@@ -84,13 +84,15 @@ def _zero(before: float) -> str:
     return "a weight of 0 would leave out what training reaches until then; write a small number"
 
 
-def _mistakes_of_values(config: Changing, place: mistakes.Path, change: ChangeConfig) -> Iterator[Mistake]:
+def _mistakes_of_values(
+    config: Changing, place: config_errors.Path, change: ChangeConfig
+) -> Iterator[Mistake]:
     """The schema's own word on a changed config."""
     values = config.model_dump(mode="json")
     try:
         type(config).model_validate(values)
     except ValidationError as error:
-        (path, message), *_ = mistakes.mistakes(error, values)
+        (path, message), *_ = config_errors.mistakes(error, values)
         written = ".".join(str(part) for part in path)
         yield Mistake((*place, written) if written in change.set else place, message)
 

@@ -22,7 +22,7 @@ from raydistill.plan.config import (
     StatisticsRef,
     Temperature,
 )
-from raydistill.plan.mistakes import located_error
+from raydistill.plan.config_errors import located_error
 from raydistill.plan.model import ModelConfig
 from raydistill.plan.stage import StageConfig
 
@@ -131,11 +131,11 @@ class SynthesizeConfig(StageConfig):
             raise site.error("the inputs are no images; leave it out", "smooth_every")
         return self
 
-    def copies(self, stages: Mapping[str, StageConfig]) -> int | None:
+    def num_nodes(self, stages: Mapping[str, StageConfig]) -> int | None:
         """One per shard."""
         return self.shards if self.shards > 1 else None
 
-    def numbered(self, index: int) -> Self:
+    def for_node(self, index: int) -> Self:
         """All shards have the same seed."""
         return self.replace(shard=index)
 

@@ -5,8 +5,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from raydistill.plan.config import FINE_TEMPERATURE, Config, Integer, NonNegative, Temperature
+from raydistill.plan.config_errors import located_error
 from raydistill.plan.kind import Choice, Kind
-from raydistill.plan.mistakes import located_error
 
 
 class RampConfig(Config):

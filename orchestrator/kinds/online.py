@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from raydistill.kinds.stage_bases import TrainingConfig
 from raydistill.plan.config import FINE_TEMPERATURE, Boolean, Integer, NonNegative, Temperature
-from raydistill.plan.mistakes import located_error
+from raydistill.plan.config_errors import located_error
 from raydistill.plan.model import ModelConfig
 from raydistill.plan.stage import StageConfig
 
@@ -180,15 +180,15 @@ class CodistillConfig(OnlineConfig):
             )
         return self
 
-    def copies(self, stages: Mapping[str, StageConfig]) -> int | None:
+    def num_nodes(self, stages: Mapping[str, StageConfig]) -> int | None:
         """One per peer of every group."""
         return self.peers * self.replicas
 
-    def numbered(self, index: int) -> Self:
+    def for_node(self, index: int) -> Self:
         """A peer has its own seed, and its place in its group."""
-        return super().numbered(index).replace(peer=index % self.peers)
+        return super().for_node(index).replace(peer=index % self.peers)
 
-    def siblings(self, index: int) -> tuple[int, ...]:
+    def peers_of(self, index: int) -> tuple[int, ...]:
         """The other peers of its group."""
         first = index - index % self.peers
         return tuple(other for other in range(first, first + self.peers) if other != index)

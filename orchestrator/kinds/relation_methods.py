@@ -6,7 +6,7 @@ from pydantic import model_validator
 
 from raydistill.kinds.method_options import MethodOptions
 from raydistill.plan.config import NonNegative
-from raydistill.plan.mistakes import located_error
+from raydistill.plan.config_errors import located_error
 
 
 class EmbeddingOptions(MethodOptions):

@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from raydistill.plan.config import Integer, Number, Positive, Seed
-from raydistill.plan.mistakes import located_error
+from raydistill.plan.config_errors import located_error
 from raydistill.plan.search import SchedulerOptions, SearchConfig, SearcherOptions
 
 

@@ -21,7 +21,7 @@ from raydistill.plan.config import (
     StageRef,
     Temperature,
 )
-from raydistill.plan.mistakes import located_error
+from raydistill.plan.config_errors import located_error
 from raydistill.plan.model import ModelConfig
 from raydistill.plan.stage import StageConfig
 from raydistill.plan.written import yaml_values
@@ -232,11 +232,11 @@ class TrainSpecialistsConfig(TrainingConfig):
     def role(self, *, teaches: bool, has_student: bool) -> str:
         return "specialist"
 
-    def copies(self, stages: Mapping[str, StageConfig]) -> int | None:
+    def num_nodes(self, stages: Mapping[str, StageConfig]) -> int | None:
         """One per cluster, numbered even if there is one."""
         clusters = stages.get(self.clusters)
         return clusters.count if isinstance(clusters, ConfusionClustersConfig) else 1
 
-    def numbered(self, index: int) -> Self:
+    def for_node(self, index: int) -> Self:
         """All specialists have the same seed."""
         return self.replace(cluster=index)

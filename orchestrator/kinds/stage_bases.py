@@ -19,7 +19,7 @@ from raydistill.kinds.training import (
     TransferConfig,
 )
 from raydistill.plan.config import Boolean, Integer, ModelRef, Number, Positive, Seed, TargetsRef
-from raydistill.plan.mistakes import located_error, moved
+from raydistill.plan.config_errors import located_error, moved
 from raydistill.plan.model import ModelConfig, models_in
 from raydistill.plan.stage import StageConfig
 from raydistill.tasks.task import Task
@@ -228,10 +228,10 @@ class TrainingConfig(StageConfig):
             )
         super().check(site)
 
-    def copies(self, stages: Mapping[str, StageConfig]) -> int | None:
+    def num_nodes(self, stages: Mapping[str, StageConfig]) -> int | None:
         """One per replica."""
         return self.replicas if self.replicas > 1 else None
 
-    def numbered(self, index: int) -> Self:
+    def for_node(self, index: int) -> Self:
         """A replica has its own seed."""
         return self.replace(seed=self.seed + index, replicas=1)

@@ -16,8 +16,8 @@ from raydistill.plan.config import (
     Seed,
     SynthesizedRef,
 )
+from raydistill.plan.config_errors import located_error
 from raydistill.plan.kind import Choice, Kind
-from raydistill.plan.mistakes import located_error
 
 if TYPE_CHECKING:
     from raydistill.plan.order import Site

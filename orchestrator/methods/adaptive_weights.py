@@ -9,7 +9,7 @@ from raydistill.methods.losses import divergence_terms, hard_loss
 from raydistill.models.taps import Output
 from raydistill.targets.mixing import TeacherTargets, tempered
 from raydistill.training.data import Batch
-from raydistill.training.method import NO_SETTING, Method, Setting
+from raydistill.training.method import NO_CONTEXT, Method, MethodContext
 
 
 class AdaptiveWeights(Method):
@@ -18,10 +18,10 @@ class AdaptiveWeights(Method):
     KL is linear in what the teachers say: the gradient is that of the target Σ_m w_m p_m / Σ_m w_m.
     """
 
-    def __init__(self, config: AdaptiveWeightsOptions, setting: Setting = NO_SETTING) -> None:
+    def __init__(self, config: AdaptiveWeightsOptions, context: MethodContext = NO_CONTEXT) -> None:
         super().__init__()
         self.config = config
-        self.label_smoothing = setting.label_smoothing
+        self.label_smoothing = context.label_smoothing
 
     def weights(self, student_logits: Tensor, teacher_logits: Tensor, batch: Batch) -> Tensor:
         """Weights (B, M) of teachers' logits (B, M, C) for student logits (B, C), all float32 and without gradient."""

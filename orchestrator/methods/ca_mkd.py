@@ -15,7 +15,7 @@ from raydistill.models.layers import LoneBatchNorm2d, Network
 from raydistill.models.taps import Output
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
-from raydistill.training.method import NO_SETTING, Features, Setting
+from raydistill.training.method import NO_CONTEXT, Features, MethodContext
 
 
 class CaMkd(AdaptiveWeights):
@@ -23,16 +23,16 @@ class CaMkd(AdaptiveWeights):
 
     config: CaMkdConfig
 
-    def __init__(self, config: CaMkdConfig, setting: Setting = NO_SETTING) -> None:
-        super().__init__(config, setting)
+    def __init__(self, config: CaMkdConfig, context: MethodContext = NO_CONTEXT) -> None:
+        super().__init__(config, context)
         self.regressors = nn.ModuleList()
         self.heads: tuple[nn.Sequential, ...] = ()  # the teachers' own layers: no part of what trains
         if config.feature_weight > 0:
-            self._build_feature_term(config, setting)
+            self._build_feature_term(config, context)
 
-    def _build_feature_term(self, config: CaMkdConfig, setting: Setting) -> None:
-        assert setting.student is not None
-        student, teachers = setting.student, setting.teachers
+    def _build_feature_term(self, config: CaMkdConfig, context: MethodContext) -> None:
+        assert context.student is not None
+        student, teachers = context.student, context.teachers
         own = config.student_feature or student.stages_unless("student_feature")[-1]
         aim = config.teacher_feature or teachers[0].stages_unless("teacher_feature")[-1]
         self.student_features, self.teacher_features = (own,), (aim,)

@@ -7,9 +7,9 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from raydistill.kinds.distill import DistillConfig
 from raydistill.kinds.method_options import MethodOptions, RampConfig
 from raydistill.kinds.stage_bases import TrainingConfig
-from raydistill.kinds.stages import DistillConfig
 from raydistill.models.taps import Output
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch

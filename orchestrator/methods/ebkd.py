@@ -7,14 +7,14 @@ from raydistill.kinds.committee_methods import EbkdConfig
 from raydistill.methods.adaptive_weights import AdaptiveWeights
 from raydistill.targets.mixing import entropy
 from raydistill.training.data import Batch
-from raydistill.training.method import NO_SETTING, Setting
+from raydistill.training.method import NO_CONTEXT, MethodContext
 
 
 class Ebkd(AdaptiveWeights):
     """Weights per sample from the teachers' entropies."""
 
-    def __init__(self, config: EbkdConfig, setting: Setting = NO_SETTING) -> None:
-        super().__init__(config, setting)
+    def __init__(self, config: EbkdConfig, context: MethodContext = NO_CONTEXT) -> None:
+        super().__init__(config, context)
         self.sum_to_one = config.sum_to_one
 
     def weights(self, student_logits: Tensor, teacher_logits: Tensor, batch: Batch) -> Tensor:

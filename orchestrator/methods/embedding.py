@@ -5,15 +5,15 @@ from torch import Tensor
 from raydistill.kinds.relation_methods import EmbeddingOptions
 from raydistill.models.taps import Output
 from raydistill.targets.mixing import TeacherTargets
-from raydistill.training.method import Features, Method, Setting
+from raydistill.training.method import Features, Method, MethodContext
 
 
 class EmbeddingMethod(Method):
     """A method that compares the relations of samples in two embeddings."""
 
-    def __init__(self, config: EmbeddingOptions, setting: Setting) -> None:
+    def __init__(self, config: EmbeddingOptions, context: MethodContext) -> None:
         super().__init__()
-        student, teacher = setting.both()
+        student, teacher = context.both()
         _check_feature(student, config.student_feature, "student_feature")
         _check_feature(teacher, config.teacher_feature, "teacher_feature")
         self.student_features = (config.student_feature,)

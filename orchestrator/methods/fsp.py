@@ -11,7 +11,7 @@ from raydistill.kinds.feature_methods import FspConfig
 from raydistill.models.taps import Output
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
-from raydistill.training.method import Features, Method, Setting
+from raydistill.training.method import Features, Method, MethodContext
 
 Pairs = tuple[tuple[str, str], ...]
 
@@ -19,9 +19,9 @@ Pairs = tuple[tuple[str, str], ...]
 class Fsp(Method):
     """Squared Frobenius distance between the student's and the teacher's flow matrices."""
 
-    def __init__(self, config: FspConfig, setting: Setting) -> None:
+    def __init__(self, config: FspConfig, context: MethodContext) -> None:
         super().__init__()
-        student, teacher = setting.both()
+        student, teacher = context.both()
         self.pool, self.reduction = config.pool, config.reduction
         has_stem = student.has("stem") and teacher.has("stem")
         self.student_pairs = config.student_pairs or _sections(student, has_stem=has_stem)

@@ -7,16 +7,16 @@ from raydistill.methods.losses import hard_loss, soft_loss
 from raydistill.models.taps import Output
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
-from raydistill.training.method import NO_SETTING, Method, Setting
+from raydistill.training.method import NO_CONTEXT, Method, MethodContext
 
 
 class Hinton(Method):
     """Match the teachers' softened distribution, and the labels with a weight of their own."""
 
-    def __init__(self, config: HintonConfig, setting: Setting = NO_SETTING) -> None:
+    def __init__(self, config: HintonConfig, context: MethodContext = NO_CONTEXT) -> None:
         super().__init__()
         self.config = config
-        self.label_smoothing = setting.label_smoothing
+        self.label_smoothing = context.label_smoothing
 
     def losses(self, student: Output, teacher: TeacherTargets | None, batch: Batch) -> dict[str, Tensor]:
         config, terms = self.config, {}

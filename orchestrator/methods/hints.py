@@ -6,15 +6,15 @@ from raydistill.kinds.feature_methods import HintsConfig
 from raydistill.models.taps import Output
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
-from raydistill.training.method import Features, Method, Setting
+from raydistill.training.method import Features, Method, MethodContext
 
 
 class Hints(Method):
     """Squared distance of the teacher's hint and the regressed feature of the student."""
 
-    def __init__(self, config: HintsConfig, setting: Setting) -> None:
+    def __init__(self, config: HintsConfig, context: MethodContext) -> None:
         super().__init__()
-        student, teacher = setting.both()
+        student, teacher = context.both()
         self.reduction = config.reduction
         self.student_features = (config.student_feature or middle_stage(student, "student_feature"),)
         self.teacher_features = (config.teacher_feature or middle_stage(teacher, "teacher_feature"),)

@@ -9,15 +9,15 @@ from raydistill.methods.losses import hard_loss
 from raydistill.models.taps import Output
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
-from raydistill.training.method import NO_SETTING, Method, Setting
+from raydistill.training.method import NO_CONTEXT, Method, MethodContext
 
 
 class Labels(Method):
     """Cross-entropy with the labels."""
 
-    def __init__(self, config: LabelsConfig, setting: Setting = NO_SETTING) -> None:
+    def __init__(self, config: LabelsConfig, context: MethodContext = NO_CONTEXT) -> None:
         super().__init__()
-        self.label_smoothing = setting.label_smoothing
+        self.label_smoothing = context.label_smoothing
 
     def asked(self, batch: Batch, count: int) -> Sequence[int]:
         return ()

@@ -10,15 +10,15 @@ from raydistill.models.layers import LoneBatchNorm2d, initialise_convolutions
 from raydistill.models.taps import Output
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
-from raydistill.training.method import Features, Method, Setting
+from raydistill.training.method import Features, Method, MethodContext
 
 
 class Ofd(Method):
     """Partial squared distance of the student's connected features to the teacher's behind a margin ReLU."""
 
-    def __init__(self, config: OfdConfig, setting: Setting) -> None:
+    def __init__(self, config: OfdConfig, context: MethodContext) -> None:
         super().__init__()
-        student, teacher = setting.both()
+        student, teacher = context.both()
         self.student_features = config.student_features or _before_activation(student, "student_features")
         self.teacher_features = config.teacher_features or _before_activation(teacher, "teacher_features")
         self.teacher_in_training_mode = config.teacher_bn == "batch"

@@ -9,14 +9,14 @@ from raydistill.methods.embedding import EmbeddingMethod
 from raydistill.models.taps import Output
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
-from raydistill.training.method import Setting
+from raydistill.training.method import MethodContext
 
 
 class Relational(EmbeddingMethod):
     """Smooth L1 between the two networks' relative distances, and between their angles."""
 
-    def __init__(self, config: RelationalConfig, setting: Setting) -> None:
-        super().__init__(config, setting)
+    def __init__(self, config: RelationalConfig, context: MethodContext) -> None:
+        super().__init__(config, context)
         self.config = config
 
     def losses(self, student: Output, teacher: TeacherTargets | None, batch: Batch) -> dict[str, Tensor]:

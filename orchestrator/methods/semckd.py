@@ -15,26 +15,26 @@ from raydistill.models.layers import LoneBatchNorm2d
 from raydistill.models.taps import Output
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
-from raydistill.training.method import Features, Method, Setting
+from raydistill.training.method import Features, Method, MethodContext
 
 
 class Semckd(Method):
     """Squared distances of projected student stages to teacher stages, weighted by attention per sample."""
 
-    def __init__(self, config: SemckdConfig, setting: Setting) -> None:
+    def __init__(self, config: SemckdConfig, context: MethodContext) -> None:
         super().__init__()
-        student, teacher = setting.both()
-        if setting.batch_size < 4:
+        student, teacher = context.both()
+        if context.batch_size < 4:
             raise ValueError(
-                f"SemCKD compares the samples of a worker's batch and needs 4 or more, not {setting.batch_size};"
+                f"SemCKD compares the samples of a worker's batch and needs 4 or more, not {context.batch_size};"
                 " raise `batch_size`, or use fewer workers"
             )
         self.student_features = config.student_features or student.stages_unless("student_features")
         self.teacher_features = config.teacher_features or teacher.stages_unless("teacher_features")
         channels = _channels(student, self.student_features)
         targets = _channels(teacher, self.teacher_features)
-        self.queries = nn.ModuleList(Embedding(setting.batch_size) for _ in channels)
-        self.keys = nn.ModuleList(Embedding(setting.batch_size) for _ in targets)
+        self.queries = nn.ModuleList(Embedding(context.batch_size) for _ in channels)
+        self.keys = nn.ModuleList(Embedding(context.batch_size) for _ in targets)
         self.projections = nn.ModuleList(build_projection(*pair) for pair in product(channels, targets))
         self.mean_attention: Tensor | None = None
 

@@ -8,14 +8,14 @@ from raydistill.methods.embedding import EmbeddingMethod
 from raydistill.models.taps import Output
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
-from raydistill.training.method import Setting
+from raydistill.training.method import MethodContext
 
 
 class Triplet(EmbeddingMethod):
     """Batch-hard triplet loss on the student's embedding, with a margin for each triplet."""
 
-    def __init__(self, config: TripletConfig, setting: Setting) -> None:
-        super().__init__(config, setting)
+    def __init__(self, config: TripletConfig, context: MethodContext) -> None:
+        super().__init__(config, context)
         self.config = config
 
     def losses(self, student: Output, teacher: TeacherTargets | None, batch: Batch) -> dict[str, Tensor]:

@@ -8,14 +8,14 @@ from raydistill.kinds.relation_methods import TripletLogitsConfig
 from raydistill.models.taps import Output
 from raydistill.targets.mixing import TeacherTargets, mean_logits
 from raydistill.training.data import Batch
-from raydistill.training.method import NO_SETTING, Method, Setting
+from raydistill.training.method import NO_CONTEXT, Method, MethodContext
 
 
 class TripletLogits(Method):
     """A sample's logits should be closer to the teacher's of the same sample than the student's of another class
     are."""
 
-    def __init__(self, config: TripletLogitsConfig, setting: Setting = NO_SETTING) -> None:
+    def __init__(self, config: TripletLogitsConfig, context: MethodContext = NO_CONTEXT) -> None:
         super().__init__()
         self.config = config
 

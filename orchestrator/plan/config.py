@@ -17,7 +17,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, core_schema
 
-from raydistill.plan.mistakes import Path, located_error, shown, unknown_key
+from raydistill.plan.config_errors import Path, located_error, shown, unknown_key
 
 if TYPE_CHECKING:
     from raydistill.plan.order import Site

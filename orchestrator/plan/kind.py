@@ -18,7 +18,7 @@ from raydistill.errors import did_you_mean
 from raydistill.lookup import load_object
 from raydistill.plan.address import ADDRESS, class_at, is_ours, missing_module
 from raydistill.plan.config import Config, configs_in, stage_refs
-from raydistill.plan.mistakes import located_error, moved, relocated, shown
+from raydistill.plan.config_errors import located_error, moved, relocated, shown
 from raydistill.plan.sources import OWN_CODE, by_content, source_identity, unreadable_file
 
 if TYPE_CHECKING:

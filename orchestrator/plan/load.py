@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from raydistill.errors import PlanError, did_you_mean
-from raydistill.plan.mistakes import Path, mistakes, one_line
+from raydistill.plan.config_errors import Path, mistakes, one_line
 from raydistill.plan.model import models_in
 from raydistill.plan.places import placed_values
 from raydistill.plan.schema import Plan

@@ -12,7 +12,7 @@ from raydistill.models import MODELS, Architecture
 from raydistill.models.weight_files import weights_digest, why_no_weights
 from raydistill.plan.address import ADDRESS, missing_module
 from raydistill.plan.config import Config, Integer, read_options
-from raydistill.plan.mistakes import Path, located_error, relocated, shown
+from raydistill.plan.config_errors import Path, located_error, relocated, shown
 from raydistill.plan.sources import by_content, source_identity, unreadable_file
 from raydistill.tasks.digests import digest_file
 

@@ -25,7 +25,7 @@ class Node:
     """One stage to run: a replica, or a stage that the graph inserted.
 
     `config` names concrete nodes; `stage` is the name in the user's plan that this node belongs to. It waits for what
-    it `reads`; `siblings` run beside it and are looked at as they are.
+    it `reads`; `peers` run beside it and are looked at as they are.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Node:
     fingerprint: str
     reads: tuple[str, ...]
     inserted: bool = False
-    siblings: tuple[str, ...] = ()
+    peers: tuple[str, ...] = ()
 
     @property
     def folder(self) -> str:
@@ -89,7 +89,7 @@ class Graph:
             name = wanted.pop()
             if name not in keep:
                 keep.add(name)
-                wanted.extend((*self.nodes[name].reads, *self.nodes[name].siblings))
+                wanted.extend((*self.nodes[name].reads, *self.nodes[name].peers))
         nodes = {name: node for name, node in self.nodes.items() if name in keep}
         return replace(self, nodes=nodes, asked=asked)
 
@@ -196,14 +196,14 @@ class _Expansion:
             settled = self._with_nodes(config).settled(Site(self, name))
             nodes = self.graph.replicas[name]
             for index, node in enumerate(nodes):
-                siblings = tuple(nodes[sibling] for sibling in config.siblings(index))
-                self._add(node, name, self._with_index(config, settled, index), siblings)
+                peers = tuple(nodes[peer] for peer in config.peers_of(index))
+                self._add(node, name, self._with_index(config, settled, index), peers)
         return self.graph
 
     def _replicas(self, name: str) -> tuple[str, ...]:
         """The nodes of a stage: one, or one per copy."""
         if name not in self._copies:
-            count = self.plan.stages[name].copies(self.plan.stages)
+            count = self.plan.stages[name].num_nodes(self.plan.stages)
             numbered = (name,) if count is None else tuple(f"{name}.{index}" for index in range(count))
             self._copies[name] = numbered
         return self._copies[name]
@@ -281,8 +281,8 @@ class _Expansion:
         if ref != stage and ref not in replicas:
             has = f"has the replicas `{replicas[0]}` to `{replicas[-1]}`" if replicas else "has no replicas"
             raise self.plan.error(place, f"`{ref}` is not there: `{stage}` {has}")
-        follows = place[-1] in self.plan.stages[str(place[1])].follows
-        is_single = not isinstance(place[-1], int) and not follows
+        zipped = place[-1] in self.plan.stages[str(place[1])].zipped
+        is_single = not isinstance(place[-1], int) and not zipped
         if is_single and ref == stage and len(replicas) > 1:
             raise self.plan.error(
                 place,
@@ -312,9 +312,9 @@ class _Expansion:
 
     def _with_index(self, config: Any, resolved: Any, index: int) -> Any:
         """The config of one copy, which reads the same copy of the stages that it follows."""
-        followed = {key: getattr(config, key) for key in config.follows}
+        followed = {key: getattr(config, key) for key in config.zipped}
         nodes = {key: type(ref)(self._nodes_of(ref)[index]) for key, ref in followed.items()}
-        return resolved.numbered(index).replace(**nodes)
+        return resolved.for_node(index).replace(**nodes)
 
     def _with_nodes(self, config: Any) -> Any:
         """The config, and the configs in it, with the nodes of every stage that they name."""
@@ -343,9 +343,9 @@ class _Expansion:
         self._put(replace(probe, name=name, stage=name))
         return name
 
-    def _add(self, name: str, stage: str, config: StageConfig, siblings: tuple[str, ...]) -> None:
+    def _add(self, name: str, stage: str, config: StageConfig, peers: tuple[str, ...]) -> None:
         node = self._node(name, stage, config, inserted=False)
-        self._put(replace(node, siblings=siblings))
+        self._put(replace(node, peers=peers))
 
     def _put(self, node: Node) -> None:
         self.graph.nodes[node.name] = node

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic_core import PydanticCustomError
 
-from raydistill.plan.mistakes import Path
+from raydistill.plan.config_errors import Path
 from raydistill.plan.schema import task_class
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from raydistill.plan.config import Config, Duration, Integer, NonNegative, Positive, seconds_of, text_like
-from raydistill.plan.mistakes import located_error
+from raydistill.plan.config_errors import located_error
 
 Memory = Annotated[
     str, text_like(r"[0-9]+(\.[0-9]+)?(MiB|GiB)", "a number with its unit, such as `4GiB` or `500MiB`")

@@ -9,7 +9,7 @@ from raydistill.errors import PlanError, did_you_mean
 from raydistill.lookup import load_object
 from raydistill.plan.address import class_at
 from raydistill.plan.config import Config, Duration, read_options, seconds_of, text_like
-from raydistill.plan.mistakes import Path, located_error, one_line, relocated, shown
+from raydistill.plan.config_errors import Path, located_error, one_line, relocated, shown
 from raydistill.plan.search import SearchConfig
 from raydistill.plan.stage import StageConfig
 from raydistill.tasks import TASKS

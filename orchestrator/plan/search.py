@@ -9,8 +9,8 @@ from pydantic import Field, model_validator
 
 from raydistill.errors import did_you_mean
 from raydistill.plan.config import Config, Duration, Integer, Number, seconds_of
+from raydistill.plan.config_errors import located_error, shown
 from raydistill.plan.kind import Choice, Kind
-from raydistill.plan.mistakes import located_error, shown
 from raydistill.plan.resources import ResourcesConfig
 
 DIGITS = 4  # significant digits of a drawn number: more say nothing, and nobody reads them

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from pydantic import model_validator
 
 from raydistill.plan.config import StageRef, stage_refs
+from raydistill.plan.config_errors import Mistake, located_error
 from raydistill.plan.kind import Choice, Kind
-from raydistill.plan.mistakes import Mistake, located_error
 from raydistill.plan.model import ModelConfig, models_in
 from raydistill.plan.resources import ResourcesConfig
 
@@ -26,7 +26,7 @@ class StageConfig(Kind):
     """What readers of the stage find in its folder: the `makes` of the `StageRef` that they name it with."""
     not_identity: ClassVar[frozenset[str]] = frozenset({"resources", "replicas"})
     """Keys that do not decide the result."""
-    follows: ClassVar[frozenset[str]] = frozenset()
+    zipped: ClassVar[frozenset[str]] = frozenset()
     """Keys under which each copy reads the copy of the same number."""
     other_classes: ClassVar[frozenset[str]] = frozenset()
     """Keys under which a model may have other classes than this stage."""
@@ -80,18 +80,18 @@ class StageConfig(Kind):
         """The stages that it learns from: models, or their targets."""
         return ()
 
-    def copies(self, stages: Mapping[str, "StageConfig"]) -> int | None:
+    def num_nodes(self, stages: Mapping[str, "StageConfig"]) -> int | None:
         """How many numbered nodes of the graph this is; None for a single one without a number.
 
         Not everything that it reads need be among the plan's `stages`.
         """
         return None
 
-    def numbered(self, index: int) -> Self:
+    def for_node(self, index: int) -> Self:
         """The config of one copy, counted from 0."""
         return self
 
-    def siblings(self, index: int) -> tuple[int, ...]:
+    def peers_of(self, index: int) -> tuple[int, ...]:
         """The copies that one copy looks at while they all run; it waits for none of them."""
         return ()
 

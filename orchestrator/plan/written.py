@@ -14,7 +14,7 @@ from yaml.cyaml import CParser  # type: ignore[attr-defined]  # its stub imports
 from yaml.resolver import Resolver
 
 from raydistill.errors import PlanError, did_you_mean
-from raydistill.plan.mistakes import Path, one_line
+from raydistill.plan.config_errors import Path, one_line
 
 MAX_BYTES = 1_000_000  # a plan is a page; 2,000 stages are 300 kB
 MAX_NODES = 50_000  # more comes from aliases that multiply

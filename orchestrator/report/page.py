@@ -26,8 +26,8 @@ from raydistill.report.search_summary import SearchSummary, outcome_of_trial
 from raydistill.report.summary import RunSummary
 from raydistill.report.theme import COLOURS, role_colour, role_label
 from raydistill.runs.run_files import REPORT
+from raydistill.runs.search_formatting import called, short
 from raydistill.runs.search_run import TrialRecord
-from raydistill.runs.search_words import called, short
 
 if TYPE_CHECKING:
     from raydistill.report.figures import Plot

@@ -18,8 +18,8 @@ from raydistill.report.formatting import shorten
 from raydistill.report.importance import Importance
 from raydistill.report.search_summary import Axis, SearchSummary, Step, metric_limits
 from raydistill.report.theme import light
+from raydistill.runs.search_formatting import short
 from raydistill.runs.search_run import TrialRecord
-from raydistill.runs.search_words import short
 
 COLOUR, BEST = "model", "student"
 WEAKEST = 0.13  # alpha of the worst trial's line

@@ -15,9 +15,9 @@ from matplotlib.ticker import MaxNLocator
 from raydistill.metrics import Accuracy, Samples, find, split_name
 from raydistill.plan.search import Domain
 from raydistill.report.formatting import listing, percent
+from raydistill.runs.search_formatting import short, short_names
 from raydistill.runs.search_run import Segment, TrialRecord, best_first
 from raydistill.runs.search_view import SearchView
-from raydistill.runs.search_words import short, short_names
 
 LOWER_FENCE = 2.5  # times the way from the best to the upper quartile, for the axes of the metric
 

@@ -27,7 +27,7 @@ from raydistill.report.transfers import TransferGroup, group_by_model
 from raydistill.runs.files import read_json
 from raydistill.runs.stored_predictions import StoredPredictions
 from raydistill.runs.view import RunView, StageView
-from raydistill.training.judgement import ReliabilityBins, confusion_matrix, reliability_bins
+from raydistill.training.calibration import ReliabilityBins, confusion_matrix, reliability_bins
 
 NAMED_CLASSES = 6
 

@@ -59,7 +59,7 @@ class StageContext:
         default_factory=lambda: Task.model_construct(name="")
     )  # until it is read, which may fail
     reads: Mapping[str, str] = field(default_factory=dict)
-    siblings: Mapping[str, str] = field(default_factory=dict)
+    peers: Mapping[str, str] = field(default_factory=dict)
     attempt: str = ""
     rank: int = 0
     world: int = 1
@@ -96,9 +96,9 @@ class StageContext:
         """The folder of a finished stage that this one reads."""
         return StageFolder(self.root / self.reads[name])
 
-    def sibling(self, name: str) -> StageFolder:
+    def peer(self, name: str) -> StageFolder:
         """The folder of a stage that runs beside this one: it may be unfinished, or not there at all."""
-        return StageFolder(self.root / self.siblings[name])
+        return StageFolder(self.root / self.peers[name])
 
     def path(self, name: str) -> Path:
         """Where to write the payload file `name`; it enters the record when the stage is done."""

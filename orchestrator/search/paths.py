@@ -7,7 +7,7 @@ from typing import Any
 
 from raydistill.errors import PlanError, did_you_mean
 from raydistill.plan.config import Config
-from raydistill.plan.mistakes import Path, shown
+from raydistill.plan.config_errors import Path, shown
 from raydistill.plan.model import ModelConfig
 from raydistill.plan.schema import Plan
 from raydistill.plan.search import Domain

@@ -12,9 +12,9 @@ import yaml
 from raydistill.errors import PlanError
 from raydistill.kinds.searches import NoSchedulerConfig, PopulationConfig
 from raydistill.kinds.stage_bases import TrainingConfig
+from raydistill.plan.config_errors import Path
 from raydistill.plan.fingerprint import fingerprint
 from raydistill.plan.load import check_plan, source_of
-from raydistill.plan.mistakes import Path
 from raydistill.plan.order import Graph, Node, order_stages
 from raydistill.plan.resources import ResourcesConfig
 from raydistill.plan.schema import Plan
@@ -114,7 +114,7 @@ class Problem:
     def takes_several_workers(self) -> bool:
         """Whether a trial needs several workers at once: a data-parallel group, or models that train side by side."""
         own = [self.graph.nodes[name] for name in self.own_nodes(self.graph)]
-        return any(node.siblings or self._resources_of(node).workers > 1 for node in own)
+        return any(node.peers or self._resources_of(node).workers > 1 for node in own)
 
     def trial_nodes(self, graph: Graph) -> list[Node]:
         """The nodes that a trial runs itself, with its resources."""
@@ -269,7 +269,7 @@ def _check_replicas(problem: Problem) -> None:
     if scheduler == NoSchedulerConfig():
         return
     name = scheduler.name
-    if problem.graph.nodes[problem.graph.replicas[stage][0]].siblings:
+    if problem.graph.nodes[problem.graph.replicas[stage][0]].peers:
         raise source.error(
             ("search", "scheduler"),
             f"`{name}` follows one training per trial, but `{stage}` trains several models side by side; leave"

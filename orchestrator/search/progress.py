@@ -7,8 +7,8 @@ from rich.table import Table
 
 from raydistill.plain import escape, say
 from raydistill.plan.search import Domain
+from raydistill.runs.search_formatting import called, short, short_names, shown_values
 from raydistill.runs.search_run import TrialRecord, best_first
-from raydistill.runs.search_words import called, short, short_names, shown_values
 from raydistill.search.objective import Objective
 
 SHOWN = 10
@@ -22,7 +22,7 @@ STYLES = {
 }
 
 
-class Progress:
+class SearchProgress:
     """Plain lines on stderr: `12.3 s  trial 3 of 8 (temperature 4.1): epoch 5, 0.9331; best 0.9402 (trial 2)`."""
 
     def __init__(self, metric: Objective, space: Mapping[str, Domain], count: int) -> None:

@@ -52,7 +52,7 @@ def run_trials(trial_log: TrialLog, run: SearchRun, ending: Ending, *, is_own: b
     from raydistill.execution.ray_backend.cluster_health import GuardedCalls, health_of
     from raydistill.execution.ray_backend.running import machines_alive
     from raydistill.search.actor import TrialActor
-    from raydistill.search.tune_parts import Recorder, Source, Stopper
+    from raydistill.search.tune_parts import Recorder, Stopper, SuggestionSource
 
     # A trial whose process fails is one line of ours, with its values: Tune would add pages of Ray's own.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
@@ -70,7 +70,7 @@ def run_trials(trial_log: TrialLog, run: SearchRun, ending: Ending, *, is_own: b
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(TrialActor, **parameters), resources.actor.to_ray()),
             tune_config=tune.TuneConfig(
-                search_alg=Source(trial_log, ending),
+                search_alg=SuggestionSource(trial_log, ending),
                 scheduler=build_scheduler(problem, trial_log.records.values()),
                 num_samples=-1,
                 max_concurrent_trials=resources.trials,
@@ -119,7 +119,7 @@ def trial_resources(problem: Problem, machines: Sequence[Resources]) -> TrialRes
     workers = [resources_of_worker(node.config.resources, machines) for node in nodes]
     if not problem.takes_several_workers:
         return TrialResources(workers[0], None, problem.config.concurrency)
-    counts = [node.config.resources.workers * (1 + len(node.siblings)) for node in nodes]
+    counts = [node.config.resources.workers * (1 + len(node.peers)) for node in nodes]
     fitting = min(
         sum(capacity(machine, worker) for machine in machines) // count
         for worker, count in zip(workers, counts, strict=True)

@@ -14,7 +14,7 @@ import yaml
 
 from raydistill.errors import ClusterLost, DistillError, PlanError, StoreError
 from raydistill.execution.local_backend import LocalBackend
-from raydistill.execution.outlook import look_ahead
+from raydistill.execution.preview import look_ahead
 from raydistill.execution.survey import survey_plan
 from raydistill.masking import mask
 from raydistill.plan.load import check_plan, read_source
@@ -35,12 +35,12 @@ from raydistill.runs.files import atomic_write
 from raydistill.runs.folder import StageFolder
 from raydistill.runs.lease import PATIENCE, Leases
 from raydistill.runs.plan_run import FastDumper, finished_record, plan_text
+from raydistill.runs.search_formatting import called, short_names
 from raydistill.runs.search_run import SearchRun, TrialRecord, now
 from raydistill.runs.search_view import open_search
-from raydistill.runs.search_words import called, short_names
 from raydistill.search.ending import Ending
 from raydistill.search.problem import Problem
-from raydistill.search.progress import Progress
+from raydistill.search.progress import SearchProgress
 from raydistill.search.trial_log import TrialLog
 from raydistill.tracking import Mirror, Untracked
 
@@ -63,7 +63,7 @@ def run_search(
     ):
         run.interrupt_running()
         mirror.start()
-        progress = Progress(problem.metric, problem.config.space, problem.trials)
+        progress = SearchProgress(problem.metric, problem.config.space, problem.trials)
         trial_log = TrialLog(problem, run, progress)
         with connected(options, problem, needed=bool(trial_log.left)):
             if trial_log.left:

@@ -9,7 +9,7 @@ from raydistill.kinds.searches import PopulationConfig
 from raydistill.runs.search_run import SearchRun, TrialRecord, best_first, now, trial_id
 from raydistill.search.population import Population
 from raydistill.search.problem import Problem
-from raydistill.search.progress import Progress
+from raydistill.search.progress import SearchProgress
 from raydistill.search.suggestions import Suggestion, Suggestions, TrialSource
 from raydistill.search.trial import TrialRequest, TrialResult
 
@@ -26,7 +26,7 @@ def belongs(record: TrialRecord, problem: Problem) -> bool:
 class TrialLog:
     """Every change of a trial is on disk before anything else happens."""
 
-    def __init__(self, problem: Problem, run: SearchRun, progress: Progress) -> None:
+    def __init__(self, problem: Problem, run: SearchRun, progress: SearchProgress) -> None:
         self.problem, self._run, self._progress = problem, run, progress
         self.records = {record.id: record for record in run.trials() if belongs(record, problem)}
         self._source = source_of(problem, self.records.values())

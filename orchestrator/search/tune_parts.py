@@ -15,17 +15,17 @@ from raydistill.search.trial import TrialResult
 from raydistill.search.trial_log import TrialLog
 
 
-class Kept:
+class NotPickled:
     """Tune pickles and copies whatever it is given, and reads none of it: what is ours stays here, as it is."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Kept":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "NotPickled":
         return self
 
 
-class Source(Kept, Searcher):
+class SuggestionSource(NotPickled, Searcher):
     """Hands out our suggestions. Tune's ids mean nothing to us: a trial is named by its values."""
 
     def __init__(self, trial_log: TrialLog, ending: Ending) -> None:
@@ -55,7 +55,7 @@ class Source(Kept, Searcher):
         """Searches are resumed from our records."""
 
 
-class Recorder(Kept, tune.Callback):
+class Recorder(NotPickled, tune.Callback):
     """Tells the log of trials what happens to trials."""
 
     def __init__(self, trial_log: TrialLog, ending: Ending) -> None:
@@ -100,7 +100,7 @@ class Recorder(Kept, tune.Callback):
             self._trial_log.end(name, TrialResult("failed", error=describe_loss(stage, cause)))
 
 
-class Stopper(Kept, tune.Stopper):
+class Stopper(NotPickled, tune.Stopper):
     """Ends everything when trials that were asked to end do not."""
 
     def __init__(self, ending: Ending) -> None:

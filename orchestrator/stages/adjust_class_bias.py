@@ -5,7 +5,7 @@ import shutil
 import torch
 
 from raydistill.errors import StageError
-from raydistill.kinds.stages import AdjustClassBiasConfig
+from raydistill.kinds.evaluate import AdjustClassBiasConfig
 from raydistill.runs.context import StageContext
 from raydistill.runs.files import atomic_write, write_json
 from raydistill.stages.training_stage import load_data

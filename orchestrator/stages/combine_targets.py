@@ -3,7 +3,7 @@
 import math
 
 from raydistill.errors import StageError, StageStopped
-from raydistill.kinds.stages import CombineTargetsConfig
+from raydistill.kinds.targets import CombineTargetsConfig
 from raydistill.runs.context import StageContext
 from raydistill.stages.committees import load_committee
 from raydistill.stages.predict_targets import batches_from

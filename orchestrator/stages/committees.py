@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
-from raydistill.kinds.stages import CommitteeConfig, EvaluateConfig
+from raydistill.kinds.evaluate import EvaluateConfig
+from raydistill.kinds.targets import CommitteeConfig
 from raydistill.metrics import Accuracy
 from raydistill.runs.context import StageContext
 from raydistill.runs.files import write_json

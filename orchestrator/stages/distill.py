@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from torch import nn
 
 from raydistill.errors import StageError
+from raydistill.kinds.distill import DistillConfig
 from raydistill.kinds.method_options import MethodOptions
-from raydistill.kinds.stages import DistillConfig
 from raydistill.lookup import load_object
 from raydistill.methods.combined import Combined
 from raydistill.runs.context import StageContext
@@ -17,7 +17,7 @@ from raydistill.stages.transfer_data import load_transfer_set
 from raydistill.tasks.task import Task
 from raydistill.training import model_files
 from raydistill.training.data import Views
-from raydistill.training.method import Features, Method, Setting
+from raydistill.training.method import Features, Method, MethodContext
 
 
 def distill(config: DistillConfig, context: StageContext) -> dict[str, float]:
@@ -36,10 +36,10 @@ def distill(config: DistillConfig, context: StageContext) -> dict[str, float]:
     teachers = (
         [] if is_stored else [model_files.load(context.input(ref), context.device) for ref in config.teachers]
     )
-    setting = setting_of(
+    method_context = setting_of(
         config, context.task, model, [teacher.model for teacher in teachers], world=context.world
     )
-    method = build_method(config, setting)
+    method = build_method(config, method_context)
     if is_stored:
         teacher = stored_teacher(config, context, transfer)
     else:
@@ -49,10 +49,10 @@ def distill(config: DistillConfig, context: StageContext) -> dict[str, float]:
 
 def setting_of(
     config: DistillConfig, task: Task, student: nn.Module, teachers: Sequence[nn.Module], *, world: int = 1
-) -> Setting:
+) -> MethodContext:
     """What the methods of a student are built for, when each of `world` workers has its part of the batch."""
     inputs = (task.input_shape, task.input_dtype == "int64")
-    return Setting(
+    return MethodContext(
         student=Features(student, *inputs),
         teacher=Features(teachers[0], *inputs) if len(teachers) == 1 else None,
         num_classes=config.student.num_classes or task.num_classes,
@@ -63,15 +63,17 @@ def setting_of(
     )
 
 
-def build_method(config: DistillConfig, setting: Setting) -> Method:
+def build_method(config: DistillConfig, method_context: MethodContext) -> Method:
     """The sum of the methods that the config names; `StageError` for one that does not suit the models."""
     names = [options.safe_word() for options in config.all_methods]
-    return Combined([_build(options, setting) for options in config.all_methods], config.all_methods, names)
+    return Combined(
+        [_build(options, method_context) for options in config.all_methods], config.all_methods, names
+    )
 
 
-def _build(options: MethodOptions, setting: Setting) -> Method:
+def _build(options: MethodOptions, method_context: MethodContext) -> Method:
     try:
-        method = load_object(options.implementation)(options, setting)
+        method = load_object(options.implementation)(options, method_context)
     except ValueError as error:
         raise StageError(str(error)) from error
     except (

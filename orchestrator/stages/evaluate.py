@@ -1,7 +1,7 @@
 """Judge a model, or several as an ensemble, on a split."""
 
 from raydistill.errors import StageError
-from raydistill.kinds.stages import EvaluateConfig
+from raydistill.kinds.evaluate import EvaluateConfig
 from raydistill.runs.context import StageContext
 from raydistill.stages.committees import judge_committee
 from raydistill.stages.training_stage import load_data

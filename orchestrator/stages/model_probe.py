@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from raydistill.errors import StageError
-from raydistill.kinds.stages import DistillConfig
+from raydistill.kinds.distill import DistillConfig
 from raydistill.kinds.survey import ProbedModel
 from raydistill.models.outputs import are_probabilities, described, likely_output
 from raydistill.plan.model import ModelConfig
@@ -23,7 +23,7 @@ from raydistill.tasks.splits import TaskData
 from raydistill.tasks.task import Task
 from raydistill.training import model_files
 from raydistill.training.data import TransferSet, transfer_positions
-from raydistill.training.method import Setting
+from raydistill.training.method import MethodContext
 
 NAMED = 3  # of many parameters
 
@@ -32,10 +32,10 @@ def check_features(graph: Graph, plan: Plan) -> None:
     """`PlanError` for a method whose features are not there, or whose shapes do not suit."""
     for node in graph.nodes.values():
         if node.config.compares_features:
-            setting = _setting(node.config, graph, plan.task)
+            method_context = _method_context(node.config, graph, plan.task)
             for index, options in enumerate(node.config.all_methods):
                 try:
-                    build_method(node.config.replace(method=options, methods=()), setting)
+                    build_method(node.config.replace(method=options, methods=()), method_context)
                 except (NotImplementedError, RuntimeError):
                     continue  # it needs the numbers of a model, which only the stage has
                 except StageError as error:
@@ -43,7 +43,7 @@ def check_features(graph: Graph, plan: Plan) -> None:
                     raise plan.error(("stages", node.stage, *key), error.message) from None
 
 
-def _setting(config: DistillConfig, graph: Graph, task: Task) -> Setting:
+def _method_context(config: DistillConfig, graph: Graph, task: Task) -> MethodContext:
     models = [graph.model_of(name) for name in config.teachers]
     with torch.device("meta"):
         student = model_files.build_blank(config.student, task)

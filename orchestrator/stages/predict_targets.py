@@ -6,7 +6,7 @@ from itertools import chain
 import torch
 
 from raydistill.errors import StageStopped
-from raydistill.kinds.stages import PredictTargetsConfig
+from raydistill.kinds.targets import PredictTargetsConfig
 from raydistill.metrics import Accuracy
 from raydistill.plan.fingerprint import digest
 from raydistill.runs.context import StageContext

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raydistill.errors import StoreError
-from raydistill.kinds.stages import CombineConfig
+from raydistill.kinds.targets import CombineConfig
 from raydistill.plan.config import ModelRef
 from raydistill.plan.stage import StageConfig
 from raydistill.runs.context import StageContext

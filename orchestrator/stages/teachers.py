@@ -9,8 +9,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from raydistill.errors import StageError
 from raydistill.kinds.changes import during
+from raydistill.kinds.distill import DistillConfig
 from raydistill.kinds.method_options import SoftTargetOptions
-from raydistill.kinds.stages import CombineConfig, DistillConfig
+from raydistill.kinds.targets import CombineConfig
 from raydistill.metrics import Accuracy
 from raydistill.models.taps import Tapped
 from raydistill.plan.fingerprint import digest

@@ -1,6 +1,6 @@
 """Train a model on labels."""
 
-from raydistill.kinds.stages import TrainConfig
+from raydistill.kinds.train import TrainConfig
 from raydistill.methods.supervised import Supervised
 from raydistill.runs.context import StageContext
 from raydistill.stages.training_stage import build_initial_model, load_data, train_model

@@ -6,7 +6,7 @@ from raydistill.methods.one import One
 from raydistill.models.branched import BranchedNetwork, branch_out
 from raydistill.plan.model import ModelConfig
 from raydistill.runs.context import StageContext
-from raydistill.stages.members import Deployed, train_members
+from raydistill.stages.joint_training import Deployed, train_members
 from raydistill.stages.training_stage import build_initial_model
 from raydistill.training import model_files
 

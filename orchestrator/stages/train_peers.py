@@ -5,7 +5,7 @@ from torch import nn
 from raydistill.kinds.online import TrainPeersConfig
 from raydistill.methods.mutual import Mutual
 from raydistill.runs.context import StageContext
-from raydistill.stages.members import Deployed, train_members
+from raydistill.stages.joint_training import Deployed, train_members
 from raydistill.stages.training_stage import build_initial_model
 from raydistill.training import model_files
 from raydistill.training.peers import Peers

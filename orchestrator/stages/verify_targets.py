@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from raydistill.errors import StoreError
-from raydistill.kinds.stages import PredictTargetsConfig
+from raydistill.kinds.targets import PredictTargetsConfig
 from raydistill.plan.schema import build_task
 from raydistill.runs.folder import CONFIG, StageFolder
 from raydistill.runs.record import summary_of

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from raydistill.errors import StageError
-from raydistill.kinds.stages import Rule
+from raydistill.kinds.targets import Rule
 from raydistill.runs.files import make_folder
 from raydistill.targets.mixing import (
     TeacherTargets,

@@ -17,7 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from raydistill.kinds.stages import MOST_TOP_K_CLASSES
+from raydistill.kinds.targets import MOST_TOP_K_CLASSES
 
 TEMPERATURES = (1.0, 1.25, 1.6, 2.0, 2.8, 4.0, 8.0, 20.0)
 

@@ -14,7 +14,7 @@ from raydistill.runs.files import atomic_write
 from raydistill.runs.folder import predictions_of
 from raydistill.targets.store import FLOAT16_LARGEST
 from raydistill.tasks.splits import Split
-from raydistill.training.judgement import doubts
+from raydistill.training.calibration import doubts
 
 BATCH = 500
 COARSE = 32.0  # from here on float16 is off by up to 0.016

@@ -1,6 +1,6 @@
 """How models that train side by side see one another: through files with recent weights and buffers.
 
-Each writes one file into its own stage's folder, replaced as a whole, and reads those of its siblings. No model waits
+Each writes one file into its own stage's folder, replaced as a whole, and reads those of its peers. No model waits
 for another, and no file can do harm: one that is missing, half-written, damaged, of another architecture or not finite
 is ignored until the next look.
 """
@@ -50,26 +50,26 @@ def read_published(path: Path) -> tuple[int, dict[str, Tensor]]:
 
 
 class Exchange:
-    """The siblings of one model, as private copies that never train: frozen, in eval mode, on the model's device.
+    """The peers of one model, as private copies that never train: frozen, in eval mode, on the model's device.
 
-    `steps`: for each sibling whose file could be read, the number of its own steps after which it wrote the copied
+    `steps`: for each peer whose file could be read, the number of its own steps after which it wrote the copied
     weights. With several workers, the main one reads the files and sends the copies to the others.
     """
 
     def __init__(self, model: nn.Module, context: StageContext) -> None:
         self.model, self.context = model, context
-        self.copies = {name: copy.deepcopy(model).eval().requires_grad_(False) for name in context.siblings}
+        self.copies = {name: copy.deepcopy(model).eval().requires_grad_(False) for name in context.peers}
         self.steps: dict[str, int] = {}
         self._stamps: dict[str, FileVersion] = {}
 
     def publish(self, step: int) -> None:
-        """Let the siblings see the model, unless another attempt at this stage has taken over."""
+        """Let the peers see the model, unless another attempt at this stage has taken over."""
         if self.context.is_main:
             self.context.check_current()
             publish(self.context.folder.path / PUBLISHED, self.model, step)
 
     def look(self) -> None:
-        """Bring the copies up to date with what the siblings have published by now."""
+        """Bring the copies up to date with what the peers have published by now."""
         found = [self._look_at(name) if self.context.is_main else (NOTHING, False) for name in self.copies]
         if self.context.world > 1:
             found = self._sent(found)
@@ -79,14 +79,14 @@ class Exchange:
 
     @torch.no_grad()
     def predictions(self, inputs: Tensor) -> Tensor:
-        """Logits (B, M, C) float32 of the M siblings whose files could be read."""
+        """Logits (B, M, C) float32 of the M peers whose files could be read."""
         logits = [self.copies[name](inputs).float() for name in self.steps]
         return torch.stack(logits, dim=1) if logits else inputs.new_zeros(len(inputs), 0, 0)
 
     def _look_at(self, name: str) -> tuple[int, bool]:
-        """The step at which a sibling wrote its file, `NOTHING` if there is no whole one; and whether the file is
+        """The step at which a peer wrote its file, `NOTHING` if there is no whole one; and whether the file is
         new."""
-        path = self.context.sibling(name).path / PUBLISHED
+        path = self.context.peer(name).path / PUBLISHED
         try:
             stamp = _stamp(path)
             if stamp == self._stamps.get(name):

@@ -31,7 +31,6 @@ from raydistill.tasks.hashing import fold_key
 from raydistill.tasks.seeds import Purpose
 from raydistill.tasks.splits import Split
 from raydistill.training.batch_norm import GlobalBatchNorm
-from raydistill.training.beginning import copy_metrics, finished_beginnings
 from raydistill.training.checkpoint import load_checkpoint, save_checkpoint
 from raydistill.training.cost import Cost
 from raydistill.training.data import Batch, TransferSet, split_batch
@@ -39,6 +38,7 @@ from raydistill.training.evaluation import judge, predict_split
 from raydistill.training.method import Method
 from raydistill.training.optimizer import MaxNorm, build_optimizers, build_schedule, change_numbers
 from raydistill.training.running_losses import LossSums, RunningLosses
+from raydistill.training.warm_start import copy_metrics, warm_starts
 
 CHECKPOINT_SECONDS = 20.0  # what a worker that dies costs at most, beside its start
 AGREE_EVERY = (
@@ -234,7 +234,7 @@ class _Training:
         # Its own checkpoint first: it is at least as far as any beginning that this training could have copied.
         saved = self._load(self.context.folder.path)
         if saved is None:
-            for beginning in finished_beginnings(self.context, self.config.trained_epochs):
+            for beginning in warm_starts(self.context, self.config.trained_epochs):
                 if (saved := self._load(beginning)) is not None:
                     copy_metrics(beginning, self.context)
                     log.info("begins as `%s`", beginning.name)

@@ -60,7 +60,7 @@ class Features:
 
 
 @dataclass(frozen=True)
-class Setting:
+class MethodContext:
     """The models and numbers that a method is built for. `batch_size` is one worker's. `teachers` are the live ones;
     `teacher` is set if there is exactly one."""
 
@@ -79,11 +79,11 @@ class Setting:
         return self.student, self.teacher
 
 
-NO_SETTING = Setting()
+NO_CONTEXT = MethodContext()
 
 
 class Method(nn.Module):
-    """A training objective, built as `Kind(config, setting)`.
+    """A training objective, built as `Kind(config, context)`.
 
     Submodules of a method (connectors, regressors) train with the student, are checkpointed with it, and are left out
     of the exported model. A constructor raises `ValueError` when the student's and the teacher's shapes do not suit.

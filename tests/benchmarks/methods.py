@@ -37,9 +37,9 @@ from bare_losses import (
 from loop import StepDone, nothing, take_turns
 from torch import Tensor, nn
 
+from raydistill.kinds.distill import DistillConfig
 from raydistill.kinds.online import TrainBranchesConfig, TrainPeersConfig
 from raydistill.kinds.stage_bases import TrainingConfig
-from raydistill.kinds.stages import DistillConfig
 from raydistill.methods.mutual import Mutual
 from raydistill.methods.one import One
 from raydistill.models.branched import branch_out
@@ -56,7 +56,7 @@ from raydistill.tasks.seeds import SWITCH
 from raydistill.tasks.splits import TensorSplit
 from raydistill.training.data import TransferSet
 from raydistill.training.loop import fit
-from raydistill.training.method import Features, Method, Setting
+from raydistill.training.method import Features, Method, MethodContext
 from raydistill.training.model_files import TrainedModel
 from raydistill.training.peers import Peers
 
@@ -155,7 +155,7 @@ def distilled(
         config = DistillConfig.model_validate(stage | TRAINING)
         seen = tuple(Features(other, SHAPE) for other in others)
         single = seen[0] if teachers == 1 else None
-        setting = Setting(Features(model, SHAPE), single, CLASSES, BATCH, teachers=seen)
+        setting = MethodContext(Features(model, SHAPE), single, CLASSES, BATCH, teachers=seen)
         return Parts(config, model, build_method(config, setting), others)
 
     return parts

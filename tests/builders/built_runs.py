@@ -17,8 +17,8 @@ from raydistill.runs.folder import CONFIG, METRICS, StageFolder
 from raydistill.runs.plan_run import NodeState, replicas_entry, stage_entry
 from raydistill.runs.record import Record
 from raydistill.runs.run_files import GRAPH, PLAN, RESULTS, SURVEY, GraphFile, GraphNode, Status
+from raydistill.runs.search_formatting import short_names
 from raydistill.runs.search_run import SearchRun, TrialRecord, trial_id
-from raydistill.runs.search_words import short_names
 from raydistill.runs.view import open_stage
 
 START = 1_795_000_000.0

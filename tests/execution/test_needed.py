@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from raydistill.execution.local_backend import LocalBackend
-from raydistill.execution.outlook import look_ahead
+from raydistill.execution.preview import look_ahead
 from raydistill.execution.scheduler import run_stages
 
 CHAIN: Mapping[str, Any] = {

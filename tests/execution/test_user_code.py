@@ -8,7 +8,7 @@ import pytest
 
 from raydistill.errors import StageError
 from raydistill.execution.user_code import checked_code
-from raydistill.kinds.stages import TrainConfig
+from raydistill.kinds.train import TrainConfig
 from raydistill.plan import address
 from raydistill.plan.fingerprint import stage_identity
 from raydistill.tasks.mnist import Mnist

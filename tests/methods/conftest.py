@@ -14,7 +14,7 @@ from raydistill.models.build import build_model
 from raydistill.models.taps import Output, Tapped
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
-from raydistill.training.method import Features, Method, Setting
+from raydistill.training.method import Features, Method, MethodContext
 
 METHODS = MethodOptions.choices()
 
@@ -40,9 +40,9 @@ class Pair:
         ]
         return cls(built[0], built[1].eval().requires_grad_(False))
 
-    def setting(self, **changes: Any) -> Setting:
+    def setting(self, **changes: Any) -> MethodContext:
         values = {"num_classes": CLASSES, "batch_size": 8, "epochs": 3} | changes
-        return Setting(Features(self.student, SHAPE), Features(self.teacher, SHAPE), **values)
+        return MethodContext(Features(self.student, SHAPE), Features(self.teacher, SHAPE), **values)
 
     def method(self, name: str, /, **options: Any) -> Method:
         kind = METHODS[name]

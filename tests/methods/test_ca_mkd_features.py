@@ -13,7 +13,7 @@ from raydistill.models.build import build_model
 from raydistill.models.taps import Tapped
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
-from raydistill.training.method import Features, Setting
+from raydistill.training.method import Features, MethodContext
 
 SHAPE, CLASSES = (1, 16, 16), 4
 CNN = {"widths": [3, 5], "batch_norm": True}
@@ -30,7 +30,7 @@ class Committee:
         torch.manual_seed(0)
         self.student = student
         self.teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
-        setting = Setting(
+        setting = MethodContext(
             Features(student, SHAPE),
             num_classes=CLASSES,
             batch_size=8,

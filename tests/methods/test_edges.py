@@ -25,7 +25,7 @@ from raydistill.targets.mixing import (
     tempered_log_probabilities,
 )
 from raydistill.training.data import Batch
-from raydistill.training.method import Features, Method, Setting
+from raydistill.training.method import Features, Method, MethodContext
 
 METHODS = MethodOptions.choices()
 
@@ -61,7 +61,7 @@ class Scene:
         if not self.kind.weighs_teachers:
             self.teachers = self.teachers[:1]
         features = [Features(teacher, SHAPE) for teacher in self.teachers]
-        setting = Setting(
+        setting = MethodContext(
             Features(self.student, SHAPE), features[0], classes, 8, epochs=3, teachers=tuple(features)
         )
         config = self.kind.model_validate({"method": name, **options})

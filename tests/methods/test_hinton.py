@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raydistill.kinds.methods import HintonConfig
-from raydistill.kinds.stages import TrainConfig
+from raydistill.kinds.train import TrainConfig
 from raydistill.lookup import load_object
 from raydistill.methods.hinton import Hinton
 from raydistill.models.taps import Output
@@ -22,7 +22,7 @@ from raydistill.tasks.normalisation import Normalisation
 from raydistill.tasks.splits import TensorSplit
 from raydistill.training.data import Batch, TransferSet
 from raydistill.training.loop import fit
-from raydistill.training.method import Setting
+from raydistill.training.method import MethodContext
 
 
 def batch_of(labels: Tensor) -> Batch:
@@ -78,7 +78,7 @@ def test_smoothing_is_for_the_hard_labels_only() -> None:
     student, teacher, labels = random_case()
     targets = TeacherTargets(teacher.unsqueeze(1), torch.ones(12, 1))
     plain, smooth = (
-        Hinton(HintonConfig(), Setting(label_smoothing=smoothing)).losses(
+        Hinton(HintonConfig(), MethodContext(label_smoothing=smoothing)).losses(
             Output(student, {}), targets, batch_of(labels)
         )
         for smoothing in (0.0, 0.2)

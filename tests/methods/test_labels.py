@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 
+from raydistill.kinds.distill import DistillConfig
 from raydistill.kinds.methods import LabelsConfig
-from raydistill.kinds.stages import DistillConfig
 from raydistill.methods.labels import Labels
 from raydistill.models.taps import Output
 from raydistill.stages.distill import build_method
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
-from raydistill.training.method import NO_SETTING, Setting
+from raydistill.training.method import NO_CONTEXT, MethodContext
 
 
 def batch_of(labels: list[int], epoch: int = 0) -> Batch:
@@ -35,7 +35,7 @@ def test_the_loss_is_the_mean_cross_entropy_with_the_smoothed_labels(smoothing: 
         for index in range(3):
             share = smoothing / 3 + (1 - smoothing) * (index == label)
             expected += share * cross_entropy(scores, index) / 2
-    method = Labels(LabelsConfig(method="labels"), Setting(label_smoothing=smoothing))
+    method = Labels(LabelsConfig(method="labels"), MethodContext(label_smoothing=smoothing))
     losses = method.losses(Output(torch.tensor(SCORES), {}), None, batch_of([2, 0]))
     assert losses["hard"].item() == pytest.approx(expected, rel=1e-6)
 
@@ -48,7 +48,7 @@ def test_fitnets_second_phase_fades_the_soft_term_alone(epoch: int, weight: floa
     config = DistillConfig.model_validate(written | {"methods": [{"method": "labels"}, soft]})
     teacher = [[2.0, 0.0, 1.0], [0.5, 1.0, 0.0]]
     targets = TeacherTargets(torch.tensor(teacher)[:, None], torch.ones(2, 1))
-    losses = build_method(config, NO_SETTING).losses(
+    losses = build_method(config, NO_CONTEXT).losses(
         Output(torch.tensor(SCORES), {}), targets, batch_of([2, 0], epoch)
     )
 

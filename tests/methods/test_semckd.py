@@ -13,7 +13,7 @@ from raydistill.methods.semckd import Semckd
 from raydistill.models.taps import Output
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
-from raydistill.training.method import Features, Method, Setting
+from raydistill.training.method import Features, Method, MethodContext
 
 STUDENT = {"name": "cnn", "widths": [4, 6]}
 TEACHER = {"name": "cnn", "widths": [3, 5, 6], "batch_norm": True}
@@ -45,7 +45,7 @@ class Case:
         shapes = [{f"stage{i}": shape for i, shape in enumerate(part, start=1)} for part in (own, aims)]
         student, teacher = (Features(Maps(part), (1, 12, 12)) for part in shapes)
         self.method = Semckd(
-            SemckdConfig(method="semckd"), Setting(student, teacher, num_classes=4, batch_size=full)
+            SemckdConfig(method="semckd"), MethodContext(student, teacher, num_classes=4, batch_size=full)
         )
         self.own = {name: torch.randn(batch, *shape, requires_grad=True) for name, shape in shapes[0].items()}
         self.aims = {

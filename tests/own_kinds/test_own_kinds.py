@@ -313,7 +313,7 @@ def test_a_kind_of_ours_can_be_subclassed(lab: Any) -> None:
 
 
 LONGER = """\
-from raydistill.kinds.stages import TrainConfig
+from raydistill.kinds.train import TrainConfig
 from raydistill.kinds.training import ScheduleOptions
 class Longer(TrainConfig):
     implementation = "my_lab.work:longer"

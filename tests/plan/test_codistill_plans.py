@@ -23,7 +23,7 @@ def test_every_peer_is_a_node_that_waits_for_no_other(graph_of: GraphOf) -> None
     assert [node.config.seed for node in nodes] == [5, 6, 7]
     assert [node.config.peer for node in nodes] == [0, 1, 2]
     assert [node.reads for node in nodes] == [()] * 3
-    assert nodes[1].siblings == ("peers.0", "peers.2")
+    assert nodes[1].peers == ("peers.0", "peers.2")
     assert len({node.fingerprint for node in nodes}) == 3
 
 
@@ -31,7 +31,7 @@ def test_replicas_are_groups_that_do_not_know_each_other(graph_of: GraphOf) -> N
     graph = graph_of(PLAN, "stages.peers.replicas=3")
     names = graph.replicas["peers"]
     assert len(names) == 6
-    assert graph.nodes["peers.2"].siblings == ("peers.3",)
+    assert graph.nodes["peers.2"].peers == ("peers.3",)
     assert [graph.nodes[name].config.peer for name in names] == [0, 1] * 3
     assert [graph.nodes[name].config.group_seed for name in names] == [5, 5, 7, 7, 9, 9]
     alone = graph_of(PLAN)

@@ -7,7 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raydistill.kinds.stages import DistillConfig, PredictTargetsConfig, TrainConfig, TrainSpecialistsConfig
+from raydistill.kinds.distill import DistillConfig
+from raydistill.kinds.stages import TrainSpecialistsConfig
+from raydistill.kinds.targets import PredictTargetsConfig
+from raydistill.kinds.train import TrainConfig
 from raydistill.plan.fingerprint import differences, digest, fingerprint, stage_identity
 from raydistill.plan.order import Graph
 

@@ -16,7 +16,7 @@ from raydistill.errors import StageError
 from raydistill.execution import local_backend, run_stage
 from raydistill.execution.survey import PlanSurvey
 from raydistill.kinds.changes import during
-from raydistill.kinds.stages import DistillConfig
+from raydistill.kinds.distill import DistillConfig
 from raydistill.plan.load import check_plan, read_source
 from raydistill.plan.order import order_stages
 from raydistill.runs.context import StageContext

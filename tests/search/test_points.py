@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from raydistill.plan.search import SearchConfig
+from raydistill.runs.search_formatting import short_names
 from raydistill.runs.search_run import TrialRecord, TrialStatus, trial_id
-from raydistill.runs.search_words import short_names
 from raydistill.search.points import grid_point, known_points, random_point
 from raydistill.search.suggestions import Suggestion, Suggestions
 

@@ -42,8 +42,8 @@ def config_of(**options: Any) -> CodistillConfig:
 
 def context_of(name: str, root: Path, names: tuple[str, ...], attempt: str = "") -> StageContext:
     (root / name).mkdir(parents=True, exist_ok=True)
-    siblings = {other: other for other in names if other != name}
-    return StageContext(name, StageFolder(root / name), root, Mnist(), siblings=siblings, attempt=attempt)
+    peers = {other: other for other in names if other != name}
+    return StageContext(name, StageFolder(root / name), root, Mnist(), peers=peers, attempt=attempt)
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -430,16 +430,16 @@ def test_the_peers_part_a_transfer_set_among_them(stages: Any) -> None:
     split = TensorSplit(torch.zeros(samples, 2), torch.zeros(samples).long(), torch.randperm(samples) * 7)
     transfer = TransferSet(split, Normalisation(torch.zeros(1), torch.ones(1)))
     config = config_of(peers=5, data="shards", seed=2)
-    parts = [shard_of(transfer, config.numbered(index)).split.ids for index in range(10)]
+    parts = [shard_of(transfer, config.for_node(index)).split.ids for index in range(10)]
     for first in (0, 5):  # both groups
         assert sorted(torch.cat(parts[first : first + 5]).tolist()) == sorted(split.ids.tolist())
         assert {len(part) for part in parts[first : first + 5]} == {21, 22}
     assert parts[0].tolist() != parts[5].tolist()
     again = transfer.of(split.select(torch.randperm(samples)))
-    assert set(shard_of(again, config.numbered(1)).split.ids.tolist()) == set(parts[1].tolist())
+    assert set(shard_of(again, config.for_node(1)).split.ids.tolist()) == set(parts[1].tolist())
     few = transfer.of(split.select(torch.arange(3)))
     with pytest.raises(StageError, match="3 samples are too few"):
-        shard_of(few, config.numbered(4))
+        shard_of(few, config.for_node(4))
     stages.run({"peers": PEERS | {"data": "shards"}})
     assert stages.metrics("peers.1")[-1]["step"] == 2 * math.ceil(54 / 16)
 
@@ -476,6 +476,6 @@ def test_peers_one_after_another_are_refused(stages: Any, teacher: dict[str, Any
 
 def test_a_request_says_where_the_siblings_are(stages: Any) -> None:
     graph = stages.write({"peers": PEERS | {"peers": 3}})
-    assert stages.request("peers.1").siblings == {
+    assert stages.request("peers.1").peers == {
         name: graph.nodes[name].folder for name in ("peers.0", "peers.2")
     }

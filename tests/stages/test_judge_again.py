@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from raydistill.execution.local_backend import LocalBackend
-from raydistill.execution.outlook import look_ahead
+from raydistill.execution.preview import look_ahead
 from raydistill.execution.scheduler import run_stages
 from raydistill.stages import judge_again
 

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from raydistill.kinds.distill import DistillConfig
 from raydistill.kinds.method_options import MethodOptions
-from raydistill.kinds.stages import DistillConfig
 from raydistill.models.taps import Output, Tapped
 from raydistill.stages import teachers
 

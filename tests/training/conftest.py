@@ -12,7 +12,7 @@ from torch import nn
 
 from raydistill.errors import StageStopped
 from raydistill.kinds.augmentations import AugmentationOptions
-from raydistill.kinds.stages import TrainConfig
+from raydistill.kinds.train import TrainConfig
 from raydistill.methods.supervised import Supervised
 from raydistill.runs.context import StageContext, never
 from raydistill.runs.folder import StageFolder

@@ -202,7 +202,7 @@ def check_feasible(nodes: Sequence[Node], machines: list[Resources]) -> None:
     names = {node.name for node in nodes}
     for node in nodes:
         _check_node(node, machines)
-        _check_side_by_side(node, 1 + len(names.intersection(node.siblings)), machines)
+        _check_side_by_side(node, 1 + len(names.intersection(node.peers)), machines)
 
 
 def _check_node(node: Node, machines: list[Resources]) -> None:

@@ -21,8 +21,8 @@ from typing import Any
 from raydistill.errors import PlanError
 from raydistill.execution.submit.rules import Reason
 from raydistill.plan.address import ADDRESS
+from raydistill.plan.config_errors import one_line
 from raydistill.plan.kind import Kind
-from raydistill.plan.mistakes import one_line
 from raydistill.plan.source_code import find_module, read_source
 from raydistill.plan.written import Source
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from raydistill.execution.outlook import look_ahead
+from raydistill.execution.preview import look_ahead
 from raydistill.plan.load import check_plan, read_source
 from raydistill.plan.order import Graph, order_stages
 from raydistill.runs.files import write_json

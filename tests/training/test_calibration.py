@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from raydistill.training.judgement import (
+from raydistill.training.calibration import (
     chance_of_guessing,
     confusion_matrix,
     doubts,

@@ -17,7 +17,7 @@ from raydistill.runs.plan_run import finished_record
 from raydistill.training.checkpoint import STATE
 
 
-def finished_beginnings(context: StageContext, epochs: int) -> Iterator[Path]:
+def warm_starts(context: StageContext, epochs: int) -> Iterator[Path]:
     """Folders of finished stages that are this stage cut after fewer than `epochs` epochs; the longest first."""
     try:
         identity = read_json(context.folder.path / CONFIG)

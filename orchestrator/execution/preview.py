@@ -20,7 +20,7 @@ SHOWN = 3
 
 
 @dataclass(frozen=True)
-class Prospect:
+class Preview:
     """One node: `cached`, `new`, to `judge` because its model is there and the test split another, or `not needed`;
     and why."""
 
@@ -36,7 +36,7 @@ class Prospect:
 
 def look_ahead(
     graph: Graph, root: Path, plan_name: str, forced: Collection[str] = (), task: Task | None = None
-) -> list[Prospect]:
+) -> list[Preview]:
     """Judge every node of a graph without starting anything. With the `task`, changed data is told file by file."""
     before, data = _earlier_folders(root, plan_name), DataFiles(root, task) if task is not None else None
     prospects = {
@@ -44,44 +44,44 @@ def look_ahead(
     }
     finished = {name for name, prospect in prospects.items() if prospect.is_cached}
     for name in not_needed(graph, root, finished, forced):
-        prospects[name] = Prospect(graph.nodes[name], "not needed", WHY_NOT)
+        prospects[name] = Preview(graph.nodes[name], "not needed", WHY_NOT)
     return list(prospects.values())
 
 
 def _prospects(
     graph: Graph, root: Path, before: dict[str, Path], forced: set[str], data: DataFiles | None
-) -> Iterator[Prospect]:
+) -> Iterator[Preview]:
     for node in graph.nodes.values():
         if node.name in forced:
-            yield Prospect(node, "new", "forced")
+            yield Preview(node, "new", "forced")
             continue
         try:
             folder = StageFolder(root / node.folder)
             record = folder.record()
             damage = folder.damage_since(record) if record is not None else None
         except StoreError as error:
-            yield Prospect(node, "new", error.message)
+            yield Preview(node, "new", error.message)
             continue
         if damage is not None:
-            yield Prospect(node, "new", damage)
+            yield Preview(node, "new", damage)
             continue
         if record is not None and record.status == "done":
             yield _finished(node, record, graph.test, data)
         elif record is not None:
-            yield Prospect(node, "new", f"failed before: {record.error}")
+            yield Preview(node, "new", f"failed before: {record.error}")
         elif (root / node.folder / CHECKPOINT).is_dir():
-            yield Prospect(node, "new", "continues from its checkpoint")
+            yield Preview(node, "new", "continues from its checkpoint")
         else:
-            yield Prospect(node, "new", _why_new(node, graph, before.get(node.name), data))
+            yield Preview(node, "new", _why_new(node, graph, before.get(node.name), data))
 
 
-def _finished(node: Node, record: Record, test: str, data: DataFiles | None) -> Prospect:
+def _finished(node: Node, record: Record, test: str, data: DataFiles | None) -> Preview:
     if record.untested:
-        return Prospect(node, "judge", "to be judged on the test split")
+        return Preview(node, "judge", "to be judged on the test split")
     if record.is_judged_on(test):
-        return Prospect(node, "cached")
+        return Preview(node, "cached")
     files = data.changed_test(record.judged_on) if data is not None and record.judged_on else None
-    return Prospect(node, "judge", f"judged again: {files or 'the test split changed'}")
+    return Preview(node, "judge", f"judged again: {files or 'the test split changed'}")
 
 
 def _why_new(node: Node, graph: Graph, before: Path | None, data: DataFiles | None) -> str:
