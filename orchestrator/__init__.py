@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from raydistill.api import open_run as open_run
     from raydistill.api import order as order
     from raydistill.api import predict as predict
+    from raydistill.api import preview_search as preview_search
     from raydistill.api import run as run
     from raydistill.api import tune as tune
     from raydistill.api import write_reports as write_reports
@@ -58,6 +59,8 @@ if TYPE_CHECKING:
     from raydistill.runs.search_view import open_search as open_search
     from raydistill.runs.view import RunView as RunView
     from raydistill.runs.view import StageView as StageView
+    from raydistill.search.preview import SearchPreview as SearchPreview
+    from raydistill.search.problem import SearchProblem as SearchProblem
     from raydistill.stages.verify_targets import holds_targets as holds_targets
     from raydistill.stages.verify_targets import verify_files as verify_files
     from raydistill.stages.verify_targets import verify_targets as verify_targets
@@ -76,6 +79,7 @@ _MODULES = {
         "open_run",
         "order",
         "predict",
+        "preview_search",
         "run",
         "tune",
         "write_reports",
@@ -96,6 +100,8 @@ _MODULES = {
     "runs.inventory": ("Inventory", "find_stored", "read_inventory"),
     "runs.search_view": ("SearchView", "open_search"),
     "runs.view": ("RunView", "StageView"),
+    "search.preview": ("SearchPreview",),
+    "search.problem": ("SearchProblem",),
     "stages.verify_targets": ("holds_targets", "verify_files", "verify_targets"),
     "tasks.task": ("Task",),
     "tracking": ("sync",),

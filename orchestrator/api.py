@@ -18,8 +18,9 @@ from raydistill.plan.load import source_of
 from raydistill.plan.order import Graph, order_stages
 from raydistill.plan.places import remarks_on_places
 from raydistill.plan.schema import Plan
+from raydistill.runs.run_files import GRAPH
 from raydistill.runs.search_view import SearchView, open_search, searches
-from raydistill.runs.view import RunView, StageView, runs_of
+from raydistill.runs.view import PLANS_FOLDER, RunView, StageView, runs_of
 from raydistill.runs.view import open_run as open_run_folder
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from raydistill.raw_model import RawModel
-    from raydistill.search.problem import Problem
+    from raydistill.search.preview import SearchPreview
+    from raydistill.search.problem import SearchProblem
     from raydistill.training.trust import Trust
 
 log = logging.getLogger(__name__)
@@ -103,10 +105,10 @@ def run(
     root, graph = _root(runs), order(plan, only)
     options = RunOptions(root, command, local, address, tracking_uri, tuple(force))
     results = run_plan(plan, graph, options)
-    return open_run_folder(root / "plans" / plan.name / results["run_id"], root)
+    return open_run_folder(root / PLANS_FOLDER / plan.name / results["run_id"], root)
 
 
-def build_search(plan: Plan, *, only: Iterable[str] = (), force: Iterable[str] = ()) -> "Problem":
+def build_search(plan: Plan, *, only: Iterable[str] = (), force: Iterable[str] = ()) -> "SearchProblem":
     """What the `search` of a plan asks for; `PlanError` names the place of what cannot be searched."""
     from raydistill.search.problem import build_problem
 
@@ -117,8 +119,19 @@ def build_search(plan: Plan, *, only: Iterable[str] = (), force: Iterable[str] =
     return problem
 
 
+def preview_search(
+    search: "Plan | SearchProblem", *, runs: Path | str = "runs", only: Iterable[str] = ()
+) -> "SearchPreview":
+    """What `tune` would do: the stages that trials share, trials finished and left; nothing is started."""
+    from raydistill.search.preview import look_ahead_of_search
+
+    names = tuple(only)
+    problem = build_search(search, only=names) if isinstance(search, Plan) else search
+    return look_ahead_of_search(problem, _root(runs), names)
+
+
 def tune(
-    plan: Plan,
+    search: "Plan | SearchProblem",
     *,
     runs: Path | str = "runs",
     only: Iterable[str] = (),
@@ -131,21 +144,22 @@ def tune(
 ) -> SearchView:
     """Search what the plan's `search` names, or go on with that; look at what is there then. Options as of `run`.
 
-    `SearchView.best_plan` is the file of the winner's plan, `SearchView.trials()` are the records of all trials. A grid
-    of many points is refused unless `every_point` is wanted.
+    `search` is a plan, or what `build_search` made of it. `SearchView.best_plan` is the file of the winner's plan,
+    `SearchView.trials()` are the records of all trials. A grid of many points is refused unless `every_point` is
+    wanted.
     """
     from raydistill.run_plan import RunOptions
     from raydistill.search.run_search import run_search
 
-    problem = build_search(plan, only=only, force=force)
+    names, forced = tuple(only), tuple(force)
+    problem = build_search(search, only=names, force=forced) if isinstance(search, Plan) else search
     if not every_point:
         problem.check_number_of_points()
     if local:
         problem.check_local()
     root = _root(runs)
-    options = RunOptions(root, command, local, address, tracking_uri, tuple(force))
-    run_search(problem, options, only=tuple(only))
-    return open_search(problem.folder(root), root)
+    options = RunOptions(root, command, local, address, tracking_uri, forced)
+    return open_search(run_search(problem, options, only=names), root)
 
 
 def write_reports(plan: Plan, *, runs: Path | str = "runs") -> list[Path]:
@@ -168,7 +182,7 @@ def open_run(run: Path | str, *, runs: Path | str = "runs") -> RunView:
     `PlanError` when there is none, `StoreError` when its files cannot be read.
     """
     folder, root = Path(run).absolute(), _root(runs)
-    if (folder / "graph.json").is_file():
+    if (folder / GRAPH).is_file():
         return open_run_folder(folder, folder.parents[2])
     if "/" in str(run) or not (found := runs_of(root, str(run))):
         raise PlanError(f"`{run}` is neither the folder of a run nor a plan that was run below `{root}`")

@@ -46,6 +46,11 @@ def console(*, stderr: bool = False) -> Console:
     return plain if plain.is_terminal else Console(stderr=stderr, highlight=False, width=140)
 
 
+def shown_path(path: Path) -> Path:
+    """A path as a person would type it here."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def prospects_table(prospects: Sequence[Preview]) -> Table:
     """What `--dry-run` prints."""
     table = new_table("stage", "kind", "reads", "resources", "fingerprint", "state", "why")

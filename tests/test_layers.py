@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 ROWS = (
     ("cli",),
     ("__init__",),
-    ("api",),
+    ("api", "search_tables"),
     ("search",),
     ("run_plan",),
     ("storage_tables",),
@@ -195,8 +195,18 @@ def test_every_package_is_installed() -> None:
 
 def test_the_command_line_does_nothing_that_python_cannot() -> None:
     # Sending a job is a conversation with a person from beginning to end; tables are for terminals alone.
-    talks = {"submit", "jobs", "doctor", "watching", "tune"}
-    shows = {"cli", "__init__", "errors", "masking", "plain", "storage_tables", "terminal", "tasks"}
+    talks = {"submit", "jobs", "doctor", "watching"}
+    shows = {
+        "cli",
+        "__init__",
+        "errors",
+        "masking",
+        "plain",
+        "search_tables",
+        "storage_tables",
+        "terminal",
+        "tasks",
+    }
     others = {
         f"{path.stem}:{line} {'.'.join(name)}"
         for path in MODULES

@@ -42,7 +42,7 @@ def run(
         on_cluster = None if local else address
         _print_prospects(raydistill.dry_run(plan, runs=root, only=only, force=force, address=on_cluster))
         return
-    from raydistill.terminal import console, results_table, warning_lines
+    from raydistill.terminal import console, results_table, shown_path, warning_lines
 
     view = raydistill.run(
         plan,
@@ -59,7 +59,7 @@ def run(
     for line in warning_lines(view.results):
         out.print(line, soft_wrap=True)
     report = view.folder / "report.html"
-    where = f"; report: {_relative(report)}" if report.exists() else ""
+    where = f"; report: {shown_path(report)}" if report.exists() else ""
     click.echo(f"\n{view.status} in {view.seconds:.1f} s{where}")
     _print_usage(plan, view)
     sys.exit({"done": DONE, "failed": FAILED, "interrupted": INTERRUPTED}[view.status])
@@ -76,9 +76,10 @@ def report(plan_file: Path, overrides: tuple[str, ...], root: Path) -> None:
     distill report configs/mnist_quickstart.yaml
     """
     from raydistill import load_plan, write_reports
+    from raydistill.terminal import shown_path
 
     for path in write_reports(load_plan(plan_file, overrides), runs=root):
-        click.echo(str(_relative(path)))
+        click.echo(str(shown_path(path)))
 
 
 def _print_prospects(prospects: "list[Preview]") -> None:
@@ -97,15 +98,13 @@ def _print_prospects(prospects: "list[Preview]") -> None:
 
 def _print_usage(plan: "Plan", run: "RunView") -> None:
     """Where the best student is, and what can be done with it; of a plan without one, the best model."""
+    from raydistill.terminal import shown_path
+
     found = run.best("student", "model")
     if found is None:
         return
-    model = shlex.quote(str(_relative(found.folder.path)))
+    model = shlex.quote(str(shown_path(found.folder.path)))
     inputs = "PICTURE..." if len(plan.task.input_shape) == 3 else "ARRAYS.npy"
-    runs = "" if run.root == Path("runs").absolute() else f" --runs {shlex.quote(str(_relative(run.root)))}"
+    runs = "" if run.root == Path("runs").absolute() else f" --runs {shlex.quote(str(shown_path(run.root)))}"
     click.echo(f"\n`{found.name}` is in {model}\n  distill predict {model} {inputs}{runs}")
     click.echo(f"  distill evaluate {model} --split test{runs}")
-
-
-def _relative(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from raydistill.execution.submit.sending import Submission
     from raydistill.plan.schema import Plan
     from raydistill.plan.written import Source
-    from raydistill.search.problem import Problem
+    from raydistill.search.problem import SearchProblem
 
 
 @click.command()
@@ -152,7 +152,7 @@ class Checked(NamedTuple):
 
     plan: "Plan"
     source: "Source"
-    problem: "Problem | None"
+    problem: "SearchProblem | None"
 
 
 def check_here(

@@ -36,7 +36,8 @@ class BestTrial(FromFile):
 
 class SearchFile(FromFile):
     """`search.json`. The `metric` is that of a stage: `student.validation/accuracy`. `names` are short forms of the
-    searched paths, `own` the plan's own values there. `plan_runs` made what all trials share."""
+    searched paths, `own` the plan's own values there. `seconds` are those of all sessions, `session_seconds` of the
+    last one. `plan_runs` made what all trials share."""
 
     plan: str
     fingerprint: str
@@ -54,6 +55,7 @@ class SearchFile(FromFile):
     status: str
     started: Seconds
     seconds: Seconds
+    session_seconds: Seconds = 0.0
     plan_runs: tuple[str, ...]
     best: BestTrial | None
 

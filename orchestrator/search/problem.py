@@ -32,7 +32,7 @@ VARIANTS = 256  # combinations of choices whose shared stages are made in advanc
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
+class SearchProblem:
     """A search that can be run. `graph` is that of the plan as written."""
 
     source: Source
@@ -181,6 +181,20 @@ class Problem:
         dependent = dependent_nodes(graph, self.searched)
         return graph.needed_for([name for name in part.nodes if name not in dependent])
 
+    def shared_parts(self, only: Sequence[str] = ()) -> Iterator[tuple[Plan, Graph]]:
+        """The stages that trials share, once for every combination of choices that brings up new ones."""
+        seen: set[str] = set()
+        for values in self.variants():
+            try:
+                plan, graph = self.graph_of(values)
+            except PlanError:  # choices that do not go together: such a trial fails
+                continue
+            part = self.shared_part(graph, only)
+            folders = {node.folder for node in part.nodes.values()}
+            if not folders <= seen:
+                seen |= folders
+                yield plan, part
+
     def variants(self) -> Iterator[dict[str, Any]]:
         """Values that bring up all stages which trials share: combinations of the choices, which may name other
         teachers or views. Of too many combinations, every choice once."""
@@ -206,7 +220,7 @@ def dependent_nodes(graph: Graph, stages: Iterable[str]) -> set[str]:
     return dependent
 
 
-def build_problem(plan: Plan, graph: Graph) -> Problem:
+def build_problem(plan: Plan, graph: Graph) -> SearchProblem:
     """Check a plan's search against the plan; `PlanError` names the line."""
     config, source = plan.search, source_of(plan)
     if config is None:
@@ -216,7 +230,7 @@ def build_problem(plan: Plan, graph: Graph) -> Problem:
         )
     metric = find_objective(plan, config, graph, source)
     paths = {written: check_path(plan, source, written, domain) for written, domain in config.space.items()}
-    problem = Problem(source, plan, graph, config, metric, paths)
+    problem = SearchProblem(source, plan, graph, config, metric, paths)
     _check_paths_apart(problem)
     _check_replicas(problem)
     for written, domain in config.space.items():
@@ -227,7 +241,7 @@ def build_problem(plan: Plan, graph: Graph) -> Problem:
     return problem
 
 
-def _check_paths_apart(problem: Problem) -> None:
+def _check_paths_apart(problem: SearchProblem) -> None:
     paths = sorted(problem.paths.items(), key=lambda item: len(item[1]))
     for index, (outer, path) in enumerate(paths):
         for inner, longer in paths[index + 1 :]:
@@ -238,7 +252,7 @@ def _check_paths_apart(problem: Problem) -> None:
                 )
 
 
-def _check_values(problem: Problem, written: str, values: Mapping[str, Any]) -> None:
+def _check_values(problem: SearchProblem, written: str, values: Mapping[str, Any]) -> None:
     try:
         problem.graph_of(values)
     except PlanError as error:
@@ -248,7 +262,7 @@ def _check_values(problem: Problem, written: str, values: Mapping[str, Any]) -> 
         raise PlanError(f"{error.message} (in the search of `{written}`){hint}") from None
 
 
-def _check_metric_depends(problem: Problem) -> None:
+def _check_metric_depends(problem: SearchProblem) -> None:
     needed = problem.graph.needed_for([problem.metric.stage]).nodes
     for written, path in problem.paths.items():
         if not any(problem.graph.nodes[name].stage == path[0] for name in needed):
@@ -258,7 +272,7 @@ def _check_metric_depends(problem: Problem) -> None:
             )
 
 
-def _check_replicas(problem: Problem) -> None:
+def _check_replicas(problem: SearchProblem) -> None:
     stage, source = problem.metric.stage, problem.source
     is_training = isinstance(problem.plan.stages[stage], TrainingConfig)
     if problem.config.seeds is not None and not is_training:
@@ -291,7 +305,7 @@ def _check_replicas(problem: Problem) -> None:
         )
 
 
-def _check_population(problem: Problem) -> None:
+def _check_population(problem: SearchProblem) -> None:
     """A population trains one stage, once per member, and searches what may change in its midst."""
     scheduler, stage, error = problem.config.scheduler, problem.metric.stage, problem.source.error
     if not isinstance(scheduler, PopulationConfig):
@@ -319,7 +333,7 @@ def _check_population(problem: Problem) -> None:
         _check_moves(problem, written, scheduler.every)
 
 
-def _check_moves(problem: Problem, written: str, every: int) -> None:
+def _check_moves(problem: SearchProblem, written: str, every: int) -> None:
     """A member may go from one end of a domain to the other."""
     domain, stage = problem.config.space[written], problem.metric.stage
     if not all(isinstance(value, int | float) for value in domain.ends):

@@ -21,7 +21,7 @@ from raydistill.plan.search import SchedulerOptions
 from raydistill.runs.record import summary_of
 from raydistill.runs.search_run import SearchRun, TrialRecord
 from raydistill.search.ending import Ending
-from raydistill.search.problem import Problem
+from raydistill.search.problem import SearchProblem
 from raydistill.search.trial_log import TrialLog
 
 MAX_RESTARTS = 3  # of a trial whose process died
@@ -110,7 +110,7 @@ class TrialResources:
     trials: int | None
 
 
-def trial_resources(problem: Problem, machines: Sequence[Resources]) -> TrialResources:
+def trial_resources(problem: SearchProblem, machines: Sequence[Resources]) -> TrialResources:
     """Room for trials on a Ray cluster of these machines.
 
     Tune sees the actors, not the workers that they start: here those trials are counted that fit.
@@ -128,7 +128,7 @@ def trial_resources(problem: Problem, machines: Sequence[Resources]) -> TrialRes
     return TrialResources(DRIVER, share, min(fitting, problem.config.concurrency or fitting))
 
 
-def build_scheduler(problem: Problem, records: Iterable[TrialRecord]) -> Any:
+def build_scheduler(problem: SearchProblem, records: Iterable[TrialRecord]) -> Any:
     """Tune's scheduler, told of the trials of earlier runs of the search: it keeps nothing itself."""
     from raydistill.search.actor import EPOCH, METRIC
 
@@ -182,7 +182,7 @@ class EarlierTrial:
         self.status = "TERMINATED"
 
 
-def longest_training(problem: Problem) -> int:
+def longest_training(problem: SearchProblem) -> int:
     """The most epochs that a trial's judged stage may train."""
     domain = problem.config.space.get(f"{problem.metric.stage}.epochs")
     if domain is not None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from raydistill.errors import ClusterLost, DistillError, PlanError, StoreError
+from raydistill.errors import ClusterLost, DistillError, StoreError
 from raydistill.execution.local_backend import LocalBackend
 from raydistill.execution.preview import look_ahead
 from raydistill.execution.survey import survey_plan
@@ -39,18 +39,17 @@ from raydistill.runs.search_formatting import called, short_names
 from raydistill.runs.search_run import SearchRun, TrialRecord, now
 from raydistill.runs.search_view import open_search
 from raydistill.search.ending import Ending
-from raydistill.search.problem import Problem
+from raydistill.search.problem import SearchProblem
 from raydistill.search.progress import SearchProgress
 from raydistill.search.trial_log import TrialLog
+from raydistill.terminal import shown_path
 from raydistill.tracking import Mirror, Untracked
 
 log = logging.getLogger(__name__)
 
 
-def run_search(
-    problem: Problem, options: RunOptions, *, only: Sequence[str] = ()
-) -> tuple[dict[str, Any], list[TrialRecord]]:
-    """Run a search, or go on with it; returns what `search.json` holds, and the trials."""
+def run_search(problem: SearchProblem, options: RunOptions, *, only: Sequence[str] = ()) -> Path:
+    """Run a search, or go on with it; returns its folder."""
     run = SearchRun(options.root, problem.plan.name, problem.fingerprint)
     run.begin()
     stop = threading.Event()
@@ -77,7 +76,7 @@ def run_search(
                 description["status"], description["best"] = finish(
                     problem, trial_log.best, run, options, only, deferred
                 )
-    return description, run.trials()
+    return run.folder
 
 
 @contextmanager
@@ -105,7 +104,7 @@ def write_report_of(run: SearchRun) -> None:
 
 @contextmanager
 def described(
-    problem: Problem, run: SearchRun, options: RunOptions, stop: threading.Event
+    problem: SearchProblem, run: SearchRun, options: RunOptions, stop: threading.Event
 ) -> Iterator[dict[str, Any]]:
     """`search.json` says that the search goes on, and afterwards how it ended, whatever ended it."""
     began = time.monotonic()
@@ -145,7 +144,7 @@ def run_trials_of(trial_log: TrialLog, run: SearchRun, options: RunOptions, stop
         ending.clear()
 
 
-def look_ahead_of_trials(problem: Problem, options: RunOptions, stop: threading.Event) -> None:
+def look_ahead_of_trials(problem: SearchProblem, options: RunOptions, stop: threading.Event) -> None:
     """Data and models of the plan as it is written, before the first teacher trains; `PlanError` for what cannot go
     well. What deserves a word is logged."""
     graph, root = problem.graph, options.root
@@ -162,12 +161,12 @@ def look_ahead_of_trials(problem: Problem, options: RunOptions, stop: threading.
 
 
 def run_shared(
-    problem: Problem, options: RunOptions, only: Sequence[str], stop: threading.Event
+    problem: SearchProblem, options: RunOptions, only: Sequence[str], stop: threading.Event
 ) -> list[str]:
     """Run what trials share and has no result, as any plan is run; returns the folders of these runs. Sets `stop` when
     somebody interrupted them."""
     folders = []
-    for plan, graph in shared_parts(problem, only):
+    for plan, graph in problem.shared_parts(only):
         damaged = tuple(name for name in graph.nodes if is_damaged(graph, name, options.root))
         forced = tuple(name for name in options.force if name in graph.nodes or name in graph.replicas)
         prospects = look_ahead(graph, options.root, plan.name)
@@ -187,21 +186,6 @@ def run_shared(
     return folders
 
 
-def shared_parts(problem: Problem, only: Sequence[str] = ()) -> Iterator[tuple[Plan, Graph]]:
-    """The stages that trials share, once for every combination of choices that brings up new ones."""
-    seen: set[str] = set()
-    for values in problem.variants():
-        try:
-            plan, graph = problem.graph_of(values)
-        except PlanError:  # choices that do not go together: such a trial fails
-            continue
-        part = problem.shared_part(graph, only)
-        folders = {node.folder for node in part.nodes.values()}
-        if not folders <= seen:
-            seen |= folders
-            yield plan, part
-
-
 def is_damaged(graph: Graph, name: str, root: Path) -> bool:
     """Whether a stage has a result of which some file is damaged: found now, not by every trial again."""
     folder = root / graph.nodes[name].folder
@@ -209,7 +193,7 @@ def is_damaged(graph: Graph, name: str, root: Path) -> bool:
 
 
 def finish(
-    problem: Problem,
+    problem: SearchProblem,
     best: TrialRecord,
     run: SearchRun,
     options: RunOptions,
@@ -237,7 +221,7 @@ def finish(
     }
 
 
-def write_best_plan(problem: Problem, best: TrialRecord, run: SearchRun, root: Path) -> None:
+def write_best_plan(problem: SearchProblem, best: TrialRecord, run: SearchRun, root: Path) -> None:
     """A complete plan, without its search: the user's own with the best values."""
     source = problem.source_of(problem.written_values(best))
     values = dict(placed_values(source))  # the best plan lies in another folder
@@ -255,7 +239,7 @@ def write_best_plan(problem: Problem, best: TrialRecord, run: SearchRun, root: P
         temporary.write_text(header + body, encoding="utf-8")
 
 
-def describe(problem: Problem, run: SearchRun, options: RunOptions) -> dict[str, Any]:
+def describe(problem: SearchProblem, run: SearchRun, options: RunOptions) -> dict[str, Any]:
     """What `search.json` says when a search begins, or goes on."""
     before = None
     with suppress(StoreError):  # the first time; and of a damaged one the trials tell all that matters
@@ -284,7 +268,7 @@ def describe(problem: Problem, run: SearchRun, options: RunOptions) -> dict[str,
     }
 
 
-def own_values(problem: Problem) -> dict[str, Any]:
+def own_values(problem: SearchProblem) -> dict[str, Any]:
     """What the plan itself says at the searched paths."""
     values = {}
     for written, path in problem.paths.items():
@@ -308,11 +292,6 @@ def folder_of(plan: Plan, results: Mapping[str, Any]) -> str:
     return f"plans/{plan.name}/{results['run_id']}"
 
 
-def shown_path(path: Path) -> Path:
-    """A path as a person would type it here."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
 @contextmanager
 def owned(run: SearchRun) -> Iterator[None]:
     """The search is ours while its folder's lease is; `DistillError` when another driver runs it."""
@@ -331,7 +310,7 @@ def owned(run: SearchRun) -> Iterator[None]:
 
 
 @contextmanager
-def connected(options: RunOptions, problem: Problem, *, needed: bool) -> Iterator[None]:
+def connected(options: RunOptions, problem: SearchProblem, *, needed: bool) -> Iterator[None]:
     """One Ray cluster for the shared stages, the trials and the best plan; `PlanError` if no trial ever fits, or
     a node does not see the storage root."""
     nodes = problem.trial_nodes(problem.graph)

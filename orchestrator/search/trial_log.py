@@ -8,13 +8,13 @@ from raydistill.errors import PlanError
 from raydistill.kinds.searches import PopulationConfig
 from raydistill.runs.search_run import SearchRun, TrialRecord, best_first, now, trial_id
 from raydistill.search.population import Population
-from raydistill.search.problem import Problem
+from raydistill.search.problem import SearchProblem
 from raydistill.search.progress import SearchProgress
 from raydistill.search.suggestions import Suggestion, Suggestions, TrialSource
 from raydistill.search.trial import TrialRequest, TrialResult
 
 
-def belongs(record: TrialRecord, problem: Problem) -> bool:
+def belongs(record: TrialRecord, problem: SearchProblem) -> bool:
     """Whether a record is of values that the search can have tried; any other is damaged, and no record."""
     config = problem.config
     is_segment = record.segment is not None
@@ -26,7 +26,7 @@ def belongs(record: TrialRecord, problem: Problem) -> bool:
 class TrialLog:
     """Every change of a trial is on disk before anything else happens."""
 
-    def __init__(self, problem: Problem, run: SearchRun, progress: SearchProgress) -> None:
+    def __init__(self, problem: SearchProblem, run: SearchRun, progress: SearchProgress) -> None:
         self.problem, self._run, self._progress = problem, run, progress
         self.records = {record.id: record for record in run.trials() if belongs(record, problem)}
         self._source = source_of(problem, self.records.values())
@@ -122,7 +122,7 @@ class TrialLog:
         self.records[record.id] = record
 
 
-def source_of(problem: Problem, records: Iterable[TrialRecord]) -> TrialSource:
+def source_of(problem: SearchProblem, records: Iterable[TrialRecord]) -> TrialSource:
     """Where the trials of a search come from, given those that it had."""
     config, mode = problem.config, problem.metric.mode
     if isinstance(config.scheduler, PopulationConfig):

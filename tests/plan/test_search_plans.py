@@ -9,7 +9,7 @@ from raydistill.errors import PlanError
 from raydistill.plan.load import check_plan, read_source
 from raydistill.plan.order import order_stages
 from raydistill.plan.search import Domain, SearchConfig
-from raydistill.search.problem import Problem, build_problem
+from raydistill.search.problem import SearchProblem, build_problem
 
 PLAN = """
 name: searched
@@ -27,7 +27,7 @@ search:
 def refusal(write_plan: Callable[[str | bytes], Path], tmp_path: Path) -> Callable[[str], str]:
     """The message that refuses a search, without the folder of its file."""
 
-    def problem_of(file: Path) -> Problem:
+    def problem_of(file: Path) -> SearchProblem:
         source = read_source(file)
         plan = check_plan(source)
         return build_problem(plan, order_stages(plan))

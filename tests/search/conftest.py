@@ -23,7 +23,7 @@ from raydistill.runs.context import StageContext
 from raydistill.runs.search_run import SearchRun, TrialRecord
 from raydistill.runs.search_view import BestTrial, SearchFile, open_search
 from raydistill.search import run_search
-from raydistill.search.problem import Problem, build_problem
+from raydistill.search.problem import SearchProblem, build_problem
 
 BEST = 5.0
 MLP = {"name": "mlp", "widths": [8]}
@@ -80,7 +80,7 @@ class Bench:
         self.file.write_text(json.dumps(self.plan))
         return self.file
 
-    def problem(self) -> Problem:
+    def problem(self) -> SearchProblem:
         source = read_source(self.file)
         plan = check_plan(source)
         return build_problem(plan, order_stages(plan))

@@ -6,7 +6,7 @@ import pytest
 
 from raydistill.runs.search_run import SearchRun, Segment, TrialRecord, TrialStatus, best_first
 from raydistill.runs.search_view import searches
-from raydistill.search.progress import left_out, told_exchanges, took
+from raydistill.search_tables import left_out, told_exchanges, took
 
 
 def record_of(number: int, status: TrialStatus = "done", metric: float | None = None) -> TrialRecord:
