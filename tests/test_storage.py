@@ -269,14 +269,20 @@ def test_a_stage_that_cannot_be_deleted_is_named_and_the_others_go(
     assert not (root / "stages" / f"train-{fingerprint_of('free')}").exists()
 
 
-def test_a_plan_that_is_run_again_makes_again_what_is_gone_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def counting(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Stages that count how often they run, in place of those that train."""
     monkeypatch.syspath_prepend(Path(__file__).parent / "execution")
-    counting = importlib.import_module("counting_stages")
-    for owner, name, value in counting.replacements():
+    stages = importlib.import_module("counting_stages")
+    for owner, name, value in stages.replacements():
         monkeypatch.setattr(owner, name, value)
     monkeypatch.setattr(importlib.import_module("raydistill.run_plan"), "write_report_of", lambda run: None)
+    return stages
+
+
+def test_a_plan_that_is_run_again_makes_again_what_is_gone_and_nothing_else(
+    tmp_path: Path, counting: Any
+) -> None:
     root, file = tmp_path / "runs", tmp_path / "plan.yaml"
     chain: dict[str, Any] = {"teacher": {}, "student": {"reads": ["teacher"]}}
 
@@ -299,13 +305,8 @@ def test_a_plan_that_is_run_again_makes_again_what_is_gone_and_nothing_else(
 
 
 def test_a_run_that_goes_on_while_others_clean_ends_well(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counting: Any
 ) -> None:
-    monkeypatch.syspath_prepend(Path(__file__).parent / "execution")
-    counting = importlib.import_module("counting_stages")
-    for owner, name, value in counting.replacements():
-        monkeypatch.setattr(owner, name, value)
-    monkeypatch.setattr(importlib.import_module("raydistill.run_plan"), "write_report_of", lambda run: None)
     root, file = tmp_path / "runs", tmp_path / "plan.yaml"
     chain: dict[str, Any] = {"teacher": {}, "student": {"reads": ["teacher"]}}
     file.write_text(plan_text(counting.plan_of(chain)))
