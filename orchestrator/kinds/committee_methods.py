@@ -9,7 +9,8 @@ from raydistill.plan.config import Boolean, Integer, NonNegative, Number, Seed
 
 
 class AdaptiveWeightsOptions(SoftTargetOptions):
-    """What methods that weigh several teachers can be told."""
+    """What methods that weigh several teachers can be told. With `standardize` the weights, too, are formed from
+    standardised logits."""
 
     weighs_teachers = True
 

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from raydistill.plan.config import FINE_TEMPERATURE, Config, Integer, NonNegative, Temperature
+from raydistill.plan.config import FINE_TEMPERATURE, Boolean, Config, Integer, NonNegative, Temperature
 from raydistill.plan.config_errors import located_error
 from raydistill.plan.kind import Choice, Kind
 
@@ -70,12 +70,18 @@ class MethodOptions(Kind):
 class SoftTargetOptions(MethodOptions):
     """What methods that match softened distributions, and the labels beside them, can be told."""
 
+    came_later = frozenset({"standardize"})
+
     temperature: Temperature = 4.0
     """Divides the logits of both before the softmax: the higher, the softer."""
     soft_weight: NonNegative = 1.0
     """Of the loss against the teachers' soft targets."""
     hard_weight: NonNegative = 1.0
     """Of the cross-entropy with the true labels."""
+    standardize: Boolean = False
+    """Compare logits less their mean and divided by their deviation, both over a sample's classes: the student need not
+    learn the teacher's scale (LSKD, arXiv 2403.01427, there at T = 2 and weights 9 and 0.1). No target is surer than
+    (C - 1) / √C allows, so that few classes want a low temperature; two have no say at all, and are refused."""
 
     @property
     def revision(self) -> int:
@@ -104,5 +110,7 @@ class SoftTargetOptions(MethodOptions):
     def looks_at_all_classes(self) -> tuple[str, str, str] | None:
         if self.weighs_teachers:
             return super().looks_at_all_classes
+        if self.standardize:
+            return "standardize", "a deviation is one over all classes", "leave it out"
         reason = "a tail below T = 1 would be a sum over all classes"
         return ("temperature", reason, "set it to 1 or more") if self.temperature < 1 else None

@@ -7,6 +7,13 @@ from raydistill.kinds.committee_methods import (
     TeacherSwitchingConfig,
 )
 from raydistill.kinds.feature_methods import FspConfig, HintsConfig, OfdConfig, SemckdConfig
+from raydistill.kinds.logit_methods import (
+    DistConfig,
+    DkdConfig,
+    NkdConfig,
+    TeacherLabelsConfig,
+    WsldConfig,
+)
 from raydistill.kinds.method_options import MethodOptions, SoftTargetOptions
 from raydistill.kinds.relation_methods import RelationalConfig, TripletConfig, TripletLogitsConfig
 from raydistill.plan.config import Boolean, NonNegative
@@ -59,6 +66,11 @@ class LabelsConfig(MethodOptions):
 METHODS = (
     HintonConfig,
     LabelsConfig,
+    DkdConfig,
+    NkdConfig,
+    DistConfig,
+    WsldConfig,
+    TeacherLabelsConfig,
     HintsConfig,
     FspConfig,
     SemckdConfig,

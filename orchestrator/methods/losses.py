@@ -1,5 +1,6 @@
 """Losses on logits, in float32 or better whatever the network computed in: sums over classes, means over the batch."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -8,6 +9,8 @@ from torch import Tensor
 
 from raydistill.targets.mixing import TeacherTargets, tempered, tempered_probabilities
 from raydistill.training.data import Batch
+
+NEVER = -1e9  # a logarithm whose exponential is 0
 
 
 def soft_loss(
@@ -35,11 +38,20 @@ def soft_loss(
 def hard_loss(student_logits: Tensor, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy with the labels at T = 1; under mixup with both samples' labels in proportion."""
     logits = student_logits.float()
-    if batch.partner_labels is None or batch.weights is None:
+    if batch.partner_labels is None:
         return F.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
-    own = F.cross_entropy(logits, batch.labels, reduction="none", label_smoothing=label_smoothing)
-    partner = F.cross_entropy(logits, batch.partner_labels, reduction="none", label_smoothing=label_smoothing)
-    return torch.lerp(partner, own, batch.weights).mean()
+    return over_labels(
+        lambda labels: F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing),
+        batch,
+    ).mean()
+
+
+def over_labels(term: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
+    """What `term` says for labels (B,), a value per sample; under mixup of both samples' labels in proportion."""
+    if batch.partner_labels is None or batch.weights is None:
+        return term(batch.labels)
+    own, partner = term(batch.labels), term(batch.partner_labels)
+    return torch.lerp(partner, own, batch.weights.to(own.dtype))
 
 
 def divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -54,3 +66,26 @@ def divergence_terms(student: Tensor, teacher: Tensor) -> Tensor:
     probabilities = teacher.exp()
     never = probabilities == 0  # chosen before the product: a product with infinity spoils the gradient
     return probabilities * (torch.where(never, 0.0, teacher) - torch.where(never, 0.0, student))
+
+
+def of_label(logs: Tensor, labels: Tensor) -> Tensor:
+    """The label's entry of each row, (B,) from (B, C)."""
+    return logs.gather(1, labels.unsqueeze(1)).squeeze(1)
+
+
+def without_label(logs: Tensor, labels: Tensor) -> Tensor:
+    """Log-probabilities (B, C) over the classes other than the label, which gets none.
+
+    What stands in the label's place is finite, or a row in which no other class has any would be no number.
+    """
+    return F.log_softmax(logs.scatter(1, labels.unsqueeze(1), NEVER), dim=1)
+
+
+def log_rest(logs: Tensor, labels: Tensor) -> Tensor:
+    """log(1 - p_y), (B,), from log-probabilities (B, C): exact also where p_y is rounded to 1."""
+    return torch.logsumexp(logs.scatter(1, labels.unsqueeze(1), NEVER), dim=1)
+
+
+def other_divergence(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    """KL(p̂ ‖ q̂), (B,), of the distributions over the classes other than the label, from log-probabilities (B, C)."""
+    return divergence_terms(without_label(student, labels), without_label(teacher, labels)).sum(dim=1)

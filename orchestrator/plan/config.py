@@ -45,6 +45,8 @@ class Config(BaseModel):
 
     plain_word: ClassVar[str | None] = None
     """The key of a mapping for which a plain word may stand."""
+    came_later: ClassVar[frozenset[str]] = frozenset()
+    """Options without which there are results: at their default they are no part of an identity."""
 
     @model_validator(mode="before")
     @classmethod
@@ -79,7 +81,10 @@ class Config(BaseModel):
 
     def identified(self, values: dict[str, Any]) -> dict[str, Any]:
         """This part's JSON values as they are in a stage's identity."""
-        return {**values, "revision": self.revision} if self.revision > 1 else values
+        fields, revision = type(self).model_fields, {"revision": self.revision}
+        late = {key for key in self.came_later if getattr(self, key) == fields[key].default}
+        kept = {key: value for key, value in values.items() if key not in late}
+        return kept | revision if self.revision > 1 else kept
 
     def check(self, site: "Site") -> None:
         """Raise `site.error` for what does not fit where this part of a plan stands, beyond its own values."""

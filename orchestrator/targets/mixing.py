@@ -34,6 +34,17 @@ def tempered(logits: Tensor, temperature: float) -> Tensor:
     return exact / temperature
 
 
+def standardized(logits: Tensor) -> Tensor:
+    """(v - mean) / deviation over the classes, float32: at most (C - 1) / √C; 0 where all are equal (arXiv 2403.01427).
+
+    The deviation is that of a sample, with C - 1 in its denominator, as released.
+    """
+    centred = logits.float() - logits.float().mean(dim=-1, keepdim=True)
+    squares = centred.square().sum(dim=-1, keepdim=True) / (logits.shape[-1] - 1)
+    deviation = torch.where(squares > 0, squares, 1).sqrt()  # a root has no slope at 0
+    return centred / (deviation + 1e-7)
+
+
 def tempered_probabilities(targets: TeacherTargets, temperature: float) -> Tensor:
     """Arithmetic mean Σ_m w_m softmax(v^m / T), (B, C); tempered inside the mean."""
     members = torch.softmax(tempered(targets.logits, temperature), dim=-1)

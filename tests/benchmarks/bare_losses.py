@@ -56,6 +56,77 @@ def bare_hinton(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLoss
     return lambda seen: softened(seen.student, seen.teacher, 4) + F.cross_entropy(seen.student, seen.labels)
 
 
+def bare_dkd(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLoss:
+    """As mdistiller has it: two divergences of masked softmaxes."""
+
+    def loss(seen: Seen) -> Tensor:
+        is_label = F.one_hot(seen.labels, seen.student.shape[1]).bool()
+        own, aim = (torch.softmax(logits / 4, dim=1) for logits in (seen.student, seen.teacher))
+        pair = [torch.stack(((p * is_label).sum(1), (p * ~is_label).sum(1)), dim=1) for p in (own, aim)]
+        target = F.kl_div(pair[0].log(), pair[1], reduction="batchmean")
+        rest = [logits / 4 - 1000.0 * is_label for logits in (seen.student, seen.teacher)]
+        other = F.kl_div(rest[0].log_softmax(1), rest[1].softmax(1), reduction="batchmean")
+        return 16 * (target + 8 * other) + F.cross_entropy(seen.student, seen.labels)
+
+    return loss
+
+
+def bare_nkd(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLoss:
+    def loss(seen: Seen) -> Tensor:
+        is_label = F.one_hot(seen.labels, seen.student.shape[1]).bool()
+        logs, sure = seen.student.log_softmax(1), seen.teacher.softmax(1)
+        label = -(sure * logs)[is_label].mean()
+        rest = [logits - 1000.0 * is_label for logits in (seen.student, seen.teacher)]
+        other = F.kl_div(rest[0].log_softmax(1), rest[1].softmax(1), reduction="batchmean")
+        return label + 1.5 * other + F.cross_entropy(seen.student, seen.labels)
+
+    return loss
+
+
+def bare_dist(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLoss:
+    def apart(one: Tensor, other: Tensor) -> Tensor:
+        one, other = (part - part.mean(1, keepdim=True) for part in (one, other))
+        return 1 - F.cosine_similarity(one, other, dim=1, eps=1e-8).mean()
+
+    def loss(seen: Seen) -> Tensor:
+        own, aim = (torch.softmax(logits / 4, dim=1) for logits in (seen.student, seen.teacher))
+        return 32 * (apart(own, aim) + apart(own.t(), aim.t())) + F.cross_entropy(seen.student, seen.labels)
+
+    return loss
+
+
+def bare_wsld(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLoss:
+    def loss(seen: Seen) -> Tensor:
+        with torch.no_grad():
+            own, other = (
+                F.cross_entropy(logits, seen.labels, reduction="none")
+                for logits in (seen.student, seen.teacher)
+            )
+            weights = 1 - torch.exp(-own / (other + 1e-7))
+        logs, aim = (seen.student / 2).log_softmax(1), (seen.teacher / 2).softmax(1)
+        soft = (weights * F.kl_div(logs, aim, reduction="none").sum(1)).mean()
+        return 10 * soft + F.cross_entropy(seen.student, seen.labels)
+
+    return loss
+
+
+def bare_teacher_labels(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLoss:
+    return lambda seen: (
+        F.cross_entropy(seen.student, seen.teacher.argmax(1)) + F.cross_entropy(seen.student, seen.labels)
+    )
+
+
+def bare_standardised(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLoss:
+    def shape(logits: Tensor) -> Tensor:
+        return (logits - logits.mean(1, keepdim=True)) / (logits.std(1, keepdim=True) + 1e-7)
+
+    def loss(seen: Seen) -> Tensor:
+        soft = softened(shape(seen.student), shape(seen.teacher), 4)
+        return soft + F.cross_entropy(seen.student, seen.labels)
+
+    return loss
+
+
 def bare_hints(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLoss:
     """As RepDistiller joins both phases."""
     regressor = nn.Sequential(*own_part(auxiliary, "regressor"))

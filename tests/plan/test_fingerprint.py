@@ -71,6 +71,18 @@ def test_a_method_whose_code_makes_another_result_says_so_where_the_result_can_d
     assert "revision" not in values
 
 
+@pytest.mark.parametrize("written", [{}, {"standardize": False}, {"standardize": True}])
+def test_an_option_that_came_later_is_part_of_an_identity_where_it_is_in_use(
+    written: dict[str, bool],
+) -> None:
+    config = DistillConfig.model_validate(
+        {"stage": "distill", "student": {"name": "cnn"}, "teachers": ["a"], "epochs": 1}
+        | {"method": {"method": "hinton", **written}}
+    )
+    values = stage_identity(config, {}, {"a": "f"})["config"]["method"]
+    assert values.get("standardize") == (True if written.get("standardize") else None)
+
+
 def test_specialists_of_half_and_half_keep_their_results() -> None:
     half = {"stage": "train_specialists", "generalist": "a", "clusters": "b", "epochs": 1}
     of = TrainSpecialistsConfig.model_validate

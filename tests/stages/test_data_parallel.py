@@ -151,16 +151,22 @@ LARGE = {"name": "cnn", "widths": [6, 6], "batch_norm": True}
 BY_SAMPLE: dict[str, dict[str, Any]] = {
     "hinton": {"method": "hinton"},
     "labels": {"method": "labels"},
+    "standardised": {"method": "hinton", "standardize": True},
+    "dkd": {"method": "dkd"},
+    "nkd": {"method": "nkd"},
+    "wsld": {"method": "wsld"},
+    "teacher-labels": {"method": "teacher_labels"},
     "hints": {"method": "hints", "reduction": "mean"},
     "fsp": {"method": "fsp", "reduction": "mean"},
     "ofd": {"method": "ofd", "weight": 0.01, "teacher_bn": "running"},
     "ebkd": {"method": "ebkd"},
     "ca-mkd": {"method": "ca_mkd"},
 }
-# Similarities, triplets, the statistics of a batch, the weights or the draw of a batch: each worker has its own.
+# Similarities, correlations, triplets, statistics, weights or the draw of a batch: each worker has its own.
 BY_BATCH: dict[str, dict[str, Any]] = {
     "semckd": {"method": "semckd", "weight": 1},
     "ofd-batch": {"method": "ofd", "weight": 0.01},
+    "dist": {"method": "dist"},
     "triplet": {"method": "triplet"},
     "triplet-logits": {"method": "triplet_logits"},
     "relational": {"method": "relational"},

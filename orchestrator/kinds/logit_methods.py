@@ -1,0 +1,155 @@
+"""Methods that compare logits otherwise than by one divergence, or learn labels from them."""
+
+from pydantic import model_validator
+
+from raydistill.kinds.method_options import MethodOptions, SoftTargetOptions
+from raydistill.plan.config import NonNegative, Temperature
+from raydistill.plan.config_errors import located_error
+
+
+class AllClassesOptions(SoftTargetOptions):
+    """What methods can be told that look at more than the divergence of each sample."""
+
+    @property
+    def looks_at_all_classes(self) -> tuple[str, str, str] | None:
+        return super(SoftTargetOptions, self).looks_at_all_classes
+
+
+class DkdConfig(AllClassesOptions):
+    """The label's part of the divergence and that among the other classes, each with a weight of its own (DKD, Zhao et
+    al., CVPR 2022, arXiv 2203.08679).
+
+    With p and q the softened distributions of teacher and student, p̂ and q̂ those over the classes other than y:
+    KL(p ‖ q) = KL(label against the rest) + (1 - p_y) · KL(p̂ ‖ q̂), where the second part all but vanishes for a sure
+    teacher. loss = soft_weight · T² · (target_weight · first + other_weight · KL(p̂ ‖ q̂)) + hard_weight · CE.
+
+    T = 4, weights 1, 8 and 1 are the release's for ResNet-32x4 → ResNet-8x4 on CIFAR-100; there `other_weight` is 8, 6
+    or 2 by the pair, on ImageNet 0.5 or 2 at T = 1: search it. The release raises the soft part over 20 epochs, without
+    which a large `other_weight` may diverge:
+      methods:
+        - {method: labels}
+        - {method: dkd, hard_weight: 0, ramp: {start: 0.05, end: 1, epochs: 19}}
+    Needs labels; works from stored targets. With two classes there is one other class, and `other_weight` does nothing.
+    The release forms 1 - q_y from probabilities, which is no number for a sure student; here it is a sum of logarithms.
+    """
+
+    word = "dkd"
+    implementation = "raydistill.methods.dkd:Dkd"
+
+    target_weight: NonNegative = 1.0
+    """Of the label against the rest; the paper's α."""
+    other_weight: NonNegative = 8.0
+    """Of the distribution over the other classes; the paper's β."""
+
+    @model_validator(mode="after")
+    def _something_to_compare(self) -> "DkdConfig":
+        if self.target_weight == self.other_weight == 0:
+            raise located_error(
+                "`target_weight` and `other_weight` are both 0: nothing to compare; raise one",
+                "target_weight",
+            )
+        return self
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the loss looks at the true labels."""
+        return True
+
+
+class NkdConfig(AllClassesOptions):
+    """The label's cross-entropy, weighed by how sure the teacher is of it, and the others' distribution (NKD, Yang et
+    al., ICCV 2023, arXiv 2303.13005).
+
+    loss = soft_weight · (p_y · CE at T = 1 + other_weight · T² · KL(p̂ ‖ q̂)) + hard_weight · CE, with p̂ and q̂ the
+    softened distributions over the classes other than y. The release has the cross-entropy of p̂ and q̂ in place of their
+    divergence, which has the same gradient and is not 0 at a match.
+
+    T = 1 and weights 1, 1.5 and 1 are the release's for ImageNet; T = 3 and `other_weight: 3.5` for CIFAR-100. Needs
+    labels; works from stored targets. The first term never holds a student back that is surer than its teacher.
+    """
+
+    word = "nkd"
+    implementation = "raydistill.methods.nkd:Nkd"
+
+    temperature: Temperature = 1.0
+    """Divides the logits of both before the softmax over the other classes."""
+    other_weight: NonNegative = 1.5
+    """Of the distribution over the other classes; the paper's γ."""
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the loss looks at the true labels."""
+        return True
+
+
+class DistConfig(AllClassesOptions):
+    """Correlations in place of a divergence: within a sample's classes, and of a class over the batch (DIST, Huang et
+    al., NeurIPS 2022, arXiv 2205.10536).
+
+    loss = soft_weight · T² · (row_weight · (1 - mean over samples of ρ(p_b, q_b)) + column_weight · (1 - mean over
+    classes of ρ(p^c, q^c))) + hard_weight · CE, with Pearson's ρ between softened probabilities. For teachers that are
+    much stronger than the student, where an exact match asks too much.
+
+    T = 4 and weights 2, 1, 1 and 1 are the authors' for CIFAR-100; for ImageNet T = 1. Works from stored targets; the
+    classes' term takes a batch of dozens: a single sample has no correlation, each worker takes its own part, and
+    columns in which the teacher says everywhere the same count for nothing. Keep a hard or a soft term beside it: ρ
+    does not see how sure a student is.
+    """
+
+    word = "dist"
+    implementation = "raydistill.methods.dist:Dist"
+
+    soft_weight: NonNegative = 2.0
+    """Of both correlations."""
+    row_weight: NonNegative = 1.0
+    """Of the correlation over the classes of a sample; the paper's β."""
+    column_weight: NonNegative = 1.0
+    """Of the correlation over the samples for a class; the paper's γ."""
+
+    @model_validator(mode="after")
+    def _something_to_compare(self) -> "DistConfig":
+        if self.row_weight == self.column_weight == 0:
+            raise located_error(
+                "`row_weight` and `column_weight` are both 0: nothing to compare; raise one", "row_weight"
+            )
+        return self
+
+
+class WsldConfig(AllClassesOptions):
+    """Soft labels count less for samples that the student knows as well as its teacher (WSLD, Zhou et al., ICLR 2021,
+    arXiv 2102.00650).
+
+    loss = soft_weight · T² · mean of ω_b · KL(p_b ‖ q_b) + hard_weight · CE, with ω_b = 1 - exp(-CE_b of the student /
+    CE_b of the teacher) at T = 1, without gradient: 0 where the student is sure and the teacher is not, 0.63 where they
+    are level, 1 where the student is worse. The release has a cross-entropy in place of KL: the same gradient.
+
+    T = 2 and weights 2.5 and 1 are the release's for ImageNet; T = 4 and 2.25 for CIFAR-100 (cls_KD). Needs labels;
+    works from stored targets. The release runs its teacher in training mode; here it is in evaluation mode.
+    """
+
+    word = "wsld"
+    implementation = "raydistill.methods.wsld:Wsld"
+
+    temperature: Temperature = 2.0
+    """Divides the logits of both before the softmax."""
+    soft_weight: NonNegative = 2.5
+    """Of the weighed divergence."""
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the loss looks at the true labels."""
+        return True
+
+
+class TeacherLabelsConfig(MethodOptions):
+    """The teachers' own labels: cross-entropy with the class that they find most probable (hard distillation of DeiT,
+    Touvron et al., ICML 2021, arXiv 2012.12877).
+
+    loss = weight · CE(argmax of the teachers' mean probabilities, softmax(z)); of equal ones the first class. As in the
+    paper beside the true labels: `methods: [{method: labels, weight: 0.5}, {method: teacher_labels, weight: 0.5}]`.
+    Alone on unlabelled data it is pseudo-labelling. Works from stored targets. Where a teacher is right on all that it
+    is asked, it adds nothing to the labels; under mixup its label is that of the mixed input.
+    """
+
+    word = "teacher_labels"
+    implementation = "raydistill.methods.teacher_labels:TeacherLabels"
