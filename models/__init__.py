@@ -24,6 +24,7 @@ from raydistill.models.options import (
     AcousticOptions,
     BranchedOptions,
     CnnOptions,
+    ExportedOptions,
     LeNetOptions,
     MlpOptions,
     MobileNetV2Options,
@@ -128,5 +129,6 @@ MODELS: dict[str, Architecture] = {
     ),
     "shufflenet_v2": Architecture("raydistill.models.shufflenet:build_shufflenet_v2", ShuffleNetV2Options),
     "branched": Architecture("raydistill.models.branched:build_branched", BranchedOptions),
+    "exported": Architecture("raydistill.models.programs:build_exported", ExportedOptions),
     "torchvision": Architecture("raydistill.models.imagenet:build_torchvision", TorchvisionOptions),
 }

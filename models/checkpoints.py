@@ -119,15 +119,14 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _refuse_programs(path: Path) -> None:
+    if path.suffix == ".onnx":
+        raise ValueError(f"`{path}` is an ONNX model, not weights; take it as it is: `model: exported`")
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
     if any(name.endswith(("/archive_format", "serialized_exported_program.json")) for name in names):
-        raise ValueError(
-            f"`{path}` is an exported program, not weights; save the state dict alone, or let a function of your own"
-            " load it"
-        )
+        raise ValueError(f"`{path}` is an exported program, not weights; take it as it is: `model: exported`")
     if any(name.endswith("/constants.pkl") for name in names):
         raise ValueError(
             f"`{path}` is a TorchScript program, which is code; save the state dict alone:"

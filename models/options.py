@@ -195,6 +195,12 @@ class BranchedOptions(Options):
         return {key: value for key, value in self.model.items() if key != "name"}
 
 
+class ExportedOptions(Options):
+    """A network that exists as a program, in its `weights`: of `torch.export` (`.pt2`) or ONNX (`.onnx`). It teaches
+    and is judged, in `stage: pretrained`; it cannot be trained. Its named outputs are its features.
+    """
+
+
 class TorchvisionOptions(Options):
     """A classification network of torchvision by its name there. Nothing is downloaded."""
 

@@ -218,6 +218,13 @@ class TrainingConfig(StageConfig):
         """Labels fit into the model's outputs; what changes may change."""
         for place, message in mistakes_of_changes(self):
             raise site.error(message, *place)
+        for path, model in models_in(self):
+            if model.is_exported:
+                raise site.error(
+                    "a program of a file answers and cannot be trained; it can teach: `{stage: pretrained, model:"
+                    " exported, weights: …}`",
+                    *path,
+                )
         own, wanted = site.num_classes(), site.task.num_classes
         if own < wanted:
             place = next((path for path, _ in models_in(self)), ("model",))

@@ -72,12 +72,19 @@ class ModelConfig(Config):
     def _something_is_ignored(self) -> "ModelConfig":
         if self.ignore and self.weights is None:
             raise located_error("`ignore` is about a file of `weights`; name one", "ignore")
+        if self.ignore and self.is_exported:
+            raise located_error("a program keeps all its weights; leave `ignore` out", "ignore")
         return self
 
     @property
     def blank(self) -> Self:
         """The same model without a file that it begins from."""
         return self.replace(weights=None, ignore=())
+
+    @property
+    def is_exported(self) -> bool:
+        """Whether it is a program of a file, which answers but is not trained."""
+        return self.name == "exported"
 
     @property
     def own_modules(self) -> tuple[str, ...]:
@@ -127,7 +134,9 @@ class ModelConfig(Config):
 
     def _missing_weights(self) -> str | None:
         if self.weights is None:
-            return None
+            return "name its file as `weights`" if self.is_exported else None
+        if self.is_exported and FilePath(self.weights).suffix not in (".pt2", ".onnx"):
+            return f"`{self.weights}` is no program: its name ends in `.pt2` (`torch.export`) or `.onnx`"
         try:
             return why_no_weights(FilePath(self.weights).expanduser())
         except OSError as error:

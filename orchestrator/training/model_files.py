@@ -1,6 +1,7 @@
 """A trained model on disk: weights as safetensors, and the JSON that is needed to build and use it anywhere."""
 
 import logging
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,8 @@ from raydistill.errors import StageError, StoreError
 from raydistill.models.build import build_model, load_function
 from raydistill.models.checkpoints import load_weights
 from raydistill.models.outputs import take_logits
+from raydistill.models.programs import open_program
+from raydistill.models.weight_files import companions
 from raydistill.plan.fingerprint import differences
 from raydistill.plan.model import ModelConfig
 from raydistill.runs.context import StageContext
@@ -31,6 +34,7 @@ from raydistill.training.model_size import check_size
 from raydistill.training.trust import admitted
 
 WEIGHTS = "model.safetensors"
+PROGRAM = "program"  # the folder of the files of a network that exists as a program
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +98,8 @@ def _build(
     config: ModelConfig, task: Task, tell: Callable[[str], None], head: Callable[[], Sequence[str]]
 ) -> nn.Module:
     config = _with_own_weights(config)
+    if config.is_exported and config.weights is not None:
+        return _program(config, Path(config.weights).expanduser())
     model = build_blank(config, task)
     if config.weights is not None:
         try:
@@ -115,6 +121,24 @@ def build_blank(config: ModelConfig, task: Task) -> nn.Module:
 def _network(config: ModelConfig, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     model = build_model(config.name, config.options, input_shape, num_classes)
     return take_logits(model, config.output, config.gives)
+
+
+def _program(config: ModelConfig, file: Path) -> nn.Module:
+    try:
+        return take_logits(open_program(file), config.output, config.gives)
+    except (ValueError, OSError) as error:
+        raise StageError(str(error)) from error
+
+
+def _keep_program(context: StageContext, config: ModelConfig) -> str:
+    """Copy the files of a program into the stage; returns the name of the first."""
+    file = Path(config.weights or "").expanduser()
+    for source in (file, *companions(file)):
+        copy = context.path(f"{PROGRAM}/{source.relative_to(file.parent).as_posix()}")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(copy) as temporary:
+            shutil.copyfile(source, temporary)
+    return file.name
 
 
 def _with_own_weights(config: ModelConfig) -> ModelConfig:
@@ -160,6 +184,7 @@ def save(
         context.path(DESCRIPTION),
         {
             "model": built.model_dump(mode="json"),
+            **({"program": _keep_program(context, config)} if config.is_exported else {}),
             **({"made_from": _made_from(built, context.made_from(config))} if config.is_users_own else {}),
             "num_classes": config.num_classes or task.num_classes,
             "input_shape": list(task.input_shape),
@@ -195,6 +220,9 @@ def _warn_of_other_code(config: ModelConfig, made_from: Any, folder: Path) -> No
 def load(folder: StageFolder, device: str = "cpu") -> TrainedModel:
     """Load a finished stage's model, after checking its files against the record. Whatever its plan named builds it."""
     folder.payload(WEIGHTS)
+    for name in folder.done_record().payload:
+        if name.startswith(f"{PROGRAM}/"):
+            folder.payload(name)
     return _load(folder.payload(DESCRIPTION).parent, device, lambda config: config)
 
 
@@ -234,6 +262,8 @@ def _load(
         config = admit(description.model)
         _warn_of_other_code(config, description.made_from, folder)
         network = partial(_network, config, shape, description.num_classes)
+        if config.is_exported:
+            network = partial(_program, config, folder / PROGRAM / Path(str(values["program"])).name)
         if is_bounded and not config.is_users_own:
             check_size(network, weights)
         model = network()

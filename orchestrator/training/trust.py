@@ -42,6 +42,11 @@ def admitted(config: ModelConfig, modules: Sequence[str], file: Path) -> ModelCo
     Raises `PlanError` for a function that is not of one of the `modules`.
     """
     if not config.is_users_own:
+        if config.is_exported:
+            raise PlanError(
+                f"`{file}` is of a program, and a program from outside the storage root is not run; name your root with"
+                " `--runs`, or take its file as a teacher: `{stage: pretrained, model: exported, weights: …}`"
+            )
         return config.blank
     module = config.name.partition(":")[0]
     _refuse_foreign(module, config.name, modules, file)

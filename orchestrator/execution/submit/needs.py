@@ -20,6 +20,7 @@ from typing import Any
 
 from raydistill.errors import PlanError
 from raydistill.execution.submit.rules import Reason
+from raydistill.models.weight_files import companions
 from raydistill.plan.address import ADDRESS
 from raydistill.plan.config_errors import one_line
 from raydistill.plan.kind import Kind
@@ -77,10 +78,19 @@ def find_needs(folder: Path, plan_file: Path, source: Source, is_whole: bool = F
                 required |= {file: Need(where, is_module=True) for file in files if file not in required}
                 mentioned |= dict.fromkeys(named, module)
         elif re.search(r"[./]", text) and (found := _first_there(folder, places, text, is_file=True)):
-            required[found] = Need(where)
+            required |= dict.fromkeys(_with_companions(folder, found), Need(where))
     modules = [name for name, need in required.items() if need.is_module]
     folders = frozenset(top for name in modules if (top := name.partition("/")[0]) != name)
     return Needs(required, mentioned, folders, is_whole)
+
+
+def _with_companions(folder: Path, name: str) -> list[str]:
+    """A file, and those without which it is of no use: the shards of an index, the tensors of an ONNX model."""
+    try:
+        others = companions(folder / name)
+    except (ValueError, OSError):  # whoever reads it says what is wrong
+        others = ()
+    return [name, *(path.relative_to(folder).as_posix() for path in others if path.is_file())]
 
 
 def refuse_left_out(name: str, need: Need, reason: Reason | None) -> PlanError:
