@@ -1,9 +1,12 @@
 """From a name and options to a model: one of ours, or a function of the user's."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
+from socket import gaierror
+from traceback import walk_tb
 from typing import Any
+from urllib.error import URLError
 
 from torch import nn
 
@@ -47,10 +50,55 @@ def _build_users_model(
         raise ValueError(
             f"model `{name}` cannot be called with {', '.join(sorted(arguments))}: {error}"
         ) from error
-    model = function(**arguments)
+    try:
+        model = function(**arguments)
+    except Exception as error:  # whatever a user's function does
+        if (wanted := wanted_download(error)) is None:
+            raise
+        raise ValueError(
+            f"model `{name}` wants to download {wanted}, which cannot be reached from here; fetch it where it can, let"
+            " the function not load anything, and name the file as `weights`"
+        ) from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"model `{name}` returned {type(model).__name__}, not a torch.nn.Module")
     return model
+
+
+def wanted_download(error: BaseException | None) -> str | None:
+    """What a function tried to fetch from a network that it did not reach; None where it failed otherwise."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+    if not any(_is_about_a_network(found) for found in seen):
+        return None
+    names = (name for found in seen for name in _named_sources(found))
+    return next((f"`{name}`" for name in names), "something")
+
+
+def _is_about_a_network(error: BaseException) -> bool:
+    """Errors of urllib and of sockets, and those of libraries by their names: none of them has to be installed."""
+    known = (
+        "ConnectError",
+        "ConnectionError",
+        "ConnectTimeout",
+        "LocalEntryNotFoundError",
+        "OfflineModeIsEnabled",
+    )
+    return (
+        isinstance(error, URLError | ConnectionError | gaierror)
+        or any(kind.__name__ in known for kind in type(error).__mro__)
+        or "no internet connection" in str(error)
+    )
+
+
+def _named_sources(error: BaseException) -> Iterator[str]:
+    """What the functions that failed were asked for: an address, or a repository; the innermost one first."""
+    frames = [frame.f_locals for frame, _ in walk_tb(error.__traceback__)]
+    for values in reversed(frames):
+        for key in ("url", "repo_id", "github"):
+            if isinstance(value := values.get(key), str):
+                yield value
 
 
 def load_function(address: str) -> Callable[..., Any]:

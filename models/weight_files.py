@@ -16,10 +16,16 @@ _NOT_WEIGHTS = (
     (b"<html", "is a web page, as a download that went wrong leaves it; fetch the file again"),
     (b"\x89hdf", "is a HDF5 file, as Keras writes it; save the model as a state dict of torch"),
 )
+REGISTRIES = ("models:/", "runs:/", "mlflow-artifacts:/")  # addresses of MLflow
 
 
 def why_no_weights(path: Path) -> str | None:
     """What is wrong with a file of weights at first sight, with the way out; None when nothing is."""
+    if str(path).startswith(REGISTRIES):
+        return (
+            f"`{path}` is a model in MLflow: fetch it, `mlflow artifacts download -u {path} -d fetched`, and name the"
+            " file in it: `model.safetensors` of our students, `data/model.pt2` with `model: exported`"
+        )
     if path.is_dir():
         return f"`{path}` is a folder; name the file in it, such as `{path / 'model.safetensors'}`"
     if not path.is_file():

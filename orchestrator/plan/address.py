@@ -17,6 +17,9 @@ from raydistill.plan.source_code import find_module, read_source
 ADDRESS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 OUR_PACKAGE = __name__.partition(".")[0]
 
+PACKAGES = {"timm": "timm", "transformers": "transformers", "open_clip": "open_clip_torch"}
+"""Well-known modules → what they are installed as. Other names are not guessed: anybody may have taken them."""
+
 _met: dict[str, Mapping[str, str]] = {}
 """The code of each of the user's modules when this process first met it."""
 
@@ -30,6 +33,8 @@ def missing_module(name: str) -> str | None:
     """Why a module of the user's cannot be imported here; None when it is there. It is not imported to find out."""
     found = find_module(name)
     if found is None or found.file is None:
+        if package := PACKAGES.get(name.partition(".")[0]):
+            return f"`{name}` is not installed: `pip install {package}`"
         return (
             f"no module `{name}` on the import path; run `distill` in the folder that holds it, or install its"
             " package"
