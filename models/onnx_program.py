@@ -61,9 +61,12 @@ class OnnxProgram(Exported):
         return super().forward(inputs)
 
     @torch.compiler.disable
-    @torch.no_grad()
     def run(self, inputs: Tensor) -> Sequence[Tensor]:
         """Its outputs, on the inputs' device."""
+        if inputs.requires_grad:
+            raise ValueError(
+                f"`{self.path.name}` gives no gradients of its inputs, as an ONNX model; take the network or its `.pt2`"
+            )
         if self._session is None or self._device != inputs.device.type:
             self._session, self._device = _open(self.path, inputs.device.type), inputs.device.type
         try:

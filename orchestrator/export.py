@@ -16,6 +16,7 @@ from raydistill.prediction import load_model
 from raydistill.runs.files import json_text
 from raydistill.tasks.picture_files import printable
 from raydistill.training.model_description import DESCRIPTION
+from raydistill.training.model_files import PROGRAM as GIVEN
 from raydistill.training.model_files import WEIGHTS, TrainedModel
 from raydistill.training.trust import NOBODY, Trust
 
@@ -42,6 +43,8 @@ class Probabilities(nn.Module):
 def export_model(folder: Path, target: Path, trust: Trust = NOBODY) -> list[Path]:
     """Write weights, description, a `torch.export` program, and a page about them to `target`."""
     model = load_model(folder, trust)
+    if (given := model.description.get("program")) is not None:
+        raise PlanError(f"`{folder}` is of a program that exists; it is `{folder / GIVEN / str(given)}`")
     if target.exists() and any(target.iterdir()):
         raise PlanError(f"`{target}` is not empty")
     target.mkdir(parents=True, exist_ok=True)

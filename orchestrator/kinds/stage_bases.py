@@ -225,6 +225,14 @@ class TrainingConfig(StageConfig):
                     " exported, weights: …}`",
                     *path,
                 )
+        if self.initial is not None:
+            beginning = site.stage(self.initial).made_model()
+            if beginning is not None and beginning.is_exported:
+                raise site.error(
+                    f"`{self.initial}` is a program of a file, whose weights fit no network that is trained; it can"
+                    " teach",
+                    "initial",
+                )
         own, wanted = site.num_classes(), site.task.num_classes
         if own < wanted:
             place = next((path for path, _ in models_in(self)), ("model",))

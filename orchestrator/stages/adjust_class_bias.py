@@ -1,13 +1,11 @@
 """Shift the logits of some classes of a trained model."""
 
-import shutil
-
 import torch
 
 from raydistill.errors import StageError
 from raydistill.kinds.evaluate import AdjustClassBiasConfig
 from raydistill.runs.context import StageContext
-from raydistill.runs.files import atomic_write, write_json
+from raydistill.runs.files import write_json
 from raydistill.stages.training_stage import load_data
 from raydistill.stages.transfer_data import load_transfer_set
 from raydistill.tasks.splits import TaskData
@@ -40,8 +38,7 @@ def adjust_class_bias(config: AdjustClassBiasConfig, context: StageContext) -> d
         trained.description.get("logit_offset") or [0.0] * trained.description["num_classes"]
     )
     offset[classes] += shift
-    with atomic_write(context.path(model_files.WEIGHTS)) as temporary:
-        shutil.copyfile(source.payload(model_files.WEIGHTS), temporary)
+    model_files.copy_tensors(source, context)
     write_json(
         context.path(model_files.DESCRIPTION), {**trained.description, "logit_offset": offset.tolist()}
     )

@@ -134,11 +134,25 @@ def _keep_program(context: StageContext, config: ModelConfig) -> str:
     """Copy the files of a program into the stage; returns the name of the first."""
     file = Path(config.weights or "").expanduser()
     for source in (file, *companions(file)):
-        copy = context.path(f"{PROGRAM}/{source.relative_to(file.parent).as_posix()}")
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(copy) as temporary:
-            shutil.copyfile(source, temporary)
+        _copy(source, context, f"{PROGRAM}/{source.relative_to(file.parent).as_posix()}")
     return file.name
+
+
+def copy_tensors(source: StageFolder, context: StageContext) -> None:
+    """Everything that another stage's model consists of but its description, as payload of the running one."""
+    for name in (WEIGHTS, *_program_files(source)):
+        _copy(source.payload(name), context, name)
+
+
+def _program_files(folder: StageFolder) -> list[str]:
+    return [name for name in folder.done_record().payload if name.startswith(f"{PROGRAM}/")]
+
+
+def _copy(source: Path, context: StageContext, name: str) -> None:
+    copy = context.path(name)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(copy) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def _with_own_weights(config: ModelConfig) -> ModelConfig:
@@ -220,9 +234,8 @@ def _warn_of_other_code(config: ModelConfig, made_from: Any, folder: Path) -> No
 def load(folder: StageFolder, device: str = "cpu") -> TrainedModel:
     """Load a finished stage's model, after checking its files against the record. Whatever its plan named builds it."""
     folder.payload(WEIGHTS)
-    for name in folder.done_record().payload:
-        if name.startswith(f"{PROGRAM}/"):
-            folder.payload(name)
+    for name in _program_files(folder):
+        folder.payload(name)
     return _load(folder.payload(DESCRIPTION).parent, device, lambda config: config)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from raydistill.errors import PlanError
 from raydistill.execution.submit.needs import find_needs
+from raydistill.export import export_model
 from raydistill.plan.order import order_stages
 from raydistill.plan.schema import Plan
 from raydistill.plan.written import Source
@@ -124,6 +125,29 @@ def test_a_damaged_copy_is_noticed(stages: Any, tmp_path: Path) -> None:
     copy = stages.folder("teacher").path / "program" / "teacher.onnx.data"
     copy.write_bytes(copy.read_bytes()[:-4] + b"\0\0\0\1")
     assert "is damaged" in stages.folder("teacher").damage()
+
+
+def test_its_class_bias_can_be_adjusted(stages: Any, tmp_path: Path) -> None:
+    shift = {"stage": "adjust_class_bias", "model": "teacher", "classes": [0], "by": "prior", "prior": 0.5}
+    stages.run({"teacher": exported(onnx_program(tmp_path)), "shifted": shift})
+    found = stages.model("shifted").logits(inputs := torch.rand(5, 1, 8, 8)) - stages.model("teacher").logits(
+        inputs
+    )
+    assert bool((found[:, 0] != 0).all())
+    assert bool((found[:, 1:] == 0).all())
+
+
+def test_it_is_exported_already(stages: Any, tmp_path: Path) -> None:
+    stages.run({"teacher": exported(torch_program(tmp_path))})
+    folder = stages.folder("teacher").path
+    with pytest.raises(PlanError, match=r"is of a program that exists; it is `.*program/teacher\.pt2`"):
+        export_model(folder, tmp_path / "out", Trust(root=stages.root))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_training_cannot_begin_from_it(stages: Any, teacher: Any, tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=r"initial: `brought` is a program of a file"):
+        stages.write({"brought": exported(torch_program(tmp_path)), "t": teacher | {"initial": "brought"}})
 
 
 def test_one_of_several_outputs_and_probabilities(stages: Any, tmp_path: Path) -> None:

@@ -231,3 +231,29 @@ def test_the_weights_of_another_stage_fit_or_are_refused_before_it_is_trained(at
     error = attempt(model=model, initial={"name": "mlp", "widths": [9]}).error
     assert error is not None
     assert "cannot start with the weights of `mlp` (`initial`)" in error
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "mended"),
+    [
+        (
+            "{'aux': logits[:, :2], 'logits': logits}",
+            "or write `output: logits` beside it",
+            {"output": "logits"},
+        ),
+        (
+            "type('ImageClassifierOutput', (), {'logits': logits})()",
+            "write `output: logits`",
+            {"output": "logits"},
+        ),
+        ("(logits, logits[:, :2])", "or write `output: 0` beside it", {"output": 0}),
+        ("logits.softmax(1)", "write `gives: probabilities` beside it", {"gives": "probabilities"}),
+        ("{'p': logits.softmax(1)}", "write `output: p`", {"output": "p", "gives": "probabilities"}),
+    ],
+)
+def test_outputs_of_other_forms_are_said_with_the_option_that_takes_them(
+    code: str, words: str, mended: dict[str, Any], attempt: Try, users_models: Callable[[str], str]
+) -> None:
+    name = f"{users_models(HEAD + wrapped(code))}:build"
+    assert words in str(attempt(model={"name": name}, is_trained=False).error)
+    assert attempt(model={"name": name, **mended}, is_trained=False).error is None
