@@ -16,7 +16,9 @@ def pretrained(config: PretrainedConfig, context: StageContext) -> dict[str, flo
     data = load_data(context)
     torch.manual_seed(fold_key(0, Purpose.INITIAL))  # of what `ignore` leaves as drawn
     model = model_files.build_whole(config.model, context.task, context.warn)
-    context.parameters = sum(parameter.numel() for parameter in model.parameters())
+    context.parameters = (
+        sum(parameter.numel() for parameter in model.parameters()) or None
+    )  # ONNX keeps its own
     model_files.save(context, model, config.model, data)
     trained = model_files.load_saved(context)
     splits = {

@@ -96,6 +96,8 @@ def test_a_program_gives_the_same_student_as_the_network_it_was_made_from(
         }
     )
     expected = student_of(stages, "of_torch")
+    assert stages.record("pt2").parameters == stages.record("torch").parameters
+    assert stages.record("onnx").parameters is None  # not 0: they are the runtime's
     for name in ("pt2", "onnx"):
         assert stages.record(name).metrics["test/accuracy"] == stages.record("torch").metrics["test/accuracy"]
         found = student_of(stages, f"of_{name}")
