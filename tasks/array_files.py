@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raydistill.tasks.labels import UNLABELLED
+
 ROWS_AT_ONCE = 4096
+WHOLE = 2.0**53  # the whole numbers below are floats
 
 
 def array_names(file: Path) -> list[str]:
@@ -23,6 +26,18 @@ def open_array(file: Path, name: str) -> NDArray[Any]:
     """One array, rows first; `ValueError` says which names there are when `name` is not one of them."""
     with _named(file, name) as source:
         return source.read(name)
+
+
+def open_labels(file: Path, name: str) -> NDArray[Any]:
+    """One column of labels (N,), with `UNLABELLED` in the cells that are empty, or NaN among whole numbers."""
+    with _named(file, name) as source:
+        values: NDArray[Any] = getattr(source, "read_with_gaps", source.read)(name)
+    if values.ndim != 1 or values.dtype.kind != "f" or not (gaps := np.isnan(values)).any():
+        return values
+    known = values[~gaps]
+    if not ((np.abs(known) < WHOLE) & (known == np.trunc(known))).all():
+        return values
+    return np.where(gaps, UNLABELLED, values).astype(np.int64)
 
 
 def shape_of(file: Path, name: str) -> tuple[int, ...]:
@@ -110,6 +125,17 @@ class _Parquet:
 
     def read(self, name: str) -> NDArray[Any]:
         return _column_array(self.opened.read(columns=[name]).column(0))
+
+    def read_with_gaps(self, name: str) -> NDArray[Any]:
+        """`read`, where an empty cell of a column of numbers is NaN."""
+        import pyarrow
+
+        column = self.opened.read(columns=[name]).column(0)
+        is_number = pyarrow.types.is_integer(column.type) or pyarrow.types.is_floating(column.type)
+        if column.null_count and is_number:
+            gaps: NDArray[Any] = column.to_numpy().astype(np.float64)
+            return gaps
+        return _column_array(column)
 
     def shape(self, name: str) -> tuple[int, ...]:
         return (self.opened.metadata.num_rows, *self._first(name).shape[1:])

@@ -62,6 +62,13 @@ class ManyClass(Task):
         self.require_files()
         return picture_shape(self._files()["train"][0], self.channels, self.image_size)
 
+    @property
+    def unlabelled(self) -> int:
+        from raydistill.tasks.digests import stamp
+        from raydistill.tasks.shards import count_unlabelled
+
+        return sum(count_unlabelled(file, stamp(file)) for file in self._files().get("train", ()))
+
     def missing_files(self) -> str | None:
         from raydistill.tasks.shards import CLASSES, read_class_names
 

@@ -1,14 +1,15 @@
 """Samples in Parquet shards: `train-00000.parquet`, `test-*.parquet` and perhaps `validation-*.parquet` in one folder.
 
-A shard has the columns `label` and `id` (integers) and either `pixels` (uint8 arrays, as fixed-size binary or lists,
-whose shape (channels, height, width) is the entry `shape` of the schema's metadata) or `image` (encoded PNG or JPEG).
-Beside the shards lie `classes.json`, a list with one name per label, and, where `write_shard_manifest` made it,
-`manifest.json` with the SHA-256 of every shard. Shards as the library `datasets` writes them need neither `id` nor
-`classes.json`: a sample's id is then its row's number in its split, and the names are in the schema's metadata.
+A shard has the columns `label` (-1 or empty where a training sample has none) and `id` (integers) and either
+`pixels` (uint8 arrays, as fixed-size binary or lists, whose shape (channels, height, width) is the entry `shape` of the
+schema's metadata) or `image` (encoded PNG or JPEG). Beside the shards lie `classes.json`, a list with one name per
+label, and, where `write_shard_manifest` made it, `manifest.json` with the SHA-256 of every shard. Shards as the library
+`datasets` writes them need neither `id` nor `classes.json`: a sample's id is then its row's number in its split, and
+the names are in the schema's metadata.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -17,8 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raydistill.tasks.array_files import array_names, open_array
+from raydistill.tasks.array_files import array_names, open_array, open_labels
 from raydistill.tasks.digests import Stamp, digest_below, digest_file, digest_text, stamp
+from raydistill.tasks.labels import UNLABELLED
 from raydistill.tasks.task import Arrays
 
 CLASSES, MANIFEST = "classes.json", "manifest.json"
@@ -118,11 +120,17 @@ def read_samples(files: Sequence[Path], first_id: int | None = None) -> Arrays:
 
     Ids are those of the column `id`, or count on from `first_id`.
     """
-    labels = np.concatenate([_integers(file, "label") for file in files])
+    labels = np.concatenate([_integers(file, "label", open_labels) for file in files])
     rows = np.arange(len(labels))
     if first_id is not None:
         return Arrays(rows, labels, rows + first_id)
     return Arrays(rows, labels, np.concatenate([_integers(file, "id") for file in files]))
+
+
+@lru_cache(maxsize=4096)
+def count_unlabelled(file: Path, changed: Stamp) -> int:
+    """How many rows of a shard have no label."""
+    return int((_integers(file, "label", open_labels) == UNLABELLED).sum())
 
 
 def have_ids(files: Iterable[Path]) -> bool:
@@ -130,8 +138,10 @@ def have_ids(files: Iterable[Path]) -> bool:
     return any("id" in array_names(file) for file in files)
 
 
-def _integers(file: Path, name: str) -> NDArray[np.int64]:
-    values = open_array(file, name)
+def _integers(
+    file: Path, name: str, read: Callable[[Path, str], NDArray[Any]] = open_array
+) -> NDArray[np.int64]:
+    values = read(file, name)
     if values.ndim != 1 or values.dtype.kind not in "iu":
         raise ValueError(f"`{name}` of `{file}` should be one integer per row, not {values.dtype}")
     return values.astype(np.int64)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from raydistill.tasks.devices import all_to_device, to_device
 from raydistill.tasks.hashing import fold_key, smallest_hashes
+from raydistill.tasks.labels import UNLABELLED
 from raydistill.tasks.normalisation import Normalisation, channel_statistics
 from raydistill.tasks.seeds import PIXEL_STATISTICS
 from raydistill.tasks.splits import TaskData, View, task_data, three_parts
@@ -54,14 +55,14 @@ class ShardsSplit:
 def build_shards_data(task: ManyClass, parts: Mapping[str, Arrays], pixels: Mapping[str, Pixels]) -> TaskData:
     """The splits of `parts`, whose inputs are rows of `pixels`.
 
-    Mean and standard deviation are those of the training pictures, or of as many, chosen by hash, as fit into
+    Mean and standard deviation are those of the labelled training pictures, or of as many, chosen by hash, as fit into
     `STATISTICS_BYTES`.
     """
     files = {name: torch.from_numpy(values) for name, values in pixels.items()}
     splits = {
         name: _split(files.get(name, files["train"]), part) for name, part in three_parts(task, parts).items()
     }
-    train = splits["train"]
+    train = splits["train"].select((splits["train"].labels != UNLABELLED).nonzero()[:, 0])
     count = min(len(train), STATISTICS_BYTES // max(train.pixels[:1].numel(), 1))
     chosen = torch.from_numpy(smallest_hashes(train.ids.numpy(), count, fold_key(PIXEL_STATISTICS)))
     statistics = channel_statistics(train.pixels.index_select(0, train.rows[chosen]))

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raydistill.tasks.devices import all_to_device
-from raydistill.tasks.hashing import cut, fold_key
+from raydistill.tasks.hashing import fold_key
+from raydistill.tasks.labels import UNLABELLED, cut_labelled
 from raydistill.tasks.normalisation import Normalisation, channel_statistics
 from raydistill.tasks.seeds import Purpose
 
@@ -33,7 +34,8 @@ class View:
 
 
 class Split(Protocol):
-    """Samples with stable ids; `ids` and `labels` are (N,) int64, and lie on the split's device."""
+    """Samples with stable ids; `ids` and `labels` are (N,) int64, and lie on the split's device. A training sample
+    without a label has `UNLABELLED`."""
 
     @property
     def ids(self) -> Tensor: ...
@@ -102,6 +104,9 @@ def build_task_data(task: Task, parts: Mapping[str, Arrays]) -> TaskData:
     inputs = splits["train"].inputs
     if inputs.dtype == torch.int64:
         return task_data(task, splits, Normalisation(torch.zeros(()), torch.ones(())))
+    # Of what has a label: a baseline is the same whatever lies beside that.
+    if not (has_label := splits["train"].labels != UNLABELLED).all():
+        inputs = inputs[has_label]
     return task_data(task, splits, Normalisation(*channel_statistics(inputs)))
 
 
@@ -113,10 +118,11 @@ def task_data(task: Task, splits: Mapping[str, Split], normalisation: Normalisat
 
 
 def three_parts(task: Task, parts: Mapping[str, Arrays]) -> dict[str, Arrays]:
-    """Training, validation (cut from training samples if the data brings none) and test, after checks."""
+    """Training, validation (cut from labelled training samples if the data brings none) and test, after checks."""
     train, validation = parts["train"], parts.get("validation")
     if validation is None:
-        chosen = cut(train.ids, task.validation_fraction, fold_key(task.split_seed, Purpose.VALIDATION_CUT))
+        key = fold_key(task.split_seed, Purpose.VALIDATION_CUT)
+        chosen = cut_labelled(train.ids, train.labels, task.validation_fraction, key)
         train, validation = train.take(~chosen), train.take(chosen)
     complete = {"train": train, "validation": validation, "test": parts["test"]}
     _check_ids(task, complete)
@@ -133,8 +139,15 @@ def _check_ids(task: Task, parts: Mapping[str, Arrays]) -> None:
 
 def _check_labels(task: Task, split: str, part: Arrays) -> None:
     wrong = (part.labels < 0) | (part.labels >= task.num_classes)
+    if split == "train":
+        wrong &= part.labels != UNLABELLED
     if wrong.any():
         label, sample = part.labels[wrong][0], part.ids[wrong][0]
+        if label == UNLABELLED:
+            raise ValueError(
+                f"task `{task.name}`: sample {sample} of `{split}` has no label, and nothing is judged by it; samples"
+                " without labels are of `train`"
+            )
         raise ValueError(
             f"task `{task.name}`: sample {sample} of `{split}` has the label {label}; "
             f"{task.num_classes} classes allow 0 to {task.num_classes - 1}"

@@ -47,9 +47,10 @@ def survey_task(task: Task) -> Survey:
     try:
         survey = task.survey()
         names = task.class_names
+        more = [*unlabelled_findings(task.unlabelled), *count_findings(survey.counts, names)]
     except (ValueError, OSError) as error:
         return Survey({}, (Finding("error", str(error)),))
-    return replace(survey, findings=(*survey.findings, *count_findings(survey.counts, names)))
+    return replace(survey, findings=(*survey.findings, *more))
 
 
 def survey_arrays(task: Task, parts: Mapping[str, Arrays]) -> Survey:
@@ -66,11 +67,18 @@ def survey_arrays(task: Task, parts: Mapping[str, Arrays]) -> Survey:
 
 
 def class_counts(task: Task, parts: Mapping[str, Arrays]) -> dict[str, tuple[int, ...]]:
-    """Samples per split and class."""
+    """Labelled samples per split and class."""
     return {
-        name: tuple(np.bincount(part.labels, minlength=task.num_classes).tolist())
+        name: tuple(np.bincount(part.labels[part.labels >= 0], minlength=task.num_classes).tolist())
         for name, part in parts.items()
     }
+
+
+def unlabelled_findings(count: int) -> Iterator[Finding]:
+    """Training samples without a label, if there are any."""
+    if count:
+        text = f"{count:,} training samples have no label: students learn from them what their teachers say"
+        yield Finding("note", text)
 
 
 def count_findings(counts: Mapping[str, Sequence[int]], names: Sequence[str]) -> Iterator[Finding]:

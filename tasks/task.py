@@ -46,7 +46,8 @@ UserPath = Annotated[
 
 @dataclass(frozen=True)
 class Arrays:
-    """Samples as they lie on disk: inputs (N, ...), labels (N,) int64, ids (N,) int64."""
+    """Samples as they lie on disk: inputs (N, ...), labels (N,) int64, ids (N,) int64. A label is `UNLABELLED` where a
+    training sample has none."""
 
     inputs: NDArray[Any]
     labels: NDArray[np.int64]
@@ -116,6 +117,11 @@ class Task(BaseModel):
     def input_dtype(self) -> Literal["float32", "int64"]:
         """What a model is given: numbers that were normalised, or integers as they are, which stand for things."""
         return "float32"
+
+    @property
+    def unlabelled(self) -> int:
+        """How many training samples have no label."""
+        return 0
 
     @property
     def input_values(self) -> str:

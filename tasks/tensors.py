@@ -11,9 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from raydistill.tasks.array_files import array_names, digest_rows, dtype_of, open_array, shape_of
+from raydistill.tasks.array_files import (
+    array_names,
+    digest_rows,
+    dtype_of,
+    open_array,
+    open_labels,
+    shape_of,
+)
 from raydistill.tasks.digests import Stamp, digest_file, digest_text, digests_of_parts, stamp
-from raydistill.tasks.hashing import cut, fold_key
+from raydistill.tasks.hashing import fold_key
+from raydistill.tasks.labels import UNLABELLED, cut_labelled
 from raydistill.tasks.seeds import Purpose
 from raydistill.tasks.task import Arrays, Task, UserPath
 
@@ -30,7 +38,7 @@ class Tensors(Task):
 
     uint8 inputs are images, divided by 255. Other integers stand for things, as tokens do, and reach the model as they
     are, as int64; store measurements as floats. Images and floats are float32, and brought to mean 0 and deviation
-    1 over the training samples, each channel (the first axis of an input) by itself.
+    1 over the labelled training samples, each channel (the first axis of an input) by itself.
     """
 
     name: str = "tensors"
@@ -39,13 +47,14 @@ class Tensors(Task):
     inputs: str = "inputs"
     """Array or column with one input per row."""
     labels: str = "labels"
-    """Array or column with integers from 0 to the number of classes - 1."""
+    """Array or column with integers from 0 to the number of classes - 1. Training samples without a label have -1,
+    or an empty cell: students learn from them what their teachers say."""
     ids: str = "ids"
     """Array or column with a different integer per row; without it, the row's number."""
     split: str = "split"
     """Array or column that says where a row belongs: train, validation (or val), test, or 0, 1, 2.
 
-    Without it, test and validation are cut by hash.
+    Without it, test and validation are cut by hash, of the rows that have a label.
     """
     shape: tuple[int, ...] | None = None
     """Shape of one input, when the file holds it flat."""
@@ -75,6 +84,10 @@ class Tensors(Task):
                 f" write `layout: channels_last`, or `layout: channels_first` if they are {shape[0]} channels"
             )
         return shape
+
+    @property
+    def unlabelled(self) -> int:
+        return _label_range(self.file, self.labels, stamp(self.file))[2]
 
     @property
     def _stored_shape(self) -> tuple[int, ...]:
@@ -130,12 +143,13 @@ class Tensors(Task):
         return digests_of_parts(self.file, self.model_dump_json(include=options), self._digest_rows)
 
     def _digest_rows(self) -> dict[str, str]:
-        inputs, labels = open_array(self.file, self.inputs), open_array(self.file, self.labels)
+        inputs, labels = open_array(self.file, self.inputs), open_labels(self.file, self.labels)
         ids = (
             open_array(self.file, self.ids) if self.ids in array_names(self.file) else np.arange(len(labels))
         )
-        belongs = self._belongs(ids)
-        if not len(inputs) == len(labels) == len(ids) == len(belongs):
+        alike = len(inputs) == len(labels) == len(ids)
+        belongs = self._belongs(ids, labels) if alike else np.empty(0, dtype=str)
+        if not alike or len(belongs) != len(ids):
             return {"learned": digest_file(self.file), "test": digest_file(self.file)}  # `read` refuses them
         columns = (inputs, labels, ids, belongs)
         return {
@@ -158,7 +172,7 @@ class Tensors(Task):
     def _check_description(self) -> None:
         """`ValueError` for inputs with the channels last, and for labels that were counted from 1."""
         _ = self.input_shape
-        smallest, largest = _label_range(self.file, self.labels, stamp(self.file))
+        smallest, largest, _ = _label_range(self.file, self.labels, stamp(self.file))
         if smallest == 1 and largest == self.num_classes:
             raise ValueError(
                 f"`{self.labels}` of `{self.file}` go from 1 to {largest}, and {self.num_classes} classes have the"
@@ -167,27 +181,24 @@ class Tensors(Task):
 
     def read(self) -> dict[str, Arrays]:
         everything = self._read_arrays()
-        belongs = self._belongs(everything.ids)
+        belongs = self._belongs(everything.ids, everything.labels)
         parts = {name: everything.take(belongs == name) for name in ("train", "validation", "test")}
         for name in ("train", "test"):
             if self.split in array_names(self.file) and not len(parts[name].labels):
                 raise ValueError(f"`{self.split}` of `{self.file}` marks no row as `{name}`")
         return parts if len(parts["validation"].labels) else {name: parts[name] for name in ("train", "test")}
 
-    def _belongs(self, ids: NDArray[Any]) -> NDArray[np.str_]:
+    def _belongs(self, ids: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.str_]:
         """Which split each row is in: train, validation or test."""
         if self.split in array_names(self.file):
             return _split_names(self.file, open_array(self.file, self.split))
-        is_test = cut(
-            _integers(self.file, self.ids, ids),
-            self.test_fraction,
-            fold_key(self.split_seed, Purpose.TEST_CUT),
-        )
+        key = fold_key(self.split_seed, Purpose.TEST_CUT)
+        is_test = cut_labelled(_integers(self.file, self.ids, ids), labels, self.test_fraction, key)
         return np.where(is_test, "test", "train")
 
     def _read_arrays(self) -> Arrays:
         self._check_description()
-        inputs, labels = open_array(self.file, self.inputs), open_array(self.file, self.labels)
+        inputs, labels = open_array(self.file, self.inputs), open_labels(self.file, self.labels)
         has_ids = self.ids in array_names(self.file)
         ids = open_array(self.file, self.ids) if has_ids else np.arange(len(labels))
         if not len(inputs) == len(labels) == len(ids):
@@ -202,11 +213,17 @@ class Tensors(Task):
 
 
 @lru_cache(maxsize=16)
-def _label_range(file: Path, name: str, changed: Stamp) -> tuple[int, int]:
-    labels = _integers(file, name, open_array(file, name))
+def _label_range(file: Path, name: str, changed: Stamp) -> tuple[int, int, int]:
+    """The smallest and the largest label, and how many rows have none."""
+    labels = _integers(file, name, open_labels(file, name))
     if not len(labels):
         raise ValueError(f"`{name}` of `{file}` is empty")
-    return int(labels.min()), int(labels.max())
+    known = labels[labels != UNLABELLED]
+    if not len(known):
+        raise ValueError(
+            f"`{name}` of `{file}` has no label, {UNLABELLED} throughout: some rows need one, to judge by"
+        )
+    return int(known.min()), int(known.max()), len(labels) - len(known)
 
 
 def _is_integer(dtype: np.dtype[Any]) -> bool:

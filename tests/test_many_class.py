@@ -87,6 +87,17 @@ def all_pixels(split: Any) -> np.ndarray:
     return next(split.batches([torch.arange(len(split))], None)).numpy()
 
 
+def test_training_samples_may_have_no_label(tmp_path: Path) -> None:
+    train, test = random_samples(50, 0), random_samples(20, 1000)
+    train.labels[10:30] = -1
+    write_folder(tmp_path, train, test)
+    task = ManyClass(folder=tmp_path)
+    data = task.load()
+    assert task.unlabelled == 20
+    assert sorted(data.train.ids[data.train.labels == -1].tolist()) == sorted(train.ids[10:30].tolist())
+    assert sum(map(sum, task.survey().counts.values())) == 50
+
+
 @pytest.mark.parametrize("kind", ["bytes", "lists", "fixed lists"])
 def test_shards_are_the_same_samples_as_one_file_in_memory(tmp_path: Path, kind: str) -> None:
     train, test = random_samples(50, 0), random_samples(20, 1000)

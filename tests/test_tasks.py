@@ -136,7 +136,7 @@ def test_a_validation_split_of_the_data_is_kept() -> None:
     assert data.validation.ids.tolist() == list(range(10, 20))
 
 
-@pytest.mark.parametrize("label", [-1, 3])
+@pytest.mark.parametrize("label", [-2, 3])
 def test_a_label_out_of_range_is_refused_with_its_sample(label: int) -> None:
     parts = {"train": points(np.arange(10)), "test": points(np.array([77]), np.array([label]))}
     with pytest.raises(

@@ -40,7 +40,8 @@ def run(
     plan = raydistill.load_plan(plan_file, overrides)
     if dry_run:
         on_cluster = None if local else address
-        _print_prospects(raydistill.dry_run(plan, runs=root, only=only, force=force, address=on_cluster))
+        prospects = raydistill.dry_run(plan, runs=root, only=only, force=force, address=on_cluster)
+        _print_prospects(prospects, plan.task.unlabelled)
         return
     from raydistill.terminal import console, results_table, shown_path, warning_lines
 
@@ -82,7 +83,7 @@ def report(plan_file: Path, overrides: tuple[str, ...], root: Path) -> None:
         click.echo(str(shown_path(path)))
 
 
-def _print_prospects(prospects: "list[Preview]") -> None:
+def _print_prospects(prospects: "list[Preview]", unlabelled: int) -> None:
     from raydistill.terminal import console, prospects_table, unseen_lines
 
     out = console()
@@ -92,6 +93,10 @@ def _print_prospects(prospects: "list[Preview]") -> None:
     counts += [f"{states['judge']} to judge"] * (states["judge"] > 0)
     counts += [f"{states['not needed']} not needed"] * (states["not needed"] > 0)
     out.print(f"\n{len(prospects)} stage{'s' * (len(prospects) != 1)}: {', '.join(counts)}")
+    if unlabelled:
+        out.print(
+            f"data: {unlabelled:,} training samples have no label: students learn what their teachers say"
+        )
     for line in unseen_lines(prospects):
         out.print(line, soft_wrap=True)
 

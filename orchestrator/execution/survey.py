@@ -152,6 +152,7 @@ def _models_of(node: Node, graph: Graph, task: Task) -> list[ProbedModel]:
             workers=config.resources.workers,
             batch_size=config.batch_size,
             transfer=config.transfer if config.sees_transfer else None,
+            with_unlabelled=config.learns_unlabelled and config.transfer.may_lack_labels(task),
             shards=config.data_shards,
             initial=graph.model_of(config.initial) if config.initial and not config.grow else None,
         )

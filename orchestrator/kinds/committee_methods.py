@@ -13,6 +13,7 @@ class AdaptiveWeightsOptions(SoftTargetOptions):
     standardised logits."""
 
     weighs_teachers = True
+    passes_over_unlabelled = True
 
 
 class EbkdConfig(AdaptiveWeightsOptions):
@@ -58,6 +59,7 @@ class CaMkdConfig(AdaptiveWeightsOptions):
 
     word = "ca_mkd"
     implementation = "raydistill.methods.ca_mkd:CaMkd"
+    passes_over_unlabelled = False
 
     sum_to_one: Boolean = False
     """Leave out the release's division by the number of teachers."""

@@ -48,6 +48,7 @@ class DistillConfig(WeightsConfig, TrainingConfig):
     implementation = "raydistill.stages.distill:distill"
     has_teacher = True
     makes_students = True
+    learns_unlabelled = True
     model_key = "student"
 
     student: ModelConfig
@@ -198,12 +199,23 @@ class DistillConfig(WeightsConfig, TrainingConfig):
     def check(self, site: "Site") -> None:
         """Targets that keep some classes are enough for what is made of them, as it is at first and later."""
         super().check(site)
+        if self.transfer.may_lack_labels(site.task):
+            self._check_without_labels(site)
         if self.targets is None:
             return
         for phase in phases(self):
             for index, method in enumerate(phase.all_methods):
                 if (look := method.looks_at_all_classes) is not None:
                     check_all_are_kept(site, (self.targets,), look, *phase.method_path(index))
+
+    def _check_without_labels(self, site: "Site") -> None:
+        for index, method in enumerate(self.all_methods):
+            if method.needs_labels and not method.passes_over_unlabelled:
+                raise site.error(
+                    f"`{method.method}` looks at the label of every sample, and some of the transfer set have none;"
+                    " write `transfer: {unlabelled: false}`, or take another method",
+                    *self.method_path(index),
+                )
 
     def settled(self, site: "Site") -> "DistillConfig":
         """With stored targets in place of teachers."""

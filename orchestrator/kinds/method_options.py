@@ -45,6 +45,9 @@ class MethodOptions(Kind):
     weighs_teachers: ClassVar[bool] = False
     """Whether the losses weigh the teachers by themselves, from the logits of each: nothing is left to `combine`."""
 
+    passes_over_unlabelled: ClassVar[bool] = False
+    """Whether losses that look at labels leave out the samples that have none, as `hard_loss` does."""
+
     @property
     def needs_labels(self) -> bool:
         """Whether the losses look at the true labels."""

@@ -29,6 +29,7 @@ class HintonConfig(SoftTargetOptions):
 
     word = "hinton"
     implementation = "raydistill.methods.hinton:Hinton"
+    passes_over_unlabelled = True
 
     soft_weight: NonNegative = 0.9
     hard_weight: NonNegative = 0.1
@@ -49,6 +50,7 @@ class LabelsConfig(MethodOptions):
 
     word = "labels"
     implementation = "raydistill.methods.labels:Labels"
+    passes_over_unlabelled = True
 
     @property
     def needs_labels(self) -> bool:

@@ -36,6 +36,7 @@ class ProbedModel(Config):
     workers: Annotated[Integer, Field(ge=1)] = 1
     batch_size: BatchSize = 128
     transfer: TransferConfig | None = None
+    with_unlabelled: Boolean = False
     shards: Annotated[Integer, Field(ge=1)] = 1
     initial: ModelConfig | None = None
     is_trained: Boolean = True

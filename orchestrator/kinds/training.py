@@ -21,6 +21,7 @@ from raydistill.plan.kind import Choice, Kind
 
 if TYPE_CHECKING:
     from raydistill.plan.order import Site
+    from raydistill.tasks.task import Task
 
 
 class OptimizerOptions(Kind):
@@ -161,6 +162,10 @@ class TransferConfig(Config):
 
     The part is the `fraction` of samples with the smallest hash of (`seed`, sample id), so that a larger
     fraction contains every smaller one.
+
+    Samples without a label are seen by `distill` and `predict_targets`; all other stages leave them out. A student's
+    soft losses are over all samples, its hard ones over those of a batch that have a label, and 0 where none has; what
+    is mixed has a label where both parts have. `only_classes` leaves them out, `omit_classes` does not.
     """
 
     synthesized: tuple[SynthesizedRef, ...] | None = Field(None, min_length=1)
@@ -173,6 +178,8 @@ class TransferConfig(Config):
     """No samples of these classes."""
     labelled: Boolean = True
     """Whether the labels may be looked at."""
+    unlabelled: Boolean | None = None
+    """`false` leaves out the samples that have no label, from which a student learns what its teachers say."""
     seed: Seed = 0
     """Chooses the samples of a `fraction`."""
 
@@ -181,6 +188,11 @@ class TransferConfig(Config):
     def _one_stage_without_a_list(cls, raw: Any) -> Any:
         return (raw,) if isinstance(raw, str) else raw
 
+    @field_validator("unlabelled")
+    @classmethod
+    def _left_out_or_nothing_said(cls, value: bool | None) -> bool | None:
+        return None if value else value  # `true` is the same plan as nothing
+
     @model_validator(mode="after")
     def _one_kind_of_selection(self) -> "TransferConfig":
         if self.only_classes is not None and self.omit_classes:
@@ -188,6 +200,12 @@ class TransferConfig(Config):
                 "`only_classes` and `omit_classes` exclude each other; keep one", "omit_classes"
             )
         return self
+
+    def may_lack_labels(self, task: "Task") -> bool:
+        """Whether some of the samples have no label."""
+        if self.synthesized is not None or self.unlabelled is False or self.only_classes is not None:
+            return False
+        return task.unlabelled > 0
 
     def check(self, site: "Site") -> None:
         """The task has the classes, and some are left."""

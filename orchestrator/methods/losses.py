@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from raydistill.targets.mixing import TeacherTargets, tempered, tempered_probabilities
+from raydistill.tasks.labels import UNLABELLED
 from raydistill.training.data import Batch
 
 NEVER = -1e9  # a logarithm whose exponential is 0
@@ -36,14 +37,20 @@ def soft_loss(
 
 
 def hard_loss(student_logits: Tensor, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy with the labels at T = 1; under mixup with both samples' labels in proportion."""
+    """Cross-entropy with the labels at T = 1; under mixup with both samples' labels in proportion.
+
+    The mean over the samples that have a label; 0 where none has.
+    """
     logits = student_logits.float()
-    if batch.partner_labels is None:
+    if batch.label_weights is None and batch.partner_labels is None:
         return F.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
-    return over_labels(
-        lambda labels: F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing),
+    losses = over_labels(
+        lambda labels: F.cross_entropy(
+            logits, labels, reduction="none", label_smoothing=label_smoothing, ignore_index=UNLABELLED
+        ),
         batch,
-    ).mean()
+    )
+    return (losses if batch.label_weights is None else batch.label_weights * losses).mean()
 
 
 def over_labels(term: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:

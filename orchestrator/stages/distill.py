@@ -31,7 +31,9 @@ def distill(config: DistillConfig, context: StageContext) -> dict[str, float]:
     views = Views(
         config.augment, config.view_seed if is_stored else config.seed, config.views if is_stored else None
     )
-    transfer = load_transfer_set(config.transfer, views, context, data, channels_last=config.channels_last)
+    transfer = load_transfer_set(
+        config.transfer, views, context, data, channels_last=config.channels_last, with_unlabelled=True
+    )
     model = build_initial_model(config.student, config, context)
     teachers = (
         [] if is_stored else [model_files.load(context.input(ref), context.device) for ref in config.teachers]

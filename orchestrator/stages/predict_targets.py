@@ -13,6 +13,7 @@ from raydistill.runs.context import StageContext
 from raydistill.stages.transfer_data import load_transfer_set, sources_of, split_name
 from raydistill.targets.reader import open_targets
 from raydistill.targets.store import MANIFEST, Description, TargetWriter
+from raydistill.tasks.labels import UNLABELLED
 from raydistill.training import model_files
 from raydistill.training.data import Batch, TransferSet, Views
 
@@ -27,7 +28,7 @@ def predict_targets(config: PredictTargetsConfig, context: StageContext) -> dict
     folder = context.input(config.teacher)
     teacher = model_files.load(folder, context.device)
     views = Views(config.augment, config.view_seed, config.views or None)
-    transfer = load_transfer_set(config.transfer, views, context)
+    transfer = load_transfer_set(config.transfer, views, context, with_unlabelled=True)
     description = describe_targets(config, context, teacher.description, len(transfer))
     writer = TargetWriter(context.folder.path, description, top_k=config.top_k)
     for batch in batches_from(transfer, writer.rows_done, description.views_stored, config.batch_size):
@@ -52,7 +53,8 @@ def describe_targets(
 ) -> Description:
     """What the store will say it is."""
     sources = sources_of(config.transfer, context)
-    transfer = config.transfer.model_dump(mode="json", exclude={"synthesized"})
+    unsaid = {"unlabelled"} if config.transfer.unlabelled is None else set()
+    transfer = config.transfer.model_dump(mode="json", exclude={"synthesized", *unsaid})
     return Description(
         task=digest(context.task_identity),
         split=split_name(sources),
@@ -82,12 +84,13 @@ def batches_from(transfer: TransferSet, done: int, views: int, batch_size: int) 
 
 
 def count_errors(context: StageContext, transfer: TransferSet) -> int:
-    """Stored rows, of all views, whose largest logit is not at the label."""
+    """Stored rows, of all views, whose largest logit is not at the label, if they have one."""
     targets = open_targets(context.folder.path, root=context.root, expect=None, verify_checksums=False)
     labels, views = transfer.split.labels.cpu(), max(targets.views, 1)
+    labelled = (labels != UNLABELLED).nonzero()[:, 0]
     size = max(1, COUNT_ELEMENTS // targets.num_classes)
     return sum(
         int((targets.read(rows, view).logits[:, 0].argmax(dim=1) != labels[rows]).sum())
         for view in range(views)
-        for rows in torch.arange(len(transfer)).split(size)
+        for rows in labelled.split(size)
     )

@@ -31,15 +31,18 @@ def load_transfer_set(
     data: TaskData | None = None,
     *,
     channels_last: bool = False,
+    with_unlabelled: bool = False,
 ) -> TransferSet:
     """The part that `transfer` describes of the task's training split, with `data` loaded unless it is given; or of
-    synthesised samples, without a look at the task's data."""
+    synthesised samples, without a look at the task's data. Samples without a label are there if they are asked for."""
     if transfer.synthesized is None:
         data = load_data(context) if data is None else data
     else:
         data = synthesized_data([context.input(ref) for ref in transfer.synthesized], context.task)
         transfer = transfer.replace(synthesized=None)
-    return build_transfer_set(data, transfer, views, context.device, channels_last=channels_last)
+    return build_transfer_set(
+        data, transfer, views, context.device, channels_last=channels_last, with_unlabelled=with_unlabelled
+    )
 
 
 def synthesized_data(folders: Sequence[StageFolder], task: Task) -> TaskData:
@@ -81,6 +84,7 @@ def described_transfer_set(
         TransferConfig.model_validate(selection),
         Views(steps, description.view_seed, description.views or None),
         device,
+        with_unlabelled=True,
     )
 
 

@@ -6,6 +6,7 @@ batch is the same whatever came before it, on however many workers.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from raydistill.kinds.augmentations import AugmentationOptions
 from raydistill.kinds.training import TransferConfig
 from raydistill.tasks.devices import all_to_device
 from raydistill.tasks.hashing import cut, fold_key
+from raydistill.tasks.labels import UNLABELLED
 from raydistill.tasks.normalisation import Normalisation
 from raydistill.tasks.seeds import Purpose
 from raydistill.tasks.splits import Split, TaskData, View
@@ -29,6 +31,9 @@ class Batch:
     inputs (B, ...) float32, normalised, or int64 as they are; labels and ids (B,) int64; rows (B,) int64 are positions
     in the transfer set, on the CPU, where stored targets are looked up without waiting for the device.
     Under mixup each input is `weights` (B,) of itself and the rest of a sample labelled `partner_labels` (B,).
+    Where the transfer set has samples without a label (`UNLABELLED`), `label_weights` (B,) float32 says what each label
+    counts: 0 where there is none, or under mixup one of the two, and such that the mean over workers' parts, each with
+    its share, of weight x loss is the mean of the loss over the labelled samples of the whole batch; all 0 without any.
     `share` scales the mean over this part so that workers' gradients average to that of the whole batch. `epoch`
     counts from 0.
     """
@@ -42,6 +47,7 @@ class Batch:
     weights: Tensor | None = None
     share: float = 1.0
     epoch: int = 0
+    label_weights: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,11 @@ class TransferSet:
     def __len__(self) -> int:
         return len(self.split)
 
+    @cached_property
+    def labelled(self) -> float:
+        """Which part of the samples has a label."""
+        return (self.split.labels != UNLABELLED).double().mean().item()
+
     def of(self, split: Split) -> "TransferSet":
         """Other samples, seen in the same way."""
         return replace(self, split=split)
@@ -93,21 +104,31 @@ class TransferSet:
         return torch.randperm(len(self), generator=generator)
 
     def batches(
-        self, parts: Sequence[Tensor], view: int, shares: Sequence[float] | None = None, epoch: int = 0
+        self,
+        parts: Sequence[Tensor],
+        view: int,
+        shares: Sequence[float] | None = None,
+        epoch: int = 0,
+        wholes: Sequence[Tensor] | None = None,
     ) -> Iterator[Batch]:
-        """Batches at these positions, as this view shows them."""
+        """Batches at these positions, as this view shows them. `wholes` are the batches that they are `shares` of."""
         split, steps, device = self.split, self.views.steps, self.split.labels.device
         name = View(self.views.seed, view) if steps else None
         # In one copy for the epoch: what a small network's step takes is launches and copies, not arithmetic.
         places = all_to_device(parts, device)
         partners = self._partners(places, view)
+        label_weights = None if self.labelled == 1 else self._label_weights(places, wholes, view)
         for index, (rows, inputs) in enumerate(zip(parts, split.batches(parts, name), strict=True)):
             place = places[index]
             ids, labels = split.ids[place], split.labels[place]
             inputs = augment(inputs, ids, steps, self.views.seed, view)
             share = 1.0 if shares is None else shares[index]
+            counts = None if label_weights is None else next(label_weights)
             if partners is None:
-                yield Batch(self.normalised(inputs), labels, ids, rows, view, share=share, epoch=epoch)
+                yield Batch(
+                    self.normalised(inputs), labels, ids, rows, view,
+                    share=share, epoch=epoch, label_weights=counts,
+                )  # fmt: skip
                 continue
             partner_rows, weights, partner_inputs = next(partners)
             # By its own id: the partner looks as it does where it is a sample itself.
@@ -115,7 +136,25 @@ class TransferSet:
             own = weights.view(-1, *[1] * (inputs.dim() - 1))
             mixed = self.normalised(own * inputs + (1 - own) * partner_inputs)
             partner_labels = split.labels[partner_rows]
-            yield Batch(mixed, labels, ids, rows, view, partner_labels, weights, share, epoch)
+            yield Batch(mixed, labels, ids, rows, view, partner_labels, weights, share, epoch, counts)
+
+    def _label_weights(
+        self, parts: Sequence[Tensor], wholes: Sequence[Tensor] | None, view: int
+    ) -> Iterator[Tensor]:
+        """For each part, as `Batch.label_weights`. Nothing waits for the device."""
+        wholes = None if wholes is None else all_to_device(wholes, self.split.labels.device)
+        for index, rows in enumerate(parts):
+            own = self._has_label(rows, view)
+            whole = own if wholes is None else self._has_label(wholes[index], view)
+            yield own * (len(whole) / whole.sum().clamp(min=1))
+
+    def _has_label(self, rows: Tensor, view: int) -> Tensor:
+        """Which samples (B,) have a label; under mixup, which have one at both ends."""
+        is_labelled = self.split.labels[rows] != UNLABELLED
+        if (step := self.views.mixing) is None:
+            return is_labelled
+        partners, _ = mixing_partners(step, self.split.ids[rows], self.views.seed, view, len(self))
+        return is_labelled & (self.split.labels[partners] != UNLABELLED)
 
     def _partners(self, parts: Sequence[Tensor], view: int) -> Iterator[tuple[Tensor, Tensor, Tensor]] | None:
         step = self.views.mixing
@@ -137,26 +176,38 @@ class TransferSet:
 
 
 def build_transfer_set(
-    data: TaskData, transfer: TransferConfig, views: Views, device: str, *, channels_last: bool = False
+    data: TaskData,
+    transfer: TransferConfig,
+    views: Views,
+    device: str,
+    *,
+    channels_last: bool = False,
+    with_unlabelled: bool = False,
 ) -> TransferSet:
-    """The part of the training split that `transfer` describes, on `device`."""
+    """The part of the training split that `transfer` describes, on `device`; what has no label is left out unless it is
+    asked for."""
     if transfer.synthesized is not None:
         raise StageError("this kind of stage takes no synthesised samples; leave `synthesized` out")
-    positions = transfer_positions(data, transfer)
+    positions = transfer_positions(data, transfer, with_unlabelled=with_unlabelled)
     # The whole split is used as it is, where indexing would copy it.
     whole = len(positions) == len(data.train)
     split = (data.train if whole else data.train.select(positions)).to(device)
     return TransferSet(split, data.normalisation.on(device), views, channels_last)
 
 
-def transfer_positions(data: TaskData, transfer: TransferConfig) -> Tensor:
-    """Positions (N,) in the training split, ascending. `StageError` when nothing is left."""
+def transfer_positions(data: TaskData, transfer: TransferConfig, *, with_unlabelled: bool = False) -> Tensor:
+    """Positions (N,) in the training split, ascending. `StageError` when nothing is left.
+
+    Samples without a label are of no class: `only_classes` leaves them out, `omit_classes` does not.
+    """
     positions = torch.arange(len(data.train))
     labels = data.train.labels.cpu()
     if transfer.only_classes is not None:
         positions = positions[torch.isin(labels, class_indices(data, transfer.only_classes))]
     if transfer.omit_classes:
         positions = positions[~torch.isin(labels, class_indices(data, transfer.omit_classes))]
+    if not with_unlabelled or transfer.unlabelled is False:
+        positions = positions[labels[positions] != UNLABELLED]
     if transfer.fraction < 1:
         # By hash of the ids: a smaller fraction is a part of a larger one, whatever the order of the files.
         ids = data.train.ids.cpu()[positions].numpy()

@@ -55,8 +55,9 @@ class Learner(nn.Module):
     """The student and its method as one module, so that both are optimised, distributed and checkpointed."""
 
     def __init__(
-        self, model: nn.Module, method: Method, *, bfloat16: bool = False, labelled: bool = True
+        self, model: nn.Module, method: Method, *, bfloat16: bool = False, labelled: float = 1.0
     ) -> None:
+        """`labelled`: of the samples, the part whose label may be looked at."""
         super().__init__()
         self.model = model
         self.method = method
@@ -73,6 +74,8 @@ class Learner(nn.Module):
         seen = {}
         if self.labelled and batch.weights is None:
             seen["accuracy"] = (output.logits.detach().argmax(dim=1) == batch.labels).float().mean()
+            if self.labelled < 1:  # over an epoch, what is right of the labelled samples
+                seen["accuracy"] = seen["accuracy"] / self.labelled
         losses = self.method.losses(output, teacher, batch)
         return losses, seen | self.method.observations()
 
@@ -124,9 +127,10 @@ class _Training:
             )
         self.model, self.transfer, self.validation = model, transfer, validation
         self.config, self.context, self.teacher = config, context, teacher
-        self.learner = Learner(
-            model, method, bfloat16=config.precision == "bfloat16", labelled=config.transfer.labelled
-        ).to(context.device)
+        labelled = transfer.labelled if config.transfer.labelled else 0.0
+        self.learner = Learner(model, method, bfloat16=config.precision == "bfloat16", labelled=labelled).to(
+            context.device
+        )
         if config.channels_last:
             self.learner.to(memory_format=torch.channels_last)
         # Before the optimizer takes the parameters: its decay would shrink what no loss reaches.
@@ -296,7 +300,7 @@ class _Training:
             *(split_batch(row, self.context.rank, self.context.world) for row in rows), strict=True
         )
         view = self.transfer.views.of_epoch(epoch)
-        return self.transfer.batches(parts, view, shares, epoch)
+        return self.transfer.batches(parts, view, shares, epoch, rows if self.context.world > 1 else None)
 
     def _checkpoint_if_due(self) -> None:
         stop, is_due = self._agreed(
