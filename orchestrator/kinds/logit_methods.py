@@ -98,6 +98,7 @@ class DistConfig(AllClassesOptions):
 
     word = "dist"
     implementation = "raydistill.methods.dist:Dist"
+    passes_over_unlabelled = True
 
     soft_weight: NonNegative = 2.0
     """Of both correlations."""
