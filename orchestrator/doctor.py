@@ -16,7 +16,7 @@ from raydistill.errors import DistillError, PlanError
 from raydistill.execution.ray_backend import probes
 from raydistill.execution.ray_backend.connection import connect, leave
 from raydistill.execution.ray_backend.tokens import TOKEN_HINT, read_token
-from raydistill.execution.survey import Remark, probed_models, remarks_on_models
+from raydistill.execution.survey import Remark, probed_models, remarks_on_models, survey_of_data
 from raydistill.execution.user_code import user_modules
 from raydistill.masking import mask
 from raydistill.plan.order import order_stages
@@ -297,10 +297,10 @@ def _survey(plan: Plan, root: Path, ask: Asker, where: str) -> Iterator[Finding]
         yield Finding("survey", where, "warn", f"left out: {summary_of(error)}", "the data must be here, too")
         return
     models = probed_models(graph, list(graph.nodes.values()), plan.task)
-    values = [model.model_dump(mode="json") for model in models]
-    (reply,) = ask(
-        probes.look_at_plan, plan.task.model_dump(mode="json"), values, str(Path.cwd()), where=where
-    )
+    data, _ = survey_of_data(list(graph.nodes.values()))
+    told = (plan.task, data, *models)
+    task, survey, *values = (part.model_dump(mode="json") for part in told)
+    (reply,) = ask(probes.look_at_plan, task, survey, values, str(Path.cwd()), where=where)
     if problem := reply.error or reply.value.get("problem"):
         yield Finding("survey", where, "fail", problem)
         return

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from raydistill.execution.preview import Preview
 from raydistill.kinds.stage_bases import TrainingConfig
+from raydistill.kinds.training import AlsoConfig
 from raydistill.metrics import Accuracy, Errors, Metric, Samples
 from raydistill.plain import escape, say
 from raydistill.plan.config import configs_in
@@ -72,6 +73,15 @@ def unseen_lines(prospects: Sequence[Preview]) -> list[str]:
     """What a dry run says below the table: the code and files that could change without anybody seeing it."""
     parts = (part for prospect in prospects for _, part in configs_in(prospect.node.config))
     return [f"a change is not seen of {escape(text)}" for text in unseen_sources(parts)]
+
+
+def unlabelled_lines(prospects: Sequence[Preview], count: int) -> list[str]:
+    """What a dry run says of samples without labels: `count` of the task's own, and those that lie beside them."""
+    parts = (part for prospect in prospects for _, part in configs_in(prospect.node.config))
+    pools = dict.fromkeys(part.pool for part in parts if isinstance(part, AlsoConfig))
+    beside = [f"{len(pool):,} samples in `{escape(str(pool.place))}`" for pool in pools]
+    own = [f"{count:,} training samples"] if count else []
+    return [f"{text} have no label: students learn what their teachers say" for text in own + beside]
 
 
 def gathered(names: Sequence[str]) -> list[str]:

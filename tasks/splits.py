@@ -100,7 +100,7 @@ def build_task_data(task: Task, parts: Mapping[str, Arrays]) -> TaskData:
     parts = three_parts(task, parts)
     for name, part in parts.items():
         check_inputs(task, name, part)
-    splits = {name: _tensor_split(part) for name, part in parts.items()}
+    splits = {name: tensor_split(part) for name, part in parts.items()}
     inputs = splits["train"].inputs
     if inputs.dtype == torch.int64:
         return task_data(task, splits, Normalisation(torch.zeros(()), torch.ones(())))
@@ -169,7 +169,8 @@ def check_inputs(task: Task, split: str, part: Arrays) -> None:
         raise ValueError(f"task `{task.name}`: inputs are {part.inputs.dtype}, not numbers")
 
 
-def _tensor_split(part: Arrays) -> TensorSplit:
+def tensor_split(part: Arrays) -> TensorSplit:
+    """Arrays as they are in memory: bytes, int64 or float32."""
     is_bytes, is_integer = part.inputs.dtype == np.uint8, part.inputs.dtype.kind in "iu"
     inputs = part.inputs if is_bytes else part.inputs.astype(np.int64 if is_integer else np.float32)
     return TensorSplit(_tensor(inputs), _tensor(part.labels), _tensor(part.ids))

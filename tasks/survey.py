@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from raydistill.tasks.pool import Pool
     from raydistill.tasks.task import Arrays, Task
 
 NAMED = 3  # of many classes
@@ -42,15 +43,17 @@ class Survey:
     findings: tuple[Finding, ...] = ()
 
 
-def survey_task(task: Task) -> Survey:
-    """A task's own look at its data, and what the counts show. Data that cannot be read is an error in it."""
+def survey_task(task: Task, pools: Sequence[Pool] = ()) -> Survey:
+    """A task's own look at its data, and what the counts and the `pools` beside it show. Data that cannot be read is an
+    error in it."""
     try:
         survey = task.survey()
-        names = task.class_names
-        more = [*unlabelled_findings(task.unlabelled), *count_findings(survey.counts, names)]
+        findings = [*survey.findings, *unlabelled_findings(task.unlabelled)]
+        findings += count_findings(survey.counts, task.class_names)
+        findings += [finding for pool in pools for finding in pool.findings(task)]
     except (ValueError, OSError) as error:
         return Survey({}, (Finding("error", str(error)),))
-    return replace(survey, findings=(*survey.findings, *more))
+    return replace(survey, findings=tuple(findings))
 
 
 def survey_arrays(task: Task, parts: Mapping[str, Arrays]) -> Survey:

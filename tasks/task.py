@@ -173,6 +173,10 @@ class Task(BaseModel):
         self.require_files()
         return build_task_data(self, self.read())
 
+    def arranged(self, inputs: NDArray[Any]) -> NDArray[Any]:
+        """Inputs (N, ...) of a file that is like the task's own, as the task has them."""
+        return inputs
+
     def picture_input(self, file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         """A picture as raw input, uint8 `shape` (channels, height, width), for a model of this task. It goes through
         what the task's own pictures go through in evaluation; the task's data need not be there. `PictureError` names a

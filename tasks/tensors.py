@@ -188,6 +188,13 @@ class Tensors(Task):
                 raise ValueError(f"`{self.split}` of `{self.file}` marks no row as `{name}`")
         return parts if len(parts["validation"].labels) else {name: parts[name] for name in ("train", "test")}
 
+    def arranged(self, inputs: NDArray[Any]) -> NDArray[Any]:
+        if self.shape is not None:
+            inputs = _reshape(self.file, inputs, self.shape)
+        if self.layout == "channels_last" and inputs.ndim == 4:
+            inputs = np.ascontiguousarray(np.moveaxis(inputs, -1, 1))
+        return inputs
+
     def _belongs(self, ids: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.str_]:
         """Which split each row is in: train, validation or test."""
         if self.split in array_names(self.file):
@@ -205,10 +212,7 @@ class Tensors(Task):
             raise ValueError(
                 f"`{self.file}` holds {len(inputs)} inputs, {len(labels)} labels and {len(ids)} ids"
             )
-        if self.shape is not None:
-            inputs = _reshape(self.file, inputs, self.shape)
-        if self.layout == "channels_last" and inputs.ndim == 4:
-            inputs = np.ascontiguousarray(np.moveaxis(inputs, -1, 1))
+        inputs = self.arranged(inputs)
         return Arrays(inputs, _integers(self.file, self.labels, labels), _integers(self.file, self.ids, ids))
 
 

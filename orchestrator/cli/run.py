@@ -41,7 +41,7 @@ def run(
     if dry_run:
         on_cluster = None if local else address
         prospects = raydistill.dry_run(plan, runs=root, only=only, force=force, address=on_cluster)
-        _print_prospects(prospects, plan.task.unlabelled)
+        _print_prospects(prospects, plan)
         return
     from raydistill.terminal import console, results_table, shown_path, warning_lines
 
@@ -83,8 +83,8 @@ def report(plan_file: Path, overrides: tuple[str, ...], root: Path) -> None:
         click.echo(str(shown_path(path)))
 
 
-def _print_prospects(prospects: "list[Preview]", unlabelled: int) -> None:
-    from raydistill.terminal import console, prospects_table, unseen_lines
+def _print_prospects(prospects: "list[Preview]", plan: "Plan") -> None:
+    from raydistill.terminal import console, prospects_table, unlabelled_lines, unseen_lines
 
     out = console()
     out.print(prospects_table(prospects))
@@ -93,11 +93,8 @@ def _print_prospects(prospects: "list[Preview]", unlabelled: int) -> None:
     counts += [f"{states['judge']} to judge"] * (states["judge"] > 0)
     counts += [f"{states['not needed']} not needed"] * (states["not needed"] > 0)
     out.print(f"\n{len(prospects)} stage{'s' * (len(prospects) != 1)}: {', '.join(counts)}")
-    if unlabelled:
-        out.print(
-            f"data: {unlabelled:,} training samples have no label: students learn what their teachers say"
-        )
-    for line in unseen_lines(prospects):
+    lines = [*unlabelled_lines(prospects, plan.task.unlabelled), *unseen_lines(prospects)]
+    for line in lines:
         out.print(line, soft_wrap=True)
 
 

@@ -16,6 +16,7 @@ from raydistill.errors import StoreError
 from raydistill.execution.request import Backend, Outcome, StageRequest
 from raydistill.kinds.stage_bases import TrainingConfig
 from raydistill.kinds.survey import FOUND, OwnImplementation, ProbedModel, ProbeModelsConfig, SurveyDataConfig
+from raydistill.kinds.training import AlsoConfig
 from raydistill.plan.config import configs_in
 from raydistill.plan.fingerprint import fingerprint
 from raydistill.plan.kind import Kind
@@ -84,7 +85,7 @@ def survey_plan(
 ) -> PlanSurvey:
     """Look at the data and at the models of the nodes that are about to run, of which there is at least one."""
     look = _Look(graph, backend, task, root, stop or threading.Event(), nodes[0])
-    data = look.at(SurveyDataConfig(), {})
+    data = look.at(*survey_of_data(nodes))
     counts = data.get("counts", {})
     remarks = [Remark(**finding) for finding in data["findings"]]
     models, own = probed_models(graph, nodes, task), own_implementations(nodes)
@@ -96,6 +97,14 @@ def survey_plan(
     probes = look.at(ProbeModelsConfig(models=tuple(models), implementations=tuple(own)), identity)
     remarks += [Remark(**finding) for finding in probes["findings"]]
     return PlanSurvey(counts, (*remarks, *remarks_on_models(graph, models, probes.get("models", ()), root)))
+
+
+def survey_of_data(nodes: Sequence[Node]) -> tuple[SurveyDataConfig, dict[str, Any]]:
+    """A look at the data and at what lies beside it for some of the nodes; and what it depends on besides."""
+    found = (part for node in nodes for _, part in configs_in(node.config) if isinstance(part, AlsoConfig))
+    pools = tuple({also.pool.content(): also for also in found}.items())
+    identity = {"pools": [content for content, _ in pools]} if pools else {}
+    return SurveyDataConfig(pools=tuple(also for _, also in pools)), identity
 
 
 def remarks_on_models(

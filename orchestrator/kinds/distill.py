@@ -265,6 +265,11 @@ class DistillConfig(WeightsConfig, TrainingConfig):
                 " `synthesized` in the `transfer` of both",
                 "transfer",
             )
+        if config.transfer.also != stored.transfer.also and config.transfer.also is not None:
+            raise site.error(
+                f"the targets `{targets.name}` are not about these samples; write the same `also` in both",
+                "transfer",
+            )
         keys = ["views", "view_seed", "augment"]
         if any(step.mixes_samples for step in config.augment):
             keys.append("transfer")  # partners are drawn from the transfer set

@@ -105,8 +105,6 @@ class TrainingConfig(StageConfig):
     judged_samples: ClassVar[str] = ""
     """`package.module:function` of (split, trained, num_classes, config): the part of a split that its model is judged
     by; the whole when left out."""
-    learns_unlabelled: ClassVar[bool] = False
-    """Whether it trains on samples without a label too."""
     shares_work = True
     other_classes = frozenset({"initial"})
 

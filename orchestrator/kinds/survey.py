@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from raydistill.kinds.stage_bases import BatchSize
-from raydistill.kinds.training import TransferConfig
+from raydistill.kinds.training import AlsoConfig, TransferConfig
 from raydistill.plan.config import Boolean, Config, Integer
 from raydistill.plan.model import ModelConfig
 from raydistill.plan.stage import StageConfig
@@ -20,6 +20,9 @@ class SurveyDataConfig(StageConfig):
     word = "survey_data"
     implementation = "raydistill.stages.survey:survey_data"
     makes = "survey"
+
+    pools: tuple[AlsoConfig, ...] = ()
+    """Samples without labels that lie beside it."""
 
 
 class ProbedModel(Config):

@@ -152,6 +152,7 @@ class PredictTargetsConfig(TargetsConfig):
     word = "predict_targets"
     implementation = "raydistill.stages.predict_targets:predict_targets"
     version = 2
+    learns_unlabelled = True
 
     teacher: ModelRef
     """Whose logits are stored."""

@@ -18,6 +18,8 @@ from raydistill.plan.config import (
 )
 from raydistill.plan.config_errors import located_error
 from raydistill.plan.kind import Choice, Kind
+from raydistill.tasks.pool import Pool
+from raydistill.tasks.task import UserPath
 
 if TYPE_CHECKING:
     from raydistill.plan.order import Site
@@ -155,6 +157,42 @@ class OneCycleSchedule(ScheduleOptions):
 SCHEDULES = (ConstantSchedule, StepSchedule, CosineSchedule, OneCycleSchedule)
 
 
+class AlsoConfig(Config):
+    """Samples without labels: all pictures in a `folder` and below it, read as the task's own are, or the inputs of a
+    `file` (.npz, .safetensors, .parquet), of the shape and kind of the task's own."""
+
+    folder: UserPath | None = None
+    """Pictures at any depth; folders mean nothing."""
+    file: UserPath | None = None
+    """Arrays, in place of a folder."""
+    inputs: str = "inputs"
+    """Array or column of the file with one input per row."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "AlsoConfig":
+        if (self.folder is None) == (self.file is None):
+            raise located_error("name a `folder` of pictures or a `file` of arrays, one of them")
+        return self
+
+    @property
+    def pool(self) -> Pool:
+        """Where they lie."""
+        return Pool(self.folder, self.file, self.inputs)
+
+    def identified(self, values: dict[str, Any]) -> dict[str, Any]:
+        """By content: wherever they lie."""
+        return {"content": self.pool.content()}
+
+    def check(self, site: "Site") -> None:
+        """Samples are there, and somebody can learn from them."""
+        if not site.stage(site.name).learns_unlabelled:
+            raise site.error(
+                "only `distill` and `predict_targets` learn from samples without labels; leave it out"
+            )
+        if (problem := self.pool.missing(site.task)) is not None:
+            raise site.error(problem)
+
+
 class TransferConfig(Config):
     """Which part of the training split is used, or of samples that the stages `synthesized` made instead: then the
     training split is not looked at. A class is written by index or by name, in quotes where the name is a number; a
@@ -180,6 +218,8 @@ class TransferConfig(Config):
     """Whether the labels may be looked at."""
     unlabelled: Boolean | None = None
     """`false` leaves out the samples that have no label, from which a student learns what its teachers say."""
+    also: AlsoConfig | None = None
+    """Samples without labels beside these: all of them, whatever part of the training split is taken."""
     seed: Seed = 0
     """Chooses the samples of a `fraction`."""
 
@@ -199,10 +239,17 @@ class TransferConfig(Config):
             raise located_error(
                 "`only_classes` and `omit_classes` exclude each other; keep one", "omit_classes"
             )
+        if self.also is not None and (self.synthesized is not None or self.unlabelled is False):
+            other = "unlabelled" if self.synthesized is None else "synthesized"
+            raise located_error(
+                f"`also` adds samples without labels, which `{other}` leaves out; keep one", "also"
+            )
         return self
 
     def may_lack_labels(self, task: "Task") -> bool:
         """Whether some of the samples have no label."""
+        if self.also is not None:
+            return True
         if self.synthesized is not None or self.unlabelled is False or self.only_classes is not None:
             return False
         return task.unlabelled > 0

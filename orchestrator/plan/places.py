@@ -21,7 +21,7 @@ from raydistill.plan.schema import task_class
 if TYPE_CHECKING:
     from raydistill.plan.written import Source
 
-FILES = ("given", "weights")  # clusters, and a model's first weights
+FILES = ("given", "weights", "also")  # clusters, a model's first weights, samples without labels
 WORDS = ("stage", "method", "name")
 """Keys of what a mapping is: options stand beside them."""
 

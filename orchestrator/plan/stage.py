@@ -34,6 +34,8 @@ class StageConfig(Kind):
     """Whether several workers divide the stage among them. Others would each do all of it, and write the same files."""
     learns_by: ClassVar[str] = ""
     """What a report says that its models learn by; the kind's own word when left out."""
+    learns_unlabelled: ClassVar[bool] = False
+    """Whether it takes samples without a label too."""
     has_teacher: ClassVar[bool] = False
     """Whether its model answers in the classes of a teacher, with which it can be compared."""
     makes_students: ClassVar[bool] = False

@@ -178,7 +178,8 @@ def _check_batch_of_one(model: nn.Module, inputs: Tensor, probed: ProbedModel, d
         _logits(model, inputs, probed.num_classes)
     except StageError as error:
         positions = transfer_positions(data, probed.transfer, with_unlabelled=probed.with_unlabelled)
-        samples = len(positions) // probed.shards
+        pool = 0 if probed.transfer.also is None else len(probed.transfer.also.pool)
+        samples = (len(positions) + pool) // probed.shards
         if probed.batch_size == 1 or samples % probed.batch_size == 1:
             raise StageError(
                 f"{error.message}; and the last batch of an epoch is one: {samples:,} samples in batches of"

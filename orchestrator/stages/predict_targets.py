@@ -53,7 +53,7 @@ def describe_targets(
 ) -> Description:
     """What the store will say it is."""
     sources = sources_of(config.transfer, context)
-    unsaid = {"unlabelled"} if config.transfer.unlabelled is None else set()
+    unsaid = {key for key in ("unlabelled", "also") if getattr(config.transfer, key) is None}
     transfer = config.transfer.model_dump(mode="json", exclude={"synthesized", *unsaid})
     return Description(
         task=digest(context.task_identity),

@@ -16,7 +16,8 @@ from raydistill.tasks.survey import survey_task
 
 def survey_data(config: SurveyDataConfig, context: StageContext) -> dict[str, float]:
     """Look at the task's data."""
-    write_json(context.path(FOUND), asdict(survey_task(context.task)))
+    survey = survey_task(context.task, [also.pool for also in config.pools])
+    write_json(context.path(FOUND), asdict(survey))
     return {}
 
 

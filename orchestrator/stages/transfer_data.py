@@ -41,7 +41,13 @@ def load_transfer_set(
         data = synthesized_data([context.input(ref) for ref in transfer.synthesized], context.task)
         transfer = transfer.replace(synthesized=None)
     return build_transfer_set(
-        data, transfer, views, context.device, channels_last=channels_last, with_unlabelled=with_unlabelled
+        data,
+        transfer,
+        views,
+        context.device,
+        channels_last=channels_last,
+        with_unlabelled=with_unlabelled,
+        task=context.task,
     )
 
 
@@ -85,6 +91,7 @@ def described_transfer_set(
         Views(steps, description.view_seed, description.views or None),
         device,
         with_unlabelled=True,
+        task=task,
     )
 
 

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from raydistill.errors import StageError
 from raydistill.kinds.augmentations import AugmentationOptions
-from raydistill.kinds.training import TransferConfig
+from raydistill.kinds.training import AlsoConfig, TransferConfig
 from raydistill.tasks.devices import all_to_device
 from raydistill.tasks.hashing import cut, fold_key
 from raydistill.tasks.labels import UNLABELLED
 from raydistill.tasks.normalisation import Normalisation
 from raydistill.tasks.seeds import Purpose
 from raydistill.tasks.splits import Split, TaskData, View
-from raydistill.tasks.task import class_index
+from raydistill.tasks.task import Task, class_index
 from raydistill.training.augment import augment, mixing_partners
 
 
@@ -183,16 +183,27 @@ def build_transfer_set(
     *,
     channels_last: bool = False,
     with_unlabelled: bool = False,
+    task: Task | None = None,
 ) -> TransferSet:
     """The part of the training split that `transfer` describes, on `device`; what has no label is left out unless it is
-    asked for."""
+    asked for. What the task does not have, `also`, is read as the `task` reads its own."""
     if transfer.synthesized is not None:
         raise StageError("this kind of stage takes no synthesised samples; leave `synthesized` out")
     positions = transfer_positions(data, transfer, with_unlabelled=with_unlabelled)
     # The whole split is used as it is, where indexing would copy it.
     whole = len(positions) == len(data.train)
-    split = (data.train if whole else data.train.select(positions)).to(device)
-    return TransferSet(split, data.normalisation.on(device), views, channels_last)
+    split = data.train if whole else data.train.select(positions)
+    if transfer.also is not None:
+        assert task is not None
+        split = _with_pool(split, transfer.also, task)
+    return TransferSet(split.to(device), data.normalisation.on(device), views, channels_last)
+
+
+def _with_pool(split: Split, also: AlsoConfig, task: Task) -> Split:
+    try:
+        return also.pool.add_to(split, task)
+    except (ValueError, OSError) as error:
+        raise StageError(f"`also`: {error}") from error
 
 
 def transfer_positions(data: TaskData, transfer: TransferConfig, *, with_unlabelled: bool = False) -> Tensor:

@@ -92,27 +92,30 @@ def find_data(task: dict[str, Any]) -> dict[str, str]:
         return {"problem": _line(error)}
 
 
-def look_at_plan(task: dict[str, Any], models: Sequence[dict[str, Any]], folder: str) -> dict[str, Any]:
-    """What a run would look at before its first stage: `counts` and `findings` of the data, and of each of the `models`
-    whether it is fit; or `problem`."""
+def look_at_plan(
+    task: dict[str, Any], data: dict[str, Any], models: Sequence[dict[str, Any]], folder: str
+) -> dict[str, Any]:
+    """What a run would look at before its first stage: `counts` and `findings` of the data, as the survey `data` asks
+    for them, and of each of the `models` whether it is fit; or `problem`."""
     if folder not in sys.path:
         sys.path.append(folder)
     try:
         from dataclasses import asdict
 
-        from raydistill.kinds.survey import ProbedModel
+        from raydistill.kinds.survey import ProbedModel, SurveyDataConfig
         from raydistill.plan.schema import build_task
         from raydistill.stages.model_probe import probe_model, two_samples
         from raydistill.tasks.survey import survey_task
 
         found = build_task(task)
-        survey = asdict(survey_task(found))
+        pools = [also.pool for also in SurveyDataConfig.model_validate(data).pools]
+        survey = asdict(survey_task(found, pools))
         if any(finding["level"] == "error" for finding in survey["findings"]):
             return {**survey, "models": []}
-        data = found.load()
-        samples = two_samples(data, "cpu")
+        loaded = found.load()
+        samples = two_samples(loaded, "cpu")
         probed = [ProbedModel.model_validate(model) for model in models]
-        return {**survey, "models": [asdict(probe_model(model, found, data, samples)) for model in probed]}
+        return {**survey, "models": [asdict(probe_model(model, found, loaded, samples)) for model in probed]}
     except Exception as error:  # among others of ours, that this machine has none of our packages
         return {"problem": _line(error)}
 

@@ -68,7 +68,7 @@ def find_needs(folder: Path, plan_file: Path, source: Source, is_whole: bool = F
     mentioned: dict[str, str] = {}
     for path, text in _texts(source.values):
         where = f"{source.place(path)}: {'.'.join(map(str, path))}"
-        if path[:1] == ("task",) and path[-1] in PATHS_OF_TASKS:
+        if (path[:1] == ("task",) or path[-2:-1] == ("also",)) and path[-1] in PATHS_OF_TASKS:
             if not text.startswith(("/", "~", "$")):
                 name = _first_there(folder, places, text) or PurePosixPath(text).as_posix()
                 required[name] = Need(where, _data_way_out(path, text))

@@ -1,0 +1,176 @@
+"""Samples without labels that lie beside a task's own: pictures in a folder at any depth, or the inputs of a file.
+
+Their ids are negative, which those of our tasks are not: of a picture from its path below the folder, so that it stays
+when others are added; of a row its number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raydistill.tasks.digests import digest_below, digest_file, digest_named, digest_text
+from raydistill.tasks.labels import UNLABELLED
+from raydistill.tasks.picture_files import search
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+    from raydistill.tasks.splits import Split
+    from raydistill.tasks.survey import Finding
+    from raydistill.tasks.task import Task
+
+THREADS = 8
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Pictures below `folder`, or the array or column `inputs` of `file`."""
+
+    folder: Path | None
+    file: Path | None
+    inputs: str
+
+    @property
+    def place(self) -> Path:
+        """The folder or the file."""
+        found = self.folder or self.file
+        assert found is not None
+        return found
+
+    def missing(self, task: Task) -> str | None:
+        """Why a task can have no samples from here; None when all is well."""
+        if self.file is not None:
+            return None if self.file.is_file() else f"there is no file `{self.file}`"
+        if not self.place.is_dir():
+            return f"there is no folder `{self.place}`"
+        if not self._paths():
+            return f"there are no pictures in `{self.place}`"
+        if len(task.input_shape) != 3 or task.input_shape[0] not in (1, 3) or task.input_dtype != "float32":
+            return f"inputs of shape {task.input_shape} are no pictures; name a `file` of arrays"
+        return None
+
+    def content(self) -> str:
+        """A digest of the samples."""
+        if self.file is not None:
+            return digest_file(self.file)
+        from raydistill.tasks.pictures import READER
+
+        return digest_text(f"{READER}\n{digest_named(digest_below(self.place, self._paths()))}")
+
+    def __len__(self) -> int:
+        if self.file is None:
+            return len(self._paths())
+        from raydistill.tasks.array_files import shape_of
+
+        return shape_of(self.file, self.inputs)[0]
+
+    def add_to(self, train: Split, task: Task) -> Split:
+        """The samples of `train`, and these after them, delivered on the CPU.
+
+        `ValueError`, or `PictureError`, for samples that do not fit the task or cannot be read.
+        """
+        import torch
+
+        from raydistill.tasks.folder_split import FolderSplit
+        from raydistill.tasks.joined_split import join
+        from raydistill.tasks.splits import TensorSplit
+
+        if isinstance(train, FolderSplit) and self.file is None:
+            paths = self._readable(task)
+            ids = torch.tensor([_path_id(path) for path in paths])
+            # An absolute path stays itself below any folder.
+            files = [str(self.place.absolute() / path) for path in paths]
+            added: Split = replace(train, paths=_texts(files), labels=_unlabelled(ids), ids=ids)
+        else:
+            inputs, ids = self._in_memory(task)
+            added = TensorSplit(inputs, _unlabelled(ids), ids)
+        if torch.isin(added.ids, train.ids.cpu()).any():
+            raise ValueError(
+                f"samples of `{self.place}` have ids of the task's own: let those be 0 and above"
+            )
+        return join(train.to("cpu"), added)
+
+    def findings(self, task: Task) -> Iterator[Finding]:
+        """How many there are, and what looking at them shows."""
+        from raydistill.tasks.picture_survey import MOST, folder_findings, look_at
+        from raydistill.tasks.survey import Finding
+
+        name = self.place.name
+        text = f"`{name}`: {len(self):,} samples without labels beside the training samples"
+        yield Finding("note", f"{text}: students learn from them what their teachers say")
+        if self.file is not None:
+            self._in_memory(task)
+            return
+        paths = sorted(self._paths(), key=_path_id)[:MOST]  # by hash
+        looks = look_at(self.place, paths, THREADS)
+        yield from folder_findings(name, looks, len(self), _on_error(task), min(task.input_shape[1:]))
+
+    def _paths(self) -> list[str]:
+        return [found.path for found in search(self.place) if found.reason is None]
+
+    def _readable(self, task: Task) -> list[str]:
+        paths = self._paths()
+        if _on_error(task) == "fail":
+            return paths
+        from raydistill.tasks.picture_survey import look_at
+
+        looks = look_at(self.place, paths, THREADS)
+        return [path for path in paths if looks[path].problem is None]
+
+    def _in_memory(self, task: Task) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs (N, ...) as the task's own are in memory, and ids (N,)."""
+        import numpy as np
+        import torch
+
+        from raydistill.tasks.splits import check_inputs, tensor_split
+        from raydistill.tasks.task import Arrays
+
+        if self.file is None:
+            paths = self._readable(task)
+            with ThreadPoolExecutor(THREADS) as executor:
+                pictures = executor.map(
+                    lambda path: task.picture_input(self.place / path, task.input_shape), paths
+                )
+                inputs = np.stack(list(pictures))
+            ids = np.array([_path_id(path) for path in paths])
+        else:
+            from raydistill.tasks.array_files import open_array
+
+            inputs = task.arranged(open_array(self.file, self.inputs))
+            ids = -1 - np.arange(len(inputs))
+        part = Arrays(inputs, np.full(len(ids), UNLABELLED), ids)
+        check_inputs(task, self.place.name, part)
+        split = tensor_split(part)
+        if (split.inputs.dtype == torch.int64) != (task.input_dtype == "int64"):
+            raise ValueError(
+                f"`{self.place}` holds {inputs.dtype}, and the inputs of task `{task.name}` are {task.input_dtype}"
+            )
+        return split.inputs, split.ids
+
+
+def _path_id(path: str) -> int:
+    """A hash, below 0."""
+    return -1 - (int.from_bytes(hashlib.blake2b(path.encode(), digest_size=8).digest()) >> 1)
+
+
+def _on_error(task: Task) -> str:
+    return getattr(task, "on_error", "fail")
+
+
+def _texts(values: Sequence[str]) -> NDArray[np.str_]:
+    import numpy as np
+
+    return np.array(values, dtype=str)
+
+
+def _unlabelled(ids: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    return torch.full_like(ids, UNLABELLED)
