@@ -23,6 +23,7 @@ from raydistill.runs.pace import Pace, Standing
 from raydistill.runs.placement import here
 from raydistill.runs.plan_run import NodeState
 from raydistill.runs.run_files import ResultsFile
+from raydistill.tasks.task import Task
 
 TELL_SECONDS = 10.0
 NAMED = 5  # stages on one line
@@ -69,10 +70,11 @@ def prospects_table(prospects: Sequence[Preview]) -> Table:
     return table
 
 
-def unseen_lines(prospects: Sequence[Preview]) -> list[str]:
-    """What a dry run says below the table: the code and files that could change without anybody seeing it."""
+def unseen_lines(prospects: Sequence[Preview], task: Task) -> list[str]:
+    """What a dry run says below the table: the code, files and data that could change without anybody seeing it."""
     parts = (part for prospect in prospects for _, part in configs_in(prospect.node.config))
-    return [f"a change is not seen of {escape(text)}" for text in unseen_sources(parts)]
+    data = [task.unseen_data] if task.unseen_data else []
+    return [f"a change is not seen of {escape(text)}" for text in [*unseen_sources(parts), *data]]
 
 
 def unlabelled_lines(prospects: Sequence[Preview], count: int) -> list[str]:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raydistill.tasks.devices import all_to_device
-from raydistill.tasks.hashing import fold_key
-from raydistill.tasks.labels import UNLABELLED, cut_labelled
+from raydistill.tasks.hashing import cut_labelled, fold_key
+from raydistill.tasks.labels import UNLABELLED
 from raydistill.tasks.normalisation import Normalisation, channel_statistics
 from raydistill.tasks.seeds import Purpose
 

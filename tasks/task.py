@@ -119,6 +119,11 @@ class Task(BaseModel):
         return "float32"
 
     @property
+    def unseen_data(self) -> str | None:
+        """What is learned from though no identity sees it, in words."""
+        return None
+
+    @property
     def unlabelled(self) -> int:
         """How many training samples have no label."""
         return 0

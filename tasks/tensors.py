@@ -20,8 +20,8 @@ from raydistill.tasks.array_files import (
     shape_of,
 )
 from raydistill.tasks.digests import Stamp, digest_file, digest_text, digests_of_parts, stamp
-from raydistill.tasks.hashing import fold_key
-from raydistill.tasks.labels import UNLABELLED, cut_labelled
+from raydistill.tasks.hashing import cut_labelled, fold_key
+from raydistill.tasks.labels import UNLABELLED
 from raydistill.tasks.seeds import Purpose
 from raydistill.tasks.task import Arrays, Task, UserPath
 

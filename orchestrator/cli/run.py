@@ -93,7 +93,7 @@ def _print_prospects(prospects: "list[Preview]", plan: "Plan") -> None:
     counts += [f"{states['judge']} to judge"] * (states["judge"] > 0)
     counts += [f"{states['not needed']} not needed"] * (states["not needed"] > 0)
     out.print(f"\n{len(prospects)} stage{'s' * (len(prospects) != 1)}: {', '.join(counts)}")
-    lines = [*unlabelled_lines(prospects, plan.task.unlabelled), *unseen_lines(prospects)]
+    lines = [*unlabelled_lines(prospects, plan.task.unlabelled), *unseen_lines(prospects, plan.task)]
     for line in lines:
         out.print(line, soft_wrap=True)
 

@@ -189,7 +189,11 @@ class AlsoConfig(Config):
             raise site.error(
                 "only `distill` and `predict_targets` learn from samples without labels; leave it out"
             )
-        if (problem := self.pool.missing(site.task)) is not None:
+        try:
+            problem = self.pool.missing(site.task)
+        except (ValueError, OSError) as error:
+            problem = str(error)
+        if problem is not None:
             raise site.error(problem)
 
 

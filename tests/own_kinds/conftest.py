@@ -1,4 +1,4 @@
-"""The example of docs/bring_your_own.md on the disk: a plan and a package, as its reader would have typed them."""
+"""The examples of docs/bring_your_own.md on the disk: plans and packages, as their reader would have typed them."""
 
 import re
 import sys
@@ -17,6 +17,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "bring_your_own.md"
 FILE = re.compile(
     r"^`([\w/]+\.(?:py|yaml))`[^\n]*\n(?:[^\n]+\n)*\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL
 )
+
+
+PACKAGES = ("my_lab", "my_texts")
 
 
 class Lab:
@@ -51,7 +54,7 @@ class Lab:
 
     def forget(self) -> None:
         """Be a process that has imported nothing of the laboratory."""
-        for name in [name for name in sys.modules if name.partition(".")[0] == "my_lab"]:
+        for name in [name for name in sys.modules if name.partition(".")[0] in PACKAGES]:
             del sys.modules[name]
         address._met.clear()
 
