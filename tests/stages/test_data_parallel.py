@@ -147,6 +147,23 @@ def test_two_workers_make_what_one_makes(
         assert "the loss is not finite at step 3" in (error or "")
 
 
+@pytest.mark.slow  # three processes that import torch
+def test_two_workers_agree_where_some_samples_have_no_label(
+    stages: Any, teacher: dict[str, Any], student: dict[str, Any], tmp_path: Path
+) -> None:
+    arrays = dict(np.load(stages.file))
+    arrays["labels"] = np.where(np.arange(150) % 3 == 0, arrays["labels"], -1)
+    np.savez(stages.file, **arrays)
+    taught = student | {"teachers": ["teacher"], "mode": "live", "batch_size": 25, "label_smoothing": 0.1}
+    plan = {"teacher": teacher, "plain": taught, "mixed": taught | {"augment": AUGMENT}}
+    alone, together = stages.run(plan), stages.elsewhere("together")
+    requests = [together.request(name).to_dict() for name in together.write(plan).nodes]
+    for outcomes in run_together(requests, tmp_path):
+        assert [status for status, _ in outcomes] == ["done"] * 3
+    for name in ("plain", "mixed"):
+        check_same(alone, together, name)
+
+
 LARGE = {"name": "cnn", "widths": [6, 6], "batch_norm": True}
 BY_SAMPLE: dict[str, dict[str, Any]] = {
     "hinton": {"method": "hinton"},

@@ -132,6 +132,17 @@ def test_a_student_learns_from_a_pool_and_its_teacher_does_not(
     assert apart < 0.05 < (stages.logits("stored") - stages.logits("alone")).abs().max()
 
 
+@pytest.mark.parametrize("mode", ["stored", "live"])
+def test_an_empty_pool_changes_no_bit(
+    stages: Any, teacher: dict[str, Any], student: dict[str, Any], arrays: dict[str, Any], mode: str
+) -> None:
+    np.savez(arrays["also"]["file"], inputs=np.zeros((0, 1, 8, 8), dtype=np.float32))
+    taught = student | {"teachers": ["teacher"], "method": SOFT, "mode": mode}
+    stages.run({"teacher": teacher, "alone": taught, "student": taught | {"transfer": arrays}})
+    alone, beside = (stages.record(name).payload["model.safetensors"] for name in ("alone", "student"))
+    assert alone == beside
+
+
 def test_an_empty_part_of_the_training_split_and_a_pool_whole(stages: Any, arrays: dict[str, Any]) -> None:
     task = Tensors(file=stages.file)
     data = task.load()
