@@ -37,7 +37,8 @@ class TransferRow:
         for option, word in (("only_classes", "only"), ("omit_classes", "without")):
             if isinstance(labels := self.transfer.get(option), list) and labels:
                 parts.append(f"{word} {names_of(labels)}")
-        return ", ".join([*parts, *(["unlabelled"] if self.transfer.get("labelled") is False else [])])
+        parts += ["unlabelled"] if self.transfer.get("labelled") is False else []
+        return ", ".join([*parts, *(["and a pool without labels"] if self.transfer.get("also") else [])])
 
 
 @dataclass(frozen=True)

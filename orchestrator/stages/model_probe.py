@@ -19,7 +19,7 @@ from raydistill.plan.order import Graph
 from raydistill.plan.schema import Plan
 from raydistill.runs.record import summary_of
 from raydistill.stages.distill import build_method, setting_of
-from raydistill.tasks.splits import TaskData
+from raydistill.tasks.splits import TaskData, TensorSplit
 from raydistill.tasks.task import Task
 from raydistill.training import model_files
 from raydistill.training.data import TransferSet, transfer_positions
@@ -60,7 +60,14 @@ class Probe:
 
 
 def two_samples(data: TaskData, device: str) -> Tensor:
-    """The first two training samples as models get them."""
+    """The first two training samples as models get them; of integers, which are looked up, those with the largest and
+    the smallest number of all splits."""
+    splits = (data.train, data.validation, data.test)
+    tokens = [split.inputs for split in splits if isinstance(split, TensorSplit) and len(split)]
+    if tokens and tokens[0].dtype == torch.int64:
+        by_sample = torch.cat([torch.stack(part.flatten(1).aminmax(dim=1), dim=1) for part in tokens])
+        extremes = torch.stack([by_sample[:, 1].argmax(), by_sample[:, 0].argmin()])
+        return torch.cat(tokens).index_select(0, extremes).to(device)
     rows = torch.arange(2)
     transfer = TransferSet(data.train.select(rows).to(device), data.normalisation.on(device))
     (batch,) = transfer.batches([rows], 0)
@@ -104,8 +111,12 @@ def _logits(model: nn.Module, inputs: Tensor, num_classes: int) -> Tensor:
         output = model(inputs)
     except Exception as error:  # whatever a user's layers do
         count = f"{len(inputs)} samples" if len(inputs) > 1 else "one sample"
+        numbers = (
+            "" if inputs.is_floating_point() else f" of numbers {int(inputs.min())} to {int(inputs.max())}"
+        )
         raise StageError(
-            f"cannot take a batch of {count} of shape {tuple(inputs.shape[1:])} in {mode} mode: {summary_of(error)}"
+            f"cannot take a batch of {count} of shape {tuple(inputs.shape[1:])}{numbers} in {mode} mode:"
+            f" {summary_of(error)}"
         ) from error
     if not isinstance(output, Tensor):
         raise StageError(

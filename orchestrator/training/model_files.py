@@ -61,8 +61,17 @@ class TrainedModel:
 
     @torch.no_grad()
     def logits(self, inputs: Tensor) -> Tensor:
-        """Logits (B, C) float32 of raw inputs (B, ...), images scaled to [0, 1]."""
-        return self.model(self.prepared(inputs)).float()
+        """Logits (B, C) float32 of raw inputs (B, ...), images scaled to [0, 1]. `StageError` for integers that the
+        model cannot look up."""
+        try:
+            return self.model(self.prepared(inputs)).float()
+        except IndexError as error:
+            if self.input_dtype != torch.int64:
+                raise
+            low, high = int(inputs.min()), int(inputs.max())
+            raise StageError(
+                f"the inputs hold numbers from {low} to {high}, and the model cannot look all of them up: {error}"
+            ) from error
 
     def prepared(self, inputs: Tensor) -> Tensor:
         """Raw inputs (B, ...) as the network takes them."""

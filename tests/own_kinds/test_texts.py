@@ -54,8 +54,17 @@ def test_the_example_runs_and_its_students_are_used(lab: Any) -> None:
         assert program(sentences[:1]).shape == (1, 3)
     evaluated = lab.distill("evaluate", folders["stored"], "--split", "test", "--runs", "runs")
     assert evaluated.exit_code == 0, evaluated.output
-    refused = lab.distill("predict", folders["stored"], "picture.png", "--runs", "runs")
-    assert "Traceback" not in refused.output
+    np.save("unknown.npy", np.full((2, 12), 99))
+    refused = lab.distill("predict", folders["stored"], "unknown.npy", "--runs", "runs")
+    assert refused.exit_code != 0
+    assert refused.output.startswith("error: the inputs hold numbers from 99 to 99"), refused.output
+
+
+def test_a_word_that_a_model_does_not_know_is_found_before_training(lab: Any) -> None:
+    lab.edit("my_texts/models.py", "nn.Embedding(WORDS + 1, width", "nn.Embedding(WORDS, width")
+    done = lab.distill("run", "texts.yaml", *RUN, *SMALL)
+    assert done.exit_code != 0
+    assert "of numbers 0 to 60 in eval mode: IndexError" in done.output
 
 
 def test_a_stream_makes_the_same_students(lab: Any) -> None:
