@@ -16,9 +16,12 @@ from raydistill.plan.schema import Plan
 from raydistill.plan.written import Source
 from raydistill.tasks.image_folder import ImageFolder
 from raydistill.tasks.joined_split import JoinedSplit, join
+from raydistill.tasks.many_class import ManyClass
 from raydistill.tasks.pool import Pool
+from raydistill.tasks.shards import write_json, write_shards
 from raydistill.tasks.splits import TensorSplit, View
 from raydistill.tasks.survey import survey_task
+from raydistill.tasks.task import Arrays
 from raydistill.tasks.tensors import Tensors
 from raydistill.training.data import Views, build_transfer_set
 
@@ -92,6 +95,24 @@ def test_pictures_stand_beside_a_task_in_memory(tmp_path: Path) -> None:
     assert split.inputs[-5:].dtype == torch.uint8
     grey = Image.open(sorted((tmp_path / "pool").glob("*.png"))[0]).convert("L")
     assert any((row[0].numpy() - np.array(grey)).max() <= 1 for row in split.inputs[-5:])
+
+
+def test_pictures_stand_beside_shards(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    for split, count, first in (("train", 30, 0), ("test", 6, 100)):
+        pixels = draw.integers(256, size=(count, 3, 12, 12), dtype=np.uint8)
+        write_shards(tmp_path, split, [Arrays(pixels, np.arange(count) % 3, first + np.arange(count))])
+    write_json(tmp_path / "classes.json", ["a", "b", "c"])
+    write_pictures(tmp_path / "pool", 5)
+    task = ManyClass(folder=tmp_path)
+    train = task.load().train
+    split = Pool(tmp_path / "pool", None, "inputs").add_to(train, task)
+    assert isinstance(split, JoinedSplit)
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
+    inputs = torch.cat(list(split.batches(order.split(4), None)))
+    own = torch.cat(list(train.batches([torch.arange(len(train))], None)))
+    assert torch.equal(inputs[order.argsort()][: len(train)], own)
+    assert split.ids[order][order.argsort()].tolist() == split.ids.tolist()
 
 
 def test_a_joined_split_delivers_what_its_parts_deliver() -> None:
