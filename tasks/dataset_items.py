@@ -26,7 +26,12 @@ class Batched:
     """What one collated batch looks like."""
 
     shape: tuple[int, ...]
-    is_integer: bool
+    dtype: str
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether the numbers stand for things: bytes are of pictures."""
+        return np.dtype(self.dtype).kind in "iu" and self.dtype != "uint8"
 
 
 def opened(task: Datasets) -> Mapping[str, Any]:
@@ -86,7 +91,7 @@ def _first_input(kind: type[Datasets], options: str) -> Batched:
             f"task `{task.name}`: item 0 of `train` is another one every time it is asked for; leave random changes to"
             " `augment` in the plan, so that teachers and students see the same"
         )
-    return Batched(once.shape, once.dtype.kind in "iu" and once.dtype != np.uint8)
+    return Batched(once.shape, str(once.dtype))
 
 
 def read_items(task: Datasets) -> dict[str, Arrays]:

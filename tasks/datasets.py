@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -10,6 +11,9 @@ from pydantic import Field
 from raydistill.tasks.task import Arrays, Task
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from raydistill.tasks.splits import TaskData
 
 SPLITS = ("train", "validation", "test")
@@ -69,6 +73,16 @@ class Datasets(Task):
     @property
     def input_values(self) -> str:
         return f"what the items of `{self.name}` are, collated"
+
+    def picture_input(self, file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """The whole picture, scaled, where items are pictures: what the Datasets make of a file, only they know."""
+        from raydistill.tasks.dataset_items import first_input
+
+        if (dtype := first_input(self).dtype) != "uint8":
+            raise ValueError(
+                f"task `{self.name}`: its inputs are {dtype}, not pictures; give them in a .npy file"
+            )
+        return super().picture_input(file, shape)
 
     def missing_files(self) -> str | None:
         return None

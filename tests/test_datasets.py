@@ -101,6 +101,16 @@ def test_pictures_of_pil_are_bytes_with_the_channels_first() -> None:
     assert grey.input_shape == (1, 5, 4)
 
 
+def test_a_picture_file_is_taken_where_items_are_pictures(tmp_path: Any) -> None:
+    pixels = np.random.default_rng(0).integers(256, size=(5, 4, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "one.png")
+    task = given([(Image.fromarray(pixels), 0)])
+    assert np.array_equal(task.picture_input(tmp_path / "one.png", (3, 5, 4)), pixels.transpose(2, 0, 1))
+    floats = given([(pixels.transpose(2, 0, 1) / 255, 0)])
+    with pytest.raises(ValueError, match="its inputs are float64, not pictures"):
+        floats.picture_input(tmp_path / "one.png", (3, 5, 4))
+
+
 def test_tokens_stay_integers_and_are_padded() -> None:
     items = [([1 + row % 7] * (1 + row % 5), row % 3) for row in range(30)]
     for stream in (False, True):
