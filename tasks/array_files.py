@@ -1,12 +1,13 @@
 """Named arrays in one file (.npz, .safetensors, .parquet), opened one at a time and without pickle."""
 
 import hashlib
+import math
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +47,12 @@ def shape_of(file: Path, name: str) -> tuple[int, ...]:
         return source.shape(name)
 
 
+def blocks_of(file: Path, name: str, rows: int) -> Iterator[NDArray[Any]]:
+    """An array block by block, `rows` rows at most; in memory as a whole only where its file lays columns first."""
+    with _named(file, name) as source:
+        yield from source.blocks(name, rows)
+
+
 def dtype_of(file: Path, name: str) -> np.dtype[Any]:
     """What an array is made of, from headers where the format has them."""
     with _named(file, name) as source:
@@ -83,15 +90,30 @@ class _Npz:
     def dtype(self, name: str) -> np.dtype[Any]:
         return self._header(name)[2]
 
+    def blocks(self, name: str, rows: int) -> Iterator[NDArray[Any]]:
+        shape, is_fortran, dtype = self._header(name)
+        if is_fortran or dtype.hasobject or 0 in shape:
+            whole = self.read(name)
+            yield from (whole[start : start + rows] for start in range(0, len(whole), rows))
+            return
+        with zipfile.ZipFile(self.file) as archive, archive.open(f"{name}.npy") as stream:
+            _read_header(stream)
+            for start in range(0, shape[0], rows):
+                count = min(rows, shape[0] - start)
+                size = count * math.prod(shape[1:]) * dtype.itemsize
+                if len(data := stream.read(size)) < size:
+                    raise ValueError(f"it ends in row {start + len(data) * count // size}")
+                yield np.frombuffer(data, dtype).reshape(count, *shape[1:])
+
     def _header(self, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
         with zipfile.ZipFile(self.file) as archive, archive.open(f"{name}.npy") as stream:
-            version = np.lib.format.read_magic(stream)
-            read_header = (
-                np.lib.format.read_array_header_1_0
-                if version == (1, 0)
-                else np.lib.format.read_array_header_2_0
-            )
-            return read_header(stream)
+            return _read_header(stream)
+
+
+def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    is_first = np.lib.format.read_magic(stream) == (1, 0)
+    read = np.lib.format.read_array_header_1_0 if is_first else np.lib.format.read_array_header_2_0
+    return read(stream)
 
 
 class _Safetensors:
@@ -112,6 +134,11 @@ class _Safetensors:
     def dtype(self, name: str) -> np.dtype[Any]:
         first: NDArray[Any] = self.opened.get_slice(name)[:1]
         return first.dtype
+
+    def blocks(self, name: str, rows: int) -> Iterator[NDArray[Any]]:
+        part = self.opened.get_slice(name)
+        count = part.get_shape()[0]
+        yield from (part[start : min(start + rows, count)] for start in range(0, count, rows))
 
 
 class _Parquet:
@@ -142,6 +169,10 @@ class _Parquet:
 
     def dtype(self, name: str) -> np.dtype[Any]:
         return self._first(name).dtype
+
+    def blocks(self, name: str, rows: int) -> Iterator[NDArray[Any]]:
+        for batch in self.opened.iter_batches(batch_size=rows, columns=[name]):
+            yield _column_array(batch.column(0))
 
     def _first(self, name: str) -> NDArray[Any]:
         if not self.opened.metadata.num_rows:

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 from raydistill.errors import StoreError
 from raydistill.execution.request import Backend, Outcome, StageRequest
 from raydistill.kinds.stage_bases import TrainingConfig
-from raydistill.kinds.survey import FOUND, OwnImplementation, ProbedModel, ProbeModelsConfig, SurveyDataConfig
+from raydistill.kinds.survey import (
+    FOUND,
+    OwnImplementation,
+    ProbedModel,
+    ProbeModelsConfig,
+    StageLook,
+    SurveyDataConfig,
+    SurveyStagesConfig,
+)
 from raydistill.kinds.training import AlsoConfig
 from raydistill.plan.config import configs_in
 from raydistill.plan.fingerprint import fingerprint
@@ -88,10 +96,17 @@ def survey_plan(
     data = look.at(*survey_of_data(nodes))
     counts = data.get("counts", {})
     remarks = [Remark(**finding) for finding in data["findings"]]
+    is_sound = not any(remark.level == "error" for remark in remarks)
+    if is_sound and (looks := surveyed_stages(nodes)):
+        identity: dict[str, Any] = {
+            "stages": {name: graph.nodes[name].fingerprint for each in looks for name in each.stages}
+        }
+        seen = look.at(SurveyStagesConfig(looks=tuple(looks)), identity)
+        remarks += [Remark(**finding) for finding in seen["findings"]]
     models, own = probed_models(graph, nodes, task), own_implementations(nodes)
     if not (models or own) or any(remark.level == "error" for remark in remarks):
         return PlanSurvey(counts, tuple(remarks))
-    identity: dict[str, Any] = {"models": [_identity(probed) for probed in models]}
+    identity = {"models": [_identity(probed) for probed in models]}
     if own:
         identity["own"] = [part.identified(part.model_dump(mode="json")) for part in own.values()]
     probes = look.at(ProbeModelsConfig(models=tuple(models), implementations=tuple(own)), identity)
@@ -129,6 +144,15 @@ def probed_models(graph: Graph, nodes: Sequence[Node], task: Task) -> list[Probe
             stages = found[key].stages if key in found else ()
             found[key] = probed.replace(stages=(*stages, node.name))
     return list(found.values())
+
+
+def surveyed_stages(nodes: Sequence[Node]) -> list[StageLook]:
+    """What stages look at before work."""
+    return [
+        StageLook(stages=(node.name,), config=node.config.model_dump(mode="json"))
+        for node in nodes
+        if node.config.surveyed_by
+    ]
 
 
 def own_implementations(nodes: Sequence[Node]) -> dict[OwnImplementation, Kind]:

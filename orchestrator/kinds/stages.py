@@ -7,6 +7,7 @@ from raydistill.kinds.data_free import (
 )
 from raydistill.kinds.distill import DistillConfig
 from raydistill.kinds.evaluate import AdjustClassBiasConfig, EvaluateConfig
+from raydistill.kinds.external import ExternalTargetsConfig
 from raydistill.kinds.online import CodistillConfig, TrainBranchesConfig, TrainPeersConfig
 from raydistill.kinds.pretrained import PretrainedConfig
 from raydistill.kinds.specialists import ConfusionClustersConfig, TrainSpecialistsConfig
@@ -19,6 +20,7 @@ STAGES = (
     PretrainedConfig,
     PredictTargetsConfig,
     CombineTargetsConfig,
+    ExternalTargetsConfig,
     EvaluateConfig,
     ConfusionClustersConfig,
     TrainSpecialistsConfig,

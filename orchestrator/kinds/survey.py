@@ -1,6 +1,6 @@
 """What the survey before work is told. It runs where stages run and as they do, but no plan can name it."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -53,6 +53,13 @@ class OwnImplementation(Config):
     address: str
 
 
+class StageLook(Config):
+    """Stages of one config, given as JSON values, that want their files looked at."""
+
+    stages: tuple[str, ...]
+    config: dict[str, Any]
+
+
 class ProbeModelsConfig(StageConfig):
     """Import what is the user's own; build every model, and try it on two samples."""
 
@@ -64,5 +71,15 @@ class ProbeModelsConfig(StageConfig):
     models: tuple[ProbedModel, ...] = ()
 
 
-SURVEYS = (SurveyDataConfig, ProbeModelsConfig)
+class SurveyStagesConfig(StageConfig):
+    """Look at what some stages will read from files."""
+
+    word = "survey_stages"
+    implementation = "raydistill.stages.survey:survey_stages"
+    makes = "survey"
+
+    looks: tuple[StageLook, ...] = ()
+
+
+SURVEYS = (SurveyDataConfig, ProbeModelsConfig, SurveyStagesConfig)
 """What looks at data and models before the first stage: run as stages are, but no plan can name it."""

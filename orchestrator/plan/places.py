@@ -21,7 +21,8 @@ from raydistill.plan.schema import task_class
 if TYPE_CHECKING:
     from raydistill.plan.written import Source
 
-FILES = ("given", "weights", "also")  # clusters, a model's first weights, samples without labels
+# Clusters; first weights; samples without labels; predictions, their ids and classes.
+FILES = ("given", "weights", "also", "file", "ids", "classes", "names")
 WORDS = ("stage", "method", "name")
 """Keys of what a mapping is: options stand beside them."""
 

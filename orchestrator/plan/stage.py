@@ -36,6 +36,9 @@ class StageConfig(Kind):
     """What a report says that its models learn by; the kind's own word when left out."""
     learns_unlabelled: ClassVar[bool] = False
     """Whether it takes samples without a label too."""
+    surveyed_by: ClassVar[str] = ""
+    """`package.module:function` of (config, context): looks, before the first stage starts, at what this one will read
+    and returns (level, text) pairs; raises a `StageError` for what cannot be used."""
     has_teacher: ClassVar[bool] = False
     """Whether its model answers in the classes of a teacher, with which it can be compared."""
     makes_students: ClassVar[bool] = False

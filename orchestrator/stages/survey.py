@@ -4,8 +4,16 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from raydistill.kinds.survey import FOUND, OwnImplementation, ProbeModelsConfig, SurveyDataConfig
+from raydistill.errors import DistillError
+from raydistill.kinds.survey import (
+    FOUND,
+    OwnImplementation,
+    ProbeModelsConfig,
+    SurveyDataConfig,
+    SurveyStagesConfig,
+)
 from raydistill.lookup import load_object
+from raydistill.plan.stage import stage_of
 from raydistill.runs.context import StageContext
 from raydistill.runs.files import write_json
 from raydistill.runs.record import summary_of
@@ -18,6 +26,20 @@ def survey_data(config: SurveyDataConfig, context: StageContext) -> dict[str, fl
     """Look at the task's data."""
     survey = survey_task(context.task, [also.pool for also in config.pools])
     write_json(context.path(FOUND), asdict(survey))
+    return {}
+
+
+def survey_stages(config: SurveyStagesConfig, context: StageContext) -> dict[str, float]:
+    """Let stages look at their files."""
+    findings: list[dict[str, Any]] = []
+    for look in config.looks:
+        stage = stage_of(look.config)
+        try:
+            found = list(load_object(stage.surveyed_by)(stage, context))
+        except DistillError as error:
+            found = [("error", str(error))]
+        findings += [{"level": level, "text": text, "stages": look.stages} for level, text in found]
+    write_json(context.path(FOUND), {"findings": findings})
     return {}
 
 

@@ -13,7 +13,7 @@ from raydistill.runs.run_files import GRAPH
 from raydistill.runs.view import STAGES_FOLDER, open_run, open_stage, read_identity
 from raydistill.stages.transfer_data import described_transfer_set
 from raydistill.targets.reader import open_targets
-from raydistill.targets.store import MANIFEST, load_manifest
+from raydistill.targets.store import FROM_FILE, MANIFEST, load_manifest
 from raydistill.targets.verify import VerifyResult, compare_rows
 from raydistill.training import model_files
 
@@ -63,6 +63,11 @@ def verify_targets(folder: Path, root: Path, rows: int, seed: int = 0) -> dict[s
     if len(manifest.teachers) > 1:
         raise StoreError(
             f"`{folder}` was combined from several teachers; verify the targets it was combined from"
+        )
+    if manifest.teachers[0].startswith(FROM_FILE):
+        raise StoreError(
+            f"the files of `{folder}` are as they were written; its targets came from a file: no model here can compute"
+            " them again"
         )
     return {folder.name: _verify_teacher(folder, root, rows, seed)}
 

@@ -21,6 +21,8 @@ from raydistill.targets.shards import Layout, Shard, ShardWriter, digest_of
 from raydistill.targets.top_k import TopK
 
 MANIFEST = "manifest.json"
+FROM_FILE = "file-"
+"""Before the digest of a file that stands in a teacher's place."""
 FORMS = ("dense", "top_k", "mixture")
 ROWS_PER_SHARD = 65536  # 13 MB of 100 classes, 131 MB of 1,000: what a writer holds, and what a kill loses
 FLOAT16_LARGEST = 65504

@@ -1,0 +1,284 @@
+"""Soft targets from a file: what a student learns is what the file says, and a file that does not fit is named."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from safetensors.numpy import save_file
+from safetensors.torch import load_file
+
+from raydistill.errors import PlanError, StoreError
+from raydistill.execution.local_backend import LocalBackend
+from raydistill.execution.survey import survey_plan
+from raydistill.plan.order import order_stages
+from raydistill.plan.schema import Plan
+from raydistill.stages.verify_targets import verify_targets
+from raydistill.targets.external import merged
+from raydistill.targets.reader import open_targets
+from raydistill.tasks.image_folder import _path_id
+
+HINTON = {"method": "hinton", "temperature": 2.0}
+
+
+def predictions(stages: Any) -> dict[str, Any]:
+    """Random logits for every sample of the file, in another order."""
+    draw = np.random.default_rng(1)
+    ids = draw.permutation(np.load(stages.file)["ids"])
+    return {"ids": ids, "logits": draw.normal(size=(len(ids), 3), scale=3).astype(np.float32)}
+
+
+def external(file: Path, **options: Any) -> dict[str, Any]:
+    return {"targets": {"stage": "external_targets", "file": str(file), **options}}
+
+
+def stored(stages: Any) -> tuple[np.ndarray, np.ndarray]:
+    targets = open_targets(stages.folder("targets").path, root=stages.root, expect=None)
+    return targets.ids.numpy(), targets.read(torch.arange(len(targets.ids))).logits[:, 0].numpy()
+
+
+def expected(given: dict[str, Any], ids: np.ndarray) -> np.ndarray:
+    row = {number: index for index, number in enumerate(given["ids"].tolist())}
+    found: np.ndarray = given["logits"][[row[number] for number in ids.tolist()]]
+    return found
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    found: np.ndarray = powers / powers.sum(axis=1, keepdims=True)
+    return found
+
+
+def survey(stages: Any, plan: dict[str, Any]) -> list[str]:
+    graph = stages.write(plan)
+    found = survey_plan(graph, list(graph.nodes.values()), LocalBackend(), stages.plan.task, stages.root)
+    return [str(remark) for remark in found.remarks if remark.level == "error"]
+
+
+@pytest.mark.parametrize(
+    "form", ["npz", "compressed", "columns first", "npy", "txt", "safetensors", "parquet"]
+)
+def test_each_sample_has_its_row(form: str, stages: Any, tmp_path: Path) -> None:
+    given, options = predictions(stages), {}
+    file = tmp_path / f"given.{form if form in ('safetensors', 'parquet') else 'npz'}"
+    if form == "npz":
+        np.savez(file, **given)
+    elif form == "compressed":
+        np.savez_compressed(file, **given)
+    elif form == "columns first":
+        np.savez(file, ids=given["ids"], logits=np.asfortranarray(given["logits"]))
+    elif form == "safetensors":
+        save_file(given, file)
+    elif form == "parquet":
+        pq.write_table(pa.table({"ids": given["ids"], "logits": list(given["logits"])}), file)
+    else:
+        file, beside = tmp_path / "given.npy", tmp_path / f"ids.{form}"
+        np.save(file, given["logits"])
+        np.save(beside, given["ids"]) if form == "npy" else np.savetxt(beside, given["ids"], fmt="%d")
+        options = {"ids": str(beside)}
+    stages.run(external(file, **options))
+    ids, logits = stored(stages)
+    np.testing.assert_allclose(logits, expected(given, ids), atol=2**-7)
+    assert not list(stages.folder("targets").path.glob("arranged*"))
+
+
+def test_the_student_is_the_one_of_the_teacher_that_wrote_the_file(
+    stages: Any, teacher: dict[str, Any], student: dict[str, Any], tmp_path: Path
+) -> None:
+    learner = student | {"targets": "targets", "method": HINTON}
+    predicted = {"targets": {"stage": "predict_targets", "teacher": "teacher"}}
+    stages.run({"teacher": teacher, **predicted, "student": learner})
+    ours = load_file(stages.folder("student").path / "model.safetensors")
+    ids = np.load(stages.file)["ids"]
+    file = tmp_path / "given.npz"
+    order, _ = stored(stages)
+    asked = np.array([np.flatnonzero(ids == number)[0] for number in order])
+    inputs = torch.from_numpy(np.load(stages.file)["inputs"])[asked]
+    np.savez(file, ids=order, logits=stages.model("teacher").logits(inputs).numpy())
+    stages.run({**external(file), "student": learner})
+    theirs = load_file(stages.folder("student").path / "model.safetensors")
+    for name, tensor in ours.items():
+        assert torch.equal(theirs[name], tensor)
+
+
+@pytest.mark.parametrize("gives", ["probabilities", "log_probabilities"])
+def test_probabilities_teach_what_their_logits_would(gives: str, stages: Any, tmp_path: Path) -> None:
+    given = predictions(stages)
+    shares = softmax(given["logits"])
+    shares[0] = [1, 0, 0]
+    with np.errstate(divide="ignore"):
+        np.savez(
+            tmp_path / "p.npz",
+            ids=given["ids"],
+            **{gives: shares if gives == "probabilities" else np.log(shares)},
+        )
+    stages.run(external(tmp_path / "p.npz"))
+    ids, logits = stored(stages)
+    np.testing.assert_allclose(
+        softmax(logits), expected({"ids": given["ids"], "logits": shares}, ids), atol=5e-3
+    )
+
+
+def test_the_most_probable_classes_leave_the_rest_to_the_others(stages: Any, tmp_path: Path) -> None:
+    ids = np.load(stages.file)["ids"]
+    indices = np.tile(np.array([[2]]), (len(ids), 1))
+    np.savez(tmp_path / "k.npz", ids=ids, probabilities=np.full((len(ids), 1), 0.6), indices=indices)
+    stages.run(external(tmp_path / "k.npz", indices="indices"))
+    _, logits = stored(stages)
+    np.testing.assert_allclose(softmax(logits), np.tile([0.2, 0.2, 0.6], (len(logits), 1)), atol=1e-3)
+
+
+@pytest.mark.parametrize("depth", ["path", "below the split", "file name", "whole path"])
+def test_pictures_are_known_by_their_paths_or_file_names(depth: str, stages: Any, tmp_path: Path) -> None:
+    draw, paths = np.random.default_rng(0), []
+    for index in range(24):
+        part, label = "val" if index < 6 else "train", "ab"[index % 2]
+        path = tmp_path / "pictures" / part / label / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(255, size=(8, 8, 3), dtype=np.uint8)).save(path)
+        paths.append(path)
+    names = {
+        "path": [str(path.relative_to(tmp_path / "pictures")) for path in paths],
+        "below the split": [f"{path.parent.name}/{path.name}" for path in paths],
+        "file name": [path.name for path in paths],
+        "whole path": [str(path) for path in paths],
+    }[depth]
+    logits = draw.normal(size=(24, 2))
+    np.savez(tmp_path / "a.npz", ids=np.array([*names, "other.png"]), logits=np.vstack([logits, [[0, 0]]]))
+    task = {"name": "image_folder", "folder": str(tmp_path / "pictures"), "image_size": 8, "workers": 0}
+    plan = {"name": "p", "task": task, "stages": external(tmp_path / "a.npz")}
+    stages.plan = Plan.model_validate(plan)
+    stages.graph = order_stages(stages.plan)
+    assert stages.attempt("targets").status == "done"
+    ids, found = stored(stages)
+    assert stages.record("targets").metrics["targets/unknown"] == 1
+    row = {_path_id(str(path.relative_to(tmp_path / "pictures"))): index for index, path in enumerate(paths)}
+    np.testing.assert_allclose(found, logits[[row[number] for number in ids.tolist()]], atol=2**-7)
+
+
+def test_targets_of_several_files_combine_like_teachers(stages: Any, student: Any, tmp_path: Path) -> None:
+    given = predictions(stages)
+    np.savez(tmp_path / "a.npz", **given)
+    np.savez(tmp_path / "b.npz", ids=given["ids"], logits=-given["logits"])
+    a, b = external(tmp_path / "a.npz")["targets"], external(tmp_path / "b.npz")["targets"]
+    both = {"stage": "combine_targets", "targets": ["a", "b"]}
+    stages.run({"a": a, "b": b, "both": both, "student": student | {"targets": "both", "method": HINTON}})
+
+
+def test_verify_says_that_no_model_can_compute_them_again(stages: Any, tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **predictions(stages))
+    stages.run(external(tmp_path / "a.npz"))
+    with pytest.raises(StoreError, match="came from a file: no model here can compute them again"):
+        verify_targets(stages.folder("targets").path, stages.root, 5)
+
+
+def test_another_file_is_another_stage_and_its_place_is_not(stages: Any, tmp_path: Path) -> None:
+    given = predictions(stages)
+    for name, logits in (("a", given["logits"]), ("b", given["logits"]), ("c", -given["logits"])):
+        np.save(tmp_path / f"{name}.npy", logits)
+    np.save(tmp_path / "ids.npy", given["ids"])
+    ids = str(tmp_path / "ids.npy")
+    a, b, c = (
+        stages.write(external(tmp_path / f"{name}.npy", ids=ids)).nodes["targets"].fingerprint
+        for name in "abc"
+    )
+    assert a == b != c
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"ids": np.arange(5000, 5150)}, "(100%"),
+        ({"keep": 60}, "has no row for"),
+        ({"double": True}, "stand more than once"),
+        ({"logits": np.zeros((150, 4))}, "there are 3 classes"),
+        ({"nan": True}, "not finite"),
+        ({"logits": np.full((150, 3), 1 / 3)}, "look like probabilities"),
+        ({"truncated": True}, "damaged"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_named_before_work(
+    change: dict[str, Any], said: str, stages: Any, tmp_path: Path
+) -> None:
+    given, file = predictions(stages), tmp_path / "bad.npz"
+    given |= {key: change[key] for key in ("ids", "logits") if key in change}
+    if "keep" in change:
+        given = {key: value[: change["keep"]] for key, value in given.items()}
+    if "double" in change:
+        given = {key: np.concatenate([value, value]) for key, value in given.items()}
+    if "nan" in change:
+        given["logits"][7, 1] = np.nan
+    np.savez(file, **given)
+    if "truncated" in change:
+        file.write_bytes(file.read_bytes()[:-200])
+    (error,) = survey(stages, external(file))
+    assert said in error
+    assert "bad.npz" in error
+    assert "\n" not in error
+    assert stages.attempt("targets").status == "failed"
+
+
+def test_a_sound_file_passes_the_survey(stages: Any, tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **predictions(stages))
+    assert survey(stages, external(tmp_path / "a.npz")) == []
+
+
+def names_of(stages: Any) -> list[str]:
+    stages.write({"teacher": {"stage": "train", "epochs": 1, "model": {"name": "mlp"}}})
+    return list(stages.plan.task.class_names)
+
+
+def test_columns_are_put_in_the_task_s_order_by_their_names(stages: Any, tmp_path: Path) -> None:
+    given = predictions(stages)
+    np.savez(tmp_path / "a.npz", **given)
+    names = names_of(stages)
+    stages.run(external(tmp_path / "a.npz", classes=[names[2], names[0], names[1]]))
+    ids, logits = stored(stages)
+    np.testing.assert_allclose(logits, expected(given, ids)[:, [1, 2, 0]], atol=2**-7)
+
+
+def test_classes_of_the_teacher_sum_to_the_task_s_at_the_temperature(stages: Any, tmp_path: Path) -> None:
+    ids = np.load(stages.file)["ids"]
+    logits = np.random.default_rng(2).normal(size=(len(ids), 5), scale=3).astype(np.float32)
+    np.savez(tmp_path / "a.npz", ids=ids, logits=logits)
+    one, two, three = names_of(stages)
+    classes = {"names": list("abcde"), "map": {one: ["d"], two: ["a", "c"], three: ["b"]}, "temperature": 2.0}
+    stages.run(external(tmp_path / "a.npz", classes=classes))
+    order, found = stored(stages)
+    rows = expected({"ids": ids, "logits": logits}, order)
+    for row, ours in zip(softmax(rows / 2), softmax(found / 2), strict=True):
+        sums = np.array([row[3], row[0] + row[2], row[1]])
+        np.testing.assert_allclose(ours, sums / sums.sum(), atol=5e-3)
+    dropped = softmax(rows / 2)[:, 4].mean()
+    assert stages.record("targets").metrics["targets/unmapped"] == pytest.approx(dropped, rel=1e-4)
+
+
+def test_merged_logits_are_sums_of_softened_probabilities() -> None:
+    logits = torch.randn(20, 6, dtype=torch.float64) * 5
+    found, rest = merged(logits, [[0, 4], [2], [1, 5]], 3.0)
+    for row, ours, unmapped in zip(
+        logits.tolist(), (found / 3.0).softmax(1).tolist(), rest.tolist(), strict=True
+    ):
+        powers = [np.exp(value / 3.0) for value in row]
+        sums = [powers[0] + powers[4], powers[2], powers[1] + powers[5]]
+        assert ours == pytest.approx([each / sum(sums) for each in sums], rel=1e-12)
+        assert unmapped == pytest.approx(powers[3] / sum(powers), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("classes", "said"),
+    [
+        (["x", "x", "y"], "`x` 2 times"),
+        (["x", "y", "z"], "are left empty"),
+    ],
+)
+def test_a_bad_map_is_said_before_anything_is_loaded(
+    classes: Any, said: str, stages: Any, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "a.npz", **predictions(stages))
+    with pytest.raises(PlanError, match=said):
+        stages.write(external(tmp_path / "a.npz", classes=classes))
