@@ -103,6 +103,25 @@ def export(model: Path, folder: Path, trust: "Trust") -> None:
         click.echo(str(path))
 
 
+@click.command("export-targets")
+@click.argument("folder", metavar="RUN|STAGE", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path))
+@runs_option
+@finds_own_modules
+def export_targets(folder: Path, file: Path, root: Path) -> None:
+    """Write stored targets to FILE (.npz, .safetensors, .parquet) for other programs.
+
+    It has a row per sample and view: ids, names where samples are files, view, logits; of targets with `top_k` the
+    classes (indices) and their log-probabilities. A stage `external_targets` reads it back.
+
+    \b
+    distill export-targets runs/stages/predict_targets-1f0c92ab34de logits.npz
+    """
+    from raydistill import export_targets as write
+
+    click.echo(str(write(folder, file, root)))
+
+
 @click.command()
 @click.argument("folder", metavar="RUN|STAGE", type=click.Path(path_type=Path))
 @click.option("--rows", default=256, show_default=True, help="How many rows to compute again.")

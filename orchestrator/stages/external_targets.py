@@ -18,6 +18,7 @@ from raydistill.stages.transfer_data import load_transfer_set, sources_of, split
 from raydistill.targets.external import Match, Predictions, match_rows, merged, open_predictions
 from raydistill.targets.store import FROM_FILE, MANIFEST, Description, TargetWriter
 from raydistill.tasks.digests import digest_file
+from raydistill.tasks.task import Task
 from raydistill.training.data import TransferSet, Views
 
 ARRANGED = "arranged"
@@ -114,15 +115,15 @@ def _match(
     data = load_data(context)
     everybody = np.concatenate([part.ids.cpu().numpy() for part in (data.train, data.validation, data.test)])
     try:
-        names = _paths(context) if predictions.read_ids().dtype.kind == "U" else None
+        names = paths_by_id(context.task) if predictions.read_ids().dtype.kind == "U" else None
         return match_rows(predictions, wanted, everybody, names)
     except (OSError, ValueError) as error:
         raise StageError(str(error)) from error
 
 
-def _paths(context: StageContext) -> dict[int, str] | None:
+def paths_by_id(task: Task) -> dict[int, str] | None:
     """The files of samples by their ids, where the task's inputs are files."""
-    parts = context.task.read()
+    parts = task.read()
     if any(part.inputs.dtype.kind != "U" for part in parts.values()):
         return None
     pairs = (zip(part.ids.tolist(), part.inputs.tolist(), strict=True) for part in parts.values())

@@ -149,4 +149,7 @@ def validation_accuracy(context: StageContext, name: str) -> float:
     for key in map(Accuracy.on, ("validation", "teacher/validation")):
         if key in metrics:
             return metrics[key]
-    raise StageError(f"`{name}` has no validation accuracy to weigh it by; set `validation_fraction` above 0")
+    raise StageError(
+        f"`{name}` has no validation accuracy to weigh it by; write numbers as `weights`, or set"
+        " `validation_fraction` above 0"
+    )
