@@ -3,7 +3,7 @@
 A hook on the model itself does it, so that names of weights and paths of features stay what they are.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -74,3 +74,38 @@ def are_probabilities(logits: Tensor) -> bool:
     values = logits.float()
     is_bounded = bool(((values >= 0) & (values <= 1)).all())
     return len(values) > 0 and is_bounded and bool(((values.sum(dim=1) - 1).abs() < SUM).all())
+
+
+def map_classes(model: nn.Module, members: Sequence[Sequence[int]], temperature: float) -> nn.Module:
+    """The same model, which returns logits (B, C) of groups of its own classes: `merge_classes` without the rest."""
+
+    def merge(model: nn.Module, inputs: Any, outputs: Any) -> Any:
+        # What is no row of logits yet is left as it is: whoever probes the model says so.
+        return merge_classes(outputs, members, temperature) if isinstance(outputs, Tensor) else outputs
+
+    model.register_forward_hook(merge)
+    return model
+
+
+def merge_classes(logits: Tensor, members: Sequence[Sequence[int]], temperature: float) -> Tensor:
+    """Logits (B, C) of groups of the classes of logits (B, K): at `temperature` a group's probability is the sum of its
+    members', divided by what all groups have. Each group has members, none in two."""
+    chosen = [index for group in members for index in group]
+    picked = logits[:, torch.tensor(chosen, device=logits.device)]
+    if len(chosen) == len(members):
+        return picked  # exactly as they were, good for every temperature
+    numbers = [number for number, group in enumerate(members) for _ in group]
+    groups = torch.tensor(numbers, device=logits.device).expand(len(logits), -1)
+    scaled = picked.double() / temperature if logits.dtype == torch.float64 else picked.float() / temperature
+    shape = (len(logits), len(members))
+    largest = scaled.new_full(shape, -torch.inf).scatter_reduce(1, groups, scaled, "amax")
+    powers = (scaled - largest.gather(1, groups)).exp()
+    return temperature * (largest + scaled.new_zeros(shape).scatter_add(1, groups, powers).log())
+
+
+def unmapped_mass(logits: Tensor, members: Sequence[Sequence[int]], temperature: float) -> Tensor:
+    """The probability (B,) at `temperature` that no group has, of logits (B, K)."""
+    is_mapped = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
+    is_mapped[[index for group in members for index in group]] = True
+    probabilities = (logits.float() / temperature).softmax(dim=1)
+    return probabilities[:, ~is_mapped].sum(dim=1)

@@ -11,6 +11,7 @@ from raydistill.errors import did_you_mean
 from raydistill.models import MODELS, Architecture
 from raydistill.models.weight_files import weights_digest, why_no_weights
 from raydistill.plan.address import ADDRESS, missing_module
+from raydistill.plan.classes import ClassesConfig
 from raydistill.plan.config import Config, Integer, read_options
 from raydistill.plan.config_errors import Path, located_error, relocated, shown
 from raydistill.plan.sources import by_content, source_identity, unreadable_file
@@ -47,6 +48,9 @@ class ModelConfig(Config):
     gives: Literal["logits", "probabilities"] | None = Field(
         None, description="of probabilities the logarithm is taken; logits when left out"
     )
+    classes: ClassesConfig | None = Field(
+        None, description="names of its own classes; the task's when left out"
+    )
     options: dict[str, Any] = Field({}, description="of the architecture")
 
     @model_validator(mode="before")
@@ -74,6 +78,14 @@ class ModelConfig(Config):
             raise located_error("`ignore` is about a file of `weights`; name one", "ignore")
         if self.ignore and self.is_exported:
             raise located_error("a program keeps all its weights; leave `ignore` out", "ignore")
+        return self
+
+    @model_validator(mode="after")
+    def _one_number_of_classes(self) -> "ModelConfig":
+        if self.classes is not None and self.num_classes is not None:
+            raise located_error(
+                "its outputs are as many as its `classes`; leave `num_classes` out", "num_classes"
+            )
         return self
 
     @property
@@ -107,7 +119,12 @@ class ModelConfig(Config):
         options = by_content(values["options"])
         if self.weights is not None or self.name == "torchvision":  # where they were an option of the network
             options["weights"] = self._weights_identity()
-        chosen = {"ignore": list(self.ignore), "output": self.output, "gives": self.gives}
+        chosen = {
+            "ignore": list(self.ignore),
+            "output": self.output,
+            "gives": self.gives,
+            "classes": self.classes and self.classes.model_dump(mode="json"),
+        }
         source = source_identity(self.own_modules)
         return {
             **values,
@@ -146,6 +163,11 @@ class ModelConfig(Config):
         """What it is made from must be there."""
         if missing := self.missing_source():
             raise site.error(missing)
+        if self.classes is not None:
+            try:
+                self.classes.members(site.task.class_names)
+            except ValueError as error:
+                raise site.error(str(error), "classes") from None
 
 
 def models_in(config: Config) -> Iterator[tuple[Path, ModelConfig]]:

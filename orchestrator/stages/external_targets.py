@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 
 from raydistill.errors import StageError, StageStopped
 from raydistill.kinds.external import ExternalTargetsConfig
+from raydistill.models.outputs import merge_classes, unmapped_mass
 from raydistill.plan.fingerprint import digest
 from raydistill.runs.context import StageContext
 from raydistill.runs.view import read_identity
 from raydistill.stages.predict_targets import count_errors
 from raydistill.stages.training_stage import load_data
 from raydistill.stages.transfer_data import load_transfer_set, sources_of, split_name
-from raydistill.targets.external import Match, Predictions, match_rows, merged, open_predictions
+from raydistill.targets.external import Match, Predictions, match_rows, open_predictions
 from raydistill.targets.store import FROM_FILE, MANIFEST, Description, TargetWriter
 from raydistill.tasks.digests import digest_file
 from raydistill.tasks.task import Task
@@ -45,9 +46,9 @@ def external_targets(config: ExternalTargetsConfig, context: StageContext) -> di
             raise StageStopped("stopped while targets were read; run the plan again to continue")
         rows = slice(start, start + size)
         logits = predictions.logits(values[rows], None if classes is None else classes[rows])
-        if members is not None:
-            logits, rest = merged(logits, members, config.classes.temperature if config.classes else 1.0)
-            unmapped += float(rest.sum())
+        if members is not None and config.classes is not None:
+            unmapped += float(unmapped_mass(logits, members, config.classes.temperature).sum())
+            logits = merge_classes(logits, members, config.classes.temperature)
         known = writer.rows_done - start
         if known < len(logits):
             writer.append(transfer.split.ids[rows][max(known, 0) :].cpu(), logits[max(known, 0) :])

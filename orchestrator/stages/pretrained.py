@@ -3,12 +3,16 @@
 import torch
 
 from raydistill.kinds.pretrained import PretrainedConfig
+from raydistill.models.outputs import unmapped_mass
 from raydistill.runs.context import StageContext
 from raydistill.stages.training_stage import load_data
 from raydistill.tasks.hashing import fold_key
 from raydistill.tasks.seeds import Purpose
+from raydistill.tasks.splits import Split
 from raydistill.training import model_files
 from raydistill.training.evaluation import judge_splits
+
+UNMAPPED = "validation/unmapped"
 
 
 def pretrained(config: PretrainedConfig, context: StageContext) -> dict[str, float]:
@@ -25,4 +29,28 @@ def pretrained(config: PretrainedConfig, context: StageContext) -> dict[str, flo
         name: split.to(context.device)
         for name, split in (("validation", data.validation), ("test", data.test))
     }
-    return judge_splits(context, trained.logits, splits, config.batch_size)
+    judged = judge_splits(context, trained.logits, splits, config.batch_size)
+    if config.model.classes is None or not len(data.validation):
+        return judged
+    return judged | {UNMAPPED: unmapped_share(config, context, trained, splits["validation"])}
+
+
+@torch.no_grad()
+def unmapped_share(
+    config: PretrainedConfig, context: StageContext, trained: model_files.TrainedModel, split: Split
+) -> float:
+    """The mean probability of the model's own classes that no class of the task is made of."""
+    own = config.model.classes
+    assert own is not None
+    members = own.members(context.task.class_names)
+    whole = model_files.build_blank(
+        config.model.replace(classes=None, num_classes=len(own.names)), context.task
+    )
+    whole.load_state_dict(trained.model.state_dict())
+    whole.to(context.device).eval()
+    order = torch.arange(len(split)).split(config.batch_size)
+    shares = [
+        unmapped_mass(whole(trained.prepared(inputs)), members, own.temperature).sum()
+        for inputs in split.batches(order, None)
+    ]
+    return float(torch.stack(shares).sum()) / len(split)

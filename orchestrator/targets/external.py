@@ -246,17 +246,3 @@ def _by_text(names: Mapping[int, str], texts: Sequence[str], depth: int) -> NDAr
         known[key] = -1 if key in known else number
     lookup = [PurePosixPath(text).name for text in texts] if depth == 2 else texts
     return np.array([known.get(text, -1) for text in lookup], dtype=np.int64)
-
-
-def merged(logits: Tensor, members: Sequence[Sequence[int]], temperature: float) -> tuple[Tensor, Tensor]:
-    """Logits (B, C) over groups of a teacher's classes (B, K), and the mass (B,) that no group has.
-
-    A group's probability at `temperature` is the sum of its members'. The softmax of what is returned, at that
-    temperature, is these sums divided by theirs.
-    """
-    scaled = logits.double() / temperature
-    groups = torch.stack([scaled[:, list(group)].logsumexp(dim=1) for group in members], dim=1)
-    unmapped = 1 - (groups.logsumexp(dim=1) - scaled.logsumexp(dim=1)).exp()
-    if all(len(group) == 1 for group in members):
-        return logits[:, [group[0] for group in members]], unmapped.clamp(min=0)  # exactly as they were
-    return (groups * temperature).to(logits.dtype), unmapped.clamp(min=0)

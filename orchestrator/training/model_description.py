@@ -1,11 +1,12 @@
 """What `model.json` says about the weights beside it, checked before anything is built: it may come from anybody."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from torch import Tensor
 
 from raydistill.errors import StoreError
@@ -35,6 +36,16 @@ class ModelDescription(BaseModel):
     std: Any
     task: dict[str, Any]
     logit_offset: tuple[Finite, ...] = ()
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _classes_are_written_out(cls, raw: Any) -> Any:
+        """In a plan they may be a file; whoever sends a model does not choose what we read."""
+        classes = raw.get("classes") if isinstance(raw, Mapping) else None
+        names = classes.get("names") if isinstance(classes, Mapping) else classes
+        if isinstance(names, str):
+            raise ValueError("the names of `classes` are not written out")
+        return raw
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

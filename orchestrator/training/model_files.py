@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from raydistill.errors import StageError, StoreError
 from raydistill.models.build import build_model, load_function
 from raydistill.models.checkpoints import load_weights
-from raydistill.models.outputs import take_logits
+from raydistill.models.outputs import map_classes, take_logits
 from raydistill.models.programs import open_program
 from raydistill.models.weight_files import companions
 from raydistill.plan.fingerprint import differences
@@ -108,7 +108,7 @@ def _build(
 ) -> nn.Module:
     config = _with_own_weights(config)
     if config.is_exported and config.weights is not None:
-        return _program(config, Path(config.weights).expanduser())
+        return _program(config, Path(config.weights).expanduser(), task.class_names)
     model = build_blank(config, task)
     if config.weights is not None:
         try:
@@ -122,21 +122,30 @@ def _build(
 def build_blank(config: ModelConfig, task: Task) -> nn.Module:
     """A fresh model for a task, whatever file it is to begin from."""
     try:
-        return _network(config, task.input_shape, config.num_classes or task.num_classes)
+        return _network(config, task.input_shape, config.num_classes or task.num_classes, task.class_names)
     except (ValueError, FileNotFoundError) as error:
         raise StageError(str(error)) from error
 
 
-def _network(config: ModelConfig, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    model = build_model(config.name, config.options, input_shape, num_classes)
-    return take_logits(model, config.output, config.gives)
+def _network(
+    config: ModelConfig, input_shape: tuple[int, ...], num_classes: int, class_names: Sequence[str]
+) -> nn.Module:
+    own = config.classes
+    model = build_model(config.name, config.options, input_shape, len(own.names) if own else num_classes)
+    return _in_our_terms(model, config, class_names)
 
 
-def _program(config: ModelConfig, file: Path) -> nn.Module:
+def _program(config: ModelConfig, file: Path, class_names: Sequence[str]) -> nn.Module:
     try:
-        return take_logits(open_program(file), config.output, config.gives)
+        return _in_our_terms(open_program(file), config, class_names)
     except (ValueError, OSError) as error:
         raise StageError(str(error)) from error
+
+
+def _in_our_terms(model: nn.Module, config: ModelConfig, class_names: Sequence[str]) -> nn.Module:
+    """The same model, which returns logits of the task's classes, whatever it returned."""
+    model, own = take_logits(model, config.output, config.gives), config.classes
+    return map_classes(model, own.members(class_names), own.temperature) if own else model
 
 
 def _keep_program(context: StageContext, config: ModelConfig) -> str:
@@ -283,9 +292,10 @@ def _load(
     try:
         config = admit(description.model)
         _warn_of_other_code(config, description.made_from, folder)
-        network = partial(_network, config, shape, description.num_classes)
+        network = partial(_network, config, shape, description.num_classes, description.class_names)
         if config.is_exported:
-            network = partial(_program, config, folder / PROGRAM / Path(str(values["program"])).name)
+            program = folder / PROGRAM / Path(str(values["program"])).name
+            network = partial(_program, config, program, description.class_names)
         if is_bounded and not config.is_users_own:
             check_size(network, weights)
         model = network()

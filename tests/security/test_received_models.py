@@ -85,6 +85,18 @@ def imitate_stage(folder: Path, stage: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_no_file_of_class_names_is_opened(received: Path, nested: bool) -> None:
+    (received / "private.txt").write_text("secret\nsecret\n")
+    classes: Any = {"names": "private.txt"} if nested else "private.txt"
+    model = {"name": "mlp", "options": {"widths": []}, "classes": classes}
+    (received / "model.json").write_text(json.dumps(description(model)))
+    result = distill("predict", received)
+    assert result.exit_code != 0
+    assert "not written out" in result.output
+    assert "secret" not in result.output
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("name", ["evil_nets:build", "torch.hub:load", "os:system"])
 def test_a_function_that_a_received_folder_names_is_not_called(

@@ -18,7 +18,6 @@ from raydistill.execution.survey import survey_plan
 from raydistill.plan.order import order_stages
 from raydistill.plan.schema import Plan
 from raydistill.stages.verify_targets import verify_targets
-from raydistill.targets.external import merged
 from raydistill.targets.reader import open_targets
 from raydistill.tasks.image_folder import _path_id
 
@@ -255,18 +254,6 @@ def test_classes_of_the_teacher_sum_to_the_task_s_at_the_temperature(stages: Any
         np.testing.assert_allclose(ours, sums / sums.sum(), atol=5e-3)
     dropped = softmax(rows / 2)[:, 4].mean()
     assert stages.record("targets").metrics["targets/unmapped"] == pytest.approx(dropped, rel=1e-4)
-
-
-def test_merged_logits_are_sums_of_softened_probabilities() -> None:
-    logits = torch.randn(20, 6, dtype=torch.float64) * 5
-    found, rest = merged(logits, [[0, 4], [2], [1, 5]], 3.0)
-    for row, ours, unmapped in zip(
-        logits.tolist(), (found / 3.0).softmax(1).tolist(), rest.tolist(), strict=True
-    ):
-        powers = [np.exp(value / 3.0) for value in row]
-        sums = [powers[0] + powers[4], powers[2], powers[1] + powers[5]]
-        assert ours == pytest.approx([each / sum(sums) for each in sums], rel=1e-12)
-        assert unmapped == pytest.approx(powers[3] / sum(powers), rel=1e-9)
 
 
 @pytest.mark.parametrize(

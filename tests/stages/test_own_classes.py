@@ -1,0 +1,126 @@
+"""A teacher of other classes: its probabilities add up to the task's, live and stored, at the temperature."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from raydistill.errors import PlanError
+from raydistill.models.outputs import merge_classes, unmapped_mass
+from raydistill.targets.reader import open_targets
+
+GROUPS = [[0, 4], [2], [1, 5]]
+NAMES = ["tabby", "beagle", "jay", "poodle", "tiger cat", "husky"]
+OWN = """
+from torch import nn
+def build(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+"""
+
+
+def by_hand(row: list[float], temperature: float) -> tuple[list[float], float]:
+    """The groups' shares, and what none of them has."""
+    powers = [np.exp(np.float64(value) / temperature) for value in row]
+    sums = [sum(powers[index] for index in group) for group in GROUPS]
+    return [each / sum(sums) for each in sums], 1 - sum(sums) / sum(powers)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_probabilities_of_members_add_up(temperature: float) -> None:
+    logits = torch.randn(40, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 5
+    shares = (merge_classes(logits, GROUPS, temperature) / temperature).softmax(1)
+    rest = unmapped_mass(logits, GROUPS, temperature)
+    for row, found, left in zip(logits.tolist(), shares.tolist(), rest.tolist(), strict=True):
+        expected, dropped = by_hand(row, temperature)
+        assert found == pytest.approx(expected, rel=1e-10)
+        assert left == pytest.approx(dropped, abs=1e-6)
+
+
+def test_logits_far_apart_stay_finite_and_single_classes_what_they_were() -> None:
+    logits = torch.tensor([[1e4, -1e4, 0.0, 3.0, -1e4, 5.0]])
+    assert merge_classes(logits, GROUPS, 1.0).isfinite().all()
+    assert torch.equal(merge_classes(logits, [[5], [0], [3]], 7.0), logits[:, [5, 0, 3]])
+
+
+@pytest.fixture
+def teacher(stages: Any, users_models: Callable[[str], str], tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """A network of six classes, trained by somebody, as a stage."""
+    torch.manual_seed(1)
+    torch.save(nn.Sequential(nn.Flatten(), nn.Linear(64, 6)).state_dict(), tmp_path / "six.pth")
+    stages.write({"any": {"stage": "train", "epochs": 1, "model": {"name": "mlp"}}})
+    task_names = stages.plan.task.class_names
+    address = f"{users_models(OWN)}:build"
+
+    def stage(**changes: Any) -> dict[str, Any]:
+        groups = {name: [NAMES[i] for i in group] for name, group in zip(task_names, GROUPS, strict=True)}
+        classes = {"names": NAMES, "map": groups, "temperature": 2.0, **changes}
+        model = {"name": address, "classes": classes}
+        return {"stage": "pretrained", "model": model, "weights": str(tmp_path / "six.pth")}
+
+    return stage
+
+
+def own_logits(stages: Any, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the six-class network says of the validation samples, and of all."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 6))
+    network.load_state_dict(torch.load(folder / "six.pth", weights_only=True))
+    data = stages.plan.task.load()
+    inputs = torch.from_numpy(np.load(stages.file)["inputs"])
+    with torch.no_grad():
+        return network(data.normalisation(data.validation.inputs)), network(data.normalisation(inputs))
+
+
+def test_a_pretrained_teacher_answers_in_the_task_s_classes(
+    stages: Any, teacher: Any, tmp_path: Path
+) -> None:
+    stages.run({"teacher": teacher()})
+    validation, everything = own_logits(stages, tmp_path)
+    shares = (stages.logits("teacher") / 2.0).softmax(1)
+    for row, found in zip(everything.tolist(), shares.tolist(), strict=True):
+        assert found == pytest.approx(by_hand(row, 2.0)[0], abs=1e-5)
+    dropped = np.mean([by_hand(row, 2.0)[1] for row in validation.tolist()])
+    assert stages.record("teacher").metrics["validation/unmapped"] == pytest.approx(dropped, abs=1e-5)
+
+
+def test_it_teaches_live_and_stored_and_in_an_ensemble(
+    stages: Any, teacher: Any, student: dict[str, Any]
+) -> None:
+    other = {"stage": "train", "epochs": 1, "batch_size": 16, "model": {"name": "mlp", "widths": [8]}}
+    learner = student | {"teachers": ["teacher", "other"], "method": {"method": "hinton", "temperature": 2.0}}
+    predicted = {"stage": "predict_targets", "teacher": "teacher"}
+    stages.run(
+        {
+            "teacher": teacher(),
+            "other": other,
+            "targets": predicted,
+            "live": learner | {"mode": "live"},
+            "stored": learner | {"mode": "stored"},
+        }
+    )
+    targets = open_targets(stages.folder("targets").path, root=stages.root, expect=None)
+    assert targets.num_classes == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"names": [*NAMES, "jay"]}, "`jay` 2 times"),
+        ({"map": {"nobody": ["jay"]}}, "no class `nobody`"),
+        ({"map": None}, "are left empty"),
+    ],
+)
+def test_a_bad_map_is_said_when_the_plan_is_read(
+    changes: dict[str, Any], said: str, stages: Any, teacher: Any
+) -> None:
+    with pytest.raises(PlanError, match=said):
+        stages.write({"teacher": teacher(**changes)})
+
+
+def test_the_map_is_part_of_what_the_teacher_is(stages: Any, teacher: Any) -> None:
+    one = stages.write({"teacher": teacher()}).nodes["teacher"].fingerprint
+    other = stages.write({"teacher": teacher(temperature=3.0)}).nodes["teacher"].fingerprint
+    assert one != other
