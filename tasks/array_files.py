@@ -120,6 +120,7 @@ class _Safetensors:
     def __init__(self, file: Path) -> None:
         from safetensors import safe_open
 
+        self.file = file
         self.opened = safe_open(file, framework="numpy")
 
     def names(self) -> list[str]:
@@ -137,8 +138,20 @@ class _Safetensors:
 
     def blocks(self, name: str, rows: int) -> Iterator[NDArray[Any]]:
         part = self.opened.get_slice(name)
+        if part.get_dtype() == "BF16":  # which numpy does not have
+            yield from self._halves(name, rows)
+            return
         count = part.get_shape()[0]
         yield from (part[start : min(start + rows, count)] for start in range(0, count, rows))
+
+    def _halves(self, name: str, rows: int) -> Iterator[NDArray[Any]]:
+        from safetensors import safe_open
+
+        with safe_open(self.file, framework="pt") as opened:
+            part = opened.get_slice(name)
+            count = part.get_shape()[0]
+            for start in range(0, count, rows):
+                yield part[start : min(start + rows, count)].float().numpy()
 
 
 class _Parquet:

@@ -5,6 +5,7 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from raydistill.errors import StageError, StageStopped
@@ -58,8 +59,6 @@ def external_targets(config: ExternalTargetsConfig, context: StageContext) -> di
             (context.folder.path / f"{ARRANGED}-{name}.npy").unlink()
     context.payload.update([MANIFEST, *(shard.file for shard in manifest.shards)])
     errors = count_errors(context, transfer)
-    if text := _near_chance(1 - errors / len(transfer), description.num_classes):
-        context.warn(text)
     return {
         "targets/rows": float(len(transfer)),
         "targets/errors": float(errors),
@@ -81,21 +80,25 @@ def survey_external(config: ExternalTargetsConfig, context: StageContext) -> Ite
             "note",
             f"`{config.file}`: {len(match.unknown)} ids are no sample's and are left out ({named}, …)",
         )
+    members, labels, agree, known = _members(config, context), transfer.split.labels.cpu(), 0, 0
     for first, values, classes in predictions.blocks():
         _check(predictions, first, values, classes)
+        places = torch.from_numpy(match.places[first : first + len(values)])
+        logits, wanted = predictions.logits(values, classes)[places >= 0], labels[places[places >= 0]]
+        if members is not None and config.classes is not None:
+            logits = merge_classes(logits, members, config.classes.temperature)
+        known += int((wanted >= 0).sum())
+        agree += int((logits.argmax(dim=1) == wanted).sum())
         if first == 0 and predictions.looks_like_probabilities(values):
             text = f"`{predictions.values}` of `{config.file}` sum to 1: these look like probabilities; write"
             level = "warning" if predictions.is_told else "error"
             yield level, f"{text} `gives: probabilities`, or `gives: logits` if they are logits"
-
-
-def _near_chance(accuracy: float, num_classes: int) -> str | None:
-    if accuracy > CHANCE / num_classes:
-        return None
-    return (
-        f"these targets agree with {accuracy:.1%} of the labels, as guessing would; are the file's classes in another"
-        " order? name them in `classes`"
-    )
+    if known and agree <= CHANCE / context.task.num_classes * known:
+        yield (
+            "warning",
+            f"`{config.file}` agrees with {agree / known:.1%} of the labels, as guessing would; are its classes in"
+            " another order? name them in `classes`",
+        )
 
 
 def _open(config: ExternalTargetsConfig, context: StageContext) -> Predictions:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
+from safetensors.torch import save_file as save_tensors
 
 from raydistill.errors import PlanError, StoreError
 from raydistill.execution.local_backend import LocalBackend
@@ -52,10 +53,10 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return found
 
 
-def survey(stages: Any, plan: dict[str, Any]) -> list[str]:
+def survey(stages: Any, plan: dict[str, Any], level: str = "error") -> list[str]:
     graph = stages.write(plan)
     found = survey_plan(graph, list(graph.nodes.values()), LocalBackend(), stages.plan.task, stages.root)
-    return [str(remark) for remark in found.remarks if remark.level == "error"]
+    return [str(remark) for remark in found.remarks if remark.level == level]
 
 
 @pytest.mark.parametrize(
@@ -102,6 +103,16 @@ def test_the_student_is_the_one_of_the_teacher_that_wrote_the_file(
     theirs = load_file(stages.folder("student").path / "model.safetensors")
     for name, tensor in ours.items():
         assert torch.equal(theirs[name], tensor)
+
+
+def test_bfloat16_is_read_as_it_is(stages: Any, tmp_path: Path) -> None:
+    given = predictions(stages)
+    logits = torch.from_numpy(given["logits"]).bfloat16()
+    save_tensors({"ids": torch.from_numpy(given["ids"]), "logits": logits}, tmp_path / "a.safetensors")
+    stages.run(external(tmp_path / "a.safetensors"))
+    ids, found = stored(stages)
+    rows = expected({"ids": given["ids"], "logits": logits.float().numpy()}, ids)
+    np.testing.assert_allclose(found, rows, atol=2**-7)
 
 
 @pytest.mark.parametrize("gives", ["probabilities", "log_probabilities"])
@@ -229,6 +240,16 @@ def test_a_sound_file_passes_the_survey(stages: Any, tmp_path: Path) -> None:
 def names_of(stages: Any) -> list[str]:
     stages.write({"teacher": {"stage": "train", "epochs": 1, "model": {"name": "mlp"}}})
     return list(stages.plan.task.class_names)
+
+
+def test_classes_in_another_order_are_asked_about(stages: Any, tmp_path: Path) -> None:
+    arrays = np.load(stages.file)
+    right = 5 * np.eye(3)[arrays["labels"]]
+    for name, logits in (("right", right), ("rolled", np.roll(right, 1, axis=1))):
+        np.savez(tmp_path / f"{name}.npz", ids=arrays["ids"], logits=logits)
+    assert survey(stages, external(tmp_path / "right.npz"), "warning") == []
+    (warning,) = survey(stages, external(tmp_path / "rolled.npz"), "warning")
+    assert "agrees with 0.0% of the labels" in warning
 
 
 def test_columns_are_put_in_the_task_s_order_by_their_names(stages: Any, tmp_path: Path) -> None:
