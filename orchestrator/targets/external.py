@@ -73,9 +73,16 @@ class Predictions:
             for first in range(0, self.rows, size):
                 yield first, np.array(whole[first : first + size]), None
             return
+        parts = blocks_of(self.file, self.values, size)
         classes = None if self.indices is None else blocks_of(self.file, self.indices, size)
-        for block in blocks_of(self.file, self.values, size):
-            yield first, block, None if classes is None else next(classes)
+        while True:
+            try:
+                block, numbers = next(parts, None), None if classes is None else next(classes, None)
+            except (OSError, ValueError) as error:
+                raise StageError(" ".join(str(error).split())) from error
+            if block is None:
+                return
+            yield first, block, numbers
             first += len(block)
 
     def logits(self, values: NDArray[Any], classes: NDArray[Any] | None) -> Tensor:

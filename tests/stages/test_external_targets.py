@@ -209,6 +209,7 @@ def test_another_file_is_another_stage_and_its_place_is_not(stages: Any, tmp_pat
         ({"nan": True}, "not finite"),
         ({"logits": np.full((150, 3), 1 / 3)}, "look like probabilities"),
         ({"truncated": True}, "damaged"),
+        ({"flipped": True}, "cannot be read"),
     ],
 )
 def test_a_file_that_does_not_fit_is_named_before_work(
@@ -225,6 +226,10 @@ def test_a_file_that_does_not_fit_is_named_before_work(
     np.savez(file, **given)
     if "truncated" in change:
         file.write_bytes(file.read_bytes()[:-200])
+    if "flipped" in change:
+        content = bytearray(file.read_bytes())
+        content[content.index(given["logits"].tobytes()[:16])] ^= 1
+        file.write_bytes(content)
     (error,) = survey(stages, external(file))
     assert said in error
     assert "bad.npz" in error
