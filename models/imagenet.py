@@ -17,7 +17,10 @@ def build_torchvision(options: TorchvisionOptions, input_shape: Sequence[int], n
     """The network with random weights; ResNets name their stages, all name the `embedding`."""
     channels, _, _ = image_shape(input_shape)
     if channels != 3:
-        raise ValueError(f"torchvision's networks read 3 channels, but the task's images have {channels}")
+        raise ValueError(
+            f"torchvision's networks read 3 channels, but the task's images have {channels}"
+            + ("; write `input: {channels: rgb}` beside the architecture" if channels == 1 else "")
+        )
     known = set(torchvision.models.list_models(module=torchvision.models)) - _WITH_AUXILIARY_CLASSIFIERS
     if options.architecture not in known:
         raise ValueError(

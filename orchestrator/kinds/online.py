@@ -80,6 +80,12 @@ class TrainBranchesConfig(OnlineConfig):
                 f"only a plain network of ours can branch, such as `resnet20`; `{self.model.name}` is none",
                 "model",
             )
+        if self.model.input is not None:
+            raise located_error(
+                "a network with branches takes the task's inputs as they are; leave `input` out",
+                "model",
+                "input",
+            )
         return self
 
     def made_model(self) -> ModelConfig | None:

@@ -14,6 +14,7 @@ from raydistill.plan.address import ADDRESS, missing_module
 from raydistill.plan.classes import ClassesConfig
 from raydistill.plan.config import Config, Integer, read_options
 from raydistill.plan.config_errors import Path, located_error, relocated, shown
+from raydistill.plan.model_input import InputConfig
 from raydistill.plan.sources import by_content, source_identity, unreadable_file
 from raydistill.tasks.digests import digest_file
 
@@ -50,6 +51,9 @@ class ModelConfig(Config):
     )
     classes: ClassesConfig | None = Field(
         None, description="names of its own classes; the task's when left out"
+    )
+    input: InputConfig | None = Field(
+        None, description="how it wants its pictures; as the task's when left out"
     )
     options: dict[str, Any] = Field({}, description="of the architecture")
 
@@ -119,11 +123,12 @@ class ModelConfig(Config):
         options = by_content(values["options"])
         if self.weights is not None or self.name == "torchvision":  # where they were an option of the network
             options["weights"] = self._weights_identity()
-        chosen = {
+        chosen: dict[str, Any] = {
             "ignore": list(self.ignore),
             "output": self.output,
             "gives": self.gives,
             "classes": self.classes and self.classes.model_dump(mode="json"),
+            "input": self.input and self.input.model_dump(mode="json", exclude_none=True),
         }
         source = source_identity(self.own_modules)
         return {

@@ -21,7 +21,7 @@ def codistill(config: CodistillConfig, context: StageContext) -> dict[str, float
     transfer = load_transfer_set(config.transfer, views, context, data, channels_last=config.channels_last)
     if config.data == "shards":
         transfer = shard_of(transfer, config)
-    model = build_initial_model(config.model, config, context)
+    model = build_initial_model(config.model, data, config, context)
     if config.channels_last:
         model.to(memory_format=torch.channels_last)  # now, and with it the copies that stand for the others
     steps_per_epoch = -(-len(transfer) // config.batch_size)

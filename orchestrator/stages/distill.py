@@ -34,7 +34,7 @@ def distill(config: DistillConfig, context: StageContext) -> dict[str, float]:
     transfer = load_transfer_set(
         config.transfer, views, context, data, channels_last=config.channels_last, with_unlabelled=True
     )
-    model = build_initial_model(config.student, config, context)
+    model = build_initial_model(config.student, data, config, context)
     teachers = (
         [] if is_stored else [model_files.load(context.input(ref), context.device) for ref in config.teachers]
     )

@@ -20,7 +20,7 @@ def distill_with_generator(config: DistillWithGeneratorConfig, context: StageCon
     """Train generator and student side by side; the task's data judges the student, and does nothing else."""
     data = load_data(context)
     teacher = model_files.load(context.input(config.teacher), context.device)
-    student = build_initial_model(config.student, config, context)
+    student = build_initial_model(config.student, data, config, context)
     try:
         generator = Generator(config.latent, context.task.input_shape).to(context.device)
         method = Dafl(config, teacher.model, generator)

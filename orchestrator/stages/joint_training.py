@@ -13,7 +13,7 @@ from raydistill.metrics import Accuracy, Errors, Loss
 from raydistill.models.taps import Output, Tapped
 from raydistill.plan.model import ModelConfig
 from raydistill.runs.context import StageContext
-from raydistill.stages.training_stage import fit_model, load_data, store_model
+from raydistill.stages.training_stage import fit_model, store_model
 from raydistill.stages.transfer_data import load_transfer_set
 from raydistill.tasks.splits import Split, TaskData
 from raydistill.training.data import TransferSet, Views
@@ -34,12 +34,12 @@ def train_members(
     model: nn.Module,
     method: Method,
     deploy: Callable[[int], Deployed],
+    data: TaskData,
     config: TrainBranchesConfig | TrainPeersConfig,
     context: StageContext,
 ) -> dict[str, float]:
     """Train a model whose members are the features that its method looks at, judge each member, and store the model
     that `deploy` returns for the index of the best."""
-    data = load_data(context)
     if config.deploy == "best" and not len(data.validation):
         raise StageError(
             "`deploy: best` needs validation samples; set the task's `validation_fraction` above 0, or say which one"

@@ -19,6 +19,7 @@ from raydistill.plan.order import Graph
 from raydistill.plan.schema import Plan
 from raydistill.runs.record import summary_of
 from raydistill.stages.distill import build_method, setting_of
+from raydistill.tasks.normalisation import Normalisation
 from raydistill.tasks.splits import TaskData, TensorSplit
 from raydistill.tasks.task import Task
 from raydistill.training import model_files
@@ -80,7 +81,7 @@ def probe_model(probed: ProbedModel, task: Task, data: TaskData, samples: Tensor
     with torch.random.fork_rng():
         torch.manual_seed(0)
         try:
-            model = _build(probed, task).to(samples.device)
+            model = _build(probed, task, data.normalisation).to(samples.device)
             with torch.no_grad():
                 logits = _logits(model.eval(), samples, probed.num_classes)
                 parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -96,10 +97,10 @@ def probe_model(probed: ProbedModel, task: Task, data: TaskData, samples: Tensor
     return Probe(parameters)
 
 
-def _build(probed: ProbedModel, task: Task) -> nn.Module:
+def _build(probed: ProbedModel, task: Task, normalisation: Normalisation) -> nn.Module:
     build = model_files.build if probed.is_trained else model_files.build_whole
     try:
-        return build(probed.model.replace(num_classes=probed.num_classes), task)
+        return build(probed.model.replace(num_classes=probed.num_classes), task, normalisation)
     except Exception as error:  # whatever a user's function does
         raise StageError(f"cannot be built: {summary_of(error)}") from error
 

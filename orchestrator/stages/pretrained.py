@@ -19,7 +19,7 @@ def pretrained(config: PretrainedConfig, context: StageContext) -> dict[str, flo
     """Metrics of the model as it came."""
     data = load_data(context)
     torch.manual_seed(fold_key(0, Purpose.INITIAL))  # of what `ignore` leaves as drawn
-    model = model_files.build_whole(config.model, context.task, context.warn)
+    model = model_files.build_whole(config.model, context.task, data.normalisation, context.warn)
     context.parameters = (
         sum(parameter.numel() for parameter in model.parameters()) or None
     )  # ONNX keeps its own
@@ -43,9 +43,8 @@ def unmapped_share(
     own = config.model.classes
     assert own is not None
     members = own.members(context.task.class_names)
-    whole = model_files.build_blank(
-        config.model.replace(classes=None, num_classes=len(own.names)), context.task
-    )
+    plain = config.model.replace(classes=None, num_classes=len(own.names))
+    whole = model_files.build_whole(plain, context.task, trained.normalisation)
     whole.load_state_dict(trained.model.state_dict())
     whole.to(context.device).eval()
     order = torch.arange(len(split)).split(config.batch_size)

@@ -15,7 +15,7 @@ from raydistill.stages.confusion_clusters import read_clusters
 from raydistill.stages.teachers import frozen_teacher
 from raydistill.stages.training_stage import build_seeded_model, load_data, train_model
 from raydistill.stages.transfer_data import load_transfer_set
-from raydistill.tasks.splits import Split
+from raydistill.tasks.splits import Split, TaskData
 from raydistill.training import model_files
 from raydistill.training.data import Views
 from raydistill.training.model_files import TrainedModel
@@ -50,7 +50,7 @@ def train_specialists(config: TrainSpecialistsConfig, context: StageContext) -> 
     model_config = ModelConfig.model_validate(generalist.description["model"])
     if not is_full:
         model_config = model_config.replace(num_classes=len(cluster) + 1)
-    model = _initial_model(model_config, generalist, cluster, config, context)
+    model = _initial_model(model_config, generalist, cluster, data, config, context)
     method = FullHead(config, cluster) if is_full else Supervised(config.label_smoothing)
     teacher = frozen_teacher(generalist) if is_full else None
     names = [data.class_names[label] for label in cluster]
@@ -104,11 +104,12 @@ def _initial_model(
     model_config: ModelConfig,
     generalist: TrainedModel,
     cluster: Sequence[int],
+    data: TaskData,
     config: TrainSpecialistsConfig,
     context: StageContext,
 ) -> nn.Module:
     """The generalist's weights, with a classifier for the cluster; a full head starts as the generalist itself."""
-    model = build_seeded_model(model_config, config, context)
+    model = build_seeded_model(model_config, data, config, context)
     state = generalist.plain.state_dict()
     if config.head == "dustbin":
         classifier = model_files.classifier_keys(model_config, context.task)

@@ -37,23 +37,28 @@ def load_data(context: StageContext) -> TaskData:
     return data if context.sees_test else replace(data, test=data.test.select(torch.arange(0)))
 
 
-def build_seeded_model(model: ModelConfig, config: TrainingConfig, context: StageContext) -> torch.nn.Module:
+def build_seeded_model(
+    model: ModelConfig, data: TaskData, config: TrainingConfig, context: StageContext
+) -> torch.nn.Module:
     """The model, on the stage's device, with initial weights that depend on the stage's seed alone."""
     torch.manual_seed(fold_key(config.seed, Purpose.INITIAL))
-    return model_files.build(model, context.task, context.warn).to(context.device)
+    built = model_files.build(model, context.task, data.normalisation, context.warn)
+    return built.to(context.device)
 
 
-def build_initial_model(model: ModelConfig, config: TrainingConfig, context: StageContext) -> torch.nn.Module:
+def build_initial_model(
+    model: ModelConfig, data: TaskData, config: TrainingConfig, context: StageContext
+) -> torch.nn.Module:
     """The model as training begins: drawn from the stage's seed, or with the weights of the stage `initial`, grown
     where the config says so.
 
     A classifier for another number of classes stays as it was drawn.
     """
     if config.initial is None:
-        return build_seeded_model(model, config, context)
+        return build_seeded_model(model, data, config, context)
     # Building a model draws numbers: the one that is loaded comes before what is drawn from the seed.
     initial = model_files.load(context.input(config.initial), context.device)
-    built = build_seeded_model(model, config, context)
+    built = build_seeded_model(model, data, config, context)
     if config.grow is not None:
         grow = load_object(config.grow.implementation)
         try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -18,10 +18,12 @@ from raydistill.errors import StageError, StoreError
 from raydistill.models.build import build_model, load_function
 from raydistill.models.checkpoints import load_weights
 from raydistill.models.outputs import map_classes, take_logits
+from raydistill.models.own_input import OwnInput, see_for_itself
 from raydistill.models.programs import open_program
 from raydistill.models.weight_files import companions
 from raydistill.plan.fingerprint import differences
 from raydistill.plan.model import ModelConfig
+from raydistill.plan.model_input import InputConfig
 from raydistill.runs.context import StageContext
 from raydistill.runs.files import atomic_write, write_json
 from raydistill.runs.folder import StageFolder
@@ -91,25 +93,34 @@ def classifier_keys(config: ModelConfig, task: Task) -> list[str]:
     return [key for key, shape in few.items() if many[key] != shape]
 
 
-def build(config: ModelConfig, task: Task, tell: Callable[[str], None] = log.info) -> nn.Module:
-    """A fresh model for a task, to be trained: its weights are those of its file, or drawn from torch's current random
-    state, as is a classifier for another number of classes. `tell` hears what there is to say about the file.
+def build(
+    config: ModelConfig, task: Task, normalisation: Normalisation, tell: Callable[[str], None] = log.info
+) -> nn.Module:
+    """A fresh model for a task, to be trained on inputs of that normalisation: its weights are those of its file, or
+    drawn from torch's current random state, as is a classifier for another number of classes. `tell` hears what there
+    is to say about the file.
     """
-    return _build(config, task, tell, lambda: classifier_keys(config, task))
+    return _build(config, task, normalisation, tell, lambda: classifier_keys(config, task))
 
 
-def build_whole(config: ModelConfig, task: Task, tell: Callable[[str], None] = log.info) -> nn.Module:
+def build_whole(
+    config: ModelConfig, task: Task, normalisation: Normalisation, tell: Callable[[str], None] = log.info
+) -> nn.Module:
     """A model for a task as it came, with all weights of its file."""
-    return _build(config, task, tell, tuple)
+    return _build(config, task, normalisation, tell, tuple)
 
 
 def _build(
-    config: ModelConfig, task: Task, tell: Callable[[str], None], head: Callable[[], Sequence[str]]
+    config: ModelConfig,
+    task: Task,
+    normalisation: Normalisation,
+    tell: Callable[[str], None],
+    head: Callable[[], Sequence[str]],
 ) -> nn.Module:
     config = _with_own_weights(config)
     if config.is_exported and config.weights is not None:
-        return _program(config, Path(config.weights).expanduser(), task.class_names)
-    model = build_blank(config, task)
+        return _program(config, Path(config.weights).expanduser(), _Terms.of(task, config, normalisation))
+    model = build_blank(config, task, normalisation)
     if config.weights is not None:
         try:
             for remark in load_weights(model, Path(config.weights).expanduser(), config.ignore, head):
@@ -119,33 +130,53 @@ def _build(
     return model
 
 
-def build_blank(config: ModelConfig, task: Task) -> nn.Module:
-    """A fresh model for a task, whatever file it is to begin from."""
+def build_blank(config: ModelConfig, task: Task, normalisation: Normalisation | None = None) -> nn.Module:
+    """A fresh model for a task, whatever file it is to begin from; without the task's normalisation, for its shapes."""
+    if normalisation is None:
+        normalisation = Normalisation(torch.zeros(()), torch.ones(()))
     try:
-        return _network(config, task.input_shape, config.num_classes or task.num_classes, task.class_names)
+        return _network(config, _Terms.of(task, config, normalisation))
     except (ValueError, FileNotFoundError) as error:
         raise StageError(str(error)) from error
 
 
-def _network(
-    config: ModelConfig, input_shape: tuple[int, ...], num_classes: int, class_names: Sequence[str]
-) -> nn.Module:
-    own = config.classes
-    model = build_model(config.name, config.options, input_shape, len(own.names) if own else num_classes)
-    return _in_our_terms(model, config, class_names)
+class _Terms(NamedTuple):
+    """What a network has to suit: the task's inputs as they are handed out, and its classes."""
+
+    input_shape: tuple[int, ...]
+    num_classes: int
+    class_names: Sequence[str]
+    normalisation: Normalisation
+
+    @classmethod
+    def of(cls, task: Task, config: ModelConfig, normalisation: Normalisation) -> "_Terms":
+        return cls(task.input_shape, config.num_classes or task.num_classes, task.class_names, normalisation)
 
 
-def _program(config: ModelConfig, file: Path, class_names: Sequence[str]) -> nn.Module:
+def _network(config: ModelConfig, terms: _Terms) -> nn.Module:
+    own = _own_input(config.input, terms.input_shape) if config.input is not None else None
+    shape = terms.input_shape if own is None else own.shape
+    num_classes = len(config.classes.names) if config.classes else terms.num_classes
+    return _in_our_terms(build_model(config.name, config.options, shape, num_classes), config, own, terms)
+
+
+def _program(config: ModelConfig, file: Path, terms: _Terms) -> nn.Module:
     try:
-        return _in_our_terms(open_program(file), config, class_names)
+        own = _own_input(config.input, terms.input_shape) if config.input is not None else None
+        return _in_our_terms(open_program(file), config, own, terms)
     except (ValueError, OSError) as error:
         raise StageError(str(error)) from error
 
 
-def _in_our_terms(model: nn.Module, config: ModelConfig, class_names: Sequence[str]) -> nn.Module:
-    """The same model, which returns logits of the task's classes, whatever it returned."""
+def _in_our_terms(
+    model: nn.Module, config: ModelConfig, own_input: OwnInput | None, terms: _Terms
+) -> nn.Module:
+    """The same model, which takes the task's inputs and returns logits of the task's classes."""
+    if own_input is not None:
+        normalisation = terms.normalisation
+        see_for_itself(model, own_input, terms.input_shape, normalisation.mean, normalisation.std)
     model, own = take_logits(model, config.output, config.gives), config.classes
-    return map_classes(model, own.members(class_names), own.temperature) if own else model
+    return map_classes(model, own.members(terms.class_names), own.temperature) if own else model
 
 
 def _keep_program(context: StageContext, config: ModelConfig) -> str:
@@ -171,6 +202,16 @@ def _copy(source: Path, context: StageContext, name: str) -> None:
     copy.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(copy) as temporary:
         shutil.copyfile(source, temporary)
+
+
+def _own_input(config: InputConfig, input_shape: tuple[int, ...]) -> OwnInput:
+    if (mistake := config.mistake(input_shape)) is not None:
+        raise ValueError(f"`input`: {mistake.message}")
+    channels, height, width = input_shape
+    size = (height, width) if config.size is None else (config.size, config.size)
+    return OwnInput(
+        config.num_channels(channels), size, config.resize, config.mean, config.std, config.interpolation
+    )
 
 
 def _with_own_weights(config: ModelConfig) -> ModelConfig:
@@ -292,10 +333,13 @@ def _load(
     try:
         config = admit(description.model)
         _warn_of_other_code(config, description.made_from, folder)
-        network = partial(_network, config, shape, description.num_classes, description.class_names)
+        normalisation = Normalisation(
+            statistics(description.mean, shape, "mean"), statistics(description.std, shape, "std")
+        )
+        terms = _Terms(shape, description.num_classes, description.class_names, normalisation)
+        network = partial(_network, config, terms)
         if config.is_exported:
-            program = folder / PROGRAM / Path(str(values["program"])).name
-            network = partial(_program, config, program, description.class_names)
+            network = partial(_program, config, folder / PROGRAM / Path(str(values["program"])).name, terms)
         if is_bounded and not config.is_users_own:
             check_size(network, weights)
         model = network()
@@ -306,9 +350,6 @@ def _load(
     if description.logit_offset:
         model = OffsetLogits(model, description.logit_offset)
     model.to(device).eval().requires_grad_(False)
-    normalisation = Normalisation(
-        statistics(description.mean, shape, "mean"), statistics(description.std, shape, "std")
-    )
     return TrainedModel(model, normalisation.on(device), description.class_names, shape, values)
 
 

@@ -168,7 +168,7 @@ class Bench:
         """Seconds of a step of ours."""
         name = self.names[student]
         context, config = self.context(name), self.graph.nodes[name].config
-        model = build_seeded_model(config.student, config, context)
+        model = build_seeded_model(config.student, self.data, config, context)
         views = Views(tuple(config.augment), 0, None)
         transfer = build_transfer_set(
             self.data, config.transfer, views, DEVICE, channels_last=config.channels_last
@@ -189,7 +189,7 @@ class Bench:
         """The step that anybody would write: of labels alone, of a `live` teacher, or of `stored` logits."""
         config = self.graph.nodes[self.names["live"]].config
         context = self.context(self.names["live"])
-        model = build_seeded_model(config.student, config, context).train()
+        model = build_seeded_model(config.student, self.data, config, context).train()
         other = model_files.load(context.input("teacher"), DEVICE).model
         stored = torch.randn(len(self.data.train), CLASSES, device=DEVICE).half()
         optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)

@@ -121,7 +121,7 @@ class Bench:
 
     def student(self) -> nn.Module:
         config = self.graph.nodes["live"].config
-        return build_seeded_model(config.student, config, self.context("live"))
+        return build_seeded_model(config.student, self.plan.task.load(), config, self.context("live"))
 
     def hinton(self) -> Method:
         return Hinton(self.graph.nodes["live"].config.method)

@@ -63,7 +63,7 @@ def by_hand(stages: Any, heats: list[float], rates: list[float], momenta: list[f
     node, data = stages.graph.nodes["student"], stages.plan.task.load()
     transfer = build_transfer_set(data, TransferConfig(), Views(), "cpu")
     torch.manual_seed(fold_key(0, Purpose.INITIAL))
-    model = model_files.build(node.config.student, stages.plan.task)
+    model = model_files.build(node.config.student, stages.plan.task, data.normalisation)
     optimizer, teacher = SGD(model.parameters(), rates[0], momenta[0]), stages.model("teacher").model
     for epoch, (heat, rate, momentum) in enumerate(zip(heats, rates, momenta, strict=True)):
         optimizer.param_groups[0].update(lr=rate, momentum=momentum)

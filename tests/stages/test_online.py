@@ -206,6 +206,7 @@ def test_what_cannot_grow_fails_by_name(stages: Any, teacher: dict[str, Any]) ->
 def test_branches_are_not_drawn_alike(stages: Any) -> None:
     graph = stages.write({"one": BRANCHES})
     context = type("Context", (), {"task": stages.plan.task, "device": "cpu", "warn": print})()
-    model = train_branches.build_branches(graph.nodes["one"].config, context)
+    data = stages.plan.task.load()
+    model = train_branches.build_branches(data, graph.nodes["one"].config, context)
     first, second, _ = (branch.classifier.weight for branch in model.branches)
     assert not torch.equal(first, second)
