@@ -23,6 +23,7 @@ from raydistill.plan.address import class_at
 from raydistill.plan.config import StageRef
 from raydistill.plan.kind import Kind
 from raydistill.plan.model import ModelConfig
+from raydistill.plan.model_input import InputConfig
 from raydistill.plan.schema import Plan, task_class
 from raydistill.tasks import TASKS
 from raydistill.tasks.task import Task
@@ -113,7 +114,13 @@ def topics() -> dict[str, dict[str, Topic]]:
     groups: dict[str, dict[str, Topic]] = {"stages": {}, "methods": {}}
     models = {name: _of_architecture(architecture) for name, architecture in MODELS.items()}
     tasks = {name: Topic(load_object(address)) for name, address in TASKS.items()}
-    parts: dict[str, Topic] = {"plan": Topic(Plan), "model": Topic(ModelConfig), "task": Topic(Task)}
+    unnamed: dict[str, type[BaseModel]] = {
+        "plan": Plan,
+        "model": ModelConfig,
+        "input": InputConfig,
+        "task": Task,
+    }
+    parts = {key: Topic(kind) for key, kind in unnamed.items()}
     _collect(Plan, groups, parts)
     stages, methods = groups.pop("stages"), groups.pop("methods")
     return {

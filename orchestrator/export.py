@@ -87,6 +87,7 @@ def contract(model: TrainedModel) -> dict[str, Any]:
             "shape": ["batch", *model.input_shape],
             "values": model.description.get("inputs", "as the task delivers them, pictures in [0, 1]"),
             "normalisation": {"inside": True, "mean": mean.tolist(), "std": std.tolist()},
+            "own_input": model.description["model"].get("input"),
         },
         "outputs": {
             "values": "probabilities; every row sums to 1",
@@ -106,7 +107,8 @@ def card(model: TrainedModel) -> str:
     example = ", ".join(str(size) for size in (1, *model.input_shape))
     return f"""# A model for `{told["task"]}`
 
-- In: {inputs["dtype"]} ({shape}): {inputs["values"]}. Nothing is left to normalise, mean and deviation are inside.
+- In: {inputs["dtype"]} ({shape}): {inputs["values"]}. Nothing is left to normalise, mean and deviation are inside\
+{_own_input(inputs)}.
 - Out: float32 (batch, {outputs["shape"][1]}): {outputs["values"]}, in the order of the classes below.
 
 ```python
@@ -123,6 +125,13 @@ Classes, counted from 0:
 
 {classes}
 """
+
+
+def _own_input(inputs: dict[str, Any]) -> str:
+    """What the network makes of its inputs besides, for a reader of the page."""
+    written = {key: value for key, value in (inputs["own_input"] or {}).items() if value is not None}
+    told = ", ".join(f"{key} {value}" for key, value in written.items())
+    return f", and so is how the network is shown a picture ({told})" if told else ""
 
 
 def example_inputs(model: TrainedModel) -> Tensor:

@@ -1,7 +1,19 @@
 """A model that exists: what its stage can be told."""
 
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Self
+
 from raydistill.kinds.stage_bases import BatchSize, WeightsConfig
+from raydistill.plan.config_errors import Mistake
 from raydistill.plan.model import ModelConfig
+from raydistill.plan.model_input import InputConfig
+
+if TYPE_CHECKING:
+    from raydistill.plan.order import Site
+
+PUBLISHED = re.compile(r"-[0-9a-f]{8}\.pth$")
+"""How torchvision's files of weights end: with the beginning of their digest."""
 
 
 class PretrainedConfig(WeightsConfig):
@@ -9,6 +21,9 @@ class PretrainedConfig(WeightsConfig):
 
     Its `weights` are a file, beside the model or in it; a function of your own may load them by itself. They and the
     statistics of batch norms stay what they are, bit for bit.
+
+    A network of timm, or of torchvision with a file of weights called as it was published, is shown pictures as its
+    library tells (`input: published`), unless the model says something else; `input: {}` shows it the task's.
     """
 
     word = "pretrained"
@@ -24,6 +39,27 @@ class PretrainedConfig(WeightsConfig):
     def existing_model(self) -> ModelConfig:
         return self.model
 
+    def settled(self, site: "Site") -> Self:
+        if self.model.input is not None or not _is_told_of(self.model) or len(site.task.input_shape) != 3:
+            return self
+        return self.replace(model=self.model.replace(input=InputConfig(like="published")))
+
+    def advice(self, site: "Site") -> Iterator[Mistake]:
+        model = self.model
+        if model.name == "torchvision" and model.weights and model.input is None and not _is_told_of(model):
+            yield Mistake(
+                ("model",),
+                "is shown the task's pictures in their size, normalised by their mean; if its weights were trained as"
+                " ImageNet's are, write `input: published`, and `input: {}` if not",
+            )
+
     @property
     def judged_on(self) -> tuple[str, ...]:
         return ("validation", "test")
+
+
+def _is_told_of(model: ModelConfig) -> bool:
+    """Whether its library tells how it wants its input, and means these weights."""
+    if model.name == "torchvision":
+        return model.weights is not None and PUBLISHED.search(model.weights) is not None
+    return model.is_users_own and model.own_modules[0].partition(".")[0] == "timm"

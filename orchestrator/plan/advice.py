@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from raydistill.plan.config import configs_in
 from raydistill.plan.order import Graph, sites
 from raydistill.plan.schema import Plan
 
@@ -9,8 +10,9 @@ from raydistill.plan.schema import Plan
 def advice(plan: Plan) -> Iterator[str]:
     """Lines about a plan that can be run."""
     for config, site in sites(plan):
-        for path, message in config.advice(site):
-            yield site.error(message, *path).message
+        for place, part in configs_in(config):
+            for path, message in part.advice(site.at(place)):
+                yield site.error(message, *place, *path).message
 
 
 def shared_folders(graph: Graph) -> Iterator[str]:

@@ -17,7 +17,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, core_schema
 
-from raydistill.plan.config_errors import Path, located_error, shown, unknown_key
+from raydistill.plan.config_errors import Mistake, Path, located_error, shown, unknown_key
 
 if TYPE_CHECKING:
     from raydistill.plan.order import Site
@@ -88,6 +88,10 @@ class Config(BaseModel):
 
     def check(self, site: "Site") -> None:
         """Raise `site.error` for what does not fit where this part of a plan stands, beyond its own values."""
+
+    def advice(self, site: "Site") -> Iterator[Mistake]:
+        """What may be said where this part of a plan stands, but is hardly meant."""
+        return iter(())
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, without validating again."""

@@ -92,6 +92,14 @@ class ModelConfig(Config):
             )
         return self
 
+    @model_validator(mode="after")
+    def _something_is_published(self) -> "ModelConfig":
+        if self.input and self.input.like and not self.is_users_own and self.name != "torchvision":
+            raise located_error(
+                f"nothing is published about a `{self.name}`; say `size`, `mean`, `std`", "input"
+            )
+        return self
+
     @property
     def blank(self) -> Self:
         """The same model without a file that it begins from."""

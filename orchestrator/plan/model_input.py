@@ -1,6 +1,7 @@
 """How a model wants its pictures, where that is not as the task delivers them."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -12,7 +13,8 @@ if TYPE_CHECKING:
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 CHANNELS = {"rgb": 3, "grey": 1}
-Size = Annotated[Integer, Field(ge=1, le=4096)]
+Size = Annotated[Integer, Field(ge=1, le=2048)]
+LARGEST = 2**24  # pixels of what is scaled, before the centre is cut out
 
 
 def _numbers(raw: Any) -> Any:
@@ -30,19 +32,26 @@ class InputConfig(Config):
     view is scaled to `size` x `size` (antialiased), or its shorter side to `resize`, and of that the central `size` x
     `size` is cut out, in training too; grey is repeated or colours are mixed to grey; `mean` is taken off the pixels,
     which lie in [0, 1], and what is left divided by `std`. What is left out stays as the task has it. All of this is
-    part of the model wherever it goes, as is what it was given.
+    part of the model wherever it goes. `input: published` is what torchvision or timm tell of their weights.
     """
 
+    plain_word: ClassVar[str | None] = "like"
+
+    like: Literal["published"] | None = Field(
+        None, description="what the library tells, but for what stands beside it"
+    )
     size: Size | None = Field(None, description="height and width that it takes")
     resize: Size | None = Field(
         None, description="of the shorter side, before the centre of `size` is cut out"
     )
     mean: PerChannel | None = Field(
-        None, description="`imagenet`, or a number per channel, of pixels in [0, 1]"
+        None, description="of pixels in [0, 1]: `imagenet`, a number, or one per channel"
     )
-    std: PerChannel | None = Field(None, description="`imagenet`, or a number per channel")
+    std: PerChannel | None = Field(None, description="`imagenet`, a number, or one per channel")
     channels: Literal["rgb", "grey"] | None = Field(None, description="that it takes, whatever the task has")
-    interpolation: Literal["bilinear", "bicubic"] = Field("bilinear", description="of scaling")
+    interpolation: Literal["bilinear", "bicubic"] | None = Field(
+        None, description="of scaling; bilinear when left out"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -75,7 +84,26 @@ class InputConfig(Config):
 
     def num_channels(self, channels: int) -> int:
         """What it takes, where the task has `channels`."""
-        return channels if self.channels is None else CHANNELS[self.channels]
+        if self.channels is None:
+            return channels if self.like is None else CHANNELS["rgb"]
+        return CHANNELS[self.channels]
+
+    def shape(self, view: tuple[int, ...]) -> tuple[int, int, int]:
+        """Of one input, where that of a view is (channels, height, width)."""
+        channels, height, width = view
+        size = (height, width) if self.size is None else (self.size, self.size)
+        return (self.num_channels(channels), *size)
+
+    def settled(self, published: Mapping[str, Any]) -> Self:
+        """With what is published in the place of what was left out."""
+        written = self.model_dump(exclude_none=True, exclude={"like"})
+        return type(self).model_validate({**published, **written})
+
+    def __str__(self) -> str:
+        """In words, once nothing is left open."""
+        numbers = (" ".join(f"{value:g}" for value in values or ()) for values in (self.mean, self.std))
+        mean, std = numbers
+        return f"{self.size} x {self.size}, {self.channels}, mean {mean}, std {std}, {self.interpolation}"
 
     def mistake(self, shape: tuple[int, ...], dtype: str = "float32") -> Mistake | None:
         """What does not fit inputs of a shape."""
@@ -88,6 +116,8 @@ class InputConfig(Config):
                 ("channels",),
                 f"turns grey and colour into one another, and pictures have {shape[0]} channels",
             )
+        if self.resize is not None and self.resize**2 * max(shape[1:]) > LARGEST * min(shape[1:]):
+            return Mistake(("resize",), f"makes a picture of {shape[1]} x {shape[2]} too large to hold")
         own = self.num_channels(shape[0])
         for key, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) not in (1, own):
@@ -97,6 +127,22 @@ class InputConfig(Config):
                     + ("; write `channels: rgb` beside it" if (own, len(values)) == (1, 3) else ""),
                 )
         return None
+
+    def advice(self, site: "Site") -> Iterator[Mistake]:
+        shape, wanted = site.task.input_shape, self.resize or self.size
+        if wanted is not None and len(shape) == 3 and wanted > min(shape[1:]):
+            way_out = f"; set `image_size: {wanted}` in the task" if hasattr(site.task, "image_size") else ""
+            yield Mistake(
+                (),
+                f"pictures of {shape[1]} x {shape[2]} are enlarged to {wanted} x {wanted}, and show no more detail"
+                + way_out
+                + (", and `input: {size: …}` in models that want less" if way_out else ""),
+            )
+        if self.mean is not None and max(self.mean) > 1:
+            yield Mistake(
+                ("mean",),
+                "pixels lie in [0, 1], not in [0, 255]; divide `mean` and `std` by 255 if that is meant",
+            )
 
     def check(self, site: "Site") -> None:
         """The task's inputs are pictures, in as many channels."""

@@ -111,6 +111,10 @@ class Site:
     def __init__(self, expansion: "_Expansion", name: str, path: Path = ()) -> None:
         self._expansion, self.name, self.path = expansion, name, path
 
+    def at(self, path: Path) -> "Site":
+        """A place below this one."""
+        return Site(self._expansion, self.name, (*self.path, *path))
+
     def error(self, message: str, *path: str | int) -> PlanError:
         """The error for what stands at `path` below this part."""
         return self._expansion.plan.error(("stages", self.name, *self.path, *path), message)

@@ -1,12 +1,12 @@
 """What every kind of stage is: a frozen config that says what the graph, the run and the report need to know of it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import model_validator
 
 from raydistill.plan.config import StageRef, stage_refs
-from raydistill.plan.config_errors import Mistake, located_error
+from raydistill.plan.config_errors import located_error
 from raydistill.plan.kind import Choice, Kind
 from raydistill.plan.model import ModelConfig, models_in
 from raydistill.plan.resources import ResourcesConfig
@@ -115,10 +115,6 @@ class StageConfig(Kind):
         """The config as its nodes have it, once all that it reads is in the graph and named by nodes: what depends on
         these is checked, and what it needs besides is inserted."""
         return self
-
-    def advice(self, site: "Site") -> Iterator[Mistake]:
-        """What may be said but is hardly meant."""
-        return iter(())
 
     @property
     def stands_for(self) -> StageRef | None:

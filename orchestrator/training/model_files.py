@@ -3,7 +3,7 @@
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -20,6 +20,7 @@ from raydistill.models.checkpoints import load_weights
 from raydistill.models.outputs import map_classes, take_logits
 from raydistill.models.own_input import OwnInput, see_for_itself
 from raydistill.models.programs import open_program
+from raydistill.models.published_input import published_input
 from raydistill.models.weight_files import companions
 from raydistill.plan.fingerprint import differences
 from raydistill.plan.model import ModelConfig
@@ -121,6 +122,11 @@ def _build(
     if config.is_exported and config.weights is not None:
         return _program(config, Path(config.weights).expanduser(), _Terms.of(task, config, normalisation))
     model = build_blank(config, task, normalisation)
+    if config.input is not None and config.input.like is not None:
+        tell(
+            f"`{config.name}` is shown pictures as its weights were published: {_settled_input(config, model)};"
+            f" the task's are {' x '.join(map(str, task.input_shape[1:]))}"
+        )
     if config.weights is not None:
         try:
             for remark in load_weights(model, Path(config.weights).expanduser(), config.ignore, head):
@@ -154,29 +160,37 @@ class _Terms(NamedTuple):
 
 
 def _network(config: ModelConfig, terms: _Terms) -> nn.Module:
-    own = _own_input(config.input, terms.input_shape) if config.input is not None else None
-    shape = terms.input_shape if own is None else own.shape
+    shape = _input_shape(config, terms)
     num_classes = len(config.classes.names) if config.classes else terms.num_classes
-    return _in_our_terms(build_model(config.name, config.options, shape, num_classes), config, own, terms)
+    return _in_our_terms(build_model(config.name, config.options, shape, num_classes), config, terms)
 
 
 def _program(config: ModelConfig, file: Path, terms: _Terms) -> nn.Module:
     try:
-        own = _own_input(config.input, terms.input_shape) if config.input is not None else None
-        return _in_our_terms(open_program(file), config, own, terms)
+        _input_shape(config, terms)
+        return _in_our_terms(open_program(file), config, terms)
     except (ValueError, OSError) as error:
         raise StageError(str(error)) from error
 
 
-def _in_our_terms(
-    model: nn.Module, config: ModelConfig, own_input: OwnInput | None, terms: _Terms
-) -> nn.Module:
+def _input_shape(config: ModelConfig, terms: _Terms) -> tuple[int, ...]:
+    """What the network itself takes; `ValueError` where the task's inputs cannot be made into that."""
+    wanted = config.input
+    if wanted is not None and (mistake := wanted.mistake(terms.input_shape)) is not None:
+        raise ValueError(f"`input`: {mistake.message}")
+    return terms.input_shape if wanted is None else wanted.shape(terms.input_shape)
+
+
+def _in_our_terms(model: nn.Module, config: ModelConfig, terms: _Terms) -> nn.Module:
     """The same model, which takes the task's inputs and returns logits of the task's classes."""
-    if own_input is not None:
-        normalisation = terms.normalisation
-        see_for_itself(model, own_input, terms.input_shape, normalisation.mean, normalisation.std)
-    model, own = take_logits(model, config.output, config.gives), config.classes
-    return map_classes(model, own.members(terms.class_names), own.temperature) if own else model
+    if (settled := _settled_input(config, model)) is not None:
+        channels, *size = settled.shape(terms.input_shape)
+        own = OwnInput(channels, (size[0], size[1]), settled.resize, settled.mean, settled.std)
+        if settled.interpolation is not None:
+            own = replace(own, interpolation=settled.interpolation)
+        see_for_itself(model, own, terms.input_shape, terms.normalisation.mean, terms.normalisation.std)
+    model, classes = take_logits(model, config.output, config.gives), config.classes
+    return map_classes(model, classes.members(terms.class_names), classes.temperature) if classes else model
 
 
 def _keep_program(context: StageContext, config: ModelConfig) -> str:
@@ -204,14 +218,12 @@ def _copy(source: Path, context: StageContext, name: str) -> None:
         shutil.copyfile(source, temporary)
 
 
-def _own_input(config: InputConfig, input_shape: tuple[int, ...]) -> OwnInput:
-    if (mistake := config.mistake(input_shape)) is not None:
-        raise ValueError(f"`input`: {mistake.message}")
-    channels, height, width = input_shape
-    size = (height, width) if config.size is None else (config.size, config.size)
-    return OwnInput(
-        config.num_channels(channels), size, config.resize, config.mean, config.std, config.interpolation
-    )
+def _settled_input(config: ModelConfig, model: nn.Module) -> InputConfig | None:
+    """How the model wants its input, with what its library tells of that."""
+    if config.input is None or config.input.like is None:
+        return config.input
+    architecture = config.options["architecture"] if config.name == "torchvision" else None
+    return config.input.settled(published_input(model, architecture, config.weights))
 
 
 def _with_own_weights(config: ModelConfig) -> ModelConfig:
@@ -253,6 +265,7 @@ def save(
     with atomic_write(context.path(WEIGHTS)) as temporary:
         save_model(model, str(temporary))
     task, built = context.task, _with_own_weights(config).blank
+    built = built.replace(input=_settled_input(config, model))
     write_json(
         context.path(DESCRIPTION),
         {
@@ -273,7 +286,9 @@ def save(
 
 
 def _made_from(built: ModelConfig, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The identity of a model without the file of weights that the stored ones replace."""
+    """The identity of a model without the file of weights that the stored ones replace, and with what its input was
+    found to be."""
+    identity = {**identity, **({"input": built.identity()["input"]} if built.input is not None else {})}
     options = {key: value for key, value in identity["options"].items() if key in built.options}
     return {key: value for key, value in identity.items() if key != "ignore"} | {"options": options}
 

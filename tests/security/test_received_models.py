@@ -194,6 +194,13 @@ def test_no_file_that_the_options_name_is_opened(received: Path, architecture: s
     assert result.exit_code == 0, result.output  # the folder's own weights take the place of all others
 
 
+def test_a_description_cannot_ask_for_a_picture_that_fills_the_memory(received: Path) -> None:
+    wanted = {"name": "mlp", "options": {"widths": []}, "input": {"size": 2, "resize": 2048}}
+    (received / "model.json").write_text(json.dumps(description(wanted, input_shape=[1, 1, 2**20])))
+    result = distill("predict", received)
+    assert (result.exit_code, "too large to hold" in result.stderr) == (1, True), result.output
+
+
 @pytest.mark.parametrize("command", [*COMMANDS])
 def test_help_says_what_a_received_folder_may_do(command: str) -> None:
     said = " ".join(CliRunner().invoke(main, [command, "--help"]).output.split())

@@ -14,6 +14,8 @@ from raydistill.errors import PlanError
 from raydistill.export import PROGRAM, export_model
 from raydistill.kinds.training import TransferConfig
 from raydistill.models.build import build_model
+from raydistill.plan.advice import advice
+from raydistill.plan.load import read_source, validated
 from raydistill.prediction import load_model, predict_files
 from raydistill.raw_model import RawModel
 from raydistill.targets.reader import open_targets
@@ -110,6 +112,8 @@ def test_an_exported_student_has_its_eyes_with_it(stages: Any, tmp_path: Path) -
     raw = RawModel(load_model(folder, Trust(stages.root)))
     assert torch.equal(raw(torch.from_numpy(inputs)), logits)
     export_model(folder, tmp_path / "out")
+    page = (tmp_path / "out/README.md").read_text()
+    assert "how the network is shown a picture (size 12, resize 14, mean [0.485" in page
     program = torch.export.load(tmp_path / "out" / PROGRAM).module()
     expected = torch.softmax(logits, dim=1)
     torch.testing.assert_close(program(torch.from_numpy(inputs) / 255), expected, rtol=1e-4, atol=1e-6)
@@ -141,7 +145,7 @@ def test_weights_go_on_with_other_eyes(stages: Any) -> None:
     ("eyes", "words"),
     [
         ({"size": 0}, "at least 1"),
-        ({"size": 5000}, "at most 4,096"),
+        ({"size": 5000}, "at most 2,048"),
         ({"size": 8, "resize": 4}, "no larger"),
         ({"resize": 10}, "write a `size`"),
         ({"mean": 0.5}, "`mean` needs a `std` beside it"),
@@ -168,3 +172,86 @@ def test_inputs_that_are_no_pictures_are_refused(stages: Any) -> None:
         PlanError, match=r"`input` is about pictures, and an input of the task is float32 \(7,\)"
     ):
         stages.write({"teacher": {**TEACHER, "model": {"name": "mlp", "widths": [4], "input": {"size": 8}}}})
+
+
+TIMM = """
+from torch import nn
+def build(num_classes):
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, num_classes))
+    model.pretrained_cfg = {TOLD}
+    return model
+"""
+TOLD = {
+    "input_size": (3, 20, 20),
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.5, 0.5, 0.5),
+    "interpolation": "bicubic",
+}
+SQUEEZENET = {"name": "torchvision", "architecture": "squeezenet1_1"}
+
+
+def test_what_a_network_tells_of_its_input_holds_and_is_written_down(
+    stages: Any, users_models: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = users_models(TIMM.replace("{TOLD}", repr(TOLD)))
+    stages.run({"teacher": {**TEACHER, "model": {"name": f"{name}:build", "input": {"like": "published"}}}})
+    written = stages.model("teacher").description["model"]["input"]
+    assert (written["size"], written["channels"], written["interpolation"]) == (20, "rgb", "bicubic")
+    assert (written["like"], written["mean"]) == (None, [0.5, 0.5, 0.5])
+    assert not any("is not built by the code" in line for line in caplog.messages)
+    assert any("20 x 20, rgb, mean 0.5 0.5 0.5" in line for line in stages.record("teacher").warnings)
+
+
+def test_what_stands_beside_it_goes_before_what_is_published(stages: Any, users_models: Any) -> None:
+    name = users_models(TIMM.replace("{TOLD}", repr(TOLD)))
+    wanted = {"like": "published", "size": 10}
+    stages.run({"teacher": {**TEACHER, "model": {"name": f"{name}:build", "input": wanted}}})
+    written = stages.model("teacher").description["model"]["input"]
+    assert (written["size"], written["std"]) == (10, [0.5, 0.5, 0.5])
+
+
+def test_a_network_that_tells_nothing_is_an_error_with_the_way_out(stages: Any, users_models: Any) -> None:
+    name = users_models(TIMM.replace("{TOLD}", "None"))
+    stages.write({"teacher": {**TEACHER, "model": {"name": f"{name}:build", "input": {"like": "published"}}}})
+    assert "has no `pretrained_cfg`; write `input:" in str(stages.attempt("teacher").error)
+    with pytest.raises(ValueError, match="nothing is published about a `cnn`"):
+        stages.write({"teacher": {**TEACHER, "model": {**CNN, "input": {"like": "published"}}}})
+
+
+@pytest.mark.parametrize(
+    ("file", "written"), [("squeezenet1_1-b8a52dc0.pth", 224), ("mine.pth", None), ("mine.pth", "published")]
+)
+def test_published_weights_bring_their_input_along(
+    stages: Any, tmp_path: Path, file: str, written: Any
+) -> None:
+    network = build_model("torchvision", {"architecture": "squeezenet1_1"}, (3, 32, 32), 3)
+    torch.save(network.state_dict(), tmp_path / file)
+    np.savez(stages.file, inputs=np.zeros((30, 3, 36, 36), np.float32), labels=np.arange(30) % 3)
+    model = SQUEEZENET | ({"input": {"like": written}} if written == "published" else {})
+    plan = {"teacher": {"stage": "pretrained", "model": model, "weights": str(tmp_path / file)}}
+    stages.write(plan)
+    told = [line for line in advice(stages.plan) if "`input: published`" in line]
+    assert len(told) == (written is None)
+    stages.run(plan)
+    found = stages.model("teacher").description["model"]["input"]
+    assert (None if found is None else found["size"]) == (224 if written else None)
+    if found:
+        assert found["mean"] == [0.485, 0.456, 0.406]
+
+
+def test_enlarged_pictures_and_a_mean_of_grey_levels_are_told(stages: Any) -> None:
+    eyes = {"size": 16, "mean": 127.5, "std": 60.0}
+    stages.write({"teacher": {**TEACHER, "model": {**CNN, "input": eyes}}})
+    enlarged, levels = advice(stages.plan)
+    assert "stages.teacher.model.input" in enlarged
+    assert "pictures of 8 x 8 are enlarged to 16 x 16" in enlarged
+    assert "divide `mean` and `std` by 255" in levels
+
+
+def test_published_is_a_word_in_a_plan(tmp_path: Path) -> None:
+    file = tmp_path / "plan.yaml"
+    file.write_text(
+        "name: p\ntask: {name: mnist}\nstages:\n  teacher: {stage: train, epochs: 1,"
+        " model: {name: torchvision, architecture: resnet18, input: published}}\n"
+    )
+    assert validated(read_source(file)).stages["teacher"].model.input.like == "published"
