@@ -47,7 +47,7 @@ def _shown(value: Any) -> str:
 def _parts(value: Any) -> Sequence[str | int] | None:
     """The keys below a value of a plan; None when any will do."""
     if isinstance(value, ModelConfig):
-        return None if ":" in value.name else ["name", "num_classes", *value.options]
+        return None if ":" in value.name else ["name", "num_classes", "input", *value.options]
     if isinstance(value, Config):
         return list(type(value).model_fields)
     if isinstance(value, Mapping):

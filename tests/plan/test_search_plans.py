@@ -59,6 +59,11 @@ def refusal(write_plan: Callable[[str | bytes], Path], tmp_path: Path) -> Callab
             " did you mean `widths`?",
         ),
         (
+            "student.student.input.size: {choice: [8, 16]}",
+            "plan.yaml:11: search.space.student.student.input.size: `student.student.input` is not set; write it in the"
+            " plan with any value, or search `student.student.input` itself",
+        ),
+        (
             "student.method.method: {uniform: [1, 2]}",
             "plan.yaml:11: search.space.student.method.method: `student.method.method` is no number in the plan, but"
             " `hinton`; search it by `choice: [...]`",

@@ -255,3 +255,81 @@ def test_published_is_a_word_in_a_plan(tmp_path: Path) -> None:
         " model: {name: torchvision, architecture: resnet18, input: published}}\n"
     )
     assert validated(read_source(file)).stages["teacher"].model.input.like == "published"
+
+
+SHARED = {"epochs": 1, "batch_size": 16, "augment": [{"name": "shift", "pixels": 1}]}
+SMALL = {**CNN, "batch_norm": True, "input": {"size": 6, "mean": 0.4, "std": 0.3}}
+LARGE = {**SMALL, "input": EYES}
+COMMITTEE = {"specialists": ["specialists"], "active": 1}
+SOFT = {"method": "hinton", "soft_weight": 1.0, "hard_weight": 0.0}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "peers": {"model": {"stage": "train_peers", "peers": [SMALL, LARGE], "deploy": 1, **SHARED}},
+    "codistill": {"model": {"stage": "codistill", "model": LARGE, "replicas": 2, "burn_in": 0, **SHARED}},
+    "specialists": {
+        "teacher": {"stage": "train", "model": LARGE, **SHARED},
+        "clusters": {"stage": "confusion_clusters", "given": [[2, 0], [1, 2]]},
+        "specialists": {
+            "stage": "train_specialists",
+            "generalist": "teacher",
+            "clusters": "clusters",
+            **SHARED,
+        },
+        "model": {
+            "stage": "distill",
+            "student": SMALL,
+            "teachers": ["teacher"],
+            "committee": COMMITTEE,
+            **SHARED,
+            "augment": [],
+        },
+    },
+    "data-free": {
+        "teacher": {"stage": "train", "model": LARGE, **SHARED},
+        "statistics": {"stage": "record_statistics", "teacher": "teacher", "layers": "all"},
+        "images": {
+            "stage": "synthesize",
+            "teacher": "teacher",
+            "statistics": "statistics",
+            "batches": 2,
+            "batch_size": 8,
+            "steps": 3,
+        },
+        "model": {
+            "stage": "distill",
+            "student": SMALL,
+            "teachers": ["teacher"],
+            "transfer": {"synthesized": "images"},
+            "method": SOFT,
+            "epochs": 1,
+        },
+    },
+    "features": {
+        "teacher": {"stage": "train", "model": LARGE, "channels_last": True, **SHARED},
+        "model": {
+            "stage": "distill",
+            "mode": "live",
+            "student": SMALL,
+            "teachers": ["teacher"],
+            "methods": [{"method": "hinton"}, {"method": "relational"}],
+            "precision": "bfloat16",
+            **SHARED,
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_stage_shows_its_models_what_they_will_be_shown_when_they_are_loaded(
+    stages: Any, family: str
+) -> None:
+    plan = FAMILIES[family]
+    stages.run(plan)
+    data = stages.plan.task.load()
+    for name in stages.graph.nodes:
+        metrics = stages.record(name).metrics
+        if name.partition(".")[0] not in ("model", "teacher") or "test/loss" not in metrics:
+            continue
+        logits = stages.model(name).logits(data.test.inputs)
+        loss = float(torch.nn.functional.cross_entropy(logits, data.test.labels))
+        loose = 2e-2 if plan[name.partition(".")[0]].get("precision") else 1e-5
+        assert metrics["test/loss"] == pytest.approx(loss, rel=loose)
