@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from raydistill.plan.config import Config, Integer, Number
 from raydistill.plan.config_errors import Mistake, located_error, shown
+from raydistill.tasks.task import Task
 
 if TYPE_CHECKING:
     from raydistill.plan.order import Site
@@ -128,16 +129,19 @@ class InputConfig(Config):
                 )
         return None
 
+    def enlarges(self, task: Task) -> str | None:
+        """What to say where the pictures that it wants are larger than the task's, and it matters or can be helped."""
+        shape, wanted = task.input_shape, self.resize or self.size
+        if wanted is None or len(shape) != 3 or wanted <= min(shape[1:]):
+            return None
+        told = f"pictures of {shape[1]} x {shape[2]} are enlarged to {wanted} x {wanted}, and show no more detail"
+        if hasattr(task, "image_size"):
+            return f"{told}; set `image_size: {wanted}` in the task, and `input: {{size: …}}` in models that want less"
+        return told if wanted >= 2 * min(shape[1:]) else None
+
     def advice(self, site: "Site") -> Iterator[Mistake]:
-        shape, wanted = site.task.input_shape, self.resize or self.size
-        if wanted is not None and len(shape) == 3 and wanted > min(shape[1:]):
-            way_out = f"; set `image_size: {wanted}` in the task" if hasattr(site.task, "image_size") else ""
-            yield Mistake(
-                (),
-                f"pictures of {shape[1]} x {shape[2]} are enlarged to {wanted} x {wanted}, and show no more detail"
-                + way_out
-                + (", and `input: {size: …}` in models that want less" if way_out else ""),
-            )
+        if (told := self.enlarges(site.task)) is not None:
+            yield Mistake((), told)
         if self.mean is not None and max(self.mean) > 1:
             yield Mistake(
                 ("mean",),

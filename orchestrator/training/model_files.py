@@ -123,10 +123,7 @@ def _build(
         return _program(config, Path(config.weights).expanduser(), _Terms.of(task, config, normalisation))
     model = build_blank(config, task, normalisation)
     if config.input is not None and config.input.like is not None:
-        tell(
-            f"`{config.name}` is shown pictures as its weights were published: {_settled_input(config, model)};"
-            f" the task's are {' x '.join(map(str, task.input_shape[1:]))}"
-        )
+        _tell_of_published(config, model, task, tell)
     if config.weights is not None:
         try:
             for remark in load_weights(model, Path(config.weights).expanduser(), config.ignore, head):
@@ -134,6 +131,18 @@ def _build(
         except (ValueError, OSError) as error:
             raise StageError(str(error)) from error
     return model
+
+
+def _tell_of_published(
+    config: ModelConfig, model: nn.Module, task: Task, tell: Callable[[str], None]
+) -> None:
+    found = _settled_input(config, model)
+    assert found is not None
+    enlarged = found.enlarges(task)
+    tell(
+        f"`{config.name}` is shown pictures as its weights were published: {found}"
+        + (f"; {enlarged}" if enlarged else "")
+    )
 
 
 def build_blank(config: ModelConfig, task: Task, normalisation: Normalisation | None = None) -> nn.Module:

@@ -16,9 +16,12 @@ from raydistill.kinds.training import TransferConfig
 from raydistill.models.build import build_model
 from raydistill.plan.advice import advice
 from raydistill.plan.load import read_source, validated
+from raydistill.plan.model_input import InputConfig
 from raydistill.prediction import load_model, predict_files
 from raydistill.raw_model import RawModel
 from raydistill.targets.reader import open_targets
+from raydistill.tasks.image_folder import ImageFolder
+from raydistill.tasks.mnist import Mnist
 from raydistill.training.data import Views, build_transfer_set
 from raydistill.training.trust import Trust
 
@@ -199,7 +202,8 @@ def test_what_a_network_tells_of_its_input_holds_and_is_written_down(
     assert (written["size"], written["channels"], written["interpolation"]) == (20, "rgb", "bicubic")
     assert (written["like"], written["mean"]) == (None, [0.5, 0.5, 0.5])
     assert not any("is not built by the code" in line for line in caplog.messages)
-    assert any("20 x 20, rgb, mean 0.5 0.5 0.5" in line for line in stages.record("teacher").warnings)
+    (told,) = (line for line in stages.record("teacher").warnings if "20 x 20, rgb, mean 0.5 0.5 0.5" in line)
+    assert "pictures of 8 x 8 are enlarged to 20 x 20" in told
 
 
 def test_what_stands_beside_it_goes_before_what_is_published(stages: Any, users_models: Any) -> None:
@@ -333,3 +337,10 @@ def test_every_stage_shows_its_models_what_they_will_be_shown_when_they_are_load
         loss = float(torch.nn.functional.cross_entropy(logits, data.test.labels))
         loose = 2e-2 if plan[name.partition(".")[0]].get("precision") else 1e-5
         assert metrics["test/loss"] == pytest.approx(loss, rel=loose)
+
+
+def test_a_folder_of_pictures_can_be_read_larger_and_says_so() -> None:
+    wanted, task = InputConfig(size=224), ImageFolder(folder=Path("birds"), image_size=64)
+    assert "set `image_size: 224` in the task, and `input: {size: …}`" in str(wanted.enlarges(task))
+    assert wanted.enlarges(ImageFolder(folder=Path("birds"))) is None
+    assert InputConfig(size=32).enlarges(Mnist()) is None  # nothing can be done about it, and little is lost
