@@ -88,7 +88,8 @@ def _open(path: Path, device: str) -> Any:
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     available = onnxruntime.get_available_providers()
-    wanted = ["CUDAExecutionProvider"] if device == "cuda" and "CUDAExecutionProvider" in available else []
+    own = f"{device.upper()}ExecutionProvider"
+    wanted = [own] if device != "cpu" and own in available else []
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=[*wanted, "CPUExecutionProvider"])
     except Exception as error:  # whatever the bytes of a foreign file lead to

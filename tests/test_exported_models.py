@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from raydistill.models.programs import open_program
 from raydistill.models.taps import Tapped
@@ -158,26 +157,6 @@ def test_named_outputs_are_features(kind: str, tmp_path: Path) -> None:
     found = Tapped(program, ["embedding"])(inputs)
     torch.testing.assert_close(found.features["embedding"], expected["embedding"])
     torch.testing.assert_close(found.logits, expected)
-
-
-class MakesTensors(nn.Module):
-    """Adds tensors that it makes where its inputs are, and one that was a constant of its code."""
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        rows = inputs.flatten(1) + torch.arange(64, device=inputs.device) + torch.zeros(inputs.shape[0], 64)
-        return rows[:, :3] + torch.tensor([1.0, 2.0, 3.0])
-
-
-def test_a_program_runs_where_its_inputs_are(tmp_path: Path) -> None:
-    """On another device than it was exported on: a stand-in for CUDA, which refuses mixed devices."""
-    program = open_program(torch_program(MakesTensors().eval(), tmp_path / "t.pt2"))
-    inputs = torch.randn(2, 1, 8, 8)
-    assert torch.equal(program(inputs), MakesTensors()(inputs))
-    with FakeTensorMode():
-        for module in program.modules():
-            for name, buffer in list(module.named_buffers(recurse=False)):
-                setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype, device="cuda"))
-        assert program(torch.empty(5, 1, 8, 8, device="cuda")).device.type == "cuda"
 
 
 def test_gradients_of_inputs_come_from_torch_alone(tmp_path: Path) -> None:

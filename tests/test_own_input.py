@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.transforms import InterpolationMode, v2
 
 from raydistill.models.own_input import OwnInput, see_for_itself
@@ -105,18 +104,6 @@ def test_it_exports_moves_with_its_model_and_stays_out_of_its_weights(own: OwnIn
     batch = torch.export.Dim("batch", min=1)
     program = torch.export.export(model, (view,), dynamic_shapes=({0: batch},)).module()
     torch.testing.assert_close(program(view[:1]), model(view[:1]))
-
-
-@pytest.mark.parametrize(
-    "own", [OwnInput(3, (12, 12), None, MEAN, STD), OwnInput(1, (4, 4), 6, (0.5,), (0.5,))]
-)
-def test_on_a_gpu_it_asks_the_host_nothing(own: OwnInput) -> None:
-    with FakeTensorMode(allow_non_fake_inputs=False):
-        with torch.device("cuda"):
-            model = nn.Sequential(nn.Flatten(), nn.Linear(own.channels * own.size[0] ** 2, 2))
-            see_for_itself(model, own, (3, 8, 9), torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
-            view = torch.empty(2, 3, 8, 9)
-        assert model(view).device.type == "cuda"
 
 
 def test_gradients_reach_the_view() -> None:

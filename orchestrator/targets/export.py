@@ -118,7 +118,7 @@ def _write_safetensors(file: Path, columns: Mapping[str, Column], total: int) ->
         begin, end = end, end + total * math.prod(column.shape) * column.dtype.itemsize
         dtype = SAFETENSORS_TYPES[column.dtype.name]
         header[name] = {"dtype": dtype, "shape": [total, *column.shape], "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
+    text = json.dumps(header, allow_nan=False).encode()
     text += b" " * (-len(text) % 8)  # numbers begin at whole words
     with file.open("wb") as stream:
         stream.write(struct.pack("<Q", len(text)) + text)

@@ -127,7 +127,8 @@ class _Training:
             )
         self.model, self.transfer, self.validation = model, transfer, validation
         self.config, self.context, self.teacher = config, context, teacher
-        labelled = transfer.labelled if config.transfer.labelled else 0.0
+        share = transfer.labelled  # looked at here, once: it comes from the device
+        labelled = share if config.transfer.labelled else 0.0
         self.learner = Learner(model, method, bfloat16=config.precision == "bfloat16", labelled=labelled).to(
             context.device
         )

@@ -265,7 +265,12 @@ class Plans:
 
     def graph(self, stages: Mapping[str, Any]) -> Graph:
         task = {"name": "tensors", "file": str(self.file)}
-        self.plan = Plan.model_validate({"name": "p", "task": task, "stages": stages})
+        said = {"file": str(self.file.with_name("said.npz"))}
+        placed = {
+            name: stage | (said if stage["stage"] == "external_targets" else {})
+            for name, stage in stages.items()
+        }
+        self.plan = Plan.model_validate({"name": "p", "task": task, "stages": placed})
         return order_stages(self.plan)
 
     def stage_folder(self, graph: Graph, name: str, device: str) -> StageFolder:
@@ -357,4 +362,5 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> Plans:
     draw = np.random.default_rng(0)
     inputs = draw.normal(size=(60, 1, 8, 8)).astype(np.float32)
     np.savez(folder / "data.npz", inputs=inputs, labels=np.arange(60) % 4)
+    np.savez(folder / "said.npz", ids=np.arange(60), logits=draw.normal(size=(60, 4)).astype(np.float32))
     return Plans(folder / "runs", folder / "data.npz")

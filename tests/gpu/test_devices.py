@@ -46,6 +46,8 @@ PLANS: dict[str, dict[str, Any]] = {
         "top": {"stage": "predict_targets", "teacher": "teacher.0", "top_k": 2},
         "also": {"stage": "predict_targets", "teacher": "teacher.1", "top_k": 2},
         "both": {"stage": "combine_targets", "targets": ["top", "also"]},
+        "said": {"stage": "external_targets"},
+        "told": {key: value for key, value in STUDENT.items() if key != "teachers"} | {"targets": "said"},
         "of_few": {key: value for key, value in STUDENT.items() if key != "teachers"} | {"targets": "both"},
         "ensemble": {"stage": "evaluate", "models": ["teacher"]},
     },

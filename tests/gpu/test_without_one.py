@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 import raydistill
 from raydistill import models, tasks
+from raydistill.models.own_input import OwnInput, see_for_itself
+from raydistill.models.programs import open_program
 from raydistill.tasks.devices import all_to_device, to_device
 from raydistill.tasks.folder_split import FolderSplit
 from raydistill.tasks.frame_split import FrameSplit
@@ -75,6 +77,40 @@ def test_the_twin_refuses_what_a_gpu_refuses(twin: Any) -> None:
     assert not twin.waits
     there[there > 1], int(there[0]), torch.tensor([1.0], device="twin:0")
     assert len(twin.waits) == 3
+
+
+@pytest.mark.parametrize(
+    "own", [OwnInput(3, (12, 12), None, (0.4,) * 3, (0.2,) * 3), OwnInput(1, (4, 4), 6, (0.5,), (0.5,))]
+)
+def test_a_models_own_input_asks_the_host_nothing(twin: Any, own: OwnInput) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(own.channels * own.size[0] ** 2, 2))
+    see_for_itself(model, own, (3, 8, 9), torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
+    view = torch.rand(2, 3, 8, 9)
+    expected = model(view)
+    there, view = model.to("twin:0"), view.to("twin:0")
+    twin.waits.clear()
+    found = there(view)
+    assert not twin.waits
+    assert torch.equal(found.cpu(), expected)
+
+
+class MakesTensors(nn.Module):
+    """Makes tensors by itself, of its input's size and of none: both have to lie where the input does."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        rows = inputs.flatten(1) + torch.arange(64, device=inputs.device) + torch.zeros(inputs.shape[0], 64)
+        return rows[:, :3] + torch.tensor([1.0, 2.0, 3.0])
+
+
+def test_a_program_runs_where_its_inputs_are(twin: Any, tmp_path: Path) -> None:
+    """On another device than it was exported on."""
+    inputs, batch = torch.randn(2, 1, 8, 8), torch.export.Dim("batch")
+    program = torch.export.export(MakesTensors().eval(), (inputs,), dynamic_shapes=({0: batch},))
+    torch.export.save(program, tmp_path / "t.pt2")
+    read = open_program(tmp_path / "t.pt2")
+    expected = MakesTensors()(inputs)
+    assert torch.equal(read(inputs), expected)
+    assert torch.equal(read.to("twin:0")(inputs.to("twin:0")).cpu(), expected)
 
 
 def test_only_where_a_device_is_chosen_is_one_named() -> None:
