@@ -1,21 +1,12 @@
 """The table of metrics: what each is called, how it is computed, which direction is better, and where it is shown.
 
 A metric is a class, and this table is all that names it: training, early stopping, searches, terminal, reports and
-tracking ask the class. A user's own is a subclass of `Metric`, which a plan lists under `metrics` by its address:
-
-    class Kappa(Metric):
-        name = "kappa"
-        form = "number"
-
-        def compute(self, answers: Answers) -> float:
-            from sklearn.metrics import cohen_kappa_score
-            return cohen_kappa_score(answers.labels, answers.predicted)
+tracking ask the class.
 
 Plans are checked against the descriptions without numpy and torch: what computes imports them when it is called.
 """
 
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,7 +21,6 @@ if TYPE_CHECKING:
 
 Better = Literal["max", "min"]
 Form = Literal["percent", "count", "nats", "number"]
-NAME = re.compile(r"[a-z][a-z0-9_]{0,49}")
 MANY_CLASSES = 20  # with fewer, the right class among five is no news
 
 
@@ -319,23 +309,6 @@ def _value(metric: type[Metric], answers: Answers) -> float:
         raise StageError(f"metric `{metric.name}`: {type(error).__name__}: {error}") from error
 
 
-def load_metric(address: str) -> type[Metric]:
-    """The user's metric at `package.module:Class`; `StageError` says what is wrong with it."""
-    found = load_object(address)
-    base = f"{Metric.__module__}:{Metric.__name__}"
-    if not (isinstance(found, type) and issubclass(found, Metric)):
-        raise StageError(f"`{address}` is no metric: it should subclass `{base}`")
-    if not NAME.fullmatch(str(getattr(found, "name", ""))):
-        raise StageError(f"`{address}` has no `name` of lower-case letters, digits and `_`, a letter first")
-    if found.compute is Metric.compute:
-        raise StageError(f"`{address}` does not say how it is computed: write its `compute(self, answers)`")
-    for attribute, known in (("better", (*_words(Better), None)), ("form", _words(Form))):
-        if (said := getattr(found, attribute)) not in known:
-            listed = ", ".join(f"`{word}`" for word in known)
-            raise StageError(f"`{address}`: `{attribute}` is `{said}`; known: {listed}")
-    return found
-
-
 def find(name: str, metrics: Iterable[type[Metric]] = METRICS) -> type[Metric] | None:
     """The metric of this name."""
     return next((metric for metric in metrics if metric.name == name), None)
@@ -349,17 +322,6 @@ def written(form: str, value: float, deviation: float | None = None) -> str:
     if form == "count":
         return f"{value:.0f}" if deviation is None else f"{value:.1f} ± {deviation:.1f}"
     return f"{value:.3f}" + ("" if deviation is None else f" ± {deviation:.3f}")
-
-
-def split_name(name: str) -> tuple[str, str]:
-    """`validation/accuracy` in its two parts."""
-    split, _, metric = name.partition("/")
-    return split, metric
-
-
-def _words(kind: Any) -> tuple[str, ...]:
-    words: tuple[str, ...] = kind.__args__
-    return words
 
 
 def _quotient(part: "NDArray[np.int64]", whole: "NDArray[np.int64]") -> "NDArray[np.float64]":

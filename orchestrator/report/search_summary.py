@@ -12,7 +12,7 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
-from raydistill.metrics import Accuracy, Samples, find, split_name
+from raydistill.metrics import Accuracy, Samples, find
 from raydistill.plan.search import Domain
 from raydistill.report.formatting import listing, percent
 from raydistill.runs.search_formatting import short, short_names
@@ -102,7 +102,7 @@ class SearchSummary:
     @property
     def is_fraction(self) -> bool:
         """Whether the metric is shown as a percentage."""
-        known = find(split_name(self.metric)[1])
+        known = find(self.metric.partition("/")[2])
         return known is not None and known.form == "percent"
 
     @cached_property
