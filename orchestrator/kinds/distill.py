@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from raydistill.kinds.changes import phases
 from raydistill.kinds.method_options import MethodOptions
 from raydistill.kinds.methods import HintonConfig
-from raydistill.kinds.stage_bases import TrainingConfig, WeightsConfig
+from raydistill.kinds.stage_bases import BalanceConfig, TrainingConfig, WeightsConfig
 from raydistill.kinds.targets import (
     CombineConfig,
     CombineTargetsConfig,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from raydistill.plan.order import Node, Site
 
 
-class DistillConfig(WeightsConfig, TrainingConfig):
+class DistillConfig(BalanceConfig, WeightsConfig, TrainingConfig):
     """Train a student to match its teachers.
 
     `teachers` are stages that made a model; the graph inserts the stages that store their soft targets. With
@@ -174,6 +174,17 @@ class DistillConfig(WeightsConfig, TrainingConfig):
                 "an unlabelled transfer set has no hard labels; set `hard_weight: 0`, or take a method without labels",
                 "methods" if self.methods else "method",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _balance_is_about_labels(self) -> "DistillConfig":
+        for key in ("class_weights", "logit_adjustment"):
+            if getattr(self, key) is not None and not any(method.needs_labels for method in self.all_methods):
+                raise located_error(
+                    f"`{key}` is about the loss with the labels, and no method looks at them; leave it out, or raise a"
+                    " `hard_weight`",
+                    key,
+                )
         return self
 
     @property

@@ -18,7 +18,7 @@ from raydistill.kinds.training import (
     SgdConfig,
     TransferConfig,
 )
-from raydistill.plan.config import Boolean, Integer, ModelRef, Number, Positive, Seed, TargetsRef
+from raydistill.plan.config import Boolean, Integer, ModelRef, NonNegative, Number, Positive, Seed, TargetsRef
 from raydistill.plan.config_errors import located_error, moved
 from raydistill.plan.model import ModelConfig, models_in
 from raydistill.plan.stage import StageConfig
@@ -47,6 +47,34 @@ class TargetsConfig(StageConfig):
 
     def role(self, *, teaches: bool, has_student: bool) -> str:
         return "targets"
+
+
+class BalanceConfig(StageConfig):
+    """What stages that learn labels can be told of classes with few samples.
+
+    `class_weights` and `logit_adjustment` are about the cross-entropy with the labels alone; a weight multiplies each
+    sample's loss, and weights are scaled so that their mean over the samples is 1. `sampler: balanced` is about all
+    losses: an epoch has as many samples as before, from every class equally many; what has no label counts as a class.
+    """
+
+    class_weights: Literal["balanced"] | tuple[NonNegative, ...] | None = Field(
+        None, description="`balanced`, or a number per class; all alike when left out"
+    )
+    sampler: Literal["balanced"] | None = Field(
+        None, description="`balanced`: classes come equally often; as they lie when left out"
+    )
+    logit_adjustment: NonNegative | None = Field(
+        None, description="τ: logits + τ · log(share of the class) in training (arXiv 2007.07314)"
+    )
+
+    def check(self, site: "Site") -> None:
+        super().check(site)
+        count = site.task.num_classes
+        if isinstance(self.class_weights, tuple) and len(self.class_weights) != count:
+            raise site.error(
+                f"{len(self.class_weights)} weights for {count} classes; write one for each, or `balanced`",
+                "class_weights",
+            )
 
 
 class WeightsConfig(StageConfig):

@@ -1,18 +1,13 @@
 """A model that learns from labels: what its stage can be told."""
 
-from typing import TYPE_CHECKING
-
 from pydantic import model_validator
 
-from raydistill.kinds.stage_bases import TrainingConfig, WeightsConfig
+from raydistill.kinds.stage_bases import BalanceConfig, TrainingConfig, WeightsConfig
 from raydistill.plan.config_errors import located_error
 from raydistill.plan.model import ModelConfig
 
-if TYPE_CHECKING:
-    pass
 
-
-class TrainConfig(WeightsConfig, TrainingConfig):
+class TrainConfig(BalanceConfig, WeightsConfig, TrainingConfig):
     """Train a model on labels: a teacher, a generalist, a baseline."""
 
     word = "train"

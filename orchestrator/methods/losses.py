@@ -9,6 +9,7 @@ from torch import Tensor
 
 from raydistill.targets.mixing import TeacherTargets, tempered, tempered_probabilities
 from raydistill.tasks.labels import UNLABELLED
+from raydistill.training.balance import Balance
 from raydistill.training.data import Batch
 
 NEVER = -1e9  # a logarithm whose exponential is 0
@@ -39,14 +40,21 @@ def soft_loss(
 def hard_loss(student_logits: Tensor, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy with the labels at T = 1; under mixup with both samples' labels in proportion.
 
-    The mean over the samples that have a label; 0 where none has.
+    The mean over the samples that have a label; 0 where none has. Where the classes are balanced, each sample's loss
+    has its label's weight, and logits are shifted first.
     """
-    logits = student_logits.float()
-    if batch.label_weights is None and batch.partner_labels is None:
+    balance = batch.balance or Balance()
+    logits = student_logits.float() if balance.shift is None else student_logits.float() + balance.shift
+    if batch.label_weights is None and batch.partner_labels is None and balance.weights is None:
         return F.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
     losses = over_labels(
         lambda labels: F.cross_entropy(
-            logits, labels, reduction="none", label_smoothing=label_smoothing, ignore_index=UNLABELLED
+            logits,
+            labels,
+            balance.weights,
+            reduction="none",
+            label_smoothing=label_smoothing,
+            ignore_index=UNLABELLED,
         ),
         batch,
     )

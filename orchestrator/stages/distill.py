@@ -33,7 +33,7 @@ def distill(config: DistillConfig, context: StageContext) -> dict[str, float]:
     )
     transfer = load_transfer_set(
         config.transfer, views, context, data, channels_last=config.channels_last, with_unlabelled=True
-    )
+    ).told(config, context.task.class_names)
     model = build_initial_model(config.student, data, config, context)
     teachers = (
         [] if is_stored else [model_files.load(context.input(ref), context.device) for ref in config.teachers]

@@ -13,6 +13,7 @@ def train(config: TrainConfig, context: StageContext) -> dict[str, float]:
     data = load_data(context)
     views = Views(config.augment, config.seed)
     transfer = load_transfer_set(config.transfer, views, context, data, channels_last=config.channels_last)
+    transfer = transfer.told(config, context.task.class_names)
     model = build_initial_model(config.model, data, config, context)
     method = Supervised(config.label_smoothing)
     return train_model(model, config.model, method, transfer, data, config, context)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from raydistill.errors import StageError
 from raydistill.kinds.augmentations import AugmentationOptions
+from raydistill.kinds.stage_bases import BalanceConfig
 from raydistill.kinds.training import AlsoConfig, TransferConfig
 from raydistill.tasks.devices import all_to_device
 from raydistill.tasks.hashing import cut, fold_key
@@ -22,6 +23,7 @@ from raydistill.tasks.seeds import Purpose
 from raydistill.tasks.splits import Split, TaskData, View
 from raydistill.tasks.task import Task, class_index
 from raydistill.training.augment import augment, mixing_partners
+from raydistill.training.balance import Balance, balance_of, balanced_order
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Batch:
     Where the transfer set has samples without a label (`UNLABELLED`), `label_weights` (B,) float32 says what each label
     counts: 0 where there is none, or under mixup one of the two, and such that the mean over workers' parts, each with
     its share, of weight x loss is the mean of the loss over the labelled samples of the whole batch; all 0 without any.
+    `balance` is what hard losses are told of the classes.
     `share` scales the mean over this part so that workers' gradients average to that of the whole batch. `epoch`
     counts from 0.
     """
@@ -48,6 +51,7 @@ class Batch:
     share: float = 1.0
     epoch: int = 0
     label_weights: Tensor | None = None
+    balance: Balance | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,8 @@ class TransferSet:
     normalisation: Normalisation
     views: Views = Views()
     channels_last: bool = False
+    balance: Balance | None = None
+    is_balanced: bool = False
 
     def __len__(self) -> int:
         return len(self.split)
@@ -86,6 +92,11 @@ class TransferSet:
     def labelled(self) -> float:
         """Which part of the samples has a label."""
         return (self.split.labels != UNLABELLED).double().mean().item()
+
+    def told(self, config: BalanceConfig, class_names: tuple[str, ...]) -> "TransferSet":
+        """The same samples, with what a stage says of classes that have few."""
+        balance = balance_of(config, self.split.labels, class_names)
+        return replace(self, balance=balance, is_balanced=config.sampler == "balanced")
 
     def of(self, split: Split) -> "TransferSet":
         """Other samples, seen in the same way."""
@@ -100,6 +111,8 @@ class TransferSet:
         """A permutation of all positions (N,) for one epoch, the same on every worker."""
         # On the CPU and from a generator of its own: the same order on every device and worker, whatever else was
         # drawn.
+        if self.is_balanced:
+            return balanced_order(self.split.labels, seed, epoch)
         generator = torch.Generator().manual_seed(fold_key(seed, Purpose.ORDER, epoch))
         return torch.randperm(len(self), generator=generator)
 
@@ -127,7 +140,7 @@ class TransferSet:
             if partners is None:
                 yield Batch(
                     self.normalised(inputs), labels, ids, rows, view,
-                    share=share, epoch=epoch, label_weights=counts,
+                    share=share, epoch=epoch, label_weights=counts, balance=self.balance,
                 )  # fmt: skip
                 continue
             partner_rows, weights, partner_inputs = next(partners)
@@ -136,7 +149,9 @@ class TransferSet:
             own = weights.view(-1, *[1] * (inputs.dim() - 1))
             mixed = self.normalised(own * inputs + (1 - own) * partner_inputs)
             partner_labels = split.labels[partner_rows]
-            yield Batch(mixed, labels, ids, rows, view, partner_labels, weights, share, epoch, counts)
+            yield Batch(
+                mixed, labels, ids, rows, view, partner_labels, weights, share, epoch, counts, self.balance
+            )
 
     def _label_weights(
         self, parts: Sequence[Tensor], wholes: Sequence[Tensor] | None, view: int

@@ -58,6 +58,9 @@ def build(num_classes):
 """
 
 
+BALANCED = {"sampler": "balanced", "augment": [{"name": "mixup"}]}
+
+
 def plan_of(teacher: dict[str, Any], student: dict[str, Any], fragile: str, idle: str) -> dict[str, Any]:
     """108 training samples: batches of 25 leave 8 for the last, batches of 107 leave one."""
     bounded = {"clip_norm": 0.5, "max_norm": 0.8, "label_smoothing": 0.1, "schedule": {"name": "cosine"}}
@@ -68,6 +71,9 @@ def plan_of(teacher: dict[str, Any], student: dict[str, Any], fragile: str, idle
         "normed": teacher | {"model": NORMED, "batch_size": 107},
         "bounded": teacher | {"model": NORMED, "batch_size": 25, "augment": AUGMENT} | bounded,
         "stopped": teacher | {"batch_size": 5, "seed": 7},
+        "balanced": teacher
+        | {"batch_size": 25, "class_weights": [1, 2, 4], "logit_adjustment": 1}
+        | BALANCED,
         "targets": {"stage": "predict_targets", "teacher": "plain"},
         "student": student | {"targets": "targets", "batch_size": 25},
         "branches": {"stage": "train_branches", "model": STAGED, "deploy": "ensemble"} | online,
@@ -137,6 +143,7 @@ def test_two_workers_make_what_one_makes(
         "stopped",
         "normed",
         "bounded",
+        "balanced",
         "branches",
         "peers",
         "codistilled.1",
