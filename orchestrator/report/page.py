@@ -30,10 +30,14 @@ from raydistill.runs.search_formatting import called, short
 from raydistill.runs.search_run import TrialRecord
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from raydistill.report.figures import Plot
 
 TONES = {"done": "good", "failed": "bad", "interrupted": "bad"}
 CONFUSED_PAIRS = 12
+WORST_CLASSES = 20
 
 
 @cache
@@ -83,6 +87,7 @@ def build_page(summary: RunSummary, plots: "Sequence[Plot]") -> str:
         committee_groups=group_committees(summary.committees),
         boxes=list(group_stages(run).values()),
         confusion=_confusion(summary),
+        by_class=_by_class(summary),
         again=shlex.join(["distill", "run", str(run.folder / "plan.yaml"), "--runs", str(run.root)]),
         origins=_origins(summary),
     )
@@ -145,6 +150,36 @@ def _confusion(summary: RunSummary) -> dict[str, Any]:
         if (times := int(errors[true, predicted]))
     ]
     return {"never": [name(label) for label in never], "pairs": pairs}
+
+
+def _by_class(summary: RunSummary) -> dict[str, Any]:
+    """What the student does with each class, the worst recall first; of many the worst alone."""
+    if summary.confusion is None:
+        return {"rows": []}
+    own = _counts(summary.confusion)
+    recall, precision, f1 = own.recall(), own.precision(), own.f1()
+    teacher = None if summary.teacher_confusion is None else _counts(summary.teacher_confusion).recall()
+    there = [label for label in range(len(recall)) if own.samples[label]]
+    there.sort(key=lambda label: (recall[label], label))
+    rows = [
+        {
+            "name": summary.class_name(label),
+            "samples": int(own.samples[label]),
+            "recall": recall[label],
+            "precision": None if math.isnan(precision[label]) else precision[label],
+            "f1": f1[label],
+            "teacher": None if teacher is None else teacher[label],
+        }
+        for label in there[:WORST_CLASSES]
+    ]
+    others = there[WORST_CLASSES:]
+    mean = float(recall[others].mean()) if others else None
+    return {"rows": rows, "others": len(others), "mean": mean, "has_teacher": teacher is not None}
+
+
+def _counts(confusion: "NDArray[np.int64]") -> metrics.ByClass:
+    """From counts (C, C) of true classes by predicted ones."""
+    return metrics.ByClass(confusion.sum(axis=1), confusion.sum(axis=0), confusion.diagonal())
 
 
 def _origins(summary: RunSummary) -> dict[str, str]:

@@ -52,6 +52,7 @@ class RunSummary:
     class_names: tuple[str, ...] = ()
     temperature: float = 1.0
     confusion: NDArray[np.int64] | None = None
+    teacher_confusion: NDArray[np.int64] | None = None
     calibrations: list[Calibration] = field(default_factory=list)
     with_teacher: Agreement | None = None
     with_baseline: Agreement | None = None
@@ -186,6 +187,7 @@ def _add_teaching(summary: RunSummary, teaching: Teaching, predictions: StoredPr
     answers = probabilities.argmax(axis=1)
     bins = reliability_bins(probabilities, teaching.labels)
     summary.calibrations.append(Calibration(teaching.name, teaching.role, bins, bins.error))
+    summary.teacher_confusion = confusion_matrix(answers, teaching.labels, probabilities.shape[1])
     summary.with_teacher = agreement(teaching.name, answers, predictions, teaching.ids)
     ensembles = summary.comparison.in_role("ensemble")
     judged = [set(stage.reads) for row in ensembles for stage in row.results]

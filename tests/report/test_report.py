@@ -174,6 +174,23 @@ def test_a_class_that_is_never_predicted_is_named(tmp_path: Path, fake_run: Star
     page = page_of(run)
     assert "Class owl is never predicted." in page.text
     assert "owl cat 10 100.0 %" in page.text
+    told = page.text[page.text.index("How only does by class") :]
+    order = [told.index(name) for name in ("owl", "cat", "dog")]
+    assert order == sorted(order), "the worst first"
+    assert "owl 10 0.0 % never predicted 0.0 %" in " ".join(told.split())
+    assert "cat 10 100.0 % 50.0 % 66.7 %" in " ".join(told.split())
+
+
+def test_of_many_classes_the_worst_are_listed(tmp_path: Path, fake_run: Start) -> None:
+    labels = np.arange(90) % 30
+    logits = np.eye(30)[np.where(labels < 3, 29, labels)]
+    run = fake_run(tmp_path)
+    run.stage(
+        "only", role="model", class_names=[f"c{label}" for label in range(30)], logits=logits, labels=labels
+    )
+    text = " ".join(page_of(run).text.split())
+    assert "The 10 other classes have a mean recall of 100.0 %" in text
+    assert "c0 3 0.0 % never predicted 0.0 %" in text
 
 
 def test_what_stages_warn_of_is_listed(tmp_path: Path, fake_run: Start, predict: Start) -> None:
