@@ -15,7 +15,12 @@ from raydistill.kinds.logit_methods import (
     WsldConfig,
 )
 from raydistill.kinds.method_options import MethodOptions, SoftTargetOptions
-from raydistill.kinds.relation_methods import RelationalConfig, TripletConfig, TripletLogitsConfig
+from raydistill.kinds.relation_methods import (
+    ProjectedConfig,
+    RelationalConfig,
+    TripletConfig,
+    TripletLogitsConfig,
+)
 from raydistill.plan.config import Boolean, NonNegative
 
 
@@ -80,6 +85,7 @@ METHODS = (
     TripletConfig,
     TripletLogitsConfig,
     RelationalConfig,
+    ProjectedConfig,
     EbkdConfig,
     CaMkdConfig,
     AeKdConfig,

@@ -1,4 +1,4 @@
-"""Methods that compare relations between the samples of a batch: triplets, distances, angles."""
+"""Methods that compare embeddings: as they are, or the relations between the samples of a batch."""
 
 from typing import Literal
 
@@ -127,3 +127,26 @@ class RelationalConfig(EmbeddingOptions):
                 "distance_weight",
             )
         return self
+
+
+class ProjectedConfig(EmbeddingOptions):
+    """The teacher's embedding itself, of any network: without labels, and without classes in common (the form in which
+    LightlyTrain, Theia and VkD distil foundation models).
+
+    loss = weight · d(P(f), N(g)): the student's feature f through a projector P that is trained beside it and left
+    behind, the teacher's g normalised by N; d a mean over samples and, but for the cosine, over entries. `layer_norm`
+    and `smooth_l1` are VkD's; `unit` with `cosine` suits embeddings that are compared by angles, as CLIP's. Features of
+    several places (maps) are averaged over them.
+
+    Needs a live teacher, no labels: `transfer: {labelled: false}` hides them. The classifier gets no gradient: go on
+    with `train` and `initial:`, or add `{method: labels}`. A projector of its own layers does the work itself: keep it
+    linear, or the student's features get worse.
+    """
+
+    word = "embedding"
+    implementation = "raydistill.methods.projected:Projected"
+
+    normalize: Literal["none", "unit", "layer_norm"] = "layer_norm"
+    """What is made of the teacher's embedding: nothing, length 1, or mean 0 and deviation 1."""
+    distance: Literal["smooth_l1", "squared", "cosine"] = "smooth_l1"
+    """How far apart both are: smooth L1, mean of squares, or 1 less the cosine."""

@@ -182,6 +182,7 @@ BY_SAMPLE: dict[str, dict[str, Any]] = {
     "teacher-labels": {"method": "teacher_labels"},
     "hints": {"method": "hints", "reduction": "mean"},
     "fsp": {"method": "fsp", "reduction": "mean"},
+    "embedding": {"method": "embedding"},
     "ofd": {"method": "ofd", "weight": 0.01, "teacher_bn": "running"},
     "ebkd": {"method": "ebkd"},
     "ca-mkd": {"method": "ca_mkd"},

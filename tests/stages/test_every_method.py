@@ -32,6 +32,13 @@ CASES: dict[str, dict[str, Any]] = {
     "triplet": {"method": "triplet"},
     "triplet_logits": {"method": "triplet_logits"},
     "relational": {"method": "relational"},
+    "embedding": {"method": "embedding"},
+    "embedding, maps": {
+        "method": "embedding",
+        "student_feature": "stage2",
+        "distance": "cosine",
+        "normalize": "unit",
+    },
     "ebkd": {"method": "ebkd"},
     "ca_mkd": {"method": "ca_mkd"},
     "ca_mkd, features": {"method": "ca_mkd", "feature_weight": 5},
