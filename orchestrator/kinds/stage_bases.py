@@ -215,6 +215,11 @@ class TrainingConfig(StageConfig):
         return self
 
     @property
+    def trains_classifier(self) -> bool:
+        """Whether anything that it learns from reaches the classifier."""
+        return True
+
+    @property
     def trained_epochs(self) -> int:
         """After how many epochs training ends."""
         return self.until or self.epochs

@@ -131,7 +131,8 @@ def store_model(
         name: split.to(context.device)
         for name, split in (("validation", data.validation), ("test", data.test))
     }
-    metrics = judge_splits(context, predictor(model, transfer, config), splits)
+    predict = predictor(model, transfer, config)
+    metrics = judge_splits(context, predict, splits, guesses=not config.trains_classifier)
     if not context.is_untested and config.until is None:  # who judges it on test, or trains on, begins there
         context.when_done.append(partial(remove_checkpoint, context.folder.path / CHECKPOINT))
     return metrics

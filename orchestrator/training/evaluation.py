@@ -46,9 +46,12 @@ def judge_splits(
     predict: Callable[[Tensor], Tensor],
     splits: dict[str, Split],
     batch_size: int = BATCH,
+    *,
+    guesses: bool = False,
 ) -> dict[str, float]:
     """Judge a final model on named splits, and keep its predictions for the report. Doubts about its validation results
-    become warnings of the stage: other stages may be about to learn from it."""
+    become warnings of the stage: other stages may be about to learn from it. One that `guesses`, its classifier never
+    trained, is not doubted."""
     metrics: dict[str, float] = {}
     for name, split in splits.items():
         context.is_untested |= name == "test" and not context.sees_test
@@ -59,7 +62,7 @@ def judge_splits(
         judged = judge(logits, split.labels, context.metrics, teacher=teacher)
         metrics |= {f"{name}/{key}": value for key, value in judged.items()}
         save_predictions(context, name, split, logits)
-        if name == "validation":
+        if name == "validation" and not guesses:
             _warn(context, logits, split.labels.cpu())
     return metrics
 

@@ -120,3 +120,12 @@ def test_losses_are_finite_under_bfloat16_and_fall(
     stages.run(plan)
     losses = [line["train/loss"] for line in stages.metrics("student")]
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("case", ["embedding", "hinton"])
+def test_a_student_whose_classifier_nothing_trains_is_not_doubted(
+    stages: Any, teacher: dict[str, Any], student: dict[str, Any], case: str
+) -> None:
+    plan = plan_of(case, teacher, student, transfer={"only_classes": [0]}, epochs=1)
+    warnings = stages.run(plan).folder("student").done_record().warnings
+    assert bool(warnings) == (case == "hinton")  # which has seen one class alone, and says nothing else
