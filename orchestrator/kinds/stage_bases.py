@@ -53,8 +53,9 @@ class BalanceConfig(StageConfig):
     """What stages that learn labels can be told of classes with few samples.
 
     `class_weights` and `logit_adjustment` are about the cross-entropy with the labels alone; a weight multiplies each
-    sample's loss, and weights are scaled so that their mean over the samples is 1. `sampler: balanced` is about all
-    losses: an epoch has as many samples as before, from every class equally many; what has no label counts as a class.
+    sample's loss (with label smoothing as torch has it), and weights are scaled so that their mean over the samples is
+    1. `sampler: balanced` is about all losses: an epoch has as many samples as before, from every class equally many;
+    what has no label counts as a class.
     """
 
     class_weights: Literal["balanced"] | tuple[NonNegative, ...] | None = Field(
@@ -66,6 +67,16 @@ class BalanceConfig(StageConfig):
     logit_adjustment: NonNegative | None = Field(
         None, description="τ: logits + τ · log(share of the class) in training (arXiv 2007.07314)"
     )
+
+    @model_validator(mode="after")
+    def _balanced_once(self) -> Self:
+        for key in ("class_weights", "logit_adjustment"):
+            if self.sampler is not None and getattr(self, key) is not None:
+                raise located_error(
+                    f"`sampler: balanced` and `{key}` would correct for the same imbalance twice; keep one",
+                    key,
+                )
+        return self
 
     def check(self, site: "Site") -> None:
         super().check(site)

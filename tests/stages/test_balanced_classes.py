@@ -4,13 +4,14 @@ from typing import Any
 
 import torch
 
-BALANCED = {"class_weights": "balanced", "sampler": "balanced", "logit_adjustment": 0.5}
+BALANCED = {"sampler": "balanced"}
+WEIGHED = {"class_weights": "balanced", "logit_adjustment": 0.5}
 
 
 def test_stopping_and_resuming_equals_not_stopping(
     stages: Any, teacher: dict[str, Any], student: dict[str, Any]
 ) -> None:
-    plan = {"teacher": teacher | BALANCED, "student": student | {"teachers": ["teacher"]} | BALANCED}
+    plan = {"teacher": teacher | BALANCED, "student": student | {"teachers": ["teacher"]} | WEIGHED}
     whole, other = stages.run(plan), stages.elsewhere("again")
     for name in other.write(plan).nodes:
         outcome = other.attempt(name, iter([False] * 2 + [True]).__next__)

@@ -71,9 +71,8 @@ def plan_of(teacher: dict[str, Any], student: dict[str, Any], fragile: str, idle
         "normed": teacher | {"model": NORMED, "batch_size": 107},
         "bounded": teacher | {"model": NORMED, "batch_size": 25, "augment": AUGMENT} | bounded,
         "stopped": teacher | {"batch_size": 5, "seed": 7},
-        "balanced": teacher
-        | {"batch_size": 25, "class_weights": [1, 2, 4], "logit_adjustment": 1}
-        | BALANCED,
+        "balanced": teacher | {"batch_size": 25} | BALANCED,
+        "weighed": teacher | {"batch_size": 25, "class_weights": [1, 2, 4], "logit_adjustment": 1},
         "targets": {"stage": "predict_targets", "teacher": "plain"},
         "student": student | {"targets": "targets", "batch_size": 25},
         "branches": {"stage": "train_branches", "model": STAGED, "deploy": "ensemble"} | online,
@@ -144,6 +143,7 @@ def test_two_workers_make_what_one_makes(
         "normed",
         "bounded",
         "balanced",
+        "weighed",
         "branches",
         "peers",
         "codistilled.1",

@@ -112,6 +112,8 @@ def test_what_cannot_be_balanced_is_named() -> None:
     with pytest.raises(PlanError, match="2 weights for 10 classes"):
         order_stages(plan)
     for key, value in (("class_weights", "balanced"), ("logit_adjustment", 1)):
+        with pytest.raises(ValidationError, match="correct for the same imbalance twice"):
+            config_of(sampler="balanced", **{key: value})
         with pytest.raises(ValidationError, match="no method looks at them"):
             DistillConfig.model_validate(
                 {"stage": "distill", "student": {"name": "mlp"}, "teachers": ["t"], "epochs": 1}
