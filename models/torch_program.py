@@ -20,7 +20,7 @@ from raydistill.models.exported import Exported
 FORMAT = 8  # the major version of the schema that is read
 NAME = re.compile(r"\w+(\.\w+)*")
 ATEN = re.compile(r"torch\.ops\.aten\.([A-Za-z]\w*|_[A-Za-z]\w*)\.([A-Za-z]\w*)")
-FORBIDDEN = ("from_file",)  # of aten's functions the one that opens a file
+FORBIDDEN = ("from_file",)  # of the functions of tensors the one that opens a file
 SIZES: dict[str, Callable[..., Any]] = {
     f"_operator.{name}": getattr(operator, name)
     for name in ("add", "sub", "mul", "floordiv", "mod", "neg", "eq", "ne", "lt", "le", "gt", "ge", "getitem")
@@ -305,4 +305,8 @@ def _function(target: str) -> Callable[..., Any]:
     function: Callable[..., Any] = getattr(getattr(torch.ops.aten, found[1]), found[2])
     if not isinstance(function, torch._ops.OpOverload):
         raise _Refused(f"calls `{target[:80]}`, which is no function of torch")
+    # The same name space holds what scripts call beside tensors' functions: it writes files, and turns gradients and
+    # random numbers of the whole process. None of it goes through the dispatcher and returns something.
+    if not (torch._C._dispatch_has_kernel(function.name()) and function._schema.returns):
+        raise _Refused(f"calls `{target[:80]}`, which is no function of tensors; save the state dict alone")
     return function

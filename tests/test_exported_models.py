@@ -281,6 +281,15 @@ def test_no_function_but_atens_is_called(target: str, tmp_path: Path) -> None:
     refused(file, "only functions of `torch.ops.aten` are called")
 
 
+@pytest.mark.parametrize(
+    "name", ["save", "manual_seed", "set_grad_enabled", "seed", "warn", "format", "_print"]
+)
+def test_what_changes_the_process_or_writes_is_not_called(name: str, tmp_path: Path) -> None:
+    file, target = torch_program(network(), tmp_path / "t.pt2"), f"torch.ops.aten.{name}.default"
+    rewritten(file, in_json("models/model.json", lambda values: nodes(values)[-1].update(target=target)))
+    refused(file, "no function of tensors")
+
+
 def test_pickles_in_a_program_are_never_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     buffer = io.BytesIO()
