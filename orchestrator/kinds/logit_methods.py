@@ -2,20 +2,20 @@
 
 from pydantic import model_validator
 
-from raydistill.kinds.method_options import MethodOptions, SoftTargetOptions
+from raydistill.kinds.method_options import MethodOptions, SoftTargetOptions, need_some_weight
 from raydistill.plan.config import NonNegative, Temperature
-from raydistill.plan.config_errors import located_error
 
 
-class AllClassesOptions(SoftTargetOptions):
-    """What methods can be told that look at more than the divergence of each sample."""
+class OfLabelsOptions(SoftTargetOptions):
+    """What methods whose soft terms look at the true labels, too, can be told."""
 
     @property
-    def looks_at_all_classes(self) -> tuple[str, str, str] | None:
-        return super(SoftTargetOptions, self).looks_at_all_classes
+    def needs_labels(self) -> bool:
+        """Whether the loss looks at the true labels."""
+        return True
 
 
-class DkdConfig(AllClassesOptions):
+class DkdConfig(OfLabelsOptions):
     """The label's part of the divergence and that among the other classes, each with a weight of its own (DKD, Zhao et
     al., CVPR 2022, arXiv 2203.08679).
 
@@ -43,20 +43,11 @@ class DkdConfig(AllClassesOptions):
 
     @model_validator(mode="after")
     def _something_to_compare(self) -> "DkdConfig":
-        if self.target_weight == self.other_weight == 0:
-            raise located_error(
-                "`target_weight` and `other_weight` are both 0: nothing to compare; raise one",
-                "target_weight",
-            )
+        need_some_weight(self, "target_weight", "other_weight", lack="nothing to compare")
         return self
 
-    @property
-    def needs_labels(self) -> bool:
-        """Whether the loss looks at the true labels."""
-        return True
 
-
-class NkdConfig(AllClassesOptions):
+class NkdConfig(OfLabelsOptions):
     """The label's cross-entropy, weighed by how sure the teacher is of it, and the others' distribution (NKD, Yang et
     al., ICCV 2023, arXiv 2303.13005).
 
@@ -76,13 +67,8 @@ class NkdConfig(AllClassesOptions):
     other_weight: NonNegative = 1.5
     """Of the distribution over the other classes; the paper's γ."""
 
-    @property
-    def needs_labels(self) -> bool:
-        """Whether the loss looks at the true labels."""
-        return True
 
-
-class DistConfig(AllClassesOptions):
+class DistConfig(SoftTargetOptions):
     """Correlations in place of a divergence: within a sample's classes, and of a class over the batch (DIST, Huang et
     al., NeurIPS 2022, arXiv 2205.10536).
 
@@ -109,14 +95,11 @@ class DistConfig(AllClassesOptions):
 
     @model_validator(mode="after")
     def _something_to_compare(self) -> "DistConfig":
-        if self.row_weight == self.column_weight == 0:
-            raise located_error(
-                "`row_weight` and `column_weight` are both 0: nothing to compare; raise one", "row_weight"
-            )
+        need_some_weight(self, "row_weight", "column_weight", lack="nothing to compare")
         return self
 
 
-class WsldConfig(AllClassesOptions):
+class WsldConfig(OfLabelsOptions):
     """Soft labels count less for samples that the student knows as well as its teacher (WSLD, Zhou et al., ICLR 2021,
     arXiv 2102.00650).
 
@@ -135,11 +118,6 @@ class WsldConfig(AllClassesOptions):
     """Divides the logits of both before the softmax."""
     soft_weight: NonNegative = 2.5
     """Of the weighed divergence."""
-
-    @property
-    def needs_labels(self) -> bool:
-        """Whether the loss looks at the true labels."""
-        return True
 
 
 class TeacherLabelsConfig(MethodOptions):

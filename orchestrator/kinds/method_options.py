@@ -70,6 +70,13 @@ class MethodOptions(Kind):
         return "method", f"`{self.method}` looks at the logits of all classes", "take `hinton`"
 
 
+def need_some_weight(options: MethodOptions, *keys: str, lack: str = "nothing to learn from") -> None:
+    """An error at the first of these options when all of them are 0."""
+    if not any(getattr(options, key) for key in keys):
+        named = " and ".join(f"`{key}`" for key in keys)
+        raise located_error(f"{named} are both 0: {lack}; raise one", keys[0])
+
+
 class SoftTargetOptions(MethodOptions):
     """What methods that match softened distributions, and the labels beside them, can be told."""
 
@@ -93,10 +100,7 @@ class SoftTargetOptions(MethodOptions):
 
     @model_validator(mode="after")
     def _something_to_learn_from(self) -> "SoftTargetOptions":
-        if self.soft_weight == self.hard_weight == 0:
-            raise located_error(
-                "`soft_weight` and `hard_weight` are both 0: nothing to learn from; raise one", "soft_weight"
-            )
+        need_some_weight(self, "soft_weight", "hard_weight")
         return self
 
     @property
@@ -108,12 +112,3 @@ class SoftTargetOptions(MethodOptions):
     def hears_teacher(self) -> bool:
         """With `soft_weight: 0` the labels alone are left, and whatever features are compared."""
         return self.weight > 0 and (self.soft_weight > 0 or self.needs_member_features)
-
-    @property
-    def looks_at_all_classes(self) -> tuple[str, str, str] | None:
-        if self.weighs_teachers:
-            return super().looks_at_all_classes
-        if self.standardize:
-            return "standardize", "a deviation is one over all classes", "leave it out"
-        reason = "a tail below T = 1 would be a sum over all classes"
-        return ("temperature", reason, "set it to 1 or more") if self.temperature < 1 else None

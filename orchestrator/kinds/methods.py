@@ -41,6 +41,13 @@ class HintonConfig(SoftTargetOptions):
     scale_by_temperature_squared: Boolean = True
     """Multiply the soft loss by T², so that its gradients keep their size whatever the temperature."""
 
+    @property
+    def looks_at_all_classes(self) -> tuple[str, str, str] | None:
+        if self.standardize:
+            return "standardize", "a deviation is one over all classes", "leave it out"
+        reason = "a tail below T = 1 would be a sum over all classes"
+        return ("temperature", reason, "set it to 1 or more") if self.temperature < 1 else None
+
 
 class LabelsConfig(MethodOptions):
     """The true labels: beside methods that look at features or relations alone, or whose soft term has a ramp.

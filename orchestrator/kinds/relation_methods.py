@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from raydistill.kinds.method_options import MethodOptions
+from raydistill.kinds.method_options import MethodOptions, need_some_weight
 from raydistill.plan.config import NonNegative
 from raydistill.plan.config_errors import located_error
 
@@ -121,11 +121,7 @@ class RelationalConfig(EmbeddingOptions):
 
     @model_validator(mode="after")
     def _something_to_compare(self) -> "RelationalConfig":
-        if self.distance_weight == self.angle_weight == 0:
-            raise located_error(
-                "`distance_weight` and `angle_weight` are both 0: nothing to learn from; raise one",
-                "distance_weight",
-            )
+        need_some_weight(self, "distance_weight", "angle_weight")
         return self
 
 

@@ -59,13 +59,13 @@ def balanced_order(labels: Tensor, seed: int, epoch: int) -> Tensor:
     """
     labels = labels.cpu()
     generator = torch.Generator().manual_seed(fold_key(seed, Purpose.ORDER, epoch))
-    classes = labels.unique()
-    classes = classes[torch.randperm(len(classes), generator=generator)]  # who has one sample more, by turns
+    counts = labels.unique(return_counts=True)[1]
+    members = labels.argsort(stable=True).split(counts.tolist())
+    share, rest = divmod(len(labels), len(members))
     parts = []
-    for index, label in enumerate(classes):
-        own = (labels == label).nonzero()[:, 0]
-        quota = len(labels) // len(classes) + (index < len(labels) % len(classes))
+    for turn, index in enumerate(torch.randperm(len(members), generator=generator).tolist()):
+        own, quota = members[index], share + (turn < rest)  # who has one sample more, by turns
         rounds = [own[torch.randperm(len(own), generator=generator)] for _ in range(-(-quota // len(own)))]
-        parts.append(torch.cat(rounds)[:quota] if rounds else own[:0])
+        parts.append(torch.cat(rounds)[:quota])
     order = torch.cat(parts)
     return order[torch.randperm(len(order), generator=generator)]

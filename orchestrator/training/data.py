@@ -108,7 +108,7 @@ class TransferSet:
         return len(self)
 
     def epoch_order(self, seed: int, epoch: int) -> Tensor:
-        """A permutation of all positions (N,) for one epoch, the same on every worker."""
+        """N positions for one epoch, the same on every worker: all of them, unless classes are balanced."""
         # On the CPU and from a generator of its own: the same order on every device and worker, whatever else was
         # drawn.
         if self.is_balanced:
