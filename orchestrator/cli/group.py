@@ -18,6 +18,8 @@ from raydistill.tasks.picture_files import printable
 log = logging.getLogger(__name__)
 
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
+EXIT_CODES = {"done": DONE, "failed": FAILED, "interrupted": INTERRUPTED}
+"""By how a run or a search ended."""
 
 
 class Group(click.Group):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from raydistill.cli.group import DONE, FAILED, INTERRUPTED
+from raydistill.cli.group import EXIT_CODES
 from raydistill.cli.options import finds_own_modules, plan_options, runs_option
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def run(
     where = f"; report: {shown_path(report)}" if report.exists() else ""
     click.echo(f"\n{view.status} in {view.seconds:.1f} s{where}")
     _print_usage(plan, view)
-    sys.exit({"done": DONE, "failed": FAILED, "interrupted": INTERRUPTED}[view.status])
+    sys.exit(EXIT_CODES[view.status])
 
 
 @click.command()

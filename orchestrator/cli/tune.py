@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from raydistill.cli.group import DONE, FAILED, INTERRUPTED
+from raydistill.cli.group import EXIT_CODES
 from raydistill.cli.options import finds_own_modules, plan_options
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def tune(
         command=shlex.join(["distill", *sys.argv[1:]]),
     )
     print_results(search)
-    sys.exit({"done": DONE, "failed": FAILED, "interrupted": INTERRUPTED}[search.status])
+    sys.exit(EXIT_CODES[search.status])
 
 
 def load_search(
