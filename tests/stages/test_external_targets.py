@@ -105,6 +105,26 @@ def test_the_student_is_the_one_of_the_teacher_that_wrote_the_file(
         assert torch.equal(theirs[name], tensor)
 
 
+def test_stopping_and_resuming_equals_not_stopping(
+    stages: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raydistill.stages.external_targets.ROW_ELEMENTS", 3 * 7)  # seven rows at a time
+    given, file = predictions(stages), tmp_path / "p.npz"
+    np.savez(file, **given)
+    stages.write(external(file))
+    assert stages.attempt("targets", iter([False] * 3 + [True]).__next__).status == "stopped"
+    assert stages.attempt("targets").status == "done"
+    ids, logits = stored(stages)
+    np.testing.assert_allclose(centred(logits), centred(expected(given, ids)), atol=2e-2)
+    whole = stages.elsewhere("whole").run(external(file))
+    assert stages.folder("targets").done_record().payload == whole.folder("targets").done_record().payload
+
+
+def centred(logits: np.ndarray) -> np.ndarray:
+    found: np.ndarray = logits - logits.max(axis=1, keepdims=True)
+    return found
+
+
 def test_bfloat16_is_read_as_it_is(stages: Any, tmp_path: Path) -> None:
     given = predictions(stages)
     logits = torch.from_numpy(given["logits"]).bfloat16()
