@@ -18,7 +18,17 @@ from raydistill.kinds.training import (
     SgdConfig,
     TransferConfig,
 )
-from raydistill.plan.config import Boolean, Integer, ModelRef, NonNegative, Number, Positive, Seed, TargetsRef
+from raydistill.plan.config import (
+    Boolean,
+    Integer,
+    ModelRef,
+    NonNegative,
+    Number,
+    Positive,
+    Seed,
+    StageRef,
+    TargetsRef,
+)
 from raydistill.plan.config_errors import located_error, moved
 from raydistill.plan.model import ModelConfig, models_in
 from raydistill.plan.stage import StageConfig
@@ -226,9 +236,8 @@ class TrainingConfig(StageConfig):
         return self
 
     @property
-    def trains_classifier(self) -> bool:
-        """Whether anything that it learns from reaches the classifier."""
-        return True
+    def begins_as(self) -> StageRef | None:
+        return self.initial
 
     @property
     def trained_epochs(self) -> int:

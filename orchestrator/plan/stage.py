@@ -126,6 +126,16 @@ class StageConfig(Kind):
         models = [model for _, model in models_in(self)]
         return models[0] if len(models) == 1 else None
 
+    @property
+    def begins_as(self) -> StageRef | None:
+        """The stage with whose weights its model begins; None where it begins by itself."""
+        return None
+
+    @property
+    def trains_classifier(self) -> bool:
+        """Whether anything that it learns from reaches the classifier of its model."""
+        return True
+
     def role(self, *, teaches: bool, has_student: bool) -> str:
         """The part its node plays in a report; `teaches`: somebody learns from it."""
         return "teacher" if teaches else "baseline" if has_student else "model"

@@ -270,9 +270,18 @@ def node_roles(graph: Graph) -> dict[str, str]:
     committee, or a mere evaluation."""
     teaching = {str(ref) for node in graph.nodes.values() for ref in node.config.taught_by}
     has_student = any(node.config.makes_students for node in graph.nodes.values())
+    begun = {str(node.config.begins_as) for node in graph.nodes.values()}
+    # Its classifier guesses. The student is whoever goes on from it, by labels alone or not.
+    halves = {
+        name for name, node in graph.nodes.items() if name in begun and not node.config.trains_classifier
+    }
     roles: dict[str, str] = {}
     for name, node in graph.nodes.items():
         role = node.config.role(teaches=name in teaching, has_student=has_student)
+        if name in halves and role == "student":
+            role = "assistant"
+        elif str(node.config.begins_as) in halves and role == "baseline":
+            role = "student"
         roles[name] = roles[other] if (other := node.config.stands_for) is not None else role
     return roles
 

@@ -10,7 +10,7 @@ from built_runs import START, BuiltRun, BuiltSearch, fingerprint_of, made_up_pre
 from raydistill.errors import StoreError
 from raydistill.plan.order import order_stages
 from raydistill.plan.schema import Plan
-from raydistill.runs.plan_run import NodeState, PlanRun
+from raydistill.runs.plan_run import NodeState, PlanRun, node_roles
 from raydistill.runs.search_view import open_search, searches
 from raydistill.runs.view import RunView, open_run, open_stage, runs_of
 
@@ -204,3 +204,29 @@ def test_stored_predictions_are_read_or_it_is_said_why_there_are_none(tmp_path: 
     (run.stage_folder("good").path / "predictions-test.safetensors").write_bytes(b"")
     with pytest.raises(StoreError, match="is damaged"):
         stages["good"].predictions()
+
+
+def test_who_goes_on_from_features_that_were_learned_is_the_student(tmp_path: Path) -> None:
+    mlp = {"name": "mlp"}
+    train = {"stage": "train", "model": mlp, "epochs": 1}
+    learn = {"stage": "distill", "student": mlp, "teachers": ["teacher"], "epochs": 1, "mode": "live"}
+    blind = {"methods": [{"method": "embedding"}], "transfer": {"labelled": False}}
+    stages = {
+        "teacher": train,
+        "blind": learn | blind,
+        "student": train | {"initial": "blind"},
+        "baseline": train,
+        "alone": learn | blind,
+        "whole": learn | {"methods": [{"method": "hinton"}]},
+        "longer": train | {"initial": "whole"},
+    }
+    graph = order_stages(Plan.model_validate({"name": "p", "task": {"name": "mnist"}, "stages": stages}))
+    assert node_roles(graph) == {
+        "teacher": "teacher",
+        "blind": "assistant",
+        "student": "student",
+        "baseline": "baseline",
+        "alone": "student",
+        "whole": "student",
+        "longer": "baseline",
+    }
