@@ -135,7 +135,15 @@ def _teachers_of(run: RunView, student: StageView) -> tuple[list[tuple[StageView
     """Teachers with their weights, and the rule that combines them."""
     if student.role in TOGETHER:
         return [], ""
-    reads = [run.stages[name] for name in student.reads]
+    begun, named = student.config.get("initial"), student.config.get("teachers", ())
+    stages = [run.stages[name] for name in student.reads]
+    # What its weights come from is no teacher; alone, it tells whose knowledge they hold.
+    begins = [
+        stage for stage in stages if (ref := {"input": stage.fingerprint}) == begun and ref not in named
+    ]
+    reads = [stage for stage in stages if stage not in begins]
+    if begins and not reads:
+        return _teachers_of(run, begins[0])
     targets = [stage for stage in reads if not stage.makes_model]
     if not targets:
         combine = student.config.get("combine", {})

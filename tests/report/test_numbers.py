@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from built_runs import fingerprint_of
 from safetensors.torch import load_file
 
 from raydistill.errors import StoreError
@@ -181,6 +182,26 @@ def test_live_teachers_are_read_directly_with_the_weights_of_the_plan(
     read = open_run(run.write(), run.root)
     teaching = read_teaching(read, read.stages["student"], read.stages["student"].predictions())
     assert teaching.weights == (0.75, 0.25)
+
+
+def test_what_a_student_goes_on_from_is_its_teacher_only_where_it_teaches(
+    tmp_path: Path, fake_run: Start, predict: Start
+) -> None:
+    run, labels = fake_run(tmp_path), np.arange(12) % 3
+    ref = {name: {"input": fingerprint_of(name)} for name in ("teacher", "first")}
+    live = {"mode": "live", "teachers": [ref["teacher"]]}
+    run.stage("teacher", **predict(labels, 3, 1))
+    run.stage("first", "distill", role="assistant", reads=["teacher"], config=live, **predict(labels, 3, 3))
+    learned = predict(labels, 3, 2)
+    of_both = {"reads": ["first", "teacher"], "config": live | {"initial": ref["first"]}}
+    run.stage("told", "distill", role="student", **of_both, **learned)
+    run.stage("tuned", role="student", reads=["first"], config={"initial": ref["first"]}, **learned)
+    itself = {"reads": ["teacher"], "config": live | {"initial": ref["teacher"]}}
+    run.stage("again", "distill", role="student", **itself, **learned)
+    read = open_run(run.write(), run.root)
+    for name in ("told", "tuned", "again"):
+        teaching = read_teaching(read, read.stages[name], read.stages[name].predictions())
+        assert teaching.names == ("teacher",), name
 
 
 def test_teachers_judged_on_other_samples_are_not_mixed_with_the_student(
