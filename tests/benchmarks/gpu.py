@@ -160,8 +160,16 @@ class Bench:
         node, self.clock = self.graph.nodes[name], Clock(self.steps)
         reads = {read: self.graph.nodes[read].folder for read in node.reads}
         folder = StageFolder(Path(tempfile.mkdtemp(dir=self.root)))
+        identity = self.graph.task
         return StageContext(
-            name, folder, self.root, self.plan.task, reads, device=DEVICE, should_stop=self.clock
+            name,
+            folder,
+            self.root,
+            self.plan.task,
+            reads,
+            device=DEVICE,
+            should_stop=self.clock,
+            task_identity=identity,
         )
 
     def fit(self, student: str, *, is_taught: bool = True) -> float:
