@@ -12,6 +12,7 @@ TASKS: dict[str, str] = {
     "svhn": "raydistill.tasks.svhn:Svhn",
     "image_folder": "raydistill.tasks.image_folder:ImageFolder",
     "many_class": "raydistill.tasks.many_class:ManyClass",
+    "solar_cells": "raydistill.tasks.solar_cells:SolarCells",
     "speech_frames": "raydistill.tasks.speech_frames:SpeechFrames",
     "tensors": "raydistill.tasks.tensors:Tensors",
 }

@@ -156,6 +156,7 @@ class TrainingConfig(StageConfig):
     by; the whole when left out."""
     shares_work = True
     other_classes = frozenset({"initial"})
+    zipped = frozenset({"initial"})
 
     initial: ModelRef | None = None
     """A stage whose weights are the first ones; random ones when left out."""

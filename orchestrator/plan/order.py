@@ -285,13 +285,17 @@ class _Expansion:
         if ref != stage and ref not in replicas:
             has = f"has the replicas `{replicas[0]}` to `{replicas[-1]}`" if replicas else "has no replicas"
             raise self.plan.error(place, f"`{ref}` is not there: `{stage}` {has}")
-        zipped = place[-1] in self.plan.stages[str(place[1])].zipped
-        is_single = not isinstance(place[-1], int) and not zipped
-        if is_single and ref == stage and len(replicas) > 1:
-            raise self.plan.error(
-                place,
-                f"one stage is read here, but `{stage}` has {len(replicas)} replicas; write `{stage}.0`",
-            )
+        if isinstance(place[-1], int) or ref != stage or len(replicas) < 2:
+            return
+        reader = str(place[1])
+        is_zipped = place[-1] in self.plan.stages[reader].zipped
+        if is_zipped and len(self._replicas(reader)) == len(replicas):
+            return
+        or_zip = f", or give `{reader}` as many: each then reads that of its number" if is_zipped else ""
+        raise self.plan.error(
+            place,
+            f"one stage is read here, but `{stage}` has {len(replicas)} replicas; write `{stage}.0`{or_zip}",
+        )
 
     def num_classes(self, name: str) -> int:
         """Outputs of a stage's model; of the first model that it reads, when it has none of its own."""
@@ -315,10 +319,12 @@ class _Expansion:
         return self._read_as.get(key, set())
 
     def _with_index(self, config: Any, resolved: Any, index: int) -> Any:
-        """The config of one copy, which reads the same copy of the stages that it follows."""
-        followed = {key: getattr(config, key) for key in config.zipped}
-        nodes = {key: type(ref)(self._nodes_of(ref)[index]) for key, ref in followed.items()}
-        return resolved.for_node(index).replace(**nodes)
+        """The config of one copy, which reads the copy of its number where there are several."""
+        refs = {key: ref for key in config.zipped if (ref := getattr(config, key)) is not None}
+        copies = {key: nodes[index] for key, ref in refs.items() if len(nodes := self._nodes_of(ref)) > 1}
+        return resolved.for_node(index).replace(
+            **{key: type(refs[key])(node) for key, node in copies.items()}
+        )
 
     def _with_nodes(self, config: Any) -> Any:
         """The config, and the configs in it, with the nodes of every stage that they name."""

@@ -27,7 +27,7 @@ class StageConfig(Kind):
     not_identity: ClassVar[frozenset[str]] = frozenset({"resources", "replicas"})
     """Keys that do not decide the result."""
     zipped: ClassVar[frozenset[str]] = frozenset()
-    """Keys under which each copy reads the copy of the same number."""
+    """Keys under which each of several copies reads the copy of its number."""
     other_classes: ClassVar[frozenset[str]] = frozenset()
     """Keys under which a model may have other classes than this stage."""
     shares_work: ClassVar[bool] = False

@@ -46,7 +46,7 @@ def check_features(graph: Graph, plan: Plan) -> None:
 
 def _method_context(config: DistillConfig, graph: Graph, task: Task) -> MethodContext:
     models = [graph.model_of(name) for name in config.teachers]
-    with torch.device("meta"):
+    with model_files.without_memory():
         student = model_files.build_blank(config.student, task)
         teachers = [model_files.build_blank(model, task) for model in models if model is not None]
     return setting_of(config, task, student, teachers)
@@ -205,7 +205,7 @@ def _check_initial(probed: ProbedModel, task: Task) -> None:
         return
     own_config = probed.model.replace(num_classes=probed.num_classes)
     try:
-        with torch.device("meta"):
+        with model_files.without_memory():
             own = _shapes(model_files.build_blank(own_config, task))
             other = _shapes(model_files.build_blank(probed.initial, task))
         if (probed.initial.num_classes or task.num_classes) != probed.num_classes:

@@ -1,8 +1,11 @@
 """A trained model on disk: weights as safetensors, and the JSON that is needed to build and use it anywhere."""
 
+import io
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
 from inspect import signature
@@ -86,7 +89,7 @@ def classifier_keys(config: ModelConfig, task: Task) -> list[str]:
     """The entries of a model's state that have a row per class: those whose shape follows the number of classes."""
 
     def shapes(num_classes: int) -> dict[str, torch.Size]:
-        with torch.device("meta"):
+        with without_memory():
             model = build_blank(config.replace(num_classes=num_classes), task)
         return {key: value.shape for key, value in model.state_dict().items()}
 
@@ -143,6 +146,15 @@ def _tell_of_published(
         f"`{config.name}` is shown pictures as its weights were published: {found}"
         + (f"; {enlarged}" if enlarged else "")
     )
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """What is built has shapes and no numbers. A function that loads its weights all the same may print that it did,
+    and torch warns of every tensor: neither is news to who asked for shapes."""
+    with torch.device("meta"), warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
 
 
 def build_blank(config: ModelConfig, task: Task, normalisation: Normalisation | None = None) -> nn.Module:

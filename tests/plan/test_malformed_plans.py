@@ -716,6 +716,12 @@ REFUSED = {
         "14: stages.soft.teacher",
         "`teacher` has 2 replicas; write `teacher.0`",
     ),
+    "other replicas of several": (
+        teacher("replicas: 2")
+        + "  more: {stage: train, model: {name: mlp}, epochs: 1, initial: teacher, replicas: 3}\n",
+        "14: stages.more.initial",
+        "`teacher` has 2 replicas; write `teacher.0`, or give `more` as many: each then reads that of its number",
+    ),
     "targets of a model": (
         change("teachers: [teacher]", "targets: teacher"),
         "11: stages.student.targets",

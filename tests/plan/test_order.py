@@ -336,3 +336,15 @@ def test_every_replica_of_a_model_is_adjusted() -> None:
     assert graph.replicas["adjusted"] == ("adjusted.0", "adjusted.1")
     assert reads(graph)["adjusted.1"] == reads(graph)["one"] == ("teacher.1",)
     assert reads(order({"teacher": train(), "adjusted": adjusted}))["adjusted"] == ("teacher",)
+
+
+def test_as_many_replicas_go_on_each_from_the_one_of_its_number() -> None:
+    begun = {"begun": train(replicas=2)}
+    zipped = order(begun | {"going": train(initial="begun", replicas=2)})
+    assert reads(zipped) | {"begun.0": (), "begun.1": ()} == reads(zipped)
+    assert reads(zipped)["going.1"] == ("begun.1",)
+    named = order(begun | {"first": train(initial="begun.0"), "second": train(initial="begun.1", seed=1)})
+    assert prints(zipped)["going.0"] == prints(named)["first"]
+    assert prints(zipped)["going.1"] == prints(named)["second"]
+    same = order(begun | {"going": train(initial="begun.1", replicas=2)})
+    assert reads(same)["going.0"] == reads(same)["going.1"] == ("begun.1",)
