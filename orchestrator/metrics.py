@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from raydistill.errors import StageError
 from raydistill.lookup import load_object
@@ -300,13 +300,17 @@ def compute_all(
 
 
 def _value(metric: type[Metric], answers: Answers) -> float:
+    if metric in METRICS:
+        return metric().compute(answers)
     try:
-        value: Any = metric().compute(answers)
-        return value if isinstance(value, int) else float(value)
-    except Exception as error:
-        if metric in METRICS:
-            raise
+        value = float(metric().compute(answers))
+    except Exception as error:  # whatever the user's code does
         raise StageError(f"metric `{metric.name}`: {type(error).__name__}: {error}") from error
+    if not math.isfinite(value):
+        raise StageError(
+            f"metric `{metric.name}` is {value} for {len(answers.labels)} samples; return a number"
+        )
+    return value
 
 
 def find(name: str, metrics: Iterable[type[Metric]] = METRICS) -> type[Metric] | None:

@@ -66,7 +66,7 @@ def _prospects(
             yield Preview(node, "new", damage)
             continue
         if record is not None and record.status == "done":
-            yield _finished(node, record, graph.test, data)
+            yield _finished(node, record, graph, data)
         elif record is not None:
             yield Preview(node, "new", f"failed before: {record.error}")
         elif (root / node.folder / CHECKPOINT).is_dir():
@@ -75,10 +75,14 @@ def _prospects(
             yield Preview(node, "new", _why_new(node, graph, before.get(node.name), data))
 
 
-def _finished(node: Node, record: Record, test: str, data: DataFiles | None) -> Preview:
+def _finished(node: Node, record: Record, graph: Graph, data: DataFiles | None) -> Preview:
     if record.untested:
         return Preview(node, "judge", "to be judged on the test split")
-    if record.is_judged_on(test):
+    if record.is_judged_on(graph.test):
+        if missing := record.missing_metrics(graph.metrics):
+            return Preview(
+                node, "judge", f"to be judged by {', '.join(f'`{address}`' for address in missing)}"
+            )
         return Preview(node, "cached")
     files = data.changed_test(record.judged_on) if data is not None and record.judged_on else None
     return Preview(node, "judge", f"judged again: {files or 'the test split changed'}")

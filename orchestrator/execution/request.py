@@ -15,7 +15,8 @@ from raydistill.tasks.task import Task
 class StageRequest:
     """One attempt at one stage. All fields are JSON values.
 
-    `reads` and `peers` map node names to folders below `root`. `afterwards`, if not empty, is the address of a
+    `reads` and `peers` map node names to folders below `root`, `metrics` the addresses of the user's own to the digests
+    of their code. `afterwards`, if not empty, is the address of a
     function and what it is called with: by the stage's process, once the record is written. `number` counts the
     attempts of this run at the stage.
     """
@@ -35,6 +36,7 @@ class StageRequest:
     task_identity: dict[str, Any] = field(default_factory=dict)
     test: str = ""
     sees_test: bool = True
+    metrics: dict[str, str] = field(default_factory=dict)
     afterwards: tuple[str, ...] = ()
     number: int = 1
 
@@ -116,5 +118,6 @@ def build_request(
         task_identity=dict(graph.task),
         test=graph.test,
         sees_test=sees_test,
+        metrics=dict(graph.metrics),
         number=number,
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 from raydistill.errors import DistillError, StageError, StageStopped
 from raydistill.execution.deadline import Deadline
 from raydistill.execution.request import Outcome, StageRequest
-from raydistill.execution.user_code import checked_code
+from raydistill.execution.user_code import checked_code, checked_metrics
 from raydistill.kinds.survey import SURVEYS
 from raydistill.lookup import load_object
 from raydistill.plan.schema import build_task
@@ -98,6 +98,7 @@ def _call(request: StageRequest, context: StageContext) -> dict[str, float]:
     context.task = build_task(request.task)
     config = stage_of(request.config, *SURVEYS)
     context.models = checked_code(config, request.identity, context.task)
+    context.own_metrics = checked_metrics(request.metrics)
     if config.has_teacher:
         from raydistill.stages.teacher_answers import teacher_answers
 
@@ -122,6 +123,7 @@ def _finish(request: StageRequest, context: StageContext, metrics: dict[str, flo
         status="done",
         untested=context.is_untested,
         judged_on=request.test if context.is_judged else None,
+        judged_by=context.own_metrics,
         seconds=seconds + (trained.seconds if trained else 0.0),
         finished=time.time(),
         metrics={name: float(value) for name, value in metrics.items()},

@@ -143,6 +143,8 @@ class _Run:
         if damage := folder.damage_since(record):
             self._note_damage(node, damage)
             return False
+        if record.missing_metrics(self.graph.metrics):
+            return False
         return not self.sees_test or record.is_judged_on(self.graph.test)
 
     def _note_damage(self, node: Node, damage: str) -> None:

@@ -104,9 +104,11 @@ def survey_plan(
         seen = look.at(SurveyStagesConfig(looks=tuple(looks)), identity)
         remarks += [Remark(**finding) for finding in seen["findings"]]
     models, own = probed_models(graph, nodes, task), own_implementations(nodes)
-    if not (models or own) or any(remark.level == "error" for remark in remarks):
+    if not (models or own or graph.metrics) or any(remark.level == "error" for remark in remarks):
         return PlanSurvey(counts, tuple(remarks))
     identity = {"models": [_identity(probed) for probed in models]}
+    if graph.metrics:
+        identity["metrics"] = dict(graph.metrics)
     if own:
         identity["own"] = [part.identified(part.model_dump(mode="json")) for part in own.values()]
     probes = look.at(ProbeModelsConfig(models=tuple(models), implementations=tuple(own)), identity)
@@ -292,6 +294,7 @@ class _Look:
             resources=self.resources.model_dump(mode="json"),
             task_identity=dict(self.graph.task),
             test=self.graph.test,
+            metrics=dict(self.graph.metrics),
         )
         claim_attempt(folder, request.attempt)
         outcome = self._run(request)

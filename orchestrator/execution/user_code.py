@@ -8,15 +8,35 @@ from raydistill.plan.address import changed_since_met, difference
 from raydistill.plan.config import Config, configs_in
 from raydistill.plan.kind import Kind
 from raydistill.plan.model import ModelConfig
+from raydistill.plan.own_metrics import code_of_metric, metric_at, module_of
 from raydistill.plan.schema import Plan
 from raydistill.plan.sources import OWN_CODE, modules_of_task, source_identity
+from raydistill.runs.record import OwnMetric
 from raydistill.tasks.task import Task
 
 
 def user_modules(plan: Plan) -> list[str]:
     """The modules of a plan's own models, methods, stages, ...: they must be importable wherever a stage runs."""
-    parts = [part for _, part in configs_in(plan)]
-    return sorted({*modules_of_task(plan.task), *(name for part in parts for name in part.own_modules)})
+    own = {name for _, part in configs_in(plan) for name in part.own_modules}
+    return sorted({*modules_of_task(plan.task), *map(module_of, plan.metrics), *own})
+
+
+def checked_metrics(planned: Mapping[str, str]) -> tuple[OwnMetric, ...]:
+    """The user's own metrics, by address the digest that their code had when the plan was read; `StageError` when it
+    has another one here, or they cannot be used."""
+    found = []
+    for address, code in planned.items():
+        try:
+            metric = metric_at(address)
+        except ValueError as error:
+            raise StageError(str(error)) from error
+        if code_of_metric(address) != code:
+            raise StageError(
+                f"metric `{address}` is not here what it was when the plan was read; run the plan again, with the same"
+                " files on every machine"
+            )
+        found.append(OwnMetric.of(address, code, metric))
+    return tuple(found)
 
 
 def checked_code(
@@ -48,6 +68,9 @@ def _own_parts(
         elif part.own_modules and isinstance(part, Kind):
             planned = _at(identity.get("config"), (*path, OWN_CODE))
             yield f"{part.chosen_by.noun} `{part.word}`", part.own_modules, planned
+        elif part.own_modules:
+            planned = _at(identity.get("config"), (*path, OWN_CODE))
+            yield f"what `{'.'.join(map(str, path))}` names", part.own_modules, planned
 
 
 def _check(title: str, modules: tuple[str, ...], planned: Any) -> None:

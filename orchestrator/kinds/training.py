@@ -18,6 +18,8 @@ from raydistill.plan.config import (
 )
 from raydistill.plan.config_errors import located_error
 from raydistill.plan.kind import Choice, Kind
+from raydistill.plan.own_metrics import metric_at, module_of
+from raydistill.plan.sources import OWN_CODE, source_identity
 from raydistill.tasks.pool import Pool
 from raydistill.tasks.task import UserPath
 
@@ -320,13 +322,35 @@ class EarlyStoppingConfig(Config):
     patience: Annotated[Integer, Field(ge=1)]
     """Epochs that may pass without a better one."""
     metric: str = "accuracy"
-    """What of the validation split is looked at: `accuracy`, `loss`, `balanced_accuracy` or any other metric."""
+    """What of the validation split is looked at: `accuracy`, `loss`, `balanced_accuracy` or any other metric; one of
+    your own by its address, as the plan's `metrics` have it."""
+
+    @property
+    def metric_name(self) -> str:
+        """What the metric is called in a record."""
+        return metric_at(self.metric).name if ":" in self.metric else self.metric
+
+    @property
+    def own_modules(self) -> tuple[str, ...]:
+        """Other code of the metric would keep another epoch."""
+        return (module_of(self.metric),) if ":" in self.metric else ()
+
+    def identified(self, values: dict[str, Any]) -> dict[str, Any]:
+        """With the code of the user's metric."""
+        own = {OWN_CODE: source_identity(self.own_modules)} if self.own_modules else {}
+        return super().identified(values) | own
 
     def check(self, site: "Site") -> None:
         """The metric says something about the stage's model, after every epoch."""
+        own = site.own_metrics
         usable = {metric.name: metric for metric in METRICS if metric.better is not None}
+        usable |= {address: metric for address, metric in own.items() if metric.better is not None}
         if (metric := usable.get(self.metric)) is None:
-            raise site.error(f"unknown metric `{self.metric}`{did_you_mean(self.metric, usable)}", "metric")
+            addresses = [address for address, metric in own.items() if metric.name == self.metric]
+            hint = f"; write `{addresses[0]}`" if addresses else did_you_mean(self.metric, usable)
+            if ":" in self.metric and self.metric not in own:
+                hint = "; the plan's `metrics` do not have it: name it there too"
+            raise site.error(f"unknown metric `{self.metric}`{hint}", "metric")
         if not metric.every_epoch:
             raise site.error(
                 f"`{self.metric}` is computed once, at the end; stop by one that is known after every epoch",

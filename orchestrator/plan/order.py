@@ -11,9 +11,11 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from raydistill.errors import PlanError, did_you_mean
+from raydistill.metrics import Metric
 from raydistill.plan.config import Config, Path, StageRef, configs_in, stage_refs
 from raydistill.plan.fingerprint import fingerprint, stage_identity
 from raydistill.plan.model import ModelConfig, models_in
+from raydistill.plan.own_metrics import code_of_metric, metric_at
 from raydistill.plan.schema import Plan
 from raydistill.plan.sources import task_identity
 from raydistill.plan.stage import StageConfig
@@ -48,8 +50,8 @@ class Node:
 class Graph:
     """Nodes in an order in which every node comes after what it reads.
 
-    `task` identifies what is learned from, `test` the split that models are judged on. `asked` are the nodes that
-    somebody named, where not all of a plan is to run.
+    `task` identifies what is learned from, `test` the split that models are judged on; `metrics` are the user's own,
+    by address the digest of their code. `asked` are the nodes that somebody named, where not all of a plan is to run.
     """
 
     task: dict[str, Any]
@@ -57,6 +59,7 @@ class Graph:
     nodes: dict[str, Node] = field(default_factory=dict)
     replicas: dict[str, tuple[str, ...]] = field(default_factory=dict)
     asked: frozenset[str] = frozenset()
+    metrics: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def compares_features(self) -> bool:
@@ -124,6 +127,11 @@ class Site:
         """What is learned."""
         return self._expansion.plan.task
 
+    @property
+    def own_metrics(self) -> dict[str, type[Metric]]:
+        """The user's metrics, by which models are judged beside ours, by address."""
+        return {address: metric_at(address) for address in self._expansion.plan.metrics}
+
     def stage(self, ref: str) -> StageConfig:
         """The stage that a reference names, as the user wrote it."""
         return self._expansion.plan.stages[self.stage_name(ref)]
@@ -187,7 +195,8 @@ class _Expansion:
         self._read_as: dict[str, set[str]] = {}
 
     def expand(self) -> Graph:
-        self.graph = Graph(task_identity(self.plan.task), self.plan.task.test_content())
+        metrics = {address: code_of_metric(address) for address in self.plan.metrics}
+        self.graph = Graph(task_identity(self.plan.task), self.plan.task.test_content(), metrics=metrics)
         for name, config in self.plan.stages.items():
             self._check_refs(name, config)
         names = self._ordered_names()

@@ -1,15 +1,17 @@
 """The whole plan: a task and a graph of stages."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, PrivateAttr, SerializeAsAny, ValidationError
+from pydantic import BeforeValidator, Field, PrivateAttr, SerializeAsAny, ValidationError, model_validator
 
 from raydistill.errors import PlanError, did_you_mean
 from raydistill.lookup import load_object
+from raydistill.metrics import METRICS, Metric
 from raydistill.plan.address import class_at
 from raydistill.plan.config import Config, Duration, read_options, seconds_of, text_like
 from raydistill.plan.config_errors import Path, located_error, one_line, relocated, shown
+from raydistill.plan.own_metrics import MetricAddress, metric_at
 from raydistill.plan.search import SearchConfig
 from raydistill.plan.stage import StageConfig
 from raydistill.tasks import TASKS
@@ -86,6 +88,8 @@ class Plan(Config):
     """What is learned: data and its classes."""
     stages: Annotated[dict[StageName, StageConfig], Field(min_length=1)]
     """Names, and what each stage does."""
+    metrics: tuple[MetricAddress, ...] = ()
+    """Metrics of your own, `package.module:Class`, beside ours: every model of the plan is judged by them too."""
     tracking: TrackingConfig | Literal["none"] = TrackingConfig()
     """Where the runs appear in MLflow, or `none`."""
     search: SearchConfig | None = None
@@ -93,6 +97,20 @@ class Plan(Config):
 
     _source: "Source | None" = PrivateAttr(default=None)
     """How the user wrote it; None for a plan that code put together."""
+
+    @model_validator(mode="after")
+    def _metrics_have_names_of_their_own(self) -> Self:
+        seen: dict[str, str] = {}
+        for index, address in enumerate(self.metrics):
+            name = metric_at(address).name
+            if (other := seen.setdefault(name, address)) != address or self.metrics.index(address) != index:
+                raise located_error(f"`{other}` and `{address}` are both called `{name}`", "metrics", index)
+        return self
+
+    @property
+    def judged_by(self) -> tuple[type[Metric], ...]:
+        """What its models are judged by: our metrics and the user's own."""
+        return (*METRICS, *map(metric_at, self.metrics))
 
     def __eq__(self, other: object) -> bool:
         """Whether both say the same, however it is written."""

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from raydistill.errors import StoreError
 from raydistill.report.formatting import listing, whole
-from raydistill.report.predictions import Agreement, agreement, read_in_role
+from raydistill.report.predictions import ErrorOverlap, error_overlap, read_in_role
 from raydistill.runs.files import read_as
 from raydistill.runs.view import RunView, StageView
 
@@ -94,7 +94,7 @@ class CommitteeResult:
     generalist: StageView
     specialists: tuple[StageView, ...]
     tables: Tables
-    pair: Agreement | None
+    pair: ErrorOverlap | None
 
     @property
     def split(self) -> str:
@@ -148,12 +148,12 @@ def _read(run: RunView, stage: StageView) -> CommitteeResult:
     return CommitteeResult(stage, generalist, tuple(specialists), tables, pair)
 
 
-def _compare(generalist: StageView, stage: StageView, split: str) -> Agreement | None:
+def _compare(generalist: StageView, stage: StageView, split: str) -> ErrorOverlap | None:
     try:
         alone, together = generalist.predictions(split), stage.predictions(split)
     except StoreError:
         return None
-    return agreement(generalist.name, alone.predicted(), together, alone.ids)
+    return error_overlap(generalist.name, alone.predicted(), together, alone.ids)
 
 
 def chance_of(change: int, changed: int) -> float:

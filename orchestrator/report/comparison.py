@@ -2,11 +2,11 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from raydistill.metrics import Accuracy, CalibrationError, Errors, Samples
+from raydistill.metrics import Accuracy, CalibrationError, Errors, Metric, Samples
 from raydistill.runs.view import RunView, StageView
 
 ROLES = ("teacher", "ensemble", "committee", "assistant", "student", "baseline", "model")
@@ -42,7 +42,8 @@ class Competitor:
     """A model of the plan, an ensemble or a committee, with the results of its replicas.
 
     `computed` marks a row that no stage stands for: its numbers come from stored predictions. `adjusted` tells what was
-    shifted in a model that was adjusted after its training. `teachers` are those at the start of the chain that it was
+    shifted in a model that was adjusted after its training; `others` are its test values of the metrics, by name, that
+    have no field of their own. `teachers` are those at the start of the chain that it was
     distilled along, specialists among them.
     """
 
@@ -53,6 +54,7 @@ class Competitor:
     samples: int | None = None
     validation: Spread | None = None
     ece: Spread | None = None
+    others: Mapping[str, Spread] = field(default_factory=dict)
     parameters: int | None = None
     computed: bool = False
     adjusted: Adjustment | None = None
@@ -91,6 +93,16 @@ class Comparison:
     """All competitors of a run, and which of them a student is measured against."""
 
     competitors: tuple[Competitor, ...]
+    known_metrics: tuple[type[Metric], ...] = ()
+
+    @property
+    def other_metrics(self) -> list[type[Metric]]:
+        """By what models are compared beside errors and calibration error."""
+        return [
+            metric
+            for metric in self.known_metrics
+            if any(metric.name in row.others for row in self.competitors)
+        ]
 
     def in_role(self, *roles: str) -> list[Competitor]:
         """Competitors that play one of these roles."""
@@ -129,7 +141,7 @@ def compare(run: RunView) -> Comparison:
         if is_competitor(stage):
             groups.setdefault(stage.group, []).append(stage)
     competitors = sorted((_competitor(run, name, members) for name, members in groups.items()), key=_rank)
-    return Comparison(tuple(_below_their_source(competitors)))
+    return Comparison(tuple(_below_their_source(competitors)), run.metrics)
 
 
 def _below_their_source(competitors: Sequence[Competitor]) -> Iterator[Competitor]:
@@ -193,6 +205,13 @@ def _competitor(run: RunView, name: str, members: list[StageView]) -> Competitor
         samples=int(samples.values[0]) if samples else None,
         validation=measured(members, Accuracy.on("validation")),
         ece=measured(members, CalibrationError.on("test")),
+        others={
+            metric.name: found
+            for metric in run.metrics
+            if metric.compared
+            and metric not in (Accuracy, Errors, CalibrationError)
+            and (found := measured(members, metric.on("test"))) is not None
+        },
         parameters=next((member.parameters for member in members if member.parameters is not None), None),
         adjusted=_adjustment(run, members) if members[0].is_adjusted else None,
         teachers=tuple(stage for stage in ancestors if stage.role in TAUGHT and not stage.is_adjusted),

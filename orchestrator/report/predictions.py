@@ -19,8 +19,8 @@ from raydistill.runs.view import RunView, StageView
 Made = TypeVar("Made")
 
 
-class Agreement(NamedTuple):
-    """Two models on the same test samples."""
+class ErrorOverlap(NamedTuple):
+    """On how many of the same test samples two models err: both, or one of them."""
 
     other: str
     both_wrong: int
@@ -78,15 +78,15 @@ def read_in_role(run: RunView, role: str, read: Callable[[StageView], Made]) -> 
     return found, problems
 
 
-def agreement(
+def error_overlap(
     name: str, answers: NDArray[Any], student: StoredPredictions, ids: NDArray[np.int64]
-) -> Agreement | None:
+) -> ErrorOverlap | None:
     """Compare another model's answers with the student's; None when it was asked about other samples."""
     if len(ids) != len(student.ids) or (ids != student.ids).any():
         return None
     own = student.predicted()
     wrong, other_wrong = own != student.labels, answers != student.labels
-    return Agreement(
+    return ErrorOverlap(
         name,
         int((wrong & other_wrong).sum()),
         int((~wrong & other_wrong).sum()),

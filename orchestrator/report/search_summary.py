@@ -103,7 +103,7 @@ class SearchSummary:
     def is_fraction(self) -> bool:
         """Whether the metric is shown as a percentage."""
         known = find(self.metric.partition("/")[2])
-        return known is not None and known.form == "percent"
+        return (self.view.about.form or (known.form if known else "")) == "percent"
 
     @cached_property
     def ranked(self) -> list[TrialRecord]:

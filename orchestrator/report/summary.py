@@ -16,9 +16,9 @@ from raydistill.report.comparison import Comparison, Competitor, compare, spread
 from raydistill.report.examples import Example, choose_samples, describe_examples, load_pictures
 from raydistill.report.formatting import listing, shorten
 from raydistill.report.predictions import (
-    Agreement,
+    ErrorOverlap,
     Teaching,
-    agreement,
+    error_overlap,
     read_teaching,
     temperature_of,
 )
@@ -54,8 +54,8 @@ class RunSummary:
     confusion: NDArray[np.int64] | None = None
     teacher_confusion: NDArray[np.int64] | None = None
     calibrations: list[Calibration] = field(default_factory=list)
-    with_teacher: Agreement | None = None
-    with_baseline: Agreement | None = None
+    with_teacher: ErrorOverlap | None = None
+    with_baseline: ErrorOverlap | None = None
     examples: list[Example] = field(default_factory=list)
     teaching: Teaching | None = None
     clusterings: list[Clustering] = field(default_factory=list)
@@ -178,7 +178,7 @@ def _add_predictions(summary: RunSummary) -> None:
     if baseline and others:
         stage = baseline.results[0]
         summary.calibrations.append(_calibrate(stage, others))
-        summary.with_baseline = agreement(stage.name, others.predicted(), predictions, others.ids)
+        summary.with_baseline = error_overlap(stage.name, others.predicted(), predictions, others.ids)
 
 
 def _add_teaching(summary: RunSummary, teaching: Teaching, predictions: StoredPredictions) -> None:
@@ -188,7 +188,7 @@ def _add_teaching(summary: RunSummary, teaching: Teaching, predictions: StoredPr
     bins = reliability_bins(probabilities, teaching.labels)
     summary.calibrations.append(Calibration(teaching.name, teaching.role, bins, bins.error))
     summary.teacher_confusion = confusion_matrix(answers, teaching.labels, probabilities.shape[1])
-    summary.with_teacher = agreement(teaching.name, answers, predictions, teaching.ids)
+    summary.with_teacher = error_overlap(teaching.name, answers, predictions, teaching.ids)
     ensembles = summary.comparison.in_role("ensemble")
     judged = [set(stage.reads) for row in ensembles for stage in row.results]
     if len(teaching.names) == 1 or set(teaching.names) in judged:

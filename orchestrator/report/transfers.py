@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raydistill.metrics import Accuracy, find
+from raydistill.metrics import Accuracy, Metric, find
 from raydistill.report.comparison import Competitor, Spread, spread
 from raydistill.report.predictions import methods_of
 from raydistill.runs.view import StageView
@@ -82,8 +82,7 @@ def model_of(stage: StageView) -> Mapping[str, Any]:
 
 def _row(competitor: Competitor) -> TransferRow:
     first, results = competitor.results[0], competitor.results
-    stopping = first.config.get("early_stopping")
-    metric = str(stopping.get("metric", Accuracy.name)) if isinstance(stopping, dict) else None
+    metric = _stopping_metric(first)
     kept = [_kept_epoch(stage, metric) for stage in results]
     train = [_value_at(stage, "train/accuracy", epoch) for stage, epoch in zip(results, kept, strict=True)]
     transfer = first.config.get("transfer")
@@ -98,15 +97,24 @@ def _row(competitor: Competitor) -> TransferRow:
     )
 
 
-def _kept_epoch(stage: StageView, metric: str | None) -> float | None:
+def _stopping_metric(stage: StageView) -> type[Metric] | None:
+    """What early stopping looked at; None where nothing stopped."""
+    stopping = stage.config.get("early_stopping")
+    if not isinstance(stopping, dict):
+        return None
+    written = str(stopping.get("metric", Accuracy.name))
+    own = stage.record.judged_by if stage.record else ()
+    return next((metric.as_metric() for metric in own if metric.address == written), find(written))
+
+
+def _kept_epoch(stage: StageView, metric: type[Metric] | None) -> float | None:
     """The first of the best epochs on validation; the last without early stopping (`metric` None)."""
-    curve = stage.curve(f"validation/{metric}" if metric else "train/loss")
+    curve = stage.curve(metric.on("validation") if metric else "train/loss")
     if not curve.epochs:
         return None
     if metric is None:
         return max(curve.epochs)
-    known = find(metric)
-    sign = 1.0 if known is not None and known.better == "min" else -1.0
+    sign = 1.0 if metric.better == "min" else -1.0
     by_epoch = dict(zip(curve.epochs, curve.values, strict=True))
     return min(by_epoch, key=lambda epoch: (sign * by_epoch[epoch], epoch))
 

@@ -11,8 +11,10 @@ from raydistill.errors import StageError, StoreError
 from raydistill.metrics import METRICS as METRIC_TABLE
 from raydistill.metrics import Metric
 from raydistill.plan.model import ModelConfig
+from raydistill.plan.own_metrics import metric_at
 from raydistill.runs.files import json_line, read_json, replaced_file, store_errors
 from raydistill.runs.folder import METRICS, StageFolder
+from raydistill.runs.record import OwnMetric
 from raydistill.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -43,13 +45,13 @@ class StageContext:
     Only the main process (rank 0) writes. An attempt that was superseded, because its driver was taken for dead,
     may not publish: `check_current` raises.
 
-    `task_identity` and `test` are the digests of the data when the plan was read, `models` the user's own and what they
-    are made from. With `sees_test` False the test split is withheld: trials of a search are chosen by validation alone.
-    `metrics` are what models are judged by; `teacher_predicted` is asked for the classes (N,) that the teacher of the
-    stage's model predicts for a split, None when there is none. A stage sets `is_judged` when it judged a model on the
-    test split, and `is_untested` when it would have. `on_report` is called with what is reported, on the main process.
-    `when_done` is called once the record is written: until then a process that dies must find its checkpoint.
-    `warnings` are what `warn` was told.
+    `task_identity` and `test` are the digests of the data when the plan was read, `models` the user's own and what
+    they are made from. With `sees_test` False the test split is withheld: trials of a search are chosen by
+    validation alone. `own_metrics` are the user's, by which models are judged beside ours; `teacher_predicted` is
+    asked for the classes (N,) that the teacher of the stage's model predicts for a split, None when there is none.
+    A stage sets `is_judged` when it judged a model on the test split, and `is_untested` when it would have.
+    `on_report` is called with what is reported, on the main process. `when_done` is called once the record is
+    written: until then a process that dies must find its checkpoint. `warnings` are what `warn` was told.
     """
 
     name: str
@@ -77,10 +79,15 @@ class StageContext:
     parameters: int | None = None
     costs: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-    metrics: tuple[type[Metric], ...] = METRIC_TABLE
+    own_metrics: tuple[OwnMetric, ...] = ()
     teacher_predicted: "Callable[[str, Split], NDArray[np.int64] | None]" = no_teacher
     _lines: list[str] = field(default_factory=list)
     _flushed: float = field(default_factory=time.monotonic)
+
+    @property
+    def metrics(self) -> tuple[type[Metric], ...]:
+        """What models are judged by."""
+        return (*METRIC_TABLE, *(metric_at(own.address) for own in self.own_metrics))
 
     def made_from(self, model: ModelConfig) -> Mapping[str, Any]:
         """The identity that a model had when the stage began; for a model that is not in the stage's config, its

@@ -1,13 +1,42 @@
 """What a stage leaves behind: the record, written last. No record, no result."""
 
 import re
-from typing import Literal
+from collections.abc import Mapping
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat
+
+from raydistill.metrics import Better, Form, Metric, Samples
 
 # torch puts a worker's whole traceback into the message of an error of the same class.
 LOADER = re.compile(r"Caught \w+ in DataLoader worker process \d+")
 CAUSE = re.compile(r"^(?P<all>[A-Za-z_][\w.]*: (?P<text>.*))", re.MULTILINE)
+
+
+class OwnMetric(BaseModel):
+    """A metric of the user's own as it was when a model was judged by it, so that its values are shown without running
+    its code: where it is, the digest of the code, and what `Metric` says of itself."""
+
+    model_config = ConfigDict(frozen=True)
+
+    address: str
+    code: str
+    name: str
+    title: str
+    better: Better | None
+    form: Form
+    compared: bool
+
+    @classmethod
+    def of(cls, address: str, code: str, metric: type[Metric]) -> Self:
+        """What there is to say of a metric."""
+        said = {key: getattr(metric, key) for key in ("name", "better", "form", "compared")}
+        return cls(address=address, code=code, title=metric.called(), **said)
+
+    def as_metric(self) -> type[Metric]:
+        """A metric that is written as this one is."""
+        said = self.model_dump(include={"name", "title", "better", "form", "compared"})
+        return type("Shown", (Metric,), said)
 
 
 class Record(BaseModel):
@@ -24,6 +53,8 @@ class Record(BaseModel):
     `judged_on`: digest of the test split that the model was judged on, empty while it is judged on another one; None
     when nobody looked at the test split.
 
+    `judged_by`: the metrics of the user's own that it was judged by, beside ours.
+
     `workers` is how many processes side by side made it, `nodes` where, `attempts` how often this run began it; None
     and empty in records that are older. Other numbers of workers, as on `--local`, make the same batches and add up
     the same gradients in another order: the result differs by rounding.
@@ -36,6 +67,7 @@ class Record(BaseModel):
     status: Literal["done", "failed"]
     untested: bool = False
     judged_on: str | None = None
+    judged_by: tuple[OwnMetric, ...] = ()
     seconds: FiniteFloat
     finished: FiniteFloat
     metrics: dict[str, float] = {}
@@ -54,6 +86,19 @@ class Record(BaseModel):
     def is_judged_on(self, test: str) -> bool:
         """Whether its test metrics, if it has to have any, are about this test split."""
         return not self.untested and self.judged_on in (None, test)
+
+    def missing_metrics(self, wanted: Mapping[str, str]) -> list[str]:
+        """Of metrics of the user's own, by address the digest of their code, those that it was not judged by; none
+        where nothing was judged."""
+        if not self.judged_splits:
+            return []
+        known = {metric.address: metric.code for metric in self.judged_by}
+        return [address for address, code in wanted.items() if known.get(address) != code]
+
+    @property
+    def judged_splits(self) -> tuple[str, ...]:
+        """The splits on which a model was judged."""
+        return tuple(split for split in ("validation", "test") if Samples.on(split) in self.metrics)
 
 
 def summary_of(error: BaseException) -> str:

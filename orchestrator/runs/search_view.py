@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict
 
+from raydistill.kinds.searches import PopulationConfig
 from raydistill.plan.search import Domain
 from raydistill.runs.files import read_as, read_text
 from raydistill.runs.run_files import PLAN, FromFile, Seconds
@@ -43,6 +44,8 @@ class SearchFile(FromFile):
     fingerprint: str
     command: str
     metric: str
+    form: str | None = None
+    """How the metric is written, as `Metric.form`; None in older files, whose metric is one of ours."""
     mode: Literal["max", "min"]
     replicas: int
     experiment: str
@@ -106,7 +109,7 @@ class SearchView:
     @property
     def is_population(self) -> bool:
         """Whether trials are segments of a population's members."""
-        return self.about.scheduler.name == "pbt"
+        return self.about.scheduler.name == PopulationConfig.word
 
     @property
     def best_plan(self) -> Path:

@@ -13,7 +13,8 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raydistill.errors import StoreError, did_you_mean
-from raydistill.metrics import Accuracy
+from raydistill.metrics import METRICS as METRIC_TABLE
+from raydistill.metrics import Accuracy, Metric
 from raydistill.plan.stage import StageConfig
 from raydistill.runs.files import parse_json, read_as, read_text
 from raydistill.runs.folder import CONFIG, METRICS, StageFolder, predictions_of
@@ -214,6 +215,14 @@ class RunView:
         """Unix time in seconds of the last word on the results."""
         path = self.folder / RESULTS
         return path.stat().st_mtime if path.exists() else self.started
+
+    @cached_property
+    def metrics(self) -> tuple[type[Metric], ...]:
+        """What its models were judged by: our metrics, and the user's own as their records describe them."""
+        own = {
+            own.name: own for stage in self.stages.values() if stage.record for own in stage.record.judged_by
+        }
+        return (*METRIC_TABLE, *(metric.as_metric() for metric in own.values()))
 
     @property
     def plan_text(self) -> str:

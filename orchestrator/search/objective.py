@@ -1,9 +1,10 @@
 """Which number of which stage decides between trials."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from raydistill.errors import did_you_mean
-from raydistill.metrics import METRICS, Accuracy, Better, Metric
+from raydistill.metrics import Accuracy, Better, Metric
 from raydistill.plan.order import Graph
 from raydistill.plan.schema import Plan
 from raydistill.plan.search import SearchConfig
@@ -42,7 +43,7 @@ def find_objective(plan: Plan, config: SearchConfig, graph: Graph, source: Sourc
         stage, metric = _last_student(graph, source), Accuracy
     else:
         stage, _, name = written.partition(".")
-        metric = _known_metric(stage, name, graph, source)
+        metric = _known_metric(stage, name, plan.judged_by, graph, source)
     node = graph.replicas[stage][0]
     _check_stage(graph.nodes[node].config, stage, source)
     model = graph.model_of(node)
@@ -64,7 +65,9 @@ def _last_student(graph: Graph, source: Source) -> str:
     return students[-1]
 
 
-def _known_metric(stage: str, name: str, graph: Graph, source: Source) -> type[Metric]:
+def _known_metric(
+    stage: str, name: str, metrics: Iterable[type[Metric]], graph: Graph, source: Source
+) -> type[Metric]:
     """The metric that `stage` reports to a search as `name`."""
     place = ("search", "metric")
     if stage not in graph.replicas:
@@ -75,7 +78,7 @@ def _known_metric(stage: str, name: str, graph: Graph, source: Source) -> type[M
             f"`{name}` is of the test split, which may not choose anything; write"
             f" `{stage}.validation/{name.removeprefix('test/')}`",
         )
-    known = {metric.on("validation"): metric for metric in METRICS if metric.better is not None}
+    known = {metric.on("validation"): metric for metric in metrics if metric.better is not None}
     if name not in known:
         raise source.error(place, f"no stage reports `{name}` to a search{did_you_mean(name, known)}")
     return known[name]

@@ -16,6 +16,7 @@ from raydistill.plan.config_errors import Path
 from raydistill.plan.fingerprint import fingerprint
 from raydistill.plan.load import check_plan, source_of
 from raydistill.plan.order import Graph, Node, order_stages
+from raydistill.plan.own_metrics import metric_at
 from raydistill.plan.resources import ResourcesConfig
 from raydistill.plan.schema import Plan
 from raydistill.plan.search import SearchConfig
@@ -59,6 +60,9 @@ class SearchProblem:
         searched = self.config.model_dump(mode="json", include={"space", "searcher"}, exclude_none=True)
         searched["searcher"] = self.config.searcher.identified(searched["searcher"])
         judged = {"metric": str(self.metric), "mode": self.metric.mode, "seeds": self.replicas}
+        codes = {metric_at(address).name: code for address, code in self.graph.metrics.items()}
+        if (code := codes.get(self.metric.metric.name)) is not None:
+            judged["metric code"] = code
         if isinstance(self.config.scheduler, PopulationConfig):
             judged["population"] = self.config.scheduler.model_dump(mode="json")
         return fingerprint({"stages": stages, **searched, **judged})

@@ -252,6 +252,7 @@ def describe(problem: SearchProblem, run: SearchRun, options: RunOptions) -> dic
         "command": mask(options.command),
         "storage": str(options.root),
         "metric": str(problem.metric),
+        "form": problem.metric.metric.form,
         "mode": problem.metric.mode,
         "replicas": problem.replicas,
         "experiment": problem.plan.experiment,

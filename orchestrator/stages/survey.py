@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from raydistill.errors import DistillError
+import numpy as np
+
+from raydistill.errors import DistillError, StageError
 from raydistill.kinds.survey import (
     FOUND,
     OwnImplementation,
@@ -13,6 +15,8 @@ from raydistill.kinds.survey import (
     SurveyStagesConfig,
 )
 from raydistill.lookup import load_object
+from raydistill.metrics import Answers, compute_all
+from raydistill.plan.own_metrics import metric_at
 from raydistill.plan.stage import stage_of
 from raydistill.runs.context import StageContext
 from raydistill.runs.files import write_json
@@ -20,6 +24,8 @@ from raydistill.runs.record import summary_of
 from raydistill.stages.model_probe import probe_model, two_samples
 from raydistill.stages.training_stage import load_data
 from raydistill.tasks.survey import survey_task
+
+TRIED_ON = 100  # samples
 
 
 def survey_data(config: SurveyDataConfig, context: StageContext) -> dict[str, float]:
@@ -46,6 +52,7 @@ def survey_stages(config: SurveyStagesConfig, context: StageContext) -> dict[str
 def probe_models(config: ProbeModelsConfig, context: StageContext) -> dict[str, float]:
     """Import what is the user's own, and try every model on two samples."""
     findings = [finding for own in config.implementations for finding in _import(own)]
+    findings += _try_metrics(context)
     if findings:
         write_json(context.path(FOUND), {"findings": findings})
         return {}
@@ -54,6 +61,20 @@ def probe_models(config: ProbeModelsConfig, context: StageContext) -> dict[str, 
     probes = [probe_model(probed, context.task, data, samples) for probed in config.models]
     write_json(context.path(FOUND), {"models": [asdict(probe) for probe in probes]})
     return {}
+
+
+def _try_metrics(context: StageContext) -> list[dict[str, Any]]:
+    """The user's metrics on answers that are made up: what fails on every answer must not fail after a training."""
+    classes = context.task.num_classes
+    draw = np.random.default_rng(0)
+    labels = np.arange(max(TRIED_ON, 2 * classes), dtype=np.int64) % classes
+    logits = draw.standard_normal((len(labels), classes), dtype=np.float32)
+    answers = Answers(logits, labels, draw.integers(classes, size=len(labels)))
+    try:
+        compute_all([metric_at(own.address) for own in context.own_metrics], answers)
+    except StageError as error:
+        return [{"level": "error", "text": f"tried on made-up answers, {error.message}"}]
+    return []
 
 
 def _import(own: OwnImplementation) -> Iterator[dict[str, Any]]:

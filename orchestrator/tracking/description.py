@@ -1,6 +1,6 @@
 """How a stage looks in MLflow: its params, its last values, the words about a failure, the table of a plan run."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from raydistill.metrics import METRICS, Accuracy, Errors
@@ -35,11 +35,13 @@ def failure_tags(error: str, record: Record | None = None) -> dict[str, str]:
     return {"error": error, "mlflow.note.content": note}
 
 
-def judgement(entry: StageEntry) -> Iterator[tuple[str, float]]:
-    """What is compared between stages, from an entry of results.json; with the deviation over replicas."""
-    yield from ((key, value) for key, value in entry.metrics.items() if key in COMPARED and is_number(value))
+def judgement(entry: StageEntry, own: Collection[str] = ()) -> Iterator[tuple[str, float]]:
+    """What is compared between stages, from an entry of results.json, with the deviation over replicas: the user's
+    `own` metrics, and what we compare by."""
+    compared = {*COMPARED, *(f"{split}/{name}" for name in own for split in ("validation", "test"))}
+    yield from ((key, value) for key, value in entry.metrics.items() if key in compared and is_number(value))
     yield from (
-        (f"{key}/std", value) for key, value in entry.std.items() if key in COMPARED and is_number(value)
+        (f"{key}/std", value) for key, value in entry.std.items() if key in compared and is_number(value)
     )
 
 

@@ -72,7 +72,8 @@ def _comparison(session: Session[RunView]) -> Iterator[Point]:
         if entry.status not in WITH_RESULT or not members:
             continue
         ended = max(node.record.finished if node.record else 0.0 for node in members)
-        for key, value in judgement(entry):
+        own = {own.name for node in members if node.record for own in node.record.judged_by if own.compared}
+        for key, value in judgement(entry, own):
             yield Point(f"{stage}/{key}", value, int(ended * 1000), 0)
 
 

@@ -180,7 +180,12 @@ def _push_best(session: SearchSession) -> None:
     with session.passing_over_deleted(child):
         session.log_tags(child.run_id, {"best": "true"})
         session.log_points(child.run_id, test)
-    compared = [Point(key, value, at, 0) for key, value in judged.items() if key in COMPARED]
+    searched = run.metric.partition("/")[2]
+    compared = [
+        Point(key, value, at, 0)
+        for key, value in judged.items()
+        if key in COMPARED or key.partition("/")[2] == searched
+    ]
     session.log_points(state.run_id, compared)
     session.log_tags(state.run_id, {"best": _name(run, winner)})
     state.best = winner.trial

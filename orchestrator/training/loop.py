@@ -336,7 +336,7 @@ class _Training:
     def _keep_if_best(self, epoch: int, metrics: Mapping[str, float]) -> None:
         if (stopping := self.config.early_stopping) is None:
             return
-        metric = next(metric for metric in self.context.metrics if metric.name == stopping.metric)
+        metric = next(metric for metric in self.context.metrics if metric.name == stopping.metric_name)
         if (found := metrics.get(metric.on("validation"))) is None:
             raise StageError(
                 f"`{metric.name}` cannot be computed for this student: its teachers weigh anew for every sample, or"

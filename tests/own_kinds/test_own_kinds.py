@@ -62,11 +62,12 @@ def test_a_plan_of_own_kinds_runs_and_is_not_run_again(lab: Any) -> None:
 @pytest.mark.ray
 def test_own_kinds_work_in_stage_workers_and_in_a_group_under_ray_train(lab: Any) -> None:
     command = [sys.executable, "-P", "-m", "raydistill.cli", "run", "plan.yaml", "--no-tracking"]
-    command += ["--set", "stages.student.resources.workers=2"]
+    command += ["--set", "stages.student.resources.workers=2", "--set", "metrics=[my_lab.scores:Distance]"]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}
     done = subprocess.run(command, cwd=lab.folder, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert {name: results(lab.folder)[name]["status"] for name in NODES} == dict.fromkeys(NODES, "done")
+    assert {"validation/distance", "test/distance"} <= results(lab.folder)["student"]["metrics"].keys()
 
 
 def test_a_dry_run_loads_neither_torch_nor_ray(lab: Any) -> None:

@@ -32,7 +32,7 @@ from raydistill.report.formatting import (
 )
 from raydistill.report.predictions import (
     Teaching,
-    agreement,
+    error_overlap,
     read_teaching,
 )
 from raydistill.report.summary import choose_main, summarize_run
@@ -237,10 +237,10 @@ def test_an_ensemble_that_a_stage_judges_appears_once(distilled: Any) -> None:
 
 def test_agreement_counts_who_is_wrong_where() -> None:
     student = judged([[1, 0], [1, 0], [1, 0], [0, 1]], [0, 1, 0, 1])
-    pair = agreement("teacher", np.array([0, 0, 1, 1]), student, np.arange(4))
+    pair = error_overlap("teacher", np.array([0, 0, 1, 1]), student, np.arange(4))
     assert pair is not None
     assert (pair.both_wrong, pair.only_other_wrong, pair.only_student_wrong, pair.same_answer) == (1, 1, 0, 3)
-    assert agreement("teacher", np.array([0, 0, 1, 1]), student, np.arange(4) + 1) is None
+    assert error_overlap("teacher", np.array([0, 0, 1, 1]), student, np.arange(4) + 1) is None
 
 
 def test_examples_are_uncertain_right_answers_of_the_teacher_and_sure_errors_of_the_student() -> None:
