@@ -1,11 +1,11 @@
-"""Pictures decoded from files by DataLoader workers; a training view's crop is drawn from (seed, sample id, view)."""
+"""Pictures decoded by DataLoader workers; a training view's crop is drawn from (seed, sample id, view)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,11 +16,12 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from raydistill.tasks.devices import all_to_device, to_device
 from raydistill.tasks.hashing import fold_key, uniform
 from raydistill.tasks.normalisation import Normalisation
-from raydistill.tasks.pictures import Box, PictureError, centre_box, part_of, read_picture
+from raydistill.tasks.pictures import Box, PictureError, centre_box, part_of
 from raydistill.tasks.splits import TaskData, View, task_data, three_parts
 
 if TYPE_CHECKING:
-    from raydistill.tasks.image_folder import ImageFolder
+    from raydistill.tasks.picture_store import PictureStore
+    from raydistill.tasks.picture_task import PictureTask
     from raydistill.tasks.task import Arrays
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -30,25 +31,26 @@ LARGEST_RATIO = 4 / 3
 
 @dataclass(frozen=True, eq=False)
 class FolderSplit:
-    """Samples on disk: `paths` (N,) under `folder`, delivered on `device`."""
+    """Samples on disk: `places` (N,) in `store`, delivered where `labels` are."""
 
-    task: ImageFolder
-    paths: NDArray[np.str_]
+    task: PictureTask
+    store: PictureStore
+    places: NDArray[Any]
     labels: Tensor
     ids: Tensor
 
     @classmethod
-    def of(cls, task: ImageFolder, part: Arrays) -> FolderSplit:
+    def of(cls, task: PictureTask, store: PictureStore, part: Arrays) -> FolderSplit:
         """The split that `part` describes, on the CPU."""
-        return cls(task, part.inputs, torch.from_numpy(part.labels), torch.from_numpy(part.ids))
+        return cls(task, store, part.inputs, torch.from_numpy(part.labels), torch.from_numpy(part.ids))
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def select(self, positions: Tensor) -> FolderSplit:
         positions = positions.to(self.labels.device)
-        paths = self.paths[positions.cpu().numpy()]
-        return replace(self, paths=paths, labels=self.labels[positions], ids=self.ids[positions])
+        places = self.places[positions.cpu().numpy()]
+        return replace(self, places=places, labels=self.labels[positions], ids=self.ids[positions])
 
     def to(self, device: torch.device | str) -> FolderSplit:
         return replace(self, labels=self.labels.to(device), ids=self.ids.to(device))
@@ -56,7 +58,7 @@ class FolderSplit:
     def batches(self, order: Sequence[Tensor], view: View | None) -> Iterator[Tensor]:
         device = self.labels.device
         loader = DataLoader(
-            _Pictures(self.task, self.paths, self.ids.cpu().numpy(), view),
+            _Pictures(self, self.ids.cpu().numpy(), view),
             batch_sampler=[positions.tolist() for positions in all_to_device(order, "cpu")],
             num_workers=self.task.workers,
             pin_memory=device.type != "cpu",  # by a thread of the loader, where the steps do not wait for it
@@ -70,9 +72,10 @@ class FolderSplit:
             yield to_device(pixels, device).float().div_(255)
 
 
-def build_folder_data(task: ImageFolder, parts: Mapping[str, Arrays]) -> TaskData:
+def build_folder_data(task: PictureTask, parts: Mapping[str, Arrays]) -> TaskData:
     """The splits of pictures in folders, with ImageNet's usual mean and standard deviation."""
-    splits = {name: FolderSplit.of(task, part) for name, part in three_parts(task, parts).items()}
+    store = task.store()
+    splits = {name: FolderSplit.of(task, store, part) for name, part in three_parts(task, parts).items()}
     mean, std = torch.tensor(IMAGENET_MEAN).view(3, 1, 1), torch.tensor(IMAGENET_STD).view(3, 1, 1)
     return task_data(task, splits, Normalisation(mean, std))
 
@@ -81,23 +84,22 @@ class _Pictures(Dataset[Tensor | PictureError]):
     """Picture at a position → (3, size, size) uint8, or the error: returned, as torch would wrap one that a worker
     raises."""
 
-    def __init__(
-        self, task: ImageFolder, paths: NDArray[np.str_], ids: NDArray[np.int64], view: View | None
-    ) -> None:
-        self.task, self.paths, self.ids, self.view = task, paths, ids, view
+    def __init__(self, split: FolderSplit, ids: NDArray[np.int64], view: View | None) -> None:
+        self.task, self.store, self.places, self.ids, self.view = (
+            split.task, split.store, split.places, ids, view,
+        )  # fmt: skip
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.places)
 
     def __getitem__(self, position: int) -> Tensor | PictureError:
-        file = self.task.folder / str(self.paths[position])
         try:
-            if self.view is None:
-                return torch.from_numpy(self.task.picture_input(file, self.task.input_shape))
-            image = read_picture(file, 3).image
+            image = self.store.read(self.places[position].item(), 3).image
         except PictureError as error:
             return error
         size = self.task.image_size
+        if self.view is None:
+            return torch.from_numpy(self.task.centre(image, size, size))
         box = self._box(self.view, position, *image.size)
         return torch.from_numpy(part_of(image, box, size, size))
 

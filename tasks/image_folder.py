@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import Field
 
 from raydistill.tasks.digests import digest_below, digest_named, digest_text
-from raydistill.tasks.hashing import fold_key, smallest_hashes
 from raydistill.tasks.picture_files import NO_PICTURES, folders_in, has_picture, search
-from raydistill.tasks.seeds import Purpose
-from raydistill.tasks.task import Arrays, Task, UserPath
+from raydistill.tasks.picture_task import PictureTask
+from raydistill.tasks.task import Arrays, UserPath
 
 if TYPE_CHECKING:
-    from raydistill.tasks.picture_survey import Look
-    from raydistill.tasks.pictures import Pixels
-    from raydistill.tasks.splits import TaskData
-    from raydistill.tasks.survey import Finding, Survey
-
-logger = logging.getLogger(__name__)
+    from raydistill.tasks.picture_store import PictureStore
+    from raydistill.tasks.survey import Finding
 
 
-class ImageFolder(Task):
+class ImageFolder(PictureTask):
     """Pictures read from disk while training; for data too big for memory.
 
     With `test/` beside them, `val/` is the validation split; without it, `val/` is the test split, as is the custom for
@@ -38,32 +31,10 @@ class ImageFolder(Task):
     name: str = "image_folder"
     folder: UserPath
     """Holds `train/` and `val/`, perhaps `test/`, each with one folder per class."""
-    image_size: int = Field(default=224, ge=1)
-    """Height and width of an input in pixels."""
-    resize: int = Field(default=256, ge=1)
-    """Without a view: the shorter side is scaled to this before the centre is cut out."""
-    smallest_area: float = Field(default=0.08, gt=0, le=1)
-    """Smallest part of the picture a random crop takes."""
-    workers: int = Field(default=2, ge=0)
-    """Processes that decode pictures, per process that trains."""
-    on_error: Literal["fail", "skip"] = "fail"
-    """A picture that cannot be read ends the run before its first stage, or is left out wherever it would appear."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
         return tuple(_classes(self.folder / "train"))
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        return (3, self.image_size, self.image_size)
-
-    @property
-    def input_values(self) -> str:
-        return (
-            f"{super().input_values}; red, green, blue; of a picture the central square, {self.image_size} of"
-            f" {max(self.resize, self.image_size)} parts of its shorter side, scaled bilinearly to"
-            f" {self.image_size} x {self.image_size}"
-        )
 
     def missing_files(self) -> str | None:
         for part in ("train", "val"):
@@ -91,57 +62,21 @@ class ImageFolder(Task):
             for split, part in self._folders().items()
         }
 
-    def read(self) -> dict[str, Arrays]:
+    def samples(self) -> dict[str, Arrays]:
         """Inputs are the pictures' paths relative to `folder`; ids are hashes of those paths."""
-        parts = {split: self._read_part(part) for split, part in self._folders().items()}
-        if self.on_error == "fail":
-            return parts
-        return {split: self._readable(split, part) for split, part in parts.items()}
+        return {split: self._read_part(part) for split, part in self._folders().items()}
 
-    def load(self) -> TaskData:
-        from raydistill.tasks.folder_split import build_folder_data
+    def store(self) -> PictureStore:
+        from raydistill.tasks.picture_store import FolderPictures
 
-        self.require_files()
-        return build_folder_data(self, self.read())
+        return FolderPictures(self.folder)
 
-    def picture_input(self, file: Path, shape: tuple[int, ...]) -> Pixels:
-        """The centre: the shorter side scaled to `resize`, the middle square of the input's size cut out."""
-        from raydistill.tasks.pictures import centre_box, part_of, read_picture
+    def part_name(self, split: str) -> str:
+        return self._folders()[split]
 
-        channels, height, width = shape
-        image = read_picture(file, channels).image
-        return part_of(image, centre_box(*image.size, self.image_size / self.resize), height, width)
-
-    def survey(self) -> Survey:
-        """Every picture is decoded once; if a split has more than `picture_survey.MOST`, only so many, chosen by
-        hash."""
-        from raydistill.tasks.picture_survey import by_weight, folder_findings, shared
-        from raydistill.tasks.survey import Survey
-
-        counts = super().survey().counts
-        found = [line for part in self._folders().values() for line in self._left_out(part)]
-        looks: dict[str, dict[str, Look]] = {}
-        for split, part in self._folders().items():
-            everything = self._read_part(part)
-            looks[split] = self._look(everything)
-            found += folder_findings(part, looks[split], len(everything.ids), self.on_error, self.image_size)
-        return Survey(counts, by_weight([*found, *shared(looks)]))
-
-    def _look(self, part: Arrays, most: int | None = None) -> dict[str, Look]:
-        from raydistill.tasks.picture_survey import MOST, look_at
-
-        chosen = smallest_hashes(part.ids, MOST if most is None else most, fold_key(Purpose.SURVEYED))
-        return look_at(self.folder, part.inputs[chosen].tolist(), self.workers)
-
-    def _readable(self, split: str, part: Arrays) -> Arrays:
-        looks = self._look(part, most=len(part.ids))
-        is_good = np.array([looks[path].problem is None for path in part.inputs.tolist()], dtype=bool)
-        if not is_good.all():
-            logger.info(
-                "task `image_folder`: left out %d of %d pictures of `%s`; the first: %s",
-                (~is_good).sum(), len(is_good), split, looks[str(part.inputs[~is_good][0])].problem,
-            )  # fmt: skip
-        return part.take(is_good)
+    def left_out(self) -> Iterator[Finding]:
+        for part in self._folders().values():
+            yield from self._left_out(part)
 
     def _left_out(self, part: str) -> Iterator[Finding]:
         from raydistill.tasks.picture_survey import left_out

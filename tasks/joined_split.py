@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -11,14 +12,18 @@ from torch import Tensor
 
 from raydistill.tasks.devices import all_to_device
 from raydistill.tasks.folder_split import FolderSplit
+from raydistill.tasks.picture_store import FolderPictures
 from raydistill.tasks.splits import Split, TensorSplit, View
 
 
 def join(first: Split, second: Split) -> Split:
     """Both, in their order, on the CPU. `ValueError` for tensors that mean other things."""
     labels, ids = torch.cat([first.labels, second.labels]), torch.cat([first.ids, second.ids])
-    if isinstance(first, FolderSplit) and isinstance(second, FolderSplit):
-        return replace(first, paths=np.concatenate([first.paths, second.paths]), labels=labels, ids=ids)
+    if _have_paths(first) and _have_paths(second):
+        # An absolute path stays itself below any folder.
+        files = [str(second.store.folder / path) for path in second.places.tolist()]
+        places = np.concatenate([first.places, np.array(files, dtype=str)])
+        return replace(first, places=places, labels=labels, ids=ids)
     if isinstance(first, TensorSplit) and isinstance(second, TensorSplit):
         if first.inputs.dtype != second.inputs.dtype:
             raise ValueError(
@@ -27,6 +32,10 @@ def join(first: Split, second: Split) -> Split:
             )
         return TensorSplit(torch.cat([first.inputs, second.inputs]), labels, ids)
     return JoinedSplit(first, second, torch.arange(len(labels)), labels, ids)
+
+
+def _have_paths(split: Split) -> TypeGuard[FolderSplit]:
+    return isinstance(split, FolderSplit) and isinstance(split.store, FolderPictures)
 
 
 @dataclass(frozen=True, eq=False)

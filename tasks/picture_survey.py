@@ -19,13 +19,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raydistill.tasks.digests import YOUNG_SECONDS, Stamp, digest_text, stamp
+from raydistill.tasks.digests import YOUNG_SECONDS, Stamp, digest_text
 from raydistill.tasks.picture_files import HIDDEN, OF_SYSTEMS, counted
-from raydistill.tasks.pictures import READER, PictureError, read_picture
+from raydistill.tasks.pictures import READER, PictureError
 from raydistill.tasks.survey import FEW, Finding
 from raydistill.tasks.task import data_root
 
 if TYPE_CHECKING:
+    from raydistill.tasks.picture_store import PictureStore
     from raydistill.tasks.pixel_cache import Glance
 
 MOST = 10_000
@@ -47,23 +48,24 @@ class Look:
     problem: str | None = None
 
 
-def look_at(folder: Path, paths: Sequence[str], threads: int) -> dict[str, Look]:
-    """The `Look` of each picture (paths below `folder`); only files that changed since the last look are decoded."""
-    memory = data_root() / ".looks" / f"{digest_text(str(folder))[:16]}.json"
+def look_at(store: PictureStore, places: Sequence[Any], threads: int) -> dict[str, Look]:
+    """The `Look` of each picture by its name, in their order; only what changed since the last look is decoded."""
+    memory = data_root() / ".looks" / f"{digest_text(str(store.folder))[:16]}.json"
     known, old = _remembered(memory), (time.time() - YOUNG_SECONDS) * 1e9
-    stamps = {path: _stamp(folder / path) for path in paths}
-    new = [path for path in paths if path not in known or known[path][0] != stamps[path]]
+    names = [store.name(place) for place in places]
+    stamps = [_stamp(store, place) for place in places]
+    new = [row for row, name in enumerate(names) if name not in known or known[name][0] != stamps[row]]
     if new:
         with ThreadPoolExecutor(max(threads, 1)) as executor:
-            looks = executor.map(partial(_look, folder), new)
-            known |= {path: (stamps[path], look) for path, look in zip(new, looks, strict=True)}
-        _remember(memory, {path: seen for path, seen in known.items() if max(seen[0][1:3]) < old})
-    return {path: known[path][1] for path in paths}
+            looks = executor.map(partial(_look, store), [places[row] for row in new])
+            known |= {names[row]: (stamps[row], look) for row, look in zip(new, looks, strict=True)}
+        _remember(memory, {name: seen for name, seen in known.items() if max(seen[0][1:3]) < old})
+    return {name: known[name][1] for name in names}
 
 
-def _look(folder: Path, path: str) -> Look:
+def _look(store: PictureStore, place: Any) -> Look:
     try:
-        picture = read_picture(folder / path, 3)
+        picture = store.read(place, 3)
     except PictureError as error:
         return Look(problem=error.message)
     content = picture.image.tobytes()
@@ -72,9 +74,9 @@ def _look(folder: Path, path: str) -> Look:
     return Look(*picture.image.size, picture.turned, digest, blank)
 
 
-def _stamp(file: Path) -> Stamp:
+def _stamp(store: PictureStore, place: Any) -> Stamp:
     try:
-        return stamp(file)
+        return store.stamp(place)
     except OSError:
         return 0, 0, 0, 0
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from raydistill.tasks.picture_store import FolderPictures
     from raydistill.tasks.splits import Split
     from raydistill.tasks.survey import Finding
     from raydistill.tasks.task import Task
@@ -85,9 +86,7 @@ class Pool:
         if isinstance(train, FolderSplit) and self.file is None:
             paths = self._readable(task)
             ids = torch.tensor([_path_id(path) for path in paths])
-            # An absolute path stays itself below any folder.
-            files = [str(self.place.absolute() / path) for path in paths]
-            added: Split = replace(train, paths=_texts(files), labels=_unlabelled(ids), ids=ids)
+            added: Split = FolderSplit(train.task, self._store(), _texts(paths), _unlabelled(ids), ids)
         else:
             inputs, ids = self._in_memory(task)
             added = TensorSplit(inputs, _unlabelled(ids), ids)
@@ -109,8 +108,13 @@ class Pool:
             self._in_memory(task)
             return
         paths = sorted(self._paths(), key=_path_id)[:MOST]  # by hash
-        looks = look_at(self.place, paths, THREADS)
+        looks = look_at(self._store(), paths, THREADS)
         yield from folder_findings(name, looks, len(self), _on_error(task), min(task.input_shape[1:]))
+
+    def _store(self) -> FolderPictures:
+        from raydistill.tasks.picture_store import FolderPictures
+
+        return FolderPictures(self.place.absolute())
 
     def _paths(self) -> list[str]:
         return [found.path for found in search(self.place) if found.reason is None]
@@ -121,7 +125,7 @@ class Pool:
             return paths
         from raydistill.tasks.picture_survey import look_at
 
-        looks = look_at(self.place, paths, THREADS)
+        looks = look_at(self._store(), paths, THREADS)
         return [path for path in paths if looks[path].problem is None]
 
     def _in_memory(self, task: Task) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,9 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from raydistill.tasks import picture_survey
+from raydistill.tasks import picture_store, picture_survey
 from raydistill.tasks.image_folder import ImageFolder
 from raydistill.tasks.many_class import ManyClass
+from raydistill.tasks.picture_store import FolderPictures
 from raydistill.tasks.picture_survey import look_at
 from raydistill.tasks.pictures import PictureError
 from raydistill.tasks.task import Task
@@ -158,8 +159,8 @@ def test_a_picture_is_decoded_once_and_again_when_its_file_changes(
     monkeypatch.setattr(picture_survey, "YOUNG_SECONDS", -1)
     task(folder).survey()
     decoded: list[Path] = []
-    read = picture_survey.read_picture
-    monkeypatch.setattr(picture_survey, "read_picture", lambda file, n: decoded.append(file) or read(file, n))
+    read = picture_store.read_picture
+    monkeypatch.setattr(picture_store, "read_picture", lambda file, n: decoded.append(file) or read(file, n))
     task(folder).survey()
     assert decoded == []
     times = (folder / "val/ant/0.png").stat()
@@ -178,11 +179,11 @@ def test_the_stamp_of_a_file_just_written_is_not_trusted(folder: Path) -> None:
 
 def test_a_damaged_memory_is_made_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(picture_survey, "YOUNG_SECONDS", -1)
-    first = look_at(folder, ["val/ant/0.png"], 1)
+    first = look_at(FolderPictures(folder), ["val/ant/0.png"], 1)
     (memory,) = (Path(os.environ["RAYDISTILL_DATA"]) / ".looks").iterdir()
     for content in ("", "[]", '{"reader": "pictures-2", "seen": {"a": 1}}'):
         memory.write_text(content)
-        assert look_at(folder, ["val/ant/0.png"], 1) == first
+        assert look_at(FolderPictures(folder), ["val/ant/0.png"], 1) == first
 
 
 def test_of_very_many_pictures_a_sample_is_looked_at_and_it_is_said(

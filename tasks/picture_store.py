@@ -1,0 +1,103 @@
+"""Where encoded pictures lie: files below a folder, or stretches of larger files that hold many."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raydistill.tasks.digests import Stamp, stamp
+from raydistill.tasks.pictures import Picture, PictureError, read_picture
+
+OPEN_FILES = 256
+
+
+class PictureStore(Protocol):
+    """Pictures by their places: whatever a task's `read` gives as inputs."""
+
+    @property
+    def folder(self) -> Path:
+        """All of them lie below it."""
+        ...
+
+    def name(self, place: Any) -> str:
+        """What a user calls the picture, different from all others below the folder."""
+        ...
+
+    def stamp(self, place: Any) -> Stamp:
+        """Changes when the picture does. `OSError` where it is not there."""
+        ...
+
+    def read(self, place: Any, channels: int) -> Picture:
+        """`PictureError` names a picture that cannot be read."""
+        ...
+
+
+@dataclass(frozen=True)
+class FolderPictures:
+    """A file per picture; a place is its path below `folder`, or an absolute one."""
+
+    folder: Path
+
+    def name(self, place: str) -> str:
+        return place
+
+    def stamp(self, place: str) -> Stamp:
+        return stamp(self.folder / place)
+
+    def read(self, place: str, channels: int) -> Picture:
+        return read_picture(self.folder / place, channels)
+
+
+@dataclass(frozen=True, eq=False)
+class PackedPictures:
+    """Many pictures per file; a place is a number, counted through `files`, of which each begins at one of `starts`.
+
+    `offsets` and `sizes` (N,) are in bytes, `keys` (N,) UTF-8: what pictures are called in their `shards`, the files
+    that a user knows.
+    """
+
+    folder: Path
+    shards: Sequence[Path]
+    files: Sequence[Path]
+    starts: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    keys: NDArray[np.bytes_]
+
+    def name(self, place: int) -> str:
+        return f"{self.shards[self._file(place)].relative_to(self.folder)}/{self._key(place)}"
+
+    def stamp(self, place: int) -> Stamp:
+        return stamp(self.shards[self._file(place)])
+
+    def read(self, place: int, channels: int) -> Picture:
+        number = self._file(place)
+        name = f"`{self._key(place)}` of `{self.shards[number]}`"
+        size = int(self.sizes[place])
+        try:
+            file = self.files[number]
+            content = os.pread(_opened(file, stamp(file)).fileno(), size, int(self.offsets[place]))
+        except OSError as error:
+            raise PictureError(f"{name} cannot be read: {error.strerror or error}") from None
+        if len(content) < size:
+            raise PictureError(f"{name} cannot be read: the file has become shorter")
+        return read_picture(content, channels, name=name)
+
+    def _file(self, place: int) -> int:
+        return int(np.searchsorted(self.starts, place, side="right")) - 1
+
+    def _key(self, place: int) -> str:
+        return bytes(self.keys[place]).decode(errors="replace")
+
+
+@lru_cache(maxsize=OPEN_FILES)
+def _opened(file: Path, changed: Stamp) -> IO[bytes]:
+    """Kept open: `pread` has no position that threads, or processes after a fork, could share."""
+    return file.open("rb", buffering=0)
