@@ -71,18 +71,17 @@ def digest_below(folder: Path, names: Collection[str]) -> dict[str, str]:
     return digests
 
 
-def digests_of_parts(file: Path, options: str, compute: Callable[[], Mapping[str, str]]) -> Mapping[str, str]:
-    """What `compute` returns for the parts of a file, which may depend on `options`; remembered if the file is
-    large."""
+def remembered_of(file: Path, options: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `compute` makes of a file's content and of `options`, as JSON; remembered if the file is large."""
     if stamp(file)[0] < WORTH_BYTES:
         return compute()
     key = f"{digest_file(file)} {options}"
     place = data_root() / "digests" / f"{digest_text(key)[:24]}.json"
     try:
-        found: Mapping[str, str] = json.loads(place.read_bytes())[key]
+        found: dict[str, Any] = json.loads(place.read_bytes())[key]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         found = compute()
-        _write(place, {key: dict(found)})
+        _write(place, {key: found})
     return found
 
 

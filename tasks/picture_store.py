@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raydistill.tasks.digests import Stamp, stamp
+from raydistill.tasks.picture_files import printable
 from raydistill.tasks.pictures import Picture, PictureError, read_picture
-
-OPEN_FILES = 256
 
 
 class PictureStore(Protocol):
@@ -82,8 +80,8 @@ class PackedPictures:
         name = f"`{self._key(place)}` of `{self.shards[number]}`"
         size = int(self.sizes[place])
         try:
-            file = self.files[number]
-            content = os.pread(_opened(file, stamp(file)).fileno(), size, int(self.offsets[place]))
+            with self.files[number].open("rb", buffering=0) as stream:
+                content = os.pread(stream.fileno(), size, int(self.offsets[place]))
         except OSError as error:
             raise PictureError(f"{name} cannot be read: {error.strerror or error}") from None
         if len(content) < size:
@@ -94,10 +92,4 @@ class PackedPictures:
         return int(np.searchsorted(self.starts, place, side="right")) - 1
 
     def _key(self, place: int) -> str:
-        return bytes(self.keys[place]).decode(errors="replace")
-
-
-@lru_cache(maxsize=OPEN_FILES)
-def _opened(file: Path, changed: Stamp) -> IO[bytes]:
-    """Kept open: `pread` has no position that threads, or processes after a fork, could share."""
-    return file.open("rb", buffering=0)
+        return printable(self.keys[place].decode(errors="surrogateescape"))

@@ -19,7 +19,7 @@ from raydistill.tasks.array_files import (
     open_labels,
     shape_of,
 )
-from raydistill.tasks.digests import Stamp, digest_file, digest_text, digests_of_parts, stamp
+from raydistill.tasks.digests import Stamp, digest_file, digest_text, remembered_of, stamp
 from raydistill.tasks.hashing import cut_labelled, fold_key
 from raydistill.tasks.labels import UNLABELLED
 from raydistill.tasks.seeds import Purpose
@@ -140,7 +140,7 @@ class Tensors(Task):
     def _digests(self) -> Mapping[str, str]:
         """Digests of the rows of training and validation, and of the test rows, whatever else the file holds."""
         options = {"inputs", "labels", "ids", "split", "test_fraction", "split_seed"}
-        return digests_of_parts(self.file, self.model_dump_json(include=options), self._digest_rows)
+        return remembered_of(self.file, self.model_dump_json(include=options), self._digest_rows)
 
     def _digest_rows(self) -> dict[str, str]:
         inputs, labels = open_array(self.file, self.inputs), open_labels(self.file, self.labels)

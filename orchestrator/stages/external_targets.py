@@ -20,6 +20,7 @@ from raydistill.stages.transfer_data import load_transfer_set, sources_of, split
 from raydistill.targets.external import Match, Predictions, match_rows, open_predictions
 from raydistill.targets.store import FROM_FILE, MANIFEST, Description, TargetWriter
 from raydistill.tasks.digests import digest_file
+from raydistill.tasks.picture_task import PictureTask
 from raydistill.tasks.task import Task
 from raydistill.training.data import TransferSet, Views
 
@@ -126,12 +127,12 @@ def _match(
 
 
 def paths_by_id(task: Task) -> dict[int, str] | None:
-    """The files of samples by their ids, where the task's inputs are files."""
-    parts = task.read()
-    if any(part.inputs.dtype.kind != "U" for part in parts.values()):
+    """The names of samples by their ids, where the task's inputs are pictures in files."""
+    if not isinstance(task, PictureTask):
         return None
-    pairs = (zip(part.ids.tolist(), part.inputs.tolist(), strict=True) for part in parts.values())
-    return {number: path for part in pairs for number, path in part}
+    store = task.store()
+    pairs = (zip(part.ids.tolist(), part.inputs.tolist(), strict=True) for part in task.read().values())
+    return {number: store.name(place) for part in pairs for number, place in part}
 
 
 def _arrange(

@@ -1,0 +1,231 @@
+"""Tasks whose pictures lie in shards, many in each: what is the same however a shard is made."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from raydistill.tasks.digests import digest_below, digest_named, digest_text
+from raydistill.tasks.hashing import cut_labelled, fold_key
+from raydistill.tasks.labels import UNLABELLED
+from raydistill.tasks.picture_files import printable
+from raydistill.tasks.picture_task import PictureTask
+from raydistill.tasks.seeds import Purpose
+from raydistill.tasks.shard_names import shards_by_split, unassigned
+from raydistill.tasks.task import Arrays, UserPath
+
+if TYPE_CHECKING:
+    from raydistill.tasks.picture_store import PackedPictures
+    from raydistill.tasks.survey import Finding
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """The pictures of one shard: `keys` (N,), UTF-8, `offsets` and `sizes` (N,) in bytes, in `file`.
+
+    `labels` (N,) are indices of classes, or where `texts` are given those of texts; `UNLABELLED` where there is none.
+    """
+
+    file: Path
+    keys: NDArray[np.bytes_]
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    texts: tuple[str, ...] | None = None
+    without: tuple[str, ...] = ()
+
+
+class PackedTask(PictureTask):
+    """The splits are told by the names of the shards (`train-000.tar`, `data/test-00000-of-00001.parquet`), or by
+    options. With validation and without a test split, validation is the test, as is the custom for ImageNet; with
+    neither, a test split is cut by hash."""
+
+    folder: UserPath
+    """Holds the shards, at any depth."""
+    train: str | tuple[str, ...] | None = None
+    """Shards of the training split below `folder`: patterns such as `train-{000..099}.tar` or `a/*.parquet`; without
+    it, those whose names say so, or all if no name says anything."""
+    validation: str | tuple[str, ...] | None = None
+    """The same for the validation split."""
+    test: str | tuple[str, ...] | None = None
+    """The same for the test split."""
+    classes: int | tuple[str, ...] | None = None
+    """Number or names of the classes; without it, the names are those that the shards have."""
+    test_fraction: float = Field(default=0.2, gt=0, lt=1)
+    """Part of the labelled samples set aside for the test, when there are no shards for it."""
+
+    ending: ClassVar[str]
+    """What the names of shards end with."""
+    version: ClassVar[str] = ""
+    """Part of the identity: how shards are read."""
+    not_identity: ClassVar[frozenset[str]] = PictureTask.not_identity | {"train", "validation", "test"}
+
+    def shard(self, file: Path, place: str) -> Shard:
+        """What lies in a shard, whose path below `folder` is `place`. `ValueError` where it is damaged."""
+        raise NotImplementedError
+
+    def named_classes(self, first: Path) -> tuple[str, ...] | None:
+        """The names of the classes that stand in the first shard of the training split."""
+        return None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        if isinstance(self.classes, tuple):
+            return self.classes
+        if self.classes is not None:
+            return tuple(map(str, range(self.classes)))
+        files = self.files()["train"]
+        if names := self.named_classes(files[0]):
+            return names
+        shards = [self.shard(file, self._place(file)) for file in files]
+        texts = {text for shard in shards for text in shard.texts or ()}
+        if not texts or _are_numbers(texts):
+            raise ValueError(
+                f"task `{self.name}`: nothing in `{files[0]}` names the classes; give their names or their number in"
+                " the option `classes`"
+            )
+        return tuple(sorted(texts))
+
+    @property
+    def unlabelled(self) -> int:
+        shards = [self.shard(file, self._place(file)) for file in self.files()["train"]]
+        return sum(int((shard.labels == UNLABELLED).sum()) for shard in shards)
+
+    def files(self) -> dict[str, list[Path]]:
+        """The shards of each split that has some."""
+        given = {"train": self.train, "validation": self.validation, "test": self.test}
+        return shards_by_split(self.folder, self.ending, given)
+
+    def missing_files(self) -> str | None:
+        try:
+            found = self.files()
+        except ValueError as error:
+            return f"task `{self.name}`: {error}"
+        if "train" in found:
+            return None
+        return (
+            f"task `{self.name}` finds no shards `*{self.ending}` of the training split in `{self.folder}`: put them"
+            " there, name them in the option `train`, or name another `folder`; nothing can be downloaded"
+        )
+
+    def content(self) -> str:
+        from raydistill.tasks.pictures import READER
+
+        # Names of shards count: sample ids follow from them. So do splits, which are told by options too.
+        digests = self.digests()
+        learned = [digest_named(digests[split]) for split in ("train", "validation") if split in digests]
+        return digest_text("\n".join([READER, self.version, *self.class_names, *learned]))
+
+    def test_content(self) -> str:
+        return digest_named(self.digests()["test"]) if "test" in self.files() else self.content()
+
+    def digests(self) -> dict[str, dict[str, str]]:
+        return {
+            split: digest_below(self.folder, [self._place(file) for file in files])
+            for split, files in self.files().items()
+        }
+
+    def samples(self) -> dict[str, Arrays]:
+        """Inputs are the numbers of pictures in `store`; ids are hashes of their shards' paths and their keys."""
+        parts = self._everything()
+        for split in parts.keys() & {"validation", "test"}:
+            if unknown := int((parts[split].labels == UNLABELLED).sum()):
+                raise ValueError(
+                    f"task `{self.name}`: {unknown} of {len(parts[split].ids)} samples of `{split}` have no label, and"
+                    f" nothing is judged by them; name other shards in the option `{split}`"
+                )
+        if "test" not in parts:
+            train = parts["train"]
+            key = fold_key(self.split_seed, Purpose.TEST_CUT)
+            chosen = cut_labelled(train.ids, train.labels, self.test_fraction, key)
+            parts |= {"train": train.take(~chosen), "test": train.take(chosen)}
+        return parts
+
+    def store(self) -> PackedPictures:
+        from raydistill.tasks.picture_store import PackedPictures
+
+        files = [file for files in self.files().values() for file in files]
+        shards = [self.shard(file, self._place(file)) for file in files]
+        counts = [len(shard.keys) for shard in shards]
+        return PackedPictures(
+            folder=self.folder,
+            shards=files,
+            files=[shard.file for shard in shards],
+            starts=np.cumsum([0, *counts[:-1]]),
+            offsets=np.concatenate([shard.offsets for shard in shards]),
+            sizes=np.concatenate([shard.sizes for shard in shards]),
+            keys=np.concatenate([shard.keys for shard in shards]),
+        )
+
+    def left_out(self) -> Iterator[Finding]:
+        from raydistill.tasks.picture_survey import left_out
+
+        files = self.files()
+        reasons = [("shards of no split", place) for place in unassigned(self.folder, self.ending, files)]
+        for file in (file for split in files.values() for file in split):
+            place = self._place(file)
+            reasons += [
+                ("samples without a picture", f"{place}/{key}") for key in self.shard(file, place).without
+            ]
+        yield from left_out(str(self.folder), reasons)
+
+    def _everything(self) -> dict[str, Arrays]:
+        """The samples of all shards, by split."""
+        names = self.class_names
+        position = {name: index for index, name in enumerate(names)}
+        parts: dict[str, Arrays] = {}
+        first = 0
+        all_numbers: bool | None = None
+        for split, files in self.files().items():
+            places = [self._place(file) for file in files]
+            shards = [self.shard(file, place) for file, place in zip(files, places, strict=True)]
+            if all_numbers is None:  # training comes first, and decides
+                all_numbers = _are_numbers({text for shard in shards for text in shard.texts or ()})
+            labels = [_labels(*pair, position, all_numbers) for pair in zip(files, shards, strict=True)]
+            ids = [_ids(place, shard.keys) for place, shard in zip(places, shards, strict=True)]
+            count = sum(map(len, ids))
+            rows = np.arange(first, first + count)
+            parts[split] = Arrays(rows, np.concatenate(labels), np.concatenate(ids))
+            first += count
+        return parts
+
+    def _place(self, file: Path) -> str:
+        return file.relative_to(self.folder).as_posix()
+
+
+def _are_numbers(texts: set[str]) -> bool:
+    return all(text.isdecimal() for text in texts)
+
+
+def _labels(file: Path, shard: Shard, position: Mapping[str, int], are_numbers: bool) -> NDArray[np.int64]:
+    """Indices of classes (N,). `ValueError` names a text that is none, and where it stands."""
+    if shard.texts is None:
+        return shard.labels
+    indices: list[int] = []
+    for number, text in enumerate(shard.texts):
+        index = int(text) if are_numbers and text.isdecimal() else position.get(text)
+        if index is None or index >= len(position):
+            key = printable(shard.keys[shard.labels == number][0].decode(errors="surrogateescape"))
+            raise ValueError(
+                f"`{key}` of `{file}` has the label `{printable(text)}`, which is none of the {len(position)} classes;"
+                " see the option `classes`"
+            )
+        indices.append(index)
+    return np.array([*indices, UNLABELLED], dtype=np.int64)[shard.labels]
+
+
+def _ids(place: str, keys: NDArray[np.bytes_]) -> NDArray[np.int64]:
+    """63 bits of a hash each: an id stays when other samples are added or removed."""
+    start = hashlib.blake2b(place.encode() + b"\0", digest_size=8)
+    ids = np.empty(len(keys), dtype=np.int64)
+    for row, key in enumerate(keys.tolist()):
+        (own := start.copy()).update(key)
+        ids[row] = int.from_bytes(own.digest()) >> 1
+    return ids

@@ -1,0 +1,149 @@
+"""Where the pictures of a WebDataset's shard lie in it, and their labels. Nothing is ever unpacked."""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from raydistill.tasks.picture_files import PICTURE_ENDINGS, printable
+
+VERSION = "tar-1"
+"""Part of what an index is remembered by: change it when a shard gives another one."""
+
+KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
+BLOCK = 512
+LARGEST_LABEL = 1 << 20
+POINTER = b"version https://git-lfs"
+COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+
+Members = dict[str, tuple[int, int]]
+
+
+def index_tar(file: Path, image: str | None, label: str | None) -> dict[str, Any]:
+    """`keys` (members' names), `offsets` and `sizes` in bytes and `labels` (texts, None where there is none) of the
+    pictures of a shard, and the keys of samples `without` one. `ValueError` for a shard that is damaged."""
+    keys: list[str] = []
+    offsets: list[int] = []
+    sizes: list[int] = []
+    labels: list[str | None] = []
+    without: list[str] = []
+    with file.open("rb") as stream:
+        _check_beginning(file, stream)
+        for key, members in _samples(file, stream):
+            ending = _picture_of(file, key, members, image)
+            if ending is None:
+                without.append(key)
+                continue
+            keys.append(f"{key}.{ending}")
+            offsets.append(members[ending][0])
+            sizes.append(members[ending][1])
+            labels.append(_label_of(file, key, members, label, stream))
+    return {"keys": keys, "offsets": offsets, "sizes": sizes, "labels": labels, "without": without}
+
+
+def _check_beginning(file: Path, stream: IO[bytes]) -> None:
+    beginning = stream.read(len(POINTER))
+    if beginning == POINTER:
+        raise ValueError(
+            f"`{file}` is a Git LFS pointer, not the file itself; fetch that with `git lfs pull`"
+        )
+    for magic, packer in COMPRESSED.items():
+        if beginning.startswith(magic):
+            raise ValueError(
+                f"`{file}` is compressed with {packer}, in which nothing is found without reading all: unpack it"
+            )
+    stream.seek(0)
+
+
+def _samples(file: Path, stream: IO[bytes]) -> Iterator[tuple[str, Members]]:
+    """Key → ending → place of neighbours whose names are equal up to the first dot."""
+    seen: set[str] = set()
+    current = ""
+    members: Members = {}
+    for name, place in _members(file, stream):
+        matched = KEY.fullmatch(name)
+        if matched is None:
+            continue
+        key, ending = matched[1], matched[2].lower()
+        if key != current:
+            if members:
+                yield current, members
+            current, members = key, {}
+            if key in seen:
+                raise ValueError(
+                    f"`{file}` has the key `{printable(key)}` twice: samples need different keys, side by side"
+                )
+            seen.add(key)
+        if ending in members:
+            raise ValueError(
+                f"`{file}` has `{printable(key)}.{printable(ending)}` twice: samples need different keys"
+            )
+        members[ending] = place
+    if members:
+        yield current, members
+
+
+def _members(file: Path, stream: IO[bytes]) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Name, offset and size of every file in the tar."""
+    try:
+        with tarfile.open(fileobj=stream, mode="r:") as opened:
+            while (member := opened.next()) is not None:
+                if member.isreg() and not member.issparse():
+                    yield member.name.removeprefix("./"), (member.offset_data, member.size)
+                opened.members = []  # type: ignore[attr-defined]  # it would keep them all
+            end = opened.offset
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        raise ValueError(f"`{file}` is truncated or no tar: {error}") from error
+    # The library takes a header that is damaged, or not there any more, for the end.
+    stream.seek(end)
+    if stream.read(BLOCK) != bytes(BLOCK):
+        raise ValueError(
+            f"`{file}` is truncated or damaged at byte {end}: it has no end there; bring it again"
+        )
+
+
+def _picture_of(file: Path, key: str, members: Members, image: str | None) -> str | None:
+    if image is not None:
+        return image if image in members else None
+    endings = [ending for ending in members if PurePosixPath(f"x.{ending}").suffix in PICTURE_ENDINGS]
+    if len(endings) > 1:
+        several = ", ".join(f"`{printable(one)}`" for one in endings)
+        raise ValueError(
+            f"sample `{printable(key)}` of `{file}` has several pictures ({several}); name one in the option `image`"
+        )
+    return endings[0] if endings else None
+
+
+def _label_of(file: Path, key: str, members: Members, label: str | None, stream: IO[bytes]) -> str | None:
+    if label is None:
+        label = "cls" if "cls" in members else "json.label"
+    member, *fields = [label] if label in members else label.split(".")
+    if member not in members:
+        return None
+    offset, size = members[member]
+    stream.seek(offset)
+    try:
+        if size > LARGEST_LABEL:
+            raise ValueError(f"it has {size} bytes")
+        text = stream.read(size).decode().strip()
+        if not fields and member != "json":
+            return None if text in ("", "-1") else text
+        return _field(json.loads(text), fields)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"the label `{printable(key)}.{member}` of `{file}` cannot be read: {error}"
+        ) from error
+
+
+def _field(value: Any, fields: list[str]) -> str | None:
+    for name in fields:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    if value is None or value == -1:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError(f"{json.dumps(value)[:40]} is neither a number nor a name")
+    return str(value)
