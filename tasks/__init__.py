@@ -14,6 +14,7 @@ TASKS: dict[str, str] = {
     "many_class": "raydistill.tasks.many_class:ManyClass",
     "solar_cells": "raydistill.tasks.solar_cells:SolarCells",
     "speech_frames": "raydistill.tasks.speech_frames:SpeechFrames",
+    "image_parquet": "raydistill.tasks.image_parquet:ImageParquet",
     "webdataset": "raydistill.tasks.webdataset:WebDataset",
     "tensors": "raydistill.tasks.tensors:Tensors",
 }

@@ -28,18 +28,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """The pictures of one shard: `keys` (N,), UTF-8, `offsets` and `sizes` (N,) in bytes, in `file`.
+    """What a shard says of its pictures: `keys` (N,), UTF-8, different from one another.
 
     `labels` (N,) are indices of classes, or where `texts` are given those of texts; `UNLABELLED` where there is none.
     """
 
-    file: Path
     keys: NDArray[np.bytes_]
-    offsets: NDArray[np.int64]
-    sizes: NDArray[np.int64]
     labels: NDArray[np.int64]
     texts: tuple[str, ...] | None = None
+    names: tuple[str, ...] | None = None
+    """Of the classes, in the order of the labels."""
     without: tuple[str, ...] = ()
+    """Keys of samples that have no picture."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stretches:
+    """Where the pictures of a shard lie: `offsets` and `sizes` (N,) in bytes, in `file`."""
+
+    file: Path
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
 
 
 class PackedTask(PictureTask):
@@ -67,13 +76,13 @@ class PackedTask(PictureTask):
     """Part of the identity: how shards are read."""
     not_identity: ClassVar[frozenset[str]] = PictureTask.not_identity | {"train", "validation", "test"}
 
-    def shard(self, file: Path, place: str) -> Shard:
-        """What lies in a shard, whose path below `folder` is `place`. `ValueError` where it is damaged."""
+    def shard(self, file: Path) -> Shard:
+        """What a shard says. `ValueError` where it is damaged."""
         raise NotImplementedError
 
-    def named_classes(self, first: Path) -> tuple[str, ...] | None:
-        """The names of the classes that stand in the first shard of the training split."""
-        return None
+    def stretches(self, file: Path) -> Stretches:
+        """Where its pictures are read; made so that they can be, if need be."""
+        raise NotImplementedError
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -82,9 +91,9 @@ class PackedTask(PictureTask):
         if self.classes is not None:
             return tuple(map(str, range(self.classes)))
         files = self.files()["train"]
-        if names := self.named_classes(files[0]):
-            return names
-        shards = [self.shard(file, self._place(file)) for file in files]
+        shards = [self.shard(file) for file in files]
+        if shards[0].names is not None:
+            return shards[0].names
         texts = {text for shard in shards for text in shard.texts or ()}
         if not texts or _are_numbers(texts):
             raise ValueError(
@@ -95,7 +104,7 @@ class PackedTask(PictureTask):
 
     @property
     def unlabelled(self) -> int:
-        shards = [self.shard(file, self._place(file)) for file in self.files()["train"]]
+        shards = map(self.shard, self.files()["train"])
         return sum(int((shard.labels == UNLABELLED).sum()) for shard in shards)
 
     def files(self) -> dict[str, list[Path]]:
@@ -152,16 +161,16 @@ class PackedTask(PictureTask):
         from raydistill.tasks.picture_store import PackedPictures
 
         files = [file for files in self.files().values() for file in files]
-        shards = [self.shard(file, self._place(file)) for file in files]
-        counts = [len(shard.keys) for shard in shards]
+        places = [self.stretches(file) for file in files]
+        counts = [len(place.sizes) for place in places]
         return PackedPictures(
             folder=self.folder,
             shards=files,
-            files=[shard.file for shard in shards],
+            files=[place.file for place in places],
             starts=np.cumsum([0, *counts[:-1]]),
-            offsets=np.concatenate([shard.offsets for shard in shards]),
-            sizes=np.concatenate([shard.sizes for shard in shards]),
-            keys=np.concatenate([shard.keys for shard in shards]),
+            offsets=np.concatenate([place.offsets for place in places]),
+            sizes=np.concatenate([place.sizes for place in places]),
+            keys=np.concatenate([self.shard(file).keys for file in files]),
         )
 
     def left_out(self) -> Iterator[Finding]:
@@ -171,9 +180,7 @@ class PackedTask(PictureTask):
         reasons = [("shards of no split", place) for place in unassigned(self.folder, self.ending, files)]
         for file in (file for split in files.values() for file in split):
             place = self._place(file)
-            reasons += [
-                ("samples without a picture", f"{place}/{key}") for key in self.shard(file, place).without
-            ]
+            reasons += [("samples without a picture", f"{place}/{key}") for key in self.shard(file).without]
         yield from left_out(str(self.folder), reasons)
 
     def _everything(self) -> dict[str, Arrays]:
@@ -182,17 +189,22 @@ class PackedTask(PictureTask):
         position = {name: index for index, name in enumerate(names)}
         parts: dict[str, Arrays] = {}
         first = 0
-        all_numbers: bool | None = None
+        are_numbers: bool | None = None
         for split, files in self.files().items():
-            places = [self._place(file) for file in files]
-            shards = [self.shard(file, place) for file, place in zip(files, places, strict=True)]
-            if all_numbers is None:  # training comes first, and decides
-                all_numbers = _are_numbers({text for shard in shards for text in shard.texts or ()})
-            labels = [_labels(*pair, position, all_numbers) for pair in zip(files, shards, strict=True)]
-            ids = [_ids(place, shard.keys) for place, shard in zip(places, shards, strict=True)]
+            shards = [self.shard(file) for file in files]
+            for file, shard in zip(files, shards, strict=True):
+                if shard.names is not None and self.classes is None and shard.names != names:
+                    raise ValueError(
+                        f"`{file}` names other classes than the first training shard; see `classes`"
+                    )
+            if are_numbers is None:  # training comes first, and decides
+                are_numbers = _are_numbers({text for shard in shards for text in shard.texts or ()})
+            labels = [_labels(*pair, position, are_numbers) for pair in zip(files, shards, strict=True)]
+            ids = [_ids(self._place(file), shard.keys) for file, shard in zip(files, shards, strict=True)]
             count = sum(map(len, ids))
-            rows = np.arange(first, first + count)
-            parts[split] = Arrays(rows, np.concatenate(labels), np.concatenate(ids))
+            parts[split] = Arrays(
+                np.arange(first, first + count), np.concatenate(labels), np.concatenate(ids)
+            )
             first += count
         return parts
 
@@ -206,18 +218,25 @@ def _are_numbers(texts: set[str]) -> bool:
 
 def _labels(file: Path, shard: Shard, position: Mapping[str, int], are_numbers: bool) -> NDArray[np.int64]:
     """Indices of classes (N,). `ValueError` names a text that is none, and where it stands."""
+    count = len(position)
     if shard.texts is None:
-        return shard.labels
-    indices: list[int] = []
-    for number, text in enumerate(shard.texts):
-        index = int(text) if are_numbers and text.isdecimal() else position.get(text)
-        if index is None or index >= len(position):
-            key = printable(shard.keys[shard.labels == number][0].decode(errors="surrogateescape"))
-            raise ValueError(
-                f"`{key}` of `{file}` has the label `{printable(text)}`, which is none of the {len(position)} classes;"
-                " see the option `classes`"
-            )
-        indices.append(index)
+        indices = list(range(count))
+        wrong = (shard.labels < UNLABELLED) | (shard.labels >= count)
+    else:
+        found = [
+            int(text) if are_numbers and text.isdecimal() else position.get(text, count)
+            for text in shard.texts
+        ]
+        indices = [index if index < count else UNLABELLED for index in found]
+        wrong = np.array([*(index >= count for index in found), False])[shard.labels]
+    if wrong.any():
+        row = int(wrong.argmax())
+        key = printable(shard.keys[row].decode(errors="surrogateescape"))
+        label = shard.labels[row] if shard.texts is None else printable(shard.texts[shard.labels[row]])
+        raise ValueError(
+            f"`{key}` of `{file}` has the label `{label}`, which is none of the {count} classes; see the option"
+            " `classes`"
+        )
     return np.array([*indices, UNLABELLED], dtype=np.int64)[shard.labels]
 
 

@@ -168,7 +168,7 @@ def _lay_out(source: PixelSource, pixel_file: Path, list_file: Path, on_error: O
         raise ValueError(f"shard `{source.files[0]}` and those beside it have no rows")
     logger.info("reading %d pictures from %d shards into `%s`, once", count, len(source.files), pixel_file)
     noted = _Noted()
-    with _replaced(pixel_file) as temporary, temporary.open("wb") as stream:
+    with replaced(pixel_file) as temporary, temporary.open("wb") as stream:
         _write_header(stream, (count, *source.shape))
         row = 0
         for pixels, seen in _batches(source, threads):
@@ -180,7 +180,7 @@ def _lay_out(source: PixelSource, pixel_file: Path, list_file: Path, on_error: O
         stream.flush()
         os.fsync(stream.fileno())
         # First the list: the pixels' own name says that both are there.
-        with _replaced(list_file) as beside:
+        with replaced(list_file) as beside:
             write_json(beside, {"unreadable": noted.unreadable, "turned": noted.turned})
 
 
@@ -196,7 +196,7 @@ def _write_header(stream: IO[bytes], shape: Shape) -> None:
 
 
 @contextmanager
-def _replaced(file: Path) -> Iterator[Path]:
+def replaced(file: Path) -> Iterator[Path]:
     """A temporary sibling that takes the name `file` on success."""
     temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -205,7 +205,7 @@ def _replaced(file: Path) -> Iterator[Path]:
         temporary.replace(file)
     except OSError as error:
         raise ValueError(
-            f"pixels cannot be laid out as `{file}`: {error.strerror or error}; name another folder with `cache`"
+            f"`{file}` cannot be laid out: {error.strerror or error}; name another folder with `cache`"
         ) from error
     finally:
         with suppress(OSError):

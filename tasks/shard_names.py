@@ -12,6 +12,7 @@ WORDS = {
     "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
     "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
 }  # fmt: skip
+POINTER = b"version https://git-lfs"
 SPLITS = ("train", "validation", "test")
 BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*))\}")
 
@@ -41,6 +42,15 @@ def shards_by_split(folder: Path, ending: str, given: Mapping[str, Patterns]) ->
     if not found["test"] and given.get("validation") is None:
         found["test"], found["validation"] = found["validation"], []
     return {split: paths for split, paths in found.items() if paths}
+
+
+def refuse_pointer(file: Path) -> None:
+    """`ValueError` for what Git LFS leaves in place of a file."""
+    with file.open("rb") as stream:
+        if stream.read(len(POINTER)) == POINTER:
+            raise ValueError(
+                f"`{file}` is a Git LFS pointer, not the file itself; fetch that with `git lfs pull`"
+            )
 
 
 def unassigned(folder: Path, ending: str, files: Mapping[str, list[Path]]) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from raydistill.tasks.picture_files import PICTURE_ENDINGS, printable
+from raydistill.tasks.shard_names import refuse_pointer
 
 VERSION = "tar-1"
 """Part of what an index is remembered by: change it when a shard gives another one."""
@@ -17,7 +18,6 @@ VERSION = "tar-1"
 KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
 BLOCK = 512
 LARGEST_LABEL = 1 << 20
-POINTER = b"version https://git-lfs"
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 Members = dict[str, tuple[int, int]]
@@ -46,11 +46,8 @@ def index_tar(file: Path, image: str | None, label: str | None) -> dict[str, Any
 
 
 def _check_beginning(file: Path, stream: IO[bytes]) -> None:
-    beginning = stream.read(len(POINTER))
-    if beginning == POINTER:
-        raise ValueError(
-            f"`{file}` is a Git LFS pointer, not the file itself; fetch that with `git lfs pull`"
-        )
+    refuse_pointer(file)
+    beginning = stream.read(max(map(len, COMPRESSED)))
     for magic, packer in COMPRESSED.items():
         if beginning.startswith(magic):
             raise ValueError(

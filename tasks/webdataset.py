@@ -10,7 +10,7 @@ import numpy as np
 
 from raydistill.tasks.digests import Stamp, remembered_of, stamp
 from raydistill.tasks.labels import UNLABELLED
-from raydistill.tasks.packed_task import PackedTask, Shard
+from raydistill.tasks.packed_task import PackedTask, Shard, Stretches
 from raydistill.tasks.tar_index import VERSION, index_tar
 
 
@@ -33,22 +33,23 @@ class WebDataset(PackedTask):
     ending: ClassVar[str] = ".tar"
     version: ClassVar[str] = VERSION
 
-    def shard(self, file: Path, place: str) -> Shard:
-        return _shard(file, self.image, self.label, stamp(file))
+    def shard(self, file: Path) -> Shard:
+        return _index(file, self.image, self.label, stamp(file))[0]
+
+    def stretches(self, file: Path) -> Stretches:
+        return _index(file, self.image, self.label, stamp(file))[1]
 
 
 @lru_cache(maxsize=4096)
-def _shard(file: Path, image: str | None, label: str | None, changed: Stamp) -> Shard:
+def _index(file: Path, image: str | None, label: str | None, changed: Stamp) -> tuple[Shard, Stretches]:
     index = remembered_of(file, f"{VERSION} {image} {label}", lambda: index_tar(file, image, label))
     labels = index["labels"]
     texts = tuple(sorted({text for text in labels if text is not None}))
     position = {text: number for number, text in enumerate(texts)} | {None: UNLABELLED}
-    return Shard(
-        file,
+    shard = Shard(
         keys=np.array([key.encode("utf-8", "surrogateescape") for key in index["keys"]], dtype=np.bytes_),
-        offsets=np.array(index["offsets"], dtype=np.int64),
-        sizes=np.array(index["sizes"], dtype=np.int64),
         labels=np.array([position[text] for text in labels], dtype=np.int64),
         texts=texts,
         without=tuple(index["without"]),
     )
+    return shard, Stretches(file, *(np.array(index[name], dtype=np.int64) for name in ("offsets", "sizes")))

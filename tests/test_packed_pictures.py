@@ -323,7 +323,7 @@ def test_an_index_is_made_once_and_again_when_a_shard_changes(
     )
     task = tar_task(tmp_path, ("a.png", png()), ("a.cls", b"1"))
     assert labels_of(task) == [1]
-    webdataset._shard.cache_clear()  # another process
+    webdataset._index.cache_clear()  # another process
     assert labels_of(task) == [1]
     assert len(made) == 2
     write_tar(tmp_path / "train.tar", [("a.png", png()), ("a.cls", b"0"), ("b.png", png())])

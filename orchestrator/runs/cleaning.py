@@ -29,7 +29,7 @@ from raydistill.runs.view import PLANS_FOLDER, STAGES_FOLDER
 
 DAY = 86400.0
 TEMPORARY = re.compile(r"\..+\.tmp")
-PIXELS = re.compile(r"[a-z]+-[0-9a-f]{16}\.(npy|json)")
+PIXELS = re.compile(r"[a-z]+-[0-9a-f]{16}\.(npy|json|bytes)")
 OURS = (PLANS_FOLDER, STAGES_FOLDER, SEARCHES_FOLDER, "surveys", "tasks")
 NO_PIXELS = frozenset({*OURS, "mlartifacts"})
 
@@ -143,7 +143,7 @@ def _leftovers(root: Path, gone: set[Path]) -> Iterator[Removal]:
 
 
 def _pixels(root: Path, days: float) -> Iterator[Removal]:
-    """Files that `tasks/pixel_cache.py` laid out below the root, and that nobody has read for a while."""
+    """Files that `pixel_cache.py` and `parquet_pictures.py` laid out below the root, and nobody has read for long."""
     for place in subfolders(root):
         if place.name in NO_PIXELS:
             continue

@@ -1,15 +1,19 @@
 """The same small pictures of three classes in folders and in each kind of shards."""
 
 import io
+import json
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from raydistill.tasks.image_folder import ImageFolder
+from raydistill.tasks.image_parquet import ImageParquet
 from raydistill.tasks.packed_task import PackedTask
 from raydistill.tasks.webdataset import WebDataset
 
@@ -63,9 +67,10 @@ def shards_of(pictures: Pictures) -> Iterator[tuple[str, list[tuple[str, int, by
     for split, samples in pictures.items():
         rows = sorted((label, row, content) for row, (label, content) in enumerate(samples))
         named = [(f"{row:04}.png", label, content) for label, row, content in rows]
-        half = len(named) // 2
+        half = (len(named) + 1) // 2
         yield f"{split}-00000-of-00002", named[:half]
-        yield f"{split}-00001-of-00002", named[half:]
+        if named[half:]:
+            yield f"{split}-00001-of-00002", named[half:]
 
 
 def as_tars(folder: Path, pictures: Pictures) -> WebDataset:
@@ -78,4 +83,31 @@ def as_tars(folder: Path, pictures: Pictures) -> WebDataset:
     return WebDataset(folder=folder, **OPTIONS)
 
 
-FORMATS: dict[str, Callable[[Path, Pictures], PackedTask]] = {"tars": as_tars}
+def class_label(column: str = "label", names: Sequence[str] = CLASSES) -> dict[bytes, bytes]:
+    """What `datasets` writes into a schema's metadata."""
+    features = {"image": {"_type": "Image"}, column: {"names": list(names), "_type": "ClassLabel"}}
+    return {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+
+
+def write_parquet(file: Path, samples: Iterable[tuple[str | None, Any, bytes | None]], **about: Any) -> Path:
+    """Rows (path, label, bytes) in groups of 3; `metadata` of the schema, `type` of the labels."""
+    paths, labels, contents = zip(*samples, strict=True)
+    image = pa.array(
+        [{"bytes": content, "path": path} for content, path in zip(contents, paths, strict=True)],
+        pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+    )
+    table = pa.table({"image": image, "label": pa.array(labels, about.get("type", pa.int64()))})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(
+        table.replace_schema_metadata(about.get("metadata", class_label())), file, row_group_size=3
+    )
+    return file
+
+
+def as_parquet(folder: Path, pictures: Pictures) -> ImageParquet:
+    for shard, samples in shards_of(pictures):
+        write_parquet(folder / "data" / f"{shard}.parquet", samples)
+    return ImageParquet(folder=folder, **OPTIONS)
+
+
+FORMATS: dict[str, Callable[[Path, Pictures], PackedTask]] = {"tars": as_tars, "parquet": as_parquet}

@@ -32,7 +32,7 @@ def run(stages: Any, task: Task, nodes: dict[str, Any]) -> dict[str, str]:
 def ids_in_folders(place: str, keys: NDArray[np.bytes_]) -> NDArray[np.int64]:
     """What `image_folder` calls the samples."""
     rows = [int(key.decode().removesuffix(".png")) for key in keys.tolist()]
-    split = place.split("-")[0]
+    split = Path(place).name.split("-")[0]
     return np.array([_path_id(name_of(split, row, row % 3)) for row in rows])
 
 

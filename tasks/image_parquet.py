@@ -1,0 +1,42 @@
+"""Pictures in Parquet shards as Hugging Face has them: `train-00000-of-00002.parquet` with `image` and `label`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from raydistill.tasks.digests import stamp
+from raydistill.tasks.packed_task import PackedTask, Shard, Stretches
+from raydistill.tasks.task import UserPath
+
+
+class ImageParquet(PackedTask):
+    """Encoded pictures of any size, read while training; `many_class` is for very many small ones of one size.
+
+    Names of classes are those of the `ClassLabel` in the schema's metadata, or the labels where those are texts. A
+    label is empty, or -1, where there is none. A picture cannot be read from Parquet without those beside it, so the
+    bytes of pictures are laid out once under `cache`, which takes as much space as the shards do.
+    """
+
+    name: str = "image_parquet"
+    image: str | None = None
+    """Column with encoded pictures, or with structs of `bytes` and `path`; without it, `image`, or the only one that is
+    called pictures in the metadata."""
+    label: str | None = None
+    """Column with numbers or names of classes; without it, `label`, or the only one that is called a label of classes
+    in the metadata."""
+    cache: UserPath | None = None
+    """Where pictures are laid out; without it, in `.pictures` in `folder`."""
+
+    ending: ClassVar[str] = ".parquet"
+    not_identity: ClassVar[frozenset[str]] = PackedTask.not_identity | {"cache"}
+
+    def shard(self, file: Path) -> Shard:
+        from raydistill.tasks.parquet_pictures import read_shard
+
+        return read_shard(file, self.image, self.label, stamp(file))
+
+    def stretches(self, file: Path) -> Stretches:
+        from raydistill.tasks.parquet_pictures import laid_out
+
+        return laid_out(file, self.image, self.cache or self.folder / ".pictures")
