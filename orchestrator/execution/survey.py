@@ -189,6 +189,7 @@ def _models_of(node: Node, graph: Graph, task: Task) -> list[ProbedModel]:
             transfer=config.transfer if config.sees_transfer else None,
             with_unlabelled=config.learns_unlabelled and config.transfer.may_lack_labels(task),
             shards=config.data_shards,
+            freeze=config.frozen,
             initial=graph.model_of(config.initial) if config.initial and not config.grow else None,
         )
         for model, num_classes in config.trained_models(graph, task)

@@ -241,6 +241,11 @@ class TrainingConfig(StageConfig):
         return self.initial
 
     @property
+    def frozen(self) -> tuple[str, ...]:
+        """Patterns of the names of parameters that are not trained."""
+        return ()
+
+    @property
     def trained_epochs(self) -> int:
         """After how many epochs training ends."""
         return self.until or self.epochs
@@ -304,3 +309,15 @@ class TrainingConfig(StageConfig):
     def for_node(self, index: int) -> Self:
         """A replica has its own seed."""
         return self.replace(seed=self.seed + index, replicas=1)
+
+
+class FreezeConfig(TrainingConfig):
+    """What trainings of one model can be told of the parts that stay as they are."""
+
+    freeze: tuple[str, ...] | None = Field(None, min_length=1)
+    """Names of parameters that are not trained, with `*` for any part: `[features.*]`; none when left out. Batch norms
+    of these names keep their statistics and normalise by them."""
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        return self.freeze or ()

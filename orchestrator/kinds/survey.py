@@ -43,6 +43,7 @@ class ProbedModel(Config):
     shards: Annotated[Integer, Field(ge=1)] = 1
     initial: ModelConfig | None = None
     is_trained: Boolean = True
+    freeze: tuple[str, ...] = ()
 
 
 class OwnImplementation(Config):

@@ -24,6 +24,7 @@ from raydistill.tasks.splits import TaskData, TensorSplit
 from raydistill.tasks.task import Task
 from raydistill.training import model_files
 from raydistill.training.data import TransferSet, transfer_positions
+from raydistill.training.freezing import freeze, hold
 from raydistill.training.method import MethodContext
 
 NAMED = 3  # of many parameters
@@ -89,7 +90,10 @@ def probe_model(probed: ProbedModel, task: Task, data: TaskData, samples: Tensor
             if not probed.is_trained:
                 _check_logits(logits, probed.model)
                 return Probe(parameters)
-            _check_gradients(model.train(), samples, probed)
+            norms = freeze(model, probed.freeze) if probed.freeze else []
+            model.train()
+            hold(norms)
+            _check_gradients(model, samples, probed)
             _check_batch_of_one(model, samples[:1], probed, data)
             _check_initial(probed, task)
         except StageError as error:

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from raydistill.errors import StageError, StageStopped
 from raydistill.kinds.changes import during
 from raydistill.kinds.stage_bases import TrainingConfig
-from raydistill.models.taps import Output
+from raydistill.models.taps import Output, Tapped
 from raydistill.runs.context import StageContext
 from raydistill.runs.folder import CHECKPOINT
 from raydistill.targets.mixing import TeacherTargets
@@ -35,6 +35,7 @@ from raydistill.training.checkpoint import load_checkpoint, save_checkpoint
 from raydistill.training.cost import Cost
 from raydistill.training.data import Batch, TransferSet, split_batch
 from raydistill.training.evaluation import judge, predict_split
+from raydistill.training.freezing import freeze, hold
 from raydistill.training.method import Method
 from raydistill.training.optimizer import MaxNorm, build_optimizers, build_schedule, change_numbers
 from raydistill.training.running_losses import LossSums, RunningLosses
@@ -134,6 +135,9 @@ class _Training:
         )
         if config.channels_last:
             self.learner.to(memory_format=torch.channels_last)
+        network = model.model if isinstance(model, Tapped) else model
+        self.frozen_norms = freeze(network, config.frozen) if config.frozen else []
+        self.max_norm = MaxNorm(model, config.max_norm) if config.max_norm else None
         # Before the optimizer takes the parameters: its decay would shrink what no loss reaches.
         if method.student_features:
             self._freeze_what_no_loss_reaches()
@@ -141,7 +145,6 @@ class _Training:
         self.optimizer = build_optimizers(config.optimizer, self.parameters, method.own_optimizer)
         self.steps_per_epoch = -(-transfer.samples_per_epoch // config.batch_size)
         self.schedule = build_schedule(config.schedule, self.optimizer, config.epochs, self.steps_per_epoch)
-        self.max_norm = MaxNorm(model, config.max_norm) if config.max_norm else None
         self.batch_norms = GlobalBatchNorm()
         self.checkpoints = context.folder.path / CHECKPOINT
         self.best: dict[str, Tensor] = {}
@@ -174,6 +177,7 @@ class _Training:
                 break
             self._change_numbers(epoch)
             self.learner.train()  # validation leaves it in eval mode
+            hold(self.frozen_norms)
             self.cost.begin_epoch(self.progress.step)
             for batch in self._batches(epoch):
                 self._step(step_function, batch)

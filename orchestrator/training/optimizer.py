@@ -174,7 +174,7 @@ class MaxNorm:
         self.weights = [
             module.weight
             for module in model.modules()
-            if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d))
+            if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)) and module.weight.requires_grad
         ]
 
     @torch.no_grad()

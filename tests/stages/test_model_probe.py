@@ -156,6 +156,16 @@ def test_a_model_that_cannot_be_used_is_told_with_what_it_does(attempt: Try, mor
     assert "\n" not in error
 
 
+def test_what_is_frozen_is_looked_for_before_work(attempt: Try) -> None:
+    layers = "nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, num_classes)"
+    normed = f"def build(num_classes): return nn.Sequential({layers})"
+    # A batch of one has no variance: a norm that stands still asks for none.
+    assert "the last batch of an epoch is one" in (attempt(normed, batch_size=107).error or "")
+    assert attempt(normed, batch_size=107, freeze=["[12].*"]).error is None
+    assert "`freeze: [tail.*]` matches no parameter" in (attempt(normed, freeze=["tail.*"]).error or "")
+    assert "leaves nothing to train" in (attempt(normed, freeze=["*"]).error or "")
+
+
 def test_a_model_that_is_fit_is_counted_and_leaves_the_random_state(attempt: Try) -> None:
     state = torch.random.get_rng_state()
     assert attempt() == Probe(64 * 8 + 8 + 8 * 3 + 3)
