@@ -11,6 +11,7 @@ TASKS: dict[str, str] = {
     "cifar100": "raydistill.tasks.cifar:Cifar100",
     "svhn": "raydistill.tasks.svhn:Svhn",
     "image_folder": "raydistill.tasks.image_folder:ImageFolder",
+    "image_manifest": "raydistill.tasks.image_manifest:ImageManifest",
     "many_class": "raydistill.tasks.many_class:ManyClass",
     "solar_cells": "raydistill.tasks.solar_cells:SolarCells",
     "speech_frames": "raydistill.tasks.speech_frames:SpeechFrames",

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from raydistill.tasks.cuts import set_aside
 from raydistill.tasks.digests import digest_below, digest_named, digest_text
-from raydistill.tasks.hashing import cut_labelled, fold_key
 from raydistill.tasks.labels import UNLABELLED
 from raydistill.tasks.picture_files import printable
 from raydistill.tasks.picture_task import PictureTask
@@ -152,8 +152,7 @@ class PackedTask(PictureTask):
                 )
         if "test" not in parts:
             train = parts["train"]
-            key = fold_key(self.split_seed, Purpose.TEST_CUT)
-            chosen = cut_labelled(train.ids, train.labels, self.test_fraction, key)
+            chosen = set_aside(self, train, self.test_fraction, Purpose.TEST_CUT)
             parts |= {"train": train.take(~chosen), "test": train.take(chosen)}
         return parts
 

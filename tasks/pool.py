@@ -6,7 +6,6 @@ when others are added; of a row its number.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raydistill.tasks.digests import digest_below, digest_file, digest_named, digest_text
+from raydistill.tasks.hashing import text_id
 from raydistill.tasks.labels import UNLABELLED
 from raydistill.tasks.picture_files import search
 
@@ -161,7 +161,7 @@ class Pool:
 
 def _path_id(path: str) -> int:
     """A hash, below 0."""
-    return -1 - (int.from_bytes(hashlib.blake2b(path.encode(), digest_size=8).digest()) >> 1)
+    return -1 - text_id(path)
 
 
 def _on_error(task: Task) -> str:

@@ -93,6 +93,6 @@ def _folder() -> Path | None:
 
 def _rows(folder: Path) -> list[tuple[str, int]]:
     """Each cell's file below `folder`, and its grade from 0 to 3: the table has a probability of defect, in thirds."""
-    with (folder / LABELS).open(newline="") as lines:
+    with (folder / LABELS).open(newline="", encoding="utf-8") as lines:
         table = csv.reader(lines, delimiter=" ", skipinitialspace=True)
         return [(path, round(3 * float(probability))) for path, probability, _ in table]

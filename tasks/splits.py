@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from raydistill.tasks.cuts import set_aside
 from raydistill.tasks.devices import all_to_device
-from raydistill.tasks.hashing import cut_labelled, fold_key
 from raydistill.tasks.labels import UNLABELLED
 from raydistill.tasks.normalisation import Normalisation, channel_statistics
 from raydistill.tasks.seeds import Purpose
@@ -121,8 +121,7 @@ def three_parts(task: Task, parts: Mapping[str, Arrays]) -> dict[str, Arrays]:
     """Training, validation (cut from labelled training samples if the data brings none) and test, after checks."""
     train, validation = parts["train"], parts.get("validation")
     if validation is None:
-        key = fold_key(task.split_seed, Purpose.VALIDATION_CUT)
-        chosen = cut_labelled(train.ids, train.labels, task.validation_fraction, key)
+        chosen = set_aside(task, train, task.validation_fraction, Purpose.VALIDATION_CUT)
         train, validation = train.take(~chosen), train.take(chosen)
     complete = {"train": train, "validation": validation, "test": parts["test"]}
     _check_ids(task, complete)

@@ -44,18 +44,40 @@ UserPath = Annotated[
 ]
 
 
+def common_folder(roots: Sequence[Path]) -> Path:
+    """The deepest folder that all these lie in; of one, itself."""
+    return Path(os.path.commonpath(roots))
+
+
+class Cut(BaseModel):
+    """What is kept together, and what is kept alike, when samples are set aside.
+
+    Pictures of one patient, of one scene or from one camera are a group: split between training and test, they make a
+    model look better than it is.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    by: Literal["sample", "group"] = "sample"
+    """Whether single samples are set aside or whole groups."""
+    stratified: bool = False
+    """Whether every class keeps its share, as nearly as that can be."""
+
+
 @dataclass(frozen=True)
 class Arrays:
-    """Samples as they lie on disk: inputs (N, ...), labels (N,) int64, ids (N,) int64. A label is `UNLABELLED` where a
-    training sample has none."""
+    """Samples as they lie on disk: inputs (N, ...), labels (N,) int64, ids (N,) int64, and where the data has such the
+    number of each one's group, (N,) int64. A label is `UNLABELLED` where a training sample has none."""
 
     inputs: NDArray[Any]
     labels: NDArray[np.int64]
     ids: NDArray[np.int64]
+    groups: NDArray[np.int64] | None = None
 
     def take(self, chosen: NDArray[np.bool_]) -> Arrays:
         """The samples that a mask (N,) marks, in the order they have."""
-        return Arrays(self.inputs[chosen], self.labels[chosen], self.ids[chosen])
+        groups = None if self.groups is None else self.groups[chosen]
+        return Arrays(self.inputs[chosen], self.labels[chosen], self.ids[chosen], groups)
 
 
 def class_index(names: Sequence[str], label: int | str) -> int:
@@ -93,10 +115,14 @@ class Task(BaseModel):
     """Part of the training samples set aside for validation, unless the data brings a validation split."""
     split_seed: int = 0
     """Chooses which samples are set aside."""
+    cut: Cut | None = None
+    """What is kept together, and what alike, when samples are set aside: `{by: group, stratified: true}`."""
 
     plain_word: ClassVar[str | None] = "name"
     """The key of a mapping for which a plain word may stand in a plan."""
     not_identity: ClassVar[frozenset[str]] = frozenset({"name", "folder", "file", "download", "workers"})
+    came_later: ClassVar[frozenset[str]] = frozenset({"cut"})
+    """Options that are no part of the identity as long as they have their default."""
 
     @property
     def num_classes(self) -> int:
@@ -139,7 +165,9 @@ class Task(BaseModel):
         `FileNotFoundError` when the data is not there.
         """
         self.require_files()
-        options = self.model_dump(mode="json", exclude=set(self.not_identity))
+        fields = type(self).model_fields
+        late = {key for key in self.came_later if getattr(self, key) == fields[key].default}
+        options = self.model_dump(mode="json", exclude={*self.not_identity, *late})
         return {"name": self.name, "content": self.content(), **options}
 
     def content(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,8 @@ from raydistill.tasks.array_files import (
     open_labels,
     shape_of,
 )
+from raydistill.tasks.cuts import group_ids, set_aside
 from raydistill.tasks.digests import Stamp, digest_file, digest_text, remembered_of, stamp
-from raydistill.tasks.hashing import cut_labelled, fold_key
 from raydistill.tasks.labels import UNLABELLED
 from raydistill.tasks.seeds import Purpose
 from raydistill.tasks.task import Arrays, Task, UserPath
@@ -56,6 +56,8 @@ class Tensors(Task):
 
     Without it, test and validation are cut by hash, of the rows that have a label.
     """
+    groups: str = "groups"
+    """Array or column with the group of each row, for `cut: {by: group}`."""
     shape: tuple[int, ...] | None = None
     """Shape of one input, when the file holds it flat."""
     layout: Literal["channels_first", "channels_last"] | None = None
@@ -65,6 +67,8 @@ class Tensors(Task):
     """Number or names of the classes; without it, the largest label decides."""
     test_fraction: float = Field(default=0.2, gt=0, lt=1)
     """Part of the rows set aside for the test, when the file has no `split`."""
+
+    came_later: ClassVar[frozenset[str]] = Task.came_later | {"groups"}
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -139,7 +143,7 @@ class Tensors(Task):
 
     def _digests(self) -> Mapping[str, str]:
         """Digests of the rows of training and validation, and of the test rows, whatever else the file holds."""
-        options = {"inputs", "labels", "ids", "split", "test_fraction", "split_seed"}
+        options = {"inputs", "labels", "ids", "split", "groups", "test_fraction", "split_seed", "cut"}
         return remembered_of(self.file, self.model_dump_json(include=options), self._digest_rows)
 
     def _digest_rows(self) -> dict[str, str]:
@@ -147,11 +151,13 @@ class Tensors(Task):
         ids = (
             open_array(self.file, self.ids) if self.ids in array_names(self.file) else np.arange(len(labels))
         )
-        alike = len(inputs) == len(labels) == len(ids)
-        belongs = self._belongs(ids, labels) if alike else np.empty(0, dtype=str)
-        if not alike or len(belongs) != len(ids):
+        belongs = np.empty(0, dtype=str)
+        if len(inputs) == len(labels) == len(ids):
+            groups = self._read_groups(len(labels))
+            belongs = self._belongs(Arrays(inputs, labels, ids, groups))
+        if not len(belongs) == len(ids) == len(labels):
             return {"learned": digest_file(self.file), "test": digest_file(self.file)}  # `read` refuses them
-        columns = (inputs, labels, ids, belongs)
+        columns = (inputs, labels, ids, belongs, *(() if groups is None else (groups,)))
         return {
             "learned": digest_rows(columns, belongs != "test"),
             "test": digest_rows(columns, belongs == "test"),
@@ -181,7 +187,7 @@ class Tensors(Task):
 
     def read(self) -> dict[str, Arrays]:
         everything = self._read_arrays()
-        belongs = self._belongs(everything.ids, everything.labels)
+        belongs = self._belongs(everything)
         parts = {name: everything.take(belongs == name) for name in ("train", "validation", "test")}
         for name in ("train", "test"):
             if self.split in array_names(self.file) and not len(parts[name].labels):
@@ -195,13 +201,11 @@ class Tensors(Task):
             inputs = np.ascontiguousarray(np.moveaxis(inputs, -1, 1))
         return inputs
 
-    def _belongs(self, ids: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.str_]:
+    def _belongs(self, everything: Arrays) -> NDArray[np.str_]:
         """Which split each row is in: train, validation or test."""
         if self.split in array_names(self.file):
             return _split_names(self.file, open_array(self.file, self.split))
-        key = fold_key(self.split_seed, Purpose.TEST_CUT)
-        is_test = cut_labelled(_integers(self.file, self.ids, ids), labels, self.test_fraction, key)
-        return np.where(is_test, "test", "train")
+        return np.where(set_aside(self, everything, self.test_fraction, Purpose.TEST_CUT), "test", "train")
 
     def _read_arrays(self) -> Arrays:
         self._check_description()
@@ -212,8 +216,16 @@ class Tensors(Task):
             raise ValueError(
                 f"`{self.file}` holds {len(inputs)} inputs, {len(labels)} labels and {len(ids)} ids"
             )
-        inputs = self.arranged(inputs)
-        return Arrays(inputs, _integers(self.file, self.labels, labels), _integers(self.file, self.ids, ids))
+        integers = (_integers(self.file, self.labels, labels), _integers(self.file, self.ids, ids))
+        return Arrays(self.arranged(inputs), *integers, self._read_groups(len(labels)))
+
+    def _read_groups(self, count: int) -> NDArray[np.int64] | None:
+        if self.cut is None or self.cut.by != "group" or self.groups not in array_names(self.file):
+            return None
+        groups = open_array(self.file, self.groups)
+        if len(groups) != count:
+            raise ValueError(f"`{self.file}` holds {count} labels and {len(groups)} `{self.groups}`")
+        return group_ids(groups)
 
 
 @lru_cache(maxsize=16)

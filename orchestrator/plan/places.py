@@ -72,8 +72,13 @@ def _paths(values: Mapping[Any, Any]) -> Iterator[tuple[Path, str]]:
     task = values.get("task")
     if isinstance(task, Mapping):
         for key in _path_keys(task.get("name")):
-            if isinstance(task.get(key), str):
-                yield ("task", key), task[key]
+            written = task.get(key)
+            if isinstance(written, str):
+                yield ("task", key), written
+            elif isinstance(written, list):
+                yield from (
+                    (("task", key, at), text) for at, text in enumerate(written) if isinstance(text, str)
+                )
     yield from _options(values.get("stages"), ("stages",), is_option=False)
 
 
@@ -82,9 +87,11 @@ def _path_keys(task: Any) -> list[str]:
         fields = task_class(task).model_fields
     except PydanticCustomError:  # the schema says so
         return []
-    return [
-        key for key, field in fields.items() if FilePath in (field.annotation, *get_args(field.annotation))
-    ]
+    return [key for key, field in fields.items() if _takes_paths(field.annotation)]
+
+
+def _takes_paths(annotation: Any) -> bool:
+    return annotation is FilePath or any(map(_takes_paths, get_args(annotation)))
 
 
 def _options(value: Any, path: Path, *, is_option: bool) -> Iterator[tuple[Path, str]]:
