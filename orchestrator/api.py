@@ -71,6 +71,11 @@ def dry_run(
     With the `address` of a Ray cluster `PlanError` for a stage that none of its machines can run.
     """
     graph = order(plan, only)
+    if graph.compares_features:
+        from raydistill.stages.model_probe import store_sizes
+
+        for line in store_sizes(graph, plan.task):
+            log.warning("note: %s", line)
     prospects = look_ahead(graph, _root(runs), plan.name, graph.called(force, "--force"), plan.task)
     if address is not None:
         from raydistill.execution.ray_backend import RayBackend

@@ -10,12 +10,14 @@ from raydistill.kinds.method_options import MethodOptions
 from raydistill.kinds.methods import HintonConfig
 from raydistill.kinds.stage_bases import BalanceConfig, FreezeConfig, WeightsConfig
 from raydistill.kinds.targets import (
+    LOGITS,
     CombineConfig,
     CombineTargetsConfig,
     CommitteeConfig,
     PredictTargetsConfig,
     check_all_are_kept,
     check_committee,
+    check_logits_are_stored,
     check_members,
     check_one_generalist,
     predictions,
@@ -127,10 +129,16 @@ class DistillConfig(BalanceConfig, WeightsConfig, FreezeConfig):
     @model_validator(mode="after")
     def _features_are_live(self) -> "DistillConfig":
         for method in self.all_methods:
-            if (method.needs_features or method.needs_member_features) and self.mode != "live":
+            is_new = method.needs_features and not method.stored_features
+            if (is_new or method.needs_member_features) and self.mode != "live":
                 raise located_error(
                     f"`{method.method}` looks at the teacher's features, which are not stored; set `mode: live`",
                     "mode",
+                )
+            if method.needs_features and self.committee is not None:
+                raise located_error(
+                    f"`{method.method}` looks at features, but a committee answers with logits alone; leave it out",
+                    "committee",
                 )
             if method.needs_features and len(self.teachers) > 1:
                 raise located_error(
@@ -214,10 +222,29 @@ class DistillConfig(BalanceConfig, WeightsConfig, FreezeConfig):
             self._check_without_labels(site)
         if self.targets is None:
             return
+        self._check_outputs(site, self.targets)
         for phase in phases(self):
             for index, method in enumerate(phase.all_methods):
                 if (look := method.looks_at_all_classes) is not None:
                     check_all_are_kept(site, (self.targets,), look, *phase.method_path(index))
+
+    @property
+    def _looks_at_logits(self) -> bool:
+        return any(method.looks_at_logits for method in self.all_methods)
+
+    def _check_outputs(self, site: "Site", targets: str) -> None:
+        """What the methods look at is stored."""
+        if self._looks_at_logits:
+            check_logits_are_stored(site, (targets,), "targets")
+        stored = getattr(site.stage(targets), "stored_features", ())
+        for index, method in enumerate(self.all_methods):
+            for name in method.stored_features if method.needs_features else ():
+                if name not in stored:
+                    raise site.error(
+                        f"`{method.method}` looks at `{name}` of the teacher, which `{targets}` does not store; write"
+                        f" `outputs: [{name}]` into a `predict_targets`, or take `teachers`",
+                        *self.method_path(index),
+                    )
 
     def _check_without_labels(self, site: "Site") -> None:
         for index, method in enumerate(self.all_methods):
@@ -250,9 +277,18 @@ class DistillConfig(BalanceConfig, WeightsConfig, FreezeConfig):
             augment=self.augment,
             views=self.views,
             view_seed=self.view_seed,
+            outputs=self._outputs,
             resources=site.node(teacher).config.resources.replace(workers=1),
         )
         return site.insert(f"{teacher}.targets", config)
+
+    @property
+    def _outputs(self) -> tuple[str, ...] | None:
+        """What its methods look at; None for logits alone."""
+        features = tuple(
+            dict.fromkeys(name for method in self.all_methods for name in method.stored_features)
+        )
+        return ((LOGITS,) if self._looks_at_logits else ()) + features if features else None
 
     def _insert_combination(self, targets: tuple[TargetsRef, ...], site: "Site") -> str:
         combine, committee = self.combine, self.committee

@@ -41,7 +41,7 @@ class MethodOptions(Kind):
     """How the weight changes over the epochs."""
 
     needs_features: ClassVar[bool] = False
-    """Whether the losses look at features, and at nothing else: never stored, so `mode: live`, of one teacher."""
+    """Whether the losses look at features, and at nothing else, of one teacher."""
     weighs_teachers: ClassVar[bool] = False
     """Whether the losses weigh the teachers by themselves, from the logits of each: nothing is left to `combine`."""
 
@@ -62,6 +62,16 @@ class MethodOptions(Kind):
     def needs_member_features(self) -> bool:
         """Whether the losses look at the features of each of several teachers: `mode: live`."""
         return False
+
+    @property
+    def looks_at_logits(self) -> bool:
+        """Whether the losses look at the teachers' logits."""
+        return not self.needs_features
+
+    @property
+    def stored_features(self) -> tuple[str, ...]:
+        """The teacher's features that it can read from a store; none where it has to see the teacher: `mode: live`."""
+        return ()
 
     @property
     def looks_at_all_classes(self) -> tuple[str, str, str] | None:

@@ -73,6 +73,10 @@ class LabelsConfig(MethodOptions):
         return False
 
     @property
+    def looks_at_logits(self) -> bool:
+        return False
+
+    @property
     def looks_at_all_classes(self) -> None:
         return None
 

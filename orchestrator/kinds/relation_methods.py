@@ -19,6 +19,15 @@ class EmbeddingOptions(MethodOptions):
 
     needs_features = True
 
+    @property
+    def stored_features(self) -> tuple[str, ...]:
+        return (self.teacher_feature,)
+
+    @property
+    def looks_at_all_classes(self) -> None:
+        """It looks at none."""
+        return None
+
 
 class TripletConfig(EmbeddingOptions):
     """Triplets of embeddings with the teacher's margin (Feng et al. 2019, "Triplet distillation for deep face
@@ -31,7 +40,7 @@ class TripletConfig(EmbeddingOptions):
     class in the student's embedding, n the nearest of another. Margins 0.2 and 0.5 and the squared distance are from
     secondary sources.
 
-    Needs labels, a live teacher, batches with several samples of a class; an anchor without p or n counts for nothing,
+    Needs labels, and batches with several samples of a class; an anchor without p or n counts for nothing,
     nor does the class of a mixup partner. Sizes may differ. Each worker mines its own part of a batch. The classifier
     gets no gradient: add `{method: labels}`.
     """
@@ -102,7 +111,7 @@ class RelationalConfig(EmbeddingOptions):
     ψ_D(i,j) = ‖f_i - f_j‖ / mean distance of two samples, ψ_A(i,j,k) = cos of the angle at j, h smooth L1. Weights 25
     and 50 are those of the CIFAR-100 benchmark (RepDistiller), there beside cross-entropy of weight 1.
 
-    Needs a live teacher, no labels; sizes may differ. Angles take the batch's size cubed of memory and time: 64 samples
+    Needs no labels; sizes may differ. Angles take the batch's size cubed of memory and time: 64 samples
     1 MB, 512 samples 0.5 GB. Each worker compares its own part of a batch. A single sample has no relations: zero loss.
     """
 
@@ -134,7 +143,7 @@ class ProjectedConfig(EmbeddingOptions):
     and `smooth_l1` are VkD's; `unit` with `cosine` suits embeddings that are compared by angles, as CLIP's. Features of
     several places (maps) are averaged over them.
 
-    Needs a live teacher, no labels: `transfer: {labelled: false}` hides them. The classifier gets no gradient: go on
+    Needs no labels: `transfer: {labelled: false}` hides them. Live or stored. The classifier gets no gradient: go on
     with `train` and `initial:`, or add `{method: labels}`. A projector of its own layers does the work itself: keep it
     linear, or the student's features get worse.
     """

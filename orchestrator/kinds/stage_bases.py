@@ -55,6 +55,16 @@ class TargetsConfig(StageConfig):
         """Whether only some classes of each row are stored."""
         return False
 
+    @property
+    def has_logits(self) -> bool:
+        """Whether logits are stored."""
+        return True
+
+    @property
+    def stored_features(self) -> tuple[str, ...]:
+        """The features of the teacher that are stored."""
+        return ()
+
     def role(self, *, teaches: bool, has_student: bool) -> str:
         return "targets"
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from raydistill.kinds.augmentations import AugmentationOptions
 from raydistill.kinds.stage_bases import BatchSize, TargetsConfig
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from raydistill.plan.order import Node, Site
 
 
+LOGITS = "logits"  # what the logits are called among the outputs of a teacher
 MOST_TOP_K_CLASSES = 1 << 16  # they are numbered with 16 bits
 
 Rule = Literal["arithmetic", "geometric"]
@@ -124,6 +125,16 @@ def check_all_are_kept(
         wanted += new
 
 
+def check_logits_are_stored(site: "Site", targets: Sequence[str], *path: str | int) -> None:
+    """For a reader of logits."""
+    for ref in targets:
+        config = site.stage(ref)
+        if isinstance(config, TargetsConfig) and not config.has_logits:
+            raise site.error(
+                f"`{ref}` stores no logits, which are looked at; add `logits` to its `outputs`", *path
+            )
+
+
 def predictions(targets: str, site: "Site") -> Iterator["Node"]:
     """The nodes of stored predictions that targets are made of, each once."""
     wanted, seen = [targets], {targets}
@@ -147,6 +158,10 @@ class PredictTargetsConfig(TargetsConfig):
     1, 1.25, 1.6, 2, 2.8, 4, 8 and 20 the mass is interpolated, to 0.1 % (1 % where logits spread by 20). A student
     reads them as `targets: NAME`, with `method: hinton` at T ≥ 1; several of them can be combined with `rule:
     arithmetic`.
+
+    `outputs: [logits, embedding]` stores features of the teacher too, by their names or paths, as float16 in 2 bytes a
+    number; without `logits` they are all that is stored. Methods that compare one embedding read them (`embedding`,
+    `relational`, `triplet`).
     """
 
     word = "predict_targets"
@@ -167,8 +182,26 @@ class PredictTargetsConfig(TargetsConfig):
     top_k: Annotated[Integer, Field(ge=1, le=MOST_TOP_K_CLASSES)] | None = Field(
         None, description="all classes when left out"
     )
+    outputs: tuple[str, ...] | None = Field(
+        None, min_length=1, description="`logits` and features; the logits alone when left out"
+    )
     batch_size: BatchSize = 500
     """Samples at a time."""
+
+    @field_validator("outputs")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is not None and len(set(value)) < len(value):
+            raise located_error("an output is named twice; name each once")
+        return None if value == (LOGITS,) else value  # the same plan as nothing
+
+    @model_validator(mode="after")
+    def _top_k_of_logits(self) -> "PredictTargetsConfig":
+        if self.top_k is not None and not self.has_logits:
+            raise located_error(
+                "`top_k` is about logits, which are not among the `outputs`; keep one", "top_k"
+            )
+        return self
 
     @model_validator(mode="after")
     def _views_and_augment_go_together(self) -> "PredictTargetsConfig":
@@ -183,6 +216,18 @@ class PredictTargetsConfig(TargetsConfig):
     @property
     def keeps_some(self) -> bool:
         return self.top_k is not None
+
+    @property
+    def has_logits(self) -> bool:
+        return self.outputs is None or LOGITS in self.outputs
+
+    @property
+    def stored_features(self) -> tuple[str, ...]:
+        return tuple(name for name in self.outputs or () if name != LOGITS)
+
+    @property
+    def compares_features(self) -> bool:
+        return bool(self.stored_features)
 
     def check(self, site: "Site") -> None:
         super().check(site)
@@ -225,6 +270,7 @@ class CombineTargetsConfig(CombineConfig, TargetsConfig):
 
     def check(self, site: "Site") -> None:
         super().check(site)
+        check_logits_are_stored(site, self.targets, "targets")
         if self.committee is not None:
             reason = "a committee looks at the generalist's logits of all classes"
             check_all_are_kept(site, self.targets, ("committee", reason, "take it out"))

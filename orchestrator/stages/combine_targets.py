@@ -22,7 +22,7 @@ def combine_targets(config: CombineTargetsConfig, context: StageContext) -> dict
     """Arithmetic mean (a mixture, formed when read), geometric mean (logits of its own), or a committee's log q."""
     metrics = _mean(config, context) if config.committee is None else _fused(config, context)
     manifest = load_manifest(context.folder.path)
-    context.payload.update([MANIFEST, *(shard.file for shard in (*manifest.shards, *manifest.weight_shards))])
+    context.payload.update([MANIFEST, *manifest.files])
     return metrics
 
 

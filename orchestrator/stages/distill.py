@@ -1,6 +1,6 @@
 """Train a student to match its teachers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -11,13 +11,13 @@ from raydistill.lookup import load_object
 from raydistill.methods.combined import Combined
 from raydistill.runs.context import StageContext
 from raydistill.runs.record import summary_of
-from raydistill.stages.teachers import live_teacher, stored_teacher
+from raydistill.stages.teachers import live_teacher, open_stored, stored_teacher
 from raydistill.stages.training_stage import build_initial_model, load_data, train_model
 from raydistill.stages.transfer_data import load_transfer_set
 from raydistill.tasks.task import Task
 from raydistill.training import model_files
 from raydistill.training.data import Views
-from raydistill.training.method import Features, Method, MethodContext
+from raydistill.training.method import Features, Method, MethodContext, StoredFeatures
 
 
 def distill(config: DistillConfig, context: StageContext) -> dict[str, float]:
@@ -38,25 +38,41 @@ def distill(config: DistillConfig, context: StageContext) -> dict[str, float]:
     teachers = (
         [] if is_stored else [model_files.load(context.input(ref), context.device) for ref in config.teachers]
     )
+    targets = open_stored(config, context) if is_stored else None
     method_context = setting_of(
-        config, context.task, model, [teacher.model for teacher in teachers], world=context.world
+        config,
+        context.task,
+        model,
+        [teacher.model for teacher in teachers],
+        world=context.world,
+        stored=None if targets is None else targets.feature_shapes,
     )
     method = build_method(config, method_context)
-    if is_stored:
-        teacher = stored_teacher(config, context, transfer)
+    if targets is not None:
+        teacher = stored_teacher(config, targets, transfer, method)
     else:
         teacher = live_teacher(config, context, teachers, method)
     return train_model(model, config.student, method, transfer, data, config, context, teacher)
 
 
 def setting_of(
-    config: DistillConfig, task: Task, student: nn.Module, teachers: Sequence[nn.Module], *, world: int = 1
+    config: DistillConfig,
+    task: Task,
+    student: nn.Module,
+    teachers: Sequence[nn.Module],
+    *,
+    world: int = 1,
+    stored: Mapping[str, tuple[int, ...]] | None = None,
 ) -> MethodContext:
-    """What the methods of a student are built for, when each of `world` workers has its part of the batch."""
+    """What the methods of a student are built for, when each of `world` workers has its part of the batch. Of a teacher
+    that does not run, features of these names and shapes are `stored`."""
     inputs = (task.input_shape, task.input_dtype == "int64")
+    teacher = Features(teachers[0], *inputs) if len(teachers) == 1 else None
+    if stored:
+        teacher = StoredFeatures(nn.Module(), *inputs, known=stored)
     return MethodContext(
         student=Features(student, *inputs),
-        teacher=Features(teachers[0], *inputs) if len(teachers) == 1 else None,
+        teacher=teacher,
         num_classes=config.student.num_classes or task.num_classes,
         batch_size=-(-config.batch_size // world),
         epochs=config.epochs,

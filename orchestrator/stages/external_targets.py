@@ -58,7 +58,7 @@ def external_targets(config: ExternalTargetsConfig, context: StageContext) -> di
     for name in ("values", "classes"):
         with suppress(OSError):
             (context.folder.path / f"{ARRANGED}-{name}.npy").unlink()
-    context.payload.update([MANIFEST, *(shard.file for shard in manifest.shards)])
+    context.payload.update([MANIFEST, *manifest.files])
     errors = count_errors(context, transfer)
     return {
         "targets/rows": float(len(transfer)),

@@ -4,7 +4,7 @@
 `probe_model` builds a model where it will train and tries it on two samples: outputs, gradients, a batch of one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,27 +13,33 @@ from torch import Tensor, nn
 from raydistill.errors import StageError
 from raydistill.kinds.distill import DistillConfig
 from raydistill.kinds.survey import ProbedModel
+from raydistill.kinds.targets import LOGITS, PredictTargetsConfig
 from raydistill.models.outputs import are_probabilities, described, likely_output
 from raydistill.plan.model import ModelConfig
-from raydistill.plan.order import Graph
+from raydistill.plan.order import Graph, Node
 from raydistill.plan.schema import Plan
 from raydistill.runs.record import summary_of
 from raydistill.stages.distill import build_method, setting_of
+from raydistill.targets import dense
+from raydistill.targets.top_k import TopK
 from raydistill.tasks.normalisation import Normalisation
 from raydistill.tasks.splits import TaskData, TensorSplit
 from raydistill.tasks.task import Task
 from raydistill.training import model_files
 from raydistill.training.data import TransferSet, transfer_positions
 from raydistill.training.freezing import freeze, hold
-from raydistill.training.method import MethodContext
+from raydistill.training.method import Features, MethodContext
 
 NAMED = 3  # of many parameters
+ROW = 12  # bytes of a stored row's id and view, in each column
 
 
 def check_features(graph: Graph, plan: Plan) -> None:
     """`PlanError` for a method whose features are not there, or whose shapes do not suit."""
     for node in graph.nodes.values():
-        if node.config.compares_features:
+        if isinstance(node.config, PredictTargetsConfig) and not node.inserted:
+            _check_outputs(node, graph, plan)
+        elif isinstance(node.config, DistillConfig) and node.config.compares_features:
             method_context = _method_context(node.config, graph, plan.task)
             for index, options in enumerate(node.config.all_methods):
                 try:
@@ -45,12 +51,58 @@ def check_features(graph: Graph, plan: Plan) -> None:
                     raise plan.error(("stages", node.stage, *key), error.message) from None
 
 
+def _check_outputs(node: Node, graph: Graph, plan: Plan) -> None:
+    try:
+        _stored_shapes(node.config, graph, plan.task)
+    except (ValueError, StageError) as error:
+        raise plan.error(("stages", node.stage, "outputs"), str(error)) from None
+
+
+def _stored_shapes(config: PredictTargetsConfig, graph: Graph, task: Task) -> dict[str, torch.Size]:
+    """The shapes of the features that are stored, as far as the teacher's architecture tells."""
+    if (model := graph.model_of(config.teacher)) is None or not config.stored_features:
+        return {}
+    try:
+        with model_files.without_memory():
+            teacher = model_files.build_blank(model, task)
+        known = Features(teacher, task.input_shape, task.input_dtype == "int64")
+        return dict(zip(config.stored_features, known.shapes(config.stored_features), strict=True))
+    except (NotImplementedError, RuntimeError):  # it needs the numbers of a model, which only the stage has
+        return {}
+
+
+def store_sizes(graph: Graph, task: Task) -> Iterator[str]:
+    """What a sample takes in every store of features, a line for each."""
+    for node in graph.nodes.values():
+        config = node.config
+        if not isinstance(config, PredictTargetsConfig) or not (
+            shapes := _stored_shapes(config, graph, task)
+        ):
+            continue
+        parts = {name: 2 * shape.numel() for name, shape in shapes.items()}
+        if config.has_logits:
+            model = graph.model_of(config.teacher)
+            count = (model and model.num_classes) or task.num_classes
+            width = dense.width(count) if config.top_k is None else TopK(kept=config.top_k).width
+            parts = {LOGITS: 2 * width, **parts}
+        told = ", ".join(f"`{name}` {size:,}" for name, size in parts.items())
+        views = f" in each of {config.views} views" if config.views else ""
+        total = sum(parts.values()) + ROW * len(parts)
+        yield f"`{node.name}` stores {total:,} bytes per sample{views}: {told}, and {ROW} each for its id"
+
+
 def _method_context(config: DistillConfig, graph: Graph, task: Task) -> MethodContext:
-    models = [graph.model_of(name) for name in config.teachers]
+    models = [graph.model_of(name) for name in _teachers_of(config, graph)]
     with model_files.without_memory():
         student = model_files.build_blank(config.student, task)
         teachers = [model_files.build_blank(model, task) for model in models if model is not None]
     return setting_of(config, task, student, teachers)
+
+
+def _teachers_of(config: DistillConfig, graph: Graph) -> Sequence[str]:
+    """The stages of the models that teach, or whose features are stored."""
+    stored = None if config.targets is None else graph.nodes[config.targets].config
+    return (stored.teacher,) if isinstance(stored, PredictTargetsConfig) else config.teachers
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ from itertools import chain
 
 import torch
 
-from raydistill.errors import StageStopped
+from raydistill.errors import StageError, StageStopped
 from raydistill.kinds.targets import PredictTargetsConfig
 from raydistill.metrics import Accuracy
+from raydistill.models.taps import Tapped
 from raydistill.plan.fingerprint import digest
 from raydistill.runs.context import StageContext
 from raydistill.stages.transfer_data import load_transfer_set, sources_of, split_name
@@ -16,6 +17,7 @@ from raydistill.targets.store import MANIFEST, Description, TargetWriter
 from raydistill.tasks.labels import UNLABELLED
 from raydistill.training import model_files
 from raydistill.training.data import Batch, TransferSet, Views
+from raydistill.training.method import Features
 
 COUNT_ELEMENTS = 1 << 22  # 16 MB of float32 logits, whatever the number of classes
 
@@ -30,22 +32,41 @@ def predict_targets(config: PredictTargetsConfig, context: StageContext) -> dict
     views = Views(config.augment, config.view_seed, config.views or None)
     transfer = load_transfer_set(config.transfer, views, context, with_unlabelled=True)
     description = describe_targets(config, context, teacher.description, len(transfer))
-    writer = TargetWriter(context.folder.path, description, top_k=config.top_k)
+    writer = TargetWriter(
+        context.folder.path,
+        description,
+        top_k=config.top_k,
+        features=shapes_of(config, teacher),
+        form=None if config.has_logits else "features",
+    )
+    model = Tapped(teacher.model, config.stored_features)
     for batch in batches_from(transfer, writer.rows_done, description.views_stored, config.batch_size):
         if context.should_stop():
             raise StageStopped(f"stopped after {writer.rows_done} rows; run the plan again to continue")
         with torch.no_grad():
-            logits = teacher.model(batch.inputs).float()
+            output = model(batch.inputs)
         known = writer.rows_done - (batch.view * len(transfer) + int(batch.rows[0]))
-        writer.append(batch.ids[known:], logits[known:])
+        features = {name: feature[known:] for name, feature in output.features.items()}
+        writer.append(batch.ids[known:], output.logits.float()[known:], features)
     manifest = writer.close()
-    context.payload.update([MANIFEST, *(shard.file for shard in manifest.shards)])
+    context.payload.update([MANIFEST, *manifest.files])
     accuracy = folder.done_record().metrics.get(Accuracy.on("validation"))
-    metrics = {
-        "targets/rows": float(description.rows * description.views_stored),
-        "targets/errors": float(count_errors(context, transfer)),
-    }
+    metrics = {"targets/rows": float(description.rows * description.views_stored)}
+    if config.has_logits:
+        metrics["targets/errors"] = float(count_errors(context, transfer))
     return metrics | ({} if accuracy is None else {Accuracy.on("teacher/validation"): accuracy})
+
+
+def shapes_of(config: PredictTargetsConfig, teacher: model_files.TrainedModel) -> dict[str, tuple[int, ...]]:
+    """The features that are stored, and their shapes for one sample."""
+    if not config.stored_features:
+        return {}
+    known = Features(teacher.model, teacher.input_shape, teacher.input_dtype == torch.int64)
+    try:
+        shapes = known.shapes(config.stored_features)
+    except ValueError as error:
+        raise StageError(f"{error}; name another of `outputs`") from error
+    return dict(zip(config.stored_features, map(tuple, shapes), strict=True))
 
 
 def describe_targets(

@@ -19,15 +19,15 @@ from raydistill.runs.context import StageContext
 from raydistill.stages.transfer_data import sources_of, split_name
 from raydistill.targets.combine import accuracy_weights
 from raydistill.targets.mixing import TeacherTargets, entropy_weights, mean_logits
-from raydistill.targets.reader import Expectation, open_targets
+from raydistill.targets.reader import Expectation, Targets, open_targets
 from raydistill.training.data import Batch, TransferSet
 from raydistill.training.loop import Teacher
 from raydistill.training.method import Method
 from raydistill.training.model_files import TrainedModel
 
 
-def stored_teacher(config: DistillConfig, context: StageContext, transfer: TransferSet) -> Teacher:
-    """Soft targets read from the store by the row of each sample."""
+def open_stored(config: DistillConfig, context: StageContext) -> Targets:
+    """The store of the student's targets, which are about what it trains on."""
     assert config.targets is not None
     task = context.task
     expectation = Expectation(
@@ -38,7 +38,11 @@ def stored_teacher(config: DistillConfig, context: StageContext, transfer: Trans
         view_seed=config.view_seed,
         augment=[step.model_dump(mode="json") for step in config.augment],
     )
-    targets = open_targets(context.input(config.targets).path, root=context.root, expect=expectation)
+    return open_targets(context.input(config.targets).path, root=context.root, expect=expectation)
+
+
+def stored_teacher(config: DistillConfig, targets: Targets, transfer: TransferSet, method: Method) -> Teacher:
+    """Soft targets read from the store by the row of each sample."""
     rows = targets.rows_of(transfer.split.ids)
     # The graph lets top-k targets through only to a single method that looks at them, at one temperature.
 
@@ -48,7 +52,13 @@ def stored_teacher(config: DistillConfig, context: StageContext, transfer: Trans
 
     def read(batch: Batch) -> TeacherTargets:
         view, heat = batch.view if config.views else 0, temperature(batch.epoch)
-        return targets.read(rows[batch.rows], view, temperature=heat, device=batch.inputs.device)
+        return targets.read(
+            rows[batch.rows],
+            view,
+            temperature=heat,
+            device=batch.inputs.device,
+            features=method.teacher_features,
+        )
 
     return read
 

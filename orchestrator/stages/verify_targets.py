@@ -69,6 +69,11 @@ def verify_targets(folder: Path, root: Path, rows: int, seed: int = 0) -> dict[s
             f"the files of `{folder}` are as they were written; its targets came from a file: no model here can compute"
             " them again"
         )
+    if manifest.form == "features":
+        raise StoreError(
+            f"the files of `{folder}` are as they were written; it holds features alone, and it is logits that are"
+            " computed again"
+        )
     return {folder.name: _verify_teacher(folder, root, rows, seed)}
 
 

@@ -6,6 +6,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,9 @@ class Column:
 def write_targets(targets: Targets, file: Path, names: Mapping[int, str] | None) -> None:
     """Write every row of every view: `ids`, `names` where they are known, `view`, and `logits` (N, C) as float32.
 
-    Of a top-k store it is `indices` and `log_probabilities` (N, k) in place of logits: of the other classes the mass at
-    T = 1 is what they leave. `StoreError` for another ending, and for a mean that depends on the temperature.
+    Features have columns of their own, (N, numbers), under their names. Of a top-k store it is `indices` and
+    `log_probabilities` (N, k) in place of logits: of the other classes the mass at T = 1 is what they leave.
+    `StoreError` for another ending, and for a mean that depends on the temperature.
     """
     if targets.num_teachers > 1:
         raise StoreError(
@@ -77,6 +79,11 @@ def _columns(targets: Targets, names: Mapping[int, str] | None) -> dict[str, Col
         columns["names"] = Column(texts.dtype, (), lambda first, last: texts[np.arange(first, last) % rows])
     view_of = lambda first, last: (np.arange(first, last) // rows).astype(np.int32)  # noqa: E731
     columns["view"] = Column(np.dtype(np.int32), (), view_of)
+    for name, shape in targets.feature_shapes.items():
+        read = by_view(partial(_feature, targets, name), "float32")
+        columns[name] = Column(np.dtype(np.float32), (math.prod(shape),), read)
+    if not targets.num_teachers:
+        return columns
     if targets.top_k is None:
         read = by_view(lambda wanted, view: targets.read(wanted, view).logits[:, 0], "float32")
         return columns | {"logits": Column(np.dtype(np.float32), (targets.num_classes,), read)}
@@ -87,6 +94,10 @@ def _columns(targets: Targets, names: Mapping[int, str] | None) -> dict[str, Col
         "indices": Column(np.dtype(np.int32), kept, classes),
         "log_probabilities": Column(np.dtype(np.float32), kept, logs),
     }
+
+
+def _feature(targets: Targets, name: str, rows: torch.Tensor, view: int) -> torch.Tensor:
+    return targets.features([name], rows, view)[name].flatten(1)
 
 
 def _blocks(column: Column, total: int, size: int) -> Iterator[NDArray[Any]]:

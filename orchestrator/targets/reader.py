@@ -1,6 +1,6 @@
 """Opening soft targets: everything is checked once, here; after that reading is a gather from mapped files."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from raydistill.errors import StoreError
 from raydistill.targets import dense
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.targets.shards import ShardedRows
-from raydistill.targets.store import Description, Manifest, load_manifest
+from raydistill.targets.store import NO_FEATURES, Description, Manifest, load_manifest
 from raydistill.targets.top_k import TopK, TopKRows
 from raydistill.tasks.devices import to_device
 
@@ -50,6 +50,19 @@ class Member:
             self.top_k.expand_into(logits, packed, temperature)
 
 
+@dataclass(frozen=True)
+class FeatureRows:
+    """The rows of one feature of the teacher, each (*shape)."""
+
+    rows: ShardedRows
+    shape: tuple[int, ...]
+
+    def read(self, positions: np.ndarray, device: torch.device) -> Tensor:
+        """(B, *shape) float32 on the device; rows travel there as they are stored."""
+        stored = to_device(torch.from_numpy(self.rows.gather(positions)), device)
+        return stored.float().view(-1, *self.shape)
+
+
 class Targets:
     """Soft targets, ready to be read: the logits of `num_teachers` teachers for every sample and view.
 
@@ -57,17 +70,29 @@ class Targets:
     """
 
     def __init__(
-        self, description: Description, members: Sequence[Member], weights: Tensor | ShardedRows
+        self,
+        description: Description,
+        members: Sequence[Member],
+        weights: Tensor | ShardedRows,
+        features: Mapping[str, FeatureRows] = NO_FEATURES,
     ) -> None:
         self.description = description
-        self.ids = torch.from_numpy(members[0].rows.ids_between(0, description.rows))
+        column = members[0] if members else next(iter(features.values()))
+        self.ids = torch.from_numpy(column.rows.ids_between(0, description.rows))
+        self._features = features
         self._members = tuple(members)
         self._weights = weights
 
     @property
     def num_teachers(self) -> int:
-        """Distributions per sample: the members of a mixture; 1 where teachers were already combined."""
+        """Distributions per sample: the members of a mixture; 1 where teachers were already combined, 0 where the
+        store has features alone."""
         return len(self._members)
+
+    @property
+    def feature_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The features of the teacher that are stored, and their shapes for one sample."""
+        return {name: feature.shape for name, feature in self._features.items()}
 
     @property
     def num_classes(self) -> int:
@@ -105,8 +130,9 @@ class Targets:
         *,
         temperature: float = 1.0,
         device: torch.device | str = "cpu",
+        features: Sequence[str] = (),
     ) -> TeacherTargets:
-        """Logits (B, M, C) and weights (B, M) of the samples at `rows` (B,), float32, on the device.
+        """Logits (B, M, C), weights (B, M) and these features of the samples at `rows` (B,), float32, on the device.
 
         Dense logits are good for every temperature. Those of top-k stores are made for the one that is asked for: there
         their softmax is the target, elsewhere it is not.
@@ -125,7 +151,18 @@ class Targets:
             weights = to_device(torch.from_numpy(self._weights.gather(positions)), device)
         else:
             weights = to_device(self._weights, device).expand(len(positions), -1)
-        return TeacherTargets(logits, weights)
+        return TeacherTargets(logits, weights, self.features(features, rows, view, device))
+
+    def features(
+        self, names: Sequence[str], rows: Tensor, view: int = 0, device: torch.device | str = "cpu"
+    ) -> dict[str, Tensor]:
+        """Features of the teacher for the samples at `rows` (B,), each (B, ...) float32, on the device."""
+        for name in names:
+            if name not in self._features:
+                known = ", ".join(f"`{known}`" for known in self._features) or "none"
+                raise StoreError(f"the targets hold no `{name}`, but: {known}; name it in their `outputs`")
+        positions = rows.cpu().numpy() + view * self.description.rows
+        return {name: self._features[name].read(positions, torch.device(device)) for name in names}
 
     def kept(self, rows: Tensor, view: int = 0) -> TopKRows:
         """What a single top-k store keeps of the samples at `rows` (B,), on the CPU."""
@@ -154,7 +191,20 @@ def open_targets(
     if expect is not None:
         _check_expectation(folder, manifest, expect)
     if manifest.form != "mixture":
-        return Targets(manifest, [_rows_of_store(folder, manifest, verify_checksums)], torch.ones(1))
+        features = {
+            feature.name: FeatureRows(
+                ShardedRows(
+                    folder,
+                    manifest.feature_layout(number, feature.name, feature.shape),
+                    feature.shards,
+                    verify_checksums=verify_checksums,
+                ),
+                feature.shape,
+            )
+            for number, feature in enumerate(manifest.features)
+        }
+        logits = [] if manifest.form == "features" else [_rows_of_store(folder, manifest, verify_checksums)]
+        return Targets(manifest, logits, torch.ones(len(logits)), features)
     members = open_members(
         [root / "stages" / member for member in manifest.members],
         root=root,
@@ -208,6 +258,8 @@ def _open_member(folder: Path, root: Path, verify_checksums: bool) -> tuple[Mani
         raise StoreError(
             f"`{folder}` is a mixture and cannot be a member of another; name its members instead"
         )
+    if manifest.form == "features":
+        raise StoreError(f"`{folder}` holds features and no logits to combine; add `logits` to its `outputs`")
     return manifest, _rows_of_store(folder, manifest, verify_checksums)
 
 

@@ -124,6 +124,12 @@ class ShardWriter:
         """Rows taken so far, views counted one after the other."""
         return sum(shard.rows for shard in self._shards) + self._held
 
+    def rewind(self, rows: int) -> None:
+        """Forget the shards after the first `rows`, which another column of the same store does not have yet."""
+        while sum(shard.rows for shard in self._shards) > rows:
+            self._shards.pop()
+        self._remove_the_rest()
+
     def append(self, ids: Tensor, values: Tensor) -> None:
         """Take the next rows: `ids` (B,) and `values` (B, width)."""
         if values.shape != (len(ids), self.layout.width):

@@ -5,10 +5,17 @@ float16, relative to the row's largest: `targets/dense.py`), one row per sample 
 row the largest log-probabilities and the mass of the others. A *mixture* holds no rows: it names stores of the other
 forms and their weights, because the mean of tempered probabilities depends on the temperature and can only be formed
 when it is read.
+
+A dense or top-k store may hold *features* of the teacher beside its logits, each a column of its own of float16; a
+store of the form *features* holds nothing else.
 """
 
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, Self
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -23,9 +30,11 @@ from raydistill.targets.top_k import TopK
 MANIFEST = "manifest.json"
 FROM_FILE = "file-"
 """Before the digest of a file that stands in a teacher's place."""
-FORMS = ("dense", "top_k", "mixture")
+FORMS = ("dense", "top_k", "features", "mixture")
 ROWS_PER_SHARD = 65536  # 13 MB of 100 classes, 131 MB of 1,000: what a writer holds, and what a kill loses
+SHARD_BYTES = 1 << 28  # what a writer holds at most where there are features: maps are wide
 FLOAT16_LARGEST = 65504
+NO_FEATURES: Mapping[str, Any] = MappingProxyType({})
 VERSION: Literal[2] = 2  # of what a row holds
 
 
@@ -75,20 +84,37 @@ class Description(BaseModel):
             return self.layout(width=dense.width(self.num_classes))
         return self.layout(top_k.column, "uint16", top_k.width)
 
+    def feature_layout(self, number: int, name: str, shape: tuple[int, ...]) -> Layout:
+        """How the feature of this number and name, (*shape) for each row, lies in shards."""
+        layout = self.layout(f"feature{number}", width=math.prod(shape))
+        return replace(layout, identity=digest_of([layout.identity, name, shape]))
+
     def description(self) -> "Description":
         """This, without anything a subclass adds."""
         return Description.model_validate(self.model_dump(include=set(Description.model_fields)))
+
+
+class StoredFeature(BaseModel):
+    """A feature of the teacher: its name there, its shape for a sample, and where its numbers are."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1)
+    shape: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
+    shards: tuple[Shard, ...] = Field(min_length=1)
 
 
 class Manifest(Description):
     """A finished store: its description, and where its numbers are."""
 
     version: Literal[2] = VERSION
-    form: Literal["dense", "top_k", "mixture"]
+    form: Literal["dense", "top_k", "features", "mixture"]
     shards: tuple[Shard, ...] = ()
     """Dense: the logits. Top-k: what is kept of them."""
     top_k: TopK | None = None
     """Top-k: how its rows are to be read."""
+    features: tuple[StoredFeature, ...] = ()
+    """What is stored beside the logits, or in their place."""
     members: tuple[str, ...] = ()
     """Mixture: dense or top-k stores, as paths below the storage root's `stages` folder."""
     weights: tuple[float, ...] = ()
@@ -101,10 +127,15 @@ class Manifest(Description):
             raise ValueError("a top-k store, and no other, says how its rows are to be read")
         if self.top_k is not None and (misfit := self.top_k.misfit(self.num_classes)):
             raise ValueError(misfit)
-        if self.form != "mixture" and (not self.shards or self.members or self.weights or self.weight_shards):
+        own = self.features if self.form == "features" else self.shards
+        if self.form != "mixture" and (not own or self.members or self.weights or self.weight_shards):
             raise ValueError(f"a {self.form} store has shards of its own, neither members nor weights")
+        if len({feature.name for feature in self.features}) < len(self.features):
+            raise ValueError("a feature stands twice")
+        if self.form == "features" and self.shards:
+            raise ValueError("a store of features has no logits")
         if self.form == "mixture":
-            if self.shards or not self.members or self.rule != "arithmetic":
+            if self.shards or self.features or not self.members or self.rule != "arithmetic":
                 raise ValueError("a mixture has members and the rule `arithmetic`, no logits of its own")
             if bool(self.weights) == bool(self.weight_shards):
                 raise ValueError("a mixture has fixed weights or weights per sample, not both")
@@ -116,6 +147,12 @@ class Manifest(Description):
             if PurePosixPath(member).is_absolute() or ".." in PurePosixPath(member).parts:
                 raise ValueError(f"member `{member}` leads out of the storage root")
         return self
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All files of the store but the manifest."""
+        features = (shard for feature in self.features for shard in feature.shards)
+        return tuple(shard.file for shard in (*self.shards, *self.weight_shards, *features))
 
     @property
     def weights_layout(self) -> Layout:
@@ -161,10 +198,11 @@ def load_manifest(folder: Path) -> Manifest:
 
 class TargetWriter:
     """Writes a dense store, or with `top_k` one that keeps so many classes of each row. Rows come in the transfer set's
-    order, view after view.
+    order, view after view. `features` are stored too, by their names and the shapes of one row; with `form="features"`
+    they are all that is stored.
 
     Resumes: continue with the row at position `rows_done`, where sample `row` of view `view` has the position
-    `view * rows + row`. Memory: one shard, whatever the number of rows.
+    `view * rows + row`. Memory: one shard of each column, whatever the number of rows.
     """
 
     def __init__(
@@ -173,28 +211,74 @@ class TargetWriter:
         description: Description,
         *,
         top_k: int | None = None,
-        rows_per_shard: int = ROWS_PER_SHARD,
+        features: Mapping[str, tuple[int, ...]] = NO_FEATURES,
+        form: Literal["features"] | None = None,
+        rows_per_shard: int | None = None,
     ) -> None:
         self.folder = folder
         self.description = description
+        self.shapes = dict(features)
         self.top_k = None if top_k is None else TopK(kept=top_k)
         if self.top_k is not None and (misfit := self.top_k.misfit(description.num_classes)):
             raise StageError(f"{misfit}; set another `top_k`, or leave it out")
-        self._writer = ShardWriter(folder, description.rows_layout(self.top_k), rows_per_shard=rows_per_shard)
+        layouts = [] if form == "features" else [description.rows_layout(self.top_k)]
+        has_logits = len(layouts)
+        for number, (name, shape) in enumerate(features.items()):
+            layouts.append(description.feature_layout(number, name, shape))
+        size = rows_per_shard or _rows_per_shard(layouts, bool(features))
+        # Cut at the same rows, so that a killed writer's columns can be brought to the same length.
+        self._columns = [ShardWriter(folder, layout, rows_per_shard=size) for layout in layouts]
+        self._logits, self._features = self._columns[:has_logits], self._columns[has_logits:]
+        done = self.rows_done
+        for column in self._columns:
+            column.rewind(done)
         # An old manifest over new shards would be a finished store of wrong numbers, were the writer killed.
-        if self.rows_done < self._writer.layout.total:
+        if done < self._columns[0].layout.total:
             (folder / MANIFEST).unlink(missing_ok=True)
 
     @property
     def rows_done(self) -> int:
         """Rows taken so far, views counted one after the other."""
-        return self._writer.rows_done
+        return min(column.rows_done for column in self._columns)
 
-    def append(self, ids: Tensor, logits: Tensor) -> None:
-        """Take the next rows: `ids` (B,) and `logits` (B, C), of any float type, on any device.
+    def append(self, ids: Tensor, logits: Tensor, features: Mapping[str, Tensor] = NO_FEATURES) -> None:
+        """Take the next rows: `ids` (B,), `logits` (B, C) and `features` (B, ...), of any float type, on any device.
 
-        Raises `StageError` when a logit is not finite, or when what would be stored is too large for float16.
+        Raises `StageError` when a number is not finite, or when what would be stored is too large for float16.
         """
+        # All is looked at before anything is taken: every column has the same rows.
+        packed = [self._packed_feature(name, ids, features[name]) for name in self.shapes]
+        if self._logits:
+            packed = [self._packed_logits(ids, logits), *packed]
+        for column, stored in zip(self._columns, packed, strict=True):
+            column.append(ids.cpu(), stored)
+
+    def _packed_feature(self, name: str, ids: Tensor, values: Tensor) -> Tensor:
+        """Rows (B, width) float16 on the CPU."""
+        if values.shape != (len(ids), *self.shapes[name]):
+            raise StageError(
+                f"teacher {self._teachers} gave `{name}` of shape {tuple(values.shape)} for {len(ids)} samples, not"
+                f" {(len(ids), *self.shapes[name])}"
+            )
+        values = values.detach().flatten(1)
+        stored = values.half().cpu()
+        is_sound = torch.isfinite(stored).all(dim=1)
+        if not is_sound.all():
+            row = int(is_sound.to(torch.int8).argmin())
+            broken = values[row].cpu()[~torch.isfinite(stored[row])][0].item()
+            fits = (
+                f"it does not fit into float16 (±{FLOAT16_LARGEST})"
+                if math.isfinite(broken)
+                else "not finite"
+            )
+            raise StageError(
+                f"teacher {self._teachers} gave a {broken:g} in `{name}` for sample {int(ids[row])} in view"
+                f" {self._view_of(row)}: {fits}"
+            )
+        return stored
+
+    def _packed_logits(self, ids: Tensor, logits: Tensor) -> Tensor:
+        """Rows as they are stored, on the CPU."""
         if logits.shape != (len(ids), self.description.num_classes):
             raise StageError(
                 f"teacher {self._teachers} gave logits of shape {tuple(logits.shape)} for {len(ids)} samples"
@@ -214,15 +298,19 @@ class TargetWriter:
             is_sound = (fits & torch.isfinite(logits).all(dim=1)).cpu()
         if not is_sound.all():
             self._refuse(int(is_sound.to(torch.int8).argmin()), ids, logits)
-        self._writer.append(ids, stored)
+        return stored
 
     def close(self) -> Manifest:
         """Write the manifest; all rows must be there."""
         manifest = Manifest(
             **self.description.description().model_dump(),
-            form="dense" if self.top_k is None else "top_k",
+            form="features" if not self._logits else "dense" if self.top_k is None else "top_k",
             top_k=self.top_k,
-            shards=self._writer.close(),
+            shards=self._logits[0].close() if self._logits else (),
+            features=tuple(
+                StoredFeature(name=name, shape=shape, shards=column.close())
+                for (name, shape), column in zip(self.shapes.items(), self._features, strict=True)
+            ),
         )
         write_manifest(self.folder, manifest)
         return manifest
@@ -231,16 +319,26 @@ class TargetWriter:
     def _teachers(self) -> str:
         return ", ".join(f"`{teacher}`" for teacher in self.description.teachers)
 
+    def _view_of(self, row: int) -> int:
+        """The view that a row of those that are to be taken belongs to."""
+        return (self.rows_done + row) // self.description.rows
+
     def _refuse(self, row: int, ids: Tensor, logits: Tensor) -> None:
-        view = (self.rows_done + row) // self.description.rows
         values, name = logits[row].cpu().double(), "logit"
         if self.top_k is not None and torch.isfinite(values).all():
             values, name = torch.log_softmax(values, dim=-1), "log-probability"
         broken, reason = _broken(values)
         raise StageError(
             f"teacher {self._teachers} gave the {name} {broken:g} for sample {int(ids[row])}"
-            f" in view {view}: {reason}"
+            f" in view {self._view_of(row)}: {reason}"
         )
+
+
+def _rows_per_shard(layouts: Sequence[Layout], has_features: bool) -> int:
+    """In how long pieces columns are cut: those of logits as ever."""
+    if not has_features:
+        return ROWS_PER_SHARD
+    return max(1, min(ROWS_PER_SHARD, SHARD_BYTES // sum(2 * layout.width for layout in layouts)))
 
 
 def _broken(values: Tensor) -> tuple[float, str]:

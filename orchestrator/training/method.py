@@ -1,7 +1,7 @@
 """What a method is: the features it looks at, the modules it trains beside the student, and its named losses."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -60,9 +60,26 @@ class Features:
 
 
 @dataclass(frozen=True)
+class StoredFeatures(Features):
+    """The features of a teacher that are stored: `known` has their shapes for a sample."""
+
+    known: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def has(self, name: str) -> bool:
+        return name in self.known
+
+    def shapes(self, names: Sequence[str]) -> list[torch.Size]:
+        for name in names:
+            if name not in self.known:
+                stored = ", ".join(f"`{other}`" for other in self.known) or "none"
+                raise ValueError(f"`{name}` is not among the features that are stored: {stored}")
+        return [torch.Size(self.known[name]) for name in names]
+
+
+@dataclass(frozen=True)
 class MethodContext:
     """The models and numbers that a method is built for. `batch_size` is one worker's. `teachers` are the live ones;
-    `teacher` is set if there is exactly one."""
+    `teacher` is set if there is exactly one, or if features of it are stored."""
 
     student: Features | None = None
     teacher: Features | None = None

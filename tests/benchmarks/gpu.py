@@ -46,7 +46,7 @@ from raydistill.plan.schema import Plan
 from raydistill.runs.context import StageContext
 from raydistill.runs.folder import METRICS, StageFolder
 from raydistill.stages.distill import build_method, setting_of
-from raydistill.stages.teachers import live_teacher, stored_teacher
+from raydistill.stages.teachers import live_teacher, open_stored, stored_teacher
 from raydistill.stages.training_stage import build_seeded_model
 from raydistill.training import model_files
 from raydistill.training.data import Views, build_transfer_set
@@ -186,7 +186,7 @@ class Bench:
             return self.clock.seconds_per_step()
         method = build_method(config, setting_of(config, self.plan.task, model, []))
         if config.mode == "stored":
-            teacher = stored_teacher(config, context, transfer)
+            teacher = stored_teacher(config, open_stored(config, context), transfer, method)
         else:
             models = [model_files.load(context.input(ref), DEVICE) for ref in config.teachers]
             teacher = live_teacher(config, context, models, method)

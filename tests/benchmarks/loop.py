@@ -36,7 +36,7 @@ from raydistill.plan.schema import Plan
 from raydistill.runs.context import StageContext
 from raydistill.runs.folder import StageFolder
 from raydistill.stages.predict_targets import predict_targets
-from raydistill.stages.teachers import live_teacher, stored_teacher
+from raydistill.stages.teachers import live_teacher, open_stored, stored_teacher
 from raydistill.stages.training_stage import build_seeded_model
 from raydistill.targets.store import MANIFEST
 from raydistill.training import model_files
@@ -129,7 +129,7 @@ class Bench:
     def teacher(self, name: str) -> Teacher:
         config, context = self.graph.nodes[name].config, self.context(name)
         if name == "stored":
-            return stored_teacher(config, context, self.transfer)
+            return stored_teacher(config, open_stored(config, context), self.transfer, self.hinton())
         teachers = [model_files.load(context.input(ref)) for ref in config.teachers]
         return live_teacher(config, context, teachers, self.hinton())
 

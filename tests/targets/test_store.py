@@ -230,7 +230,7 @@ def test_an_unknown_form_is_refused_by_name(root: Path, write_store: WriteStore)
     write_store("a")
     path = root / "stages/a/manifest.json"
     path.write_text(path.read_text().replace('"dense"', '"top-k"'))
-    with pytest.raises(StoreError, match="`top-k`; this version reads dense, top_k and mixture"):
+    with pytest.raises(StoreError, match="`top-k`; this version reads dense, top_k, features and mixture"):
         load_manifest(root / "stages/a")
 
 
