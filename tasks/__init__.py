@@ -14,6 +14,7 @@ TASKS: dict[str, str] = {
     "image_manifest": "raydistill.tasks.image_manifest:ImageManifest",
     "many_class": "raydistill.tasks.many_class:ManyClass",
     "solar_cells": "raydistill.tasks.solar_cells:SolarCells",
+    "npy": "raydistill.tasks.npy:Npy",
     "speech_frames": "raydistill.tasks.speech_frames:SpeechFrames",
     "image_parquet": "raydistill.tasks.image_parquet:ImageParquet",
     "webdataset": "raydistill.tasks.webdataset:WebDataset",

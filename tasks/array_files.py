@@ -1,4 +1,5 @@
-"""Named arrays in one file (.npz, .safetensors, .parquet), opened one at a time and without pickle."""
+"""Named arrays in one file (.npz, .safetensors, .parquet), or one without a name (.npy), opened one at a time and
+without pickle."""
 
 import hashlib
 import math
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raydistill.tasks.labels import UNLABELLED
+from raydistill.tasks.shard_names import refuse_pointer
 
 ROWS_AT_ONCE = 4096
 WHOLE = 2.0**53  # the whole numbers below are floats
@@ -33,6 +35,11 @@ def open_labels(file: Path, name: str) -> NDArray[Any]:
     """One column of labels (N,), with `UNLABELLED` in the cells that are empty, or NaN among whole numbers."""
     with _named(file, name) as source:
         values: NDArray[Any] = getattr(source, "read_with_gaps", source.read)(name)
+    return whole_labels(values)
+
+
+def whole_labels(values: NDArray[Any]) -> NDArray[Any]:
+    """Labels with `UNLABELLED` in place of NaN among whole numbers; whatever else they are stays."""
     if values.ndim != 1 or values.dtype.kind != "f" or not (gaps := np.isnan(values)).any():
         return values
     known = values[~gaps]
@@ -114,6 +121,45 @@ def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any
     is_first = np.lib.format.read_magic(stream) == (1, 0)
     read = np.lib.format.read_array_header_1_0 if is_first else np.lib.format.read_array_header_2_0
     return read(stream)
+
+
+class _Npy:
+    """One array, whatever it is asked for by."""
+
+    def __init__(self, file: Path) -> None:
+        self.array = map_npy(file)
+
+    def names(self) -> list[str]:
+        return []
+
+    def read(self, name: str) -> NDArray[Any]:
+        return self.array
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.array.shape
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        return self.array.dtype
+
+    def blocks(self, name: str, rows: int) -> Iterator[NDArray[Any]]:
+        yield from (self.array[start : start + rows] for start in range(0, len(self.array), rows))
+
+
+def map_npy(file: Path) -> NDArray[Any]:
+    """The array of a .npy, which is read where it lies. `ValueError` for what is none, or would need pickle."""
+    refuse_pointer(file)
+    try:
+        found: NDArray[Any] = np.lib.format.open_memmap(file, mode="r")
+    except (ValueError, EOFError) as error:
+        why = (
+            "holds Python objects, which only code could read; save numbers"
+            if "object" in str(error)
+            else None
+        )
+        raise ValueError(f"`{file}` {why or f'is truncated or no .npy: {error}'}") from error
+    if not found.ndim:
+        raise ValueError(f"`{file}` holds a single number, no rows")
+    return found
 
 
 class _Safetensors:
@@ -217,8 +263,10 @@ _FORMATS: dict[str, Any] = {".npz": _Npz, ".safetensors": _Safetensors, ".parque
 
 
 def _open(file: Path) -> Any:
+    if file.suffix == ".npy":
+        return _Npy(file)
     if file.suffix not in _FORMATS:
-        raise ValueError(f"`{file}` has an unknown kind; known are {', '.join(_FORMATS)}")
+        raise ValueError(f"`{file}` has an unknown kind; known are {', '.join((*_FORMATS, '.npy'))}")
     try:
         return _FORMATS[file.suffix](file)
     except OSError:
@@ -231,10 +279,9 @@ def _open(file: Path) -> Any:
 def _named(file: Path, name: str) -> Iterator[Any]:
     """The file's reader, for one of its names; whatever goes wrong in it becomes a `ValueError` with both."""
     source = _open(file)
-    if name not in source.names():
-        raise ValueError(
-            f"`{file}` has no `{name}`; it has {', '.join(f'`{known}`' for known in source.names())}"
-        )
+    names = source.names()
+    if names and name not in names:
+        raise ValueError(f"`{file}` has no `{name}`; it has {', '.join(f'`{known}`' for known in names)}")
     try:
         yield source
     except (ValueError, TypeError, EOFError, OSError, zlib.error, zipfile.BadZipFile) as error:

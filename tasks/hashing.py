@@ -10,8 +10,6 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-from raydistill.tasks.labels import UNLABELLED
-
 MASK = 2**64 - 1
 GAMMA = 0x9E3779B97F4A7C15
 MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
@@ -49,15 +47,6 @@ def smallest_hashes(ids: NDArray[np.int64], count: int, key: int) -> NDArray[np.
 def cut(ids: NDArray[np.int64], fraction: float, key: int) -> NDArray[np.bool_]:
     """Mark `round(fraction * N)` ids by hash, (N,) → (N,)."""
     return smallest_hashes(ids, round(fraction * len(ids)), key)
-
-
-def cut_labelled(
-    ids: NDArray[np.int64], labels: NDArray[np.int64], fraction: float, key: int
-) -> NDArray[np.bool_]:
-    """`cut` of the samples that have a label, (N,) → (N,): the same ones whatever lies beside them."""
-    chosen: NDArray[np.bool_] = labels != UNLABELLED
-    chosen[chosen] = cut(ids[chosen], fraction, key)
-    return chosen
 
 
 def text_id(text: str) -> int:

@@ -32,6 +32,8 @@ SPLIT_NAMES = {"train": "train", "validation": "validation", "val": "validation"
 CHANNELS = (1, 3, 4)
 SPLIT_NUMBERS = {0: "train", 1: "validation", 2: "test"}
 
+Layout = Literal["channels_first", "channels_last"]
+
 
 class Tensors(Task):
     """Inputs of any shape with labels, from one file of named arrays or columns.
@@ -60,7 +62,7 @@ class Tensors(Task):
     """Array or column with the group of each row, for `cut: {by: group}`."""
     shape: tuple[int, ...] | None = None
     """Shape of one input, when the file holds it flat."""
-    layout: Literal["channels_first", "channels_last"] | None = None
+    layout: Layout | None = None
     """Where the channels of an image are. Models take them first; `channels_last` turns arrays (N, H, W, C) around.
     Without it, inputs that look like (H, W, C) are refused."""
     classes: int | tuple[str, ...] | None = None
@@ -79,15 +81,7 @@ class Tensors(Task):
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        shape = self._stored_shape
-        if self.layout == "channels_last" and len(shape) == 3:
-            return (shape[2], *shape[:2])
-        if self.layout is None and _looks_channels_last(shape):
-            raise ValueError(
-                f"inputs {shape} of `{self.file}` look like height, width, channels, and models take channels first;"
-                f" write `layout: channels_last`, or `layout: channels_first` if they are {shape[0]} channels"
-            )
-        return shape
+        return shape_as_models_take_it(self.file, self._stored_shape, self.layout)
 
     @property
     def unlabelled(self) -> int:
@@ -112,7 +106,7 @@ class Tensors(Task):
 
     @property
     def input_dtype(self) -> Literal["float32", "int64"]:
-        return "int64" if _is_integer(self._stored_dtype) else "float32"
+        return "int64" if is_integer(self._stored_dtype) else "float32"
 
     @property
     def input_values(self) -> str:
@@ -121,6 +115,8 @@ class Tensors(Task):
         return f"the numbers of `{self.inputs}` as they stood in the file of the task"
 
     def missing_files(self) -> str | None:
+        if self.file.suffix == ".npy":
+            return f"`{self.file}` holds one array; write `{{name: npy, inputs: …, labels: …}}` for two .npy files"
         if self.file.is_file():
             return None
         return (
@@ -179,11 +175,7 @@ class Tensors(Task):
         """`ValueError` for inputs with the channels last, and for labels that were counted from 1."""
         _ = self.input_shape
         smallest, largest, _ = _label_range(self.file, self.labels, stamp(self.file))
-        if smallest == 1 and largest == self.num_classes:
-            raise ValueError(
-                f"`{self.labels}` of `{self.file}` go from 1 to {largest}, and {self.num_classes} classes have the"
-                f" labels 0 to {largest - 1}; subtract 1"
-            )
+        refuse_labels_from_1(f"`{self.labels}` of `{self.file}`", smallest, largest, self.num_classes)
 
     def read(self) -> dict[str, Arrays]:
         everything = self._read_arrays()
@@ -197,14 +189,12 @@ class Tensors(Task):
     def arranged(self, inputs: NDArray[Any]) -> NDArray[Any]:
         if self.shape is not None:
             inputs = _reshape(self.file, inputs, self.shape)
-        if self.layout == "channels_last" and inputs.ndim == 4:
-            inputs = np.ascontiguousarray(np.moveaxis(inputs, -1, 1))
-        return inputs
+        return as_models_take_them(inputs, self.layout)
 
     def _belongs(self, everything: Arrays) -> NDArray[np.str_]:
         """Which split each row is in: train, validation or test."""
         if self.split in array_names(self.file):
-            return _split_names(self.file, open_array(self.file, self.split))
+            return split_names(self.file, open_array(self.file, self.split))
         return np.where(set_aside(self, everything, self.test_fraction, Purpose.TEST_CUT), "test", "train")
 
     def _read_arrays(self) -> Arrays:
@@ -231,22 +221,51 @@ class Tensors(Task):
 @lru_cache(maxsize=16)
 def _label_range(file: Path, name: str, changed: Stamp) -> tuple[int, int, int]:
     """The smallest and the largest label, and how many rows have none."""
-    labels = _integers(file, name, open_labels(file, name))
+    return label_range(f"`{name}` of `{file}`", _integers(file, name, open_labels(file, name)))
+
+
+def label_range(what: str, labels: NDArray[np.int64]) -> tuple[int, int, int]:
+    """The smallest and the largest label, and how many rows have none; `ValueError` where none has any."""
     if not len(labels):
-        raise ValueError(f"`{name}` of `{file}` is empty")
+        raise ValueError(f"{what} is empty")
     known = labels[labels != UNLABELLED]
     if not len(known):
-        raise ValueError(
-            f"`{name}` of `{file}` has no label, {UNLABELLED} throughout: some rows need one, to judge by"
-        )
+        raise ValueError(f"{what} has no label, {UNLABELLED} throughout: some rows need one, to judge by")
     return int(known.min()), int(known.max()), len(labels) - len(known)
 
 
-def _is_integer(dtype: np.dtype[Any]) -> bool:
+def refuse_labels_from_1(what: str, smallest: int, largest: int, num_classes: int) -> None:
+    """`ValueError` for labels that were counted from 1."""
+    if smallest == 1 and largest == num_classes:
+        raise ValueError(
+            f"{what} go from 1 to {largest}, and {num_classes} classes have the labels 0 to {largest - 1}; subtract 1"
+        )
+
+
+def is_integer(dtype: np.dtype[Any]) -> bool:
     return dtype.kind in "iu" and dtype != np.uint8
 
 
-def _looks_channels_last(shape: tuple[int, ...]) -> bool:
+def shape_as_models_take_it(file: Path, shape: tuple[int, ...], layout: Layout | None) -> tuple[int, ...]:
+    """The shape of one input with its channels first; `ValueError` where it looks as if they were last."""
+    if layout == "channels_last" and len(shape) == 3:
+        return (shape[2], *shape[:2])
+    if layout is None and looks_channels_last(shape):
+        raise ValueError(
+            f"inputs {shape} of `{file}` look like height, width, channels, and models take channels first;"
+            f" write `layout: channels_last`, or `layout: channels_first` if they are {shape[0]} channels"
+        )
+    return shape
+
+
+def as_models_take_them(inputs: NDArray[Any], layout: Layout | None) -> NDArray[Any]:
+    """Inputs (N, ...) with their channels first."""
+    if layout == "channels_last" and inputs.ndim == 4:
+        return np.ascontiguousarray(np.moveaxis(inputs, -1, 1))
+    return inputs
+
+
+def looks_channels_last(shape: tuple[int, ...]) -> bool:
     """Three sizes of which the last alone can be that of an image's channels."""
     return len(shape) == 3 and shape[2] in CHANNELS and min(shape[:2]) > max(CHANNELS)
 
@@ -273,7 +292,7 @@ def _reshape(file: Path, inputs: NDArray[Any], shape: tuple[int, ...]) -> NDArra
         ) from error
 
 
-def _split_names(file: Path, values: NDArray[Any]) -> NDArray[np.str_]:
+def split_names(file: Path, values: NDArray[Any]) -> NDArray[np.str_]:
     known: dict[Any, str] = SPLIT_NUMBERS if values.dtype.kind in "iu" else SPLIT_NAMES
     distinct, inverse = np.unique(values, return_inverse=True)
     unknown = [value for value in distinct.tolist() if value not in known]

@@ -161,14 +161,14 @@ SCHEDULES = (ConstantSchedule, StepSchedule, CosineSchedule, OneCycleSchedule)
 
 class AlsoConfig(Config):
     """Samples without labels: all pictures in a `folder` and below it, read as the task's own are, or the inputs of a
-    `file` (.npz, .safetensors, .parquet), of the shape and kind of the task's own."""
+    `file` (.npz, .npy, .safetensors, .parquet), of the shape and kind of the task's own."""
 
     folder: UserPath | None = None
     """Pictures at any depth; folders mean nothing."""
     file: UserPath | None = None
     """Arrays, in place of a folder."""
     inputs: str = "inputs"
-    """Array or column of the file with one input per row."""
+    """Array or column of the file with one input per row; a .npy has but one."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "AlsoConfig":

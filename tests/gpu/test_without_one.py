@@ -17,8 +17,10 @@ from raydistill.tasks.devices import all_to_device, to_device
 from raydistill.tasks.folder_split import FolderSplit
 from raydistill.tasks.frame_split import FrameSplit
 from raydistill.tasks.image_folder import ImageFolder
+from raydistill.tasks.mapped_split import MappedSplit
 from raydistill.tasks.shards_split import ShardsSplit
 from raydistill.tasks.splits import Split, TensorSplit, View
+from raydistill.tasks.task import Task
 from raydistill.training.loop import seed_generators
 
 
@@ -42,14 +44,15 @@ def splits(folder: Path) -> dict[str, Split]:
             torch.rand(9, 5), torch.tensor([0, 4, 9]), torch.tensor([-1, 0]), six, six % 2, six
         ),
         "shards": ShardsSplit(pixels, six + 2, six % 2, six),
+        "mapped": MappedSplit(Task(name="mapped"), pixels.numpy(), six.numpy() + 2, six % 2, six),
         "pictures": pictures(folder, draw).load().train,
     }
 
 
-@pytest.mark.parametrize("name", ["tensors", "frames", "shards", "pictures"])
+@pytest.mark.parametrize("name", ["tensors", "frames", "shards", "mapped", "pictures"])
 def test_batches_reach_a_device_without_a_wait(twin: Any, tmp_path: Path, name: str) -> None:
     split: Any = splits(tmp_path)[name]
-    assert isinstance(split, (TensorSplit, FrameSplit, ShardsSplit, FolderSplit))
+    assert isinstance(split, (TensorSplit, FrameSplit, ShardsSplit, MappedSplit, FolderSplit))
     order, view = [torch.tensor([4, 0, 3]), torch.tensor([5])], View(1, 2)
     there = split.to("twin:0")
     before = len(twin.waits)

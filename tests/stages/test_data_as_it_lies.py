@@ -1,4 +1,4 @@
-"""Students of pictures in shards: bit for bit those of the same pictures in folders."""
+"""Students of data as it lies, in shards or mapped: bit for bit those of the same in folders or in memory."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ from raydistill.plan.schema import Plan
 from raydistill.stages.external_targets import paths_by_id
 from raydistill.tasks import packed_task
 from raydistill.tasks.image_folder import _path_id
+from raydistill.tasks.npy import Npy
 from raydistill.tasks.task import Task
+from raydistill.tasks.tensors import Tensors
 from tests.builders.packed_pictures import FORMATS, as_folders, name_of, some_pictures
 
 SOFT = {"method": "hinton", "temperature": 2.0}
@@ -49,6 +51,19 @@ def test_students_are_those_of_the_same_pictures_in_folders(
     monkeypatch.setattr(packed_task, "_ids", ids_in_folders)
     stages.root = tmp_path / "of shards"
     assert run(stages, task, nodes) == expected
+
+
+def test_students_of_mapped_arrays_are_those_of_arrays_in_memory(
+    stages: Any, teacher: Any, student: Any, tmp_path: Path
+) -> None:
+    taught = student | {"teachers": ["teacher"], "method": SOFT}
+    nodes = {"teacher": teacher, "stored": taught, "live": taught | {"mode": "live"}}
+    expected = run(stages, Tensors(file=stages.file), nodes)
+    arrays = dict(np.load(stages.file))
+    for name, values in arrays.items():
+        np.save(tmp_path / f"{name}.npy", values)
+    stages.root = tmp_path / "mapped"
+    assert run(stages, Npy(**{name: tmp_path / f"{name}.npy" for name in arrays}), nodes) == expected
 
 
 @pytest.mark.parametrize("form", FORMATS)
