@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from raydistill.tasks.digests import stamp
 from raydistill.tasks.packed_task import PackedTask, Shard, Stretches
 from raydistill.tasks.task import UserPath
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class ImageParquet(PackedTask):
@@ -30,6 +34,11 @@ class ImageParquet(PackedTask):
 
     ending: ClassVar[str] = ".parquet"
     not_identity: ClassVar[frozenset[str]] = PackedTask.not_identity | {"cache"}
+
+    def keys(self, file: Path) -> NDArray[np.bytes_]:
+        from raydistill.tasks.parquet_pictures import read_keys
+
+        return read_keys(file, self.image, stamp(file))
 
     def shard(self, file: Path) -> Shard:
         from raydistill.tasks.parquet_pictures import read_shard

@@ -76,6 +76,10 @@ class PackedTask(PictureTask):
     """Part of the identity: how shards are read."""
     not_identity: ClassVar[frozenset[str]] = PictureTask.not_identity | {"train", "validation", "test"}
 
+    def keys(self, file: Path) -> NDArray[np.bytes_]:
+        """Those of a shard's pictures, without a look at labels."""
+        return self.shard(file).keys
+
     def shard(self, file: Path) -> Shard:
         """What a shard says. `ValueError` where it is damaged."""
         raise NotImplementedError
@@ -95,10 +99,11 @@ class PackedTask(PictureTask):
         if shards[0].names is not None:
             return shards[0].names
         texts = {text for shard in shards for text in shard.texts or ()}
+        if not any(len(shard.keys) for shard in shards):
+            raise ValueError(f"`{files[0]}` and those beside it have no pictures; see the option `image`")
         if not texts or _are_numbers(texts):
             raise ValueError(
-                f"task `{self.name}`: nothing in `{files[0]}` names the classes; give their names or their number in"
-                " the option `classes`"
+                f"nothing in `{files[0]}` names the classes; give their names or their number in the option `classes`"
             )
         return tuple(sorted(texts))
 
@@ -169,7 +174,7 @@ class PackedTask(PictureTask):
             starts=np.cumsum([0, *counts[:-1]]),
             offsets=np.concatenate([place.offsets for place in places]),
             sizes=np.concatenate([place.sizes for place in places]),
-            keys=np.concatenate([self.shard(file).keys for file in files]),
+            keys=np.concatenate([self.keys(file) for file in files]),
         )
 
     def left_out(self) -> Iterator[Finding]:

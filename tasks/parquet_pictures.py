@@ -31,17 +31,31 @@ logger = logging.getLogger(__name__)
 
 @lru_cache(maxsize=4096)
 def read_shard(file: Path, image: str | None, label: str | None, changed: Stamp) -> Shard:
-    """Keys and labels. A key is the picture's path in its struct, where each has its own, or else the row."""
-    refuse_pointer(file)
+    """Keys and labels."""
+    keys = read_keys(file, image, changed)
     with opened_shard(file) as opened:
-        picture = _column(file, opened, "image", image, "Image")
         named = _column(file, opened, "label", label, "ClassLabel")
-        keys = _keys(opened, picture)
         labels, texts = _labels(file, named, opened.read(columns=[named]).column(0))
         names = _features(opened).get(named, {}).get("names") if texts is None else None
     if isinstance(names, list) and len(set(map(str, names))) < len(names):
         raise ValueError(f"`{file}` names a class twice")
     return Shard(keys, labels, texts, tuple(map(str, names)) if isinstance(names, list) else None)
+
+
+@lru_cache(maxsize=4096)
+def read_keys(file: Path, image: str | None, changed: Stamp) -> NDArray[np.bytes_]:
+    """Of each picture the path in its struct, where each has its own, or else the row."""
+    import pyarrow
+
+    refuse_pointer(file)
+    with opened_shard(file) as opened:
+        picture = _column(file, opened, "image", image, "Image")
+        kind = opened.schema_arrow.field(picture).type
+        if pyarrow.types.is_struct(kind) and kind.get_field_index("path") >= 0:
+            column = opened.read(columns=[f"{picture}.path"]).column(0).combine_chunks().field("path")
+            if not column.null_count and len(column.unique()) == len(column):
+                return np.array([path.encode() for path in column.to_pylist()], dtype=np.bytes_)
+        return np.array([f"row {row}".encode() for row in range(opened.metadata.num_rows)], dtype=np.bytes_)
 
 
 def laid_out(file: Path, image: str | None, cache: Path) -> Stretches:
@@ -119,17 +133,6 @@ def _features(opened: Any) -> Mapping[str, Mapping[str, Any]]:
     return (
         {name: one for name, one in about.items() if isinstance(one, dict)} if isinstance(about, dict) else {}
     )
-
-
-def _keys(opened: Any, picture: str) -> NDArray[np.bytes_]:
-    import pyarrow
-
-    kind = opened.schema_arrow.field(picture).type
-    if pyarrow.types.is_struct(kind) and kind.get_field_index("path") >= 0:
-        column = opened.read(columns=[f"{picture}.path"]).column(0).combine_chunks().field("path")
-        if not column.null_count and len(column.unique()) == len(column):
-            return np.array([path.encode() for path in column.to_pylist()], dtype=np.bytes_)
-    return np.array([f"row {row}".encode() for row in range(opened.metadata.num_rows)], dtype=np.bytes_)
 
 
 def _labels(file: Path, name: str, column: Any) -> tuple[NDArray[np.int64], tuple[str, ...] | None]:

@@ -1,4 +1,5 @@
-"""Samples without labels that lie beside a task's own: pictures in a folder at any depth, or the inputs of a file.
+"""Samples without labels that lie beside a task's own: pictures in a folder at any depth, in files of their own or in
+shards, or the inputs of a file.
 
 Their ids are negative, which those of our tasks are not: of a picture from its path below the folder, so that it stays
 when others are added; of a row its number.
@@ -6,11 +7,12 @@ when others are added; of a row its number.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raydistill.tasks.digests import digest_below, digest_file, digest_named, digest_text
 from raydistill.tasks.hashing import text_id
@@ -18,11 +20,12 @@ from raydistill.tasks.labels import UNLABELLED
 from raydistill.tasks.picture_files import search
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
     from numpy.typing import NDArray
 
-    from raydistill.tasks.picture_store import FolderPictures
+    from raydistill.tasks.packed_task import PackedTask
+    from raydistill.tasks.picture_store import PictureStore
+    from raydistill.tasks.picture_survey import Look
     from raydistill.tasks.splits import Split
     from raydistill.tasks.survey import Finding
     from raydistill.tasks.task import Task
@@ -32,7 +35,8 @@ THREADS = 8
 
 @dataclass(frozen=True)
 class Pool:
-    """Pictures below `folder`, or the array or column `inputs` of `file`."""
+    """Pictures below `folder`, in files of their own, tars or Parquet shards, or the array or column `inputs` of
+    `file`."""
 
     folder: Path | None
     file: Path | None
@@ -51,8 +55,14 @@ class Pool:
             return None if self.file.is_file() else f"there is no file `{self.file}`"
         if not self.place.is_dir():
             return f"there is no folder `{self.place}`"
-        if not self._paths():
+        if not self._paths() and not self._shards():
             return f"there are no pictures in `{self.place}`"
+        from raydistill.tasks.picture_task import PictureTask
+
+        if self._shards() and not isinstance(task, PictureTask):
+            return (
+                f"pictures in shards, as in `{self.place}`, are for tasks that decode pictures while training"
+            )
         if len(task.input_shape) != 3 or task.input_shape[0] not in (1, 3) or task.input_dtype != "float32":
             return f"inputs of shape {task.input_shape} are no pictures; name a `file` of arrays"
         return None
@@ -63,11 +73,17 @@ class Pool:
             return digest_file(self.file)
         from raydistill.tasks.pictures import READER
 
-        return digest_text(f"{READER}\n{digest_named(digest_below(self.place, self._paths()))}")
+        shards = [
+            file.relative_to(task.folder).as_posix()
+            for task in self._shards()
+            for file in task.files()["train"]
+        ]
+        return digest_text(f"{READER}\n{digest_named(digest_below(self.place, [*self._paths(), *shards]))}")
 
     def __len__(self) -> int:
         if self.file is None:
-            return len(self._paths())
+            shards = [task.keys(file) for task in self._shards() for file in task.files()["train"]]
+            return len(self._paths()) + sum(map(len, shards))
         from raydistill.tasks.array_files import shape_of
 
         return shape_of(self.file, self.inputs)[0]
@@ -84,17 +100,20 @@ class Pool:
         from raydistill.tasks.splits import TensorSplit
 
         if isinstance(train, FolderSplit) and self.file is None:
-            paths = self._readable(task)
-            ids = torch.tensor([_path_id(path) for path in paths])
-            added: Split = FolderSplit(train.task, self._store(), _texts(paths), _unlabelled(ids), ids)
+            added: list[Split] = []
+            for store, places in self._readable(task):
+                ids = torch.tensor(
+                    [_name_id(store.name(place)) for place in places.tolist()], dtype=torch.int64
+                )
+                added.append(FolderSplit(train.task, store, places, _unlabelled(ids), ids))
         else:
             inputs, ids = self._in_memory(task)
-            added = TensorSplit(inputs, _unlabelled(ids), ids)
-        if torch.isin(added.ids, train.ids.cpu()).any():
+            added = [TensorSplit(inputs, _unlabelled(ids), ids)]
+        if any(torch.isin(part.ids, train.ids.cpu()).any() for part in added):
             raise ValueError(
                 f"samples of `{self.place}` have ids of the task's own: let those be 0 and above"
             )
-        return join(train.to("cpu"), added)
+        return reduce(join, added, train.to("cpu"))
 
     def findings(self, task: Task) -> Iterator[Finding]:
         """How many there are, and what looking at them shows."""
@@ -107,26 +126,48 @@ class Pool:
         if self.file is not None:
             self._in_memory(task)
             return
-        paths = sorted(self._paths(), key=_path_id)[:MOST]  # by hash
-        looks = look_at(self._store(), paths, THREADS)
+        looks: dict[str, Look] = {}
+        for store, places in self._pictures():
+            by_hash = sorted(places.tolist(), key=lambda place: _name_id(store.name(place)))
+            looks |= look_at(store, by_hash[:MOST], THREADS)
         yield from folder_findings(name, looks, len(self), _on_error(task), min(task.input_shape[1:]))
 
-    def _store(self) -> FolderPictures:
+    def _pictures(self) -> Iterator[tuple[PictureStore, NDArray[Any]]]:
+        """Stores, and the places in them."""
+        import numpy as np
+
         from raydistill.tasks.picture_store import FolderPictures
 
-        return FolderPictures(self.place.absolute())
+        if paths := self._paths():
+            yield FolderPictures(self.place.absolute()), np.array(paths, dtype=str)
+        for task in self._shards():
+            store = task.store()
+            yield store, np.arange(len(store.sizes))
 
     def _paths(self) -> list[str]:
         return [found.path for found in search(self.place) if found.reason is None]
 
-    def _readable(self, task: Task) -> list[str]:
-        paths = self._paths()
-        if _on_error(task) == "fail":
-            return paths
+    def _shards(self) -> list[PackedTask]:
+        """What would read the shards below the folder, of each kind that is there."""
+        from raydistill.tasks.image_parquet import ImageParquet
+        from raydistill.tasks.webdataset import WebDataset
+
+        folder = self.place.absolute()
+        tasks = (
+            WebDataset(folder=folder, train="**/*.tar"),
+            ImageParquet(folder=folder, train="**/*.parquet"),
+        )
+        return [task for task in tasks if any(folder.rglob(f"*{task.ending}"))]
+
+    def _readable(self, task: Task) -> Iterator[tuple[PictureStore, NDArray[Any]]]:
         from raydistill.tasks.picture_survey import look_at
 
-        looks = look_at(self._store(), paths, THREADS)
-        return [path for path in paths if looks[path].problem is None]
+        for store, places in self._pictures():
+            if _on_error(task) == "fail":
+                yield store, places
+            else:
+                looks = look_at(store, places.tolist(), THREADS).values()
+                yield store, places[[look.problem is None for look in looks]]
 
     def _in_memory(self, task: Task) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs (N, ...) as the task's own are in memory, and ids (N,)."""
@@ -137,13 +178,13 @@ class Pool:
         from raydistill.tasks.task import Arrays
 
         if self.file is None:
-            paths = self._readable(task)
+            paths = [path for _, places in self._readable(task) for path in places.tolist()]
             with ThreadPoolExecutor(THREADS) as executor:
                 pictures = executor.map(
                     lambda path: task.picture_input(self.place / path, task.input_shape), paths
                 )
                 inputs = np.stack(list(pictures))
-            ids = np.array([_path_id(path) for path in paths])
+            ids = np.array([_name_id(path) for path in paths])
         else:
             from raydistill.tasks.array_files import open_array
 
@@ -159,19 +200,13 @@ class Pool:
         return split.inputs, split.ids
 
 
-def _path_id(path: str) -> int:
+def _name_id(name: str) -> int:
     """A hash, below 0."""
-    return -1 - text_id(path)
+    return -1 - text_id(name)
 
 
 def _on_error(task: Task) -> str:
     return getattr(task, "on_error", "fail")
-
-
-def _texts(values: Sequence[str]) -> NDArray[np.str_]:
-    import numpy as np
-
-    return np.array(values, dtype=str)
 
 
 def _unlabelled(ids: torch.Tensor) -> torch.Tensor:

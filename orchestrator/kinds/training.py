@@ -164,7 +164,8 @@ class AlsoConfig(Config):
     `file` (.npz, .npy, .safetensors, .parquet), of the shape and kind of the task's own."""
 
     folder: UserPath | None = None
-    """Pictures at any depth; folders mean nothing."""
+    """Pictures at any depth; folders mean nothing. Those in tars (as of `webdataset`) and in Parquet (`image_parquet`)
+    are for tasks that decode pictures while training."""
     file: UserPath | None = None
     """Arrays, in place of a folder."""
     inputs: str = "inputs"

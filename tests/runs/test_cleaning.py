@@ -219,11 +219,11 @@ def test_pixels_below_the_root_go_when_nobody_read_them_for_long(tmp_path: Path)
     run_of(tmp_path, "20260101-1", "kept")
     pixels = tmp_path / "pixels"
     pixels.mkdir()
-    for name in ("train-0123456789abcdef.npy", "train-0123456789abcdef.json", "mine.npy"):
+    for name in ("train-0123456789abcdef.npy", "pictures-0123456789abcdef.bytes", "mine.npy"):
         (pixels / name).write_bytes(b"pixels")
     assert found(tmp_path).removals == ()
     age(pixels, days=8)
-    os.utime(pixels / "train-0123456789abcdef.json")
+    os.utime(pixels / "pictures-0123456789abcdef.bytes")
     assert [removal.path.name for removal in found(tmp_path).removals] == ["train-0123456789abcdef.npy"]
     removed(tmp_path, days=0)
     assert [path.name for path in pixels.iterdir()] == ["mine.npy"]

@@ -24,6 +24,7 @@ from raydistill.tasks.survey import survey_task
 from raydistill.tasks.task import Arrays
 from raydistill.tasks.tensors import Tensors
 from raydistill.training.data import Views, build_transfer_set
+from tests.builders.packed_pictures import FORMATS, some_pictures
 
 SOFT = {"method": "hinton", "temperature": 2.0}
 
@@ -129,6 +130,30 @@ def test_a_joined_split_delivers_what_its_parts_deliver() -> None:
     some = parts.select(chosen).select(torch.tensor([3, 1]))
     assert some.ids.tolist() == whole.ids[[14, 4]].tolist()
     assert torch.equal(next(some.batches([torch.tensor([0, 1])], None)), whole.inputs[[14, 4]])
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_pictures_of_a_pool_may_be_in_shards(pictures: ImageFolder, tmp_path: Path, form: str) -> None:
+    shards = FORMATS[form](tmp_path / "shards", {"test": some_pictures()["test"]})
+    pool = Pool(tmp_path / "shards", None, "inputs")
+    assert pool.missing(pictures) is None
+    content, without = pool.content(), Pool(tmp_path / "pool", None, "inputs").content()
+    assert content != without
+    data = pictures.load()
+    split = pool.add_to(data.train, pictures)
+    assert len(split) - len(data.train) == len(pool) == 9
+    (found,) = split.batches([torch.arange(len(data.train), len(split))], None)
+    whole = shards.model_copy(update={"image_size": 8, "resize": 8, "train": f"**/*{shards.ending}"}).store()
+    expected = [pictures.centre(whole.read(row, 3).image, 8, 8) for row in range(9)]
+    assert torch.equal(found, torch.from_numpy(np.stack(expected)) / 255)
+    assert (split.ids[-9:] < 0).all()
+    assert split.labels[-9:].tolist() == [-1] * 9
+    (note,) = (text for text in (f.text for f in survey_task(pictures, [pool]).findings) if "beside" in text)
+    assert note.startswith("`shards`: 9 samples without labels")
+    write_pictures(tmp_path / "shards", 3)  # beside them
+    assert len(pool.add_to(data.train, pictures)) == len(data.train) + 9 + 3
+    many = ManyClass(folder=tmp_path, channels=3, image_size=8)
+    assert "are for tasks that decode pictures while training" in str(pool.missing(many))
 
 
 def test_a_student_learns_from_a_pool_and_its_teacher_does_not(
