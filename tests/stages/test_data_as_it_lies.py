@@ -11,7 +11,7 @@ from raydistill.plan.order import order_stages
 from raydistill.plan.schema import Plan
 from raydistill.stages.external_targets import paths_by_id
 from raydistill.tasks import packed_task
-from raydistill.tasks.image_folder import _path_id
+from raydistill.tasks.hashing import text_id
 from raydistill.tasks.npy import Npy
 from raydistill.tasks.task import Task
 from raydistill.tasks.tensors import Tensors
@@ -35,7 +35,7 @@ def ids_in_folders(place: str, keys: NDArray[np.bytes_]) -> NDArray[np.int64]:
     """What `image_folder` calls the samples."""
     rows = [int(key.decode().removesuffix(".png")) for key in keys.tolist()]
     split = Path(place).name.split("-")[0]
-    return np.array([_path_id(name_of(split, row, row % 3)) for row in rows])
+    return np.array([text_id(name_of(split, row, row % 3)) for row in rows])
 
 
 @pytest.mark.parametrize("form", FORMATS)

@@ -18,7 +18,7 @@ from raydistill.plan.order import order_stages
 from raydistill.plan.schema import Plan
 from raydistill.targets import export
 from raydistill.targets.reader import Targets, open_targets
-from raydistill.tasks.image_folder import _path_id
+from raydistill.tasks.hashing import text_id
 
 PREDICTED = {"stage": "predict_targets", "teacher": "teacher"}
 VIEWS = {"augment": [{"name": "flip"}], "views": 2}
@@ -103,7 +103,7 @@ def test_pictures_keep_their_names(stages: Any, teacher: Any, tmp_path: Path) ->
     for ending in ("npz", "parquet"):
         target = stages.folder("targets").path
         found = read_file(export_targets(target, tmp_path / f"out.{ending}", stages.root))
-        assert [_path_id(name) for name in found["names"].tolist()] == found["ids"].tolist()
+        assert [text_id(name) for name in found["names"].tolist()] == found["ids"].tolist()
 
 
 def test_what_has_no_logits_of_its_own_is_refused(stages: Any, teacher: Any, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from raydistill.plan.order import order_stages
 from raydistill.plan.schema import Plan
 from raydistill.stages.verify_targets import verify_targets
 from raydistill.targets.reader import open_targets
-from raydistill.tasks.image_folder import _path_id
+from raydistill.tasks.hashing import text_id
 
 HINTON = {"method": "hinton", "temperature": 2.0}
 
@@ -186,7 +186,7 @@ def test_pictures_are_known_by_their_paths_or_file_names(depth: str, stages: Any
     assert stages.attempt("targets").status == "done"
     ids, found = stored(stages)
     assert stages.record("targets").metrics["targets/unknown"] == 1
-    row = {_path_id(str(path.relative_to(tmp_path / "pictures"))): index for index, path in enumerate(paths)}
+    row = {text_id(str(path.relative_to(tmp_path / "pictures"))): index for index, path in enumerate(paths)}
     np.testing.assert_allclose(found, logits[[row[number] for number in ids.tolist()]], atol=2**-7)
 
 
