@@ -29,6 +29,8 @@ class ImageParquet(PackedTask):
     label: str | None = None
     """Column with numbers or names of classes; without it, `label`, or the only one that is called a label of classes
     in the metadata."""
+    group: str | None = None
+    """Column with what a picture is not to be parted from, such as a patient, for `cut: {by: group}`."""
     cache: UserPath | None = None
     """Where pictures are laid out; without it, in `.pictures` in `folder`."""
 
@@ -43,7 +45,7 @@ class ImageParquet(PackedTask):
     def shard(self, file: Path) -> Shard:
         from raydistill.tasks.parquet_pictures import read_shard
 
-        return read_shard(file, self.image, self.label, stamp(file))
+        return read_shard(file, self.image, self.label, self.group, stamp(file))
 
     def stretches(self, file: Path) -> Stretches:
         from raydistill.tasks.parquet_pictures import laid_out

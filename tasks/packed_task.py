@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from raydistill.tasks.cuts import set_aside
+from raydistill.tasks.cuts import group_ids, set_aside
 from raydistill.tasks.digests import digest_below, digest_named, digest_text
 from raydistill.tasks.labels import UNLABELLED
 from raydistill.tasks.picture_files import printable
@@ -38,6 +38,8 @@ class Shard:
     texts: tuple[str, ...] | None = None
     names: tuple[str, ...] | None = None
     """Of the classes, in the order of the labels."""
+    groups: NDArray[np.int64] | None = None
+    """(N,), where they are asked for."""
     without: tuple[str, ...] = ()
     """Keys of samples that have no picture."""
 
@@ -206,14 +208,27 @@ class PackedTask(PictureTask):
             labels = [_labels(*pair, position, are_numbers) for pair in zip(files, shards, strict=True)]
             ids = [_ids(self._place(file), shard.keys) for file, shard in zip(files, shards, strict=True)]
             count = sum(map(len, ids))
+            groups = [shard.groups for shard in shards if shard.groups is not None]
             parts[split] = Arrays(
-                np.arange(first, first + count), np.concatenate(labels), np.concatenate(ids)
+                np.arange(first, first + count),
+                np.concatenate(labels),
+                np.concatenate(ids),
+                np.concatenate(groups) if groups else None,
             )
             first += count
         return parts
 
     def _place(self, file: Path) -> str:
         return file.relative_to(self.folder).as_posix()
+
+
+def numbered_groups(file: Path, keys: Sequence[str], groups: Sequence[int | str | None]) -> NDArray[np.int64]:
+    """Numbers of a shard's groups (N,). `ValueError` names a picture that has none."""
+    if None in groups:
+        raise ValueError(
+            f"`{printable(keys[groups.index(None)])}` of `{file}` has no group; see the option `group`"
+        )
+    return group_ids(np.array(groups)) if groups else np.zeros(0, dtype=np.int64)
 
 
 def _are_numbers(texts: set[str]) -> bool:

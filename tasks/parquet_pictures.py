@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -17,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raydistill.tasks.digests import Stamp, digest_file
+from raydistill.tasks.digests import Stamp, digest_file, digest_text
 from raydistill.tasks.labels import UNLABELLED
-from raydistill.tasks.packed_task import Shard, Stretches
+from raydistill.tasks.packed_task import Shard, Stretches, numbered_groups
 from raydistill.tasks.pixel_cache import replaced
 from raydistill.tasks.shard_names import refuse_pointer
 from raydistill.tasks.shards import opened_shard
@@ -30,16 +31,20 @@ logger = logging.getLogger(__name__)
 
 
 @lru_cache(maxsize=4096)
-def read_shard(file: Path, image: str | None, label: str | None, changed: Stamp) -> Shard:
-    """Keys and labels."""
+def read_shard(file: Path, image: str | None, label: str | None, group: str | None, changed: Stamp) -> Shard:
+    """Keys, labels and groups."""
     keys = read_keys(file, image, changed)
     with opened_shard(file) as opened:
         named = _column(file, opened, "label", label, "ClassLabel")
         labels, texts = _labels(file, named, opened.read(columns=[named]).column(0))
         names = _features(opened).get(named, {}).get("names") if texts is None else None
+        groups = None
+        if group is not None:
+            column = opened.read(columns=[_column(file, opened, "group", group)]).column(0)
+            groups = numbered_groups(file, [key.decode() for key in keys.tolist()], column.to_pylist())
     if isinstance(names, list) and len(set(map(str, names))) < len(names):
         raise ValueError(f"`{file}` names a class twice")
-    return Shard(keys, labels, texts, tuple(map(str, names)) if isinstance(names, list) else None)
+    return Shard(keys, labels, texts, tuple(map(str, names)) if isinstance(names, list) else None, groups)
 
 
 @lru_cache(maxsize=4096)
@@ -60,7 +65,7 @@ def read_keys(file: Path, image: str | None, changed: Stamp) -> NDArray[np.bytes
 
 def laid_out(file: Path, image: str | None, cache: Path) -> Stretches:
     """The bytes of a shard's pictures in `cache`, laid out if they are not there yet; none of a picture without."""
-    place = cache / f"pictures-{digest_file(file)[:16]}"
+    place = cache / f"pictures-{digest_text(f'{digest_file(file)} {image}')[:16]}"
     bytes_file, sizes_file = place.with_suffix(".bytes"), place.with_suffix(".npy")
     if not (bytes_file.is_file() and sizes_file.is_file()):
         logger.info("laying out the pictures of `%s` as `%s`, once", file, bytes_file)
@@ -70,6 +75,7 @@ def laid_out(file: Path, image: str | None, cache: Path) -> Stretches:
                 stream.write(data)
                 sizes.append(part)
             stream.flush()
+            os.fsync(stream.fileno())
             # First the sizes: the bytes' own name says that both are there.
             with replaced(sizes_file) as beside, beside.open("wb") as list_stream:
                 np.save(list_stream, np.concatenate(sizes), allow_pickle=False)
@@ -102,8 +108,8 @@ def _encoded(file: Path, image: str | None) -> Iterator[tuple[memoryview, NDArra
             yield content, np.diff(offsets)
 
 
-def _column(file: Path, opened: Any, kind: str, wanted: str | None, feature: str) -> str:
-    """The column with the pictures or with the labels: by its name, or as the only one of its kind."""
+def _column(file: Path, opened: Any, kind: str, wanted: str | None, feature: str = "") -> str:
+    """The column with pictures, labels or groups: by its name, or as the only one with such a feature."""
     import pyarrow
 
     schema = opened.schema_arrow

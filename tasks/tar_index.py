@@ -12,24 +12,25 @@ from typing import IO, Any
 from raydistill.tasks.picture_files import PICTURE_ENDINGS, printable
 from raydistill.tasks.shard_names import refuse_pointer
 
-VERSION = "tar-1"
+VERSION = "tar-2"
 """Part of what an index is remembered by: change it when a shard gives another one."""
 
 KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
 BLOCK = 512
-LARGEST_LABEL = 1 << 20
+LARGEST_TEXT = 1 << 20
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 Members = dict[str, tuple[int, int]]
 
 
-def index_tar(file: Path, image: str | None, label: str | None) -> dict[str, Any]:
-    """`keys` (members' names), `offsets` and `sizes` in bytes and `labels` (texts, None where there is none) of the
-    pictures of a shard, and the keys of samples `without` one. `ValueError` for a shard that is damaged."""
+def index_tar(file: Path, image: str | None, label: str | None, group: str | None) -> dict[str, Any]:
+    """`keys` (members' names), `offsets` and `sizes` in bytes, `labels` and `groups` (texts, None where there is none)
+    of the pictures of a shard, and the keys of samples `without` one. `ValueError` for a shard that is damaged."""
     keys: list[str] = []
     offsets: list[int] = []
     sizes: list[int] = []
     labels: list[str | None] = []
+    groups: list[str | None] = []
     without: list[str] = []
     with file.open("rb") as stream:
         _check_beginning(file, stream)
@@ -41,8 +42,13 @@ def index_tar(file: Path, image: str | None, label: str | None) -> dict[str, Any
             keys.append(f"{key}.{ending}")
             offsets.append(members[ending][0])
             sizes.append(members[ending][1])
-            labels.append(_label_of(file, key, members, label, stream))
-    return {"keys": keys, "offsets": offsets, "sizes": sizes, "labels": labels, "without": without}
+            text = _text_of(
+                file, key, members, label or ("cls" if "cls" in members else "json.label"), stream
+            )
+            labels.append(None if text == "-1" else text)
+            groups.append(None if group is None else _text_of(file, key, members, group, stream))
+    found = {"keys": keys, "offsets": offsets, "sizes": sizes, "labels": labels, "without": without}
+    return found if group is None else {**found, "groups": groups}
 
 
 def _check_beginning(file: Path, stream: IO[bytes]) -> None:
@@ -115,31 +121,28 @@ def _picture_of(file: Path, key: str, members: Members, image: str | None) -> st
     return endings[0] if endings else None
 
 
-def _label_of(file: Path, key: str, members: Members, label: str | None, stream: IO[bytes]) -> str | None:
-    if label is None:
-        label = "cls" if "cls" in members else "json.label"
-    member, *fields = [label] if label in members else label.split(".")
+def _text_of(file: Path, key: str, members: Members, place: str, stream: IO[bytes]) -> str | None:
+    """What stands in a member, `cls`, or in a field of one in JSON, `json.label`; None where nothing does."""
+    member, *fields = [place] if place in members else place.split(".")
     if member not in members:
         return None
     offset, size = members[member]
     stream.seek(offset)
     try:
-        if size > LARGEST_LABEL:
+        if size > LARGEST_TEXT:
             raise ValueError(f"it has {size} bytes")
         text = stream.read(size).decode().strip()
         if not fields and member != "json":
-            return None if text in ("", "-1") else text
+            return text or None
         return _field(json.loads(text), fields)
     except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"the label `{printable(key)}.{member}` of `{file}` cannot be read: {error}"
-        ) from error
+        raise ValueError(f"`{printable(key)}.{member}` of `{file}` cannot be read: {error}") from error
 
 
 def _field(value: Any, fields: list[str]) -> str | None:
     for name in fields:
         value = value.get(name) if isinstance(value, Mapping) else None
-    if value is None or value == -1:
+    if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise ValueError(f"{json.dumps(value)[:40]} is neither a number nor a name")

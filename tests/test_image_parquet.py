@@ -16,6 +16,7 @@ from raydistill.tasks import parquet_pictures
 from raydistill.tasks.image_parquet import ImageParquet
 from raydistill.tasks.pictures import PictureError
 from raydistill.tasks.survey import survey_task
+from raydistill.tasks.task import Cut
 from tests.builders.packed_pictures import (
     CLASSES,
     OPTIONS,
@@ -78,6 +79,35 @@ def test_columns_of_other_names_are_found_by_what_the_metadata_say_or_named(tmp_
     assert task.load().train.labels.tolist() == [1, 0]
     coarse = task.model_copy(update={"label": "coarse", "classes": 1, "image": "img"})
     assert coarse.load().train.labels.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "groups", [[row // 4 for row in range(40)], [f"patient {row // 4}" for row in range(40)]]
+)
+def test_groups_stay_together_when_the_test_split_is_cut(tmp_path: Path, groups: list[Any]) -> None:
+    table = pa.table({"image": [png()] * 40, "label": ["ant", "bee"] * 20, "who": groups})
+    pq.write_table(table, tmp_path / "all.parquet")
+    parts = ImageParquet(folder=tmp_path, **OPTIONS, group="who", cut=Cut(by="group")).read()
+    test, train = ({row // 4 for row in parts[split].inputs.tolist()} for split in ("test", "train"))
+    assert test
+    assert not test & train
+    pq.write_table(table.set_column(2, "who", pa.array([None, *groups[1:]])), tmp_path / "all.parquet")
+    with pytest.raises(ValueError, match=r"`row 0` of .*all.parquet` has no group; see the option `group`"):
+        ImageParquet(folder=tmp_path, **OPTIONS, group="who").read()
+    with pytest.raises(ValueError, match=r"has no column `whom`; name one of .*`who` in the option `group`"):
+        ImageParquet(folder=tmp_path, **OPTIONS, group="whom").read()
+
+
+def test_another_column_of_pictures_is_laid_out_by_itself(tmp_path: Path) -> None:
+    one, other = png(0), png(1)
+    for split in ("train", "test"):
+        pq.write_table(
+            pa.table({"image": [one], "beside": [other], "label": ["a"]}), tmp_path / f"{split}.parquet"
+        )
+    task = ImageParquet(folder=tmp_path, **OPTIONS)
+    beside = task.model_copy(update={"image": "beside"})
+    found = [which.store().read(0, 3).image.tobytes() for which in (task, beside)]
+    assert found == [Image.open(io.BytesIO(content)).tobytes() for content in (one, other)]
 
 
 def test_ids_follow_paths_where_each_picture_has_its_own(tmp_path: Path) -> None:

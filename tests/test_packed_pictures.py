@@ -14,7 +14,7 @@ from raydistill.tasks.pictures import PictureError
 from raydistill.tasks.shard_names import expanded, shards_by_split
 from raydistill.tasks.splits import Split, View
 from raydistill.tasks.survey import survey_task
-from raydistill.tasks.task import Task
+from raydistill.tasks.task import Cut, Task
 from raydistill.tasks.webdataset import WebDataset
 from tests.builders.packed_pictures import (
     CLASSES,
@@ -210,6 +210,26 @@ def test_labels_are_numbers_names_or_fields_of_json(tmp_path: Path) -> None:
     assert labels_of(task) == [1]
 
 
+def test_groups_stay_together_when_the_test_split_is_cut(tmp_path: Path) -> None:
+    rows = [{"label": row % 2, "who": {"is": f"patient {row // 4}"}} for row in range(40)]
+    members = [
+        member
+        for row, about in enumerate(rows)
+        for member in ((f"{row}.png", png()), (f"{row}.json", json.dumps(about).encode()))
+    ]
+    write_tar(tmp_path / "all.tar", members)
+    options = {"classes": 2, "group": "json.who.is", "cut": Cut(by="group")}
+    task = WebDataset(folder=tmp_path, **options, **OPTIONS)
+    parts = task.read()
+    test, train = ({row // 4 for row in parts[split].inputs.tolist()} for split in ("test", "train"))
+    assert test
+    assert not test & train
+    with pytest.raises(ValueError, match=r"`0.png` of .*all.tar` has no group; see the option `group`"):
+        task.model_copy(update={"group": "json.whom"}).read()
+    with pytest.raises(ValueError, match=r"has no groups to set aside"):
+        task.model_copy(update={"group": None}).read()
+
+
 def test_one_picture_of_several_is_chosen(tmp_path: Path) -> None:
     sample = [("d/a.seen.png", png()), ("d/a.mask.png", b"no picture"), ("d/a.cls", b"0")]
     with pytest.raises(
@@ -249,10 +269,10 @@ BROKEN: dict[str, tuple[list[tuple[str, bytes]], str]] = {
         [("a.png", png()), ("a.cls", b"wolf")], "`a.png` of .*train.tar` has the label `wolf`, which is none of"
     ),
     "a label that is a list": (
-        [("a.png", png()), ("a.json", b'{"label": [1]}')], r"the label `a.json` of .* \[1\] is neither a number nor"
+        [("a.png", png()), ("a.json", b'{"label": [1]}')], r"`a.json` of .* \[1\] is neither a number nor"
     ),
-    "json that is none": ([("a.png", png()), ("a.json", b"{")], "the label `a.json` of .* cannot be read"),
-    "a label that is no text": ([("a.png", png()), ("a.cls", b"\xff\xfe")], "the label `a.cls` of .* cannot be read"),
+    "json that is none": ([("a.png", png()), ("a.json", b"{")], "`a.json` of .* cannot be read"),
+    "a label that is no text": ([("a.png", png()), ("a.cls", b"\xff\xfe")], "`a.cls` of .* cannot be read"),
 }  # fmt: skip
 
 
