@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raydistill.tasks.digests import digest_below, digest_file, digest_named, digest_text
-from raydistill.tasks.hashing import text_id
 from raydistill.tasks.labels import UNLABELLED
 from raydistill.tasks.picture_files import search
 
@@ -202,6 +201,8 @@ class Pool:
 
 def _name_id(name: str) -> int:
     """A hash, below 0."""
+    from raydistill.tasks.hashing import text_id
+
     return -1 - text_id(name)
 
 
