@@ -150,13 +150,14 @@ def map_npy(file: Path) -> NDArray[Any]:
     refuse_pointer(file)
     try:
         found: NDArray[Any] = np.lib.format.open_memmap(file, mode="r")
-    except (ValueError, EOFError) as error:
-        why = (
-            "holds Python objects, which only code could read; save numbers"
-            if "object" in str(error)
-            else None
-        )
-        raise ValueError(f"`{file}` {why or f'is truncated or no .npy: {error}'}") from error
+    except OSError:
+        raise
+    except Exception as error:  # numpy parses headers as Python, and raises what that raises
+        if "object" in str(error):
+            raise ValueError(
+                f"`{file}` holds Python objects, which only code could read; save numbers"
+            ) from error
+        raise ValueError(f"`{file}` is truncated or no .npy: {' '.join(str(error).split())}") from error
     if not found.ndim:
         raise ValueError(f"`{file}` holds a single number, no rows")
     return found

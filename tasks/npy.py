@@ -239,19 +239,22 @@ class Npy(Task):
         refuse_labels_from_1(f"`{self.labels}`", smallest, largest, self.num_classes)
 
     def _refuse_what_is_not_finite(self) -> None:
-        for option in ("inputs", "test_inputs"):
-            file = self._given().get(option)
-            if file is None or map_npy(file).dtype.kind != "f":
-                continue
-            row = remembered_of(file, "finite-1", partial(_first_not_finite, file))["row"]
-            if row is not None:
-                raise ValueError(f"row {row} of `{file}` is not finite")
+        for file in filter(None, (self.inputs, self.test_inputs)):
+            refuse_what_is_not_finite(file)
 
     def _refuse_other_lengths(self, *options: str) -> None:
         lengths = {file: len(map_npy(file)) for option, file in self._given().items() if option in options}
         if len(set(lengths.values())) > 1:
             rows = ", ".join(f"`{file}` {count}" for file, count in lengths.items())
             raise ValueError(f"one row per sample is needed in each file; of rows, {rows}")
+
+
+def refuse_what_is_not_finite(file: Path) -> None:
+    """`ValueError` names the first row of a .npy that is not finite. A large file is looked at once."""
+    if map_npy(file).dtype.kind == "f":
+        row = remembered_of(file, "finite-1", partial(_first_not_finite, file))["row"]
+        if row is not None:
+            raise ValueError(f"row {row} of `{file}` is not finite")
 
 
 def _first_not_finite(file: Path) -> dict[str, Any]:

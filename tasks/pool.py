@@ -92,19 +92,25 @@ class Pool:
 
         `ValueError`, or `PictureError`, for samples that do not fit the task or cannot be read.
         """
+        import numpy as np
         import torch
 
         from raydistill.tasks.folder_split import FolderSplit
         from raydistill.tasks.joined_split import join
+        from raydistill.tasks.mapped_split import MappedSplit
         from raydistill.tasks.splits import TensorSplit
 
+        added: list[Split] = []
         if isinstance(train, FolderSplit) and self.file is None:
-            added: list[Split] = []
             for store, places in self._readable(task):
                 ids = torch.tensor(
                     [_name_id(store.name(place)) for place in places.tolist()], dtype=torch.int64
                 )
                 added.append(FolderSplit(train.task, store, places, _unlabelled(ids), ids))
+        elif (stored := self._mapped(task)) is not None:
+            rows = np.arange(len(stored))
+            ids = torch.from_numpy(-1 - rows)
+            added = [MappedSplit(task, stored, rows, _unlabelled(ids), ids)]
         else:
             inputs, ids = self._in_memory(task)
             added = [TensorSplit(inputs, _unlabelled(ids), ids)]
@@ -123,7 +129,8 @@ class Pool:
         text = f"`{name}`: {len(self):,} samples without labels beside the training samples"
         yield Finding("note", f"{text}: students learn from them what their teachers say")
         if self.file is not None:
-            self._in_memory(task)
+            if self._mapped(task) is None:
+                self._in_memory(task)
             return
         looks: dict[str, Look] = {}
         for store, places in self._pictures():
@@ -167,6 +174,19 @@ class Pool:
             else:
                 looks = look_at(store, places.tolist(), THREADS).values()
                 yield store, places[[look.problem is None for look in looks]]
+
+    def _mapped(self, task: Task) -> NDArray[Any] | None:
+        """The array of a .npy like that of a task that reads its own where it lies; None otherwise."""
+        from raydistill.tasks.array_files import map_npy
+        from raydistill.tasks.npy import Npy, refuse_what_is_not_finite
+
+        if self.file is None or self.file.suffix != ".npy" or not isinstance(task, Npy):
+            return None
+        stored, own = map_npy(self.file), task.stored()["train"]
+        if (stored.dtype, stored.shape[1:]) != (own.dtype, own.shape[1:]):
+            return None
+        refuse_what_is_not_finite(self.file)
+        return stored
 
     def _in_memory(self, task: Task) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs (N, ...) as the task's own are in memory, and ids (N,)."""

@@ -157,7 +157,8 @@ def opened_shard(file: Path) -> Iterator[Any]:
         with ParquetFile(file, memory_map=True) as source:
             yield source
     except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"shard `{file}` is damaged or cannot be read: {error}") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"shard `{file}` is damaged or cannot be read: {reason}") from error
 
 
 def write_shards(folder: Path, split: str, batches: Iterable[Arrays]) -> None:

@@ -179,6 +179,12 @@ def test_a_pool_is_a_npy_too(tmp_path: Path) -> None:
     joined = pool.add_to(found.load().train, found)
     assert len(joined) == len(found.load().train) + 9 == len(found.load().train) + len(pool)
     assert torch.equal(whole(joined)[-9:], torch.from_numpy(np.load(tmp_path / "pool.npy")) / 255)
+    assert not any(finding.level == "error" for finding in survey_task(found, [pool]).findings)
+    in_file = in_memory(tmp_path, images())
+    assert torch.equal(whole(pool.add_to(in_file.load().train, in_file))[-9:], whole(joined)[-9:])
+    np.save(tmp_path / "pool.npy", images(9)[:, :1])
+    with pytest.raises(ValueError, match=r"inputs are \(1, 6, 7\), expected \(3, 6, 7\)"):
+        pool.add_to(found.load().train, found)
 
 
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
@@ -219,6 +225,7 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, case: str) -> None:
     [
         (b"", "inputs.npy` is truncated or no .npy"),
         (b"\x93NUMPY\x01\x00", "inputs.npy` is truncated or no .npy"),
+        (b"\x93NUMPY\x01\x00\x02\x00{\n", "inputs.npy` is truncated or no .npy"),
         (b"PK\x03\x04", "inputs.npy` is truncated or no .npy"),
         (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer.*`git lfs pull`"),
     ],

@@ -5,6 +5,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -349,6 +350,30 @@ def test_an_index_is_made_once_and_again_when_a_shard_changes(
     write_tar(tmp_path / "train.tar", [("a.png", png()), ("a.cls", b"0"), ("b.png", png())])
     assert labels_of(task) == [0, -1]
     assert len(made) == 3
+
+
+def test_a_tar_with_wrong_bytes_is_read_or_told_in_one_line(tmp_path: Path) -> None:
+    members = [("a.png", png()), ("a.json", b'{"label": 1}'), ("k" * 120 + ".png", png()), ("b.cls", b"1")]
+    whole = write_tar(tmp_path / "a.tar", members).read_bytes()
+    headers = [start for start in range(0, len(whole), 512) if whole[start + 257 : start + 262] == b"ustar"]
+    draw = np.random.default_rng(0)
+    told = read = 0
+    for _ in range(300):
+        content = bytearray(whole)
+        content[draw.choice(headers) + draw.integers(512)] = draw.choice([0, 0x39, 0x80, 0xFF])
+        (tmp_path / "a.tar").write_bytes(content)
+        try:
+            index = tar_index.index_tar(tmp_path / "a.tar", None, None, None)
+        except ValueError as error:
+            told += "a.tar" in str(error) and "\n" not in str(error)
+        else:
+            read += 1
+            assert all(
+                start + size <= len(whole)
+                for start, size in zip(index["offsets"], index["sizes"], strict=True)
+            )
+    assert told + read == 300
+    assert min(told, read) > 20
 
 
 # --- pictures that cannot be read -------------------------------------------------------------------------------------
