@@ -69,6 +69,12 @@ def _is_same(one: FilePath, other: FilePath) -> bool:
 
 def _paths(values: Mapping[Any, Any]) -> Iterator[tuple[Path, str]]:
     """Texts that name files: what the task has for it, and whatever looks like a path among the options of models."""
+    yield from paths_of_task(values)
+    yield from _options(values.get("stages"), ("stages",), is_option=False)
+
+
+def paths_of_task(values: Mapping[Any, Any]) -> Iterator[tuple[Path, str]]:
+    """Where a plan's task names files and folders, and how they are written."""
     task = values.get("task")
     if isinstance(task, Mapping):
         for key in _path_keys(task.get("name")):
@@ -79,7 +85,6 @@ def _paths(values: Mapping[Any, Any]) -> Iterator[tuple[Path, str]]:
                 yield from (
                     (("task", key, at), text) for at, text in enumerate(written) if isinstance(text, str)
                 )
-    yield from _options(values.get("stages"), ("stages",), is_option=False)
 
 
 def _path_keys(task: Any) -> list[str]:

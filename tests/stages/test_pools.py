@@ -280,6 +280,27 @@ def test_a_pool_beside_the_plan_is_found_and_sent(tmp_path: Path, monkeypatch: p
     assert "pool" in needs.required
 
 
+@pytest.mark.parametrize(
+    "task",
+    [
+        {"name": "npy", "inputs": "one.npy", "labels": "two.npy"},
+        {"name": "webdataset", "folder": "one.npy"},
+        {"name": "image_folder", "folder": ["one.npy", "two.npy"]},
+        {"name": "tensors", "file": "one.npy", "inputs": "inputs"},
+    ],
+)
+def test_data_beside_the_plan_is_found_and_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: dict[str, Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("one.npy", "two.npy", "inputs"):
+        (tmp_path / name).touch()
+    needs = find_needs(tmp_path, tmp_path / "plan.yaml", Source("plan.yaml", values={"task": task}))
+    written = [name for value in task.values() for name in (value if isinstance(value, list) else [value])]
+    assert needs.required.keys() == {name for name in written if name.endswith(".npy")}
+    assert all("name a path that every node sees" in need.way_out for need in needs.required.values())
+
+
 def test_a_task_of_pictures_from_its_plan(pictures: ImageFolder, tmp_path: Path) -> None:
     plan = {
         "name": "p",

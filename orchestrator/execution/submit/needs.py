@@ -24,6 +24,7 @@ from raydistill.models.weight_files import companions
 from raydistill.plan.address import ADDRESS
 from raydistill.plan.config_errors import one_line
 from raydistill.plan.kind import Kind
+from raydistill.plan.places import paths_of_task
 from raydistill.plan.source_code import find_module, read_source
 from raydistill.plan.written import Source
 
@@ -66,9 +67,11 @@ def find_needs(folder: Path, plan_file: Path, source: Source, is_whole: bool = F
     places = [folder, *([parent] if (parent := plan_file.absolute().parent).is_relative_to(folder) else [])]
     required: dict[str, Need] = {}
     mentioned: dict[str, str] = {}
+    data = dict(paths_of_task(source.values))
     for path, text in _texts(source.values):
         where = f"{source.place(path)}: {'.'.join(map(str, path))}"
-        if (path[:1] == ("task",) or path[-2:-1] == ("also",)) and path[-1] in PATHS_OF_TASKS:
+        is_named = (path[:1] == ("task",) or path[-2:-1] == ("also",)) and path[-1] in PATHS_OF_TASKS
+        if is_named or path in data:
             if not text.startswith(("/", "~", "$")):
                 name = _first_there(folder, places, text) or PurePosixPath(text).as_posix()
                 required[name] = Need(where, _data_way_out(path, text))
