@@ -156,12 +156,14 @@ class Pool:
     def _shards(self) -> list[PackedTask]:
         """What would read the shards below the folder, of each kind that is there."""
         from raydistill.tasks.image_parquet import ImageParquet
+        from raydistill.tasks.task import data_root
         from raydistill.tasks.webdataset import WebDataset
 
         folder = self.place.absolute()
         tasks = (
             WebDataset(folder=folder, train="**/*.tar"),
-            ImageParquet(folder=folder, train="**/*.parquet"),
+            # A pool may lie where nobody may write.
+            ImageParquet(folder=folder, train="**/*.parquet", cache=data_root() / "pictures"),
         )
         return [task for task in tasks if any(folder.rglob(f"*{task.ending}"))]
 

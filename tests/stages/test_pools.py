@@ -38,7 +38,8 @@ def write_pictures(folder: Path, count: int, size: int = 12, first: int = 0) -> 
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> ImageFolder:
+def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ImageFolder:
+    monkeypatch.setenv("RAYDISTILL_DATA", str(tmp_path / "memory"))
     for number, place in enumerate(("train/a", "train/b", "val/a", "val/b")):
         write_pictures(tmp_path / "data" / place, 8, first=100 * number)
     write_pictures(tmp_path / "pool", 7, first=5000)
@@ -143,6 +144,7 @@ def test_pictures_of_a_pool_may_be_in_shards(pictures: ImageFolder, tmp_path: Pa
     split = pool.add_to(data.train, pictures)
     assert len(split) - len(data.train) == len(pool) == 9
     (found,) = split.batches([torch.arange(len(data.train), len(split))], None)
+    assert not (tmp_path / "shards" / ".pictures").exists()
     whole = shards.model_copy(update={"image_size": 8, "resize": 8, "train": f"**/*{shards.ending}"}).store()
     expected = [pictures.centre(whole.read(row, 3).image, 8, 8) for row in range(9)]
     assert torch.equal(found, torch.from_numpy(np.stack(expected)) / 255)
