@@ -151,6 +151,11 @@ class PackedTask(PictureTask):
     def samples(self) -> dict[str, Arrays]:
         """Inputs are the numbers of pictures in `store`; ids are hashes of their shards' paths and their keys."""
         parts = self._everything()
+        if all((part.labels == UNLABELLED).all() for part in parts.values()):
+            first = self.files()["train"][0]
+            raise ValueError(
+                f"no sample of `{first}`, or of those beside it, has a label; see the option `label`"
+            )
         for split in parts.keys() & {"validation", "test"}:
             if unknown := int((parts[split].labels == UNLABELLED).sum()):
                 raise ValueError(

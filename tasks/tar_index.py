@@ -12,7 +12,7 @@ from typing import IO, Any
 from raydistill.tasks.picture_files import PICTURE_ENDINGS, printable
 from raydistill.tasks.shard_names import refuse_pointer
 
-VERSION = "tar-2"
+VERSION = "tar-3"
 """Part of what an index is remembered by: change it when a shard gives another one."""
 
 KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
@@ -123,16 +123,18 @@ def _picture_of(file: Path, key: str, members: Members, image: str | None) -> st
 
 def _text_of(file: Path, key: str, members: Members, place: str, stream: IO[bytes]) -> str | None:
     """What stands in a member, `cls`, or in a field of one in JSON, `json.label`; None where nothing does."""
-    member, *fields = [place] if place in members else place.split(".")
-    if member not in members:
+    parts = place.split(".")
+    members_in_it = (end for end in range(len(parts), 0, -1) if ".".join(parts[:end]) in members)
+    if (end := next(members_in_it, None)) is None:
         return None
+    member, fields = ".".join(parts[:end]), parts[end:]
     offset, size = members[member]
     stream.seek(offset)
     try:
         if size > LARGEST_TEXT:
             raise ValueError(f"it has {size} bytes")
         text = stream.read(size).decode().strip()
-        if not fields and member != "json":
+        if not fields and not member.endswith("json"):
             return text or None
         return _field(json.loads(text), fields)
     except (ValueError, RecursionError) as error:

@@ -206,6 +206,16 @@ def test_labels_are_numbers_names_or_fields_of_json(tmp_path: Path) -> None:
     deep = [("a.png", png()), ("a.json", json.dumps({"seen": {"as": 1}}).encode()), ("a.cls", b"0")]
     with pytest.raises(ValueError, match=r"of `test` have no label.*option `test`"):
         labels_of(tar_task(tmp_path, *deep, label="json.seen.as"))
+    with pytest.raises(
+        ValueError, match=r"no sample of .*train.tar`, or of those beside it, has a label; .* `label`"
+    ):
+        labels_of(tar_task(tmp_path, *deep, label="unseen"))
+    member = [("a.png", png()), ("a.seen.json", b'{"as": 1}'), ("a.text", b"a word")]
+    write_tar(tmp_path / "train.tar", member)
+    write_tar(tmp_path / "test.tar", member)
+    task = WebDataset(folder=tmp_path, classes=2, label="seen.json.as", **OPTIONS)
+    assert labels_of(task) == [1]
+    write_tar(tmp_path / "train.tar", deep)
     write_tar(tmp_path / "test.tar", [("x.png", png()), ("x.json", b'{"seen": {"as": 0}}')])
     task = WebDataset(folder=tmp_path, classes=2, label="json.seen.as", **OPTIONS)
     assert labels_of(task) == [1]
