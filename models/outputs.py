@@ -8,8 +8,11 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+MATRIX = "class_matrix"
+"""The buffer of a model with an embedding of each class."""
 SUM = 1e-3  # how near to 1 rows of float16 probabilities add up
 
 
@@ -74,6 +77,28 @@ def are_probabilities(logits: Tensor) -> bool:
     values = logits.float()
     is_bounded = bool(((values >= 0) & (values <= 1)).all())
     return len(values) > 0 and is_bounded and bool(((values.sum(dim=1) - 1).abs() < SUM).all())
+
+
+def match_classes(model: nn.Module, matrix: Tensor, scale: float, normalize: bool) -> nn.Module:
+    """The same model, whose embedding (B, d) becomes logits (B, K): `scale` times its products with the rows of a
+    matrix (K, d), with both of length 1 where they are to be normalised. The matrix is a buffer of the model."""
+
+    def match(model: nn.Module, inputs: Any, outputs: Any) -> Any:
+        if not isinstance(outputs, Tensor):
+            return outputs
+        rows = model.get_buffer(MATRIX)
+        if outputs.dim() != 2 or outputs.shape[1] != rows.shape[1]:
+            raise ValueError(
+                f"gives numbers of the shape {tuple(outputs.shape[1:])} for each sample, and the rows of the matrix of"
+                f" classes have {rows.shape[1]}"
+            )
+        with torch.autocast(outputs.device.type, enabled=False):
+            embedding = F.normalize(outputs.float(), dim=1) if normalize else outputs.float()
+            return scale * (embedding @ rows.T)
+
+    model.register_buffer(MATRIX, F.normalize(matrix, dim=1) if normalize else matrix)
+    model.register_forward_hook(match)
+    return model
 
 
 def map_classes(model: nn.Module, members: Sequence[Sequence[int]], temperature: float) -> nn.Module:

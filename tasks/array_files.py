@@ -48,6 +48,29 @@ def whole_labels(values: NDArray[Any]) -> NDArray[Any]:
     return np.where(gaps, UNLABELLED, values).astype(np.int64)
 
 
+def read_matrix(file: Path, name: str | None = None) -> NDArray[np.float32]:
+    """A matrix of numbers: the array of that name or the only one, or a .npy file. `ValueError` for what is none."""
+    if not file.is_file():
+        raise ValueError(f"there is no file `{file}`")
+    if file.suffix == ".npy":
+        try:
+            found = np.load(file, allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise ValueError(f"`{file}` cannot be read: {error}") from error
+    else:
+        names = array_names(file)
+        if name is None and len(names) != 1:
+            known = ", ".join(f"`{known}`" for known in names)
+            raise ValueError(f"`{file}` has {len(names)} arrays, {known}; say which with `array`")
+        found = open_array(file, name or names[0])
+    if found.ndim != 2 or found.dtype.kind not in "fiu" or 0 in found.shape:
+        raise ValueError(f"`{file}` holds {found.dtype} of the shape {found.shape}, not a matrix of numbers")
+    matrix: NDArray[np.float32] = found.astype(np.float32)
+    if not np.isfinite(matrix).all():
+        raise ValueError(f"`{file}` holds numbers that are not finite")
+    return matrix
+
+
 def shape_of(file: Path, name: str) -> tuple[int, ...]:
     """The shape of an array, rows first, from headers where the format has them."""
     with _named(file, name) as source:

@@ -69,6 +69,10 @@ class ExternalTargetsConfig(TargetsConfig):
             raise site.error(f"there is no file `{self.ids}`", "ids")
         if self.file.suffix == ".npy" and self.indices is not None:
             raise site.error("a .npy file holds one array; give values and indices as .npz", "indices")
+        if self.classes is not None and self.classes.has_matrix:
+            raise site.error(
+                "a matrix makes logits of a model's embedding; a file has logits", "classes", "matrix"
+            )
         if self.classes is not None:
             try:
                 self.classes.members(site.task.class_names)

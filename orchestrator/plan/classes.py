@@ -4,13 +4,17 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
 from raydistill.errors import did_you_mean
-from raydistill.plan.config import Config, Temperature
+from raydistill.plan.config import Boolean, Config, Integer, Positive, Temperature
 from raydistill.plan.config_errors import located_error
+from raydistill.plan.sources import by_content
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class ClassesConfig(Config):
@@ -19,13 +23,28 @@ class ClassesConfig(Config):
     Without a `map` they are the task's own, perhaps in another order, perhaps among others. With it each class of the
     task is made of some of the teacher's: `{cat: [tabby, tiger cat], dog: [beagle]}`. Its probability is the sum of
     theirs, as they are at the `temperature`, divided by what all mapped classes have; the rest is dropped.
+
+    A teacher that gives an embedding has classes by a `matrix` with an embedding of each, such as CLIP's of their names
+    (arXiv 2103.00020): a logit is `scale` times the cosine of both. Rows are in the order of `names`, or without names
+    the task's classes in their order. What the network itself gives are then the numbers of an embedding.
     """
 
-    names: tuple[str, ...] = Field(min_length=1)
+    came_later = frozenset({"matrix", "array", "scale", "normalize", "columns"})
+
+    names: tuple[str, ...] = ()
     """The teacher's classes in the order of its outputs, or a file of them."""
     map: dict[str, tuple[str, ...]] | None = Field(None, description="the task's class: the teacher's")
     temperature: Temperature = 1.0
     """At which probabilities are added; the student's gives exactly the sums of softened ones."""
+    matrix: str | None = Field(None, min_length=1, description=".npy, .npz or .safetensors: a row per class")
+    array: str | None = Field(None, description="which of several arrays in the file of the matrix")
+    scale: Positive = 100.0
+    """Times the product of embedding and row: the inverse of a temperature."""
+    normalize: Boolean = True
+    """Whether embedding and rows are given the length 1 first: then their product is a cosine."""
+    columns: Annotated[Integer, Field(ge=1)] | None = Field(
+        None, description="numbers of a row, where the matrix lies among the weights"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -37,11 +56,56 @@ class ClassesConfig(Config):
     def _read_names(cls, raw: Any) -> Any:
         return names_in(raw) if isinstance(raw, str) else raw
 
+    @model_validator(mode="after")
+    def _named_or_embedded(self) -> "ClassesConfig":
+        if not self.names and self.matrix is None:
+            raise located_error("name the teacher's classes, in the order of its outputs", "names")
+        return self
+
+    @property
+    def has_matrix(self) -> bool:
+        """Whether logits are products of an embedding with a matrix."""
+        return self.matrix is not None or self.columns is not None
+
+    def identified(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The matrix by its content."""
+        kept = super().identified(values)
+        return (
+            kept
+            if self.matrix is None
+            else {**kept, "matrix": by_content(str(Path(self.matrix).expanduser()))}
+        )
+
+    def rows(self, task_names: Sequence[str]) -> tuple[str, ...]:
+        """The teacher's classes."""
+        return self.names or tuple(task_names)
+
+    def among_weights(self, task_names: Sequence[str], columns: int) -> "ClassesConfig":
+        """The same for a model whose weights hold the matrix: no file is read."""
+        return self.replace(matrix=None, array=None, names=self.rows(task_names), columns=columns)
+
+    def read_matrix(self, task_names: Sequence[str]) -> "NDArray[Any]":
+        """The matrix (classes, d) float32; `ValueError` for a file that does not hold one with a row per class."""
+        from raydistill.tasks.array_files import (
+            read_matrix,
+        )  # numpy, which a plan without a matrix does not need
+
+        assert self.matrix is not None
+        names, found = self.rows(task_names), read_matrix(Path(self.matrix).expanduser(), self.array)
+        if len(found) != len(names):
+            whose = "`names` has" if self.names else "the task has"
+            raise ValueError(f"`{self.matrix}` has {len(found)} rows, and {whose} {len(names)} classes")
+        empty = [name for name, row in zip(names, found, strict=True) if not row.any()]
+        if empty and self.normalize:
+            raise ValueError(f"the row of `{empty[0]}` in `{self.matrix}` is all 0: it has no direction")
+        return found
+
     def members(self, task_names: Sequence[str]) -> list[list[int]]:
         """For each class of the task the numbers of the teacher's classes that it is made of; `ValueError` for a name
         that is not there or that stands twice, and for a class that nothing is left for."""
-        _refuse_doubles(self.names, "the teacher has")
-        position = {name: index for index, name in enumerate(self.names)}
+        names = self.rows(task_names)
+        _refuse_doubles(names, "the teacher has")
+        position = {name: index for index, name in enumerate(names)}
         groups = {name: (name,) for name in task_names if name in position} if self.map is None else self.map
         for name in groups:
             if name not in task_names:
@@ -50,7 +114,7 @@ class ClassesConfig(Config):
         _refuse_doubles(named, "the map names")
         for name in named:
             if name not in position:
-                raise ValueError(f"the teacher has no class `{name}`{did_you_mean(name, self.names)}")
+                raise ValueError(f"the teacher has no class `{name}`{did_you_mean(name, names)}")
         empty = [name for name in task_names if not groups.get(name)]
         if empty:
             raise ValueError(

@@ -135,7 +135,7 @@ class ModelConfig(Config):
             "ignore": list(self.ignore),
             "output": self.output,
             "gives": self.gives,
-            "classes": self.classes and self.classes.model_dump(mode="json"),
+            "classes": self.classes and self.classes.identified(self.classes.model_dump(mode="json")),
             "input": self.input and self.input.model_dump(mode="json", exclude_none=True),
         }
         source = source_identity(self.own_modules)
@@ -179,6 +179,8 @@ class ModelConfig(Config):
         if self.classes is not None:
             try:
                 self.classes.members(site.task.class_names)
+                if self.classes.matrix is not None:
+                    self.classes.read_matrix(site.task.class_names)
             except ValueError as error:
                 raise site.error(str(error), "classes") from None
 

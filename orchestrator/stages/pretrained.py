@@ -3,7 +3,7 @@
 import torch
 
 from raydistill.kinds.pretrained import PretrainedConfig
-from raydistill.models.outputs import unmapped_mass
+from raydistill.models.outputs import MATRIX, match_classes, unmapped_mass
 from raydistill.runs.context import StageContext
 from raydistill.stages.training_stage import load_data
 from raydistill.tasks.hashing import fold_key
@@ -43,8 +43,12 @@ def unmapped_share(
     own = config.model.classes
     assert own is not None
     members = own.members(context.task.class_names)
-    plain = config.model.replace(classes=None, num_classes=len(own.names))
+    matrix = trained.model.get_buffer(MATRIX) if own.has_matrix else None
+    outputs = len(own.names) if matrix is None else matrix.shape[1]
+    plain = config.model.replace(classes=None, num_classes=outputs)
     whole = model_files.build_whole(plain, context.task, trained.normalisation)
+    if matrix is not None:
+        match_classes(whole, matrix.cpu(), own.scale, own.normalize)
     whole.load_state_dict(trained.model.state_dict())
     whole.to(context.device).eval()
     order = torch.arange(len(split)).split(config.batch_size)

@@ -45,6 +45,8 @@ class ModelDescription(BaseModel):
         names = classes.get("names") if isinstance(classes, Mapping) else classes
         if isinstance(names, str):
             raise ValueError("the names of `classes` are not written out")
+        if isinstance(classes, Mapping) and classes.get("matrix") is not None:
+            raise ValueError("the matrix of `classes` is not among the weights")
         return raw
 
     @model_validator(mode="after")

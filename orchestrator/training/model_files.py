@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from raydistill.errors import StageError, StoreError
 from raydistill.models.build import build_model, load_function
 from raydistill.models.checkpoints import load_weights
-from raydistill.models.outputs import map_classes, take_logits
+from raydistill.models.outputs import MATRIX, map_classes, match_classes, take_logits
 from raydistill.models.own_input import OwnInput, see_for_itself
 from raydistill.models.programs import open_program
 from raydistill.models.published_input import published_input
@@ -129,7 +129,9 @@ def _build(
         _tell_of_published(config, model, task, tell)
     if config.weights is not None:
         try:
-            for remark in load_weights(model, Path(config.weights).expanduser(), config.ignore, head):
+            has_matrix = config.classes is not None and config.classes.has_matrix
+            ignored = (*config.ignore, MATRIX) if has_matrix else config.ignore
+            for remark in load_weights(model, Path(config.weights).expanduser(), ignored, head):
                 tell(remark)
         except (ValueError, OSError) as error:
             raise StageError(str(error)) from error
@@ -181,15 +183,26 @@ class _Terms(NamedTuple):
 
 
 def _network(config: ModelConfig, terms: _Terms) -> nn.Module:
-    shape = _input_shape(config, terms)
+    shape, matrix = _input_shape(config, terms), _matrix(config, terms)
     num_classes = len(config.classes.names) if config.classes else terms.num_classes
-    return _in_our_terms(build_model(config.name, config.options, shape, num_classes), config, terms)
+    outputs = num_classes if matrix is None else matrix.shape[1]
+    return _in_our_terms(build_model(config.name, config.options, shape, outputs), config, terms, matrix)
+
+
+def _matrix(config: ModelConfig, terms: _Terms) -> Tensor | None:
+    """An embedding of each class, (K, d), as it lies in its file, or to be filled from weights."""
+    classes = config.classes
+    if classes is None or not classes.has_matrix:
+        return None
+    if classes.matrix is None:
+        return torch.zeros(len(classes.names), classes.columns or 0)
+    return torch.tensor(classes.read_matrix(terms.class_names))
 
 
 def _program(config: ModelConfig, file: Path, terms: _Terms) -> nn.Module:
     try:
         _input_shape(config, terms)
-        return _in_our_terms(open_program(file), config, terms)
+        return _in_our_terms(open_program(file), config, terms, _matrix(config, terms))
     except (ValueError, OSError) as error:
         raise StageError(str(error)) from error
 
@@ -202,7 +215,7 @@ def _input_shape(config: ModelConfig, terms: _Terms) -> tuple[int, ...]:
     return terms.input_shape if wanted is None else wanted.shape(terms.input_shape)
 
 
-def _in_our_terms(model: nn.Module, config: ModelConfig, terms: _Terms) -> nn.Module:
+def _in_our_terms(model: nn.Module, config: ModelConfig, terms: _Terms, matrix: Tensor | None) -> nn.Module:
     """The same model, which takes the task's inputs and returns logits of the task's classes."""
     if (settled := _settled_input(config, model)) is not None:
         channels, *size = settled.shape(terms.input_shape)
@@ -211,6 +224,8 @@ def _in_our_terms(model: nn.Module, config: ModelConfig, terms: _Terms) -> nn.Mo
             own = replace(own, interpolation=settled.interpolation)
         see_for_itself(model, own, terms.input_shape, terms.normalisation.mean, terms.normalisation.std)
     model, classes = take_logits(model, config.output, config.gives), config.classes
+    if classes is not None and matrix is not None:
+        model = match_classes(model, matrix, classes.scale, classes.normalize)
     return map_classes(model, classes.members(terms.class_names), classes.temperature) if classes else model
 
 
@@ -287,6 +302,9 @@ def save(
         save_model(model, str(temporary))
     task, built = context.task, _with_own_weights(config).blank
     built = built.replace(input=_settled_input(config, model))
+    if built.classes is not None and built.classes.has_matrix:
+        columns = model.get_buffer(MATRIX).shape[1]
+        built = built.replace(classes=built.classes.among_weights(task.class_names, columns))
     write_json(
         context.path(DESCRIPTION),
         {
@@ -307,9 +325,10 @@ def save(
 
 
 def _made_from(built: ModelConfig, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The identity of a model without the file of weights that the stored ones replace, and with what its input was
-    found to be."""
-    identity = {**identity, **({"input": built.identity()["input"]} if built.input is not None else {})}
+    """The identity of a model without the files that the stored weights replace, and with what its input was found to
+    be."""
+    own = built.identity()
+    identity = {**identity, **{key: own[key] for key in ("input", "classes") if key in own}}
     options = {key: value for key, value in identity["options"].items() if key in built.options}
     return {key: value for key, value in identity.items() if key != "ignore"} | {"options": options}
 
