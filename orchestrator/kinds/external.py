@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raydistill.kinds.stage_bases import TargetsConfig
 from raydistill.kinds.training import TransferConfig
 from raydistill.plan.classes import ClassesConfig
+from raydistill.plan.config_errors import located_error
 from raydistill.plan.sources import by_content
 from raydistill.tasks.digests import digest_file
 from raydistill.tasks.task import UserPath
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from raydistill.plan.order import Site
 
 FILES = (".npz", ".npy", ".safetensors", ".parquet")
+EMBEDDING = "embedding"
+"""What an embedding from a file is called among a teacher's features."""
 ID_FILES = (".npy", ".txt")
 
 
@@ -27,6 +30,9 @@ class ExternalTargetsConfig(TargetsConfig):
     picture folders the pictures' paths or file names. Every sample of the transfer set must be there, once, in any
     order; others are left out. Probabilities below 1e-8 become 1e-8. Predictions with the most probable classes alone
     have their numbers in `indices` (N, k); what is missing of a sum of 1 is spread evenly over the other classes.
+
+    `gives: embedding` takes an `embedding` (N, numbers) of each sample in place of predictions, for methods that
+    compare one (`embedding`, `relational`, `triplet`); it knows no classes.
     """
 
     word = "external_targets"
@@ -39,7 +45,7 @@ class ExternalTargetsConfig(TargetsConfig):
     """The array of ids; beside a .npy file another .npy, or .txt with an id a line."""
     values: str | None = Field(None, description="the array of predictions; found by its name when left out")
     indices: str | None = Field(None, description="the array of class numbers, where only some are given")
-    gives: Literal["logits", "probabilities", "log_probabilities"] | None = Field(
+    gives: Literal["logits", "probabilities", "log_probabilities", "embedding"] | None = Field(
         None, description="what the values are; the name of their array when left out, or else logits"
     )
     classes: ClassesConfig | None = Field(
@@ -51,6 +57,21 @@ class ExternalTargetsConfig(TargetsConfig):
     @property
     def keeps_some(self) -> bool:
         return self.indices is not None
+
+    @property
+    def has_logits(self) -> bool:
+        return self.gives != EMBEDDING
+
+    @property
+    def stored_features(self) -> tuple[str, ...]:
+        return () if self.has_logits else (EMBEDDING,)
+
+    @model_validator(mode="after")
+    def _an_embedding_has_no_classes(self) -> "ExternalTargetsConfig":
+        for key in ("indices", "classes"):
+            if not self.has_logits and getattr(self, key) is not None:
+                raise located_error(f"an embedding has no classes; leave `{key}` out", key)
+        return self
 
     def identified(self, values: dict[str, Any]) -> dict[str, Any]:
         """By the content of its files."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -40,7 +40,9 @@ def external_targets(config: ExternalTargetsConfig, context: StageContext) -> di
     values, classes = _arrange(predictions, match, len(transfer), context)
     description = _describe(config, context, len(transfer))
     kept = None if config.indices is None else min(predictions.width, description.num_classes)
-    writer = TargetWriter(context.folder.path, description, top_k=kept)
+    features = dict.fromkeys(config.stored_features, (predictions.width,))
+    form: Literal["features"] | None = "features" if features else None
+    writer = TargetWriter(context.folder.path, description, top_k=kept, features=features, form=form)
     size, unmapped = max(1, ROW_ELEMENTS // predictions.num_classes), 0.0
     members = _members(config, context)
     for start in range(0, len(transfer), size):
@@ -53,16 +55,17 @@ def external_targets(config: ExternalTargetsConfig, context: StageContext) -> di
             logits = merge_classes(logits, members, config.classes.temperature)
         known = writer.rows_done - start
         if known < len(logits):
-            writer.append(transfer.split.ids[rows][max(known, 0) :].cpu(), logits[max(known, 0) :])
+            logits = logits[max(known, 0) :]
+            ids = transfer.split.ids[rows][max(known, 0) :].cpu()
+            writer.append(ids, logits, dict.fromkeys(features, logits))
     manifest = writer.close()
     for name in ("values", "classes"):
         with suppress(OSError):
             (context.folder.path / f"{ARRANGED}-{name}.npy").unlink()
     context.payload.update([MANIFEST, *manifest.files])
-    errors = count_errors(context, transfer)
     return {
         "targets/rows": float(len(transfer)),
-        "targets/errors": float(errors),
+        **({"targets/errors": float(count_errors(context, transfer))} if config.has_logits else {}),
         "targets/unknown": float(len(match.unknown)),
         **({} if members is None else {"targets/unmapped": unmapped / len(transfer)}),
     }
@@ -94,7 +97,7 @@ def survey_external(config: ExternalTargetsConfig, context: StageContext) -> Ite
             text = f"`{predictions.values}` of `{config.file}` sum to 1: these look like probabilities; write"
             level = "warning" if predictions.is_told else "error"
             yield level, f"{text} `gives: probabilities`, or `gives: logits` if they are logits"
-    if known and agree <= CHANCE / context.task.num_classes * known:
+    if config.has_logits and known and agree <= CHANCE / context.task.num_classes * known:
         yield (
             "warning",
             f"`{config.file}` agrees with {agree / known:.1%} of the labels, as guessing would; are its classes in"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from raydistill.errors import StageError
 from raydistill.kinds.distill import DistillConfig
+from raydistill.kinds.external import ExternalTargetsConfig
 from raydistill.kinds.survey import ProbedModel
 from raydistill.kinds.targets import LOGITS, PredictTargetsConfig
 from raydistill.models.outputs import are_probabilities, described, likely_output
@@ -96,6 +97,9 @@ def _method_context(config: DistillConfig, graph: Graph, task: Task) -> MethodCo
     with model_files.without_memory():
         student = model_files.build_blank(config.student, task)
         teachers = [model_files.build_blank(model, task) for model in models if model is not None]
+    stored = None if config.targets is None else graph.nodes[config.targets].config
+    if isinstance(stored, ExternalTargetsConfig):  # whatever its size
+        return setting_of(config, task, student, [], stored=dict.fromkeys(stored.stored_features, (1,)))
     return setting_of(config, task, student, teachers)
 
 

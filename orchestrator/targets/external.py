@@ -24,7 +24,9 @@ LEAST_PROBABILITY = 1e-8
 SUM_SLACK = 1e-2  # float16 probabilities of 1,000 classes sum to 1 within 5e-3
 NAMED = 3
 
-Gives = Literal["logits", "probabilities", "log_probabilities"]
+Gives = Literal["logits", "probabilities", "log_probabilities", "embedding"]
+NUMBERS: tuple[Gives, ...] = ("logits", "embedding")
+"""Any that are finite."""
 GIVEN: tuple[Gives, ...] = ("logits", "probabilities", "log_probabilities")
 Names = NDArray[np.int64] | NDArray[np.str_]
 
@@ -86,8 +88,9 @@ class Predictions:
             first += len(block)
 
     def logits(self, values: NDArray[Any], classes: NDArray[Any] | None) -> Tensor:
-        """Logits (B, C) of rows that passed `problem`; probabilities are logarithms from float64."""
-        if self.gives == "logits":
+        """Logits (B, C) of rows that passed `problem`; probabilities are logarithms from float64; or an embedding
+        (B, W)."""
+        if self.gives in NUMBERS:
             return torch.from_numpy(values.astype(np.float32))
         logs = _logarithms(values.astype(np.float64), self.gives)
         if classes is not None:
@@ -107,7 +110,7 @@ class Predictions:
         if self.gives == "log_probabilities":
             is_bad &= numbers != -np.inf  # a probability of 0
         checks = [(is_bad.any(axis=1), "has a value that is not finite")]
-        if self.gives != "logits":
+        if self.gives not in NUMBERS:
             shares = np.exp(numbers) if self.gives == "log_probabilities" else numbers
             sums = shares.sum(axis=1)
             is_off = sums > 1 + SUM_SLACK if classes is not None else np.abs(sums - 1) > SUM_SLACK
@@ -149,10 +152,11 @@ def open_predictions(
     """Find the arrays of a file and compare their shapes; `StageError` says what does not fit."""
     try:
         if file.suffix == ".npy":
-            name, shape = values or "logits", _open_npy(file).shape
+            name, shape = values or gives or "logits", _open_npy(file).shape
         else:
             known = array_names(file)
-            name = values or next((name for name in GIVEN if name in known), "logits")
+            usual = (gives,) if gives == "embedding" else GIVEN
+            name = values or next((name for name in usual if name in known), usual[0])
             shape = shape_of(file, name)
         if indices is not None and (other := shape_of(file, indices)) != shape:
             raise StageError(
@@ -162,6 +166,8 @@ def open_predictions(
         raise StageError(str(error)) from error
     named: Gives = next((kind for kind in GIVEN if kind == name), "logits")
     found = named if gives is None else gives
+    if found == "embedding" and len(shape) == 2:
+        num_classes = shape[1]
     if len(shape) != 2 or (shape[1] != num_classes if indices is None else shape[1] > num_classes):
         raise StageError(
             f"`{name}` of `{file}` has the shape {shape}, but there are {num_classes} classes; give a row of"

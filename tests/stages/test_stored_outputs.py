@@ -17,6 +17,7 @@ from raydistill.methods.projected import Projected
 from raydistill.models.build import build_model
 from raydistill.models.taps import Tapped
 from raydistill.stages.export_targets import export_targets
+from raydistill.stages.model_probe import check_features
 from raydistill.stages.verify_targets import verify_targets
 from raydistill.targets.reader import Targets, open_targets
 from raydistill.tasks.array_files import array_names, open_array
@@ -239,6 +240,47 @@ def test_features_are_exported_beside_logits_and_in_their_place(
     assert all(
         each.passed for each in verify_targets(stages.folder("soft").path, stages.root, rows=10).values()
     )
+
+
+@pytest.mark.parametrize("ending", ["npz", "safetensors", "parquet", "npy"])
+def test_an_embedding_from_a_file_teaches_as_the_teacher_that_gave_it(
+    stages: Any, teacher: dict[str, Any], student: dict[str, Any], tmp_path: Any, ending: str
+) -> None:
+    blind = student | {"transfer": {"labelled": False}, "method": EMBEDDING}
+    plan = {"teacher": teacher, "soft": soft(outputs=["embedding"]), "own": blind | {"targets": "soft"}}
+    stages.run(plan)
+    suffix = "npz" if ending == "npy" else ending
+    file = export_targets(stages.folder("soft").path, tmp_path / f"soft.{suffix}", stages.root)
+    outside = {"stage": "external_targets", "file": str(file), "gives": "embedding"}
+    if ending == "npy":
+        for key in ("ids", "embedding"):
+            np.save(tmp_path / f"{key}.npy", np.load(file)[key])
+        outside |= {"file": str(tmp_path / "embedding.npy"), "ids": str(tmp_path / "ids.npy")}
+    stages.run(plan | {"file": outside, "taught": blind | {"targets": "file"}})
+    rows = torch.arange(10)
+    mine, theirs = (
+        open_store(stages, name).features(["embedding"], rows)["embedding"] for name in ("soft", "file")
+    )
+    assert torch.equal(mine, theirs)
+    assert weights_apart(stages, "own", "taught") == 0
+    assert "targets/errors" not in stages.record("file").metrics
+
+
+def test_an_embedding_from_a_file_has_no_classes(stages: Any, student: dict[str, Any], tmp_path: Any) -> None:
+    ids = np.load(stages.file)["ids"]
+    np.savez(tmp_path / "wide.npz", ids=ids, embedding=np.full((150, 7), 0.5))
+    outside = {"stage": "external_targets", "file": str(tmp_path / "wide.npz"), "gives": "embedding"}
+    with pytest.raises(ValueError, match="an embedding has no classes; leave `classes` out"):
+        stages.write({"soft": outside | {"classes": ["a", "b", "c"]}})
+    with pytest.raises(PlanError, match="`soft` stores no logits"):
+        stages.write({"soft": outside, "student": student | {"targets": "soft"}})
+    method = EMBEDDING | {"teacher_feature": "hidden1"}
+    with pytest.raises(PlanError, match="looks at `hidden1` of the teacher, which `soft` does not store"):
+        stages.write({"soft": outside, "student": student | {"targets": "soft", "method": method}})
+    blind = student | {"targets": "soft", "method": EMBEDDING | {"student_feature": "stage9"}}
+    graph = stages.write({"soft": outside, "student": blind})
+    with pytest.raises(PlanError, match="no feature `stage9`"):
+        check_features(graph, stages.plan)
 
 
 PLAN = """\
