@@ -114,7 +114,13 @@ def map_classes(model: nn.Module, members: Sequence[Sequence[int]], temperature:
 
 def merge_classes(logits: Tensor, members: Sequence[Sequence[int]], temperature: float) -> Tensor:
     """Logits (B, C) of groups of the classes of logits (B, K): at `temperature` a group's probability is the sum of its
-    members', divided by what all groups have. Each group has members, none in two."""
+    members', divided by what all groups have. Each group has members, none in two; one that stands several times is
+    divided evenly among these classes."""
+    distinct = list(dict.fromkeys(map(tuple, members)))
+    if len(distinct) < len(members):
+        places = [distinct.index(tuple(group)) for group in members]
+        merged = merge_classes(logits, distinct, temperature)[:, places]
+        return merged - temperature * merged.new_tensor([places.count(place) for place in places]).log()
     chosen = [index for group in members for index in group]
     picked = logits[:, torch.tensor(chosen, device=logits.device)]
     if len(chosen) == len(members):

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -24,18 +24,24 @@ class ClassesConfig(Config):
     task is made of some of the teacher's: `{cat: [tabby, tiger cat], dog: [beagle]}`. Its probability is the sum of
     theirs, as they are at the `temperature`, divided by what all mapped classes have; the rest is dropped.
 
+    A teacher may know a part of the task's classes: `others: rest` (or names) says which of its own stand for all that
+    it does not know, as a dustbin does. Their probability is spread evenly over the classes that the map leaves empty.
+
     A teacher that gives an embedding has classes by a `matrix` with an embedding of each, such as CLIP's of their names
     (arXiv 2103.00020): a logit is `scale` times the cosine of both. Rows are in the order of `names`, or without names
     the task's classes in their order. What the network itself gives are then the numbers of an embedding.
     """
 
-    came_later = frozenset({"matrix", "array", "scale", "normalize", "columns"})
+    came_later = frozenset({"others", "matrix", "array", "scale", "normalize", "columns"})
 
     names: tuple[str, ...] = ()
     """The teacher's classes in the order of its outputs, or a file of them."""
     map: dict[str, tuple[str, ...]] | None = Field(None, description="the task's class: the teacher's")
     temperature: Temperature = 1.0
     """At which probabilities are added; the student's gives exactly the sums of softened ones."""
+    others: Literal["rest"] | tuple[str, ...] | None = Field(
+        None, description="the teacher's that stand for what it does not know: names, or the `rest`"
+    )
     matrix: str | None = Field(None, min_length=1, description=".npy, .npz or .safetensors: a row per class")
     array: str | None = Field(None, description="which of several arrays in the file of the matrix")
     scale: Positive = 100.0
@@ -70,11 +76,8 @@ class ClassesConfig(Config):
     def identified(self, values: dict[str, Any]) -> dict[str, Any]:
         """The matrix by its content."""
         kept = super().identified(values)
-        return (
-            kept
-            if self.matrix is None
-            else {**kept, "matrix": by_content(str(Path(self.matrix).expanduser()))}
-        )
+        file = None if self.matrix is None else by_content(str(Path(self.matrix).expanduser()))
+        return kept if file is None else {**kept, "matrix": file}
 
     def rows(self, task_names: Sequence[str]) -> tuple[str, ...]:
         """The teacher's classes."""
@@ -86,9 +89,8 @@ class ClassesConfig(Config):
 
     def read_matrix(self, task_names: Sequence[str]) -> "NDArray[Any]":
         """The matrix (classes, d) float32; `ValueError` for a file that does not hold one with a row per class."""
-        from raydistill.tasks.array_files import (
-            read_matrix,
-        )  # numpy, which a plan without a matrix does not need
+        # Which takes numpy, and a plan without a matrix does not.
+        from raydistill.tasks.array_files import read_matrix
 
         assert self.matrix is not None
         names, found = self.rows(task_names), read_matrix(Path(self.matrix).expanduser(), self.array)
@@ -101,8 +103,9 @@ class ClassesConfig(Config):
         return found
 
     def members(self, task_names: Sequence[str]) -> list[list[int]]:
-        """For each class of the task the numbers of the teacher's classes that it is made of; `ValueError` for a name
-        that is not there or that stands twice, and for a class that nothing is left for."""
+        """For each class of the task the numbers of the teacher's classes that it is made of, for all that it does not
+        know the same `others`; `ValueError` for a name that is not there or that stands twice, and for a class that
+        nothing is left for."""
         names = self.rows(task_names)
         _refuse_doubles(names, "the teacher has")
         position = {name: index for index, name in enumerate(names)}
@@ -111,17 +114,24 @@ class ClassesConfig(Config):
             if name not in task_names:
                 raise ValueError(f"the task has no class `{name}`{did_you_mean(name, task_names)}")
         named = [name for group in groups.values() for name in group]
+        others = (
+            tuple(name for name in names if name not in named) if self.others == "rest" else self.others or ()
+        )
+        named += others
         _refuse_doubles(named, "the map names")
         for name in named:
             if name not in position:
                 raise ValueError(f"the teacher has no class `{name}`{did_you_mean(name, names)}")
         empty = [name for name in task_names if not groups.get(name)]
-        if empty:
+        if self.others is not None and not empty:
+            raise ValueError("the teacher knows all classes of the task; leave `others` out")
+        if empty and not others:
+            way_out = "in `map`" if self.others is None else "as `others`: the map leaves it no rest"
             raise ValueError(
                 f"nothing is said of the task's class `{empty[0]}` ({len(empty)} of {len(task_names)} are left"
-                " empty); name the teacher's classes for it in `map`"
+                f" empty); name the teacher's classes for it {way_out}"
             )
-        return [[position[member] for member in groups[name]] for name in task_names]
+        return [[position[member] for member in groups.get(name) or others] for name in task_names]
 
 
 def names_in(file: str) -> list[str]:

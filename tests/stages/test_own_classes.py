@@ -124,3 +124,73 @@ def test_the_map_is_part_of_what_the_teacher_is(stages: Any, teacher: Any) -> No
     one = stages.write({"teacher": teacher()}).nodes["teacher"].fingerprint
     other = stages.write({"teacher": teacher(temperature=3.0)}).nodes["teacher"].fingerprint
     assert one != other
+
+
+def spread_by_hand(row: list[float], temperature: float) -> list[float]:
+    """Of six classes two are the task's first two, and the sum of three others is shared by its last three."""
+    powers = [np.exp(np.float64(value) / temperature) for value in row]
+    shared = powers[0] + powers[4] + powers[5]
+    total = powers[1] + powers[3] + shared
+    return [powers[1] / total, powers[3] / total, *[shared / total / 3] * 3]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_what_a_teacher_does_not_know_is_spread_evenly(temperature: float) -> None:
+    logits = torch.randn(20, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 5
+    rest = [0, 4, 5]
+    found = (merge_classes(logits, [[1], [3], rest, rest, rest], temperature) / temperature).softmax(1)
+    for row, shares in zip(logits.tolist(), found.tolist(), strict=True):
+        assert shares == pytest.approx(spread_by_hand(row, temperature), rel=1e-10)
+    assert unmapped_mass(logits, [[1], [3], rest, rest, rest], 1.0) == pytest.approx(logits.softmax(1)[:, 2])
+
+
+def test_a_teacher_of_a_part_moves_what_it_knows_and_leaves_the_order_of_the_others(
+    stages: Any, teacher: Any, student: dict[str, Any], tmp_path: Path
+) -> None:
+    stages.write({"any": {"stage": "train", "epochs": 1, "model": {"name": "mlp"}}})
+    first = stages.plan.task.class_names[0]
+    part = teacher(map={first: ["tabby"]}, others="rest", temperature=1.0)
+    whole = {"stage": "train", "epochs": 2, "batch_size": 16, "model": {"name": "mlp", "widths": [8]}}
+    means = {"stage": "combine_targets", "targets": ["partly", "wholly"], "rule": "geometric"}
+    stages.run(
+        {
+            "part": part,
+            "whole": whole,
+            "partly": {"stage": "predict_targets", "teacher": "part"},
+            "wholly": {"stage": "predict_targets", "teacher": "whole"},
+            "both": means,
+            "student": student | {"targets": "both"},
+        }
+    )
+    _, everything = own_logits(stages, tmp_path)
+    shares = everything.double().softmax(1)
+    found = stages.logits("part").double().softmax(1)
+    torch.testing.assert_close(found[:, 0], shares[:, 0], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found[:, 1], (1 - shares[:, 0]) / 2, rtol=1e-4, atol=1e-6)
+    assert torch.equal(found[:, 1], found[:, 2])
+    both, wholly = (
+        open_targets(stages.folder(name).path, root=stages.root, expect=None) for name in ("both", "wholly")
+    )
+    rows = torch.arange(len(both.ids))
+    fused, alone = (targets.read(rows).logits[:, 0] for targets in (both, wholly))
+    torch.testing.assert_close(2 * (fused[:, 1] - fused[:, 2]), alone[:, 1] - alone[:, 2], rtol=0, atol=0.05)
+    assert (fused[:, 0] - fused[:, 1] - (alone[:, 0] - alone[:, 1]) / 2).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"others": "rest"}, "the teacher knows all classes of the task; leave `others` out"),
+        ({"map": {"0": ["tabby"]}, "others": ["tabby"]}, "the map names `tabby` 2 times"),
+        ({"map": {"0": ["tabby"]}, "others": ["nobody"]}, "the teacher has no class `nobody`"),
+        ({"map": {"0": NAMES}, "others": "rest"}, "as `others`: the map leaves it no rest"),
+    ],
+)
+def test_others_that_do_not_suit_are_said_when_the_plan_is_read(
+    changes: dict[str, Any], said: str, stages: Any, teacher: Any
+) -> None:
+    stages.write({"any": {"stage": "train", "epochs": 1, "model": {"name": "mlp"}}})
+    first = stages.plan.task.class_names[0]
+    renamed = {key: {first: value["0"]} if key == "map" else value for key, value in changes.items()}
+    with pytest.raises(PlanError, match=said):
+        stages.write({"teacher": teacher(**renamed)})
