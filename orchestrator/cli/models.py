@@ -154,7 +154,7 @@ def verify(folder: Path, rows: int, seed: int, root: Path) -> None:
         verdict = "as stored" if result.passed else "DIFFERENT"
         click.echo(
             f"{name}: {verdict}; the worst row, of sample {result.worst_sample_id}, is"
-            f" {result.worst_divergence:.3g} nats apart (allowed {result.tolerance:.3g}), the mean"
+            f" {result.worst_divergence:.3g} {result.unit} apart (allowed {result.tolerance:.3g}), the mean"
             f" {result.mean_divergence:.3g}"
         )
     if not all(result.passed for result in results.values()):

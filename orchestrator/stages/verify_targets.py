@@ -6,6 +6,7 @@ import torch
 
 from raydistill.errors import StoreError
 from raydistill.kinds.targets import PredictTargetsConfig
+from raydistill.models.taps import Tapped
 from raydistill.plan.schema import build_task
 from raydistill.runs.folder import CONFIG, StageFolder
 from raydistill.runs.record import summary_of
@@ -14,7 +15,7 @@ from raydistill.runs.view import STAGES_FOLDER, open_run, open_stage, read_ident
 from raydistill.stages.transfer_data import described_transfer_set
 from raydistill.targets.reader import open_targets
 from raydistill.targets.store import FROM_FILE, MANIFEST, load_manifest
-from raydistill.targets.verify import VerifyResult, compare_rows
+from raydistill.targets.verify import VerifyResult, compare_features, compare_rows
 from raydistill.training import model_files
 
 
@@ -46,7 +47,7 @@ def _check_place(folder: Path, root: Path) -> None:
 
 
 def verify_targets(folder: Path, root: Path, rows: int, seed: int = 0) -> dict[str, VerifyResult]:
-    """Compare `rows` random rows of a dense or top-k store with its teacher; of a mixture, each member's."""
+    """Compare `rows` random rows of a store with its teacher, logits and each feature; of a mixture, each member's."""
     if not folder.is_dir():
         raise StoreError(f"`{folder}` does not exist; targets lie in `{root}/stages/predict_targets-…`")
     _check_place(folder, root)
@@ -69,15 +70,10 @@ def verify_targets(folder: Path, root: Path, rows: int, seed: int = 0) -> dict[s
             f"the files of `{folder}` are as they were written; its targets came from a file: no model here can compute"
             " them again"
         )
-    if manifest.form == "features":
-        raise StoreError(
-            f"the files of `{folder}` are as they were written; it holds features alone, and it is logits that are"
-            " computed again"
-        )
-    return {folder.name: _verify_teacher(folder, root, rows, seed)}
+    return _verify_teacher(folder, root, rows, seed)
 
 
-def _verify_teacher(folder: Path, root: Path, rows: int, seed: int) -> VerifyResult:
+def _verify_teacher(folder: Path, root: Path, rows: int, seed: int) -> dict[str, VerifyResult]:
     try:
         config = PredictTargetsConfig.model_validate(_config_of(folder))
         found = StageFolder.of_fingerprint(read_identity(folder)["config"]["teacher"]["input"], root)
@@ -90,14 +86,18 @@ def _verify_teacher(folder: Path, root: Path, rows: int, seed: int) -> VerifyRes
     generator = torch.Generator().manual_seed(seed)
     view = int(torch.randint(max(targets.views, 1), (1,), generator=generator))
     chosen = torch.randperm(len(transfer), generator=generator)[:rows].sort().values
+    model = Tapped(teacher.model, targets.feature_shapes)
     with torch.no_grad():
-        logits = torch.cat(
-            [
-                teacher.model(batch.inputs).float()
-                for batch in transfer.batches(chosen.split(config.batch_size), view)
-            ]
-        )
-    return compare_rows(targets, targets.rows_of(transfer.split.ids[chosen]), view, logits)
+        outputs = [model(batch.inputs) for batch in transfer.batches(chosen.split(config.batch_size), view)]
+    at = targets.rows_of(transfer.split.ids[chosen])
+    results = {}
+    if targets.num_teachers:
+        logits = torch.cat([output.logits.float() for output in outputs])
+        results[folder.name] = compare_rows(targets, at, view, logits)
+    for name in targets.feature_shapes:
+        feature = torch.cat([output.features[name] for output in outputs])
+        results[f"{folder.name} {name}"] = compare_features(targets, name, at, view, feature)
+    return results
 
 
 def _config_of(folder: Path) -> dict[str, object]:

@@ -35,6 +35,8 @@ class VerifyResult:
     tolerance: float
     """What that row is allowed."""
     passed: bool
+    unit: str = "nats"
+    """In which the others are."""
 
 
 def compare_rows(
@@ -68,6 +70,32 @@ def compare_rows(
         worst_sample_id=int(targets.ids[rows.cpu()[worst // per_sample]]),
         tolerance=allowed.flatten()[worst].item(),
         passed=bool((found <= allowed).all()),
+    )
+
+
+def compare_features(
+    targets: Targets,
+    name: str,
+    rows: Tensor,
+    view: int,
+    recomputed: Tensor,
+    *,
+    slack: float = ARITHMETIC_SLACK,
+) -> VerifyResult:
+    """Compare a stored feature of `rows` (B,) with a recomputed one, (B, ...), in parts of the row's largest number:
+    float16 moves a number by 2^-11 of itself, and `slack` is allowed as for logits."""
+    stored = targets.features([name], rows, view)[name].flatten(1).double()
+    wanted = recomputed.detach().flatten(1).double().cpu()
+    size = wanted.abs().amax(dim=1).clamp(min=torch.finfo(torch.float16).tiny)
+    found = ((stored - wanted).abs().amax(dim=1) / size).nan_to_num(nan=torch.inf, posinf=torch.inf)
+    worst, allowed = int(found.argmax()), 2**-11 + slack
+    return VerifyResult(
+        worst_divergence=found[worst].item(),
+        mean_divergence=found.mean().item(),
+        worst_sample_id=int(targets.ids[rows.cpu()[worst]]),
+        tolerance=allowed,
+        passed=bool((found <= allowed).all()),
+        unit="of its largest number",
     )
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from raydistill.cli import main
-from raydistill.errors import PlanError, StoreError
+from raydistill.errors import PlanError
 from raydistill.kinds.augmentations import FlipConfig, ShiftConfig
 from raydistill.kinds.relation_methods import ProjectedConfig
 from raydistill.methods.projected import Projected
@@ -20,6 +20,7 @@ from raydistill.stages.export_targets import export_targets
 from raydistill.stages.model_probe import check_features
 from raydistill.stages.verify_targets import verify_targets
 from raydistill.targets.reader import Targets, open_targets
+from raydistill.targets.verify import compare_features
 from raydistill.tasks.array_files import array_names, open_array
 from raydistill.training.augment import augment
 from raydistill.training.data import Batch
@@ -235,11 +236,27 @@ def test_features_are_exported_beside_logits_and_in_their_place(
         targets = open_store(stages, name)
         expected = targets.features(["embedding"], torch.arange(len(targets.ids)))["embedding"]
         assert np.array_equal(open_array(file, "embedding"), expected.numpy())
-    with pytest.raises(StoreError, match="holds features alone"):
-        verify_targets(stages.folder("alone").path, stages.root, rows=10)
-    assert all(
-        each.passed for each in verify_targets(stages.folder("soft").path, stages.root, rows=10).values()
-    )
+
+
+def test_stored_features_are_computed_again(stages: Any, teacher: dict[str, Any]) -> None:
+    outputs = {"both": ["logits", "embedding", "hidden1"], "alone": ["embedding"]}
+    plan = {name: soft(outputs=names, views=2, **SHIFTED) for name, names in outputs.items()}
+    stages.run({"teacher": teacher, "other": teacher | {"seed": 3}} | plan)
+    for name in outputs:
+        folder = stages.folder(name).path
+        results = verify_targets(folder, stages.root, rows=30)
+        assert len(results) == len(outputs[name])
+        assert all(each.passed for each in results.values())
+        assert results[f"{folder.name} embedding"].worst_divergence < 2**-10
+    targets, other = open_store(stages, "alone"), stages.model("other").model
+    rows = torch.arange(20)
+    with torch.no_grad():
+        strange = Tapped(other, ["embedding"])(inputs_of(stages, targets.ids[rows])).features["embedding"]
+    assert not compare_features(targets, "embedding", rows, 0, strange).passed
+    honest = targets.features(["embedding"], rows)["embedding"]
+    honest[7, 2] += 0.01 * honest[7].abs().max()
+    found = compare_features(targets, "embedding", rows, 0, honest)
+    assert (found.passed, found.worst_sample_id) == (False, int(targets.ids[7]))
 
 
 @pytest.mark.parametrize("ending", ["npz", "safetensors", "parquet", "npy"])
