@@ -259,6 +259,13 @@ class DistillConfig(BalanceConfig, WeightsConfig, FreezeConfig):
         """With stored targets in place of teachers."""
         check_members(site, self.teachers, self.combine.weights, "teachers", ("combine", "weights"))
         check_committee(site, self.committee)
+        for method in self.all_methods:
+            if method.needs_features and len(self.teachers) > 1:  # replicas, which a stage's name stands for
+                raise site.error(
+                    f"`{method.method}` looks at the features of one teacher, and these are"
+                    f" {len(self.teachers)}; name one, such as `{self.teachers[0]}`",
+                    "teachers",
+                )
         if self.targets is not None:
             for node in predictions(self.targets, site):
                 self._check_same_views(node, site)

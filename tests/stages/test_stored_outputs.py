@@ -203,6 +203,28 @@ def test_what_is_not_stored_is_said_before_anything_runs(
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize("mode", ["stored", "live"])
+def test_replicas_are_several_teachers_whose_features_nobody_compares(
+    stages: Any, teacher: dict[str, Any], student: dict[str, Any], mode: str
+) -> None:
+    taught = student | {"teachers": ["teacher"], "method": EMBEDDING, "mode": mode}
+    with pytest.raises(
+        PlanError, match=r"features of one teacher, and these are 2; name one, such as `teacher\.0`"
+    ):
+        stages.write({"teacher": teacher | {"replicas": 2}, "student": taught})
+    stages.write({"teacher": teacher | {"replicas": 2}, "student": taught | {"teachers": ["teacher.1"]}})
+
+
+def test_an_embedding_goes_beside_the_most_probable_classes(
+    stages: Any, teacher: dict[str, Any], student: dict[str, Any]
+) -> None:
+    both = [{"method": "hinton", "temperature": 2.0}, EMBEDDING]
+    plan = {"teacher": teacher, "soft": soft(outputs=["logits", "embedding"], top_k=2)}
+    stages.run(plan | {"student": student | {"targets": "soft", "methods": both}})
+    assert open_store(stages, "soft").top_k is not None
+    assert stages.metrics("student")[0]["train/loss/embedding/embedding"] > 0
+
+
 def test_targets_without_logits_cannot_be_combined(stages: Any, teacher: dict[str, Any]) -> None:
     plan = {"teacher": teacher, "soft": soft(outputs=["embedding"]), "hard": soft()}
     with pytest.raises(PlanError, match="`soft` stores no logits"):
