@@ -64,9 +64,7 @@ def _stored_shapes(config: PredictTargetsConfig, graph: Graph, task: Task) -> di
     if (model := graph.model_of(config.teacher)) is None or not config.stored_features:
         return {}
     try:
-        with model_files.without_memory():
-            teacher = model_files.build_blank(model, task)
-        known = Features(teacher, task.input_shape, task.input_dtype == "int64")
+        known = Features(_shaped(model, task), task.input_shape, task.input_dtype == "int64")
         return dict(zip(config.stored_features, known.shapes(config.stored_features), strict=True))
     except (NotImplementedError, RuntimeError):  # it needs the numbers of a model, which only the stage has
         return {}
@@ -94,13 +92,20 @@ def store_sizes(graph: Graph, task: Task) -> Iterator[str]:
 
 def _method_context(config: DistillConfig, graph: Graph, task: Task) -> MethodContext:
     models = [graph.model_of(name) for name in _teachers_of(config, graph)]
-    with model_files.without_memory():
-        student = model_files.build_blank(config.student, task)
-        teachers = [model_files.build_blank(model, task) for model in models if model is not None]
+    student = _shaped(config.student, task)
+    teachers = [_shaped(model, task) for model in models if model is not None]
     stored = None if config.targets is None else graph.nodes[config.targets].config
     if isinstance(stored, ExternalTargetsConfig):  # whatever its size
         return setting_of(config, task, student, [], stored=dict.fromkeys(stored.stored_features, (1,)))
     return setting_of(config, task, student, teachers)
+
+
+def _shaped(model: ModelConfig, task: Task) -> nn.Module:
+    """A model of the right shapes; without memory, but for a program, which is what its file holds."""
+    if model.is_exported:
+        return model_files.build_whole(model, task, Normalisation(torch.zeros(()), torch.ones(())))
+    with model_files.without_memory():
+        return model_files.build_blank(model, task)
 
 
 def _teachers_of(config: DistillConfig, graph: Graph) -> Sequence[str]:

@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from torch import Tensor
 
 from raydistill.errors import StageError, StoreError
@@ -34,6 +34,7 @@ FORMS = ("dense", "top_k", "features", "mixture")
 ROWS_PER_SHARD = 65536  # 13 MB of 100 classes, 131 MB of 1,000: what a writer holds, and what a kill loses
 SHARD_BYTES = 1 << 28  # what a writer holds at most where there are features: maps are wide
 FLOAT16_LARGEST = 65504
+WIDEST_ROW = 2**31 - 1  # which Arrow counts in 32 bits
 NO_FEATURES: Mapping[str, Any] = MappingProxyType({})
 VERSION: Literal[2] = 2  # of what a row holds
 
@@ -102,6 +103,13 @@ class StoredFeature(BaseModel):
     name: str = Field(min_length=1)
     shape: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
     shards: tuple[Shard, ...] = Field(min_length=1)
+
+    @field_validator("shape")
+    @classmethod
+    def _fits_a_row(cls, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if math.prod(shape) > WIDEST_ROW:
+            raise ValueError(f"a row has {WIDEST_ROW:,} numbers at most")
+        return shape
 
 
 class Manifest(Description):

@@ -45,7 +45,7 @@ class Features:
 
     def probe(self, names: Sequence[str]) -> list[Tensor]:
         """The features of two inputs of zeros in eval mode, with the graph that led to them where gradients are on."""
-        like = next(self.model.parameters())
+        like = next(self.model.parameters(), torch.empty(0, device="cpu"))  # ONNX keeps its own
         dtype = torch.int64 if self.takes_integers else like.dtype
         inputs = torch.zeros(2, *self.input_shape, dtype=dtype, device=like.device)
         inputs.requires_grad_(inputs.is_floating_point())

@@ -173,6 +173,25 @@ def test_two_workers_agree_where_some_samples_have_no_label(
         check_same(alone, together, name)
 
 
+@pytest.mark.slow  # three processes that import torch
+def test_two_workers_read_the_same_stored_features(
+    stages: Any, teacher: dict[str, Any], student: dict[str, Any], tmp_path: Path
+) -> None:
+    views = {"augment": [{"name": "shift", "pixels": 1}], "views": 2}
+    learner = student | {"teachers": ["teacher"], "batch_size": 25, **views}
+    plan = {"teacher": teacher, "blind": learner | {"method": {"method": "embedding"}}}
+    plan["probe"] = teacher | {"model": student["student"], "initial": "blind", "freeze": ["hidden*"]}
+    alone, together = stages.run(plan), stages.elsewhere("together")
+    together.write(plan)
+    for name in ("teacher", "teacher.targets"):
+        assert together.attempt(name).status == "done"
+    requests = [together.request(name).to_dict() for name in ("blind", "probe")]
+    for outcomes in run_together(requests, tmp_path):
+        assert outcomes == [["done", None]] * 2
+    for name in ("blind", "probe"):
+        check_same(alone, together, name)
+
+
 LARGE = {"name": "cnn", "widths": [6, 6], "batch_norm": True}
 BY_SAMPLE: dict[str, dict[str, Any]] = {
     "hinton": {"method": "hinton"},

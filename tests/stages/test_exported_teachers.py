@@ -4,8 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -16,6 +18,8 @@ from raydistill.plan.order import order_stages
 from raydistill.plan.schema import Plan
 from raydistill.plan.written import Source
 from raydistill.prediction import load_model
+from raydistill.stages.model_probe import check_features
+from raydistill.targets.reader import open_targets
 from raydistill.training.trust import Trust
 
 onnx = pytest.importorskip("onnx")
@@ -163,6 +167,34 @@ def test_one_of_several_outputs_and_probabilities(stages: Any, tmp_path: Path) -
 
 def fingerprint(stages: Any, file: Path) -> str:
     return str(stages.write({"teacher": exported(file)}).nodes["teacher"].fingerprint)
+
+
+def test_its_embedding_is_stored_and_makes_logits_with_a_matrix_of_classes(
+    stages: Any, student: Any, tmp_path: Path
+) -> None:
+    file = onnx_program(tmp_path, outputs=("logits", "embedding"))
+    texts = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
+    np.save(tmp_path / "texts.npy", texts.numpy())
+    matrix = {"matrix": str(tmp_path / "texts.npy"), "scale": 10}
+    plan = {
+        "teacher": exported(file, output="logits"),
+        "zero_shot": exported(file, output="embedding", classes=matrix),
+        "soft": {"stage": "predict_targets", "teacher": "teacher", "outputs": ["embedding"]},
+        "student": student | {"targets": "soft", "method": {"method": "embedding"}},
+        "other": student | {"teachers": ["zero_shot"]},
+        "live": student | {"teachers": ["teacher"], "mode": "live", "method": {"method": "relational"}},
+    }
+    graph = stages.write(plan)
+    check_features(graph, stages.plan)
+    stages.run(plan)
+    targets = open_targets(stages.folder("soft").path, root=stages.root, expect=None)
+    assert targets.feature_shapes == {"embedding": (16,)}
+    data = stages.plan.task.load()
+    inputs = data.normalisation(torch.from_numpy(np.load(stages.file)["inputs"]))
+    with torch.no_grad():
+        embedding = network()[:3](inputs)
+    expected = 10 * F.normalize(embedding, dim=1) @ F.normalize(texts, dim=1).T
+    torch.testing.assert_close(stages.logits("zero_shot"), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_its_identity_is_that_of_the_tensors_beside_it_too(stages: Any, tmp_path: Path) -> None:
