@@ -92,7 +92,8 @@ def match_classes(model: nn.Module, matrix: Tensor, scale: float, normalize: boo
                 f"gives numbers of the shape {tuple(outputs.shape[1:])} for each sample, and the rows of the matrix of"
                 f" classes have {rows.shape[1]}"
             )
-        with torch.autocast(outputs.device.type, enabled=False):
+        kind = "cpu" if outputs.is_meta else outputs.device.type  # numbers alone have a type to be cast to
+        with torch.autocast(kind, enabled=False):
             embedding = F.normalize(outputs.float(), dim=1) if normalize else outputs.float()
             return scale * (embedding @ rows.T)
 

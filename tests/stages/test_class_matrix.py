@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from raydistill.errors import PlanError, StoreError
 from raydistill.kinds.survey import ProbedModel
 from raydistill.models.outputs import match_classes
-from raydistill.stages.model_probe import probe_model, two_samples
+from raydistill.stages.model_probe import probe_model, store_sizes, two_samples
 from raydistill.training.model_files import load_received
 
 OWN = """
@@ -199,6 +199,25 @@ def test_another_width_is_found_before_work(
         in error
     )
     assert "\n" not in error
+
+
+def test_the_width_of_a_feature_is_known_without_weights(
+    stages: Any, matrix: np.ndarray, tmp_path: Path
+) -> None:
+    texts = {"matrix": written(tmp_path, matrix)}
+    small = {"name": "mlp", "widths": [6], "classes": texts}
+    soft = {"stage": "predict_targets", "teacher": "teacher", "outputs": ["logits", "embedding"]}
+    graph = stages.write({"teacher": {"stage": "train", "epochs": 1, "model": small}, "soft": soft})
+    (told,) = store_sizes(graph, stages.plan.task)
+    assert told == "`soft` stores 46 bytes per sample: `logits` 10, `embedding` 12, and 12 each for its id"
+
+
+def test_products_are_of_whole_precision_under_autocast() -> None:
+    embedding, matrix = (torch.randn(n, 40, generator=torch.Generator().manual_seed(n)) for n in (6, 3))
+    model = match_classes(Same(), matrix, 100.0, True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(embedding)
+    assert torch.equal(found, model(embedding))
 
 
 def test_a_received_model_reads_no_matrix_from_elsewhere(
