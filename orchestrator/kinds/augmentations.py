@@ -3,14 +3,35 @@
 Every random number of a step belongs to (seed, sample id, view), so an augmented view can be seen again at any time.
 """
 
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from raydistill.plan.config import Integer, Positive
+from raydistill.plan.config import Integer, NonNegative, Number, Positive
+from raydistill.plan.config_errors import located_error
 from raydistill.plan.kind import Choice, Kind
 
+if TYPE_CHECKING:
+    from raydistill.plan.order import Site
+
+
+def _rising(ends: tuple[float, float]) -> tuple[float, float]:
+    if ends[0] > ends[1]:
+        raise located_error(f"{ends[0]:g} is above {ends[1]:g}; write the smaller end first")
+    return ends
+
+
+def _odd(size: int) -> int:
+    if size % 2 == 0:
+        raise located_error(f"a kernel has a middle, and {size} is even; write {size + 1}")
+    return size
+
+
 Pixels = Annotated[Integer, Field(ge=1, le=10_000)]
+Fraction = Annotated[Number, Field(gt=0, le=1)]
+Probability = Annotated[Number, Field(ge=0, le=1)]
+Fractions = Annotated[tuple[Fraction, Fraction], AfterValidator(_rising)]
+Positives = Annotated[tuple[Positive, Positive], AfterValidator(_rising)]
 
 
 class AugmentationOptions(Kind):
@@ -30,8 +51,30 @@ class AugmentationOptions(Kind):
 
     needs_images: ClassVar[bool] = True
     """Whether inputs must be images, (channels, height, width)."""
+    channels: ClassVar[tuple[int, ...]] = ()
+    """How many channels images may have; any number when empty."""
     mixes_samples: ClassVar[bool] = False
     """Whether inputs and labels are mixed with those of other samples of the transfer set."""
+
+    def mistake(self, shape: tuple[int, ...]) -> str | None:
+        """What does not fit inputs of a shape."""
+        if self.needs_images and len(shape) != 3:
+            return f"augmentation `{self.name}` needs images; an input has the shape {shape}"
+        if self.channels and shape[0] not in self.channels:
+            known = " or ".join(str(count) for count in self.channels)
+            return (
+                f"augmentation `{self.name}` needs images of {known} channels, not {shape[0]}; leave it out"
+            )
+        return None
+
+    def check(self, site: "Site") -> None:
+        """The task's inputs are what it changes."""
+        try:
+            shape = site.task.input_shape
+        except FileNotFoundError:  # which is said where it is about to be read
+            return
+        if (message := self.mistake(shape)) is not None:
+            raise site.error(message)
 
 
 class ShiftConfig(AugmentationOptions):
@@ -68,6 +111,88 @@ class CutoutConfig(AugmentationOptions):
     size: Pixels = Field(16, description="side of the square in pixels; it may reach over the border")
 
 
+class ResizedCropConfig(AugmentationOptions):
+    """Cut out a part of random area and shape, and scale it to the size of the input (arXiv 1409.4842).
+
+    The ratio of its sides is drawn log-uniformly. When none of ten parts fits into the image, it is the largest
+    central one whose ratio is allowed. Tasks that read pictures from files do this while reading: see their
+    `smallest_area`.
+    """
+
+    word = "resized_crop"
+    implementation = "raydistill.training.crops:resized_crop"
+
+    scale: Fractions = Field((0.08, 1.0), description="smallest and largest area, as a part of the image's")
+    ratio: Positives = Field((0.75, 4 / 3), description="smallest and largest width / height, in pixels")
+
+
+class ColourJitterConfig(AugmentationOptions):
+    """Change brightness, contrast, saturation and hue, in an order that is drawn for each image.
+
+    Factors lie between max(0, 1 - v) and 1 + v, the turn of the hue between -v and v rounds of the circle. Grey images
+    have neither saturation nor hue. The pixels are those of torchvision's `ColorJitter`.
+    """
+
+    word = "colour_jitter"
+    implementation = "raydistill.training.colours:colour_jitter"
+    channels = (1, 3)
+
+    brightness: NonNegative = Field(0.4, description="largest change of the factor")
+    contrast: NonNegative = Field(0.4, description="largest change of the factor")
+    saturation: NonNegative = Field(0.4, description="largest change of the factor")
+    hue: Annotated[Number, Field(ge=0, le=0.5)] = Field(0.1, description="largest turn, in rounds")
+    probability: Probability = Field(1.0, description="how often it is done at all; SimCLR writes 0.8")
+
+
+class GreyConfig(AugmentationOptions):
+    """Take the colour away: every channel is 0.2989 red + 0.587 green + 0.114 blue. Grey images stay as they are."""
+
+    word = "grey"
+    implementation = "raydistill.training.colours:grey"
+    channels = (1, 3)
+
+    probability: Probability = Field(0.2, description="how often it is done")
+
+
+class BlurConfig(AugmentationOptions):
+    """Blur with a Gaussian whose deviation is drawn uniformly; the image is mirrored at its borders.
+
+    The taps are those of torchvision's `GaussianBlur`, which samples the bell at steps of 1 / √2 pixel: its picture is
+    less blurred than the deviation says.
+    """
+
+    word = "blur"
+    implementation = "raydistill.training.colours:blur"
+
+    kernel: Annotated[Pixels, AfterValidator(_odd)] = Field(
+        3, description="pixels along each axis, an odd number; a tenth of the side is usual"
+    )
+    sigma: Positives = Field((0.1, 2.0), description="smallest and largest deviation")
+    probability: Probability = Field(0.5, description="how often it is done")
+
+    def mistake(self, shape: tuple[int, ...]) -> str | None:
+        if (message := super().mistake(shape)) is not None:
+            return message
+        if self.kernel // 2 < min(shape[1:]):
+            return None
+        return f"`kernel` {self.kernel} reaches over images of {shape[1]} x {shape[2]}; write a smaller one"
+
+
+class EraseConfig(AugmentationOptions):
+    """Paint over a rectangle of random area and shape (random erasing, arXiv 1708.04896).
+
+    When none of ten rectangles fits into the image, it stays as it is.
+    """
+
+    word = "erase"
+    implementation = "raydistill.training.crops:erase"
+
+    probability: Probability = Field(0.5, description="how often it is done")
+    scale: Fractions = Field((0.02, 0.33), description="smallest and largest area, as a part of the image's")
+    ratio: Positives = Field((0.3, 3.3), description="smallest and largest width / height, in pixels")
+    value: Probability = Field(0.0, description="what is painted, before normalisation")
+
+
 class MixupConfig(AugmentationOptions):
     """Blend each input and its target with those of another training sample (arXiv 1710.09412)."""
 
@@ -79,4 +204,15 @@ class MixupConfig(AugmentationOptions):
     alpha: Positive = Field(0.2, description="the sample's own weight is drawn from Beta(alpha, alpha)")
 
 
-AUGMENTATIONS = (ShiftConfig, PadCropConfig, FlipConfig, CutoutConfig, MixupConfig)
+AUGMENTATIONS = (
+    ShiftConfig,
+    PadCropConfig,
+    FlipConfig,
+    CutoutConfig,
+    ResizedCropConfig,
+    ColourJitterConfig,
+    GreyConfig,
+    BlurConfig,
+    EraseConfig,
+    MixupConfig,
+)

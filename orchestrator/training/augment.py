@@ -47,10 +47,8 @@ def augment(
             )
         if step.mixes_samples:
             continue
-        if step.needs_images and inputs.dim() != 4:
-            raise ValueError(
-                f"augmentation `{step.name}` needs images; an input has the shape {tuple(inputs.shape[1:])}"
-            )
+        if (message := step.mistake(tuple(inputs.shape[1:]))) is not None:
+            raise ValueError(message)
         change: Change = load_object(step.implementation)
         inputs = change(step, inputs, Draws(ids, seed, view, stream))
     return inputs
@@ -86,6 +84,31 @@ class Draws:
 
     def _key(self, stream: int) -> int:
         return fold_key(self.seed, self.view, stream)
+
+
+def by_choice(
+    choice: Tensor, changes: Sequence[Callable[..., Tensor] | None], inputs: Tensor, *numbers: Tensor
+) -> Tensor:
+    """Of each input of a batch the change that was drawn for it, `changes[choice[i]]`; None leaves it as it is.
+
+    A change is called with inputs and their rows of `numbers`. On a CPU it is shown those that it was drawn for.
+    Anywhere else the host would wait to hear how many they are: it is shown all, and what it makes of the others is
+    dropped.
+    """
+    is_on_host = inputs.device.type == "cpu"
+    result = inputs.clone() if is_on_host else inputs
+    for number, change in enumerate(changes):
+        if change is None:
+            continue
+        chosen = choice == number
+        if is_on_host:
+            rows = chosen.nonzero()[:, 0]
+            if len(rows):
+                result[rows] = change(inputs[rows], *(each[rows] for each in numbers))
+        else:
+            changed = change(inputs, *numbers)
+            result = torch.where(chosen.view(-1, *[1] * (inputs.dim() - 1)), changed, result)
+    return result
 
 
 def mixup(step: MixupConfig, draws: Draws, population: int) -> tuple[Tensor, Tensor]:

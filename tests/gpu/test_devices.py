@@ -144,10 +144,12 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not(plans: Any, device
 
 
 @pytest.mark.parametrize("kind", AUGMENTATIONS)
-def test_augmentation_is_that_of_the_cpu_bit_for_bit(device: str, kind: Callable[[], Any]) -> None:
+def test_augmentation_is_that_of_the_cpu(device: str, kind: Callable[[], Any]) -> None:
+    """Bit for bit, but for the rounding of a GPU's own kernels where pixels are computed and not only moved."""
     inputs, ids = torch.rand(20, 3, 9, 9), torch.arange(20) * 3
-    there = augment(inputs.to(device), ids.to(device), [kind()], 5, 2)
-    assert torch.equal(there.cpu(), augment(inputs, ids, [kind()], 5, 2))
+    there = augment(inputs.to(device), ids.to(device), [kind()], 5, 2).cpu()
+    here = augment(inputs, ids, [kind()], 5, 2)
+    torch.testing.assert_close(there, here, rtol=0, atol=1e-5 if device == "cuda" else 0)
 
 
 def test_mixup_draws_the_partners_that_it_draws_on_the_cpu(device: str) -> None:

@@ -515,6 +515,21 @@ REFUSED = {
         "8: stages.teacher.augment.0.alpha",
         "should be above 0",
     ),
+    "a crop of a range that ends before it begins": (
+        teacher("augment: [flip, {name: resized_crop, scale: [0.5, 0.1]}]"),
+        "8: stages.teacher.augment.1.scale",
+        "0.5 is above 0.1; write the smaller end first",
+    ),
+    "a kernel without a middle": (
+        teacher("augment: [{name: blur, kernel: 4}]"),
+        "8: stages.teacher.augment.0.kernel",
+        "write 5",
+    ),
+    "a blur that reaches over the image": (
+        teacher("augment: [{name: blur, kernel: 57}]"),
+        "8: stages.teacher.augment.0",
+        "`kernel` 57 reaches over images of 28 x 28; write a smaller one",
+    ),
     "shift by nothing": (
         teacher("augment: [{name: shift, pixels: 0}]"),
         "8: stages.teacher.augment.0.pixels",

@@ -215,7 +215,7 @@ def test_successive_views_of_one_sample_differ() -> None:
     [
         {"name": "shift", "pixels": 0},
         {"name": "mixup", "alpha": 0},
-        {"name": "blur"},
+        {"name": "melt"},
         {"name": "flip", "pixels": 1},
         {},
     ],
