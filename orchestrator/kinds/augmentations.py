@@ -38,8 +38,9 @@ class AugmentationOptions(Kind):
     """A random change of the inputs.
 
     `implementation` is called as `function(step, inputs, draws)` with a batch of inputs and `training.augment.Draws`,
-    and returns inputs of the same shape. One that `mixes_samples` is called as `function(step, draws, population)`, and
-    says with which of so many samples each is mixed, and how much of it is left.
+    and returns inputs of the same shape. One that `mixes_samples` is called as `function(step, draws, shape)` with the
+    shape of one input, and says how much is left of each sample where it is mixed with another: numbers in [0, 1] that
+    are (B, ...) with as many axes as inputs have, each of them 1 or the inputs' size. Labels count by their mean.
     """
 
     chosen_by = Choice(
@@ -194,7 +195,11 @@ class EraseConfig(AugmentationOptions):
 
 
 class MixupConfig(AugmentationOptions):
-    """Blend each input and its target with those of another training sample (arXiv 1710.09412)."""
+    """Blend each input and its target with those of another training sample (arXiv 1710.09412).
+
+    Labels are blended as the inputs are. Teachers are asked about the blend itself, live or when targets are stored;
+    answers are never blended. Beside `cutmix`, each sample gets one of the two, as often the one as the other.
+    """
 
     word = "mixup"
     implementation = "raydistill.training.augment:mixup"
@@ -202,6 +207,22 @@ class MixupConfig(AugmentationOptions):
     mixes_samples = True
 
     alpha: Positive = Field(0.2, description="the sample's own weight is drawn from Beta(alpha, alpha)")
+
+
+class CutmixConfig(AugmentationOptions):
+    """Paste a rectangle of another training sample into each image; its target counts by the area (arXiv 1905.04899).
+
+    The rectangle has the image's shape and the area 1 - λ, λ from Beta(alpha, alpha); its middle lies anywhere; what
+    reaches over the border is cut off before areas are counted. It comes from the same place of the other image. As for
+    `mixup`, teachers are asked about the image that is made.
+    """
+
+    word = "cutmix"
+    implementation = "raydistill.training.augment:cutmix"
+    mixes_samples = True
+
+    alpha: Positive = Field(1.0, description="the part that stays is drawn from Beta(alpha, alpha)")
+    probability: Probability = Field(1.0, description="how often a sample is mixed; CIFAR's release has 0.5")
 
 
 AUGMENTATIONS = (
@@ -215,4 +236,5 @@ AUGMENTATIONS = (
     BlurConfig,
     EraseConfig,
     MixupConfig,
+    CutmixConfig,
 )

@@ -204,8 +204,11 @@ class TrainSpecialistsConfig(TrainingConfig):
             raise located_error("a specialist starts as its generalist; leave `initial` out", "initial")
         if not self.transfer.labelled:
             raise located_error("specialists learn from labels; leave `labelled: false` out", "transfer")
-        if any(step.mixes_samples for step in self.augment):
-            raise located_error("mixup would mix special and other samples; leave it out", "augment")
+        for index, step in enumerate(self.augment):
+            if step.mixes_samples:
+                raise located_error(
+                    f"{step.name} would mix special and other samples; leave it out", "augment", index
+                )
         return self
 
     @property

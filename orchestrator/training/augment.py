@@ -14,6 +14,7 @@ from torch import Tensor
 
 from raydistill.kinds.augmentations import (
     AugmentationOptions,
+    CutmixConfig,
     CutoutConfig,
     FlipConfig,
     MixupConfig,
@@ -26,6 +27,7 @@ from raydistill.tasks.hashing import fold_key
 from raydistill.training.counter_random import integers, uniform
 
 MIXING_STREAM = 1_000_000  # far from the positions of the steps, which are the other streams
+CHOICE_STREAM = 1_000_002  # the one between them is the mixing steps' fractions
 UNIFORM_STREAM = 2_000_000  # is added where a step draws fractions
 QUANTILES = 4096
 
@@ -54,17 +56,25 @@ def augment(
     return inputs
 
 
-def mixing_partners(
-    step: AugmentationOptions, ids: Tensor, seed: int, view: int, population: int
-) -> tuple[Tensor, Tensor]:
-    """For each id (B,): the position of its partner among `population` samples, and the weight of the sample itself.
+def mixing_partners(ids: Tensor, seed: int, view: int, population: int) -> Tensor:
+    """For each id the position of its partner among `population` samples, all alike: (B,) → (B,) int64."""
+    (positions,) = Draws(ids, seed, view, MIXING_STREAM).integers(population)
+    return positions
 
-    Positions (B,) int64; weights (B,) float32. The mixed input is w x + (1 - w) x_partner.
-    """
-    partners: tuple[Tensor, Tensor] = load_object(step.implementation)(
-        step, Draws(ids, seed, view, MIXING_STREAM), population
-    )
-    return partners
+
+def mixing_weights(
+    steps: Sequence[AugmentationOptions], ids: Tensor, seed: int, view: int, shape: tuple[int, ...]
+) -> Tensor:
+    """How much of itself each sample keeps, for ids (B,) and inputs of a shape: (B, 1, ..., 1) or, of images, (B, 1, H,
+    W) float32. The mixed input is w x + (1 - w) x_partner. Of several steps each sample is mixed by one."""
+    draws = Draws(ids, seed, view, MIXING_STREAM)
+    weights = [load_object(step.implementation)(step, draws, shape) for step in steps]
+    mixed: Tensor = weights[0]
+    if len(steps) > 1:
+        (drawn,) = Draws(ids, seed, view, CHOICE_STREAM).integers(len(steps))
+        for number, others in enumerate(weights[1:], 1):
+            mixed = torch.where((drawn == number).view(-1, *[1] * len(shape)), others, mixed)
+    return mixed
 
 
 class Draws:
@@ -111,13 +121,35 @@ def by_choice(
     return result
 
 
-def mixup(step: MixupConfig, draws: Draws, population: int) -> tuple[Tensor, Tensor]:
-    """Partners among all samples alike, and weights from Beta(alpha, alpha)."""
-    (positions,) = draws.integers(population)
-    place = draws.uniform(1)[:, 0] * QUANTILES
-    table = _beta_quantiles(step.alpha, draws.ids.device)
+def mixup(step: MixupConfig, draws: Draws, shape: tuple[int, ...]) -> Tensor:
+    """Weights from Beta(alpha, alpha), one for all of an input."""
+    return _beta(step.alpha, draws.uniform(1)[:, 0]).view(-1, *[1] * len(shape))
+
+
+def cutmix(step: CutmixConfig, draws: Draws, shape: tuple[int, ...]) -> Tensor:
+    """0 in a rectangle and 1 around it."""
+    if (message := step.mistake(shape)) is not None:
+        raise ValueError(message)
+    part, row, column, chance = draws.uniform(4).unbind(1)
+    reach = 0.5 * torch.sqrt(1 - _beta(step.alpha, part))
+    inside = _around(row, reach, shape[1])[:, :, None] & _around(column, reach, shape[2])[:, None, :]
+    inside = inside & (chance < step.probability)[:, None, None]
+    return (~inside)[:, None].float()
+
+
+def _around(middle: Tensor, reach: Tensor, length: int) -> Tensor:
+    """Which of `length` places lie around a middle, both given as parts of the length, (B,) → (B, length)."""
+    middle, reach = (middle * length).long()[:, None], (reach * length).long()[:, None]
+    places = torch.arange(length, device=middle.device)
+    return (places >= middle - reach) & (places < middle + reach)
+
+
+def _beta(alpha: float, numbers: Tensor) -> Tensor:
+    """Numbers in [0, 1) made into such from Beta(alpha, alpha)."""
+    place = numbers * QUANTILES
+    table = _beta_quantiles(alpha, numbers.device)
     below = place.long()
-    return positions, torch.lerp(table[below], table[below + 1], place - below)
+    return torch.lerp(table[below], table[below + 1], place - below)
 
 
 def shift(step: ShiftConfig, inputs: Tensor, draws: Draws) -> Tensor:

@@ -22,7 +22,7 @@ from raydistill.tasks.normalisation import Normalisation
 from raydistill.tasks.seeds import Purpose
 from raydistill.tasks.splits import Split, TaskData, View
 from raydistill.tasks.task import Task, class_index
-from raydistill.training.augment import augment, mixing_partners
+from raydistill.training.augment import augment, mixing_partners, mixing_weights
 from raydistill.training.balance import Balance, balance_of, balanced_order
 
 
@@ -32,7 +32,7 @@ class Batch:
 
     inputs (B, ...) float32, normalised, or int64 as they are; labels and ids (B,) int64; rows (B,) int64 are positions
     in the transfer set, on the CPU, where stored targets are looked up without waiting for the device.
-    Under mixup each input is `weights` (B,) of itself and the rest of a sample labelled `partner_labels` (B,).
+    Under mixup or cutmix each input is `weights` (B,) of itself and the rest of a sample of `partner_labels` (B,).
     Where the transfer set has samples without a label (`UNLABELLED`), `label_weights` (B,) float32 says what each label
     counts: 0 where there is none, or under mixup one of the two, and such that the mean over workers' parts, each with
     its share, of weight x loss is the mean of the loss over the labelled samples of the whole batch; all 0 without any.
@@ -69,9 +69,9 @@ class Views:
         return epoch if self.count is None else epoch % self.count
 
     @property
-    def mixing(self) -> AugmentationOptions | None:
-        """The step that mixes samples, if there is one."""
-        return next((step for step in self.steps if step.mixes_samples), None)
+    def mixing(self) -> tuple[AugmentationOptions, ...]:
+        """The steps that mix samples."""
+        return tuple(step for step in self.steps if step.mixes_samples)
 
 
 @dataclass(frozen=True)
@@ -143,10 +143,11 @@ class TransferSet:
                     share=share, epoch=epoch, label_weights=counts, balance=self.balance,
                 )  # fmt: skip
                 continue
-            partner_rows, weights, partner_inputs = next(partners)
+            partner_rows, partner_inputs = next(partners)
             # By its own id: the partner looks as it does where it is a sample itself.
             partner_inputs = augment(partner_inputs, split.ids[partner_rows], steps, self.views.seed, view)
-            own = weights.view(-1, *[1] * (inputs.dim() - 1))
+            own = mixing_weights(self.views.mixing, ids, self.views.seed, view, tuple(inputs.shape[1:]))
+            weights = own.flatten(1).mean(dim=1)
             mixed = self.normalised(own * inputs + (1 - own) * partner_inputs)
             partner_labels = split.labels[partner_rows]
             yield Batch(
@@ -166,21 +167,17 @@ class TransferSet:
     def _has_label(self, rows: Tensor, view: int) -> Tensor:
         """Which samples (B,) have a label; under mixup, which have one at both ends."""
         is_labelled = self.split.labels[rows] != UNLABELLED
-        if (step := self.views.mixing) is None:
+        if not self.views.mixing:
             return is_labelled
-        partners, _ = mixing_partners(step, self.split.ids[rows], self.views.seed, view, len(self))
+        partners = mixing_partners(self.split.ids[rows], self.views.seed, view, len(self))
         return is_labelled & (self.split.labels[partners] != UNLABELLED)
 
-    def _partners(self, parts: Sequence[Tensor], view: int) -> Iterator[tuple[Tensor, Tensor, Tensor]] | None:
-        step = self.views.mixing
-        if step is None:
+    def _partners(self, parts: Sequence[Tensor], view: int) -> Iterator[tuple[Tensor, Tensor]] | None:
+        if not self.views.mixing:
             return None
-        drawn = [
-            mixing_partners(step, self.split.ids[rows], self.views.seed, view, len(self)) for rows in parts
-        ]
+        drawn = [mixing_partners(self.split.ids[rows], self.views.seed, view, len(self)) for rows in parts]
         # A second pass over the split, batch by batch beside the first: nothing is held for longer than a step.
-        inputs = self.split.batches([rows for rows, _ in drawn], View(self.views.seed, view))
-        return ((rows, weights, image) for (rows, weights), image in zip(drawn, inputs, strict=True))
+        return zip(drawn, self.split.batches(drawn, View(self.views.seed, view)), strict=True)
 
     def normalised(self, inputs: Tensor) -> Tensor:
         """Inputs as the model takes them."""

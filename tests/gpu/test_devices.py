@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from raydistill.kinds.augmentations import AUGMENTATIONS, MixupConfig
+from raydistill.kinds.augmentations import AUGMENTATIONS, AugmentationOptions, CutmixConfig, MixupConfig
 from raydistill.kinds.method_options import MethodOptions
 from raydistill.lookup import load_object
 from raydistill.plan.stage import StageConfig
-from raydistill.training.augment import augment, mixing_partners
+from raydistill.training.augment import augment, mixing_partners, mixing_weights
 
 METHODS = MethodOptions.choices()
 # A device has a generator of its own: what it draws is not what the CPU draws.
@@ -152,11 +152,13 @@ def test_augmentation_is_that_of_the_cpu(device: str, kind: Callable[[], Any]) -
     torch.testing.assert_close(there, here, rtol=0, atol=1e-5 if device == "cuda" else 0)
 
 
-def test_mixup_draws_the_partners_that_it_draws_on_the_cpu(device: str) -> None:
-    ids, alpha = torch.arange(50) * 3, MixupConfig().alpha
-    positions, weights = mixing_partners(MixupConfig(alpha=alpha), ids.to(device), 5, 2, 50)
-    expected = mixing_partners(MixupConfig(alpha=alpha), ids, 5, 2, 50)
-    assert torch.equal(positions.cpu(), expected[0])
+@pytest.mark.parametrize("step", [MixupConfig(), CutmixConfig()])
+def test_mixing_draws_what_it_draws_on_the_cpu(device: str, step: AugmentationOptions) -> None:
+    ids = torch.arange(50) * 3
+    there = ids.to(device)
+    assert torch.equal(mixing_partners(there, 5, 2, 50).cpu(), mixing_partners(ids, 5, 2, 50))
+    weights = mixing_weights([step], there, 5, 2, (3, 9, 9))
+    expected = mixing_weights([step], ids, 5, 2, (3, 9, 9))
     torch.testing.assert_close(
-        weights.cpu(), expected[1], rtol=1e-6, atol=1e-7
+        weights.cpu(), expected, rtol=1e-6, atol=1e-7
     )  # one rounding less where a GPU fuses

@@ -952,7 +952,7 @@ REFUSED = {
     ),
     "specialists that see mixtures": (
         specialists("augment: [{name: mixup}]"),
-        "14: stages.specialists.augment",
+        "14: stages.specialists.augment.0",
         "mixup would mix special and other samples",
     ),
     "specialists of a stage that makes no clusters": (

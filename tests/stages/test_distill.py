@@ -106,7 +106,7 @@ def test_stored_and_live_teachers_make_the_same_student(
     assert distance(stages, "stored", "other") > 0.05
 
 
-@pytest.mark.parametrize("steps", [STEPS, [{"name": "mixup", "alpha": 0.5}]])
+@pytest.mark.parametrize("steps", [STEPS, [{"name": "mixup", "alpha": 0.5}], [{"name": "cutmix"}]])
 def test_stored_and_live_teachers_make_the_same_student_on_replayed_views(
     stages: Any, teacher: dict[str, Any], student: dict[str, Any], steps: list[dict[str, Any]]
 ) -> None:

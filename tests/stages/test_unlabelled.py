@@ -122,7 +122,8 @@ def test_two_halves_of_a_batch_have_the_mean_of_the_whole(
 
     without_labels(stages.file)
     data = Tensors(file=stages.file).load()
-    for steps in ((), (AugmentationOptions.choose({"name": "mixup", "alpha": 0.5}),)):
+    mixing = [AugmentationOptions.choose({"name": name, "alpha": 0.5}) for name in ("mixup", "cutmix")]
+    for steps in ((), *((step,) for step in mixing), tuple(mixing)):
         transfer = build_transfer_set(data, TransferConfig(), Views(steps, 1), "cpu", with_unlabelled=True)
         whole = transfer.epoch_order(0, 0)[:25]
         model = torch.nn.Linear(64, 3)

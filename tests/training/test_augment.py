@@ -10,6 +10,7 @@ from scipy import stats
 
 from raydistill.kinds.augmentations import (
     AugmentationOptions,
+    CutmixConfig,
     CutoutConfig,
     FlipConfig,
     MixupConfig,
@@ -18,7 +19,7 @@ from raydistill.kinds.augmentations import (
 )
 from raydistill.tasks.hashing import fold_key
 from raydistill.tasks.hashing import uniform as numpy_uniform
-from raydistill.training.augment import augment, mixing_partners
+from raydistill.training.augment import augment, mixing_partners, mixing_weights
 from raydistill.training.counter_random import integers, random_bits, uniform
 
 EVERY_STEP = [
@@ -139,19 +140,58 @@ def test_mixup_alone_leaves_inputs_of_any_shape() -> None:
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 3.0])
 def test_mixup_weights_are_beta_distributed_and_partners_uniform(alpha: float) -> None:
-    partners, weights = mixing_partners(MixupConfig(alpha=alpha), torch.arange(20_000), 4, 0, 10)
+    ids = torch.arange(20_000)
+    partners = mixing_partners(ids, 4, 0, 10)
+    weights = mixing_weights([MixupConfig(alpha=alpha)], ids, 4, 0, (2, 3)).flatten()
     assert stats.kstest(weights.double().numpy(), stats.beta(alpha, alpha).cdf).pvalue > 1e-4
     assert stats.chisquare(np.bincount(partners.numpy(), minlength=10)).pvalue > 1e-4
     assert abs(np.corrcoef(partners.numpy(), weights.numpy())[0, 1]) < 0.03
 
 
-def test_mixup_depends_on_seed_id_and_view_only() -> None:
-    ids = torch.arange(50)
-    partners, weights = mixing_partners(MixupConfig(alpha=0.4), ids, 4, 1, 1000)
-    again, same = mixing_partners(MixupConfig(alpha=0.4), ids.flip(0)[:7], 4, 1, 1000)
-    assert torch.equal(again, partners.flip(0)[:7])
-    assert torch.equal(same, weights.flip(0)[:7])
-    assert not torch.equal(partners, mixing_partners(MixupConfig(alpha=0.4), ids, 4, 2, 1000)[0])
+@pytest.mark.parametrize("steps", [[MixupConfig()], [CutmixConfig()], [CutmixConfig(), MixupConfig()]])
+def test_what_is_mixed_depends_on_seed_id_and_view_only(steps: list[AugmentationOptions]) -> None:
+    ids, shape = torch.arange(50), (3, 7, 9)
+    partners, weights = mixing_partners(ids, 4, 1, 1000), mixing_weights(steps, ids, 4, 1, shape)
+    few = ids.flip(0)[:7]
+    assert torch.equal(mixing_partners(few, 4, 1, 1000), partners.flip(0)[:7])
+    assert torch.equal(mixing_weights(steps, few, 4, 1, shape), weights.flip(0)[:7])
+    assert not torch.equal(partners, mixing_partners(ids, 4, 2, 1000))
+    assert not torch.equal(weights, mixing_weights(steps, ids, 4, 2, shape))
+
+
+def test_a_rectangle_of_another_is_pasted_as_the_paper_has_it() -> None:
+    """Masks of one sample after another, from numbers that numpy draws, with the floor and the cut of the release."""
+    height, width, view = 20, 31, 6
+    weights = mixing_weights([CutmixConfig(alpha=0.7)], torch.arange(60), 4, view, (3, height, width))
+    for sample, mask in enumerate(weights[:, 0].numpy()):
+        part, row, column, _ = numpy_uniform(np.array([sample]), fold_key(4, view, 1_000_001), 4)[0]
+        reach = 0.5 * np.sqrt(1 - stats.beta(0.7, 0.7).ppf(part))
+        rows, columns = np.arange(height), np.arange(width)
+        middle, half = int(row * height), int(reach * height)
+        is_row = (rows >= max(middle - half, 0)) & (rows < min(middle + half, height))
+        middle, half = int(column * width), int(reach * width)
+        is_column = (columns >= max(middle - half, 0)) & (columns < min(middle + half, width))
+        np.testing.assert_array_equal(mask, 1.0 - np.outer(is_row, is_column))
+
+
+def test_a_sample_is_pasted_into_as_often_as_the_plan_says() -> None:
+    weights = mixing_weights([CutmixConfig(probability=0.3)], torch.arange(5000), 4, 0, (1, 40, 40))
+    is_mixed = weights.flatten(1).amin(dim=1) == 0
+    assert abs(is_mixed.float().mean() - 0.3) < 0.03
+
+
+def test_of_two_ways_to_mix_each_sample_gets_one() -> None:
+    ids, shape, pair = torch.arange(4000), (1, 30, 30), (MixupConfig(alpha=1.0), CutmixConfig())
+    both = mixing_weights(pair, ids, 4, 0, shape).expand(-1, 1, 30, 30)
+    alone = [mixing_weights([step], ids, 4, 0, shape).expand(-1, 1, 30, 30) for step in pair]
+    is_one = [(both == other).flatten(1).all(dim=1) for other in alone]
+    assert (is_one[0] | is_one[1]).all()
+    assert abs(is_one[0].float().mean() - 0.5) < 0.04
+
+
+def test_only_images_are_cut() -> None:
+    with pytest.raises(ValueError, match="`cutmix` needs images"):
+        mixing_weights([CutmixConfig()], torch.arange(3), 0, 0, (8,))
 
 
 def test_random_bits_are_those_of_splitmix64() -> None:

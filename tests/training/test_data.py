@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from raydistill.errors import StageError
-from raydistill.kinds.augmentations import FlipConfig, MixupConfig, ShiftConfig
+from raydistill.kinds.augmentations import CutmixConfig, FlipConfig, MixupConfig, ShiftConfig
 from raydistill.kinds.training import TransferConfig
 from raydistill.tasks.normalisation import Normalisation
 from raydistill.tasks.splits import TaskData, TensorSplit
-from raydistill.training.augment import augment
+from raydistill.training.augment import augment, mixing_partners, mixing_weights
 from raydistill.training.data import (
     Batch,
     TransferSet,
@@ -135,7 +135,9 @@ def test_iterating_leaves_the_split_as_it_was() -> None:
     assert torch.equal(split.inputs, inputs)
 
 
-@pytest.mark.parametrize("steps", [(), (ShiftConfig(), FlipConfig()), (ShiftConfig(), MixupConfig())])
+@pytest.mark.parametrize(
+    "steps", [(), (ShiftConfig(), FlipConfig()), (ShiftConfig(), MixupConfig(), CutmixConfig())]
+)
 def test_pixels_depend_neither_on_the_batch_nor_on_where_iteration_began(steps: Any) -> None:
     transfer = transfer_of(digits(), *steps)
     whole = inputs_of(transfer.batches(parts_of(transfer, 200), 4))
@@ -164,6 +166,20 @@ def test_mixup_blends_inputs_with_the_partner_whose_label_it_names() -> None:
         assert distance[partner] < 1e-4
         if distance.sort().values[1] > 1e-3:  # else the weight of the partner is too small to tell
             assert plain.labels[partner] == mixed.partner_labels[row]
+
+
+def test_cutmix_pastes_the_partner_as_it_looks_itself_and_labels_count_by_area() -> None:
+    data, steps = digits(40), (ShiftConfig(pixels=2), CutmixConfig())
+    transfer = transfer_of(data, *steps)
+    (plain,) = transfer_of(data, steps[0]).batches([torch.arange(40)], 2)
+    (mixed,) = transfer.batches([torch.arange(40)], 2)
+    partners = mixing_partners(data.train.ids, 3, 2, 40)
+    own = mixing_weights(steps[1:], data.train.ids, 3, 2, tuple(plain.inputs.shape[1:])) == 1
+    assert 0 < own.float().mean() < 1
+    torch.testing.assert_close(mixed.inputs, torch.where(own, plain.inputs, plain.inputs[partners]))
+    assert mixed.partner_labels is not None
+    assert torch.equal(mixed.partner_labels, plain.labels[partners])
+    torch.testing.assert_close(mixed.weights, own.float().mean(dim=(1, 2, 3)))
 
 
 def test_a_fresh_view_belongs_to_every_epoch_and_stored_ones_come_back() -> None:
