@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import AfterValidator, Field
 
-from raydistill.plan.config import Integer, NonNegative, Number, Positive
+from raydistill.plan.config import Boolean, Integer, NonNegative, Number, Positive
 from raydistill.plan.config_errors import located_error
 from raydistill.plan.kind import Choice, Kind
 
@@ -194,6 +194,53 @@ class EraseConfig(AugmentationOptions):
     value: Probability = Field(0.0, description="what is painted, before normalisation")
 
 
+class TrivialAugmentConfig(AugmentationOptions):
+    """One change of fourteen at a strength of its own for each image (TrivialAugment, arXiv 2103.10158).
+
+    Nothing, shear, shift, rotation, brightness, colour, contrast, sharpness, posterize, solarize, autocontrast or
+    equalize, all alike, at one of 31 strengths of the "wide" space, as torchvision has them.
+    """
+
+    word = "trivial_augment"
+    implementation = "raydistill.training.policies:trivial_augment"
+    channels = (1, 3)
+
+
+class RandAugmentConfig(AugmentationOptions):
+    """Some changes of fourteen one after another, all of one strength (RandAugment, arXiv 1909.13719).
+
+    The changes of `trivial_augment` with the smaller strengths that torchvision has here, of which this is number
+    `magnitude` of 0 to 30.
+    """
+
+    word = "rand_augment"
+    implementation = "raydistill.training.policies:rand_augment"
+    channels = (1, 3)
+
+    operations: Annotated[Integer, Field(ge=1, le=14)] = Field(2, description="how many changes")
+    magnitude: Annotated[Integer, Field(ge=0, le=30)] = Field(9, description="how strong they are")
+
+
+class AugmixConfig(AugmentationOptions):
+    """Blend each image with chains of one to three changes of it (AugMix, arXiv 1912.02781).
+
+    The chains' weights are uniform on the simplex, and the image's own part is uniform on [0, 1] (α = 1 of the paper).
+    Only the images: the paper's loss between three views is left out. Pixels are those of torchvision's `AugMix`.
+    """
+
+    word = "augmix"
+    implementation = "raydistill.training.policies:augmix"
+    channels = (1, 3)
+
+    width: Annotated[Integer, Field(ge=1, le=10)] = Field(3, description="chains")
+    severity: Annotated[Integer, Field(ge=1, le=10)] = Field(
+        3, description="of ten strengths the weakest so many are drawn from"
+    )
+    colours: Boolean = Field(
+        True, description="also brightness, colour, contrast and sharpness, which ImageNet-C tests"
+    )
+
+
 class MixupConfig(AugmentationOptions):
     """Blend each input and its target with those of another training sample (arXiv 1710.09412).
 
@@ -235,6 +282,9 @@ AUGMENTATIONS = (
     GreyConfig,
     BlurConfig,
     EraseConfig,
+    TrivialAugmentConfig,
+    RandAugmentConfig,
+    AugmixConfig,
     MixupConfig,
     CutmixConfig,
 )
