@@ -241,6 +241,37 @@ class AugmixConfig(AugmentationOptions):
     )
 
 
+class SpecAugmentConfig(AugmentationOptions):
+    """Hide bands of features and spans of frames (SpecAugment, arXiv 1904.08779).
+
+    Of inputs (frames, features), as `speech_frames` has them, or (channels, frames, features). Widths are drawn from 0
+    to the widest, all alike, and so is the place. Of spliced frames every sample has masks of its own, and the frame
+    that is to be told may be hidden. Time is not warped.
+    """
+
+    word = "spec_augment"
+    implementation = "raydistill.training.spectra:spec_augment"
+    needs_images = False
+
+    feature_masks: Annotated[Integer, Field(ge=0, le=20)] = Field(2, description="bands that are hidden")
+    features: Pixels = Field(8, description="of the widest band; the paper has 27 of 80")
+    frame_masks: Annotated[Integer, Field(ge=0, le=20)] = Field(1, description="spans that are hidden")
+    frames: Pixels = Field(5, description="of the longest span")
+    value: Number = Field(0.0, description="what is put there; 0 is the mean where features are normalised")
+
+    def mistake(self, shape: tuple[int, ...]) -> str | None:
+        if len(shape) not in (2, 3):
+            return f"augmentation `{self.name}` needs frames of features; an input has the shape {shape}"
+        widest = (
+            ("frames", self.frame_masks, self.frames, shape[-2]),
+            ("features", self.feature_masks, self.features, shape[-1]),
+        )
+        for key, masks, width, length in widest:
+            if masks and width > length:
+                return f"`{key}` {width} is more than the {length} of an input; write fewer"
+        return None
+
+
 class MixupConfig(AugmentationOptions):
     """Blend each input and its target with those of another training sample (arXiv 1710.09412).
 
@@ -285,6 +316,7 @@ AUGMENTATIONS = (
     TrivialAugmentConfig,
     RandAugmentConfig,
     AugmixConfig,
+    SpecAugmentConfig,
     MixupConfig,
     CutmixConfig,
 )

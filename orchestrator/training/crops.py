@@ -29,24 +29,18 @@ def resized_crop(step: ResizedCropConfig, inputs: Tensor, draws: Draws) -> Tenso
     height, width = inputs.shape[-2:]
     boxes = random_boxes(draws.uniform(4 * ATTEMPTS), height, width, step.scale, step.ratio)
     central_height, central_width = _central(height, width, step.ratio)
-    rows = _places(
+    grid = inputs.new_empty(len(inputs), height, width, 2)
+    grid[..., 1] = _places(
         torch.where(boxes.found, boxes.top, (height - central_height) // 2),
         torch.where(boxes.found, boxes.height, central_height),
         height,
-    )
-    columns = _places(
+    )[:, :, None]
+    grid[..., 0] = _places(
         torch.where(boxes.found, boxes.left, (width - central_width) // 2),
         torch.where(boxes.found, boxes.width, central_width),
         width,
-    )
-    grid = torch.stack(
-        [
-            columns[:, None, :].expand(-1, height, -1),
-            rows[:, :, None].expand(-1, -1, width),
-        ],
-        dim=-1,
-    )
-    return F.grid_sample(inputs, grid.to(inputs.dtype), padding_mode="border", align_corners=False)
+    )[:, None, :]
+    return F.grid_sample(inputs, grid, padding_mode="border", align_corners=False)
 
 
 def erase(step: EraseConfig, inputs: Tensor, draws: Draws) -> Tensor:
