@@ -19,7 +19,13 @@ METHODS = MethodOptions.choices()
 WORKER = Path(__file__).with_name("data_parallel_worker.py")
 NORMED = {"name": "cnn", "widths": [4], "batch_norm": True, "hidden": [8]}
 STAGED = {"name": "cnn", "widths": [4, 6], "batch_norm": True}
-AUGMENT = [{"name": "shift", "pixels": 1}, {"name": "mixup", "alpha": 0.5}]
+AUGMENT = [
+    {"name": "shift", "pixels": 1},
+    {"name": "resized_crop", "scale": [0.5, 1.0]},
+    {"name": "trivial_augment"},
+    {"name": "cutmix"},
+    {"name": "mixup", "alpha": 0.5},
+]
 FRAGILE = """
 import torch
 from torch import nn

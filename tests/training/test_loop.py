@@ -11,7 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raydistill.errors import StageError
-from raydistill.kinds.augmentations import CutoutConfig, FlipConfig, MixupConfig, ShiftConfig
+from raydistill.kinds.augmentations import (
+    CutmixConfig,
+    CutoutConfig,
+    EraseConfig,
+    FlipConfig,
+    MixupConfig,
+    RandAugmentConfig,
+    ResizedCropConfig,
+    ShiftConfig,
+)
 from raydistill.kinds.training import TransferConfig
 from raydistill.methods.supervised import Supervised
 from raydistill.models.taps import Output
@@ -73,6 +82,11 @@ def mixup_with_cosine_and_bounds(bench: Any) -> tuple[nn.Module, dict[str, Any]]
     return bench.cnn(), {}
 
 
+def cutmix_and_drawn_changes(bench: Any) -> tuple[nn.Module, dict[str, Any]]:
+    bench.augment = (ResizedCropConfig(), RandAugmentConfig(), EraseConfig(), CutmixConfig())
+    return bench.cnn(), {}
+
+
 def channels_last_in_bfloat16(bench: Any) -> tuple[nn.Module, dict[str, Any]]:
     bench.config, bench.channels_last = STEP_SCHEDULE | {"precision": "bfloat16"}, True
     return bench.cnn(), {}
@@ -95,6 +109,7 @@ RECIPES = [
     mlp_with_step_schedule,
     augmented_cnn_with_one_cycle,
     mixup_with_cosine_and_bounds,
+    cutmix_and_drawn_changes,
     channels_last_in_bfloat16,
     adamw_without_schedule_and_a_connector,
     early_stopping,
