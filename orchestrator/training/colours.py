@@ -74,7 +74,7 @@ def turned(images: Tensor, rounds: Tensor) -> Tensor:
     red, green, blue = images.unbind(1)
     top, bottom = images.amax(dim=1), images.amin(dim=1)
     spread = top - bottom
-    divisor = torch.where(spread == 0, 1, spread)
+    divisor = spread.clamp(min=1e-9)  # of grey the differences are 0 as well
     sixths = torch.where(
         top == red,
         (green - blue) / divisor,

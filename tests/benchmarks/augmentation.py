@@ -65,14 +65,18 @@ def seconds(batches: Callable[[], Iterable[Tensor]], samples: int) -> float:
     return time.perf_counter() - start
 
 
-def batched(images: np.ndarray, batch: int, steps: list[AugmentationOptions]) -> Iterable[Tensor]:
-    """One epoch in random order, as the training loop draws it."""
-    ids, inputs = torch.arange(len(images)), torch.from_numpy(images)
+def split_of(images: np.ndarray) -> TensorSplit:
+    """As a task holds pictures in memory."""
+    inputs = torch.from_numpy(images)
     inputs = inputs[:, None] if inputs.dim() == 3 else inputs.permute(0, 3, 1, 2).contiguous()
-    split = TensorSplit(inputs, torch.zeros(len(images), dtype=torch.int64), ids)
-    order = torch.randperm(len(images)).split(batch)
+    return TensorSplit(inputs, torch.zeros(len(images), dtype=torch.int64), torch.arange(len(images)))
+
+
+def batched(split: TensorSplit, batch: int, steps: list[AugmentationOptions]) -> Iterable[Tensor]:
+    """One epoch in random order, as the training loop draws it."""
+    order = torch.randperm(len(split)).split(batch)
     for positions, inputs in zip(order, split.batches(order, None), strict=True):
-        yield augment(inputs, ids[positions], steps, seed=0, view=0)
+        yield augment(inputs, split.ids[positions], steps, seed=0, view=0)
 
 
 def main() -> None:
@@ -95,10 +99,9 @@ def main() -> None:
 def compare(name: str, options: argparse.Namespace) -> None:
     shape, of_pictures, of_tensors, raw = WORK[name]
     images = np.random.default_rng(0).integers(0, 256, (options.samples, *shape), dtype=np.uint8)
-    steps = [AugmentationOptions.choose(step) for step in raw]
+    steps, split = [AugmentationOptions.choose(step) for step in raw], split_of(images)
     ours = min(
-        seconds(lambda: batched(images, options.batch, steps), options.samples)
-        for _ in range(options.repeats)
+        seconds(lambda: batched(split, options.batch, steps), options.samples) for _ in range(options.repeats)
     )
     print(f"{name:16s} batched {ours:7.3f} s  {ours / options.samples * 1e6:7.2f} us per sample", flush=True)
     data = Pictures(images, of_pictures, of_tensors)
