@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import AfterValidator, Field
 
+from raydistill.plan.address import is_ours
 from raydistill.plan.config import Boolean, Integer, NonNegative, Number, Positive
 from raydistill.plan.config_errors import located_error
 from raydistill.plan.kind import Choice, Kind
@@ -69,7 +70,9 @@ class AugmentationOptions(Kind):
         return None
 
     def check(self, site: "Site") -> None:
-        """The task's inputs are what it changes."""
+        """The task's inputs are what it changes; those of a task of the user's own are looked at when they are read."""
+        if not is_ours(type(site.task).__module__):
+            return
         try:
             shape = site.task.input_shape
         except FileNotFoundError:  # which is said where it is about to be read
