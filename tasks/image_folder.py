@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -28,8 +28,8 @@ SPLIT_FOLDERS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Entry:
-    """A picture: its place below the folder that all roots lie in, its class, and the folder below that of its class in
-    which it lies; itself where it lies in none."""
+    """A picture: its place below the folder that all roots lie in, its class, and the folders below that of its class
+    (above it, where `class_folder` is `last`) in which it lies; itself where there are none."""
 
     place: str
     label: str
@@ -42,9 +42,10 @@ class ImageFolder(PictureTask):
     With `test/` beside them, `val/` is the validation split; without it, `val/` is the test split, as is the custom for
     ImageNet, and validation is cut from `train/`. Where there is none of these, the classes' folders lie in `folder`
     itself, and validation and test are cut. A training view is a crop of random area and shape, resized (Szegedy et
-    al., arXiv 1409.4842); otherwise the centre is taken. Deeper folders belong to the class they lie in, and each is a
-    group for `cut: {by: group}`; hidden files, other endings, folders without a picture are left out, and a survey
-    before the first stage says so. Pictures that a table lists are the task `image_manifest`.
+    al., arXiv 1409.4842); otherwise the centre is taken. Deeper folders belong to the class they lie in (or are it:
+    `class_folder: last`), and each is a group for `cut: {by: group}`; hidden files, other endings, folders without a
+    picture are left out, and a survey before the first stage says so. Pictures that a table lists are the task
+    `image_manifest`.
     """
 
     name: str = "image_folder"
@@ -54,7 +55,13 @@ class ImageFolder(PictureTask):
     test_fraction: float = Field(default=0.2, gt=0, lt=1)
     """Part of the pictures set aside for the test, where the folders do not divide them."""
 
-    came_later: ClassVar[frozenset[str]] = PictureTask.came_later | {"test_fraction"}
+    class_folder: Literal["first", "last"] = "first"
+    """Which folder is a picture's class: the first one (below `train/` and so on), or the last, which it lies in.
+
+    `a/b/cat/1.jpg` is of class `a` or `cat`, and of group `b/cat` or `a/b`.
+    """
+
+    came_later: ClassVar[frozenset[str]] = PictureTask.came_later | {"test_fraction", "class_folder"}
 
     @property
     def roots(self) -> tuple[Path, ...]:
@@ -122,7 +129,7 @@ class ImageFolder(PictureTask):
         for part in self._parts().values():
             for root in self.roots:
                 shown = f"{part}/" if len(self.roots) == 1 and part else f"{root / part}/"
-                yield from _left_out(root / part, shown)
+                yield from _left_out(root / part, shown, notes_deep=self.class_folder == "first")
 
     def _parts(self) -> dict[str, str]:
         """The folder of each split; that of `train` is empty where the classes' folders are not divided."""
@@ -135,6 +142,8 @@ class ImageFolder(PictureTask):
 
     def _classes(self, part: str) -> set[str]:
         """Names of a part's folders with a picture in them."""
+        if self.class_folder == "last":
+            return {entry.label for entry in self._pictures(part)}
         return {
             name for root in self.roots for name in folders_in(root / part) if has_picture(root / part / name)
         }
@@ -166,15 +175,19 @@ class ImageFolder(PictureTask):
     def _pictures(self, part: str) -> Iterator[Entry]:
         common = common_folder(self.roots)
         for root in self.roots:
-            for name in folders_in(root / part):
-                prefix = (root / part / name).relative_to(common).as_posix()
-                for found in search(root / part / name):
+            for first in folders_in(root / part):
+                prefix = (root / part / first).relative_to(common).as_posix()
+                for found in search(root / part / first):
                     if found.reason is None:
-                        place = f"{prefix}/{found.path}"
-                        yield Entry(place, name, found.path.rpartition("/")[0] or place)
+                        place, below = f"{prefix}/{found.path}", found.path.rpartition("/")[0]
+                        if self.class_folder == "last":
+                            above, _, name = f"{first}/{below}".rstrip("/").rpartition("/")
+                            yield Entry(place, name, above or place)
+                        else:
+                            yield Entry(place, first, below or place)
 
 
-def _left_out(folder: Path, shown: str) -> Iterator[Finding]:
+def _left_out(folder: Path, shown: str, *, notes_deep: bool) -> Iterator[Finding]:
     from raydistill.tasks.picture_survey import left_out
     from raydistill.tasks.survey import Finding
 
@@ -188,5 +201,5 @@ def _left_out(folder: Path, shown: str) -> Iterator[Finding]:
     reasons += [(NO_PICTURES, name) for name in folders_in(folder) if name not in filled]
     yield from left_out(shown, reasons)
     deep = [path for path in pictures if path.count("/") > 1]
-    if deep:
+    if deep and notes_deep:
         yield Finding("note", f"`{shown}`: pictures in deeper folders: {len(deep)} (`{deep[0]}`, …)")

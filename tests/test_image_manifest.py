@@ -209,3 +209,32 @@ def test_the_folder_within_a_class_is_a_group(tmp_path: Path) -> None:
     ]
     assert all(sides)
     assert sum(map(len, sides)) == 6
+
+
+def test_the_class_may_be_the_last_folder_at_any_depth(tmp_path: Path) -> None:
+    places = {}
+    for number in range(40):
+        label = CLASSES[number % 2]
+        above = ("", f"site{number % 5}/", f"north/site{number % 5}/")[number % 3]
+        places[f"{above}{label}/{number}.png"] = label
+        picture(tmp_path / f"{above}{label}/{number}.png", number)
+    task = ImageFolder(folder=tmp_path, class_folder="last", cut=Cut(by="group"), **SIZE)
+    assert task.missing_files() is None
+    assert task.class_names == CLASSES
+    parts = task.samples()
+    found = {
+        place: CLASSES[label]
+        for part in parts.values()
+        for place, label in zip(part.inputs.tolist(), part.labels.tolist(), strict=True)
+    }
+    assert found == places
+    sides = [
+        {Path(place).parent.parent for place in part.inputs.tolist() if place.count("/") > 1}
+        for part in parts.values()
+    ]
+    assert not sides[0] & sides[1]
+    assert not [finding for finding in task.left_out() if "deeper" in finding.text]
+    plain = ImageFolder(folder=tmp_path, **SIZE)
+    assert plain.class_names == ("cat", "dog", "north", *(f"site{number}" for number in range(5)))
+    assert "class_folder" not in plain.identity()
+    assert task.identity()["class_folder"] == "last"
