@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -33,8 +32,7 @@ SEPARATORS = ",;\t"
 NO_LABEL = ("", str(UNLABELLED))
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One picture: the line where it stands, and its cells; `split` and `group` are empty where there is no column."""
 
     line: int
@@ -204,6 +202,8 @@ def _rows_of(table: Iterator[list[str]], file: Path, columns: tuple[str, str, st
             raise ValueError(
                 f"`{file}` has no column `{name}`, it has {there}; name the right one in the option `{option}`"
             )
+    if double := [name for name in columns if header.count(name) > 1]:
+        raise ValueError(f"`{file}` has several columns `{double[0]}`; rename all but one")
     places = [header.index(name) if name in header else None for name in columns]
     lines: dict[str, int] = {}
     for cells in table:
@@ -227,8 +227,9 @@ def _rows_of(table: Iterator[list[str]], file: Path, columns: tuple[str, str, st
 
 def _checked_path(path: str, file: Path, line: int) -> str:
     """A path with "/" that stays below where it begins."""
-    parts = PurePosixPath(path.replace("\\", "/")).parts
-    if not parts or parts[0] == "/" or ".." in parts or parts[0].endswith(":"):
+    path = path.replace("\\", "/")
+    parts = [part for part in path.split("/") if part not in {"", "."}]  # a path object per row is slow
+    if not parts or path[0] == "/" or ".." in parts or parts[0].endswith(":"):
         raise ValueError(
             f"`{file}`, line {line}: `{printable(path)}` is no path below a folder; write paths relative to the option"
             " `folder`"

@@ -142,6 +142,7 @@ def replace(rows: list[list[str]], row: int, column: int, text: str) -> None:
 WRONG: dict[str, tuple[Callable[[list[list[str]]], Any], str, str]] = {
     "no such column": (lambda rows: None, "file,label,split", "no column `path`, it has `file`, `label`, `split`"),
     "no such picture": (lambda rows: replace(rows, 2, 0, "cat/none.png"), "", "line 4: no picture `cat/none.png`"),
+    "two columns": (lambda rows: None, "path,label,label", "has several columns `label`"),
     "outside": (lambda rows: replace(rows, 0, 0, "../x.png"), "", "line 2: `../x.png` is no path below a folder"),
     "absolute": (lambda rows: replace(rows, 0, 0, "/etc/x.png"), "", "is no path below a folder"),
     "twice": (lambda rows: replace(rows, 3, 0, rows[1][0]), "", "line 5: `{}` is in line 3 already"),
