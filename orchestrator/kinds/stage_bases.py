@@ -12,6 +12,7 @@ from raydistill.kinds.training import (
     ChangeConfig,
     ConstantSchedule,
     EarlyStoppingConfig,
+    EmaConfig,
     GrowthOptions,
     OptimizerOptions,
     ScheduleOptions,
@@ -256,6 +257,11 @@ class TrainingConfig(StageConfig):
         return ()
 
     @property
+    def averaged(self) -> EmaConfig | None:
+        """How its weights are averaged; None when they are not."""
+        return None
+
+    @property
     def trained_epochs(self) -> int:
         """After how many epochs training ends."""
         return self.until or self.epochs
@@ -331,3 +337,14 @@ class FreezeConfig(TrainingConfig):
     @property
     def frozen(self) -> tuple[str, ...]:
         return self.freeze or ()
+
+
+class EmaTrainingConfig(TrainingConfig):
+    """What trainings of one model can be told of averages of its weights."""
+
+    ema: EmaConfig | None = None
+    """Judge and keep an average of the weights, such as `{decay: 0.999}`; the last weights when left out."""
+
+    @property
+    def averaged(self) -> EmaConfig | None:
+        return self.ema

@@ -314,6 +314,24 @@ class ChangeConfig(Config):
     """The new values by their paths below the stage."""
 
 
+class EmaConfig(Config):
+    """The exponential moving average of the weights after every step: it is judged, stored and handed on in place of
+    the last weights (arXiv 1703.01780).
+
+    Running statistics of batch norms are averaged alike, counters are copied. The accuracy and the losses of the
+    training are those of the weights that learn; every number of `validation` and `test` is the average's.
+    """
+
+    decay: Annotated[Number, Field(gt=0, lt=1)] = 0.999
+    """What is kept of the average in a step: it is over about 1 / (1 - decay) steps."""
+    warmup: Boolean = True
+    """Keep at most (1 + t) / (10 + t) in step t, so that the first weights are soon forgotten."""
+
+    def decay_at(self, step: int) -> float:
+        """What is kept of the average in a step, counted from 1."""
+        return min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
+
+
 class EarlyStoppingConfig(Config):
     """Stop when the validation split has not got better for `patience` epochs, and keep the best epoch's weights.
 

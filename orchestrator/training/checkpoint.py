@@ -34,11 +34,14 @@ def save_checkpoint(
     optimizer: Optimizer,
     schedule: LRScheduler,
     best: Mapping[str, Tensor],
+    average: Mapping[str, Tensor],
 ) -> None:
-    """Write a checkpoint that replaces the one before. `progress["step"]` names it; `best`: weights kept aside."""
+    """Write a checkpoint that replaces the one before. `progress["step"]` names it; `best`: weights kept aside;
+    `average`: of the weights, empty where there is none."""
     make_folder(folder)
     tensors = {f"learner.{key}": value.contiguous() for key, value in learner.state_dict().items()}
     tensors |= {f"best.{key}": value.contiguous() for key, value in best.items()}
+    tensors |= {f"average.{key}": value.contiguous() for key, value in average.items()}
     state = optimizer.state_dict()
     scalars: dict[str, Any] = {}
     for index, slots in state["state"].items():
@@ -66,19 +69,27 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: Path, learner: nn.Module, optimizer: Optimizer, schedule: LRScheduler
+    folder: Path,
+    learner: nn.Module,
+    optimizer: Optimizer,
+    schedule: LRScheduler,
+    average: Mapping[str, Tensor],
 ) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """Restore the last checkpoint and return its progress and the weights kept aside; None when none is whole."""
+    """Restore the last checkpoint, an `average` of the weights too, and return its progress and the weights kept aside;
+    None when none is whole."""
     if not (folder / STATE).exists():
         return None
     try:
         state = _checked_state(folder)
         tensors = _checked_tensors(folder, state)
-        _check_fits(learner, tensors)
+        _check_fits(learner.state_dict(), _part(tensors, "learner."))
+        _check_fits(average, _part(tensors, "average."))
     except StoreError as error:
         log.warning("the checkpoint in `%s` cannot be used (%s): starting from the beginning", folder, error)
         return None
     _restore(state, tensors, learner, optimizer, schedule)
+    for key, value in _part(tensors, "average.").items():
+        average[key].copy_(value)
     return dict(state["progress"]), _part(tensors, "best.")
 
 
@@ -134,10 +145,9 @@ def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
     return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
-def _check_fits(learner: nn.Module, tensors: dict[str, Tensor]) -> None:
+def _check_fits(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
     """Refuse a foreign checkpoint before a single weight is overwritten."""
-    own = {key: value.shape for key, value in learner.state_dict().items()}
-    if own != {key: value.shape for key, value in _part(tensors, "learner.").items()}:
+    if {key: value.shape for key, value in own.items()} != {key: value.shape for key, value in saved.items()}:
         raise StoreError("it belongs to another model")
 
 

@@ -30,6 +30,7 @@ from raydistill.targets.mixing import TeacherTargets
 from raydistill.tasks.hashing import fold_key
 from raydistill.tasks.seeds import Purpose
 from raydistill.tasks.splits import Split
+from raydistill.training.averaging import Average
 from raydistill.training.batch_norm import GlobalBatchNorm
 from raydistill.training.checkpoint import load_checkpoint, save_checkpoint
 from raydistill.training.cost import Cost
@@ -146,6 +147,7 @@ class _Training:
         self.steps_per_epoch = -(-transfer.samples_per_epoch // config.batch_size)
         self.schedule = build_schedule(config.schedule, self.optimizer, config.epochs, self.steps_per_epoch)
         self.batch_norms = GlobalBatchNorm()
+        self.average = Average(network, config.averaged) if config.averaged else None
         self.checkpoints = context.folder.path / CHECKPOINT
         self.best: dict[str, Tensor] = {}
         self.saved = time.monotonic()
@@ -204,6 +206,8 @@ class _Training:
         if self.max_norm is not None:
             self.max_norm.apply()
         self.progress.step += 1
+        if self.average is not None:
+            self.average.follow(self.progress.step)
         self.learner.method.at_step(self.progress.step)
         self.losses.add(self.progress.step, losses, seen)
         # The clock and the wish to stop differ between workers, but all have to save, or to stop, after the same step.
@@ -215,8 +219,9 @@ class _Training:
         self.cost.end_epoch(self.progress.step)  # the losses were read: the device is done with the steps
         metrics["train/learning_rate"] = self.optimizer.param_groups[0]["lr"]
         if self.validation is not None and len(self.validation) and self.context.is_main:
-            metrics |= self._validate()
-            self._keep_if_best(epoch, metrics)
+            with nullcontext() if self.average is None else self.average.in_place():
+                metrics |= self._validate()
+                self._keep_if_best(epoch, metrics)
         self.context.report(self.progress.step, metrics)
 
     def _finish(self) -> None:
@@ -227,6 +232,8 @@ class _Training:
                 f"the loss `{name}` was 0 or without a gradient in every step: nothing was learned from it; look at"
                 " its weight and `ramp`, and whether the batches hold what it compares"
             )
+        if self.average is not None:
+            self.average.network.load_state_dict(self.average.state)
         if self.best:
             log.info("kept the weights of epoch %d", self.progress.best_epoch)
             self.model.load_state_dict(self.best)
@@ -258,7 +265,8 @@ class _Training:
         return progress
 
     def _load(self, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-        return load_checkpoint(folder / CHECKPOINT, self.learner, self.optimizer, self.schedule)
+        average = {} if self.average is None else self.average.state
+        return load_checkpoint(folder / CHECKPOINT, self.learner, self.optimizer, self.schedule, average)
 
     def _freeze_what_no_loss_reaches(self) -> None:
         """Layers above all features that the losses look at: left out of the optimizer and its weight decay."""
@@ -332,8 +340,9 @@ class _Training:
             # A driver that was taken for dead may still train: its checkpoint must not replace its successor's.
             self.context.check_current()
             progress = self.progress.__dict__.copy()
+            average = {} if self.average is None else self.average.state
             save_checkpoint(
-                self.checkpoints, progress, self.learner, self.optimizer, self.schedule, self.best
+                self.checkpoints, progress, self.learner, self.optimizer, self.schedule, self.best, average
             )
         self.saved = time.monotonic()
 

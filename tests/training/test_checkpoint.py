@@ -37,7 +37,7 @@ def load(bench: Any, model: nn.Module, name: str = "train-0") -> dict[str, Any] 
     schedule = build_schedule(config.schedule, optimizer, 3, 5)
     learner = nn.Module()
     learner.model = model
-    saved = load_checkpoint(bench.root / name / "checkpoint", learner, optimizer, schedule)
+    saved = load_checkpoint(bench.root / name / "checkpoint", learner, optimizer, schedule, {})
     return None if saved is None else saved[0]
 
 
@@ -194,7 +194,7 @@ def test_optimizer_state_keeps_the_layout_of_its_weights(bench: Any) -> None:
     learner = nn.Module()
     learner.model = model
     schedule = build_schedule(config.schedule, optimizer, 3, 5)
-    assert load_checkpoint(bench.root / "train-0/checkpoint", learner, optimizer, schedule)
+    assert load_checkpoint(bench.root / "train-0/checkpoint", learner, optimizer, schedule, {})
     assert model[1].weight.is_contiguous(memory_format=torch.channels_last)
     for parameter, slots in optimizer.state.items():
         assert slots["momentum_buffer"].stride() == parameter.stride()

@@ -105,6 +105,11 @@ def early_stopping(bench: Any) -> tuple[nn.Module, dict[str, Any]]:
     return bench.mlp(dropout=0.5), {}
 
 
+def averaged_weights(bench: Any) -> tuple[nn.Module, dict[str, Any]]:
+    bench.config = STEP_SCHEDULE | {"ema": {"decay": 0.8}, "early_stopping": {"patience": 9}}
+    return bench.cnn(), {}
+
+
 RECIPES = [
     mlp_with_step_schedule,
     augmented_cnn_with_one_cycle,
@@ -113,6 +118,7 @@ RECIPES = [
     channels_last_in_bfloat16,
     adamw_without_schedule_and_a_connector,
     early_stopping,
+    averaged_weights,
 ]
 
 
@@ -140,6 +146,38 @@ def plain_training(
 def test_it_is_the_loop_that_anybody_would_write(bench: Any) -> None:
     expected = plain_training(bench, bench.cnn(), lambda optimizer: optimizer.step())
     assert same_weights(bench.train(bench.cnn()), expected)
+
+
+@pytest.mark.parametrize("warmup", [False, True])
+def test_the_average_is_that_of_the_loop_that_anybody_would_write(bench: Any, warmup: bool) -> None:
+    model, steps = bench.cnn(), 0
+    average = {key: value.clone() for key, value in model.state_dict().items()}
+
+    def follow(optimizer: torch.optim.Optimizer) -> None:
+        nonlocal steps
+        optimizer.step()
+        steps += 1
+        decay = min(0.6, (1 + steps) / (10 + steps)) if warmup else 0.6
+        for key, value in model.state_dict().items():
+            is_count = key.endswith("num_batches_tracked")
+            average[key] = value.clone() if is_count else average[key].lerp(value, 1 - decay)
+
+    plain_training(bench, model, follow)
+    trained = bench.train(bench.cnn(), ema={"decay": 0.6, "warmup": warmup})
+    assert not same_weights(trained, model)
+    model.load_state_dict(average)
+    assert same_weights(trained, model)
+
+
+def test_what_is_judged_after_an_epoch_is_the_average_and_what_learns_does_not_notice(bench: Any) -> None:
+    split = bench.split(1, 12)
+    for epochs in (1, 2):
+        model = bench.train(bench.cnn(), f"train-{epochs}", epochs=epochs, ema={"decay": 0.8}).eval()
+        right = (model((split.inputs - 0.5) / 0.3).argmax(dim=1) == split.labels).float().mean().item()
+        assert bench.metrics(f"train-{epochs}")[-1]["validation/accuracy"] == pytest.approx(right)
+    losses = [line["train/loss"] for line in bench.metrics("train-2")]
+    bench.train(bench.cnn(), "plain", epochs=2)
+    assert losses == [line["train/loss"] for line in bench.metrics("plain")]
 
 
 def test_it_learns_one_batch_by_heart(bench: Any) -> None:
