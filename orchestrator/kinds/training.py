@@ -1,6 +1,6 @@
 """How a model is trained: optimizer, schedule, transfer set. Shared by all training stages."""
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -60,6 +60,8 @@ class SgdConfig(OptimizerOptions):
     """Look ahead by the momentum before the gradient is taken."""
     weight_decay: NonNegative = 0.0
     """Pulls every weight towards 0, as part of the gradient."""
+    undecayed: Literal["norms_and_biases"] | None = None
+    """`norms_and_biases`: no decay for parameters of one dimension; all are decayed when left out."""
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> "SgdConfig":
@@ -81,6 +83,8 @@ class AdamWConfig(OptimizerOptions):
     """What is kept of the running means of the gradient and of its square."""
     weight_decay: NonNegative = 0.0
     """Pulls every weight towards 0, apart from the gradient."""
+    undecayed: Literal["norms_and_biases"] | None = None
+    """`norms_and_biases`: no decay for parameters of one dimension; all are decayed when left out."""
 
 
 OPTIMIZERS = (SgdConfig, AdamWConfig)

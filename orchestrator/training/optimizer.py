@@ -39,7 +39,7 @@ def build_optimizer(config: OptimizerOptions, parameters: Iterable[nn.Parameter]
 
 def sgd(config: SgdConfig, parameters: Sequence[nn.Parameter]) -> Optimizer:
     return SGD(
-        parameters,
+        decayed_or_not(config, parameters),
         config.learning_rate,
         config.momentum,
         weight_decay=config.weight_decay,
@@ -48,7 +48,20 @@ def sgd(config: SgdConfig, parameters: Sequence[nn.Parameter]) -> Optimizer:
 
 
 def adamw(config: AdamWConfig, parameters: Sequence[nn.Parameter]) -> Optimizer:
-    return AdamW(parameters, config.learning_rate, config.betas, weight_decay=config.weight_decay)
+    groups = decayed_or_not(config, parameters)
+    return AdamW(groups, config.learning_rate, config.betas, weight_decay=config.weight_decay)
+
+
+def decayed_or_not(
+    config: SgdConfig | AdamWConfig, parameters: Sequence[nn.Parameter]
+) -> list[dict[str, Any]]:
+    """Torch's parameter groups: all in one, or apart those of one dimension (biases, scales and shifts of norms),
+    whose decay is 0 and stays so."""
+    if config.undecayed is None:
+        return [{"params": list(parameters)}]
+    decayed = {"params": [parameter for parameter in parameters if parameter.ndim > 1]}
+    others = {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0}
+    return [group for group in (decayed, others | {"undecayed": True}) if group["params"]]
 
 
 class OptimizerPair(Optimizer):
@@ -156,7 +169,8 @@ def change_numbers(
         )  # one cycle begins below its base
         if base != config.learning_rate:
             group.update({key: group[key] / base * config.learning_rate for key in RATES & group.keys()})
-        group.update({key: getattr(config, key) for key in config.group_keys})
+        kept = {"weight_decay"} if group.get("undecayed") else set()
+        group.update({key: getattr(config, key) for key in config.group_keys if key not in kept})
     if (rebase := getattr(schedule, "rebase", None)) is not None:
         rebase(written, config.learning_rate)
 

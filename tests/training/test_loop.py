@@ -105,8 +105,15 @@ def early_stopping(bench: Any) -> tuple[nn.Module, dict[str, Any]]:
     return bench.mlp(dropout=0.5), {}
 
 
-def averaged_weights(bench: Any) -> tuple[nn.Module, dict[str, Any]]:
-    bench.config = STEP_SCHEDULE | {"ema": {"decay": 0.8}, "early_stopping": {"patience": 9}}
+def averages_of_weights_partly_decayed(bench: Any) -> tuple[nn.Module, dict[str, Any]]:
+    optimizer = STEP_SCHEDULE["optimizer"] | {"undecayed": "norms_and_biases"}
+    changed = {"changes": [{"after": 1, "set": {"optimizer.weight_decay": 0.2}}]}
+    bench.config = (
+        STEP_SCHEDULE
+        | {"optimizer": optimizer, "ema": {"decay": 0.8}}
+        | changed
+        | {"early_stopping": {"patience": 9}}
+    )
     return bench.cnn(), {}
 
 
@@ -118,7 +125,7 @@ RECIPES = [
     channels_last_in_bfloat16,
     adamw_without_schedule_and_a_connector,
     early_stopping,
-    averaged_weights,
+    averages_of_weights_partly_decayed,
 ]
 
 

@@ -217,3 +217,30 @@ def test_momentum_and_weight_decay_change_with_their_words() -> None:
     change(optimizer, schedule, {"name": "constant"}, momentum=0.5, weight_decay=1e-3, learning_rate=0.2)
     group = optimizer.param_groups[0]
     assert (group["momentum"], group["weight_decay"], group["lr"]) == (0.5, 1e-3, 0.2)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_norms_and_biases_are_as_without_decay_and_the_rest_as_with(name: str) -> None:
+    """Against optimizers with and without decay, side by side; a change of the decay leaves them at 0."""
+
+    def stepped(**written: Any) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+        adapter = TypeAdapter(OptimizerOptions)
+        config = adapter.validate_python({"name": name, "learning_rate": 0.1, "weight_decay": 0.3} | written)
+        optimizer = build_optimizer(config, network.parameters())
+        constant = TypeAdapter(ScheduleOptions).validate_python({"name": "constant"})
+        schedule = build_schedule(constant, optimizer, 1, 4)
+        for step in range(4):
+            if step == 2:
+                config = config.replace(weight_decay=2 * config.weight_decay)
+                change_numbers(optimizer, schedule, config, constant)
+            for index, value in enumerate(network.parameters()):
+                value.grad = torch.full_like(value, 0.1 * (index + step))
+            optimizer.step()
+        return [value.detach() for value in network.parameters()]
+
+    decayed, bare = stepped(), stepped(weight_decay=0.0)
+    for own, with_it, without in zip(stepped(undecayed="norms_and_biases"), decayed, bare, strict=True):
+        assert not torch.equal(with_it, without) or not without.any()
+        assert torch.equal(own, with_it if own.ndim > 1 else without)
