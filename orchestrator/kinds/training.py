@@ -108,10 +108,13 @@ class ScheduleOptions(Kind):
 
 
 class ConstantSchedule(ScheduleOptions):
-    """The learning rate never changes."""
+    """The learning rate never changes, once a warm-up is over."""
 
     word = "constant"
     implementation = "raydistill.training.optimizer:constant"
+
+    warmup: Annotated[Number, Field(gt=0, lt=1)] | None = None
+    """Which part of the steps goes up to the rate in a line; none when left out."""
 
 
 class StepSchedule(ScheduleOptions):
@@ -124,6 +127,8 @@ class StepSchedule(ScheduleOptions):
     """Epochs after each of which the learning rate falls, in order."""
     factor: Annotated[Number, Field(gt=0, lt=1)] = 0.1
     """What the learning rate is multiplied by."""
+    warmup: Annotated[Number, Field(gt=0, lt=1)] | None = None
+    """Which part of the steps goes up to the rate in a line; none when left out."""
 
     @model_validator(mode="after")
     def _increasing(self) -> "StepSchedule":
@@ -141,13 +146,16 @@ class StepSchedule(ScheduleOptions):
 
 
 class CosineSchedule(ScheduleOptions):
-    """Half a cosine from the learning rate down to `final` times it, over the whole training."""
+    """Half a cosine from the learning rate down to `final` times it, over the whole training, or what a warm-up leaves
+    of it."""
 
     word = "cosine"
     implementation = "raydistill.training.optimizer:cosine"
 
     final: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     """The last learning rate, as a part of the first."""
+    warmup: Annotated[Number, Field(gt=0, lt=1)] | None = None
+    """Which part of the steps goes up to the rate in a line; none when left out."""
 
 
 class OneCycleSchedule(ScheduleOptions):

@@ -1,10 +1,12 @@
 """Optimizers and schedules by torch's own implementations, and the max-norm constraint."""
 
-from collections.abc import Iterable, Sequence
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import (
     ConstantLR,
@@ -115,17 +117,52 @@ def build_schedule(
 def constant(
     config: ConstantSchedule, optimizer: Optimizer, epochs: int, steps_per_epoch: int
 ) -> LRScheduler:
+    if config.warmup is not None:
+        return WarmedUp(optimizer, config.warmup, epochs * steps_per_epoch, lambda step, start: 1.0)
     return ConstantLR(optimizer, factor=1.0, total_iters=0)
 
 
 def step(config: StepSchedule, optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> LRScheduler:
     milestones = [epoch * steps_per_epoch for epoch in config.milestones]
+    if config.warmup is not None:
+        total = epochs * steps_per_epoch
+        return WarmedUp(
+            optimizer,
+            config.warmup,
+            total,
+            lambda step, start: config.factor ** bisect_right(milestones, step),
+        )
     return MultiStepLR(optimizer, milestones, config.factor)
 
 
 def cosine(config: CosineSchedule, optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> LRScheduler:
-    base = optimizer.param_groups[0]["lr"]
-    return Cosine(optimizer, epochs * steps_per_epoch, eta_min=config.final * base)
+    total = epochs * steps_per_epoch
+    if config.warmup is not None:
+
+        def falling(step: int, start: int) -> float:
+            done = max(step - start, 0) / (total - start)
+            return config.final + (1 - config.final) * (1 + math.cos(math.pi * done)) / 2
+
+        return WarmedUp(optimizer, config.warmup, total, falling)
+    return Cosine(optimizer, total, eta_min=config.final * optimizer.param_groups[0]["lr"])
+
+
+class WarmedUp(LRScheduler):
+    """Up in a line over a part of all steps, the last of which has the whole rate; times what a schedule says."""
+
+    def __init__(
+        self, optimizer: Optimizer, part: float, total: int, factor: Callable[[int, int], float]
+    ) -> None:
+        """`factor` of (step, the first step with the whole rate), both counted from 0."""
+        self.length = max(round(part * total), 1)
+        self.factor = factor
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Of the groups' own base, which a stage's changes may move."""
+        step = self.last_epoch
+        factor = min((step + 1) / self.length, 1.0) * self.factor(step, self.length - 1)
+        return [group["initial_lr"] * factor for group in self.optimizer.param_groups]
 
 
 class Cosine(CosineAnnealingLR):

@@ -32,8 +32,9 @@ from raydistill.training.method import Method
 
 STEPS = 15  # 3 epochs of 5 batches
 ONE_CYCLE = {"optimizer": {"name": "adamw", "weight_decay": 0.1}, "schedule": {"name": "one_cycle"}}
+SGD_WITH_DECAY = {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 1e-3}
 STEP_SCHEDULE = {
-    "optimizer": {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 1e-3},
+    "optimizer": SGD_WITH_DECAY,
     "schedule": {"name": "step", "milestones": [1, 2]},
 }
 
@@ -106,14 +107,13 @@ def early_stopping(bench: Any) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def averages_of_weights_partly_decayed(bench: Any) -> tuple[nn.Module, dict[str, Any]]:
-    optimizer = STEP_SCHEDULE["optimizer"] | {"undecayed": "norms_and_biases"}
-    changed = {"changes": [{"after": 1, "set": {"optimizer.weight_decay": 0.2}}]}
-    bench.config = (
-        STEP_SCHEDULE
-        | {"optimizer": optimizer, "ema": {"decay": 0.8}}
-        | changed
-        | {"early_stopping": {"patience": 9}}
-    )
+    bench.config = {
+        "optimizer": SGD_WITH_DECAY | {"undecayed": "norms_and_biases"},
+        "schedule": {"name": "step", "milestones": [1, 2], "warmup": 0.2},
+        "changes": [{"after": 1, "set": {"optimizer.weight_decay": 0.2, "optimizer.learning_rate": 0.2}}],
+        "ema": {"decay": 0.8},
+        "early_stopping": {"patience": 9},
+    }
     return bench.cnn(), {}
 
 

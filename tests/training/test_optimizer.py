@@ -244,3 +244,44 @@ def test_norms_and_biases_are_as_without_decay_and_the_rest_as_with(name: str) -
     for own, with_it, without in zip(stepped(undecayed="norms_and_biases"), decayed, bare, strict=True):
         assert not torch.equal(with_it, without) or not without.any()
         assert torch.equal(own, with_it if own.ndim > 1 else without)
+
+
+def after_a_warm_up(name: str, step: int) -> float:
+    """The factor in a step, whose first 6 of 24 go up."""
+    if step < 6:
+        return (step + 1) / 6
+    if name == "cosine":
+        return 0.1 + 0.9 * (1 + math.cos(math.pi * (step - 5) / 19)) / 2
+    return 1.0 if name == "constant" else 0.2 ** ((step >= 8) + (step >= 20))
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"name": "constant"},
+        {"name": "step", "milestones": [2, 5], "factor": 0.2},
+        {"name": "cosine", "final": 0.1},
+    ],
+)
+def test_a_warm_up_goes_up_in_a_line_and_on_with_the_schedule(written: dict[str, Any]) -> None:
+    """Also from a state, and with another rate from step 12 on."""
+    written = written | {"warmup": 0.25}
+    optimizer, schedule = scheduled(written)
+    found = advance(optimizer, schedule, 12)
+    state, groups = schedule_state(schedule), optimizer.state_dict()["param_groups"]
+    resumed, fresh = scheduled(written)
+    resumed.load_state_dict({"state": {}, "param_groups": groups})
+    fresh.load_state_dict(state)
+    change(resumed, fresh, written, learning_rate=RATE / 2)
+    found += advance(resumed, fresh, STEPS - 12)
+    bases = [RATE] * 12 + [RATE / 2] * (STEPS - 12)
+    expected = [base * after_a_warm_up(written["name"], step) for step, base in enumerate(bases)]
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "written", [{"name": "constant"}, {"name": "cosine"}, {"name": "step", "milestones": [2]}]
+)
+def test_a_warm_up_of_one_step_is_none(written: dict[str, Any]) -> None:
+    warm = advance(*scheduled(written | {"warmup": 1e-6}), STEPS)
+    assert warm == pytest.approx(advance(*scheduled(written), STEPS), rel=1e-9)
