@@ -87,7 +87,17 @@ class AdamWConfig(OptimizerOptions):
     """`norms_and_biases`: no decay for parameters of one dimension; all are decayed when left out."""
 
 
-OPTIMIZERS = (SgdConfig, AdamWConfig)
+class AdamConfig(AdamWConfig):
+    """Adam, whose weight decay is part of the gradient (`torch.optim.Adam`)."""
+
+    word = "adam"
+    implementation = "raydistill.training.optimizer:adam"
+
+    weight_decay: NonNegative = 0.0
+    """Pulls every weight towards 0, as part of the gradient."""
+
+
+OPTIMIZERS = (SgdConfig, AdamWConfig, AdamConfig)
 
 
 class ScheduleOptions(Kind):

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import (
     ConstantLR,
     CosineAnnealingLR,
@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from raydistill.kinds.training import (
+    AdamConfig,
     AdamWConfig,
     ConstantSchedule,
     CosineSchedule,
@@ -52,6 +53,11 @@ def sgd(config: SgdConfig, parameters: Sequence[nn.Parameter]) -> Optimizer:
 def adamw(config: AdamWConfig, parameters: Sequence[nn.Parameter]) -> Optimizer:
     groups = decayed_or_not(config, parameters)
     return AdamW(groups, config.learning_rate, config.betas, weight_decay=config.weight_decay)
+
+
+def adam(config: AdamConfig, parameters: Sequence[nn.Parameter]) -> Optimizer:
+    groups = decayed_or_not(config, parameters)
+    return Adam(groups, config.learning_rate, config.betas, weight_decay=config.weight_decay)
 
 
 def decayed_or_not(

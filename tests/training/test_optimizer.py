@@ -219,7 +219,7 @@ def test_momentum_and_weight_decay_change_with_their_words() -> None:
     assert (group["momentum"], group["weight_decay"], group["lr"]) == (0.5, 1e-3, 0.2)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
 def test_norms_and_biases_are_as_without_decay_and_the_rest_as_with(name: str) -> None:
     """Against optimizers with and without decay, side by side; a change of the decay leaves them at 0."""
 
@@ -285,3 +285,20 @@ def test_a_warm_up_goes_up_in_a_line_and_on_with_the_schedule(written: dict[str,
 def test_a_warm_up_of_one_step_is_none(written: dict[str, Any]) -> None:
     warm = advance(*scheduled(written | {"warmup": 1e-6}), STEPS)
     assert warm == pytest.approx(advance(*scheduled(written), STEPS), rel=1e-9)
+
+
+def test_adam_is_the_papers_with_decay_in_the_gradient() -> None:
+    """Against algorithm 1 of Kingma and Ba (arXiv 1412.6980) in float64, written out."""
+    value = nn.Parameter(torch.linspace(-1, 1, 8, dtype=torch.float64))
+    written = {"name": "adam", "learning_rate": 0.02, "betas": (0.8, 0.95), "weight_decay": 0.3}
+    optimizer = build_optimizer(TypeAdapter(OptimizerOptions).validate_python(written), [value])
+    expected = value.detach().clone()
+    mean, square = torch.zeros_like(expected), torch.zeros_like(expected)
+    for step in range(1, 6):
+        pull = torch.sin(step * torch.arange(8.0, dtype=torch.float64))
+        value.grad = pull.clone()
+        optimizer.step()
+        gradient = pull + 0.3 * expected
+        mean, square = 0.8 * mean + 0.2 * gradient, 0.95 * square + 0.05 * gradient**2
+        expected -= 0.02 * (mean / (1 - 0.8**step)) / ((square / (1 - 0.95**step)).sqrt() + 1e-8)
+    torch.testing.assert_close(value.detach(), expected, rtol=1e-12, atol=1e-12)
