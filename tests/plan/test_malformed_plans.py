@@ -163,7 +163,7 @@ REFUSED = {
     "optimizer": (
         teacher("optimizer: {name: adma}"),
         "8: stages.teacher.optimizer.name",
-        "unknown optimizer `adma`; did you mean `adamw`?",
+        "unknown optimizer `adma`; did you mean `adam`?",
     ),
     "schedule": (
         teacher("schedule: {name: cosin}"),
@@ -333,7 +333,7 @@ REFUSED = {
     "text for an optimizer": (
         teacher("optimizer: adma"),
         "8: stages.teacher.optimizer.name",
-        "unknown optimizer `adma`; did you mean `adamw`?",
+        "unknown optimizer `adma`; did you mean `adam`?",
     ),
     "text for an augmentation": (
         teacher("augment:\n      - shift\n      - shfit"),
