@@ -95,6 +95,10 @@ class DistillConfig(BalanceConfig, WeightsConfig, FreezeConfig, EmaTrainingConfi
         """The methods whose losses are summed: `methods`, or the one `method`."""
         return self.methods if self.method is None else (self.method,)
 
+    def heard_by(self, method: MethodOptions) -> tuple[ModelRef, ...]:
+        """The teachers whose logits and features reach a method."""
+        return self.teachers if method.teachers is None else method.teachers
+
     @property
     def compares_features(self) -> bool:
         return any(method.needs_features or method.needs_member_features for method in self.all_methods)
@@ -140,9 +144,26 @@ class DistillConfig(BalanceConfig, WeightsConfig, FreezeConfig, EmaTrainingConfi
                     f"`{method.method}` looks at features, but a committee answers with logits alone; leave it out",
                     "committee",
                 )
-            if method.needs_features and len(self.teachers) > 1:
+            if method.needs_features and len(self.heard_by(method)) > 1:
                 raise located_error(
                     f"`{method.method}` looks at the features of one teacher; name one", "teachers"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _methods_hear_live_teachers(self) -> "DistillConfig":
+        for index, method in enumerate(self.all_methods):
+            if method.teachers is None:
+                continue
+            place = (*self.method_path(index), "teachers")
+            if self.mode != "live":
+                raise located_error(
+                    "stored targets are those of all teachers together; set `mode: live`, or leave this out",
+                    *place,
+                )
+            if self.combine.rule == "geometric" and method.looks_at_logits:
+                raise located_error(
+                    "a geometric mean is that of all teachers; leave this out, or `combine`", *place
                 )
         return self
 
@@ -259,13 +280,16 @@ class DistillConfig(BalanceConfig, WeightsConfig, FreezeConfig, EmaTrainingConfi
         """With stored targets in place of teachers."""
         check_members(site, self.teachers, self.combine.weights, "teachers", ("combine", "weights"))
         check_committee(site, self.committee)
-        for method in self.all_methods:
-            if method.needs_features and len(self.teachers) > 1:  # replicas, which a stage's name stands for
+        for index, method in enumerate(self.all_methods):
+            heard = self.heard_by(method)
+            if method.needs_features and len(heard) > 1:  # replicas, which a stage's name stands for
+                own = self.method_path(index) if method.teachers else ()
                 raise site.error(
                     f"`{method.method}` looks at the features of one teacher, and these are"
-                    f" {len(self.teachers)}; name one, such as `{self.teachers[0]}`",
-                    "teachers",
+                    f" {len(heard)}; name one, such as `{heard[0]}`",
+                    *(*own, "teachers"),
                 )
+        self._check_who_is_heard(site)
         if self.targets is not None:
             for node in predictions(self.targets, site):
                 self._check_same_views(node, site)
@@ -276,6 +300,22 @@ class DistillConfig(BalanceConfig, WeightsConfig, FreezeConfig, EmaTrainingConfi
         is_one = len(targets) == 1 and self.committee is None
         source = targets[0] if is_one else TargetsRef(self._insert_combination(targets, site))
         return self.replace(teachers=(), targets=source, combine=CombineConfig(), committee=None)
+
+    def _check_who_is_heard(self, site: "Site") -> None:
+        """A method hears teachers of the stage, and every teacher is heard."""
+        for index, method in enumerate(self.all_methods):
+            path = (*self.method_path(index), "teachers")
+            site.check_distinct(method.teachers or (), *path)
+            if others := [name for name in method.teachers or () if name not in self.teachers]:
+                raise site.error(
+                    f"`{others[0]}` is not among the stage's `teachers`: {', '.join(self.teachers)}", *path
+                )
+        heard = {name for method in self.all_methods for name in self.heard_by(method)}
+        if unheard := [name for name in self.teachers if name not in heard]:
+            raise site.error(
+                f"no method hears `{unheard[0]}`; leave it out, or name it in the `teachers` of a method",
+                "teachers",
+            )
 
     def _insert_prediction(self, teacher: str, site: "Site") -> str:
         config = PredictTargetsConfig(

@@ -4,7 +4,15 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from raydistill.plan.config import FINE_TEMPERATURE, Boolean, Config, Integer, NonNegative, Temperature
+from raydistill.plan.config import (
+    FINE_TEMPERATURE,
+    Boolean,
+    Config,
+    Integer,
+    ModelRef,
+    NonNegative,
+    Temperature,
+)
 from raydistill.plan.config_errors import located_error
 from raydistill.plan.kind import Choice, Kind
 
@@ -12,10 +20,11 @@ from raydistill.plan.kind import Choice, Kind
 class RampConfig(Config):
     """A weight that changes: from `start` to `end` times the method's weight within `epochs`, and `end` from then on.
 
-    `linear`; `cosine`, half a wave; or `exponential`, exp(-5 (1 - t)²), the ramp-up of arXiv 1610.02242.
+    `linear`; `cosine`, half a wave; `exponential`, exp(-5 (1 - t)²), the ramp-up of arXiv 1610.02242; or `step`,
+    `start` until `epochs` are over: with `start: 1, end: 0` a teacher falls silent before the end (arXiv 1910.01348).
     """
 
-    shape: Literal["linear", "cosine", "exponential"] = "linear"
+    shape: Literal["linear", "cosine", "exponential", "step"] = "linear"
     """How it goes from the one to the other."""
     start: NonNegative = 0.0
     """Times the method's weight, in the beginning."""
@@ -39,6 +48,8 @@ class MethodOptions(Kind):
     """Times all losses of the method."""
     ramp: RampConfig | None = None
     """How the weight changes over the epochs."""
+    teachers: Annotated[tuple[ModelRef, ...], Field(min_length=1)] | None = None
+    """Which of the stage's live teachers it hears; all of them, unless they are named."""
 
     needs_features: ClassVar[bool] = False
     """Whether the losses look at features, and at nothing else, of one teacher."""

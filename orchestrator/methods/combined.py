@@ -17,12 +17,20 @@ from raydistill.training.method import Method
 
 
 class Combined(Method):
-    """The sum of methods. With more than one, a loss is called `method/loss`."""
+    """The sum of methods. With more than one, a loss is called `method/loss`.
+
+    `heard` are the numbers of the teachers that a method hears, where these are not all.
+    """
 
     def __init__(
-        self, methods: Sequence[Method], options: Sequence[MethodOptions], names: Sequence[str]
+        self,
+        methods: Sequence[Method],
+        options: Sequence[MethodOptions],
+        names: Sequence[str],
+        heard: Sequence[Sequence[int] | None] = (),
     ) -> None:
         super().__init__()
+        self.heard = dict(zip(methods, heard, strict=False))
         self.methods = nn.ModuleList(methods)
         self.options, self.names = tuple(options), tuple(names)
         self.student_features = _distinct(method.student_features for method in methods)
@@ -35,12 +43,22 @@ class Combined(Method):
         for prefix, options, method in self._used():
             # A ramp at 0 still computes its losses: what training reaches may not depend on the epoch.
             weight = options.weight * (1.0 if options.ramp is None else ramp(options.ramp, batch.epoch))
-            own = method.losses(student, teacher, batch)
+            members = self.heard.get(method)
+            said = teacher if teacher is None or members is None else teacher.of(members)
+            own = method.losses(student, said, batch)
             terms |= {prefix + term: loss if weight == 1 else weight * loss for term, loss in own.items()}
         return terms
 
     def asked(self, batch: Batch, count: int) -> Sequence[int]:
+        if any(self.heard.values()):  # each knows its teachers by their place among all
+            return range(count)
         return sorted({number for _, _, method in self._used() for number in method.asked(batch, count)})
+
+    def features_of(self, number: int) -> tuple[str, ...]:
+        hearing = (
+            method for method in self.methods if number in (self.heard.get(cast(Method, method)) or (number,))
+        )
+        return _distinct(cast(Method, method).teacher_features for method in hearing)
 
     def change(self, config: TrainingConfig) -> None:
         assert isinstance(config, DistillConfig)
@@ -73,6 +91,7 @@ def ramp(config: RampConfig, epoch: int) -> float:
         "linear": part,
         "cosine": (1 - math.cos(math.pi * part)) / 2,
         "exponential": math.exp(-5 * (1 - part) ** 2),
+        "step": math.floor(part),
     }[config.shape]
     return config.start + (config.end - config.start) * risen
 

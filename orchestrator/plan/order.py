@@ -346,6 +346,8 @@ class _Expansion:
                 changes[field_name] = type(value)(self._nodes_of(value)[0])
             elif isinstance(value, Config) and next(stage_refs(value), None) is not None:
                 changes[field_name] = self._with_nodes(value)
+            elif isinstance(value, tuple) and next(stage_refs(value), None) is not None:
+                changes[field_name] = tuple(map(self._with_nodes, value))
         return config.replace(**changes)
 
     def _nodes_of(self, ref: str) -> tuple[str, ...]:

@@ -84,9 +84,15 @@ def setting_of(
 def build_method(config: DistillConfig, method_context: MethodContext) -> Method:
     """The sum of the methods that the config names; `StageError` for one that does not suit the models."""
     names = [options.safe_word() for options in config.all_methods]
-    return Combined(
-        [_build(options, method_context) for options in config.all_methods], config.all_methods, names
-    )
+    heard = [
+        None if options.teachers is None else [config.teachers.index(name) for name in options.teachers]
+        for options in config.all_methods
+    ]
+    methods = [
+        _build(options, method_context if members is None else method_context.hearing(members))
+        for options, members in zip(config.all_methods, heard, strict=True)
+    ]
+    return Combined(methods, config.all_methods, names, heard)
 
 
 def _build(options: MethodOptions, method_context: MethodContext) -> Method:

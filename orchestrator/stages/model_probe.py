@@ -41,10 +41,11 @@ def check_features(graph: Graph, plan: Plan) -> None:
         if isinstance(node.config, PredictTargetsConfig) and not node.inserted:
             _check_outputs(node, graph, plan)
         elif isinstance(node.config, DistillConfig) and node.config.compares_features:
-            method_context = _method_context(node.config, graph, plan.task)
             for index, options in enumerate(node.config.all_methods):
+                heard = node.config.heard_by(options)
+                alone = node.config.replace(method=options.replace(teachers=None), methods=(), teachers=heard)
                 try:
-                    build_method(node.config.replace(method=options, methods=()), method_context)
+                    build_method(alone, _method_context(alone, graph, plan.task))
                 except (NotImplementedError, RuntimeError):
                     continue  # it needs the numbers of a model, which only the stage has
                 except StageError as error:

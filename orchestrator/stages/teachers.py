@@ -73,7 +73,7 @@ def live_teacher(
     config: DistillConfig, context: StageContext, teachers: Sequence[TrainedModel], method: Method
 ) -> Teacher:
     """Teachers that see the student's own batch: frozen, without gradients, in eval mode unless the method objects."""
-    models = [Tapped(teacher.model, method.teacher_features) for teacher in teachers]
+    models = [Tapped(teacher.model, method.features_of(number)) for number, teacher in enumerate(teachers)]
     if method.teacher_in_training_mode:
         for model in models:
             normalise_by_batch(model)

@@ -5,7 +5,7 @@ autocast would run it in half precision.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -25,6 +25,18 @@ class TeacherTargets(NamedTuple):
     weights: Tensor
     features: Mapping[str, Tensor] = MappingProxyType({})
     member_features: tuple[Mapping[str, Tensor], ...] = ()
+
+    def of(self, members: Sequence[int]) -> "TeacherTargets":
+        """What some of them say, by number; their weights sum to 1 again, and are even where all of them are 0."""
+        weights = torch.stack([self.weights[:, number] for number in members], dim=1)
+        total = weights.sum(dim=1, keepdim=True)
+        features = tuple(self.member_features[number] for number in members)
+        return TeacherTargets(
+            torch.stack([self.logits[:, number] for number in members], dim=1),
+            torch.where(total > 0, weights / torch.where(total > 0, total, 1), 1 / len(members)),
+            features[0],
+            features,
+        )
 
 
 def tempered(logits: Tensor, temperature: float) -> Tensor:

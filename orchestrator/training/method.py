@@ -1,7 +1,7 @@
 """What a method is: the features it looks at, the modules it trains beside the student, and its named losses."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -89,6 +89,11 @@ class MethodContext:
     label_smoothing: float = 0.0
     teachers: tuple[Features, ...] = ()
 
+    def hearing(self, members: Sequence[int]) -> "MethodContext":
+        """For a method that hears some of the teachers, by number."""
+        teachers = tuple(self.teachers[number] for number in members)
+        return replace(self, teachers=teachers, teacher=teachers[0] if len(teachers) == 1 else None)
+
     def both(self) -> tuple[Features, Features]:
         """The student and its one live teacher, of which the plan makes sure where a method needs features."""
         assert self.student is not None
@@ -151,6 +156,10 @@ class Method(nn.Module):
         The others do not run. Stored targets are read for all, and this is not called.
         """
         return range(count)
+
+    def features_of(self, number: int) -> tuple[str, ...]:
+        """Which features of a live teacher, by its number, the losses look at: `teacher_features`."""
+        return self.teacher_features
 
     def change(self, config: TrainingConfig) -> None:
         """Called before an epoch of a stage whose numbers change while it trains, with its config as it is then.

@@ -68,3 +68,8 @@ def test_a_cosine_is_half_way_up_in_the_middle_and_flat_at_its_ends() -> None:
     assert ramp(config, 50) == pytest.approx(2.5)
     assert ramp(config, 1) == pytest.approx(4 - 3 * (1 - math.cos(math.pi / 100)) / 2)
     assert (ramp(config, 0), ramp(config, 100)) == (4, 1)
+
+
+def test_a_step_is_its_start_before_its_epochs_are_over_and_its_end_from_then_on() -> None:
+    config = RampConfig.model_validate({"shape": "step", "epochs": 3, "start": 1, "end": 0})
+    assert [ramp(config, epoch) for epoch in range(5)] == [1, 1, 1, 0, 0]
