@@ -12,7 +12,7 @@ from raydistill.plan.order import order_stages
 from raydistill.plan.schema import Plan
 
 PLANS = sorted((Path(__file__).parents[2] / "configs").glob("cifar100_*.yaml"))
-SAMPLES = {"train": 9, "test": 3}
+SAMPLES = {"train": 12, "test": 4}
 
 
 @pytest.fixture
