@@ -14,10 +14,14 @@ from raydistill.kinds.logit_methods import (
     TeacherLabelsConfig,
     WsldConfig,
 )
+from raydistill.kinds.map_methods import AttentionTransferConfig, NeuronSelectivityConfig
 from raydistill.kinds.method_options import MethodOptions, SoftTargetOptions
 from raydistill.kinds.relation_methods import (
+    CorrelationCongruenceConfig,
+    ProbabilisticTransferConfig,
     ProjectedConfig,
     RelationalConfig,
+    SimilarityPreservingConfig,
     TripletConfig,
     TripletLogitsConfig,
 )
@@ -96,7 +100,12 @@ METHODS = (
     TripletConfig,
     TripletLogitsConfig,
     RelationalConfig,
+    SimilarityPreservingConfig,
+    ProbabilisticTransferConfig,
+    CorrelationCongruenceConfig,
     ProjectedConfig,
+    AttentionTransferConfig,
+    NeuronSelectivityConfig,
     EbkdConfig,
     CaMkdConfig,
     AeKdConfig,

@@ -1,11 +1,11 @@
 """Methods that compare embeddings: as they are, or the relations between the samples of a batch."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from raydistill.kinds.method_options import MethodOptions, need_some_weight
-from raydistill.plan.config import NonNegative
+from raydistill.plan.config import Integer, NonNegative, Positive
 from raydistill.plan.config_errors import located_error
 
 
@@ -155,3 +155,66 @@ class ProjectedConfig(EmbeddingOptions):
     """What is made of the teacher's embedding: nothing, length 1, or mean 0 and deviation 1."""
     distance: Literal["smooth_l1", "squared", "cosine"] = "smooth_l1"
     """How far apart both are: smooth L1, mean of squares, or 1 less the cosine."""
+
+
+class SimilarityPreservingConfig(EmbeddingOptions):
+    """Which samples of a batch look alike (SP, Tung and Mori, ICCV 2019, arXiv 1907.09682).
+
+    loss = weight · ‖G^S - G^T‖² / B², with G the inner products of the B samples' features, each row divided by its
+    length. Sizes may differ; features of several places (maps) are taken as one long vector.
+
+    Weight 3000 is the toolboxes', with the last maps (`student_feature: stage3`, `teacher_feature: stage3` of a
+    ResNet-32x4) and beside labels: `methods: [{method: labels}, {method: similarity_preserving}]`. Published, CIFAR-100
+    (RepDistiller): ResNet-32x4 → ResNet-8x4 72.94, ResNet-50 → MobileNetV2 68.08, of the relations the best there.
+
+    Needs no labels; live or stored. Each worker compares its own part of a batch. The loss is at most 2 / B, so that
+    the weight goes with 64 samples a worker: with a quarter of them it counts four times. A single sample gives 0.
+    """
+
+    word = "similarity_preserving"
+    implementation = "raydistill.methods.similarity_preserving:SimilarityPreserving"
+
+    weight: NonNegative = 3000.0
+
+
+class ProbabilisticTransferConfig(EmbeddingOptions):
+    """How probable every sample is as the neighbour of another (PKT, Passalis and Tefas, ECCV 2018, arXiv 1803.10837).
+
+    P(j | i) ∝ (cos(f_i, f_j) + 1) / 2 over the batch; loss = weight · Σ_ij P^T log(P^T / P^S) / B². Blind to rotations
+    and to the length of every embedding; sizes may differ.
+
+    Weight 30000 is the toolboxes', beside labels: `methods: [{method: labels}, {method: probabilistic_transfer}]`; the
+    authors train on it alone. Published, CIFAR-100 (RepDistiller): ResNet-32x4 → ResNet-8x4 73.64, WRN-40-2 → WRN-16-2
+    74.54.
+
+    Needs no labels; live or stored. Each worker compares its own part of a batch; the weight goes with 64 samples, and
+    a single one gives 0. Embeddings behind a ReLU have no negative cosines, and so little contrast.
+    """
+
+    word = "probabilistic_transfer"
+    implementation = "raydistill.methods.probabilistic_transfer:ProbabilisticTransfer"
+
+    weight: NonNegative = 30000.0
+
+
+class CorrelationCongruenceConfig(EmbeddingOptions):
+    """Kernels between the samples of a batch (CC, Peng et al., ICCV 2019, arXiv 1904.01802), as the paper has them.
+
+    loss = weight · mean over pairs of (K^S - K^T)², with K the first terms, up to `order`, of the series of
+    exp(-gamma ‖f_i - f_j‖²) in the cosine of two embeddings. Sizes may differ.
+
+    gamma 0.4 and order 2 are the toolboxes', weight 100 the Knowledge Distillation Zoo's, beside labels:
+    `methods: [{method: labels}, {method: correlation_congruence}]`. What RepDistiller calls CC is another loss, which
+    trains the teacher's embedding too, depends on the order of the samples and is no number for a single one.
+
+    Needs no labels; live or stored. Each worker compares its own part of a batch; a single sample gives 0.
+    """
+
+    word = "correlation_congruence"
+    implementation = "raydistill.methods.correlation_congruence:CorrelationCongruence"
+
+    weight: NonNegative = 100.0
+    gamma: Positive = 0.4
+    """How fast the kernel falls with the distance."""
+    order: Annotated[Integer, Field(ge=1, le=20)] = 2
+    """Powers of the cosine that are taken."""

@@ -6,12 +6,11 @@ from torch import Tensor, nn
 
 from raydistill.kinds.relation_methods import ProjectedConfig
 from raydistill.methods.embedding import EmbeddingMethod
+from raydistill.methods.features import direction
 from raydistill.models.taps import Output
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
 from raydistill.training.method import MethodContext
-
-SHORT = 1e-6  # the length below which a vector has no direction
 
 
 class Projected(EmbeddingMethod):
@@ -44,12 +43,6 @@ def normalised(vectors: Tensor, how: str) -> Tensor:
     if how == "layer_norm":
         return F.layer_norm(vectors, vectors.shape[1:])
     return direction(vectors) if how == "unit" else vectors
-
-
-def direction(vectors: Tensor) -> Tensor:
-    """Vectors (B, d) of length 1; those of no length stay, with a slope of ordinary size."""
-    squares = vectors.square().sum(dim=1, keepdim=True)
-    return vectors / torch.where(squares > SHORT**2, squares, 1).sqrt()
 
 
 def distance(own: Tensor, aim: Tensor, kind: str) -> Tensor:

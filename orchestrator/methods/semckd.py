@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raydistill.kinds.feature_methods import SemckdConfig
+from raydistill.methods.features import shrink_to_match
 from raydistill.models.layers import LoneBatchNorm2d
 from raydistill.models.taps import Output
 from raydistill.targets.mixing import TeacherTargets
@@ -97,13 +98,8 @@ def gram(maps: Tensor) -> Tensor:
 
 def distance(projection: nn.Module, own: Tensor, aim: Tensor) -> Tensor:
     """Mean squares (B,) of the student's projected map minus the teacher's, the larger pooled to the smaller."""
-    size = min(own.shape[2], aim.shape[2]), min(own.shape[3], aim.shape[3])
-    squares = F.mse_loss(projection(_pooled(own, size)), _pooled(aim, size), reduction="none")
-    return squares.mean(dim=(1, 2, 3))
-
-
-def _pooled(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    return maps if maps.shape[2:] == size else F.adaptive_avg_pool2d(maps, size)
+    own, aim = shrink_to_match(own, aim)
+    return F.mse_loss(projection(own), aim, reduction="none").mean(dim=(1, 2, 3))
 
 
 def build_projection(channels: int, target: int) -> nn.Module:

@@ -3,6 +3,7 @@
 Each is a function of the method's own modules and of the teachers, and gives a function of what a step has `Seen`.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, permutations
@@ -258,6 +259,78 @@ def bare_relational(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> Bare
         distance = F.smooth_l1_loss(relative_distances(own), distance_aims)
         angle = F.smooth_l1_loss(angles(own), angle_aims)
         return 25 * distance + 50 * angle + F.cross_entropy(seen.student, seen.labels)
+
+    return loss
+
+
+def bare_similarity(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLoss:
+    def similarities(vectors: Tensor) -> Tensor:
+        return F.normalize(vectors @ vectors.t(), dim=1)
+
+    def loss(seen: Seen) -> Tensor:
+        gap = similarities(seen.own["embedding"]) - similarities(seen.aims["embedding"])
+        return 3000 * gap.square().mean() + F.cross_entropy(seen.student, seen.labels)
+
+    return loss
+
+
+def bare_neighbours(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLoss:
+    def neighbours(vectors: Tensor) -> Tensor:
+        units = F.normalize(vectors, dim=1)
+        alike = (units @ units.t() + 1) / 2
+        return alike / alike.sum(dim=1, keepdim=True)
+
+    def loss(seen: Seen) -> Tensor:
+        own, aim = neighbours(seen.own["embedding"]), neighbours(seen.aims["embedding"])
+        apart = (aim * ((aim + 1e-7) / (own + 1e-7)).log()).mean()
+        return 30000 * apart + F.cross_entropy(seen.student, seen.labels)
+
+    return loss
+
+
+def bare_correlation(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLoss:
+    def kernel(vectors: Tensor) -> Tensor:
+        units = F.normalize(vectors, dim=1)
+        cosines = units @ units.t()
+        return math.exp(-0.8) * (1 + 0.8 * cosines + 0.32 * cosines.square())
+
+    def loss(seen: Seen) -> Tensor:
+        gap = kernel(seen.own["embedding"]) - kernel(seen.aims["embedding"])
+        return 100 * gap.square().mean() + F.cross_entropy(seen.student, seen.labels)
+
+    return loss
+
+
+def stage_pairs(seen: Seen) -> list[tuple[Tensor, Tensor]]:
+    """The maps of each stage, the student's and the teacher's, of equal grids."""
+    return [(seen.own[name], seen.aims[name]) for name in seen.own if name.startswith("stage")]
+
+
+def bare_attention(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLoss:
+    def activity(maps: Tensor) -> Tensor:
+        return F.normalize(maps.square().mean(dim=1).flatten(1), dim=1)
+
+    def loss(seen: Seen) -> Tensor:
+        gaps = [(activity(own) - activity(aim)).square().mean() for own, aim in stage_pairs(seen)]
+        return 1000 * torch.stack(gaps).sum() + F.cross_entropy(seen.student, seen.labels)
+
+    return loss
+
+
+def bare_selectivity(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLoss:
+    def discrepancy(own: Tensor, aim: Tensor) -> Tensor:
+        one, other = (F.normalize(maps.flatten(2), dim=2) for maps in (own, aim))
+        if one.shape[2] <= max(one.shape[1], other.shape[1]):
+            gap = one.mT @ one / one.shape[1] - other.mT @ other / other.shape[1]
+            return gap.square().sum(dim=(1, 2)).mean()
+        kernels = [
+            (left @ right.mT).square().mean() for left, right in ((one, one), (other, other), (one, other))
+        ]
+        return kernels[0] + kernels[1] - 2 * kernels[2]
+
+    def loss(seen: Seen) -> Tensor:
+        gaps = [discrepancy(own, aim) for own, aim in stage_pairs(seen)]
+        return 50 * torch.stack(gaps).sum() + F.cross_entropy(seen.student, seen.labels)
 
     return loss
 

@@ -215,6 +215,8 @@ BY_SAMPLE: dict[str, dict[str, Any]] = {
     "ofd": {"method": "ofd", "weight": 0.01, "teacher_bn": "running"},
     "ebkd": {"method": "ebkd"},
     "ca-mkd": {"method": "ca_mkd"},
+    "attention": {"method": "attention_transfer", "weight": 10},
+    "selectivity": {"method": "neuron_selectivity", "weight": 1},
 }
 # Similarities, correlations, triplets, statistics, weights or the draw of a batch: each worker has its own.
 BY_BATCH: dict[str, dict[str, Any]] = {
@@ -224,6 +226,9 @@ BY_BATCH: dict[str, dict[str, Any]] = {
     "triplet": {"method": "triplet"},
     "triplet-logits": {"method": "triplet_logits"},
     "relational": {"method": "relational"},
+    "similarity": {"method": "similarity_preserving", "weight": 30},
+    "probabilistic": {"method": "probabilistic_transfer", "weight": 300},
+    "correlation": {"method": "correlation_congruence"},
     "ae-kd": {"method": "ae_kd"},
     "switching": {"method": "teacher_switching"},
 }

@@ -32,6 +32,17 @@ CASES: dict[str, dict[str, Any]] = {
     "triplet": {"method": "triplet"},
     "triplet_logits": {"method": "triplet_logits"},
     "relational": {"method": "relational"},
+    "similarity_preserving": {"method": "similarity_preserving", "weight": 30},
+    "similarity_preserving, maps": {
+        "method": "similarity_preserving",
+        "student_feature": "stage2",
+        "teacher_feature": "stage2",
+        "weight": 30,
+    },
+    "probabilistic_transfer": {"method": "probabilistic_transfer", "weight": 300},
+    "correlation_congruence": {"method": "correlation_congruence"},
+    "attention_transfer": {"method": "attention_transfer", "weight": 10},
+    "neuron_selectivity": {"method": "neuron_selectivity", "weight": 1},
     "embedding": {"method": "embedding"},
     "embedding, maps": {
         "method": "embedding",
