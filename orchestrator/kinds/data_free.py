@@ -188,6 +188,11 @@ class DistillWithGeneratorConfig(TrainingConfig):
         for key in ("transfer", "augment"):
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise located_error("the generator makes all samples; leave it out", key)
+        if self.accumulate is not None:
+            raise located_error(
+                "the generator learns from whole batches, in which all classes come alike; raise `batch_size`",
+                "accumulate",
+            )
         return self
 
     @property

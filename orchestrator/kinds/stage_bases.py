@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from raydistill.kinds.augmentations import AugmentationOptions
@@ -156,6 +156,11 @@ class TrainingConfig(StageConfig):
     2014); `clip_norm` bounds the gradient's norm. `precision: bfloat16` runs the network under autocast; losses
     stay in float32.
 
+    `accumulate: k` makes one step of the optimizer of k batches, for batches that do not fit a device: the gradient is
+    that of one batch of all their samples, to rounding, whatever is mixed, smoothed or weighed, and on any number of
+    workers; so are schedules, averages and what is counted in steps. Batch norms see one batch at a time, and so do
+    losses that compare the samples of a batch with one another.
+
     `until` ends the training early, after that many of its `epochs`, which the schedules still span; its last
     checkpoint stays. `changes` give numbers of the stage other values from some epoch on. A training of which a
     finished stage is the beginning, all else being equal, goes on from there: first `until: 10`, then without.
@@ -180,6 +185,8 @@ class TrainingConfig(StageConfig):
     """Other values for numbers of the stage from some epoch on."""
     batch_size: BatchSize = 128
     """Samples per step, over all workers."""
+    accumulate: Annotated[Integer, Field(ge=1, le=10_000)] | None = None
+    """Batches whose gradients make one step; one when left out."""
     optimizer: OptimizerOptions = SgdConfig()
     """How gradients become steps."""
     schedule: ScheduleOptions = ConstantSchedule()
@@ -206,6 +213,11 @@ class TrainingConfig(StageConfig):
     """Decides first weights, order, augmentation and dropout; replicas count on from it."""
     replicas: Annotated[Integer, Field(ge=1, le=1000)] = 1
     """How many are trained alike but for their seeds."""
+
+    @field_validator("accumulate")
+    @classmethod
+    def _one_or_nothing_said(cls, value: int | None) -> int | None:
+        return None if value == 1 else value  # `1` is the same plan as nothing
 
     @model_validator(mode="after")
     def _grows_from_something(self) -> "TrainingConfig":
@@ -260,6 +272,11 @@ class TrainingConfig(StageConfig):
     def averaged(self) -> EmaConfig | None:
         """How its weights are averaged; None when they are not."""
         return None
+
+    @property
+    def samples_per_step(self) -> int:
+        """Of how many samples a step of the optimizer is."""
+        return self.batch_size * (self.accumulate or 1)
 
     @property
     def trained_epochs(self) -> int:

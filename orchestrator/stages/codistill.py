@@ -24,7 +24,7 @@ def codistill(config: CodistillConfig, context: StageContext) -> dict[str, float
     model = build_initial_model(config.model, data, config, context)
     if config.channels_last:
         model.to(memory_format=torch.channels_last)  # now, and with it the copies that stand for the others
-    steps_per_epoch = -(-len(transfer) // config.batch_size)
+    steps_per_epoch = -(-len(transfer) // config.samples_per_step)
     exchange = Exchange(model, context)
     method = Codistillation(config, exchange, round(config.burn_in * steps_per_epoch))
     fit_model(model, method, transfer, data, config, context, method.teach)

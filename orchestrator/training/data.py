@@ -34,11 +34,11 @@ class Batch:
     in the transfer set, on the CPU, where stored targets are looked up without waiting for the device.
     Under mixup or cutmix each input is `weights` (B,) of itself and the rest of a sample of `partner_labels` (B,).
     Where the transfer set has samples without a label (`UNLABELLED`), `label_weights` (B,) float32 says what each label
-    counts: 0 where there is none, or under mixup one of the two, and such that the mean over workers' parts, each with
-    its share, of weight x loss is the mean of the loss over the labelled samples of the whole batch; all 0 without any.
+    counts: 0 where there is none, or under mixup one of the two, and such that the mean over the parts of a step, each
+    with its share, of weight x loss is the mean of the loss over the step's labelled samples; all 0 without any.
     `balance` is what hard losses are told of the classes.
-    `share` scales the mean over this part so that workers' gradients average to that of the whole batch. `epoch`
-    counts from 0.
+    `share` scales the mean over this part so that workers' gradients average to that of the whole batch, or of the
+    whole step that several batches make. `epoch` counts from 0.
     """
 
     inputs: Tensor
@@ -124,7 +124,7 @@ class TransferSet:
         epoch: int = 0,
         wholes: Sequence[Tensor] | None = None,
     ) -> Iterator[Batch]:
-        """Batches at these positions, as this view shows them. `wholes` are the batches that they are `shares` of."""
+        """Batches at these positions, as this view shows them. `wholes` are the steps that they are `shares` of."""
         split, steps, device = self.split, self.views.steps, self.split.labels.device
         name = View(self.views.seed, view) if steps else None
         # In one copy for the epoch: what a small network's step takes is launches and copies, not arithmetic.
@@ -247,10 +247,11 @@ def class_indices(data: TaskData, classes: Sequence[int | str]) -> Tensor:
     return torch.tensor([class_index(data.class_names, label) for label in classes])
 
 
-def split_batch(rows: Tensor, rank: int, world: int) -> tuple[Tensor, float]:
-    """This worker's part of a batch, and its share; a worker without samples repeats one with share 0."""
+def split_batch(rows: Tensor, rank: int, world: int, step_size: int | None = None) -> tuple[Tensor, float]:
+    """This worker's part of a batch, and its share of a step of `step_size` samples, of which the batch is all when
+    left out; a worker without samples repeats one with share 0."""
     # Row by row in turn, so that parts differ by one sample at most.
     mine = rows[rank::world]
     if not len(mine):
         return rows[:1], 0.0
-    return mine, len(mine) * world / len(rows)
+    return mine, len(mine) * world / (step_size or len(rows))

@@ -9,7 +9,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,7 +144,7 @@ class _Training:
             self._freeze_what_no_loss_reaches()
         self.parameters = [p for p in self.learner.parameters() if p.requires_grad]
         self.optimizer = build_optimizers(config.optimizer, self.parameters, method.own_optimizer)
-        self.steps_per_epoch = -(-transfer.samples_per_epoch // config.batch_size)
+        self.steps_per_epoch = -(-transfer.samples_per_epoch // config.samples_per_step)
         self.schedule = build_schedule(config.schedule, self.optimizer, config.epochs, self.steps_per_epoch)
         self.batch_norms = GlobalBatchNorm()
         self.average = Average(network, config.averaged) if config.averaged else None
@@ -152,6 +152,7 @@ class _Training:
         self.best: dict[str, Tensor] = {}
         self.saved = time.monotonic()
         self.cost = Cost(self.learner, context.device)
+        self.distributed: DistributedDataParallel | None = None
 
     def run(self) -> None:
         """Train the epochs that are left."""
@@ -161,7 +162,7 @@ class _Training:
             self.parameters,
             self.context,
             steps_per_epoch=self.steps_per_epoch,
-            batches_per_epoch=self.transfer.samples_per_epoch / self.config.batch_size,
+            batches_per_epoch=self.transfer.samples_per_epoch / self.config.samples_per_step,
         )
         step_function = self._step_function()
         with self.batch_norms.spread_over_workers(self.learner, self.context.world):
@@ -181,24 +182,19 @@ class _Training:
             self.learner.train()  # validation leaves it in eval mode
             hold(self.frozen_norms)
             self.cost.begin_epoch(self.progress.step)
-            for batch in self._batches(epoch):
-                self._step(step_function, batch)
+            for batches in self._steps(epoch):
+                self._step(step_function, batches)
             self._end_epoch(epoch)
 
-    def _step(self, step_function: StepFunction, batch: Batch) -> None:
-        # Dropout and the like draw from torch's own generators. Seeded by the step, they draw the same whatever was
-        # drawn before: a resumed training need not know the state of any generator.
-        seed = fold_key(self.config.seed, Purpose.STEP, self.progress.step, self.context.rank)
-        seed_generators(seed, batch.inputs.device)
-        targets = None if self.teacher is None else self.teacher(batch)
-        # A worker without samples repeats one, or the others would wait for its gradients; it counts for nothing.
-        self.batch_norms.counts = batch.share > 0
-        losses, seen = step_function(batch, targets)
-        if batch.share != 1.0:  # DDP averages over workers, whose parts of a batch differ by a sample
-            losses = {name: loss * batch.share for name, loss in losses.items()}
-            seen = {name: value * batch.share for name, value in seen.items()}
+    def _step(self, step_function: StepFunction, batches: Iterable[tuple[int, Batch]]) -> None:
+        """One step of the optimizer, by the gradients of batches; each with the number of those that follow."""
         self.optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(losses.values())).sum().backward()
+        told = []
+        for number, (left, batch) in enumerate(batches):
+            # Workers exchange gradients once in a step, while those of its last batch are made.
+            with self.distributed.no_sync() if self.distributed is not None and left else nullcontext():
+                told.append(self._go_backward(step_function, batch, number))
+        losses, seen = told[0] if len(told) == 1 else (sum_of_named(part) for part in zip(*told, strict=True))
         if self.config.clip_norm:
             nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
         self.optimizer.step()
@@ -213,6 +209,24 @@ class _Training:
         # The clock and the wish to stop differ between workers, but all have to save, or to stop, after the same step.
         if self.context.world == 1 or self.progress.step % AGREE_EVERY == 0:
             self._checkpoint_if_due()
+
+    def _go_backward(
+        self, step_function: StepFunction, batch: Batch, number: int
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Add the gradients of a batch, the step's `number`; what `Learner` says of it, times its share."""
+        # Dropout and the like draw from torch's own generators. Seeded by the step, they draw the same whatever was
+        # drawn before: a resumed training need not know the state of any generator.
+        place = (self.progress.step, self.context.rank, *([number] if number else []))
+        seed_generators(fold_key(self.config.seed, Purpose.STEP, *place), batch.inputs.device)
+        targets = None if self.teacher is None else self.teacher(batch)
+        # A worker without samples repeats one, or the others would wait for its gradients; it counts for nothing.
+        self.batch_norms.counts = batch.share > 0
+        losses, seen = step_function(batch, targets)
+        if batch.share != 1.0:  # DDP averages over workers, whose parts of a batch differ by a sample
+            losses = {name: loss * batch.share for name, loss in losses.items()}
+            seen = {name: value * batch.share for name, value in seen.items()}
+        torch.stack(list(losses.values())).sum().backward()
+        return losses, seen
 
     def _end_epoch(self, epoch: int) -> None:
         metrics = {"epoch": epoch + 1, **self.losses.end_epoch(epoch, self.progress.step)}
@@ -300,20 +314,29 @@ class _Training:
         if self.context.world > 1:
             # Not frozen: other samples may reach them. Looking for them in every step costs time, so only where needed.
             learner = DistributedDataParallel(learner, find_unused_parameters=bool(self._not_reached()))
+            self.distributed = learner
         if self.config.compile:
             learner = torch.compile(learner)
         function: StepFunction = learner
         return function
 
-    def _batches(self, epoch: int) -> Iterator[Batch]:
-        """This worker's batches of what is left of an epoch."""
+    def _steps(self, epoch: int) -> Iterator[Iterator[tuple[int, Batch]]]:
+        """This worker's batches of each step that is left of an epoch, made one after another when they are asked for;
+        with the number of those that follow in the step."""
         done = self.progress.step - epoch * self.steps_per_epoch
-        rows = self.transfer.epoch_order(self.config.seed, epoch).split(self.config.batch_size)[done:]
+        steps = self.transfer.epoch_order(self.config.seed, epoch).split(self.config.samples_per_step)[done:]
+        pieces = [(step, step.split(self.config.batch_size)) for step in steps]
+        rank, world = self.context.rank, self.context.world
         parts, shares = zip(
-            *(split_batch(row, self.context.rank, self.context.world) for row in rows), strict=True
+            *(split_batch(rows, rank, world, len(step)) for step, some in pieces for rows in some),
+            strict=True,
         )
+        wholes = [step for step, some in pieces for _ in some]
+        is_part = world > 1 or self.config.accumulate is not None
         view = self.transfer.views.of_epoch(epoch)
-        return self.transfer.batches(parts, view, shares, epoch, rows if self.context.world > 1 else None)
+        batches = self.transfer.batches(parts, view, shares, epoch, wholes if is_part else None)
+        for _, some in pieces:
+            yield ((left, next(batches)) for left in reversed(range(len(some))))
 
     def _checkpoint_if_due(self) -> None:
         stop, is_due = self._agreed(
@@ -384,6 +407,11 @@ class _Training:
 
     def _predict(self, inputs: Tensor) -> Tensor:
         return predictor(self.model, self.transfer, self.config)(inputs)
+
+
+def sum_of_named(told: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The sums of scalars of the same names. Their graphs are gone backward, and hold nothing but their nodes."""
+    return {name: torch.stack([each[name] for each in told]).sum() for name in told[0]}
 
 
 def _output_of(returned: object) -> Output:

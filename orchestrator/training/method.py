@@ -117,8 +117,8 @@ class Method(nn.Module):
         once         the attributes below: they are set when the constructor ends, and do not change afterwards
         once         `at_step` with the steps done so far, after a checkpoint was loaded
         an epoch     `change`, before its first batch, in stages that have `changes`; again when a training goes on
-        a step       `asked`, with live teachers, before they run; `losses`; `observations`; the gradients and the
-                     optimizer's step; `at_step`
+        a step       `asked`, with live teachers, before they run; `losses`; `observations`; the gradients: with
+                     `accumulate` all of these for each of the step's batches; the optimizer's step; `at_step`
 
     A method that looks at features (`student_features`) has its `losses` called once more, on the first two samples and
     before the first step, on a copy of itself: what has no gradient then is not trained. On several workers all hooks
@@ -142,7 +142,7 @@ class Method(nn.Module):
     """An optimizer of its own for a module that trains beside the student, such as a generator; schedules leave it."""
 
     def losses(self, student: Output, teacher: TeacherTargets | None, batch: Batch) -> dict[str, Tensor]:
-        """Called in every step: named terms of the loss, each a mean over the batch with its weight applied.
+        """Called for every batch: named terms of the loss, each a mean over the batch with its weight applied.
 
         The loop adds them up and goes backward. All steps name the same terms. Autocast has ended: in stages with
         `precision: bfloat16` logits arrive as bfloat16, and losses are computed in float32. `teacher` is None where the

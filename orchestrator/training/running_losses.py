@@ -49,7 +49,7 @@ class RunningLosses:
         steps_per_epoch: int,
         batches_per_epoch: float,
     ) -> None:
-        """`batches_per_epoch`: samples of an epoch in full batches, of which the last may be a part."""
+        """`batches_per_epoch`: samples of an epoch in full steps, of which the last may be a part."""
         self._sums, self._parameters, self._context = sums, parameters, context
         self._steps_per_epoch = steps_per_epoch
         self._last_weight = batches_per_epoch - (steps_per_epoch - 1)

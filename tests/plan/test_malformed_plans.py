@@ -455,6 +455,7 @@ REFUSED = {
         "is no int",
     ),
     "no batch": (teacher("batch_size: 0"), "8: stages.teacher.batch_size", "should be at least 1"),
+    "steps of no batch": (teacher("accumulate: 0"), "8: stages.teacher.accumulate", "should be at least 1"),
     "no replicas": (teacher("replicas: 0"), "8: stages.teacher.replicas", "should be at least 1"),
     "a million replicas": (teacher("replicas: 1000000"), "8: stages.teacher.replicas", "at most 1,000"),
     "negative seed": (teacher("seed: -1"), "8: stages.teacher.seed", "should be at least 0"),

@@ -73,3 +73,5 @@ def test_what_the_generator_cannot_do_is_said(stages: Any, plan: dict[str, Any])
     assert "no feature `embeding`; did you mean `embedding`" in str(stages.attempt("student").error)
     with pytest.raises(ValueError, match="the generator makes all samples"):
         stages.write(plan | {"student": plan["student"] | {"transfer": {"fraction": 0.5}}})
+    with pytest.raises(ValueError, match="learns from whole batches"):
+        stages.write(plan | {"student": plan["student"] | {"accumulate": 2}})

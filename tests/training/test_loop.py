@@ -117,6 +117,12 @@ def averages_of_weights_partly_decayed(bench: Any) -> tuple[nn.Module, dict[str,
     return bench.cnn(), {}
 
 
+def gradients_of_several_batches(bench: Any) -> tuple[nn.Module, dict[str, Any]]:
+    bench.config = STEP_SCHEDULE | {"batch_size": 1, "accumulate": 5, "ema": {"decay": 0.8}}
+    bench.augment = (MixupConfig(),)
+    return bench.mlp(dropout=0.5), {}
+
+
 RECIPES = [
     mlp_with_step_schedule,
     augmented_cnn_with_one_cycle,
@@ -126,6 +132,7 @@ RECIPES = [
     adamw_without_schedule_and_a_connector,
     early_stopping,
     averages_of_weights_partly_decayed,
+    gradients_of_several_batches,
 ]
 
 
@@ -153,6 +160,46 @@ def plain_training(
 def test_it_is_the_loop_that_anybody_would_write(bench: Any) -> None:
     expected = plain_training(bench, bench.cnn(), lambda optimizer: optimizer.step())
     assert same_weights(bench.train(bench.cnn()), expected)
+
+
+def test_steps_of_several_batches_are_those_of_the_loop_that_anybody_would_write(bench: Any) -> None:
+    """23 samples in steps of 12 and 11, the last batch of which has 2: weighed by samples. Batch
+    norms see the batches."""
+    model, transfer, settings = bench.cnn(), bench.transfer(), bench.settings()
+    optimizer = torch.optim.SGD(model.parameters(), settings.optimizer.learning_rate, momentum=0.9)
+    for epoch in range(settings.epochs):
+        for step in transfer.epoch_order(settings.seed, epoch).split(12):
+            optimizer.zero_grad()
+            for rows in step.split(3):
+                inputs = (transfer.split.inputs[rows] - 0.5) / 0.3
+                loss = F.cross_entropy(model(inputs), transfer.split.labels[rows], reduction="sum")
+                (loss / len(step)).backward()
+            optimizer.step()
+    trained = bench.train(bench.cnn(), batch_size=3, accumulate=4)
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(trained.state_dict()[key], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 6])
+@pytest.mark.parametrize("recipe", ["plain", "mixed", "weighed", "unlabelled"])
+def test_so_many_small_batches_are_one_large_one(bench: Any, recipe: str, batch_size: int) -> None:
+    """Whatever counts per sample, in schedules, averages and the numbers that are told; also where samples of a class,
+    or those with a label, come by chance."""
+    if recipe == "mixed":
+        bench.augment = (ShiftConfig(), MixupConfig(), CutmixConfig())
+    bench.config = ONE_CYCLE | {"ema": {"decay": 0.8}, "label_smoothing": 0.1, "clip_norm": 0.5}
+    transfer = bench.transfer()
+    if recipe == "weighed":
+        transfer = transfer.told(bench.settings(class_weights=[1, 2, 4], logit_adjustment=1), ("a", "b", "c"))
+    if recipe == "unlabelled":
+        transfer.split.labels[::3] = -1
+    bench.transfer = lambda: transfer
+    large = bench.train(bench.mlp(), "large", batch_size=12).state_dict()
+    small = bench.train(bench.mlp(), "small", batch_size=batch_size, accumulate=12 // batch_size).state_dict()
+    for key, value in large.items():
+        torch.testing.assert_close(small[key], value, rtol=1e-4, atol=1e-6)
+    for one, several in zip(bench.metrics("large"), bench.metrics("small"), strict=True):
+        assert several == pytest.approx(one, rel=1e-4)
 
 
 @pytest.mark.parametrize("warmup", [False, True])
