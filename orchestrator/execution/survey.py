@@ -190,6 +190,7 @@ def _models_of(node: Node, graph: Graph, task: Task) -> list[ProbedModel]:
             with_unlabelled=config.learns_unlabelled and config.transfer.may_lack_labels(task),
             shards=config.data_shards,
             freeze=config.frozen,
+            parameter_groups=config.grouped,
             initial=graph.model_of(config.initial) if config.initial and not config.grow else None,
         )
         for model, num_classes in config.trained_models(graph, task)

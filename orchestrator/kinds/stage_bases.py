@@ -15,6 +15,7 @@ from raydistill.kinds.training import (
     EmaConfig,
     GrowthOptions,
     OptimizerOptions,
+    ParameterGroupConfig,
     ScheduleOptions,
     SgdConfig,
     TransferConfig,
@@ -269,6 +270,16 @@ class TrainingConfig(StageConfig):
         return ()
 
     @property
+    def grouped(self) -> tuple[ParameterGroupConfig, ...]:
+        """The parameters that learn otherwise than the rest."""
+        return ()
+
+    @property
+    def decayed_by_layer(self) -> float | None:
+        """Times the learning rate for each layer before the last; None where all have one rate."""
+        return None
+
+    @property
     def averaged(self) -> EmaConfig | None:
         """How its weights are averaged; None when they are not."""
         return None
@@ -344,16 +355,45 @@ class TrainingConfig(StageConfig):
         return self.replace(seed=self.seed + index, replicas=1)
 
 
-class FreezeConfig(TrainingConfig):
-    """What trainings of one model can be told of the parts that stay as they are."""
+class PartsConfig(TrainingConfig):
+    """What trainings of one model can be told of its parts: which stay as they are, and which learn at other rates.
+
+    `layer_decay` multiplies the learning rate once for every layer between a parameter and the outputs (arXiv
+    2106.08254). Layers are the parts of the model in order, such as `stem`, `stage1`, …, `classifier`; in a model that
+    names no features a chain or list of modules counts as its entries. What a method trains beside the model learns at
+    the whole rate.
+    """
 
     freeze: tuple[str, ...] | None = Field(None, min_length=1)
     """Names of parameters that are not trained, with `*` for any part: `[features.*]`; none when left out. Batch norms
     of these names keep their statistics and normalise by them."""
 
+    parameter_groups: tuple[ParameterGroupConfig, ...] | None = Field(None, min_length=1)
+    """Rates and decays of their own for parameters of some names: `[{match: classifier.*, lr_scale: 10}]`."""
+    layer_decay: Annotated[Number, Field(gt=0, le=1)] | None = None
+    """Times the learning rate for each layer before the last, such as 0.75; one rate for all when left out."""
+
+    @model_validator(mode="after")
+    def _decay_can_be_told(self) -> Self:
+        for index, group in enumerate(self.parameter_groups or ()):
+            if group.weight_decay is not None and "weight_decay" not in self.optimizer.group_keys:
+                raise located_error(
+                    f"the optimizer `{self.optimizer.name}` has no `weight_decay`; leave it out",
+                    *("parameter_groups", index, "weight_decay"),
+                )
+        return self
+
     @property
     def frozen(self) -> tuple[str, ...]:
         return self.freeze or ()
+
+    @property
+    def grouped(self) -> tuple[ParameterGroupConfig, ...]:
+        return self.parameter_groups or ()
+
+    @property
+    def decayed_by_layer(self) -> float | None:
+        return self.layer_decay
 
 
 class EmaTrainingConfig(TrainingConfig):

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from raydistill.kinds.stage_bases import BatchSize
-from raydistill.kinds.training import AlsoConfig, TransferConfig
+from raydistill.kinds.training import AlsoConfig, ParameterGroupConfig, TransferConfig
 from raydistill.plan.config import Boolean, Config, Integer
 from raydistill.plan.model import ModelConfig
 from raydistill.plan.stage import StageConfig
@@ -44,6 +44,7 @@ class ProbedModel(Config):
     initial: ModelConfig | None = None
     is_trained: Boolean = True
     freeze: tuple[str, ...] = ()
+    parameter_groups: tuple[ParameterGroupConfig, ...] = ()
 
 
 class OwnImplementation(Config):

@@ -2,12 +2,12 @@
 
 from pydantic import model_validator
 
-from raydistill.kinds.stage_bases import BalanceConfig, EmaTrainingConfig, FreezeConfig, WeightsConfig
+from raydistill.kinds.stage_bases import BalanceConfig, EmaTrainingConfig, PartsConfig, WeightsConfig
 from raydistill.plan.config_errors import located_error
 from raydistill.plan.model import ModelConfig
 
 
-class TrainConfig(BalanceConfig, WeightsConfig, FreezeConfig, EmaTrainingConfig):
+class TrainConfig(BalanceConfig, WeightsConfig, PartsConfig, EmaTrainingConfig):
     """Train a model on labels: a teacher, a generalist, a baseline."""
 
     word = "train"

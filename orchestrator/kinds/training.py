@@ -100,6 +100,23 @@ class AdamConfig(AdamWConfig):
 OPTIMIZERS = (SgdConfig, AdamWConfig, AdamConfig)
 
 
+class ParameterGroupConfig(Config):
+    """Parameters that learn otherwise than the rest. Of several groups that match one, the first counts."""
+
+    match: Annotated[str, Field(min_length=1)]
+    """Names of parameters, with `*` for any part: `classifier.*`."""
+    lr_scale: Positive = 1.0
+    """Times the learning rate, and times what `layer_decay` says."""
+    weight_decay: NonNegative | None = None
+    """In place of the optimizer's, also where its `undecayed` spares them or `changes` give it another."""
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "ParameterGroupConfig":
+        if self.lr_scale == 1 and self.weight_decay is None:
+            raise located_error("a group that learns as the rest does; write `lr_scale` or `weight_decay`")
+        return self
+
+
 class ScheduleOptions(Kind):
     """How the learning rate changes.
 

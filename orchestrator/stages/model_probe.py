@@ -30,6 +30,7 @@ from raydistill.training import model_files
 from raydistill.training.data import TransferSet, transfer_positions
 from raydistill.training.freezing import freeze, hold
 from raydistill.training.method import Features, MethodContext
+from raydistill.training.parameter_groups import rules_of
 
 NAMED = 3  # of many parameters
 ROW = 12  # bytes of a stored row's id and view, in each column
@@ -153,6 +154,7 @@ def probe_model(probed: ProbedModel, task: Task, data: TaskData, samples: Tensor
                 _check_logits(logits, probed.model)
                 return Probe(parameters)
             norms = freeze(model, probed.freeze) if probed.freeze else []
+            rules_of(model, probed.parameter_groups, None)
             model.train()
             hold(norms)
             _check_gradients(model, samples, probed)

@@ -23,10 +23,8 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
     states = [*named, *(name for names in within.values() for name in names)]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in states):
-            parts = [
-                f"{name}.*" for name, part in model.named_children() if any(True for _ in part.parameters())
-            ]
-            hint = suggestion(pattern, [*parts, *named], listed=parts or named)
+            known, listed = known_patterns(model)
+            hint = suggestion(pattern, known, listed=listed)
             raise StageError(f"`freeze: [{pattern}]` matches no parameter of the model{hint}")
     for name, parameter in named.items():
         if _matches(name, patterns):
@@ -38,6 +36,13 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
     return [
         norms[name] for name, own in within.items() if own and all(_matches(each, patterns) for each in own)
     ]
+
+
+def known_patterns(model: nn.Module) -> tuple[list[str], list[str]]:
+    """Patterns of its parts and the names of its parameters, that somebody may have meant; and the few to list."""
+    named = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    parts = [f"{name}.*" for name, part in model.named_children() if any(True for _ in part.parameters())]
+    return [*parts, *named], parts or named
 
 
 def hold(norms: Sequence[nn.Module]) -> None:

@@ -39,6 +39,7 @@ from raydistill.training.evaluation import judge, predict_split
 from raydistill.training.freezing import freeze, hold
 from raydistill.training.method import Method
 from raydistill.training.optimizer import MaxNorm, build_optimizers, build_schedule, change_numbers
+from raydistill.training.parameter_groups import SCALE, rules_of
 from raydistill.training.running_losses import LossSums, RunningLosses
 from raydistill.training.warm_start import copy_metrics, warm_starts
 
@@ -143,7 +144,8 @@ class _Training:
         if method.student_features:
             self._freeze_what_no_loss_reaches()
         self.parameters = [p for p in self.learner.parameters() if p.requires_grad]
-        self.optimizer = build_optimizers(config.optimizer, self.parameters, method.own_optimizer)
+        rules = rules_of(network, config.grouped, config.decayed_by_layer)
+        self.optimizer = build_optimizers(config.optimizer, self.parameters, method.own_optimizer, rules)
         self.steps_per_epoch = -(-transfer.samples_per_epoch // config.samples_per_step)
         self.schedule = build_schedule(config.schedule, self.optimizer, config.epochs, self.steps_per_epoch)
         self.batch_norms = GlobalBatchNorm()
@@ -231,7 +233,8 @@ class _Training:
     def _end_epoch(self, epoch: int) -> None:
         metrics = {"epoch": epoch + 1, **self.losses.end_epoch(epoch, self.progress.step)}
         self.cost.end_epoch(self.progress.step)  # the losses were read: the device is done with the steps
-        metrics["train/learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        group = self.optimizer.param_groups[0]
+        metrics["train/learning_rate"] = group["lr"] / group.get(SCALE, 1.0)
         if self.validation is not None and len(self.validation) and self.context.is_main:
             with nullcontext() if self.average is None else self.average.in_place():
                 metrics |= self._validate()

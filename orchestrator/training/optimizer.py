@@ -2,7 +2,8 @@
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from raydistill.kinds.training import (
     StepSchedule,
 )
 from raydistill.lookup import load_object
+from raydistill.training.parameter_groups import SCALE, Rule, divide
 
 SCHEDULE_STATE = ("last_epoch", "_step_count", "_last_lr")
 RATES = frozenset({"lr", "initial_lr", "max_lr", "min_lr"})
@@ -102,13 +104,17 @@ def build_optimizers(
     config: OptimizerOptions,
     parameters: Sequence[nn.Parameter],
     own: tuple[OptimizerOptions, nn.Module] | None,
+    rules: Mapping[int, Rule] = MappingProxyType({}),
 ) -> Optimizer:
-    """The optimizer over all parameters; those of a module that has an optimizer of its `own` get that one."""
-    if own is None:
-        return build_optimizer(config, parameters)
-    apart = {id(parameter) for parameter in own[1].parameters()}
-    rest = [parameter for parameter in parameters if id(parameter) not in apart]
-    return OptimizerPair(build_optimizer(config, rest), build_optimizer(own[0], own[1].parameters()))
+    """The optimizer over all parameters, by their `rules`; those of a module that has an optimizer of its `own` get
+    that one."""
+    apart = set() if own is None else {id(parameter) for parameter in own[1].parameters()}
+    optimizer = build_optimizer(config, [each for each in parameters if id(each) not in apart])
+    if rules:
+        divide(optimizer, rules)
+    return (
+        optimizer if own is None else OptimizerPair(optimizer, build_optimizer(own[0], own[1].parameters()))
+    )
 
 
 def build_schedule(
@@ -143,13 +149,13 @@ def step(config: StepSchedule, optimizer: Optimizer, epochs: int, steps_per_epoc
 
 def cosine(config: CosineSchedule, optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> LRScheduler:
     total = epochs * steps_per_epoch
-    if config.warmup is not None:
-
+    if config.warmup is not None or any(SCALE in group for group in optimizer.param_groups):
+        # Torch's has one lowest rate for all groups.
         def falling(step: int, start: int) -> float:
             done = max(step - start, 0) / (total - start)
             return config.final + (1 - config.final) * (1 + math.cos(math.pi * done)) / 2
 
-        return WarmedUp(optimizer, config.warmup, total, falling)
+        return WarmedUp(optimizer, config.warmup or 0.0, total, falling)
     return Cosine(optimizer, total, eta_min=config.final * optimizer.param_groups[0]["lr"])
 
 
@@ -186,7 +192,7 @@ def one_cycle(
     total = epochs * steps_per_epoch + 1
     return OneCycleLR(
         optimizer,
-        optimizer.param_groups[0]["lr"],
+        [group["lr"] for group in optimizer.param_groups],
         total_steps=total,
         pct_start=_dividing_warmup(config.warmup, total),
         cycle_momentum=False,
@@ -210,9 +216,10 @@ def change_numbers(
         base = (
             group["max_lr"] if "max_lr" in group else group["initial_lr"]
         )  # one cycle begins below its base
-        if base != config.learning_rate:
-            group.update({key: group[key] / base * config.learning_rate for key in RATES & group.keys()})
-        kept = {"weight_decay"} if group.get("undecayed") else set()
+        wanted = config.learning_rate * group.get(SCALE, 1.0)
+        if base != wanted:
+            group.update({key: group[key] / base * wanted for key in RATES & group.keys()})
+        kept = {"weight_decay"} if {"undecayed", "own_decay"} & group.keys() else set()
         group.update({key: getattr(config, key) for key in config.group_keys if key not in kept})
     if (rebase := getattr(schedule, "rebase", None)) is not None:
         rebase(written, config.learning_rate)

@@ -456,6 +456,17 @@ REFUSED = {
     ),
     "no batch": (teacher("batch_size: 0"), "8: stages.teacher.batch_size", "should be at least 1"),
     "steps of no batch": (teacher("accumulate: 0"), "8: stages.teacher.accumulate", "should be at least 1"),
+    "a group like the rest": (
+        teacher("parameter_groups: [{match: a}]"),
+        "8: stages.teacher.parameter_groups.0",
+        "write `lr_scale` or `weight_decay`",
+    ),
+    "no rate": (
+        teacher("parameter_groups: [{match: a, lr_scale: 0}]"),
+        "8: stages.teacher.parameter_groups.0.lr_scale",
+        "above 0",
+    ),
+    "layers that grow": (teacher("layer_decay: 1.5"), "8: stages.teacher.layer_decay", "at most 1"),
     "no replicas": (teacher("replicas: 0"), "8: stages.teacher.replicas", "should be at least 1"),
     "a million replicas": (teacher("replicas: 1000000"), "8: stages.teacher.replicas", "at most 1,000"),
     "negative seed": (teacher("seed: -1"), "8: stages.teacher.seed", "should be at least 0"),

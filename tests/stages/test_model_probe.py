@@ -164,6 +164,10 @@ def test_what_is_frozen_is_looked_for_before_work(attempt: Try) -> None:
     assert attempt(normed, batch_size=107, freeze=["[12].*"]).error is None
     assert "`freeze: [tail.*]` matches no parameter" in (attempt(normed, freeze=["tail.*"]).error or "")
     assert "leaves nothing to train" in (attempt(normed, freeze=["*"]).error or "")
+    quick = attempt(normed, parameter_groups=[{"match": "tail.*", "lr_scale": 10}])
+    assert "`parameter_groups.0.match: tail.*` matches no parameter of the model; known: `1.*`" in (
+        quick.error or ""
+    )
 
 
 def test_a_model_that_is_fit_is_counted_and_leaves_the_random_state(attempt: Try) -> None:

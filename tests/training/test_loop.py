@@ -113,6 +113,8 @@ def averages_of_weights_partly_decayed(bench: Any) -> tuple[nn.Module, dict[str,
         "changes": [{"after": 1, "set": {"optimizer.weight_decay": 0.2, "optimizer.learning_rate": 0.2}}],
         "ema": {"decay": 0.8},
         "early_stopping": {"patience": 9},
+        "parameter_groups": [{"match": "4.*", "lr_scale": 3, "weight_decay": 0.1}],
+        "layer_decay": 0.7,
     }
     return bench.cnn(), {}
 
