@@ -207,7 +207,7 @@ class DistillConfig(BalanceConfig, WeightsConfig, PartsConfig, EmaTrainingConfig
 
     @model_validator(mode="after")
     def _balance_is_about_labels(self) -> "DistillConfig":
-        for key in ("class_weights", "logit_adjustment"):
+        for key in ("class_weights", "logit_adjustment", "binary_cross_entropy"):
             if getattr(self, key) is not None and not any(method.needs_labels for method in self.all_methods):
                 raise located_error(
                     f"`{key}` is about the loss with the labels, and no method looks at them; leave it out, or raise a"

@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 from raydistill.kinds.augmentations import AugmentationOptions
 from raydistill.kinds.changes import mistakes_of_changes
 from raydistill.kinds.training import (
+    BinaryCrossEntropyConfig,
     ChangeConfig,
     ConstantSchedule,
     EarlyStoppingConfig,
@@ -77,7 +78,8 @@ class BalanceConfig(StageConfig):
     `class_weights` and `logit_adjustment` are about the cross-entropy with the labels alone; a weight multiplies each
     sample's loss (with label smoothing as torch has it), and weights are scaled so that their mean over the samples is
     1. `sampler: balanced` is about all losses: an epoch has as many samples as before, from every class equally many;
-    what has no label counts as a class.
+    what has no label counts as a class. `binary_cross_entropy` is another loss with the labels, which the weights are
+    about just as well.
     """
 
     class_weights: Literal["balanced"] | tuple[NonNegative, ...] | None = Field(
@@ -89,6 +91,19 @@ class BalanceConfig(StageConfig):
     logit_adjustment: NonNegative | None = Field(
         None, description="τ: logits + τ · log(share of the class) in training (arXiv 2007.07314)"
     )
+
+    binary_cross_entropy: BinaryCrossEntropyConfig | None = Field(
+        None, description="`{}`: one question for every class, in place of the cross-entropy with the labels"
+    )
+
+    @model_validator(mode="after")
+    def _adjusts_a_softmax(self) -> Self:
+        if self.binary_cross_entropy is not None and self.logit_adjustment is not None:
+            raise located_error(
+                "`logit_adjustment` shifts the logits of a softmax, and `binary_cross_entropy` has none; keep one",
+                "logit_adjustment",
+            )
+        return self
 
     @model_validator(mode="after")
     def _balanced_once(self) -> Self:

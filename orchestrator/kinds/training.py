@@ -371,6 +371,22 @@ class EmaConfig(Config):
         return min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
 
 
+class BinaryCrossEntropyConfig(Config):
+    """Of the labels, a question of its own for every class: the mean over classes of the cross-entropy of sigmoid(z_c)
+    with t_c, in place of that of the softmax ("ResNet strikes back", Wightman et al. 2021, arXiv 2110.00476, where it
+    goes with mixup and cutmix).
+
+    t is 1 at the label, in proportion at both labels of a mixed sample, or 1 at each of which there is more than
+    `threshold`; then `label_smoothing` ε makes it (1 - ε) t + ε / C. The mean over classes is about C / 2 times smaller
+    than a cross-entropy: raise a plain SGD's rate, or `hard_weight` beside a soft loss. Predictions, soft targets and
+    `loss` in reports stay those of the softmax of z.
+    """
+
+    threshold: Annotated[Number, Field(ge=0, lt=1)] | None = None
+    """Of a mixed sample, labels of more than this part are all there: 0 as the paper has it, 0.2 as its code; labels
+    count in proportion when left out."""
+
+
 class EarlyStoppingConfig(Config):
     """Stop when the validation split has not got better for `patience` epochs, and keep the best epoch's weights.
 

@@ -41,32 +41,55 @@ def hard_loss(student_logits: Tensor, batch: Batch, label_smoothing: float = 0.0
     """Cross-entropy with the labels at T = 1; under mixup with both samples' labels in proportion.
 
     The mean over the samples that have a label; 0 where none has. Where the classes are balanced, each sample's loss
-    has its label's weight, and logits are shifted first.
+    has its label's weight, and logits are shifted first. A binary one is `binary_losses`.
     """
     balance = batch.balance or Balance()
     logits = student_logits.float() if balance.shift is None else student_logits.float() + balance.shift
-    if batch.label_weights is None and batch.partner_labels is None and balance.weights is None:
+    if balance.is_binary:
+        losses = binary_losses(logits, batch, balance, label_smoothing)
+    elif batch.label_weights is None and batch.partner_labels is None and balance.weights is None:
         return F.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
-    losses = over_labels(
-        lambda labels: F.cross_entropy(
-            logits,
-            labels,
-            balance.weights,
-            reduction="none",
-            label_smoothing=label_smoothing,
-            ignore_index=UNLABELLED,
-        ),
-        batch,
-    )
+    else:
+        losses = over_labels(
+            lambda labels: F.cross_entropy(
+                logits,
+                labels,
+                balance.weights,
+                reduction="none",
+                label_smoothing=label_smoothing,
+                ignore_index=UNLABELLED,
+            ),
+            batch,
+        )
     return (losses if batch.label_weights is None else batch.label_weights * losses).mean()
 
 
+def binary_losses(logits: Tensor, batch: Batch, balance: Balance, label_smoothing: float) -> Tensor:
+    """(B,): the mean over classes of the binary cross-entropy of logits (B, C) with the labels (arXiv 2110.00476), in
+    the proportion of a mixture or all 1 above a threshold, then smoothed; times the labels' weights in proportion.
+
+    What has no label is asked about class 0: it has no weight in the batch.
+    """
+
+    def one_hot(labels: Tensor) -> Tensor:
+        return torch.zeros_like(logits).scatter_(1, labels.clamp(min=0).unsqueeze(1), 1.0)
+
+    targets = over_labels(one_hot, batch)
+    if balance.threshold is not None:
+        targets = (targets > balance.threshold).to(logits.dtype)
+    smoothed = (1 - label_smoothing) * targets + label_smoothing / logits.shape[1]
+    losses = F.binary_cross_entropy_with_logits(logits, smoothed, reduction="none").mean(dim=1)
+    if (weights := balance.weights) is None:
+        return losses
+    return losses * over_labels(lambda labels: weights[labels.clamp(min=0)], batch)
+
+
 def over_labels(term: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
-    """What `term` says for labels (B,), a value per sample; under mixup of both samples' labels in proportion."""
+    """What `term` says for labels (B,), a value or row per sample; under mixup of both labels in proportion."""
     if batch.partner_labels is None or batch.weights is None:
         return term(batch.labels)
     own, partner = term(batch.labels), term(batch.partner_labels)
-    return torch.lerp(partner, own, batch.weights.to(own.dtype))
+    return torch.lerp(partner, own, batch.weights.to(own.dtype).view(-1, *[1] * (own.dim() - 1)))
 
 
 def divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:

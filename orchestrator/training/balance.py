@@ -16,10 +16,15 @@ from raydistill.tasks.seeds import Purpose
 
 
 class Balance(NamedTuple):
-    """What hard losses are told of the classes: `weights` (C,) of their labels, and a `shift` (C,) of the logits."""
+    """What hard losses are told of the classes: `weights` (C,) of their labels, and a `shift` (C,) of the logits.
+
+    `is_binary` asks for every class by itself, where labels of a part above `threshold` count as one.
+    """
 
     weights: Tensor | None = None
     shift: Tensor | None = None
+    is_binary: bool = False
+    threshold: float | None = None
 
 
 def balance_of(config: BalanceConfig, labels: Tensor, class_names: tuple[str, ...]) -> Balance | None:
@@ -27,7 +32,8 @@ def balance_of(config: BalanceConfig, labels: Tensor, class_names: tuple[str, ..
 
     `StageError` names a class without samples where that leaves no number.
     """
-    if config.class_weights is None and config.logit_adjustment is None:
+    binary = config.binary_cross_entropy
+    if config.class_weights is None and config.logit_adjustment is None and binary is None:
         return None
     counts = torch.bincount(labels[labels != UNLABELLED].cpu(), minlength=len(class_names)).double()
     weights = shift = None
@@ -41,7 +47,7 @@ def balance_of(config: BalanceConfig, labels: Tensor, class_names: tuple[str, ..
             )
         prior = (counts / counts.sum()).log()
         shift = (config.logit_adjustment * prior).float().to(labels.device)
-    return Balance(weights, shift)
+    return Balance(weights, shift, binary is not None, binary.threshold if binary else None)
 
 
 def _weights(wanted: str | tuple[float, ...], counts: Tensor) -> Tensor:

@@ -456,6 +456,11 @@ REFUSED = {
     ),
     "no batch": (teacher("batch_size: 0"), "8: stages.teacher.batch_size", "should be at least 1"),
     "steps of no batch": (teacher("accumulate: 0"), "8: stages.teacher.accumulate", "should be at least 1"),
+    "a shift of no softmax": (
+        teacher("logit_adjustment: 1, binary_cross_entropy: {}".replace(", ", "\n    ")),
+        "8: stages.teacher.logit_adjustment",
+        "`binary_cross_entropy` has none; keep one",
+    ),
     "a group like the rest": (
         teacher("parameter_groups: [{match: a}]"),
         "8: stages.teacher.parameter_groups.0",

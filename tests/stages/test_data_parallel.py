@@ -84,6 +84,8 @@ def plan_of(teacher: dict[str, Any], student: dict[str, Any], fragile: str, idle
         "stopped": teacher | {"batch_size": 5, "seed": 7},
         "balanced": teacher | {"batch_size": 25} | BALANCED,
         "weighed": teacher | {"batch_size": 25, "class_weights": [1, 2, 4], "logit_adjustment": 1},
+        "binary": teacher
+        | {"batch_size": 25, "binary_cross_entropy": {"threshold": 0.2}, "augment": AUGMENT},
         "targets": {"stage": "predict_targets", "teacher": "plain"},
         "student": student | {"targets": "targets", "batch_size": 25},
         "branches": {"stage": "train_branches", "model": STAGED, "deploy": "ensemble"} | online,
@@ -160,6 +162,7 @@ def test_two_workers_make_what_one_makes(
         "bounded",
         "balanced",
         "weighed",
+        "binary",
         "branches",
         "peers",
         "codistilled.1",

@@ -29,11 +29,17 @@ def distance(stages: Any, one: str, other: str) -> float:
 
 @pytest.mark.parametrize("mode", ["stored", "live"])
 @pytest.mark.parametrize("method", [HARD, {"method": "labels"}])
+@pytest.mark.parametrize("loss", [{}, {"binary_cross_entropy": {}, "class_weights": [1, 2, 3]}])
 def test_without_soft_weight_a_student_is_bit_for_bit_a_supervised_one(
-    stages: Any, teacher: dict[str, Any], student: dict[str, Any], mode: str, method: dict[str, Any]
+    stages: Any,
+    teacher: dict[str, Any],
+    student: dict[str, Any],
+    mode: str,
+    method: dict[str, Any],
+    loss: dict[str, Any],
 ) -> None:
     model = {"name": "mlp", "widths": [8], "dropout": 0.5}
-    shared = {"epochs": 2, "batch_size": 16, "seed": 3, "label_smoothing": 0.1}
+    shared = {"epochs": 2, "batch_size": 16, "seed": 3, "label_smoothing": 0.1} | loss
     stages.run(
         {
             "teacher": teacher,

@@ -1,6 +1,7 @@
 """Classes with few samples: weights, order and shifts against closed forms, slow loops and torch's own weights."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -68,6 +69,61 @@ def test_a_weight_multiplies_the_loss_of_its_samples_as_torch_has_it(smoothing: 
         logits, other, told.weights, reduction="none", label_smoothing=smoothing
     )
     torch.testing.assert_close(hard_loss(logits, batch_of(labels, told, other), smoothing), mixed.mean())
+
+
+def slow_binary_loss(
+    logits: Tensor, batch: Batch, smoothing: float, threshold: float | None, class_weights: tuple[float, ...]
+) -> float:
+    """Class by class in Python's own floats; the mean over the samples that have a label."""
+    total, counted = 0.0, 0
+    for index, row in enumerate(logits.tolist()):
+        parts = {int(batch.labels[index]): 1.0}
+        if batch.partner_labels is not None and batch.weights is not None:
+            share = float(batch.weights[index])
+            parts = {int(batch.labels[index]): share}
+            parts[int(batch.partner_labels[index])] = (
+                parts.get(int(batch.partner_labels[index]), 0.0) + 1 - share
+            )
+        if -1 in parts:
+            continue
+        counted += 1
+        weight = sum(part * class_weights[label] for label, part in parts.items())
+        for label, logit in enumerate(row):
+            part = parts.get(label, 0.0)
+            aim = part if threshold is None else float(part > threshold)
+            aim = (1 - smoothing) * aim + smoothing / len(row)
+            sigmoid = 1 / (1 + math.exp(-logit))
+            total -= weight * (aim * math.log(sigmoid) + (1 - aim) * math.log(1 - sigmoid)) / len(row)
+    return total / counted
+
+
+@pytest.mark.parametrize("weighed", [False, True])
+@pytest.mark.parametrize("threshold", [None, 0.0, 0.4])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("samples", ["plain", "mixed", "unlabelled"])
+def test_a_binary_loss_asks_for_every_class_by_itself(
+    samples: str, smoothing: float, threshold: float | None, weighed: bool
+) -> None:
+    logits = torch.randn(16, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    options: dict[str, Any] = {"binary_cross_entropy": {"threshold": threshold}}
+    told = balance(**options | ({"class_weights": [1, 3, 2]} if weighed else {}))
+    numbers = (1.0, 1.0, 1.0) if told.weights is None else tuple(told.weights.tolist())
+    labels = LABELS[torch.randperm(16, generator=torch.Generator().manual_seed(1))]
+    batch = batch_of(labels, told, labels.flip(0) if samples == "mixed" else None)
+    if samples == "unlabelled":
+        labels = torch.where(torch.arange(16) % 3 == 0, -1, labels)
+        counts = (labels >= 0).float()
+        batch = replace(batch, labels=labels, label_weights=counts * 16 / counts.sum())
+    expected = slow_binary_loss(logits, batch, smoothing, threshold, numbers)
+    assert hard_loss(logits, batch, smoothing).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_two_classes_asked_apart_are_two_regressions() -> None:
+    """The gradient of each logit is sigmoid less target, over samples and classes."""
+    logits = torch.randn(16, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    hard_loss(logits, batch_of(LABELS, balance(binary_cross_entropy={}))).backward()
+    expected = (logits.detach().sigmoid() - F.one_hot(LABELS, 3)) / logits.numel()
+    torch.testing.assert_close(logits.grad, expected)
 
 
 def test_adjusted_logits_have_the_loss_of_the_paper() -> None:
