@@ -36,6 +36,8 @@ class OptimizerOptions(Kind):
 
     chosen_by = Choice("name", "optimizer", "optimizers", "raydistill.kinds.training:OPTIMIZERS")
 
+    fuses: ClassVar[bool] = False
+    """Whether `implementation` takes `fused=True`, as torch's do: then steps are left out on the device."""
     group_keys: ClassVar[tuple[str, ...]] = ()
     """Options that torch's parameter groups have under the same name: they may change while a stage trains."""
 
@@ -50,6 +52,7 @@ class SgdConfig(OptimizerOptions):
 
     word = "sgd"
     implementation = "raydistill.training.optimizer:sgd"
+    fuses = True
     group_keys = ("weight_decay", "momentum")
 
     learning_rate: Positive = 0.05
@@ -75,6 +78,7 @@ class AdamWConfig(OptimizerOptions):
 
     word = "adamw"
     implementation = "raydistill.training.optimizer:adamw"
+    fuses = True
     group_keys = ("weight_decay",)
 
     learning_rate: Positive = 1e-3

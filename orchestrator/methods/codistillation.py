@@ -10,6 +10,7 @@ from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
 from raydistill.training.exchange import Exchange
 from raydistill.training.method import Method
+from raydistill.training.precision import autocast
 
 
 class Codistillation(Method):
@@ -45,8 +46,7 @@ class Codistillation(Method):
             return _equal_weights(batch.inputs.new_zeros(len(batch.inputs), 0, 0))
         self.steps += 1
         self._count(batch, [self.step - other for other in self.exchange.steps.values()])
-        is_half = self.config.precision == "bfloat16"
-        with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=is_half):
+        with autocast(batch.inputs.device.type, self.config.precision):
             return _equal_weights(self.exchange.predictions(batch.inputs))
 
     def losses(self, student: Output, teacher: TeacherTargets | None, batch: Batch) -> dict[str, Tensor]:

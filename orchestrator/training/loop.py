@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from raydistill.training.freezing import freeze, hold
 from raydistill.training.method import Method
 from raydistill.training.optimizer import MaxNorm, build_optimizers, build_schedule, change_numbers
 from raydistill.training.parameter_groups import SCALE, rules_of
+from raydistill.training.precision import GradientScaler, autocast
 from raydistill.training.running_losses import LossSums, RunningLosses
 from raydistill.training.warm_start import copy_metrics, warm_starts
 
@@ -58,13 +59,13 @@ class Learner(nn.Module):
     """The student and its method as one module, so that both are optimised, distributed and checkpointed."""
 
     def __init__(
-        self, model: nn.Module, method: Method, *, bfloat16: bool = False, labelled: float = 1.0
+        self, model: nn.Module, method: Method, *, precision: str = "float32", labelled: float = 1.0
     ) -> None:
         """`labelled`: of the samples, the part whose label may be looked at."""
         super().__init__()
         self.model = model
         self.method = method
-        self.autocasts = bfloat16
+        self.precision = precision
         self.labelled = labelled
 
     def forward(
@@ -72,7 +73,7 @@ class Learner(nn.Module):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Named losses of a batch; and other numbers to report: its accuracy, if its labels are not mixed, and the
         method's observations."""
-        with torch.autocast(batch.inputs.device.type, torch.bfloat16) if self.autocasts else nullcontext():
+        with autocast(batch.inputs.device.type, self.precision):
             output = _output_of(self.model(batch.inputs))
         seen = {}
         if self.labelled and batch.weights is None:
@@ -88,13 +89,15 @@ class TrainingState(LossSums):
     """What a checkpoint knows of a training beside tensors: where it is, and the sums of its losses so far.
 
     `best_epoch` counts from 1; with early stopping its weights are kept. `metrics_size` is the length of
-    `metrics.jsonl` in bytes at the checkpoint: later lines are cut off, as their steps come again.
+    `metrics.jsonl` in bytes at the checkpoint: later lines are cut off, as their steps come again. `scaler` is what the
+    scaler of gradients knows; nothing unless in float16.
     """
 
     step: int = 0
     metrics_size: int = 0
     best_epoch: int = 0
     best_value: float | None = None
+    scaler: dict[str, Any] = field(default_factory=dict)
 
 
 def fit(
@@ -132,7 +135,7 @@ class _Training:
         self.config, self.context, self.teacher = config, context, teacher
         share = transfer.labelled  # looked at here, once: it comes from the device
         labelled = share if config.transfer.labelled else 0.0
-        self.learner = Learner(model, method, bfloat16=config.precision == "bfloat16", labelled=labelled).to(
+        self.learner = Learner(model, method, precision=config.precision, labelled=labelled).to(
             context.device
         )
         if config.channels_last:
@@ -145,7 +148,11 @@ class _Training:
             self._freeze_what_no_loss_reaches()
         self.parameters = [p for p in self.learner.parameters() if p.requires_grad]
         rules = rules_of(network, config.grouped, config.decayed_by_layer)
-        self.optimizer = build_optimizers(config.optimizer, self.parameters, method.own_optimizer, rules)
+        is_scaled = config.precision == "float16"
+        self.optimizer = build_optimizers(
+            config.optimizer, self.parameters, method.own_optimizer, rules, fused=is_scaled
+        )
+        self.scaler = GradientScaler(self.optimizer, torch.device(context.device).type, config.precision)
         self.steps_per_epoch = -(-transfer.samples_per_epoch // config.samples_per_step)
         self.schedule = build_schedule(config.schedule, self.optimizer, config.epochs, self.steps_per_epoch)
         self.batch_norms = GlobalBatchNorm()
@@ -197,9 +204,11 @@ class _Training:
             with self.distributed.no_sync() if self.distributed is not None and left else nullcontext():
                 told.append(self._go_backward(step_function, batch, number))
         losses, seen = told[0] if len(told) == 1 else (sum_of_named(part) for part in zip(*told, strict=True))
+        self.scaler.unscale_(self.optimizer)
         if self.config.clip_norm:
             nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.schedule.step()
         if self.max_norm is not None:
             self.max_norm.apply()
@@ -227,7 +236,7 @@ class _Training:
         if batch.share != 1.0:  # DDP averages over workers, whose parts of a batch differ by a sample
             losses = {name: loss * batch.share for name, loss in losses.items()}
             seen = {name: value * batch.share for name, value in seen.items()}
-        torch.stack(list(losses.values())).sum().backward()
+        self.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
         return losses, seen
 
     def _end_epoch(self, epoch: int) -> None:
@@ -235,6 +244,8 @@ class _Training:
         self.cost.end_epoch(self.progress.step)  # the losses were read: the device is done with the steps
         group = self.optimizer.param_groups[0]
         metrics["train/learning_rate"] = group["lr"] / group.get(SCALE, 1.0)
+        if self.scaler.is_enabled():
+            metrics["train/gradient_scale"] = self.scaler.checked_scale()
         if self.validation is not None and len(self.validation) and self.context.is_main:
             with nullcontext() if self.average is None else self.average.in_place():
                 metrics |= self._validate()
@@ -274,6 +285,7 @@ class _Training:
                     break
         if saved is not None:
             progress, self.best = TrainingState(**saved[0]), saved[1]
+            self.scaler.load_state_dict(progress.scaler)
             log.info("resumed at step %d", progress.step)
         if self.context.world > 1:
             self._check_same_start(progress.step)
@@ -365,7 +377,7 @@ class _Training:
             self.progress.metrics_size = self.context.flush()
             # A driver that was taken for dead may still train: its checkpoint must not replace its successor's.
             self.context.check_current()
-            progress = self.progress.__dict__.copy()
+            progress = self.progress.__dict__ | {"scaler": self.scaler.state_dict()}
             average = {} if self.average is None else self.average.state
             save_checkpoint(
                 self.checkpoints, progress, self.learner, self.optimizer, self.schedule, self.best, average
@@ -441,7 +453,7 @@ def predictor(model: nn.Module, transfer: TransferSet, config: TrainingConfig) -
     """Raw inputs to logits (B, C), with the normalisation and precision of the training; `model` is in eval mode."""
 
     def predict(inputs: Tensor) -> Tensor:
-        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+        with autocast(inputs.device.type, config.precision):
             return _output_of(model(transfer.normalised(inputs))).logits
 
     return predict

@@ -145,8 +145,8 @@ class Method(nn.Module):
         """Called for every batch: named terms of the loss, each a mean over the batch with its weight applied.
 
         The loop adds them up and goes backward. All steps name the same terms. Autocast has ended: in stages with
-        `precision: bfloat16` logits arrive as bfloat16, and losses are computed in float32. `teacher` is None where the
-        stage has none, and otherwise detached.
+        `precision: bfloat16` logits arrive as bfloat16, as float16 with that, and losses are computed in float32.
+        `teacher` is None where the stage has none, and otherwise detached.
         """
         raise NotImplementedError
 

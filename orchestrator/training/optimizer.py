@@ -35,31 +35,37 @@ SCHEDULE_STATE = ("last_epoch", "_step_count", "_last_lr")
 RATES = frozenset({"lr", "initial_lr", "max_lr", "min_lr"})
 
 
-def build_optimizer(config: OptimizerOptions, parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """The optimizer over all parameters that train."""
+def build_optimizer(
+    config: OptimizerOptions, parameters: Iterable[nn.Parameter], *, fused: bool = False
+) -> Optimizer:
+    """The optimizer over all parameters that train, `fused` if it can be."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    optimizer: Optimizer = load_object(config.implementation)(config, trained)
+    # Otherwise as torch chooses: one loop over all parameters on a GPU (foreach), one by one on a CPU. Fused kernels
+    # round otherwise than either, so that a training would not go on as it began.
+    options = {"fused": True} if fused and config.fuses else {}
+    optimizer: Optimizer = load_object(config.implementation)(config, trained, **options)
     return optimizer
 
 
-def sgd(config: SgdConfig, parameters: Sequence[nn.Parameter]) -> Optimizer:
+def sgd(config: SgdConfig, parameters: Sequence[nn.Parameter], fused: bool | None = None) -> Optimizer:
     return SGD(
         decayed_or_not(config, parameters),
         config.learning_rate,
         config.momentum,
         weight_decay=config.weight_decay,
         nesterov=config.nesterov,
+        fused=fused,
     )
 
 
-def adamw(config: AdamWConfig, parameters: Sequence[nn.Parameter]) -> Optimizer:
+def adamw(config: AdamWConfig, parameters: Sequence[nn.Parameter], fused: bool | None = None) -> Optimizer:
     groups = decayed_or_not(config, parameters)
-    return AdamW(groups, config.learning_rate, config.betas, weight_decay=config.weight_decay)
+    return AdamW(groups, config.learning_rate, config.betas, weight_decay=config.weight_decay, fused=fused)
 
 
-def adam(config: AdamConfig, parameters: Sequence[nn.Parameter]) -> Optimizer:
+def adam(config: AdamConfig, parameters: Sequence[nn.Parameter], fused: bool | None = None) -> Optimizer:
     groups = decayed_or_not(config, parameters)
-    return Adam(groups, config.learning_rate, config.betas, weight_decay=config.weight_decay)
+    return Adam(groups, config.learning_rate, config.betas, weight_decay=config.weight_decay, fused=fused)
 
 
 def decayed_or_not(
@@ -105,11 +111,15 @@ def build_optimizers(
     parameters: Sequence[nn.Parameter],
     own: tuple[OptimizerOptions, nn.Module] | None,
     rules: Mapping[int, Rule] = MappingProxyType({}),
+    *,
+    fused: bool = False,
 ) -> Optimizer:
     """The optimizer over all parameters, by their `rules`; those of a module that has an optimizer of its `own` get
     that one."""
     apart = set() if own is None else {id(parameter) for parameter in own[1].parameters()}
-    optimizer = build_optimizer(config, [each for each in parameters if id(each) not in apart])
+    rest = [each for each in parameters if id(each) not in apart]
+    # Of two optimizers the host has to say which steps are left out: that is asked of both at once.
+    optimizer = build_optimizer(config, rest, fused=fused and own is None)
     if rules:
         divide(optimizer, rules)
     return (

@@ -351,7 +351,7 @@ def watched(
 @pytest.fixture
 def in_steps() -> Callable[[list[Frames]], list[Frames]]:
     """Those of a training's steps, but for looks at losses and peers, checkpoints, and what comes after an epoch."""
-    is_meant = {"_save", "_validate", "publish", "look"}
+    is_meant = {"_save", "_validate", "publish", "look", "checked_scale"}
     return lambda waits: [frames for frames in waits if "_train" in frames and not frames & is_meant]
 
 

@@ -1,6 +1,7 @@
 """What must hold on every device: `pytest` runs it on the twin, `pytest -m gpu` on a GPU."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from raydistill.kinds.augmentations import AUGMENTATIONS, AugmentationOptions, C
 from raydistill.kinds.method_options import MethodOptions
 from raydistill.lookup import load_object
 from raydistill.plan.stage import StageConfig
+from raydistill.training import loop
 from raydistill.training.augment import augment, mixing_partners, mixing_weights
 
 METHODS = MethodOptions.choices()
@@ -38,6 +40,7 @@ PLANS: dict[str, dict[str, Any]] = {
         "plain": TEACHER | AUGMENTED,
         "bounded": MODEL | {"clip_norm": 0.5, "max_norm": 0.8, "label_smoothing": 0.1, "optimizer": SGD},
         "scheduled": MODEL | {"schedule": {"name": "one_cycle"}, "early_stopping": {"patience": 1}},
+        "accumulated": TEACHER | {"accumulate": 2, "ema": {}, "layer_decay": 0.5, "binary_cross_entropy": {}},
         "laid_out": TEACHER | {"channels_last": True, "transfer": {"fraction": 0.7}},
     },
     "stored targets": {
@@ -141,6 +144,28 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not(plans: Any, device
     again = plans.elsewhere("again")
     assert again.stop_after(plan, 3, device).status == "stopped"
     assert again.files(plan, device) == whole
+
+
+def test_steps_with_scaled_gradients_do_not_wait(
+    plans: Any, device: str, watched: Any, in_steps: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether one of them is left out stays on the device. The twin has no autocast, and neither has its CPU here."""
+    if device != "cuda":
+        monkeypatch.setattr(loop, "autocast", lambda device_type, precision: nullcontext())
+    half = TEACHER | {"precision": "float16", "accumulate": 2, "epochs": 3}
+    plan = {
+        "sgd": half | {"optimizer": SGD, "ema": {}},
+        "adam": half | {"optimizer": {"name": "adam"}, "clip_norm": 0.5},
+    }
+    with watched() as waits:
+        made = plans.files(plan, device)
+    assert waits
+    assert in_steps(waits) == []
+    alone = plans.files(plan, "cpu")
+    assert made == alone if device != "cuda" else made.keys() == alone.keys()
+    for name in plan:
+        expected = plans.losses(plan, name, "cpu")
+        assert plans.losses(plan, name, device) == pytest.approx(expected, rel=0.05)
 
 
 @pytest.mark.parametrize("kind", AUGMENTATIONS)

@@ -192,7 +192,7 @@ REFUSED = {
         "should be `arithmetic` or `geometric`, not `mean`",
     ),
     "mode": (student("mode: lazy"), "13: stages.student.mode", "should be `stored` or `live`, not `lazy`"),
-    "precision": (teacher("precision: float16"), "8: stages.teacher.precision", "did you mean `bfloat16`?"),
+    "precision": (teacher("precision: float15"), "8: stages.teacher.precision", "did you mean `float16`?"),
     "split": (
         stage("judge: {stage: evaluate, models: [teacher], split: train}"),
         "13: stages.judge.split",

@@ -54,6 +54,24 @@ class WithConnector(Method):
         }
 
 
+class Times(Method):
+    """A cross-entropy times a number."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def losses(self, student: Output, teacher: TeacherTargets | None, batch: Batch) -> dict[str, Tensor]:
+        return {"hard": self.factor * F.cross_entropy(student.logits.float(), batch.labels)}
+
+
+class Infinite(Method):
+    """The slope is 1/0 in every step, and the loss is not."""
+
+    def losses(self, student: Output, teacher: TeacherTargets | None, batch: Batch) -> dict[str, Tensor]:
+        return {"hard": infinite_gradient(F.cross_entropy(student.logits.float(), batch.labels))}
+
+
 class Spoilt(Method):
     """Something goes wrong at one step, counted from 0."""
 
@@ -125,6 +143,12 @@ def gradients_of_several_batches(bench: Any) -> tuple[nn.Module, dict[str, Any]]
     return bench.mlp(dropout=0.5), {}
 
 
+def scaled_gradients_in_float16(bench: Any) -> tuple[nn.Module, dict[str, Any]]:
+    """The first steps overflow and are left out."""
+    bench.config = STEP_SCHEDULE | {"precision": "float16", "ema": {"decay": 0.8}, "clip_norm": 0.5}
+    return bench.mlp(dropout=0.5), {"method": Times(1000.0)}
+
+
 RECIPES = [
     mlp_with_step_schedule,
     augmented_cnn_with_one_cycle,
@@ -135,6 +159,7 @@ RECIPES = [
     early_stopping,
     averages_of_weights_partly_decayed,
     gradients_of_several_batches,
+    scaled_gradients_in_float16,
 ]
 
 
@@ -240,6 +265,58 @@ def test_it_learns_one_batch_by_heart(bench: Any) -> None:
     bench.train(bench.mlp(), epochs=80, batch_size=32)
     assert bench.metrics()[-1]["train/loss"] < 0.01
     assert bench.metrics()[0]["train/loss"] > 0.5
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_float16_is_the_loop_that_anybody_would_write(bench: Any, name: str, accumulate: int) -> None:
+    """With the factor kept by hand: a step with a gradient that is not finite is as if it had not been."""
+    model, transfer, scale, skipped = bench.cnn(), bench.transfer(), 65536.0, 0
+    classes = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    momentum = {"momentum": 0.9} if name == "sgd" else {}
+    optimizer = classes[name](model.parameters(), 1e-4, weight_decay=0.0, **momentum)
+    for epoch in range(3):
+        for step in transfer.epoch_order(0, epoch).split(4 * accumulate):
+            optimizer.zero_grad()
+            for rows in step.split(4):
+                with torch.autocast("cpu", torch.float16):
+                    logits = model((transfer.split.inputs[rows] - 0.5) / 0.3)
+                loss = F.cross_entropy(logits.float(), transfer.split.labels[rows])
+                (scale * 30 * loss * len(rows) / len(step)).backward()
+            gradients = [value.grad for value in model.parameters() if value.grad is not None]
+            if not all(gradient.isfinite().all() for gradient in gradients):
+                scale, skipped = scale / 2, skipped + 1
+                continue
+            for gradient in gradients:
+                gradient.div_(scale)
+            optimizer.step()
+    assert 0 < skipped < 6
+    settings = {"precision": "float16", "batch_size": 4, "accumulate": accumulate}
+    written = {"name": name, "learning_rate": 1e-4}
+    found = bench.train(bench.cnn(), method=Times(30.0), optimizer=written, **settings)
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[key], value, rtol=1e-4, atol=1e-6)
+    assert bench.metrics()[-1]["train/gradient_scale"] == scale
+
+
+def test_small_gradients_do_not_vanish_in_float16(bench: Any) -> None:
+    """A millionth of the loss, a million times the rate: most gradients lie below the least number of float16."""
+    plain = bench.train(bench.mlp(), "plain", method=Times(1.0)).state_dict()
+    rate = {"name": "sgd", "learning_rate": 0.05e6}
+    scaled = bench.train(
+        bench.mlp(), "half", method=Times(1e-6), optimizer=rate, precision="float16"
+    ).state_dict()
+    first = bench.mlp().state_dict()
+    for key, value in plain.items():
+        moved = (value - first[key]).abs().max()
+        assert (scaled[key] - value).abs().max() < 0.02 * moved
+
+
+def test_gradients_that_no_factor_keeps_finite_are_an_error(bench: Any) -> None:
+    with pytest.raises(
+        StageError, match=r"not finite in float16, whatever they are scaled by.*`precision: bfloat16`"
+    ):
+        bench.train(bench.mlp(), method=Infinite(), precision="float16", epochs=6)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
