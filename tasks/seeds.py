@@ -36,6 +36,8 @@ class Purpose(IntEnum):
     """Stage's seed, round: the order in which a specialist's other samples get their turn."""
     JUDGED = 23
     """Nothing else: which other samples a specialist is judged on."""
+    COMPARED = 24
+    """Nothing else: which samples models are compared on."""
 
 
 # Once given twice, and kept so that results stay. None can meet its twin: the keys differ in their length, by which

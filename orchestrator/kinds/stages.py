@@ -1,5 +1,6 @@
 """The table of the kinds of stages. Their classes say what each can be told; their functions are in `stages/`."""
 
+from raydistill.kinds.compare import CompareModelsConfig
 from raydistill.kinds.data_free import (
     DistillWithGeneratorConfig,
     RecordStatisticsConfig,
@@ -31,4 +32,5 @@ STAGES = (
     TrainBranchesConfig,
     TrainPeersConfig,
     CodistillConfig,
+    CompareModelsConfig,
 )

@@ -266,8 +266,8 @@ def graph_values(plan: Plan, graph: Graph, run_id: str) -> dict[str, Any]:
 
 
 def node_roles(graph: Graph) -> dict[str, str]:
-    """The part each node plays: teacher, specialist, assistant, student, baseline, targets, clusters, ensemble or
-    committee, or a mere evaluation."""
+    """The part each node plays: teacher, specialist, assistant, student, baseline, targets, clusters, ensemble,
+    committee or comparison, or a mere evaluation."""
     teaching = {str(ref) for node in graph.nodes.values() for ref in node.config.taught_by}
     has_student = any(node.config.makes_students for node in graph.nodes.values())
     begun = {str(node.config.begins_as) for node in graph.nodes.values()}

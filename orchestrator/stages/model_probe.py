@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from raydistill.errors import StageError
+from raydistill.kinds.compare import CompareModelsConfig
 from raydistill.kinds.distill import DistillConfig
 from raydistill.kinds.external import ExternalTargetsConfig
 from raydistill.kinds.survey import ProbedModel
@@ -20,6 +21,7 @@ from raydistill.plan.model import ModelConfig
 from raydistill.plan.order import Graph, Node
 from raydistill.plan.schema import Plan
 from raydistill.runs.record import summary_of
+from raydistill.stages.compare_models import chosen_layers
 from raydistill.stages.distill import build_method, setting_of
 from raydistill.targets import dense
 from raydistill.targets.top_k import TopK
@@ -41,6 +43,8 @@ def check_features(graph: Graph, plan: Plan) -> None:
     for node in graph.nodes.values():
         if isinstance(node.config, PredictTargetsConfig) and not node.inserted:
             _check_outputs(node, graph, plan)
+        elif isinstance(node.config, CompareModelsConfig) and node.config.layers is not None:
+            _check_compared(node, graph, plan)
         elif isinstance(node.config, DistillConfig) and node.config.compares_features:
             for index, options in enumerate(node.config.all_methods):
                 heard = node.config.heard_by(options)
@@ -59,6 +63,28 @@ def _check_outputs(node: Node, graph: Graph, plan: Plan) -> None:
         _stored_shapes(node.config, graph, plan.task)
     except (ValueError, StageError) as error:
         raise plan.error(("stages", node.stage, "outputs"), str(error)) from None
+
+
+def _check_compared(node: Node, graph: Graph, plan: Plan) -> None:
+    """Every model has one of the layers, every layer is in one of the models, as far as these are the plan's own."""
+    models = {ref: graph.model_of(ref) for ref in node.config.models}
+    found: set[str] = set()
+    for ref, model in models.items():
+        try:
+            if model is not None:
+                features = Features(_shaped(model, plan.task), plan.task.input_shape)
+                found.update(chosen_layers(features, node.config.layers))
+        except (NotImplementedError, RuntimeError):
+            return  # it needs the numbers of a model, which only the stage has
+        except (ValueError, StageError) as error:
+            raise plan.error(("stages", node.stage, "layers"), f"`{ref}`: {error}") from None
+    if None in models.values():
+        return
+    for place, name in enumerate(node.config.layers):
+        if name not in found and name != LOGITS:
+            raise plan.error(
+                ("stages", node.stage, "layers", place), f"no model of the stage has the layer `{name}`"
+            )
 
 
 def _stored_shapes(config: PredictTargetsConfig, graph: Graph, task: Task) -> dict[str, torch.Size]:
