@@ -36,9 +36,9 @@ def draw_confusion(matrix: NDArray[np.int64], names: Sequence[str]) -> Figure:
         most_right = max(int(np.diag(cells).max()), 1)
         for (row, column), number in np.ndenumerate(cells):
             if number and row == column:
-                _fill_cell(axes, row, column, str(number), "muted", 0.30 * number / most_right)
+                fill_cell(axes, row, column, str(number), "muted", 0.30 * number / most_right)
             elif number:
-                _fill_cell(
+                fill_cell(
                     axes, row, column, str(number), "student", 0.08 + 0.72 * float(strength[row, column])
                 )
         for text in axes.texts:
@@ -106,7 +106,7 @@ def _paint(axes: Axes, colours: NDArray[np.float64], classes: int) -> None:
     axes.imshow(colours, interpolation="nearest", extent=ends)
 
 
-def _fill_cell(axes: Axes, row: int, column: int, text: str, colour: str, alpha: float) -> None:
+def fill_cell(axes: Axes, row: int, column: int, text: str, colour: str, alpha: float) -> None:
     """A cell as a shape, whose colour follows the page, with its number."""
     corner = (column - 0.5, row - 0.5)
     axes.add_patch(Rectangle(corner, 1, 1, color=light(colour), alpha=alpha, linewidth=0))
@@ -140,7 +140,7 @@ def _draw_map(axes: Axes, attention: AttentionMap, colours: Sequence[str]) -> No
     rows, columns = attention.last.shape
     for (row, column), value in np.ndenumerate(attention.last):
         if np.isfinite(value):
-            _fill_cell(axes, row, column, f"{value:.3f}", "student", 0.75 * float(np.clip(value, 0, 1)))
+            fill_cell(axes, row, column, f"{value:.3f}", "student", 0.75 * float(np.clip(value, 0, 1)))
     axes.set_xticks(range(columns), [shorten(name, 12) for name in attention.teacher_layers])
     axes.set_yticks(range(rows), [shorten(name, 12) for name in attention.student_layers])
     for label, colour in zip(axes.get_xticklabels(), colours, strict=True):

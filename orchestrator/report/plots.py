@@ -7,8 +7,10 @@ from raydistill.report.curves import learning_curves
 from raydistill.report.figures import Drawing, Plot, finished
 from raydistill.report.graph import graph_drawing
 from raydistill.report.layout import place_graph
+from raydistill.report.model_comparisons import ModelComparison
 from raydistill.report.plot_lines import draw_curves, draw_temperatures, draw_transfers
 from raydistill.report.plot_matrices import draw_attention, draw_confusion, draw_similarity
+from raydistill.report.plot_models import draw_layers, draw_looks
 from raydistill.report.plot_results import draw_errors, draw_example, draw_reliability
 from raydistill.report.summary import RunSummary
 
@@ -60,3 +62,17 @@ def _draw_series(summary: RunSummary) -> Iterator[Drawing]:
     for found in summary.attention:
         title = f"Attention of {found.name}"
         yield Drawing(f"attention-{found.name}", "attention", title, draw_attention(found))
+    for comparison in summary.model_comparisons:
+        yield from _draw_models(comparison)
+
+
+def _draw_models(comparison: ModelComparison) -> Iterator[Drawing]:
+    name = comparison.stage.name
+    for pair in comparison.drawn_pairs:
+        first, second = (comparison.models[place].name for place in (pair.first, pair.second))
+        for measure, title in (("cka", "CKA"), ("mismatch", "Semantic mismatch")):
+            drawn = draw_layers(comparison, pair, measure)
+            full = f"{title} of the layers of {first} and {second}"
+            yield Drawing(f"{measure}-{name}-{first}-{second}", f"layers-{name}", full, drawn)
+    if comparison.pictures and any(model.seen_at for model in comparison.written.models):
+        yield Drawing(f"grad-cam-{name}", f"looks-{name}", "Where the models look", draw_looks(comparison))

@@ -15,6 +15,7 @@ from raydistill.report.committees import CommitteeResult, read_committees
 from raydistill.report.comparison import Comparison, Competitor, compare, spread, total_parameters
 from raydistill.report.examples import Example, choose_samples, describe_examples, load_pictures
 from raydistill.report.formatting import listing, shorten
+from raydistill.report.model_comparisons import ModelComparison, read_model_comparisons
 from raydistill.report.predictions import (
     ErrorOverlap,
     Teaching,
@@ -60,6 +61,7 @@ class RunSummary:
     teaching: Teaching | None = None
     clusterings: list[Clustering] = field(default_factory=list)
     committees: list[CommitteeResult] = field(default_factory=list)
+    model_comparisons: list[ModelComparison] = field(default_factory=list)
     transfers: list[TransferGroup] = field(default_factory=list)
     sweep: Sweep | None = None
     attention: tuple[AttentionMap, ...] = ()
@@ -107,8 +109,9 @@ def summarize_run(run: RunView) -> RunSummary:
     rows = summary.comparison.competitors
     summary.clusterings, no_clusters = read_clusterings(run)
     summary.committees, no_committees = read_committees(run)
-    gaps = {"clusters": "; ".join(no_clusters), "committees": "; ".join(no_committees)}
-    summary.gaps = {section: reason for section, reason in gaps.items() if reason}
+    summary.model_comparisons, no_comparisons = read_model_comparisons(run)
+    gaps = {"clusters": no_clusters, "committees": no_committees, "model_comparisons": no_comparisons}
+    summary.gaps = {section: "; ".join(reasons) for section, reasons in gaps.items() if reasons}
     summary.transfers = list(group_by_model(rows))
     summary.sweep = find_sweep(rows)
     summary.attention = read_attention(rows)

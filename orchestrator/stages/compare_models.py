@@ -115,9 +115,9 @@ def _compared(trained: TrainedModel, config: CompareModelsConfig) -> _Compared:
 
 
 def chosen_layers(features: Features, wanted: Sequence[str] | None) -> tuple[str, ...]:
-    """Which layers of a model are compared: of the `wanted` those that it has; else all that it names, without what a
-    ReLU reads (`X_pre`) and what is the same tensor again; of a network that names none, the parts that give a tensor.
-    The logits come by themselves. `ValueError` where none of the `wanted` is there."""
+    """Which layers of a model are compared: of the `wanted` those that it has; else all that it names, but for what a
+    ReLU reads (`X_pre`), and what has several names by the last; of a network that names none the parts that give a
+    tensor. The logits come by themselves. `ValueError` where none of the `wanted` is there."""
     if wanted is not None:
         found = tuple(name for name in wanted if name != LOGITS and _has(features.model, name))
         if not found and LOGITS not in wanted:
@@ -127,11 +127,10 @@ def chosen_layers(features: Features, wanted: Sequence[str] | None) -> tuple[str
     if named:
         names = [name for name in named if not name.endswith("_pre") and name != LOGITS]
         values = features.probe(names)
-        return tuple(
-            name
-            for place, name in enumerate(names)
-            if not any(values[place] is other for other in values[:place])
-        )
+        is_last = [
+            all(value is not other for other in values[place + 1 :]) for place, value in enumerate(values)
+        ]
+        return tuple(name for name, is_kept in zip(names, is_last, strict=True) if is_kept)
     return tuple(name for name, _ in features.model.named_children() if _gives_tensor(features, name))
 
 

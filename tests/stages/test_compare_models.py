@@ -183,9 +183,9 @@ def test_a_comparison_counts_what_the_models_answer(stages: Any) -> None:
 def test_layers_are_those_that_the_networks_name_and_the_logits(stages: Any) -> None:
     found = compare(stages)
     layers = [model["layers"] for model in found["models"]]
-    # With one convolution in a stage the stem is the stage; `embedding` of the MLP is its hidden layer.
-    assert layers[0] == ["stem", "stage2", "embedding", "logits"]
-    assert layers[2] == ["hidden1", "logits"]
+    # With one convolution in a stage the stem is the stage; the hidden layer of the MLP is its embedding.
+    assert layers[0] == ["stage1", "stage2", "embedding", "logits"]
+    assert layers[2] == ["embedding", "logits"]
     cka = np.array(found["cka"], dtype=float)
     assert cka.shape == (sum(map(len, layers)),) * 2
     np.testing.assert_allclose(np.diag(cka), 1)
@@ -210,7 +210,7 @@ def test_who_has_no_maps_has_no_grad_cam_and_that_is_said(stages: Any) -> None:
     ids = np.load(stages.file)["ids"].tolist()
     found = compare(stages, pictures=3)
     big, small, flat = found["models"]
-    assert (big["seen_at"], small["seen_at"]) == ("stage2", "stem")
+    assert (big["seen_at"], small["seen_at"]) == ("stage2", "stage1")
     assert "none of its layers has maps" in flat["unseen"]
     kept = load_file(stages.folder("comparison").path / "grad_cam.safetensors")
     assert kept["pictures"].shape == (3, 1, 8, 8)
