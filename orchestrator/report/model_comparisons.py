@@ -1,15 +1,18 @@
 """Models that a stage laid side by side: how alike their layers are, where their answers part, and where they look."""
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from itertools import permutations
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, model_validator
 
 from raydistill.errors import StoreError
+from raydistill.report.attention import AttentionMap
 from raydistill.report.examples import Picture, to_picture
-from raydistill.report.predictions import read_in_role
+from raydistill.report.predictions import methods_of, read_in_role
 from raydistill.runs.files import read_as
 from raydistill.runs.view import RunView, StageView
 
@@ -81,6 +84,17 @@ class SeenPicture(NamedTuple):
     maps: tuple[Floats | None, ...]
 
 
+class MethodMismatch(NamedTuple):
+    """The mean semantic mismatch of the layers that a student's method compares; of SemCKD's, which compares all with
+    all, weighted by the last epoch's attention."""
+
+    student: StageView
+    teacher: StageView
+    method: str
+    pairs: int
+    mismatch: float
+
+
 class ClassAgreement(NamedTuple):
     """The samples of a class, and the share of equal answers to them of each pair of models."""
 
@@ -115,6 +129,28 @@ class ModelComparison:
         """A class by its name."""
         names = self.written.class_names
         return names[label] if 0 <= label < len(names) else str(label)
+
+    def of_methods(self, attention: Sequence[AttentionMap]) -> list[MethodMismatch]:
+        """A row for each method of a compared student that says which of its layers it compares with which of a
+        compared teacher's, where these were compared here too."""
+        places = {
+            (place, layer): row
+            for row, (place, layer) in enumerate(
+                (place, layer) for place, model in enumerate(self.written.models) for layer in model.layers
+            )
+        }
+        found = []
+        for (own, student), (other, teacher) in permutations(enumerate(self.models), 2):
+            if teacher.name not in student.reads:
+                continue
+            for word, weights in _compared_layers(student, attention):
+                rows = [(places.get((own, one)), places.get((other, aim))) for one, aim in weights]
+                if not rows or any(None in pair for pair in rows):
+                    continue
+                values = [self.written.mismatch[one][aim] for one, aim in rows]  # type: ignore[index]
+                mean = float(np.average(values, weights=list(weights.values())))
+                found.append(MethodMismatch(student, teacher, word, len(rows), mean))
+        return found
 
     @property
     def by_class(self) -> list[ClassAgreement]:
@@ -170,3 +206,28 @@ def _to_one(found: Floats) -> Floats:
     """With 1 at the largest place."""
     largest = float(found.max(initial=0))
     return found / largest if largest > 0 else found
+
+
+def _compared_layers(
+    student: StageView, attention: Sequence[AttentionMap]
+) -> Iterator[tuple[str, dict[tuple[str, str], float]]]:
+    """Of each method the (student layer, teacher layer) pairs with their weights: logged ones, or those of the plan."""
+    for own in attention:
+        if own.name == student.group:
+            pairs = {
+                (one, aim): float(own.last[row, column])
+                for row, one in enumerate(own.student_layers)
+                for column, aim in enumerate(own.teacher_layers)
+            }
+            if all(value >= 0 for value in pairs.values()) and sum(pairs.values()) > 0:  # not NaN
+                yield "attention", pairs
+    for method in methods_of(student.config):
+        layers, aims = _layers_in(method, "student"), _layers_in(method, "teacher")
+        if layers and len(layers) == len(aims) and method.get("method") != "semckd":
+            yield str(method.get("method")), dict.fromkeys(zip(layers, aims, strict=True), 1.0)
+
+
+def _layers_in(method: Mapping[str, Any], side: str) -> list[str]:
+    """The features of student or teacher that a method's options name; none where they are left out."""
+    named = method.get(f"{side}_features", method.get(f"{side}_feature")) or []
+    return [str(name) for name in (named if isinstance(named, list) else [named])]

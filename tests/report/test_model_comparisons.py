@@ -12,6 +12,7 @@ import pytest
 
 from raydistill.report import write_report
 from raydistill.report.model_comparisons import read_model_comparisons
+from raydistill.report.summary import summarize_run
 from raydistill.runs.view import open_run
 
 Start = Callable[..., Any]
@@ -160,3 +161,33 @@ def test_damaged_pictures_are_a_gap_too(tmp_path: Path, fake_run: Start) -> None
     run = run_with_comparison(fake_run, tmp_path, WRITTEN, few)
     page = write_report(run.write(), tmp_path).read_text()
     assert "grad_cam.safetensors` is damaged" in page.partition("<h2>Models side by side</h2>")[2][:400]
+
+
+def test_the_mismatch_of_a_methods_own_layers_is_their_mean_or_weighted_by_attention(
+    tmp_path: Path, fake_run: Start
+) -> None:
+    logged = {"train/attention/hidden1/stage1": 0.25, "train/attention/hidden1/logits": 0.75}
+    line = {"step": 1, "epoch": 1, "train/loss": 1.0, **logged}
+    mismatch = np.arange(25.0).reshape(5, 5)
+    run = fake_run(tmp_path)
+    run.stage("teacher", errors=3)
+    hints = {"method": "hints", "student_feature": "embedding", "teacher_feature": "stage1"}
+    lists = {
+        "method": "ofd",
+        "student_features": ["hidden1", "logits"],
+        "teacher_features": ["stage1", "logits"],
+    }
+    elsewhere = hints | {"teacher_feature": "stage9"}  # was not compared
+    config = {"methods": [{"method": "hinton"}, {"method": "semckd"}, hints, lists, elsewhere]}
+    run.stage("student", "distill", role="student", errors=5, reads=["teacher"], config=config, lines=[line])
+    files = {"comparison.json": json.dumps(WRITTEN | {"mismatch": mismatch.tolist()})}
+    run.stage("beside", "compare_models", role="comparison", reads=["teacher", "student"], files=files)
+    summary = summarize_run(open_run(run.write(), tmp_path))
+    rows = summary.model_comparisons[0].of_methods(summary.attention)
+    # Rows of the matrix: the teacher's stage1 and logits, the student's hidden1, embedding and logits.
+    assert [(row.method, row.pairs, row.mismatch) for row in rows] == [
+        ("attention", 2, 0.25 * mismatch[2, 0] + 0.75 * mismatch[2, 1]),
+        ("hints", 1, mismatch[3, 0]),
+        ("ofd", 2, (mismatch[2, 0] + mismatch[4, 1]) / 2),
+    ]
+    assert "weighted by the last epoch" in section(run, tmp_path)

@@ -272,3 +272,47 @@ def test_only_what_is_said_of_the_test_split_depends_on_it(stages: Any) -> None:
         )
 
     assert identity("test") == identity("validation") | {"test": stages.graph.test}
+
+
+OWN = """
+import torch
+from torch import nn
+
+class Own(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.convolution = nn.Conv2d(1, 3, 3)
+        self.relu = nn.ReLU(inplace=True)
+        self.pair = nn.LSTM(108, 4, batch_first=True)
+        self.classifier = nn.Linear(4, num_classes)
+
+    def forward(self, inputs):
+        rows, _ = self.pair(self.relu(self.convolution(inputs)).flatten(1)[:, None])
+        return self.classifier(rows[:, 0])
+
+def build(input_shape, num_classes):
+    return Own(num_classes)
+"""
+
+
+def test_of_a_network_of_ones_own_the_parts_are_compared_that_give_a_tensor(
+    stages: Any, users_models: Any
+) -> None:
+    own = CNN | {"model": {"name": f"{users_models(OWN)}:build"}}
+    comparison = {"stage": "compare_models", "models": ["own", "flat"], "batch_size": 5}
+    stages.run({"own": own, "flat": CNN | {"model": {"name": "mlp"}}, "comparison": comparison})
+    found = json.loads((stages.folder("comparison").path / "comparison.json").read_text())["models"][0]
+    # The convolution's output is overwritten in place, the LSTM gives several tensors.
+    assert found["layers"] == ["relu", "classifier", "logits"]
+    assert found["seen_at"] == "relu"
+
+
+def test_of_inputs_that_are_no_pictures_there_is_no_grad_cam(stages: Any) -> None:
+    arrays = dict(np.load(stages.file))
+    np.savez(stages.file, **arrays | {"inputs": arrays["inputs"].reshape(150, 64)})
+    flat = CNN | {"model": {"name": "mlp", "widths": [5]}}
+    comparison = {"stage": "compare_models", "models": ["one", "two"], "batch_size": 5}
+    stages.run({"one": flat, "two": flat | {"seed": 1}, "comparison": comparison})
+    found = json.loads((stages.folder("comparison").path / "comparison.json").read_text())["models"]
+    assert [model["unseen"] for model in found] == ["the inputs are no pictures"] * 2
+    assert "grad_cam.safetensors" not in stages.record("comparison").payload
