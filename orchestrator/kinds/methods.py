@@ -1,5 +1,6 @@
 """The table of distillation methods: what each can be told, and where it is implemented, one file each."""
 
+from raydistill.kinds.classifier_methods import ClassAttentionConfig, SoftmaxRegressionConfig
 from raydistill.kinds.committee_methods import (
     AeKdConfig,
     CaMkdConfig,
@@ -17,6 +18,7 @@ from raydistill.kinds.logit_methods import (
 from raydistill.kinds.map_methods import AttentionTransferConfig, NeuronSelectivityConfig
 from raydistill.kinds.method_options import MethodOptions, SoftTargetOptions
 from raydistill.kinds.relation_methods import (
+    ContrastiveConfig,
     CorrelationCongruenceConfig,
     ProbabilisticTransferConfig,
     ProjectedConfig,
@@ -103,9 +105,12 @@ METHODS = (
     SimilarityPreservingConfig,
     ProbabilisticTransferConfig,
     CorrelationCongruenceConfig,
+    ContrastiveConfig,
     ProjectedConfig,
     AttentionTransferConfig,
     NeuronSelectivityConfig,
+    ClassAttentionConfig,
+    SoftmaxRegressionConfig,
     EbkdConfig,
     CaMkdConfig,
     AeKdConfig,

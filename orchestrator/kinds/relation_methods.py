@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from raydistill.kinds.method_options import MethodOptions, need_some_weight
-from raydistill.plan.config import Integer, NonNegative, Positive
+from raydistill.plan.config import Boolean, Integer, NonNegative, Positive
 from raydistill.plan.config_errors import located_error
 
 
@@ -218,3 +218,38 @@ class CorrelationCongruenceConfig(EmbeddingOptions):
     """How fast the kernel falls with the distance."""
     order: Annotated[Integer, Field(ge=1, le=20)] = 2
     """Powers of the cosine that are taken."""
+
+
+class ContrastiveConfig(EmbeddingOptions):
+    """A sample's embedding picks the teacher's of the same sample out of a batch (CRD, Tian et al., ICLR 2020,
+    arXiv 1910.10699, with the batch in place of the memory bank).
+
+    Linear heads bring both embeddings to vectors s and t of length 1; loss = weight · half the sum of the
+    cross-entropies of s_i · t_j / temperature with label i, over j and over i. Other samples of the same class are left
+    out of it. The heads are trained beside the student and left behind. Sizes may differ.
+
+    128 dimensions, temperature 0.07 and weight 0.8 are the paper's, beside labels:
+    `methods: [{method: labels}, {method: contrastive}]`; its 16,384 negatives come from a bank of all samples, and its
+    published figures (CIFAR-100, ResNet-32x4 → ResNet-8x4 75.51) are those of the bank: take large batches here.
+
+    Live or stored. Each worker compares its own part of a batch; a single sample gives 0. With `spare_own_class: false`
+    no label is looked at; without a label, a sample is nobody's like. Under mixup, classes are those of the first
+    partner.
+    """
+
+    word = "contrastive"
+    implementation = "raydistill.methods.contrastive:Contrastive"
+    passes_over_unlabelled = True
+
+    weight: NonNegative = 0.8
+    temperature: Positive = 0.07
+    """Divides the cosines before the softmax over the batch; lower asks for more."""
+    dimensions: Annotated[Integer, Field(ge=1, le=100_000)] = 128
+    """Of the vectors that both embeddings are brought to."""
+    spare_own_class: Boolean = True
+    """Whether other samples of the same class are no negatives."""
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the loss looks at the true labels."""
+        return self.spare_own_class

@@ -1,5 +1,6 @@
 """What a method is: the features it looks at, the modules it trains beside the student, and its named losses."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -44,11 +45,15 @@ class Features:
             return [feature.shape[1:] for feature in self.probe(names)]
 
     def probe(self, names: Sequence[str]) -> list[Tensor]:
-        """The features of two inputs of zeros in eval mode, with the graph that led to them where gradients are on."""
+        """The features of two inputs in eval mode, with the graph that led to them where gradients are on: numbers from
+        -1 to 1, which no ReLU lets pass as they are; tokens are 0."""
         like = next(self.model.parameters(), torch.empty(0, device="cpu"))  # ONNX keeps its own
-        dtype = torch.int64 if self.takes_integers else like.dtype
-        inputs = torch.zeros(2, *self.input_shape, dtype=dtype, device=like.device)
-        inputs.requires_grad_(inputs.is_floating_point())
+        if self.takes_integers:
+            inputs = torch.zeros(2, *self.input_shape, dtype=torch.int64, device=like.device)
+        else:
+            count = 2 * math.prod(self.input_shape)
+            inputs = torch.linspace(-1, 1, count, dtype=like.dtype, device=like.device)
+            inputs = inputs.view(2, *self.input_shape).requires_grad_()
         mode = self.model.training
         tapped = Tapped(self.model.eval(), names)
         try:

@@ -301,6 +301,51 @@ def bare_correlation(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> Bar
     return loss
 
 
+def bare_contrast(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLoss:
+    own_head, aim_head = own_part(auxiliary, "heads")
+
+    def loss(seen: Seen) -> Tensor:
+        own = F.normalize(own_head(seen.own["embedding"]), dim=1)
+        aim = F.normalize(aim_head(seen.aims["embedding"]), dim=1)
+        logits = own @ aim.t() / 0.07
+        places = torch.arange(len(logits))
+        is_alike = (seen.labels[:, None] == seen.labels) & (places[:, None] != places)
+        logits = logits.masked_fill(is_alike, -math.inf)
+        both = F.cross_entropy(logits, places) + F.cross_entropy(logits.t(), places)
+        return 0.8 * both / 2 + F.cross_entropy(seen.student, seen.labels)
+
+    return loss
+
+
+def bare_class_attention(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLoss:
+    own_classifier, aim_classifier = auxiliary.methods[1].classifiers
+
+    def class_maps(maps: Tensor, weight: Tensor) -> Tensor:
+        return F.normalize(weight @ F.adaptive_avg_pool2d(maps, 2).flatten(2), dim=2)
+
+    def loss(seen: Seen) -> Tensor:
+        own = class_maps(seen.own["stage3"], own_classifier.weight)
+        aim = class_maps(seen.aims["stage3"], aim_classifier.weight.detach())
+        return 400 * (own - aim).square().mean() + F.cross_entropy(seen.student, seen.labels)
+
+    return loss
+
+
+def bare_regression(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLoss:
+    (classifier,) = auxiliary.methods[1].classifier
+
+    def loss(seen: Seen) -> Tensor:
+        own = auxiliary.methods[1].connector(seen.own["stage3"]).mean(dim=(2, 3))
+        aim = seen.aims["stage3"].mean(dim=(2, 3))
+        with torch.no_grad():
+            wanted = classifier(aim)
+        judged = F.linear(own, classifier.weight.detach(), classifier.bias.detach())
+        parts = F.mse_loss(own, aim) + F.mse_loss(judged, wanted)
+        return 100 * parts + F.cross_entropy(seen.student, seen.labels)
+
+    return loss
+
+
 def stage_pairs(seen: Seen) -> list[tuple[Tensor, Tensor]]:
     """The maps of each stage, the student's and the teacher's, of equal grids."""
     return [(seen.own[name], seen.aims[name]) for name in seen.own if name.startswith("stage")]

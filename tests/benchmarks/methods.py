@@ -23,6 +23,8 @@ from bare_losses import (
     bare_attention,
     bare_ca_mkd,
     bare_ca_mkd_features,
+    bare_class_attention,
+    bare_contrast,
     bare_correlation,
     bare_dist,
     bare_dkd,
@@ -35,6 +37,7 @@ from bare_losses import (
     bare_nkd,
     bare_ofd,
     bare_one,
+    bare_regression,
     bare_relational,
     bare_selectivity,
     bare_semckd,
@@ -77,6 +80,7 @@ LIMIT = 1.05
 FEW_STEPS = 4  # until weights are compared: what was rounded in another order grows with every one
 TEACHER: Config = {"name": "cnn", "widths": [24, 32, 48], "batch_norm": True}
 STUDENT: Config = {"name": "cnn", "widths": [12, 16, 24], "batch_norm": True}
+RESNET: Config = {"name": "resnet8"}  # its last maps are averaged into the classifier
 LABELS: Config = {"method": "labels"}
 SOFT: Config = {"method": "hinton", "soft_weight": 1, "hard_weight": 0}
 BOTH: Config = {"method": "hinton", "soft_weight": 1, "hard_weight": 1}
@@ -117,6 +121,16 @@ def through_stages(
             features[name] = inputs
         if name == "stage1" and "stem" in names:  # a stage of one convolution is its own first layer
             features["stem"] = inputs
+    return inputs, features
+
+
+def through_parts(model: nn.Module, inputs: Tensor, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The features that are what a part of the chain returns."""
+    features = {}
+    for name, part in model.named_children():
+        inputs = part(inputs)
+        if name in names:
+            features[name] = inputs
     return inputs, features
 
 
@@ -219,6 +233,17 @@ ROWS = {
     "correlation_congruence": Row(distilled(LABELS, {"method": "correlation_congruence"}), bare_correlation),
     "attention_transfer": Row(distilled(LABELS, {"method": "attention_transfer"}), bare_attention),
     "neuron_selectivity": Row(distilled(LABELS, {"method": "neuron_selectivity"}), bare_selectivity),
+    "contrastive": Row(distilled(LABELS, {"method": "contrastive"}), bare_contrast),
+    "class_attention": Row(
+        distilled(LABELS, {"method": "class_attention"}, student=RESNET, teacher=RESNET),
+        bare_class_attention,
+        through_parts,
+    ),
+    "softmax_regression": Row(
+        distilled(LABELS, {"method": "softmax_regression", "weight": 100}, student=RESNET, teacher=RESNET),
+        bare_regression,
+        through_parts,
+    ),
     "ebkd": Row(distilled({"method": "ebkd"}, teachers=3), bare_ebkd),
     "ca_mkd": Row(distilled({"method": "ca_mkd"}, teachers=3), bare_ca_mkd),
     "ca_mkd, features": Row(

@@ -15,6 +15,8 @@ from raydistill.training import loop
 from raydistill.training.augment import augment, mixing_partners, mixing_weights
 
 METHODS = MethodOptions.choices()
+# Methods that need a network whose last maps are averaged.
+AVERAGED = {method: {"name": "resnet8"} for method in ("class_attention", "softmax_regression")}
 # A device has a generator of its own: what it draws is not what the CPU draws.
 DRAWS_NOTHING = {"triplet_logits": {"negative": "hard"}}
 CNN = {"name": "cnn", "widths": [6, 6], "batch_norm": True}
@@ -62,6 +64,7 @@ PLANS: dict[str, dict[str, Any]] = {
         "committee": LIVE | {"method": {"method": "ca_mkd", "feature_weight": 5, "logits_only_epochs": 0}},
         "shifted": {"stage": "adjust_class_bias", "model": "mixed", "classes": [1]},
         "brought": {"stage": "pretrained", "model": CNN},
+        "compared": {"stage": "compare_models", "models": ["teacher.0", "mixed"]},
     },
     "specialists": {
         "teacher": TEACHER,
@@ -127,8 +130,10 @@ def test_every_method_takes_the_steps_that_it_takes_on_the_cpu_and_waits_only_if
     """Three steps, one an epoch: later ones part by rounding, on a CPU too from one number of threads to another."""
     chosen = {"method": method} | DRAWS_NOTHING.get(method, {})
     taught = LIVE | {"method": chosen, "batch_size": 60, "epochs": 3}
-    plan = {"teacher": TEACHER, "student": taught}
-    plans.share({"teacher": TEACHER}, device)
+    taught["student"] = AVERAGED.get(method, taught["student"])
+    teacher = TEACHER | {"model": AVERAGED.get(method, TEACHER["model"])}
+    plan = {"teacher": teacher, "student": taught}
+    plans.share({"teacher": teacher}, device)
     with watched() as waits:
         plans.files(plan, device)
     plans.files(plan, "cpu")

@@ -210,6 +210,7 @@ def test_two_workers_read_the_same_stored_features(
 
 
 LARGE = {"name": "cnn", "widths": [6, 6], "batch_norm": True}
+POOLED = {"name": "resnet8"}
 BY_SAMPLE: dict[str, dict[str, Any]] = {
     "hinton": {"method": "hinton"},
     "labels": {"method": "labels"},
@@ -226,6 +227,8 @@ BY_SAMPLE: dict[str, dict[str, Any]] = {
     "ca-mkd": {"method": "ca_mkd"},
     "attention": {"method": "attention_transfer", "weight": 10},
     "selectivity": {"method": "neuron_selectivity", "weight": 1},
+    "class-attention": {"method": "class_attention", "normalize": False, "weight": 1},
+    "regression": {"method": "softmax_regression"},
 }
 # Similarities, correlations, triplets, statistics, weights or the draw of a batch: each worker has its own.
 BY_BATCH: dict[str, dict[str, Any]] = {
@@ -238,9 +241,11 @@ BY_BATCH: dict[str, dict[str, Any]] = {
     "similarity": {"method": "similarity_preserving", "weight": 30},
     "probabilistic": {"method": "probabilistic_transfer", "weight": 300},
     "correlation": {"method": "correlation_congruence"},
+    "contrast": {"method": "contrastive"},
     "ae-kd": {"method": "ae_kd"},
     "switching": {"method": "teacher_switching"},
 }
+AVERAGED = ("class_attention", "softmax_regression")
 COMMITTEE = ("ebkd", "ca_mkd", "ae_kd", "teacher_switching")
 
 
@@ -253,16 +258,17 @@ def test_methods_that_look_at_single_samples_do_the_same_on_two_workers(
     stages: Any, teacher: dict[str, Any], student: dict[str, Any], tmp_path: Path
 ) -> None:
     def taught(options: dict[str, Any]) -> dict[str, Any]:
-        teachers = ["teacher"] if options["method"] in COMMITTEE else ["teacher.0"]
+        is_averaged = options["method"] in AVERAGED
+        one = "averaged" if is_averaged else "teacher.0"
         return student | {
-            "student": LARGE,
-            "teachers": teachers,
+            "student": POOLED if is_averaged else LARGE,
+            "teachers": ["teacher"] if options["method"] in COMMITTEE else [one],
             "mode": "live",
             "methods": [options],
             "batch_size": 25,
         }
 
-    plan = {"teacher": teacher | {"model": LARGE, "replicas": 2}}
+    plan = {"teacher": teacher | {"model": LARGE, "replicas": 2}, "averaged": teacher | {"model": POOLED}}
     plan |= {name: taught(options) for name, options in (BY_SAMPLE | BY_BATCH).items()}
     alone, together = stages.run(plan), stages.elsewhere("together")
     graph = together.write(plan)

@@ -13,6 +13,7 @@ METHODS = MethodOptions.choices()
 
 CNN = {"name": "cnn", "widths": [4, 6], "batch_norm": True}
 LARGE = {"name": "cnn", "widths": [6, 6], "batch_norm": True}
+POOLED = {"name": "resnet8"}  # its last maps are averaged into the classifier
 
 # Name of the case → options of the method; the models are those above unless the case says otherwise.
 CASES: dict[str, dict[str, Any]] = {
@@ -50,6 +51,9 @@ CASES: dict[str, dict[str, Any]] = {
         "distance": "cosine",
         "normalize": "unit",
     },
+    "contrastive": {"method": "contrastive"},
+    "class_attention": {"method": "class_attention", "student": POOLED, "teacher": POOLED},
+    "softmax_regression": {"method": "softmax_regression", "student": POOLED, "teacher": POOLED},
     "ebkd": {"method": "ebkd"},
     "ca_mkd": {"method": "ca_mkd"},
     "ca_mkd, features": {"method": "ca_mkd", "feature_weight": 5},
@@ -60,9 +64,9 @@ CASES: dict[str, dict[str, Any]] = {
 
 def plan_of(case: str, teacher: dict[str, Any], student: dict[str, Any], **changes: Any) -> dict[str, Any]:
     options = dict(CASES[case])
-    model = options.pop("student", CNN)
+    model, large = options.pop("student", CNN), options.pop("teacher", LARGE)
     taught = student | {"student": model, "teachers": ["teacher"], "mode": "live", "methods": [options]}
-    return {"teacher": teacher | {"model": LARGE}, "student": taught | changes}
+    return {"teacher": teacher | {"model": large}, "student": taught | changes}
 
 
 def test_every_method_has_a_row() -> None:
@@ -80,8 +84,8 @@ def test_the_exported_student_is_the_plain_architecture_and_the_teacher_did_not_
     outcome = stages.attempt("student")
     assert outcome.status == "done", outcome.error
     weights = load_file(stages.folder("student").path / "model.safetensors")
-    options = {key: value for key, value in plan["student"]["student"].items() if key != "name"}
-    plain = build_model("cnn", options, (1, 8, 8), 3)
+    options = dict(plan["student"]["student"])
+    plain = build_model(options.pop("name"), options, (1, 8, 8), 3)
     plain.load_state_dict(weights)
     trained = stages.model("student")
     inputs = torch.rand(5, 1, 8, 8)
