@@ -48,6 +48,32 @@ class ResidualBlock(nn.Module):
         return self.relu(self.pre_activation(self.branch(inputs) + self.shortcut(inputs)))
 
 
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016, arXiv 1603.09382): while it trains a residual branch is 0 for a part `rate`
+    of the samples, drawn one by one, and 1 / (1 - rate) times itself for the others, which keeps its mean."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if not self.training:
+            return inputs
+        is_kept = inputs.new_empty(len(inputs), *[1] * (inputs.dim() - 1)).bernoulli_(1 - self.rate)
+        return inputs * (is_kept / (1 - self.rate))
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:g}"
+
+
+def drop_paths(network: nn.Module, kind: type[nn.Module], rate: float) -> None:
+    """Let the branches of a network's blocks end in `DropPath`: rates rise with depth in a line, to that of the last
+    block (arXiv 1603.09382, eq. 4). Nothing at 0."""
+    blocks = [module for module in network.modules() if isinstance(module, kind)]
+    for number, block in enumerate(blocks if rate else [], start=1):
+        block.get_submodule("branch").add_module("drop_path", DropPath(rate * number / len(blocks)))
+
+
 class LoneBatchNorm(_BatchNorm):
     """Batch normalisation that accepts a single value per channel, which torch's refuses: it counts as two equal ones.
 

@@ -3,7 +3,7 @@
 Defaults are the published setting of the family; a name in `raydistill.models.MODELS` decides some of the fields.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -14,12 +14,25 @@ Width = Annotated[int, Field(ge=1)]
 Layers = Annotated[int, Field(ge=1, le=DEEPEST)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Multiplier = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+DROP_PATH: Any = Field(
+    0.0,
+    description="share of samples that pass the last block by in training, less before it (arXiv 1603.09382)",
+)
 
 
 class Options(BaseModel):
     """Options of one family of architectures."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    came_later: ClassVar[frozenset[str]] = frozenset()
+    """Options without which there are models: they are not written down at their default, so that identities stay."""
+
+    def written(self) -> dict[str, Any]:
+        """All of them as JSON values."""
+        fields = type(self).model_fields
+        late = {key for key in self.came_later if getattr(self, key) == fields[key].default}
+        return self.model_dump(mode="json", exclude=late)
 
 
 class MlpOptions(Options):
@@ -74,6 +87,8 @@ class LeNetOptions(Options):
 class ResNetOptions(Options):
     """A residual network for small images (arXiv 1512.03385 §4.2): three stages of 16, 32 and 64 channels."""
 
+    came_later = frozenset({"drop_path"})
+
     depth: int = Field(
         20, le=DEEPEST, description="layers with weights: 6n + 2 with basic blocks, 9n + 2 with bottlenecks"
     )
@@ -86,6 +101,7 @@ class ResNetOptions(Options):
         "projection",
         description="where shapes change: 1x1 convolution (common benchmark) or zeros (the paper's A)",
     )
+    drop_path: Probability = DROP_PATH
 
     @model_validator(mode="after")
     def _depth_fits_the_block(self) -> Self:
@@ -121,9 +137,12 @@ class ResNetOptions(Options):
 class WideResNetOptions(Options):
     """A wide residual network with pre-activation blocks (arXiv 1605.07146)."""
 
+    came_later = frozenset({"drop_path"})
+
     depth: int = Field(28, le=DEEPEST, description="6n + 4")
     width_multiplier: int = Field(10, ge=1, description="factor on the stages' 16, 32 and 64 channels")
     dropout: Probability = Field(0.0, description="between the two convolutions of a block; 0.3 in the paper")
+    drop_path: Probability = DROP_PATH
 
     @field_validator("depth")
     @classmethod

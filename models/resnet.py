@@ -11,6 +11,7 @@ from raydistill.models.layers import (
     average_pool,
     chain,
     convolution,
+    drop_paths,
     image_shape,
     initialise_convolutions,
 )
@@ -32,6 +33,7 @@ def build_resnet(options: ResNetOptions, input_shape: Sequence[int], num_classes
     parts |= {"embedding": average_pool(), "classifier": nn.Linear(width, num_classes)}
     network = Network(parts, {**features, "embedding": "embedding"})
     initialise_convolutions(network)
+    drop_paths(network, ResidualBlock, options.drop_path)
     return network
 
 

@@ -13,6 +13,7 @@ from raydistill.models.layers import (
     average_pool,
     chain,
     convolution,
+    drop_paths,
     image_shape,
     initialise_convolutions,
 )
@@ -37,6 +38,7 @@ def build_wide_resnet(options: WideResNetOptions, input_shape: Sequence[int], nu
     }
     network = Network(parts, _feature_paths())
     initialise_convolutions(network)
+    drop_paths(network, PreActivationBlock, options.drop_path)
     return network
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from raydistill.models import MODELS
 from raydistill.models.build import build_model
+from raydistill.models.layers import DropPath
 from raydistill.models.resnet import PaddedShortcut
 from raydistill.models.shufflenet import ShuffleBlock
 from raydistill.models.taps import Tapped
@@ -300,6 +301,40 @@ def test_a_wrong_choice_is_refused_with_the_way_out(name, options, input_shape, 
 def test_a_model_without_classes_is_refused():
     with pytest.raises(ValueError, match="at least one class"):
         build_model("mlp", {}, MNIST, 0)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "wrn_16_1"])
+def test_deeper_blocks_are_dropped_oftener_and_in_eval_mode_none_is(name):
+    torch.manual_seed(0)
+    plain = build_model(name, {}, CIFAR, 10).eval()
+    torch.manual_seed(0)
+    model = build_model(name, {"drop_path": 0.3}, CIFAR, 10).eval()
+    blocks = {"resnet20": 9, "wrn_16_1": 6}[name]
+    rates = [module.rate for module in model.modules() if isinstance(module, DropPath)]
+    assert rates == pytest.approx([0.3 * block / blocks for block in range(1, blocks + 1)])
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    inputs = torch.rand(4, *CIFAR)
+    assert torch.equal(model(inputs), plain(inputs))
+    assert not any(isinstance(module, DropPath) for module in plain.modules())
+
+
+def test_a_dropped_branch_is_zero_for_a_sample_and_larger_for_the_others_with_the_same_mean():
+    torch.manual_seed(0)
+    inputs = 1 + torch.rand(20_000, 2, 1, 1, dtype=torch.float64)
+    outputs = DropPath(0.25)(inputs)
+    is_kept = (outputs != 0).flatten(1)
+    assert torch.equal(is_kept[:, 0], is_kept[:, 1])
+    torch.testing.assert_close(outputs, inputs * is_kept[:, :1, None, None] / 0.75)
+    # Binomial: within five standard deviations.
+    assert abs(is_kept[:, 0].double().mean().item() - 0.75) < 5 * (0.75 * 0.25 / 20_000) ** 0.5
+    assert outputs.mean().item() == pytest.approx(inputs.mean().item(), rel=0.02)
+
+
+def test_an_option_that_came_later_is_written_down_where_it_says_something():
+    read = MODELS["resnet20"].read_options
+    assert "drop_path" not in read({"drop_path": 0}).written()
+    assert read({"drop_path": 0.1}).written()["drop_path"] == 0.1
+    assert read(read({}).written()) == read({})
 
 
 def test_options_may_repeat_what_the_name_decides():

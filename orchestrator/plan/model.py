@@ -212,7 +212,7 @@ def _checked_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
     except ValidationError as error:
         raise relocated(error, options) from None
     _refuse_contradictions(architecture, options)
-    return architecture.read_options(options).model_dump(mode="json")
+    return architecture.read_options(options).written()
 
 
 def _user_options(name: str, options: dict[str, Any]) -> dict[str, Any]:

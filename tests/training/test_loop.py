@@ -23,6 +23,7 @@ from raydistill.kinds.augmentations import (
 )
 from raydistill.kinds.training import TransferConfig
 from raydistill.methods.supervised import Supervised
+from raydistill.models.build import build_model
 from raydistill.models.taps import Output
 from raydistill.runs.context import claim_attempt
 from raydistill.targets.mixing import TeacherTargets
@@ -149,6 +150,11 @@ def scaled_gradients_in_float16(bench: Any) -> tuple[nn.Module, dict[str, Any]]:
     return bench.mlp(dropout=0.5), {"method": Times(1000.0)}
 
 
+def residual_branches_that_are_dropped(bench: Any) -> tuple[nn.Module, dict[str, Any]]:
+    torch.manual_seed(0)
+    return build_model("resnet8", {"width_multiplier": 0.25, "drop_path": 0.5}, (1, 8, 8), 3), {}
+
+
 RECIPES = [
     mlp_with_step_schedule,
     augmented_cnn_with_one_cycle,
@@ -160,6 +166,7 @@ RECIPES = [
     averages_of_weights_partly_decayed,
     gradients_of_several_batches,
     scaled_gradients_in_float16,
+    residual_branches_that_are_dropped,
 ]
 
 
