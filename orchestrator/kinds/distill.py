@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from raydistill.kinds.changes import phases
 from raydistill.kinds.method_options import MethodOptions
 from raydistill.kinds.methods import HintonConfig
-from raydistill.kinds.stage_bases import BalanceConfig, EmaTrainingConfig, PartsConfig, WeightsConfig
+from raydistill.kinds.stage_bases import BalanceConfig, PartsConfig, WeightsConfig
 from raydistill.kinds.targets import (
     LOGITS,
     CombineConfig,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from raydistill.plan.order import Node, Site
 
 
-class DistillConfig(BalanceConfig, WeightsConfig, PartsConfig, EmaTrainingConfig):
+class DistillConfig(BalanceConfig, WeightsConfig, PartsConfig):
     """Train a student to match its teachers.
 
     `teachers` are stages that made a model; the graph inserts the stages that store their soft targets. With

@@ -214,6 +214,8 @@ class TrainingConfig(StageConfig):
     """Which samples are trained on; the whole training split when left out."""
     label_smoothing: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     """Which part of a label is spread over all classes."""
+    ema: EmaConfig | None = None
+    """Judge and keep an average of the weights, such as `{decay: 0.999}`; the last weights when left out."""
     early_stopping: EarlyStoppingConfig | None = None
     """When to stop before the last epoch; never when left out."""
     clip_norm: Positive | None = None
@@ -293,11 +295,6 @@ class TrainingConfig(StageConfig):
     @property
     def decayed_by_layer(self) -> float | None:
         """Times the learning rate for each layer before the last; None where all have one rate."""
-        return None
-
-    @property
-    def averaged(self) -> EmaConfig | None:
-        """How its weights are averaged; None when they are not."""
         return None
 
     @property
@@ -410,14 +407,3 @@ class PartsConfig(TrainingConfig):
     @property
     def decayed_by_layer(self) -> float | None:
         return self.layer_decay
-
-
-class EmaTrainingConfig(TrainingConfig):
-    """What trainings of one model can be told of averages of its weights."""
-
-    ema: EmaConfig | None = None
-    """Judge and keep an average of the weights, such as `{decay: 0.999}`; the last weights when left out."""
-
-    @property
-    def averaged(self) -> EmaConfig | None:
-        return self.ema

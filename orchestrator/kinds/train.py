@@ -2,12 +2,12 @@
 
 from pydantic import model_validator
 
-from raydistill.kinds.stage_bases import BalanceConfig, EmaTrainingConfig, PartsConfig, WeightsConfig
+from raydistill.kinds.stage_bases import BalanceConfig, PartsConfig, WeightsConfig
 from raydistill.plan.config_errors import located_error
 from raydistill.plan.model import ModelConfig
 
 
-class TrainConfig(BalanceConfig, WeightsConfig, PartsConfig, EmaTrainingConfig):
+class TrainConfig(BalanceConfig, WeightsConfig, PartsConfig):
     """Train a model on labels: a teacher, a generalist, a baseline."""
 
     word = "train"

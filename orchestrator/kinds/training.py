@@ -362,7 +362,8 @@ class EmaConfig(Config):
     the last weights (arXiv 1703.01780).
 
     Running statistics of batch norms are averaged alike, counters are copied. The accuracy and the losses of the
-    training are those of the weights that learn; every number of `validation` and `test` is the average's.
+    training are those of the weights that learn; every number of `validation` and `test` is the average's. Peers that
+    exchange weights while they train exchange those that learn.
     """
 
     decay: Annotated[Number, Field(gt=0, lt=1)] = 0.999

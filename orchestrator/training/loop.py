@@ -156,7 +156,7 @@ class _Training:
         self.steps_per_epoch = -(-transfer.samples_per_epoch // config.samples_per_step)
         self.schedule = build_schedule(config.schedule, self.optimizer, config.epochs, self.steps_per_epoch)
         self.batch_norms = GlobalBatchNorm()
-        self.average = Average(network, config.averaged) if config.averaged else None
+        self.average = Average(network, config.ema) if config.ema else None
         self.checkpoints = context.folder.path / CHECKPOINT
         self.best: dict[str, Tensor] = {}
         self.saved = time.monotonic()
