@@ -9,7 +9,7 @@ from raydistill.kinds.data_free import (
 from raydistill.kinds.distill import DistillConfig
 from raydistill.kinds.evaluate import AdjustClassBiasConfig, EvaluateConfig
 from raydistill.kinds.external import ExternalTargetsConfig
-from raydistill.kinds.online import CodistillConfig, TrainBranchesConfig, TrainPeersConfig
+from raydistill.kinds.online import CodistillConfig, SelfDistillConfig, TrainBranchesConfig, TrainPeersConfig
 from raydistill.kinds.pretrained import PretrainedConfig
 from raydistill.kinds.specialists import ConfusionClustersConfig, TrainSpecialistsConfig
 from raydistill.kinds.targets import CombineTargetsConfig, PredictTargetsConfig
@@ -32,5 +32,6 @@ STAGES = (
     TrainBranchesConfig,
     TrainPeersConfig,
     CodistillConfig,
+    SelfDistillConfig,
     CompareModelsConfig,
 )

@@ -49,7 +49,7 @@ def train_members(
     fit_model(model, method, transfer, data, config, context)
     if not context.is_main:
         return {}
-    judged, best = _judge_members(
+    judged, best = judge_members(
         model.eval(), method.student_features, transfer, data, config, context.device
     )
     deployed = deploy(best)
@@ -57,16 +57,18 @@ def train_members(
     return metrics | judged | ({} if deployed.member is None else {"deployed": deployed.member})
 
 
-def _judge_members(
+def judge_members(
     model: nn.Module,
     names: Sequence[str],
     transfer: TransferSet,
     data: TaskData,
     config: TrainingConfig,
     device: str,
+    *,
+    together: str = "ensemble",
 ) -> tuple[dict[str, float], int]:
     """What validation and test say about the members, which are the features `names` of a model (in eval mode), and
-    about their ensemble, whose logits are the model's; and which member is the best on validation.
+    about what they are `together`, whose logits are the model's; and which member is the best on validation.
 
     Of members with as many errors the one with the smaller loss is the better one.
     """
@@ -77,7 +79,9 @@ def _judge_members(
             continue
         logits = _all_logits(model, names, transfer, split.to(device), config)
         ensemble, *members = (judge(each, split.labels) for each in logits.unbind(dim=1))
-        metrics |= {f"{split_name}/ensemble_{kind.name}": ensemble[kind.name] for kind in (Accuracy, Errors)}
+        metrics |= {
+            f"{split_name}/{together}_{kind.name}": ensemble[kind.name] for kind in (Accuracy, Errors)
+        }
         for name, member in zip(names, members, strict=True):
             metrics[f"{split_name}/{name}_{Accuracy.name}"] = member[Accuracy.name]
         if split_name == "validation":

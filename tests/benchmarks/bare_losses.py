@@ -469,3 +469,17 @@ def bare_mutual(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLoss
         return total
 
     return loss
+
+
+def bare_exits(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLoss:
+    def loss(seen: Seen) -> Tensor:
+        *values, aim = seen.own.values()
+        exits, embeddings = values[: len(values) // 2], values[len(values) // 2 :]
+        total = 0.9 * F.cross_entropy(seen.student, seen.labels)
+        for own, embedding in zip(exits, embeddings, strict=True):
+            total = total + 0.9 * F.cross_entropy(own, seen.labels)
+            total = total + 0.1 * softened(own, seen.student.detach(), 3)
+            total = total + 0.05 * F.mse_loss(embedding, aim.detach())
+        return total
+
+    return loss

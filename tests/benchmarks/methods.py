@@ -29,6 +29,7 @@ from bare_losses import (
     bare_dist,
     bare_dkd,
     bare_ebkd,
+    bare_exits,
     bare_fsp,
     bare_hinton,
     bare_hints,
@@ -52,12 +53,14 @@ from loop import StepDone, nothing, take_turns
 from torch import Tensor, nn
 
 from raydistill.kinds.distill import DistillConfig
-from raydistill.kinds.online import TrainBranchesConfig, TrainPeersConfig
+from raydistill.kinds.online import SelfDistillConfig, TrainBranchesConfig, TrainPeersConfig
 from raydistill.kinds.stage_bases import TrainingConfig
 from raydistill.methods.mutual import Mutual
 from raydistill.methods.one import One
+from raydistill.methods.self_distillation import SelfDistillation
 from raydistill.models.branched import branch_out
 from raydistill.models.build import build_model
+from raydistill.models.exits import add_exits
 from raydistill.models.taps import Tapped
 from raydistill.runs.context import StageContext
 from raydistill.runs.folder import StageFolder
@@ -144,6 +147,19 @@ def through_branches(
     return ensemble, dict(zip(names, logits, strict=True))
 
 
+def through_exits(model: nn.Module, inputs: Tensor, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+    logits, embeddings, end = [], [], inputs
+    for name, part in model.network.named_children():
+        inputs = part(inputs)
+        if name in model.exits:
+            *bottleneck, classifier = model.exits[name]
+            embeddings.append(nn.Sequential(*bottleneck)(inputs))
+            logits.append(classifier(embeddings[-1]))
+        if name == "flatten":
+            end = inputs
+    return inputs, dict(zip(names, [*logits, *embeddings, end], strict=True))
+
+
 def through_peers(model: nn.Module, inputs: Tensor, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
     logits = [peer(inputs) for peer in model.peers]
     return logits[0], dict(zip(names, logits, strict=True))
@@ -191,6 +207,13 @@ def branched() -> Parts:
     stage = {"stage": "train_branches", "model": STUDENT, "ramp_epochs": 0}
     config = TrainBranchesConfig.model_validate(stage | TRAINING)
     return Parts(config, branch_out([build(STUDENT) for _ in range(3)], SHAPE), One(config), [])
+
+
+def with_exits() -> Parts:
+    """A student whose end teaches an exit behind each earlier stage."""
+    config = SelfDistillConfig.model_validate({"stage": "self_distill", "model": STUDENT} | TRAINING)
+    model = add_exits(build(STUDENT), SHAPE)
+    return Parts(config, model, SelfDistillation(config, len(model.exits)), [])
 
 
 def peers() -> Parts:
@@ -255,6 +278,7 @@ ROWS = {
         distilled({"method": "teacher_switching"}, teachers=3), bare_hinton, asked=drawn
     ),
     "one": Row(branched, bare_one, through_branches),
+    "self_distill": Row(with_exits, bare_exits, through_exits),
     "mutual": Row(peers, bare_mutual, through_peers),
 }
 

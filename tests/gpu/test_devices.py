@@ -100,6 +100,7 @@ PLANS: dict[str, dict[str, Any]] = {
     "together": {
         "branches": {"stage": "train_branches", "model": CNN, "ramp_epochs": 1, **SHORT},
         "peers": {"stage": "train_peers", "peers": [MLP, CNN], **SHORT},
+        "exits": {"stage": "self_distill", "model": CNN, **SHORT},
         "old": {"stage": "codistill", "model": MLP, "burn_in": 0.5, "exchange_every": 1, **SHORT},
     },
 }

@@ -13,6 +13,7 @@ stages:
   large: {stage: train, model: {name: mlp, widths: [900, 900]}, initial: small, grow: {name: net2net}, epochs: 2}
   branches: {stage: train_branches, model: {name: resnet8}, epochs: 2}
   peers: {stage: train_peers, peers: [{name: mlp}, {name: cnn}], epochs: 2}
+  exits: {stage: self_distill, model: {name: resnet8}, epochs: 2}
 """
 
 
@@ -28,6 +29,10 @@ stages:
         ("stages.branches.deploy=last", "should be `best`, `first` or `ensemble`"),
         ("stages.branches.transfer={labelled: false}", "learns from labels"),
         ("stages.branches.model.num_classes=3", "3 outputs are too few"),
+        ("stages.exits.model={name: my.module:build}", "only a plain network of ours can have exits"),
+        ("stages.exits.model.input={size: 32}", "leave `input` out"),
+        ("stages.exits.transfer={labelled: false}", "learns from labels"),
+        ("stages.exits.soft_weight=1", "should be below 1"),
         ("stages.peers.peers=[]", "at least 1"),
         ("stages.peers.deploy=2", "there are the peers 0 to 1; 2 is none of them"),
         ("stages.peers.initial=small", "every peer starts from weights of its own draw"),

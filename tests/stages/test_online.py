@@ -16,6 +16,7 @@ MLP = {"name": "mlp", "widths": [8], "dropout": 0.5}
 SHARED = {"epochs": 2, "batch_size": 16}
 BRANCHES = {"stage": "train_branches", "model": CNN, "ramp_epochs": 1, **SHARED}
 PEERS = {"stage": "train_peers", "peers": [CNN, MLP], **SHARED}
+EXITS = {"stage": "self_distill", "model": CNN, **SHARED}
 
 
 def weights(stages: Any, name: str) -> dict[str, torch.Tensor]:
@@ -53,11 +54,12 @@ def test_the_same_training_deploys_the_best_the_first_or_all_branches(stages: An
 def test_the_first_branch_begins_as_the_plain_network_of_its_seed(stages: Any) -> None:
     still = {"optimizer": {"name": "sgd", "learning_rate": 1e-30}}
     plain = {"stage": "train", "model": CNN, **SHARED, **still}
-    stages.run({"plain": plain, "one": BRANCHES | still | {"deploy": "first"}})
-    torch.testing.assert_close(weights(stages, "one"), weights(stages, "plain"))
+    stages.run({"plain": plain, "one": BRANCHES | still | {"deploy": "first"}, "exits": EXITS | still})
+    for name in ("one", "exits"):
+        torch.testing.assert_close(weights(stages, name), weights(stages, "plain"))
 
 
-def test_every_parameter_of_a_branched_network_has_a_gradient_in_every_step(
+def test_every_parameter_of_branches_and_exits_has_a_gradient_in_every_step(
     stages: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As data-parallel training asks; also while the ramp is all but 0."""
@@ -68,14 +70,14 @@ def test_every_parameter_of_a_branched_network_has_a_gradient_in_every_step(
         step(training, *arguments)
         names = dict(training.learner.named_parameters())
         without.extend(name for name, parameter in names.items() if parameter.grad is None)
-        assert len(names) > 20
+        assert len(names) > 15
 
     monkeypatch.setattr(loop._Training, "_step", look)
-    stages.run({"one": BRANCHES | {"ramp_epochs": 10**6, "epochs": 1}})
+    stages.run({"one": BRANCHES | {"ramp_epochs": 10**6, "epochs": 1}, "exits": EXITS})
     assert without == []
 
 
-@pytest.mark.parametrize("stage", [BRANCHES, PEERS], ids=["branches", "peers"])
+@pytest.mark.parametrize("stage", [BRANCHES, PEERS, EXITS], ids=["branches", "peers", "exits"])
 @pytest.mark.parametrize("steps", [3, 14])
 def test_stopping_and_resuming_equals_not_stopping(stages: Any, stage: dict[str, Any], steps: int) -> None:
     plan = {"online": stage}
@@ -89,7 +91,7 @@ def test_stopping_and_resuming_equals_not_stopping(stages: Any, stage: dict[str,
     assert other.metrics("online") == whole.metrics("online")
 
 
-@pytest.mark.parametrize("stage", [BRANCHES, PEERS], ids=["branches", "peers"])
+@pytest.mark.parametrize("stage", [BRANCHES, PEERS, EXITS], ids=["branches", "peers", "exits"])
 def test_losses_are_finite_under_bfloat16_and_fall(stages: Any, stage: dict[str, Any]) -> None:
     stages.run({"online": stage | {"precision": "bfloat16", "epochs": 5}})
     losses = [line["train/loss"] for line in stages.metrics("online")]
@@ -98,8 +100,11 @@ def test_losses_are_finite_under_bfloat16_and_fall(stages: Any, stage: dict[str,
 
 def test_a_batch_of_one_sample_is_no_trouble(stages: Any) -> None:
     """108 training samples: batches of 107 leave one."""
-    stages.run({"one": BRANCHES | {"batch_size": 107}, "peers": PEERS | {"batch_size": 107}})
-    assert all(value.isfinite().all() for value in weights(stages, "one").values())
+    few = {"batch_size": 107}
+    stages.run({"one": BRANCHES | few, "peers": PEERS | few, "exits": EXITS | few})
+    assert all(
+        value.isfinite().all() for name in ("one", "exits") for value in weights(stages, name).values()
+    )
 
 
 def test_a_student_may_learn_from_all_branches(stages: Any, student: dict[str, Any]) -> None:
@@ -210,3 +215,25 @@ def test_branches_are_not_drawn_alike(stages: Any) -> None:
     model = train_branches.build_branches(data, graph.nodes["one"].config, context)
     first, second, _ = (branch.classifier.weight for branch in model.branches)
     assert not torch.equal(first, second)
+
+
+def test_what_is_stored_of_a_network_with_exits_is_the_plain_one(
+    stages: Any, student: dict[str, Any]
+) -> None:
+    stages.run({"exits": EXITS | {"epochs": 4}, "student": student | {"teachers": ["exits"]}})
+    plain = build_model("cnn", {"widths": [4, 6], "batch_norm": True}, (1, 8, 8), 3)
+    plain.load_state_dict(weights(stages, "exits"), strict=True)
+    record = stages.record("exits")
+    assert record.parameters == sum(parameter.numel() for parameter in plain.parameters())
+    assert record.costs["trained_parameters"] > record.parameters
+    for split in ("validation", "test"):
+        assert record.metrics[f"{split}/accuracy"] == record.metrics[f"{split}/last_exit_accuracy"]
+        assert f"{split}/exit1_accuracy" in record.metrics
+    exits = [line["train/loss/exits"] for line in stages.metrics("exits")]
+    assert exits[-1] < exits[0]
+
+
+def test_without_a_stage_for_an_exit_training_does_not_begin(stages: Any) -> None:
+    stages.write({"exits": EXITS | {"model": {"name": "cnn", "widths": [4]}}})
+    error = str(stages.attempt("exits").error)
+    assert error.startswith("model `cnn`: a network of 1 stages has none before its last one")
