@@ -18,7 +18,7 @@ class StageRequest:
     `reads` and `peers` map node names to folders below `root`, `metrics` the addresses of the user's own to the digests
     of their code. `afterwards`, if not empty, is the address of a
     function and what it is called with: by the stage's process, once the record is written. `number` counts the
-    attempts of this run at the stage.
+    attempts of this run at the stage; `workers_come_and_go` is the kind's.
     """
 
     name: str
@@ -39,6 +39,7 @@ class StageRequest:
     metrics: dict[str, str] = field(default_factory=dict)
     afterwards: tuple[str, ...] = ()
     number: int = 1
+    workers_come_and_go: bool = False
 
     @property
     def shape(self) -> ResourcesConfig:
@@ -120,4 +121,5 @@ def build_request(
         sees_test=sees_test,
         metrics=dict(graph.metrics),
         number=number,
+        workers_come_and_go=node.config.workers_come_and_go,
     )

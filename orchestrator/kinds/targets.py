@@ -167,6 +167,8 @@ class PredictTargetsConfig(TargetsConfig):
     word = "predict_targets"
     implementation = "raydistill.stages.predict_targets:predict_targets"
     version = 2
+    shares_work = True
+    workers_come_and_go = True
     learns_unlabelled = True
 
     teacher: ModelRef
@@ -253,6 +255,8 @@ class CombineTargetsConfig(CombineConfig, TargetsConfig):
     word = "combine_targets"
     implementation = "raydistill.stages.combine_targets:combine_targets"
     version = 2
+    shares_work = True
+    workers_come_and_go = True
 
     targets: tuple[TargetsRef, ...] = Field(min_length=1)
     """The stages whose targets become one."""

@@ -16,7 +16,8 @@ class ResourcesConfig(Config):
     """What each worker of a stage needs. Never part of a stage's identity.
 
     `gpus` may be a fraction, so that several small models share one; left out, a stage takes one GPU where the
-    Ray cluster has any. `workers` above one train data-parallel under Ray Train.
+    Ray cluster has any. `workers` above one train data-parallel under Ray Train, or predict shard by
+    shard: then as many take part as there is room for, more as there is more, and any number writes the same bytes.
 
     A stage that runs longer than its `timeout` (without waiting for room; each attempt anew) fails: what each of its
     threads was doing then is in its record and in `stacks-rank0.txt` of its folder, its last checkpoint stays. One that
@@ -25,7 +26,7 @@ class ResourcesConfig(Config):
     """
 
     workers: Annotated[Integer, Field(ge=1)] = 1
-    """Processes that train side by side."""
+    """Processes that train, or predict, side by side."""
     cpus: Positive = 1.0
     """CPU cores per worker, and its threads."""
     gpus: NonNegative | None = None

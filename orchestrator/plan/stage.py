@@ -32,6 +32,9 @@ class StageConfig(Kind):
     """Keys under which a model may have other classes than this stage."""
     shares_work: ClassVar[bool] = False
     """Whether several workers divide the stage among them. Others would each do all of it, and write the same files."""
+    workers_come_and_go: ClassVar[bool] = False
+    """Whether its workers divide it by claiming pieces (`runs/claims.py`): each works on its own, as many take part as
+    there is room for, and one that dies or comes late changes nothing. Else they are one group, under Ray Train."""
     learns_by: ClassVar[str] = ""
     """What a report says that its models learn by; the kind's own word when left out."""
     learns_unlabelled: ClassVar[bool] = False
@@ -53,8 +56,8 @@ class StageConfig(Kind):
     def _one_worker_where_work_is_not_shared(self) -> Self:
         if self.resources.workers > 1 and not self.shares_work:
             raise located_error(
-                "workers share trainings alone, and this stage is none: leave `workers` out; `cpus` and `gpus` make it"
-                " faster",
+                "workers share trainings and predictions, and this stage is neither: leave `workers` out; `cpus` and"
+                " `gpus` make it faster",
                 "resources",
                 "workers",
             )

@@ -2,17 +2,21 @@
 
 import math
 
-from raydistill.errors import StageError, StageStopped
+from torch import Tensor
+
+from raydistill.errors import StageError
 from raydistill.kinds.targets import CombineTargetsConfig
+from raydistill.models.taps import Output
 from raydistill.runs.context import StageContext
 from raydistill.stages.committees import load_committee
-from raydistill.stages.predict_targets import batches_from
+from raydistill.stages.predict_targets import write_shards
 from raydistill.stages.teachers import fixed_weights
 from raydistill.stages.training_stage import load_data
 from raydistill.stages.transfer_data import described_transfer_set
 from raydistill.targets.combine import EntropyWeights, combine
 from raydistill.targets.reader import open_targets
 from raydistill.targets.store import MANIFEST, TargetWriter, load_manifest
+from raydistill.training.data import Batch
 
 LEAST_LOG_PROBABILITY = math.log(1e-8)
 SAMPLES_AT_ONCE = 500
@@ -20,7 +24,12 @@ SAMPLES_AT_ONCE = 500
 
 def combine_targets(config: CombineTargetsConfig, context: StageContext) -> dict[str, float]:
     """Arithmetic mean (a mixture, formed when read), geometric mean (logits of its own), or a committee's log q."""
-    metrics = _mean(config, context) if config.committee is None else _fused(config, context)
+    if config.committee is not None:
+        metrics = _fused(config, context)
+    elif context.is_main:  # reading is all there is to do
+        metrics = _mean(config, context)
+    if not context.is_main:
+        return {}
     manifest = load_manifest(context.folder.path)
     context.payload.update([MANIFEST, *manifest.files])
     return metrics
@@ -56,19 +65,23 @@ def _fused(config: CombineTargetsConfig, context: StageContext) -> dict[str, flo
             ),
         }
     )
-    writer = TargetWriter(context.folder.path, description)
-    answers = 0
-    for batch in batches_from(transfer, writer.rows_done, description.views_stored, SAMPLES_AT_ONCE):
-        if context.should_stop():
-            raise StageStopped(f"stopped after {writer.rows_done} rows; run the plan again to continue")
-        answers_of_generalist = generalist.read(rows[batch.rows], batch.view, device=context.device)
-        answer = committee.answer(batch.inputs, answers_of_generalist.logits[:, 0])
-        answers += int(answer.active.sum())
-        known = writer.rows_done - (batch.view * len(transfer) + int(batch.rows[0]))
-        log_probabilities = answer.log_probabilities.clamp(min=LEAST_LOG_PROBABILITY)
-        writer.append(batch.ids[known:], log_probabilities[known:])
-    writer.close()
+    writer = TargetWriter(context.folder.path, description, batch_size=SAMPLES_AT_ONCE, shared=True)
+
+    def generalist_logits(batch: Batch) -> Tensor:
+        return generalist.read(rows[batch.rows], batch.view, device=context.device).logits[:, 0]
+
+    def answer(batch: Batch) -> Output:
+        fused = committee.answer(batch.inputs, generalist_logits(batch))
+        return Output(fused.log_probabilities.clamp(min=LEAST_LOG_PROBABILITY), {})
+
+    if write_shards(writer, transfer, answer, SAMPLES_AT_ONCE, context) is None:
+        return {}
+    called = (
+        int(committee.called(generalist.read(block, view, device=context.device).logits[:, 0]).sum())
+        for view in range(description.views_stored)
+        for block in rows.split(SAMPLES_AT_ONCE)
+    )
     return {
         "targets/rows": float(description.rows * description.views_stored),
-        "targets/answers": float(answers),
+        "targets/answers": float(sum(called)),
     }

@@ -1,6 +1,7 @@
 """Store a teacher's logits on a transfer set."""
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from itertools import chain
 
 import torch
@@ -8,22 +9,26 @@ import torch
 from raydistill.errors import StageError, StageStopped
 from raydistill.kinds.targets import PredictTargetsConfig
 from raydistill.metrics import Accuracy
-from raydistill.models.taps import Tapped
+from raydistill.models.taps import Output, Tapped
 from raydistill.plan.fingerprint import digest
+from raydistill.runs.claims import claimed
 from raydistill.runs.context import StageContext
 from raydistill.stages.transfer_data import load_transfer_set, sources_of, split_name
 from raydistill.targets.reader import open_targets
-from raydistill.targets.store import MANIFEST, Description, TargetWriter
+from raydistill.targets.store import MANIFEST, Description, Manifest, TargetWriter
 from raydistill.tasks.labels import UNLABELLED
 from raydistill.training import model_files
 from raydistill.training.data import Batch, TransferSet, Views
 from raydistill.training.method import Features
 
+CLAIMS = "claims"
+STOPPED = "stopped before all shards were written; run the plan again to continue"
 COUNT_ELEMENTS = 1 << 22  # 16 MB of float32 logits, whatever the number of classes
 
 
 def predict_targets(config: PredictTargetsConfig, context: StageContext) -> dict[str, float]:
-    """Run the teacher once over the transfer set, for every view; resumes at the last finished shard.
+    """Run the teacher once over the transfer set, for every view, shard by shard, on any number of workers; resumes at
+    the shards that are not finished.
 
     No more than one batch of logits is ever there; of each row the store takes all, or its `top_k`.
     """
@@ -38,23 +43,58 @@ def predict_targets(config: PredictTargetsConfig, context: StageContext) -> dict
         top_k=config.top_k,
         features=shapes_of(config, teacher),
         form=None if config.has_logits else "features",
+        batch_size=config.batch_size,
+        shared=True,
     )
     model = Tapped(teacher.model, config.stored_features)
-    for batch in batches_from(transfer, writer.rows_done, description.views_stored, config.batch_size):
-        if context.should_stop():
-            raise StageStopped(f"stopped after {writer.rows_done} rows; run the plan again to continue")
-        with torch.no_grad():
-            output = model(batch.inputs)
-        known = writer.rows_done - (batch.view * len(transfer) + int(batch.rows[0]))
-        features = {name: feature[known:] for name, feature in output.features.items()}
-        writer.append(batch.ids[known:], output.logits.float()[known:], features)
-    manifest = writer.close()
+
+    def predict(batch: Batch) -> Output:
+        output = model(batch.inputs)
+        return Output(output.logits.float(), output.features)
+
+    if (manifest := write_shards(writer, transfer, predict, config.batch_size, context)) is None:
+        return {}
     context.payload.update([MANIFEST, *manifest.files])
     accuracy = folder.done_record().metrics.get(Accuracy.on("validation"))
     metrics = {"targets/rows": float(description.rows * description.views_stored)}
     if config.has_logits:
         metrics["targets/errors"] = float(count_errors(context, transfer))
     return metrics | ({} if accuracy is None else {Accuracy.on("teacher/validation"): accuracy})
+
+
+@torch.no_grad()
+def write_shards(
+    writer: TargetWriter,
+    transfer: TransferSet,
+    predict: Callable[[Batch], Output],
+    batch_size: int,
+    context: StageContext,
+) -> Manifest | None:
+    """Write a store of what is predicted for every batch of every view, as one of the workers. The main one closes it,
+    once all shards are whole; the others get None."""
+    claims, known = context.folder.path / CLAIMS, -1
+    while True:
+        for claim in claimed(claims, writer.num_shards, writer.is_written, context.should_stop):
+            positions = writer.seek(claim.index)
+            for batch in batches_at(transfer, positions, writer.description.views_stored, batch_size):
+                first = batch.view * len(transfer) + int(batch.rows[0])
+                if first != known:  # else two shards divide it, and it is still there from the one before
+                    if context.should_stop():
+                        raise StageStopped(STOPPED)
+                    known, output = first, predict(batch)
+                if not claim.is_ours():
+                    break
+                own = slice(max(0, positions.start - first), positions.stop - first)
+                features = {name: feature[own] for name, feature in output.features.items()}
+                writer.append(batch.ids[own], output.logits[own], features)
+        if not all(map(writer.is_written, range(writer.num_shards))):
+            raise StageStopped(STOPPED)
+        if not context.is_main:
+            return None
+        if not writer.forget_damaged():
+            shutil.rmtree(claims, ignore_errors=True)
+            context.when_done.append(writer.tidy_up)
+            return writer.close()
 
 
 def shapes_of(config: PredictTargetsConfig, teacher: model_files.TrainedModel) -> dict[str, tuple[int, ...]]:
@@ -89,17 +129,17 @@ def describe_targets(
     )
 
 
-def batches_from(transfer: TransferSet, done: int, views: int, batch_size: int) -> Iterator[Batch]:
-    """The batches of all views in order, from the one that holds the row at position `done`.
+def batches_at(transfer: TransferSet, positions: range, views: int, batch_size: int) -> Iterator[Batch]:
+    """The batches, of all views in order, that hold rows at these positions.
 
     They are cut at the same places every time: in another batch the same sample's logits may round differently.
     """
     batches = torch.arange(len(transfer)).split(batch_size)
 
     def of_view(view: int) -> Iterator[Batch]:
-        done_here = max(0, done - view * len(transfer))
-        left = () if done_here >= len(transfer) else batches[done_here // batch_size :]
-        return transfer.batches(left, view) if left else iter(())
+        start, stop = (position - view * len(transfer) for position in (positions.start, positions.stop))
+        held = batches[max(0, start) // batch_size : max(0, -(-stop // batch_size))]
+        return transfer.batches(held, view) if held else iter(())
 
     return chain.from_iterable(of_view(view) for view in range(views))
 

@@ -13,7 +13,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -80,14 +79,14 @@ class Layout:
         )
 
 
-class _Progress(BaseModel):
-    """The shards that are whole; what a writer trusts when it opens an unfinished folder."""
+class Receipt(BaseModel):
+    """That a shard is whole: what a writer trusts when it opens an unfinished folder."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     identity: str
     rows_per_shard: int
-    shards: tuple[Shard, ...] = ()
+    shard: Shard
 
 
 def digest_of(value: Any) -> str:
@@ -100,35 +99,77 @@ def digest_of(value: Any) -> str:
 class ShardWriter:
     """Writes a column row by row; holds one shard in memory.
 
-    After a cut, a new writer over the same folder keeps every shard whose checksum still holds: continue with the
-    row at position `rows_done`. Shards are cut at the same places every time, so the files come out the same.
+    After a cut, a new writer over the same folder keeps every shard up to the first whose checksum does not hold:
+    continue with the row at position `rows_done`. Shards are cut at the same places every time, so the files come out
+    the same. Where a column is `shared`, other processes write to it too, and each says which shard is its next one.
     """
 
-    def __init__(self, folder: Path, layout: Layout, *, rows_per_shard: int) -> None:
+    def __init__(self, folder: Path, layout: Layout, *, rows_per_shard: int, shared: bool = False) -> None:
         if rows_per_shard < 1:
             raise ValueError(f"a shard holds at least one row, not {rows_per_shard}")
         self.folder = make_folder(folder)
         self.layout = layout
         self.rows_per_shard = rows_per_shard
-        # Trusted before the rest is removed, and both before a row is taken: `rows_done` has to say where to go on.
-        self._shards = self._trusted_shards()
-        self._remove_the_rest()
-        self._held = 0
+        self._own: set[int] = set()  # known to be whole: written, or verified, by this very writer
+        self._next, self._held = 0, 0
+        if not shared:
+            # Rows come in their order, so what follows a damaged shard is written again as well.
+            while self._next < self.num_shards and self.verify(self._next):
+                self._next += 1
+            self._remove_the_rest()
         # A store of a hundred rows does not hold 65,536.
         capacity = min(rows_per_shard, max(layout.total, 1))
         self._ids = torch.empty(capacity, dtype=torch.int64)
         self._values = torch.empty(capacity, layout.width, dtype=ELEMENTS[layout.dtype][1])
 
     @property
+    def num_shards(self) -> int:
+        """How many shards the whole column has."""
+        return -(-self.layout.total // self.rows_per_shard)
+
+    @property
     def rows_done(self) -> int:
-        """Rows taken so far, views counted one after the other."""
-        return sum(shard.rows for shard in self._shards) + self._held
+        """The position of the next row; all before it were taken, unless the column is shared."""
+        return min(self._next * self.rows_per_shard, self.layout.total) + self._held
+
+    def rows_of(self, index: int) -> range:
+        """The positions in one shard."""
+        start = index * self.rows_per_shard
+        return range(start, min(start + self.rows_per_shard, self.layout.total))
+
+    def seek(self, index: int) -> None:
+        """Go on with the first row of a shard."""
+        self._next, self._held = index, 0
 
     def rewind(self, rows: int) -> None:
         """Forget the shards after the first `rows`, which another column of the same store does not have yet."""
-        while sum(shard.rows for shard in self._shards) > rows:
-            self._shards.pop()
+        self._next = min(self._next, -(-rows // self.rows_per_shard))
         self._remove_the_rest()
+
+    def receipt(self, index: int) -> Shard | None:
+        """The shard of this number, if somebody has written it."""
+        try:
+            receipt = Receipt.model_validate(read_json(self._receipt_path(index)))
+        except (StoreError, ValidationError):
+            return None  # nothing to go by: the rows are written again
+        file, rows = self.layout.file(index), len(self.rows_of(index))
+        same = (receipt.identity, receipt.rows_per_shard) == (self.layout.identity, self.rows_per_shard)
+        is_there = (receipt.shard.file, receipt.shard.rows) == (file, rows) and (self.folder / file).is_file()
+        return receipt.shard if same and is_there else None
+
+    def verify(self, index: int) -> bool:
+        """Whether a shard is there, and its bytes are those that were written."""
+        if index not in self._own:
+            shard = self.receipt(index)
+            if shard is None or sha256_file(self.folder / shard.file) != shard.sha256:
+                return False
+            self._own.add(index)
+        return True
+
+    def forget(self, index: int) -> None:
+        """Take back that a shard is whole."""
+        self._own.discard(index)
+        self._receipt_path(index).unlink(missing_ok=True)
 
     def append(self, ids: Tensor, values: Tensor) -> None:
         """Take the next rows: `ids` (B,) and `values` (B, width)."""
@@ -147,32 +188,29 @@ class ShardWriter:
 
     def close(self) -> tuple[Shard, ...]:
         """The finished shards; every view must have listed the same samples in the same order."""
-        if self.rows_done != self.layout.total:
-            raise ValueError(
-                f"{self.rows_done} of {self.layout.total} rows of `{self.layout.column}` were written"
-            )
-        # Written, or verified, by this very writer.
-        column = ShardedRows(self.folder, self.layout, self._shards, verify_checksums=False)
+        shards = [shard for index in range(self.num_shards) if (shard := self.receipt(index)) is not None]
+        if (written := self._held + sum(shard.rows for shard in shards)) != self.layout.total:
+            raise ValueError(f"{written} of {self.layout.total} rows of `{self.layout.column}` were written")
+        column = ShardedRows(self.folder, self.layout, shards, verify_checksums=False)
         for view in range(1, self.layout.views):
             if not column.has_same_ids_in(view):
                 raise ValueError(f"view {view} lists other samples than view 0, or in another order")
-        return tuple(self._shards)
+        self._next, self._held = self.num_shards, 0
+        self._remove_the_rest()
+        return tuple(shards)
 
     def _write_shard(self) -> None:
-        index = len(self._shards)
-        file = self.layout.file(index)
+        index, file = self._next, self.layout.file(self._next)
         batch = self._batch(index, first=self.rows_done - self._held)
         with atomic_write(self.folder / file) as temporary:
             with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
                 writer.write_batch(batch)
-            checksum = sha256_file(temporary)
-        # The list comes after the file: a shard that it names is whole, one that it does not name is written again.
-        self._shards.append(Shard(file=file, rows=self._held, sha256=checksum))
-        self._held = 0
-        progress = _Progress(
-            identity=self.layout.identity, rows_per_shard=self.rows_per_shard, shards=tuple(self._shards)
-        )
-        write_json(self._progress_path, progress.model_dump(mode="json"))
+            shard = Shard(file=file, rows=self._held, sha256=sha256_file(temporary))
+        # The receipt comes after the file: a shard that has one is whole, one without is written again.
+        receipt = Receipt(identity=self.layout.identity, rows_per_shard=self.rows_per_shard, shard=shard)
+        write_json(self._receipt_path(index), receipt.model_dump(mode="json"))
+        self._own.add(index)
+        self._next, self._held = index + 1, 0
 
     def _batch(self, index: int, *, first: int) -> pa.RecordBatch:
         schema = self.layout.schema(index)
@@ -183,31 +221,18 @@ class ShardWriter:
             [pa.array(self._ids[: self._held].numpy()), pa.array(views), rows], schema=schema
         )
 
-    @property
-    def _progress_path(self) -> Path:
-        return self.folder / f"{self.layout.column}.shards.json"
-
-    def _trusted_shards(self) -> list[Shard]:
-        try:
-            progress = _Progress.model_validate(read_json(self._progress_path))
-        except (StoreError, ValidationError):
-            return []  # nothing to go by: the rows are written again
-        if (progress.identity, progress.rows_per_shard) != (self.layout.identity, self.rows_per_shard):
-            return []
-        # Up to the first that is damaged: rows come in their order, so what follows is written again as well.
-        return list(takewhile(self._is_whole, progress.shards))
-
-    def _is_whole(self, shard: Shard) -> bool:
-        path = self.folder / shard.file
-        return path.is_file() and sha256_file(path) == shard.sha256
+    def _receipt_path(self, index: int) -> Path:
+        return (self.folder / self.layout.file(index)).with_suffix(".json")
 
     def _remove_the_rest(self) -> None:
-        """Remove what a killed writer left: half-written files, and shards that are not trusted."""
-        kept = {shard.file for shard in self._shards}
-        for pattern in (f"{self.layout.column}-*.arrow", f".{self.layout.column}*.tmp"):
-            for path in self.folder.glob(pattern):
-                if path.name not in kept:
+        """Remove what a killed writer left: half-written files, and shards from the next one on."""
+        kept = {Path(self.layout.file(index)).stem for index in range(self._next)}
+        for pattern in ("-*.arrow", "-*.json"):
+            for path in self.folder.glob(f"{self.layout.column}{pattern}"):
+                if path.stem not in kept:
                     path.unlink()
+        for path in self.folder.glob(f".{self.layout.column}*.tmp"):
+            path.unlink()
 
 
 class ShardedRows:

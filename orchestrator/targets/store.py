@@ -32,6 +32,8 @@ FROM_FILE = "file-"
 """Before the digest of a file that stands in a teacher's place."""
 FORMS = ("dense", "top_k", "features", "mixture")
 ROWS_PER_SHARD = 65536  # 13 MB of 100 classes, 131 MB of 1,000: what a writer holds, and what a kill loses
+SHARDS = 64  # so many at least where batches allow: shards are what workers divide among them
+LEAST_BATCHES = 4  # in a shard: each waits for the disk four times
 SHARD_BYTES = 1 << 28  # what a writer holds at most where there are features: maps are wide
 FLOAT16_LARGEST = 65504
 WIDEST_ROW = 2**31 - 1  # which Arrow counts in 32 bits
@@ -210,7 +212,9 @@ class TargetWriter:
     they are all that is stored.
 
     Resumes: continue with the row at position `rows_done`, where sample `row` of view `view` has the position
-    `view * rows + row`. Memory: one shard of each column, whatever the number of rows.
+    `view * rows + row`. Memory: one shard of each column, whatever the number of rows. With `shared` several processes
+    write one store: each begins the shards that are its own with `seek`, and when all `is_written` one of them closes.
+    Rows come in batches of `batch_size`, of which a shard then holds whole ones.
     """
 
     def __init__(
@@ -222,6 +226,8 @@ class TargetWriter:
         features: Mapping[str, tuple[int, ...]] = NO_FEATURES,
         form: Literal["features"] | None = None,
         rows_per_shard: int | None = None,
+        batch_size: int | None = None,
+        shared: bool = False,
     ) -> None:
         self.folder = folder
         self.description = description
@@ -233,16 +239,51 @@ class TargetWriter:
         has_logits = len(layouts)
         for number, (name, shape) in enumerate(features.items()):
             layouts.append(description.feature_layout(number, name, shape))
-        size = rows_per_shard or _rows_per_shard(layouts, bool(features))
+        size = rows_per_shard or _rows_per_shard(layouts, bool(features), batch_size)
         # Cut at the same rows, so that a killed writer's columns can be brought to the same length.
-        self._columns = [ShardWriter(folder, layout, rows_per_shard=size) for layout in layouts]
+        self._columns = [
+            ShardWriter(folder, layout, rows_per_shard=size, shared=shared) for layout in layouts
+        ]
         self._logits, self._features = self._columns[:has_logits], self._columns[has_logits:]
-        done = self.rows_done
-        for column in self._columns:
-            column.rewind(done)
+        if shared:
+            is_whole = all(map(self.is_written, range(self.num_shards)))
+        else:
+            done = self.rows_done
+            for column in self._columns:
+                column.rewind(done)
+            is_whole = done == self._columns[0].layout.total
         # An old manifest over new shards would be a finished store of wrong numbers, were the writer killed.
-        if done < self._columns[0].layout.total:
+        if not is_whole:
             (folder / MANIFEST).unlink(missing_ok=True)
+
+    @property
+    def num_shards(self) -> int:
+        """How many shards each column has."""
+        return self._columns[0].num_shards
+
+    def is_written(self, shard: int) -> bool:
+        """Whether somebody has written a shard of every column."""
+        return all(column.receipt(shard) is not None for column in self._columns)
+
+    def seek(self, shard: int) -> range:
+        """Begin a shard; returns the positions of its rows."""
+        for column in self._columns:
+            column.seek(shard)
+        return self._columns[0].rows_of(shard)
+
+    def forget_damaged(self) -> bool:
+        """Take back all shards whose bytes are not those that were written; returns whether there were any."""
+        damaged = [
+            index
+            for index in range(self.num_shards)
+            if not all(column.verify(index) for column in self._columns)
+        ]
+        if damaged:
+            (self.folder / MANIFEST).unlink(missing_ok=True)
+        for index in damaged:
+            for column in self._columns:
+                column.forget(index)
+        return bool(damaged)
 
     @property
     def rows_done(self) -> int:
@@ -323,6 +364,12 @@ class TargetWriter:
         write_manifest(self.folder, manifest)
         return manifest
 
+    def tidy_up(self) -> None:
+        """Remove what only a writer looks at, once the manifest says it all."""
+        for column in self._columns:
+            for index in range(column.num_shards):
+                column.forget(index)
+
     @property
     def _teachers(self) -> str:
         return ", ".join(f"`{teacher}`" for teacher in self.description.teachers)
@@ -342,11 +389,16 @@ class TargetWriter:
         )
 
 
-def _rows_per_shard(layouts: Sequence[Layout], has_features: bool) -> int:
-    """In how long pieces columns are cut: those of logits as ever."""
-    if not has_features:
-        return ROWS_PER_SHARD
-    return max(1, min(ROWS_PER_SHARD, SHARD_BYTES // sum(2 * layout.width for layout in layouts)))
+def _rows_per_shard(layouts: Sequence[Layout], has_features: bool, batch_size: int | None) -> int:
+    """In how long pieces columns are cut. Whole batches, where their size is known: of a batch that two shards divide
+    whoever makes either computes all of it. Then there are many shards, for many workers, of several batches each."""
+    most = ROWS_PER_SHARD
+    if has_features:
+        most = max(1, min(most, SHARD_BYTES // sum(2 * layout.width for layout in layouts)))
+    if batch_size is None or most < batch_size:
+        return most
+    batches = -(-layouts[0].total // batch_size)
+    return batch_size * min(most // batch_size, max(LEAST_BATCHES, -(-batches // SHARDS)))
 
 
 def _broken(values: Tensor) -> tuple[float, str]:

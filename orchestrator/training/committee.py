@@ -47,11 +47,16 @@ class Committee:
     def answer(self, inputs: Tensor, generalist_logits: Tensor) -> FusedAnswer:
         """The fused answer on normalised inputs (B, ...), of which the generalist gave `generalist_logits` (B, C)."""
         generalist = torch.log_softmax(generalist_logits.float(), dim=-1)
-        active = active_specialists(generalist, self.membership, self.active)
+        active = self.called(generalist_logits)
         answers = [self._ask(model, inputs, active[:, index]) for index, model in enumerate(self.models)]
         return FusedAnswer(
             fuse(generalist, answers, active, self.membership, direction=self.direction), active
         )
+
+    def called(self, generalist_logits: Tensor) -> Tensor:
+        """Which specialists (B, M) the generalist's logits (B, C) call for."""
+        log_probabilities = torch.log_softmax(generalist_logits.float(), dim=-1)
+        return active_specialists(log_probabilities, self.membership, self.active)
 
     def logits(self, generalist: TrainedModel, inputs: Tensor) -> Tensor:
         """Fused log-probabilities (B, C) of raw inputs (B, ...)."""

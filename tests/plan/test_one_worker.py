@@ -17,7 +17,6 @@ stages:
   teacher: {stage: train, model: {name: mlp}, epochs: 1, resources: {workers: 2}}
 """
 OTHERS = {
-    "predict_targets": "{stage: predict_targets, teacher: teacher, resources: {workers: 2}}",
     "evaluate": "{stage: evaluate, models: [teacher], resources: {workers: 2}}",
     "confusion_clusters": "{stage: confusion_clusters, generalist: teacher, clusters: 2, resources: {workers: 2}}",
     "record_statistics": "{stage: record_statistics, teacher: teacher, resources: {workers: 2}}",
@@ -27,11 +26,14 @@ OTHERS = {
 @pytest.mark.parametrize("kind", OTHERS)
 def test_more_than_one_worker_is_refused_where_nobody_shares_the_work(kind: str) -> None:
     with pytest.raises(
-        PlanError, match=r"plan.yaml:5: stages.other.resources.workers: workers share trainings alone"
+        PlanError,
+        match=r"plan.yaml:5: stages.other.resources.workers: workers share trainings and predictions",
     ):
         check_plan(parse_source(f"{PLAN}  other: {OTHERS[kind]}\n", "plan.yaml"))
 
 
-def test_exactly_trainings_share_their_work() -> None:
+def test_exactly_trainings_and_predictions_share_their_work() -> None:
     found: dict[str, Any] = {kind.word: kind.shares_work for kind in STAGES}
-    assert found == {kind.word: issubclass(kind, TrainingConfig) for kind in STAGES}
+    assert found == {
+        kind.word: issubclass(kind, TrainingConfig) or kind.workers_come_and_go for kind in STAGES
+    }

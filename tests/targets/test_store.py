@@ -141,12 +141,12 @@ def test_a_writer_does_not_continue_another_store(
     assert TargetWriter(root / "stages/a", describe(**change), rows_per_shard=6).rows_done == 0
 
 
-def test_a_damaged_list_of_shards_means_starting_again(
+def test_a_shard_with_a_damaged_receipt_is_written_again(
     root: Path, write_store: WriteStore, describe: Describe
 ) -> None:
     write_store("a")
-    (root / "stages/a/logits.shards.json").write_text('{"identity": 3')
-    assert TargetWriter(root / "stages/a", describe(), rows_per_shard=6).rows_done == 0
+    (root / "stages/a/logits-00002.json").write_text('{"identity": 3')
+    assert TargetWriter(root / "stages/a", describe(), rows_per_shard=6).rows_done == 12
 
 
 @pytest.mark.parametrize(
