@@ -158,7 +158,9 @@ def stage_entry(node: Node | GraphNode, state: NodeState, record: Record | None)
     if record is not None:
         if record.workers is not None:
             entry["workers"] = record.workers
-            asked = node.config.resources.workers if isinstance(node, Node) else record.workers
+            config = node.config if isinstance(node, Node) else None
+            is_same = config is None or config.workers_come_and_go  # any number makes the same bytes
+            asked = record.workers if config is None or is_same else config.resources.workers
             if note := note_on_workers(record.workers, asked):
                 entry["note"] = note
         if record.parameters is not None:

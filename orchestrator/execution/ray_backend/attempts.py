@@ -1,8 +1,10 @@
-"""Attempts that run on the Ray cluster: on one stage worker, or on a group under Ray Train."""
+"""Attempts that run on the Ray cluster: on one stage worker, on several that come and go, or on a Ray Train group."""
 
 import logging
 import shutil
 import time
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,19 +28,29 @@ from raydistill.runs.record import summary_of
 
 SCRATCH = ".ray-train"
 CANCEL_SECONDS = 5.0
+LEAVE_SECONDS = 5.0  # others look ten times a second whether all is done
+MAX_DEATHS = 8  # a node may take several with it; what kills each that tries would kill for ever
 QUEUED_SECONDS = 5.0  # a process is there within one or two of being given room
 
 log = logging.getLogger(__name__)
 
 
 class Attempt(Protocol):
-    """A running attempt. `ref` is ready when it has ended; `held` is what it holds outside the pool."""
+    """A running attempt. `held` is what it holds outside the pool."""
 
     request: StageRequest
     deadline: DeadlineWatch
     metrics: MetricsTail
-    ref: Any
     held: Resources
+
+    @property
+    def refs(self) -> Sequence[Any]:
+        """Calls that tell of a change when they are ready."""
+        ...
+
+    def has_ended(self, ready: Collection[Any]) -> bool:
+        """Whether the attempt is over, now that these calls are ready."""
+        ...
 
     def is_queued(self) -> bool:
         """Whether Ray has no room for it, though we counted some: others use the Ray cluster, too."""
@@ -53,11 +65,26 @@ class Attempt(Protocol):
         ...
 
     def outcome(self) -> Outcome:
-        """How it ended, once `ref` is ready; frees what it used."""
+        """How it ended, once it has; frees what it used."""
         ...
 
 
-class WorkerAttempt:
+class OneCall:
+    """What attempts have that are over when their one call is."""
+
+    ref: Any
+
+    @property
+    def refs(self) -> Sequence[Any]:
+        """The call."""
+        return (self.ref,)
+
+    def has_ended(self, ready: Collection[Any]) -> bool:
+        """Whether it is ready."""
+        return self.ref in ready
+
+
+class WorkerAttempt(OneCall):
     """A stage on a stage worker, which goes back to the pool unless the stage failed in it."""
 
     held = Resources()
@@ -93,7 +120,90 @@ class WorkerAttempt:
         return outcome
 
 
-class GroupAttempt:
+class ClaimingAttempt:
+    """A stage on stage workers that divide it by claims, up to as many as it asks for: begun with those for which there
+    is room, joined by others when there is more. One that dies is replaced; what it had not finished is made again."""
+
+    held = Resources()
+
+    def __init__(self, request: StageRequest, shape: Resources, pool: WorkerPool) -> None:
+        self.request, self.deadline = request, DeadlineWatch(request)
+        self.metrics = MetricsTail(Path(request.root, request.folder))
+        self._shape, self._pool = shape, pool
+        self._running: dict[Any, tuple[int, PooledWorker]] = {}
+        self._missing = deque(range(request.shape.workers))
+        self._deaths = 0
+        self._outcome: Outcome | None = None
+        self._started = self._over = time.monotonic()
+
+    @property
+    def is_short(self) -> bool:
+        """Whether more workers could help."""
+        return self._outcome is None and bool(self._missing)
+
+    def grow(self, free: Callable[[], Resources], avoided: frozenset[str]) -> bool:
+        """Take workers as long as there is room; returns whether there are any."""
+        while self._missing:
+            worker = self._pool.reuse(self._shape)
+            if worker is None and self._pool.make_room(self._shape, free()):
+                worker = self._pool.start(self._shape, avoided)
+            if worker is None:
+                break
+            rank = self._missing.popleft()
+            self._running[worker.actor.run.remote(self.request.to_dict(), rank)] = (rank, worker)
+        return bool(self._running)
+
+    @property
+    def refs(self) -> Sequence[Any]:
+        """The calls of its workers."""
+        return tuple(self._running)
+
+    def has_ended(self, ready: Collection[Any]) -> bool:
+        """Whether its main worker is done and the others have left, or one has failed."""
+        for ref in [ref for ref in self._running if ref in ready]:
+            self._note(*self._running.pop(ref), read_outcome(ref, self.request.name))
+        if self._outcome is None:
+            return False
+        is_late = time.monotonic() - self._over > LEAVE_SECONDS
+        return not self._running or is_late or self._outcome.status in ("failed", "lost")
+
+    def _note(self, rank: int, worker: PooledWorker, outcome: Outcome) -> None:
+        if outcome.status in ("done", "stopped"):
+            self._pool.give_back(worker)
+        else:
+            self._pool.end(worker)
+        if outcome.status == "lost" and self._deaths < MAX_DEATHS:
+            self._deaths += 1
+            # The main one first: only it can finish the stage.
+            self._missing.insert(0 if rank == 0 else len(self._missing), rank)
+        elif self._outcome is None and (rank == 0 or outcome.status in ("failed", "lost")):
+            self._outcome, self._over = outcome, time.monotonic()
+
+    def is_queued(self) -> bool:
+        """No process has been given to any of them, for longer than it takes to start one."""
+        is_late = time.monotonic() - self._started > QUEUED_SECONDS
+        return is_late and not any(has_process(worker.actor) for _, worker in self._running.values())
+
+    def ask_to_stop(self) -> None:
+        """All of them hear it; none is replaced."""
+        self._missing.clear()
+        for _, worker in self._running.values():
+            worker.actor.stop.remote(self.request.attempt)
+
+    def end(self) -> None:
+        """Kill them."""
+        for _, worker in self._running.values():
+            self._pool.end(worker)
+        self._running.clear()
+
+    def outcome(self) -> Outcome:
+        """How it ended; who has not left by now is killed."""
+        assert self._outcome is not None
+        self.end()
+        return self._outcome
+
+
+class GroupAttempt(OneCall):
     """A stage on several workers. The call that runs Ray Train holds nothing; the group's workers hold `held`."""
 
     def __init__(

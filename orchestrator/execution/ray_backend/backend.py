@@ -70,6 +70,7 @@ class RayBackend:
         if self._stages is None or self._guarded is None:
             time.sleep(seconds)
             return []
+        self._guarded(self._grow, self._stages)
         return self._guarded(self._stages.wait, seconds)
 
     def placements(self) -> "Mapping[str, Placement]":
@@ -102,6 +103,10 @@ class RayBackend:
         if not stages.has_ray():
             return False
         return stages.try_start(request, avoided=self._check_storage(request.root))
+
+    def _grow(self, stages: "RunningStages") -> None:
+        if (root := stages.short_of_workers()) is not None and stages.has_ray():
+            stages.grow(self._check_storage(root))
 
     def _check_storage(self, root: str) -> frozenset[str]:
         from raydistill.execution.ray_backend.storage import SharedStorage

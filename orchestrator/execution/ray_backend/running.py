@@ -10,6 +10,7 @@ import ray
 from raydistill.errors import PlanError
 from raydistill.execution.ray_backend.attempts import (
     Attempt,
+    ClaimingAttempt,
     GroupAttempt,
     WorkerAttempt,
     end_overdue,
@@ -65,12 +66,21 @@ class RunningStages:
         machines = machines_alive(avoided)
         shape = resources_of_worker(request.shape, machines)
         request = replace(request, root=str(Path(request.root).resolve()))
-        free = (self._share or total(machines)) - self._held()
-        attempt = self._start(request, shape, free, avoided)
+        attempt = self._start(request, shape, machines, avoided)
         if attempt is None:
             return False
         self._running[request.name] = attempt
         return True
+
+    def short_of_workers(self) -> str | None:
+        """The storage root of attempts that more workers could join, if there are any."""
+        return next((attempt.request.root for attempt in self._short()), None)
+
+    def grow(self, avoided: frozenset[str]) -> None:
+        """Let workers join where there is room, on other nodes than those with these ids."""
+        machines = machines_alive(avoided)
+        for attempt in self._short():
+            attempt.grow(lambda: self._free(machines), avoided)
 
     def wait(self, seconds: float) -> list[tuple[str, Outcome]]:
         """Attempts that ended, as soon as there are some, at the latest after `seconds`.
@@ -79,20 +89,21 @@ class RunningStages:
         """
         if self.has_ray():
             self._pool.end_long_idle()
-        if not self._running:
+        refs = [ref for attempt in self._running.values() for ref in attempt.refs]
+        if not refs:
             time.sleep(seconds)
             return []
-        names = {attempt.ref: name for name, attempt in self._running.items()}
-        ready, _ = ray.wait(list(names), num_returns=1, timeout=seconds)
+        ready, _ = ray.wait(refs, num_returns=1, timeout=seconds)
         if ready:
             # `ray.wait` gives no more than it was asked for: others that have ended must not wait for the next poll.
-            ready, _ = ray.wait(list(names), num_returns=len(names), timeout=0)
+            ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
             # With the head all its nodes seem to die. Those outcomes would be four attempts used up in a second.
             if not self.has_ray():
                 time.sleep(seconds)
                 return []
         self._pass_on_reports()
-        ended = [(names[ref], self._outcome_of(self._running.pop(names[ref]))) for ref in ready]
+        names = [name for name, attempt in self._running.items() if attempt.has_ended(ready)]
+        ended = [(name, self._outcome_of(self._running.pop(name))) for name in names]
         return ended + self._end_overdue()
 
     def placements(self) -> dict[str, Placement]:
@@ -119,9 +130,17 @@ class RunningStages:
         self._pool.close()
 
     def _start(
-        self, request: StageRequest, shape: Resources, free: Resources, avoided: frozenset[str]
+        self,
+        request: StageRequest,
+        shape: Resources,
+        machines: Sequence[Resources],
+        avoided: frozenset[str],
     ) -> Attempt | None:
         workers = request.shape.workers
+        if workers > 1 and request.workers_come_and_go:
+            attempt = ClaimingAttempt(request, shape, self._pool)
+            return attempt if attempt.grow(lambda: self._free(machines), avoided) else None
+        free = self._free(machines)
         # Ray Train starts its own processes: a group has no use for warm ones, but for the room that they hold.
         if workers > 1:
             if not self._pool.make_room(shape * workers, free):
@@ -149,6 +168,13 @@ class RunningStages:
             for line in attempt.metrics.added():
                 self._on_report(name, line)
 
+    def _short(self) -> list[ClaimingAttempt]:
+        running = self._running.values()
+        return [attempt for attempt in running if isinstance(attempt, ClaimingAttempt) and attempt.is_short]
+
+    def _free(self, machines: Sequence[Resources]) -> Resources:
+        return (self._share or total(machines)) - self._held()
+
     def _held(self) -> Resources:
         return self._pool.held + total(attempt.held for attempt in self._running.values())
 
@@ -175,7 +201,8 @@ def placement_of(attempt: Attempt, alive: Collection[str]) -> Placement:
     request = attempt.request
     places = read_places(Path(request.root, request.folder), request.attempt, request.shape.workers)
     nodes = nodes_of(places)
-    if any(place["node_id"] not in alive for place in places):
+    is_gone = [place["node_id"] not in alive for place in places]
+    if any(is_gone) and (all(is_gone) or not request.workers_come_and_go):
         return Placement("node lost", nodes)
     if places:
         return Placement("running", nodes)
@@ -208,10 +235,10 @@ def check_feasible(nodes: Sequence[Node], machines: list[Resources]) -> None:
 def _check_node(node: Node, machines: list[Resources]) -> None:
     resources = node.config.resources
     worker = resources_of_worker(resources, machines)
-    if sum(capacity(machine, worker) for machine in machines) >= resources.workers:
+    if sum(capacity(machine, worker) for machine in machines) >= _fewest(node):
         return
     largest = max(machines, key=lambda machine: (capacity(machine, worker), machine.gpus, machine.cpus))
-    each = _each(resources.workers, worker)
+    each = _each(_fewest(node), worker)
     raise PlanError(
         f"stage `{node.name}` asks for {each}, which the Ray cluster never has: its largest machine, of"
         f" {len(machines)}, has {largest}; lower `stages.{node.stage}.resources`, or name a larger Ray cluster with"
@@ -223,13 +250,18 @@ def _check_side_by_side(node: Node, count: int, machines: list[Resources]) -> No
     """Whether `count` nodes like this one fit at the same time."""
     resources = node.config.resources
     worker = resources_of_worker(resources, machines)
-    fitting = sum(capacity(machine, worker) for machine in machines) // resources.workers
+    fitting = sum(capacity(machine, worker) for machine in machines) // _fewest(node)
     if fitting < count:
         raise PlanError(
             f"`{node.stage}` trains {count} models side by side, each on {_each(resources.workers, worker)}, but the"
             f" Ray cluster has room for {fitting} at once; lower `stages.{node.stage}.resources`, or name a larger Ray"
             " cluster with `--address`"
         )
+
+
+def _fewest(node: Node) -> int:
+    """With how many workers the stage runs."""
+    return 1 if node.config.workers_come_and_go else node.config.resources.workers
 
 
 def _each(workers: int, worker: Resources) -> str:

@@ -46,15 +46,17 @@ class StageWorker:
         self._device = "cuda" if ray.get_gpu_ids() else "cpu"  # a worker without GPUs still sees all of them
         self._stopped: set[str] = set()
 
-    def run(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Run a `StageRequest`; returns the `Outcome`, both as dicts."""
+    def run(self, request: dict[str, Any], rank: int = 0) -> dict[str, Any]:
+        """Run a `StageRequest`, as one of its workers; returns the `Outcome`, both as dicts."""
         from raydistill.execution.request import StageRequest
         from raydistill.execution.run_stage import run_stage
 
-        attempt = request["attempt"]
+        stage = StageRequest(**request)
         outcome = run_stage(
-            StageRequest(**request),
-            should_stop=lambda: attempt in self._stopped,
+            stage,
+            should_stop=lambda: stage.attempt in self._stopped,
+            rank=rank,
+            world=stage.shape.workers,
             device=self._device,
             node_id=ray.get_runtime_context().get_node_id(),
         )
