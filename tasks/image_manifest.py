@@ -6,7 +6,7 @@ import csv
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -180,21 +180,41 @@ class ImageManifest(PictureTask):
 @lru_cache(maxsize=16)
 def _read_table(file: Path, columns: tuple[str, str, str, str], changed: Stamp) -> tuple[Row, ...]:
     """The rows of a table. `ValueError` names the line that cannot be used."""
+    table = None
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
             first = stream.readline()
             separator = max(SEPARATORS, key=first.count)
             stream.seek(0)
-            table = csv.reader(stream, delimiter=separator, strict=True)
+            table = _Table(csv.reader(stream, delimiter=separator, strict=True))
             rows = tuple(_rows_of(table, file, columns))
-    except (UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
+        line = 1 if table is None else table.begun
+        raise ValueError(f"`{file}`, line {line}: {error}; is a quotation mark not closed?") from None
+    except UnicodeDecodeError as error:
         raise ValueError(f"`{file}` is no table of UTF-8 text: {error}") from None
     if not rows:
         raise ValueError(f"`{file}` has no row below the names of its columns")
     return rows
 
 
-def _rows_of(table: Iterator[list[str]], file: Path, columns: tuple[str, str, str, str]) -> Iterator[Row]:
+class _Table:
+    """The rows of cells, and in which line of the file the one that is read next begins: a row may have several."""
+
+    def __init__(self, reader: Any) -> None:
+        self._reader = reader
+        self.begun = 1
+
+    def __iter__(self) -> Iterator[list[str]]:
+        return self
+
+    def __next__(self) -> list[str]:
+        cells: list[str] = next(self._reader)
+        self.line, self.begun = self.begun, self._reader.line_num + 1
+        return cells
+
+
+def _rows_of(table: _Table, file: Path, columns: tuple[str, str, str, str]) -> Iterator[Row]:
     header = [name.strip() for name in next(table, [])]
     for option, name in zip(("path", "label"), columns, strict=False):
         if name not in header:
@@ -207,7 +227,7 @@ def _rows_of(table: Iterator[list[str]], file: Path, columns: tuple[str, str, st
     places = [header.index(name) if name in header else None for name in columns]
     lines: dict[str, int] = {}
     for cells in table:
-        line: int = table.line_num  # type: ignore[attr-defined]
+        line = table.line
         if not cells:
             continue
         if len(cells) != len(header):

@@ -101,6 +101,11 @@ def _encoded(file: Path, image: str | None) -> Iterator[tuple[memoryview, NDArra
             values = batch.column(0)
             if is_struct:
                 values = pyarrow.compute.struct_field(values, "bytes")
+                if 0 < len(values) == values.null_count:
+                    raise ValueError(
+                        f"`{file}` has the paths of pictures in column `{column}`, and not their bytes; write them in"
+                        " (`embed_table_storage` of Hugging Face's datasets), or take the task `image_manifest`"
+                    )
             values = values.cast(pyarrow.large_binary()).fill_null(b"")
             _, offsets_buffer, data = values.buffers()
             offsets = np.frombuffer(offsets_buffer, np.int64)[values.offset : values.offset + len(values) + 1]

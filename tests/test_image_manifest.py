@@ -239,3 +239,14 @@ def test_the_class_may_be_the_last_folder_at_any_depth(tmp_path: Path) -> None:
     assert plain.class_names == ("cat", "dog", "north", *(f"site{number}" for number in range(5)))
     assert "class_folder" not in plain.identity()
     assert task.identity()["class_folder"] == "last"
+
+
+def test_a_quotation_mark_that_is_not_closed_is_named_by_the_line_it_stands_in(
+    folder: Path, table: Callable[..., Path]
+) -> None:
+    file = table(listed(folder))
+    lines = file.read_text().splitlines()
+    lines[3] = '"' + lines[3]
+    file.write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=r", line 4: .*; is a quotation mark not closed\?"):
+        ImageManifest(file=file, folder=folder).class_names  # noqa: B018

@@ -281,3 +281,11 @@ def test_the_published_layout_of_imagenet_asks_for_the_split_that_has_labels(tmp
     assert {split: part.labels.tolist() for split, part in task.read().items()} == {"train": [1], "test": [0]}
     texts = [finding.text for finding in task.survey().findings]
     assert any("shards of no split: 1 (`data/test-00000-of-00001.parquet`)" in text for text in texts)
+
+
+def test_pictures_that_are_paths_alone_are_said_to_be(tmp_path: Path) -> None:
+    task = parquet_task(tmp_path, ("a.png", 0, None), ("b.png", 1, None))
+    with pytest.raises(
+        ValueError, match=r"has the paths of pictures in column `image`, and not their bytes; write them in"
+    ):
+        task.load()
