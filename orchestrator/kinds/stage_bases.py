@@ -78,8 +78,8 @@ class BalanceConfig(StageConfig):
     `class_weights` and `logit_adjustment` are about the cross-entropy with the labels alone; a weight multiplies each
     sample's loss (with label smoothing as torch has it), and weights are scaled so that their mean over the samples is
     1. `sampler: balanced` is about all losses: an epoch has as many samples as before, from every class equally many;
-    what has no label counts as a class, and a sample that comes again within an epoch comes in the same view. `binary_cross_entropy` is another loss with the labels, which the weights are
-    about just as well.
+    what has no label counts as a class, and a sample that comes again within an epoch comes in the same view.
+    `binary_cross_entropy` is another loss with the labels, which the weights are about just as well.
     """
 
     class_weights: Literal["balanced"] | tuple[NonNegative, ...] | None = Field(
