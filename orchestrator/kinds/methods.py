@@ -7,6 +7,11 @@ from raydistill.kinds.committee_methods import (
     EbkdConfig,
     TeacherSwitchingConfig,
 )
+from raydistill.kinds.connector_methods import (
+    MaskedGenerationConfig,
+    ReviewConfig,
+    VariationalInformationConfig,
+)
 from raydistill.kinds.feature_methods import FspConfig, HintsConfig, OfdConfig, SemckdConfig
 from raydistill.kinds.logit_methods import (
     DistConfig,
@@ -111,6 +116,9 @@ METHODS = (
     NeuronSelectivityConfig,
     ClassAttentionConfig,
     SoftmaxRegressionConfig,
+    ReviewConfig,
+    VariationalInformationConfig,
+    MaskedGenerationConfig,
     EbkdConfig,
     CaMkdConfig,
     AeKdConfig,

@@ -60,6 +60,9 @@ class Combined(Method):
         )
         return _distinct(cast(Method, method).teacher_features for method in hearing)
 
+    def undecayed(self) -> Iterable[nn.Parameter]:
+        return chain.from_iterable(method.undecayed() for _, _, method in self._used())
+
     def change(self, config: TrainingConfig) -> None:
         assert isinstance(config, DistillConfig)
         self.options = config.all_methods

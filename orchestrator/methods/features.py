@@ -1,6 +1,6 @@
 """What methods that compare features have in common: grids, lengths, and pairs of layers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -44,14 +44,9 @@ class MapsMethod(Method):
         student, teacher = context.both()
         self.student_features = config.student_features or student.stages_unless("student_features")
         self.teacher_features = config.teacher_features or teacher.stages_unless("teacher_features")
-        if len(self.student_features) != len(self.teacher_features):
-            raise ValueError(
-                f"`{config.method}` pairs the student's features with the teacher's, but there are"
-                f" {len(self.student_features)} and {len(self.teacher_features)}; name as many in `student_features`"
-                " and `teacher_features`"
-            )
-        _check_maps(config.method, student, self.student_features, "student_features")
-        _check_maps(config.method, teacher, self.teacher_features, "teacher_features")
+        check_paired(config.method, self.student_features, self.teacher_features)
+        check_maps(config.method, student, self.student_features, "student_features")
+        check_maps(config.method, teacher, self.teacher_features, "teacher_features")
 
     def pairs(self, student: Output, teacher: TeacherTargets | None) -> Iterator[tuple[Tensor, Tensor]]:
         """The student's and the teacher's maps of each pair on one grid, float32; the teacher's are constants."""
@@ -60,7 +55,17 @@ class MapsMethod(Method):
             yield shrink_to_match(student.features[own].float(), teacher.features[aim].detach().float())
 
 
-def _check_maps(method: str, features: Features, names: tuple[str, ...], key: str) -> None:
+def check_paired(method: str, own: Sequence[str], aims: Sequence[str]) -> None:
+    """`ValueError` unless there are as many features of the one network as of the other."""
+    if len(own) != len(aims):
+        raise ValueError(
+            f"`{method}` pairs the student's features with the teacher's, but there are {len(own)} and {len(aims)};"
+            " name as many in `student_features` and `teacher_features`"
+        )
+
+
+def check_maps(method: str, features: Features, names: Sequence[str], key: str) -> None:
+    """`ValueError` for a feature that is no map (C, H, W); it is named in the setting `key`."""
     for name, shape in zip(names, features.shapes(names), strict=True):
         if len(shape) != 3:
             raise ValueError(

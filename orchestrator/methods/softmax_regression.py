@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from raydistill.kinds.classifier_methods import SoftmaxRegressionConfig
 from raydistill.methods.classifiers import last_maps, means, pooled_classifier
+from raydistill.methods.features import check_maps
 from raydistill.models.layers import LoneBatchNorm2d, initialise_convolutions
 from raydistill.models.taps import Output
 from raydistill.targets.mixing import TeacherTargets
@@ -25,15 +26,10 @@ class SoftmaxRegression(Method):
         self.student_features, self.teacher_features = (own,), (aim,)
         # The teacher's own layer, not one of the method: a tuple registers nothing.
         self.classifier = (pooled_classifier(teacher, aim, config.method, "teacher_feature"),)
-        (shape,) = student.shapes([own])
-        if len(shape) != 3:
-            raise ValueError(
-                f"`{config.method}` compares maps of (channels, height, width); `{own}` has the shape {tuple(shape)};"
-                " name another as `student_feature`"
-            )
+        check_maps(config.method, student, (own,), "student_feature")
         target = self.classifier[0].in_features
         self.connector = nn.Sequential(
-            nn.Conv2d(shape[0], target, 1, bias=False), LoneBatchNorm2d(target), nn.ReLU()
+            nn.Conv2d(student.shapes([own])[0][0], target, 1, bias=False), LoneBatchNorm2d(target), nn.ReLU()
         )
         initialise_convolutions(self.connector)
 

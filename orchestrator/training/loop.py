@@ -39,7 +39,7 @@ from raydistill.training.evaluation import judge, predict_split
 from raydistill.training.freezing import freeze, hold
 from raydistill.training.method import Method
 from raydistill.training.optimizer import MaxNorm, build_optimizers, build_schedule, change_numbers
-from raydistill.training.parameter_groups import SCALE, rules_of
+from raydistill.training.parameter_groups import SCALE, Rule, rules_of
 from raydistill.training.precision import GradientScaler, autocast
 from raydistill.training.running_losses import LossSums, RunningLosses
 from raydistill.training.warm_start import copy_metrics, warm_starts
@@ -148,6 +148,7 @@ class _Training:
             self._freeze_what_no_loss_reaches()
         self.parameters = [p for p in self.learner.parameters() if p.requires_grad]
         rules = rules_of(network, config.grouped, config.decayed_by_layer)
+        rules |= {id(parameter): Rule(weight_decay=0.0) for parameter in method.undecayed()}
         is_scaled = config.precision == "float16"
         self.optimizer = build_optimizers(
             config.optimizer, self.parameters, method.own_optimizer, rules, fused=is_scaled

@@ -1,7 +1,7 @@
 """What a method is: the features it looks at, the modules it trains beside the student, and its named losses."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -165,6 +165,10 @@ class Method(nn.Module):
     def features_of(self, number: int) -> tuple[str, ...]:
         """Which features of a live teacher, by its number, the losses look at: `teacher_features`."""
         return self.teacher_features
+
+    def undecayed(self) -> Iterable[nn.Parameter]:
+        """Of its parameters those without weight decay, whatever the optimizer's: numbers that mean something at 0."""
+        return ()
 
     def change(self, config: TrainingConfig) -> None:
         """Called before an epoch of a stage whose numbers change while it trains, with its config as it is then.

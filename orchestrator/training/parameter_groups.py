@@ -101,6 +101,6 @@ def divide(optimizer: Optimizer, rules: Mapping[int, Rule]) -> None:
 def _by_rule(group: dict[str, Any], rule: Rule) -> dict[str, Any]:
     if rule.lr_scale != 1:
         group |= {"lr": group["lr"] * rule.lr_scale, SCALE: rule.lr_scale}
-    if rule.weight_decay is not None:
+    if rule.weight_decay is not None and "weight_decay" in group:
         group |= {"weight_decay": rule.weight_decay, "own_decay": True}
     return group

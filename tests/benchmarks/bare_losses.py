@@ -346,6 +346,63 @@ def bare_regression(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> Bare
     return loss
 
 
+def bare_review(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLoss:
+    """As the release writes it, from the deepest map up."""
+    joins = auxiliary.methods[1].joins
+
+    def distance(own: Tensor, aim: Tensor) -> Tensor:
+        total, weights, weight = F.mse_loss(own, aim), 1.0, 1.0
+        for places in (4, 2, 1):
+            if places < own.shape[2]:
+                weight /= 2
+                coarse = F.adaptive_avg_pool2d(own, places), F.adaptive_avg_pool2d(aim, places)
+                total, weights = total + weight * F.mse_loss(*coarse), weights + weight
+        return total / weights
+
+    def loss(seen: Seen) -> Tensor:
+        own = [seen.own[name] for name in ("embedding", "stage3", "stage2", "stage1")]
+        aims = [seen.aims[name] for name in ("embedding", "stage3", "stage2", "stage1")]
+        own[0], aims[0] = own[0][:, :, None, None], aims[0][:, :, None, None]
+        total, above = torch.zeros(()), None
+        for join, maps, aim in zip(joins, own, aims, strict=True):
+            joined = join.inner(maps)
+            if above is not None:
+                above = F.interpolate(above, size=joined.shape[2:], mode="nearest")
+                gates = join.gates(torch.cat([joined, above], dim=1))
+                joined = joined * gates[:, :1] + above * gates[:, 1:]
+            above = joined
+            total = total + distance(join.out(joined), aim)
+        return 5 * total + F.cross_entropy(seen.student, seen.labels)
+
+    return loss
+
+
+def bare_information(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLoss:
+    method = auxiliary.methods[1]
+
+    def loss(seen: Seen) -> Tensor:
+        total = F.cross_entropy(seen.student, seen.labels)
+        for regress, spread, (own, aim) in zip(
+            method.regressors, method.spreads, stage_pairs(seen), strict=True
+        ):
+            variance = (F.softplus(spread) + 1e-3)[None, :, None, None]
+            total = total + ((regress(own) - aim).square() / variance + variance.log()).mean() / 2
+        return total
+
+    return loss
+
+
+def bare_generation(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLoss:
+    method = auxiliary.methods[1]
+
+    def loss(seen: Seen) -> Tensor:
+        aligned = method.align(seen.own["stage3"])
+        generated = method.generate(aligned * (torch.rand(*aligned.shape[:2], 1, 1) >= 0))
+        return 2 * F.mse_loss(generated, seen.aims["stage3"]) + F.cross_entropy(seen.student, seen.labels)
+
+    return loss
+
+
 def stage_pairs(seen: Seen) -> list[tuple[Tensor, Tensor]]:
     """The maps of each stage, the student's and the teacher's, of equal grids."""
     return [(seen.own[name], seen.aims[name]) for name in seen.own if name.startswith("stage")]

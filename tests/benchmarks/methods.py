@@ -31,8 +31,10 @@ from bare_losses import (
     bare_ebkd,
     bare_exits,
     bare_fsp,
+    bare_generation,
     bare_hinton,
     bare_hints,
+    bare_information,
     bare_mutual,
     bare_neighbours,
     bare_nkd,
@@ -40,6 +42,7 @@ from bare_losses import (
     bare_one,
     bare_regression,
     bare_relational,
+    bare_review,
     bare_selectivity,
     bare_semckd,
     bare_similarity,
@@ -83,6 +86,7 @@ LIMIT = 1.05
 FEW_STEPS = 4  # until weights are compared: what was rounded in another order grows with every one
 TEACHER: Config = {"name": "cnn", "widths": [24, 32, 48], "batch_norm": True}
 STUDENT: Config = {"name": "cnn", "widths": [12, 16, 24], "batch_norm": True}
+STAGES = ["stage1", "stage2", "stage3"]
 RESNET: Config = {"name": "resnet8"}  # its last maps are averaged into the classifier
 LABELS: Config = {"method": "labels"}
 SOFT: Config = {"method": "hinton", "soft_weight": 1, "hard_weight": 0}
@@ -266,6 +270,15 @@ ROWS = {
         distilled(LABELS, {"method": "softmax_regression", "weight": 100}, student=RESNET, teacher=RESNET),
         bare_regression,
         through_parts,
+    ),
+    "review": Row(
+        distilled(LABELS, {"method": "review", "teacher_features": STAGES}), bare_review, through_stages
+    ),
+    "variational_information": Row(
+        distilled(LABELS, {"method": "variational_information"}), bare_information
+    ),
+    "masked_generation": Row(
+        distilled(LABELS, {"method": "masked_generation", "masked": 0}), bare_generation
     ),
     "ebkd": Row(distilled({"method": "ebkd"}, teachers=3), bare_ebkd),
     "ca_mkd": Row(distilled({"method": "ca_mkd"}, teachers=3), bare_ca_mkd),

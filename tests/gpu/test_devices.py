@@ -18,7 +18,7 @@ METHODS = MethodOptions.choices()
 # Methods that need a network whose last maps are averaged.
 AVERAGED = {method: {"name": "resnet8"} for method in ("class_attention", "softmax_regression")}
 # A device has a generator of its own: what it draws is not what the CPU draws.
-DRAWS_NOTHING = {"triplet_logits": {"negative": "hard"}}
+DRAWS_NOTHING = {"triplet_logits": {"negative": "hard"}, "masked_generation": {"masked": 0}}
 CNN = {"name": "cnn", "widths": [6, 6], "batch_norm": True}
 MLP = {"name": "mlp", "widths": [8], "dropout": 0.2}
 SHORT = {"epochs": 1, "batch_size": 16}

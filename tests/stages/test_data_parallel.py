@@ -230,6 +230,8 @@ BY_SAMPLE: dict[str, dict[str, Any]] = {
     "selectivity": {"method": "neuron_selectivity", "weight": 1},
     "class-attention": {"method": "class_attention", "normalize": False, "weight": 1},
     "regression": {"method": "softmax_regression"},
+    "review": {"method": "review", "weight": 1},
+    "information": {"method": "variational_information"},
 }
 # Similarities, correlations, triplets, statistics, weights or the draw of a batch: each worker has its own.
 BY_BATCH: dict[str, dict[str, Any]] = {
@@ -243,6 +245,7 @@ BY_BATCH: dict[str, dict[str, Any]] = {
     "probabilistic": {"method": "probabilistic_transfer", "weight": 300},
     "correlation": {"method": "correlation_congruence"},
     "contrast": {"method": "contrastive"},
+    "generation": {"method": "masked_generation"},
     "ae-kd": {"method": "ae_kd"},
     "switching": {"method": "teacher_switching"},
 }
