@@ -156,6 +156,8 @@ class _Training:
         self.scaler = GradientScaler(self.optimizer, torch.device(context.device).type, config.precision)
         self.steps_per_epoch = -(-transfer.samples_per_epoch // config.samples_per_step)
         self.schedule = build_schedule(config.schedule, self.optimizer, config.epochs, self.steps_per_epoch)
+        if is_scaled:  # a first step that is left out is no mistake of order, of which torch would warn
+            self.schedule.optimizer._opt_called = True  # type: ignore[attr-defined]
         self.batch_norms = GlobalBatchNorm()
         self.average = Average(network, config.ema) if config.ema else None
         self.checkpoints = context.folder.path / CHECKPOINT

@@ -21,7 +21,7 @@ from raydistill.kinds.augmentations import (
     ResizedCropConfig,
     ShiftConfig,
 )
-from raydistill.kinds.training import TransferConfig
+from raydistill.kinds.training import SgdConfig, TransferConfig
 from raydistill.methods.supervised import Supervised
 from raydistill.models.build import build_model
 from raydistill.models.taps import Output
@@ -304,6 +304,23 @@ def test_float16_is_the_loop_that_anybody_would_write(bench: Any, name: str, acc
     for key, value in model.state_dict().items():
         torch.testing.assert_close(found.state_dict()[key], value, rtol=1e-4, atol=1e-6)
     assert bench.metrics()[-1]["train/gradient_scale"] == scale
+
+
+def test_an_optimizer_that_cannot_be_fused_leaves_out_the_same_steps(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, method = scaled_gradients_in_float16(bench)
+    fused = bench.train(model, "fused", **method).state_dict()
+    monkeypatch.setattr(SgdConfig, "fuses", False)
+    model, method = scaled_gradients_in_float16(bench)
+    for key, value in bench.train(model, "alone", **method).state_dict().items():
+        torch.testing.assert_close(value, fused[key], rtol=1e-4, atol=1e-6)
+    scales = [
+        [line["train/gradient_scale"] for line in bench.metrics(name) if "epoch" in line]
+        for name in ("fused", "alone")
+    ]
+    assert scales[0] == scales[1]
+    assert scales[0][0] < 65536
 
 
 def test_small_gradients_do_not_vanish_in_float16(bench: Any) -> None:
