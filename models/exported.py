@@ -14,6 +14,7 @@ class Exported(nn.Module):
 
     `sample_shape` is that of one input, with None where any size goes. `rows`: how many inputs it takes at once, None
     for any number, 0 for one without a batch axis; others are divided, and the last part filled up with its last row.
+    One that takes bytes is given pixels in [0, 1], which are rounded to grey levels.
     """
 
     def __init__(
@@ -26,6 +27,9 @@ class Exported(nn.Module):
         super().__init__()
         self.names, self.rows, self.dtype = tuple(names), rows, dtype
         self.sample_shape = None if sample_shape is None else tuple(sample_shape)
+        self.takes_raw = (
+            False  # inputs as the task delivers them: it normalises by itself, and gives probabilities
+        )
         self.outputs = nn.ModuleList(nn.Identity() for _ in names)
         self.feature_paths = {name: f"outputs.{index}" for index, name in enumerate(names)}
 
@@ -36,7 +40,8 @@ class Exported(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor | dict[str, Tensor]:
         """Outputs (B, …) for inputs (B, …)."""
         self._check(inputs)
-        rows = inputs.to(self.dtype)
+        is_bytes = self.dtype == torch.uint8
+        rows = (inputs * 255).round().clamp(0, 255).to(torch.uint8) if is_bytes else inputs.to(self.dtype)
         parts = [self.run(rows)] if self.rows is None else list(self._parts(rows, self.rows))
         found = [
             module(

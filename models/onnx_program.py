@@ -1,5 +1,6 @@
 """ONNX models, run by onnxruntime."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ from torch import Tensor
 
 from raydistill.models.exported import Exported
 
+CONTRACT = "contract"
+"""The key among a file's properties of what it takes and gives, as JSON."""
+BYTES, TEXTS = "tensor(uint8)", "tensor(string)"
 DTYPES = {
     "tensor(float)": torch.float32,
     "tensor(float16)": torch.float16,
@@ -23,16 +27,27 @@ def read_onnx(path: Path) -> Exported:
     session = _open(path, "cpu")
     inputs = session.get_inputs()
     if len(inputs) != 1:
-        names = ", ".join(f"`{item.name}`" for item in inputs)
-        raise ValueError(f"`{path}` has the inputs {names}; a teacher has one: export it so")
-    if inputs[0].type not in DTYPES:
+        several = ", ".join(f"`{item.name}`" for item in inputs)
+        raise ValueError(f"`{path}` has the inputs {several}; a teacher has one: export it so")
+    takes_raw = _takes_raw(session)
+    if inputs[0].type not in DTYPES and not (takes_raw and inputs[0].type == BYTES):
         raise ValueError(
             f"`{path}` takes `{inputs[0].type}`; export it for float32, or int64 where inputs are tokens"
         )
     sizes = [size if isinstance(size, int) else None for size in inputs[0].shape]
-    return OnnxProgram(
-        path, inputs[0].name, [item.name for item in session.get_outputs()], sizes, DTYPES[inputs[0].type]
-    )
+    names = [item.name for item in session.get_outputs() if item.type != TEXTS]
+    program = OnnxProgram(path, inputs[0].name, names, sizes, DTYPES.get(inputs[0].type, torch.uint8))
+    program.takes_raw = takes_raw
+    return program
+
+
+def _takes_raw(session: Any) -> bool:
+    """Whether a file tells of itself, as those of `distill export` do, that the normalisation is inside."""
+    try:
+        inputs = json.loads(session.get_modelmeta().custom_metadata_map[CONTRACT])["inputs"]
+        return inputs["normalisation"]["inside"] is True
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return False
 
 
 class OnnxProgram(Exported):

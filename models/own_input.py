@@ -67,6 +67,21 @@ def see_for_itself(
     return model
 
 
+def see_raw(model: nn.Module, mean: Tensor, std: Tensor) -> nn.Module:
+    """The same model, which takes inputs that were normalised by `mean` and `std` and is shown them as they were."""
+    model.register_buffer("raw_scale", std.clone(), persistent=False)
+    model.register_buffer("raw_offset", mean.clone(), persistent=False)
+    model.register_forward_pre_hook(_as_raw)
+    return model
+
+
+def _as_raw(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
+    view, *others = inputs
+    if view.is_floating_point():  # integers stand for things, and were not normalised
+        view = view * model.raw_scale + model.raw_offset
+    return (view, *others)
+
+
 def _as_own(model: nn.Module, inputs: tuple[Any, ...], *, own: OwnInput, turns: bool, narrows: bool) -> Any:
     view: Tensor
     view, *others = inputs

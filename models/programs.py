@@ -5,13 +5,14 @@ from pathlib import Path
 
 from torch import nn
 
+from raydistill.models.exported import Exported
 from raydistill.models.onnx_program import read_onnx
 from raydistill.models.options import ExportedOptions
 from raydistill.models.torch_program import read_program
 from raydistill.models.weight_files import why_no_weights
 
 
-def open_program(path: Path) -> nn.Module:
+def open_program(path: Path) -> Exported:
     """The program of a file. `ValueError` names the file, what is wrong with it, and the way out."""
     if problem := why_no_weights(path):
         raise ValueError(problem)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from raydistill.errors import StoreError as StoreError
     from raydistill.execution.preview import Preview as Preview
     from raydistill.explanation import explain as explain
+    from raydistill.export import ExportFormat as ExportFormat
     from raydistill.export import export_model as export_model
     from raydistill.kinds.method_options import MethodOptions as MethodOptions
     from raydistill.kinds.stage_bases import TrainingConfig as TrainingConfig
@@ -88,7 +89,7 @@ _MODULES = {
     "errors": ("DistillError", "PlanError", "StageError", "StageStopped", "StoreError"),
     "execution.preview": ("Preview",),
     "explanation": ("explain",),
-    "export": ("export_model",),
+    "export": ("ExportFormat", "export_model"),
     "kinds.method_options": ("MethodOptions",),
     "kinds.stage_bases": ("TrainingConfig",),
     "plan.load": ("build_plan", "load_plan", "override_plan"),

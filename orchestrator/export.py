@@ -1,27 +1,30 @@
 """A trained model as it leaves the house: raw inputs in, probabilities out, and which inputs and classes these are.
 
-The exported program, the model that MLflow logs and `distill predict` are one function of the same inputs.
+The exported program, the ONNX file, the model that MLflow logs and `distill predict` are one function.
 """
 
 import shutil
 import warnings
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from raydistill.errors import PlanError, StoreError
-from raydistill.prediction import load_model
-from raydistill.runs.files import json_text
-from raydistill.tasks.picture_files import printable
+from raydistill.model_card import CARD, ONNX, PROGRAM, Compared, Origin, card, contract
+from raydistill.onnx_file import check_libraries, write_onnx
+from raydistill.prediction import Predictor, load_model, load_predictor, real_samples
+from raydistill.runs.files import json_line, json_text
 from raydistill.training.model_description import DESCRIPTION
 from raydistill.training.model_files import PROGRAM as GIVEN
 from raydistill.training.model_files import WEIGHTS, TrainedModel
 from raydistill.training.trust import NOBODY, Trust
 
-PROGRAM = "model.pt2"
-CARD = "README.md"
+ExportFormat = Literal["torch", "onnx", "safetensors", "all"]
+
 EXAMPLES = 4  # a batch of one would be taken for a constant
 
 
@@ -40,25 +43,98 @@ class Probabilities(nn.Module):
         return torch.softmax(logits.float(), dim=1)
 
 
-def export_model(folder: Path, target: Path, trust: Trust = NOBODY) -> list[Path]:
-    """Write weights, description, a `torch.export` program, and a page about them to `target`."""
-    model = load_model(folder, trust)
-    if (given := model.description.get("program")) is not None:
-        raise PlanError(f"`{folder}` is of a program that exists; it is `{folder / GIVEN / str(given)}`")
+def export_model(
+    folder: Path,
+    target: Path,
+    trust: Trust = NOBODY,
+    *,
+    format: ExportFormat = "torch",
+    opset: int | None = None,
+    samples: Iterable[Path] = (),
+    license: str | None = None,
+) -> list[Path]:
+    """Write a model to `target`, with a page about it: weights and description, a `torch.export` program or ONNX.
+
+    An ensemble is one ONNX file. That is compared with torch before it stands, on `samples` (files as for `predict`) or
+    those of the test split; `StoreError` where it answers otherwise. `torch` writes weights and description, too.
+    """
+    wants_onnx, wants_weights, wants_program = (
+        format in ("onnx", "all"),
+        format != "onnx",
+        format in ("torch", "all"),
+    )
+    if wants_onnx:
+        check_libraries()
+    predictor = load_predictor(folder, trust) if wants_onnx else _alone(folder, trust)
+    if wants_weights and len(predictor.members) > 1:
+        raise PlanError(
+            f"`{folder}` is of several models, which have no weights as one; write `--format onnx`"
+        )
+    for member in predictor.members:
+        if (given := member.description.get("program")) is not None:
+            raise PlanError(f"`{folder}` is of a program that exists; it is `{folder / GIVEN / str(given)}`")
     if target.exists() and any(target.iterdir()):
         raise PlanError(f"`{target}` is not empty")
     target.mkdir(parents=True, exist_ok=True)
-    for name in (DESCRIPTION, WEIGHTS):
-        shutil.copyfile(folder / name, target / name)
-    (target / CARD).write_text(card(model), encoding="utf-8")
-    program = target / PROGRAM
-    try:
-        export_program(model, program)
-    except Exception as error:
-        raise StoreError(
-            f"the weights are in `{target}`, but the model cannot be exported: {error}"
-        ) from error
-    return [target / DESCRIPTION, target / WEIGHTS, target / CARD, program]
+    origin, written = Origin.of(folder, license), []
+    compared = None
+    if wants_onnx:
+        try:
+            compared = _export_onnx(predictor, folder, target / ONNX, trust, origin, samples, opset)
+        except BaseException:
+            with suppress(OSError):
+                target.rmdir()
+            raise
+        written.append(target / ONNX)
+    if wants_weights:
+        for name in (DESCRIPTION, WEIGHTS):
+            shutil.copyfile(folder / name, target / name)
+            written.append(target / name)
+    page = card(predictor, origin, compared, has_program=wants_program)
+    (target / CARD).write_text(page, encoding="utf-8", errors="surrogateescape")
+    written.append(target / CARD)
+    if wants_program:
+        try:
+            export_program(predictor.first, target / PROGRAM)
+        except Exception as error:
+            raise StoreError(
+                f"the weights are in `{target}`, but the model cannot be exported: {error}"
+            ) from error
+        written.append(target / PROGRAM)
+    return written
+
+
+def _alone(folder: Path, trust: Trust) -> Predictor:
+    model = load_model(folder, trust)
+    return Predictor(model.logits, [model])
+
+
+def _export_onnx(
+    predictor: Predictor,
+    folder: Path,
+    path: Path,
+    trust: Trust,
+    origin: Origin,
+    files: Iterable[Path],
+    opset: int | None,
+) -> Compared:
+    samples = real_samples(predictor, folder, trust, files)
+    told = contract(predictor.first, samples.dtype)
+    difference = write_onnx(
+        predictor,
+        samples,
+        path,
+        properties={
+            "contract": json_line(told),
+            "task": told["task"],
+            "class_names": json_line(told["outputs"]["class_names"]),
+            "fingerprint": origin.fingerprint,
+            "license": origin.license or "",
+        },
+        class_names=told["outputs"]["class_names"],
+        opset=opset,
+    )
+    return Compared(samples.dtype, len(samples), difference)
 
 
 def export_program(model: TrainedModel, path: Path) -> None:
@@ -73,65 +149,6 @@ def export_program(model: TrainedModel, path: Path) -> None:
             Probabilities(model), (example_inputs(model)[:2],), dynamic_shapes=({0: batch},)
         )
         torch.export.save(program, path, extra_files={"contract.json": json_text(contract(model))})
-
-
-def contract(model: TrainedModel) -> dict[str, Any]:
-    """Inputs and outputs of the model as JSON values, for a reader who does not have its plan."""
-    names = list(model.class_names)
-    mean, std = model.normalisation.mean, model.normalisation.std
-    unnamed = range(len(names), model.description["num_classes"])
-    return {
-        "task": model.description["task"].get("name", ""),
-        "inputs": {
-            "dtype": str(model.input_dtype).removeprefix("torch."),
-            "shape": ["batch", *model.input_shape],
-            "values": model.description.get("inputs", "as the task delivers them, pictures in [0, 1]"),
-            "normalisation": {"inside": True, "mean": mean.tolist(), "std": std.tolist()},
-            "own_input": model.description["model"].get("input"),
-        },
-        "outputs": {
-            "values": "probabilities; every row sums to 1",
-            "dtype": "float32",
-            "shape": ["batch", model.description["num_classes"]],
-            "class_names": [*names, *(str(index) for index in unnamed)],
-        },
-    }
-
-
-def card(model: TrainedModel) -> str:
-    """The page that lies beside an exported model."""
-    told = contract(model)
-    inputs, outputs = told["inputs"], told["outputs"]
-    shape = ", ".join(str(size) for size in inputs["shape"])
-    classes = "\n".join(f"{index}. {printable(name)}" for index, name in enumerate(outputs["class_names"]))
-    example = ", ".join(str(size) for size in (1, *model.input_shape))
-    return f"""# A model for `{told["task"]}`
-
-- In: {inputs["dtype"]} ({shape}): {inputs["values"]}. Nothing is left to normalise, mean and deviation are inside\
-{_own_input(inputs)}.
-- Out: float32 (batch, {outputs["shape"][1]}): {outputs["values"]}, in the order of the classes below.
-
-```python
-import torch
-
-model = torch.export.load("{PROGRAM}").module()
-probabilities = model(torch.zeros({example}, dtype=torch.{inputs["dtype"]}))
-```
-
-`distill predict` on this folder gives the same numbers. `{DESCRIPTION}` describes the network whose weights are in
-`{WEIGHTS}`; in the program both are together.
-
-Classes, counted from 0:
-
-{classes}
-"""
-
-
-def _own_input(inputs: dict[str, Any]) -> str:
-    """What the network makes of its inputs besides, for a reader of the page."""
-    written = {key: value for key, value in (inputs["own_input"] or {}).items() if value is not None}
-    told = ", ".join(f"{key} {value}" for key, value in written.items())
-    return f", and so is how the network is shown a picture ({told})" if told else ""
 
 
 def example_inputs(model: TrainedModel) -> Tensor:

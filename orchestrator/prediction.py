@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from raydistill.runs.record import summary_of
 from raydistill.runs.view import open_stage, read_identity
 from raydistill.tasks.picture_files import PICTURE_ENDINGS, search
 from raydistill.tasks.picture_survey import left_out
-from raydistill.tasks.task import Task
+from raydistill.tasks.task import GREY_LEVELS, Task
 from raydistill.training import model_files
 from raydistill.training.committee import Committee
 from raydistill.training.ensemble import Ensemble
@@ -33,6 +34,8 @@ from raydistill.training.trust import NOBODY, Trust, described_task
 
 logger = logging.getLogger(__name__)
 
+SAMPLES = 1000  # that stand for a task, and of large ones as many as hold so many values
+MOST_VALUES = 2**25
 ARRAYS = ".npy"
 """The ending of files that hold inputs as they are; all others are pictures."""
 
@@ -73,11 +76,17 @@ def load_model(folder: Path, trust: Trust = NOBODY) -> TrainedModel:
 
 @dataclass(frozen=True)
 class Predictor:
-    """One model, an ensemble, or a generalist with its committee. `first` is the model whose description holds for
-    all."""
+    """One model, an ensemble, or a generalist with its committee (`is_committee`): its `members`. The description of
+    the first holds for all."""
 
     logits: Callable[[Tensor], Tensor]
-    first: TrainedModel
+    members: Sequence[TrainedModel]
+    is_committee: bool = False
+
+    @property
+    def first(self) -> TrainedModel:
+        """The model whose description holds for all."""
+        return self.members[0]
 
 
 def load_predictor(folder: Path, trust: Trust = NOBODY) -> Predictor:
@@ -91,24 +100,25 @@ def load_predictor(folder: Path, trust: Trust = NOBODY) -> Predictor:
     except (LookupError, ArithmeticError, TypeError, AttributeError, ValueError, StageError) as error:
         raise StoreError(f"`{folder / CONFIG}` is damaged: {summary_of(error)}") from error
     model = load_model(folder, trust)
-    return Predictor(model.logits, model)
+    return Predictor(model.logits, [model])
 
 
 def _load_together(root: Path, config: Mapping[str, Any], trust: Trust) -> Predictor:
     members = [load_model(folder.path, trust) for folder in _folders(config["models"], root)]
     if (committee := config.get("committee")) is None:
         weights = config["weights"] if isinstance(config["weights"], list) else None
-        return Predictor(Ensemble(members, config["rule"], weights).logits, members[0])
+        return Predictor(Ensemble(members, config["rule"], weights).logits, members)
     folders = _folders(committee["specialists"], root)
+    specialists = [load_model(folder.path, trust) for folder in folders]
     together = Committee(
-        [load_model(folder.path, trust) for folder in folders],
+        specialists,
         [folder.path.name for folder in folders],
         members[0].class_names,
         active=committee["active"],
         direction=committee["direction"],
         device="cpu",
     )
-    return Predictor(partial(together.logits, members[0]), members[0])
+    return Predictor(partial(together.logits, members[0]), [*members, *specialists], is_committee=True)
 
 
 def _folders(references: Iterable[Mapping[str, str]], root: Path) -> list[StageFolder]:
@@ -119,7 +129,7 @@ def _folders(references: Iterable[Mapping[str, str]], root: Path) -> list[StageF
 def evaluate_model(folder: Path, split: str, trust: Trust = NOBODY) -> dict[str, float]:
     """Metrics of a model, or of several as one, on the validation or test split of the task it was trained on."""
     predictor = load_predictor(folder, trust)
-    task = _task_of(predictor, folder, trust)
+    task = task_of(predictor, folder, trust)
     try:
         data = task.load()
         chosen = data.validation if split == "validation" else data.test
@@ -137,7 +147,7 @@ def predict_files(
     batches of the same size: a test split's pictures in their order give its stored predictions to the last bit.
     """
     predictor = load_predictor(folder, trust)
-    task = _task_of(predictor, folder, trust)
+    task = task_of(predictor, folder, trust)
     model = predictor.first
     raw = chain.from_iterable(
         read_inputs(file, task, model.input_shape, model.input_dtype) for file in _found(files)
@@ -145,7 +155,8 @@ def predict_files(
     return chain.from_iterable(_label(part, predictor, top) for part in _parts(raw))
 
 
-def _task_of(predictor: Predictor, folder: Path, trust: Trust) -> Task:
+def task_of(predictor: Predictor, folder: Path, trust: Trust) -> Task:
+    """The task that the model in a folder was trained on."""
     try:
         return described_task(predictor.first.description["task"], folder.absolute(), trust)
     except ValueError as error:
@@ -192,6 +203,43 @@ def read_inputs(
         return [Raw(str(file), _scaled(torch.from_numpy(task.picture_input(file, shape))))]
     except (DistillError, ValueError, OSError) as error:
         return [Raw(str(file), error=str(error))]
+
+
+def real_samples(predictor: Predictor, folder: Path, trust: Trust, files: Iterable[Path] = ()) -> Tensor:
+    """Raw inputs (N, ...) in `files`, or of the test split of the model's task: bytes where they are grey levels.
+
+    `PlanError` names what cannot be read.
+    """
+    task, model = task_of(predictor, folder, trust), predictor.first
+    inputs = _in_files(paths, task, model) if (paths := list(files)) else _of_task(task, model)
+    levels = inputs * 255
+    if GREY_LEVELS not in model.description.get("inputs", "") or not inputs.is_floating_point():
+        return inputs
+    is_of_bytes = (levels - levels.round()).abs().max() < 1e-3 and inputs.min() >= 0 and inputs.max() <= 1
+    return levels.round().to(torch.uint8) if is_of_bytes else inputs
+
+
+def _in_files(files: Iterable[Path], task: Task, model: TrainedModel) -> Tensor:
+    found = [
+        raw for file in _found(files) for raw in read_inputs(file, task, model.input_shape, model.input_dtype)
+    ]
+    for raw in found:
+        if raw.error is not None:
+            raise PlanError(raw.error)
+    return torch.stack([raw.values for raw in found if raw.values is not None])
+
+
+def _of_task(task: Task, model: TrainedModel) -> Tensor:
+    try:
+        data = task.load()
+    except (FileNotFoundError, ValueError) as error:
+        raise PlanError(
+            f"samples of the model's task are wanted; name files with `--samples`: {error}"
+        ) from None
+    split = data.test if len(data.test) else data.validation
+    count = min(SAMPLES, len(split), max(2, MOST_VALUES // math.prod(model.input_shape)))
+    (inputs,) = split.batches([torch.linspace(0, len(split) - 1, count).long()], None)
+    return inputs.cpu().to(model.input_dtype)
 
 
 def _read_arrays(file: Path, shape: tuple[int, ...], dtype: torch.dtype) -> list[Raw]:

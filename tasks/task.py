@@ -18,6 +18,8 @@ if TYPE_CHECKING:  # numpy takes a third of the time of a dry run, and a descrip
     from raydistill.tasks.survey import Survey
 
 DATA_ROOT = "RAYDISTILL_DATA"
+GREY_LEVELS = "grey levels of 0 to 255 divided by 255"
+"""What raw inputs are that were bytes."""
 
 
 def data_root() -> Path:
@@ -157,7 +159,7 @@ class Task(BaseModel):
     @property
     def input_values(self) -> str:
         """The meaning of the numbers in a raw input, in words, for a user who has a model without its task."""
-        return "pixels, channels first, grey levels of 0 to 255 divided by 255"
+        return f"pixels, channels first, {GREY_LEVELS}"
 
     def identity(self) -> dict[str, Any]:
         """What determines the samples that are learned from, as JSON values; neither folders nor the test split are.

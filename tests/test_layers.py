@@ -23,6 +23,7 @@ ROWS = (
     ("terminal", "ui", "doctor"),
     ("tracking",),
     ("export",),
+    ("model_card", "onnx_file"),
     ("report", "prediction", "raw_model", "explanation"),
     ("execution",),
     ("stages",),

@@ -12,7 +12,7 @@ from raydistill.cli.options import finds_own_modules, runs_option, trust_options
 from raydistill.tasks.picture_files import printable
 
 if TYPE_CHECKING:
-    from raydistill import Prediction, Trust
+    from raydistill import ExportFormat, Prediction, Trust
 
 
 @click.command()
@@ -88,18 +88,48 @@ def _print(predictions: Iterable["Prediction"]) -> None:
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["torch", "onnx", "safetensors", "all"]),
+    default="torch",
+    show_default=True,
+    help="torch: weights and a torch.export program; onnx: one file; safetensors: weights alone.",
+)
+@click.option("--opset", type=click.IntRange(min=18), help="ONNX opset; torch's choice if left out.")
+@click.option(
+    "--samples",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Compare ONNX with torch on these inputs; the task's test split if left out.",
+)
+@click.option(
+    "--license", "terms", metavar="TEXT", help="What others may do with it, for the page and the file."
+)
 @trust_options
-def export(model: Path, folder: Path, trust: "Trust") -> None:
-    """Copy a trained model to FOLDER: weights, description, and a torch.export program that needs only torch.
+def export(
+    model: Path,
+    folder: Path,
+    form: "ExportFormat",
+    opset: int | None,
+    samples: tuple[Path, ...],
+    terms: str | None,
+    trust: "Trust",
+) -> None:
+    """Write a trained model to FOLDER: weights and a torch.export program that needs only torch, or ONNX.
 
-    The program gives the probabilities that `predict` prints; README.md in FOLDER says what it takes and the classes.
+    Each gives the probabilities that `predict` prints; README.md in FOLDER says what it takes, the classes, how it was
+    made and how good it is. ONNX takes bytes where samples are pictures, has labels' names inside and is compared with
+    torch on real samples first. MODEL is a stage's folder; that of an `evaluate` stage stands for its ensemble.
 
     \b
     distill export runs/stages/distill-1f0c92ab34de student/
+    distill export runs/stages/distill-1f0c92ab34de student/ --format onnx
     """
     from raydistill import export_model
 
-    for path in export_model(model, folder, trust):
+    written = export_model(model, folder, trust, format=form, opset=opset, samples=samples, license=terms)
+    for path in written:
         click.echo(str(path))
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from raydistill.export import Probabilities, contract, example_inputs
+from raydistill.export import Probabilities, example_inputs
+from raydistill.model_card import contract
 from raydistill.runs.files import json_line, replaced_file
 from raydistill.runs.folder import StageFolder
 from raydistill.tracking.store import import_mlflow

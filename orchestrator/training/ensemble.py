@@ -34,4 +34,4 @@ class Ensemble:
         if len(self.members) == 1:
             return logits[:, 0]
         mean = geometric_log_probabilities if self.rule == "geometric" else tempered_log_probabilities
-        return mean(TeacherTargets(logits, self.weights.expand(len(inputs), -1)), 1.0)
+        return mean(TeacherTargets(logits, self.weights.expand(inputs.shape[0], -1)), 1.0)

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from raydistill.errors import StageError, StoreError
 from raydistill.models.build import build_model, load_function
 from raydistill.models.checkpoints import load_weights
+from raydistill.models.exported import Exported
 from raydistill.models.outputs import MATRIX, map_classes, match_classes, take_logits
-from raydistill.models.own_input import OwnInput, see_for_itself
+from raydistill.models.own_input import OwnInput, see_for_itself, see_raw
 from raydistill.models.programs import open_program
 from raydistill.models.published_input import published_input
 from raydistill.models.weight_files import companions
@@ -202,9 +203,24 @@ def _matrix(config: ModelConfig, terms: _Terms) -> Tensor | None:
 def _program(config: ModelConfig, file: Path, terms: _Terms) -> nn.Module:
     try:
         _input_shape(config, terms)
-        return _in_our_terms(open_program(file), config, terms, _matrix(config, terms))
+        program = open_program(file)
+        if program.takes_raw:
+            config = _of_raw_inputs(program, config, terms.normalisation)
+        return _in_our_terms(program, config, terms, _matrix(config, terms))
     except (ValueError, OSError) as error:
         raise StageError(str(error)) from error
+
+
+def _of_raw_inputs(program: Exported, config: ModelConfig, normalisation: Normalisation) -> ModelConfig:
+    """How a program of `distill export` is used, which normalises by itself; what the task did is undone before."""
+    wanted = config.input
+    if wanted is None:
+        see_raw(program, normalisation.mean, normalisation.std)
+    elif wanted.mean is not None or wanted.like is not None:
+        raise ValueError("the program normalises its inputs by itself: leave `mean` and `std` of `input` out")
+    else:
+        wanted = wanted.replace(mean=(0.0,), std=(1.0,))
+    return config.replace(input=wanted, gives=config.gives or "probabilities")
 
 
 def _input_shape(config: ModelConfig, terms: _Terms) -> tuple[int, ...]:
