@@ -83,6 +83,12 @@ class Competitor:
         return spread([cost for cost in found if math.isfinite(cost)])
 
     @property
+    def multiply_adds(self) -> int | None:
+        """Of one input; of an ensemble those of all its members."""
+        found = self.cost("multiply_adds")
+        return round(found.mean) if found and not self.computed else None
+
+    @property
     def error_rate(self) -> float | None:
         """Test errors as a fraction."""
         return self.errors.mean / self.samples if self.errors and self.samples else None

@@ -15,6 +15,7 @@ from raydistill.training.class_bias import (
     offset_of_fewest_errors,
     offset_to_prior,
 )
+from raydistill.training.cost import note_size
 from raydistill.training.data import Views, class_indices
 from raydistill.training.evaluation import judge_splits, predict_split
 from raydistill.training.model_files import TrainedModel
@@ -42,7 +43,7 @@ def adjust_class_bias(config: AdjustClassBiasConfig, context: StageContext) -> d
     write_json(
         context.path(model_files.DESCRIPTION), {**trained.description, "logit_offset": offset.tolist()}
     )
-    context.parameters = sum(parameter.numel() for parameter in trained.model.parameters())
+    note_size(context, [trained.model])
     added = torch.zeros_like(offset).index_fill_(0, classes, shift).to(context.device)
     splits = {"validation": data.validation.to(context.device), "test": data.test.to(context.device)}
     judged = judge_splits(context, lambda inputs: trained.logits(inputs) + added, splits, config.batch_size)

@@ -6,6 +6,7 @@ from raydistill.runs.context import StageContext
 from raydistill.stages.committees import judge_committee
 from raydistill.stages.training_stage import load_data
 from raydistill.training import model_files
+from raydistill.training.cost import note_size
 from raydistill.training.ensemble import Ensemble
 from raydistill.training.evaluation import judge_splits
 
@@ -20,7 +21,7 @@ def evaluate(config: EvaluateConfig, context: StageContext) -> dict[str, float]:
     if config.committee is not None:
         return judge_committee(config, context, split)
     members = [model_files.load(context.input(ref), context.device) for ref in config.models]
-    context.parameters = sum(p.numel() for member in members for p in member.model.parameters())
+    note_size(context, [member.model for member in members])
     weights = config.weights if isinstance(config.weights, tuple) else None
     ensemble = Ensemble(members, config.rule, weights)
     return judge_splits(context, ensemble.logits, {config.split: split}, config.batch_size)

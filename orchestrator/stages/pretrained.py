@@ -10,6 +10,7 @@ from raydistill.tasks.hashing import fold_key
 from raydistill.tasks.seeds import Purpose
 from raydistill.tasks.splits import Split
 from raydistill.training import model_files
+from raydistill.training.cost import note_size
 from raydistill.training.evaluation import judge_splits
 
 UNMAPPED = "validation/unmapped"
@@ -20,11 +21,9 @@ def pretrained(config: PretrainedConfig, context: StageContext) -> dict[str, flo
     data = load_data(context)
     torch.manual_seed(fold_key(0, Purpose.INITIAL))  # of what `ignore` leaves as drawn
     model = model_files.build_whole(config.model, context.task, data.normalisation, context.warn)
-    context.parameters = (
-        sum(parameter.numel() for parameter in model.parameters()) or None
-    )  # ONNX keeps its own
     model_files.save(context, model, config.model, data)
     trained = model_files.load_saved(context)
+    note_size(context, [trained.model])
     splits = {
         name: split.to(context.device)
         for name, split in (("validation", data.validation), ("test", data.test))

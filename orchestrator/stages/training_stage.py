@@ -18,6 +18,7 @@ from raydistill.tasks.seeds import Purpose
 from raydistill.tasks.splits import TaskData
 from raydistill.training import model_files
 from raydistill.training.checkpoint import remove_checkpoint
+from raydistill.training.cost import note_size
 from raydistill.training.data import TransferSet
 from raydistill.training.evaluation import judge_splits
 from raydistill.training.loop import Teacher, fit, predictor
@@ -125,7 +126,7 @@ def store_model(
 ) -> dict[str, float]:
     """Store and judge a trained model, on the main process. The test split is looked at after the last epoch only."""
     model.eval()
-    context.parameters = sum(parameter.numel() for parameter in model.parameters())
+    note_size(context, [model])
     model_files.save(context, model, model_config, data, **description)
     splits = {
         name: split.to(context.device)

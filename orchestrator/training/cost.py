@@ -1,12 +1,20 @@
-"""What a training costs besides its samples: seconds of a step, parameters that it trains, memory at its peak."""
+"""What a training costs besides its samples: seconds of a step, parameters that it trains, memory at its peak; and what
+the model costs that comes out of it."""
 
+import logging
 import math
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import nn
+
+from raydistill.models.multiply_adds import count_multiply_adds
+from raydistill.runs.context import StageContext
+
+log = logging.getLogger(__name__)
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"  # proc(5): set the peak of the resident memory to what it is now
@@ -57,3 +65,19 @@ class Cost:
                 if line.startswith("VmHWM:"):
                     return 1024 * int(line.split()[1])
         return None
+
+
+def note_size(context: StageContext, models: Sequence[nn.Module]) -> None:
+    """Write down how many parameters the stage's models, which are in eval mode, have together, and how many
+    multiply-adds they take for one input of the task."""
+    # None for ONNX, which keeps its own.
+    context.parameters = sum(p.numel() for model in models for p in model.parameters()) or None
+    task = context.task
+    inputs = torch.zeros(1, *task.input_shape, dtype=getattr(torch, task.input_dtype), device=context.device)
+    try:
+        counts = [count_multiply_adds(model, inputs) for model in models]
+    except Exception as error:  # whatever a user's model raises when it is watched: no reason to lose it
+        log.info("its multiply-adds are not known: %s", error)
+        return
+    if all(counts):
+        context.costs["multiply_adds"] = sum(filter(None, counts))

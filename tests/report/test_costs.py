@@ -73,3 +73,17 @@ def test_models_of_another_size_and_results_without_costs_are_no_rivals(
     run.stage("big", "distill", role="student", parameters=2000, errors=45, costs=COST)
     run.stage("old", "distill", role="student", parameters=1000, errors=45)
     assert section(run) == ""
+
+
+def test_the_table_of_models_says_how_much_each_computes(
+    tmp_path: Path, fake_run: Callable[..., Any]
+) -> None:
+    run = fake_run(tmp_path)
+    run.stage("teacher", role="teacher", parameters=4000, errors=30, costs={"multiply_adds": 41_700_000.0})
+    run.stage("student", "distill", role="student", parameters=1000, errors=40, costs=COST)
+    page = build_page(summarize_run(open_run(run.write(), run.root)), ())
+    table = page.partition('id="comparison"')[2].partition("<h2")[0]
+    heads = re.findall(r"<th[^>]*>(.*?)</th>", table)
+    column = heads.index("multiply-adds")
+    plain = table.replace('<tr class="chosen">', "<tr>")
+    assert {row[0].split()[0]: row[column] for row in rows(plain)} == {"teacher": "41.7 M", "student": "–"}
