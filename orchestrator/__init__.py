@@ -36,10 +36,14 @@ if TYPE_CHECKING:
     from raydistill.export import export_model as export_model
     from raydistill.kinds.method_options import MethodOptions as MethodOptions
     from raydistill.kinds.stage_bases import TrainingConfig as TrainingConfig
+    from raydistill.new_plan import write_plan as write_plan
     from raydistill.plan.load import build_plan as build_plan
     from raydistill.plan.load import load_plan as load_plan
     from raydistill.plan.load import override_plan as override_plan
     from raydistill.plan.schema import Plan as Plan
+    from raydistill.plan.shipped import find_plan as find_plan
+    from raydistill.plan.shipped import headline as headline
+    from raydistill.plan.shipped import shipped_plans as shipped_plans
     from raydistill.plan.stage import StageConfig as StageConfig
     from raydistill.prediction import Prediction as Prediction
     from raydistill.prediction import check_output as check_output
@@ -92,8 +96,10 @@ _MODULES = {
     "export": ("ExportFormat", "export_model"),
     "kinds.method_options": ("MethodOptions",),
     "kinds.stage_bases": ("TrainingConfig",),
+    "new_plan": ("write_plan",),
     "plan.load": ("build_plan", "load_plan", "override_plan"),
     "plan.schema": ("Plan",),
+    "plan.shipped": ("find_plan", "headline", "shipped_plans"),
     "plan.stage": ("StageConfig",),
     "prediction": ("Prediction", "check_output", "evaluate_model", "predict_files", "write_csv"),
     "runs.cleaning": ("Cleaning", "Removal", "find_removals", "remove"),

@@ -9,6 +9,7 @@ from raydistill.cli.explain import explain
 from raydistill.cli.group import Group
 from raydistill.cli.jobs import jobs
 from raydistill.cli.models import evaluate, export, export_targets, predict, verify
+from raydistill.cli.plans import new, plans
 from raydistill.cli.run import report, run
 from raydistill.cli.storage import clean, compare, list_stored, show
 from raydistill.cli.streams import PlainFormatter
@@ -36,6 +37,8 @@ def main(verbose: bool) -> None:
 
 
 for command in (
+    new,
+    plans,
     run,
     tune,
     submit,

@@ -7,14 +7,14 @@ import click
 
 from raydistill.cli.cells import coloured, new_table, plain, print_table
 from raydistill.cli.group import DONE, FAILED
-from raydistill.cli.options import finds_own_modules, runs_option, tracking_option
+from raydistill.cli.options import finds_own_modules, optional_plan_argument, runs_option, tracking_option
 from raydistill.cli.submit import check_here
 from raydistill.cli.watching import connect, follow_job
 from raydistill.masking import mask
 
 
 @click.command()
-@click.argument("plan_file", metavar="[PLAN]", required=False, type=click.Path(path_type=Path))
+@optional_plan_argument
 @click.option(
     "--address",
     metavar="HOST:PORT|URL",

@@ -29,6 +29,17 @@ def _root(context: click.Context, parameter: click.Parameter, value: str) -> Pat
     return Path(_refuse_empty(context, parameter, value))
 
 
+def _plan_file(context: click.Context, parameter: click.Parameter, value: str | None) -> Path | None:
+    from raydistill import find_plan
+
+    return None if value is None else find_plan(value)
+
+
+plan_argument = click.argument("plan_file", metavar="PLAN", callback=_plan_file)
+"""A plan's file, or the name of a shipped one."""
+optional_plan_argument = click.argument("plan_file", metavar="[PLAN]", required=False, callback=_plan_file)
+
+
 def find_own_modules() -> None:
     """Let the user's own modules be found in the working folder: last, so that no file there hides a module."""
     if str(Path.cwd()) not in sys.path:
@@ -94,7 +105,7 @@ def untracked_option(command: Callable[..., Any]) -> Callable[..., Any]:
 def plan_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that are the same wherever a plan is taken."""
     options: list[Callable[..., Any]] = [
-        click.argument("plan_file", metavar="PLAN", type=click.Path(path_type=Path)),
+        plan_argument,
         click.option(
             "--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change a value of the plan."
         ),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from raydistill.cli.group import EXIT_CODES
-from raydistill.cli.options import finds_own_modules, plan_options, runs_option
+from raydistill.cli.options import finds_own_modules, plan_argument, plan_options, runs_option
 
 if TYPE_CHECKING:
     from raydistill import Plan, Preview, RunView
@@ -67,7 +67,7 @@ def run(
 
 
 @click.command()
-@click.argument("plan_file", metavar="PLAN", type=click.Path(path_type=Path))
+@plan_argument
 @click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change a value of the plan.")
 @runs_option
 def report(plan_file: Path, overrides: tuple[str, ...], root: Path) -> None:

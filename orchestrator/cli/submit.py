@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from raydistill.cli.options import finds_own_modules, tracking_option, untracked_option
+from raydistill.cli.options import finds_own_modules, plan_argument, tracking_option, untracked_option
 from raydistill.cli.tune import confirm_grid, load_search
 from raydistill.cli.watching import connect, end_with, follow_job, head_option
 from raydistill.errors import PlanError
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("plan_file", metavar="PLAN", type=click.Path(path_type=Path))
+@plan_argument
 @click.argument("more", nargs=-1, metavar="[-- OPTION...]")
 @click.option("--tune", "searches", is_flag=True, help="Send `distill tune`, in place of `distill run`.")
 @click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change a value of the plan.")

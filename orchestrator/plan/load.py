@@ -15,6 +15,7 @@ from raydistill.plan.config_errors import Path, mistakes, one_line
 from raydistill.plan.model import models_in
 from raydistill.plan.places import placed_values
 from raydistill.plan.schema import Plan
+from raydistill.plan.shipped import find_plan
 from raydistill.plan.short_forms import written_out
 from raydistill.plan.sources import modules_of_task
 from raydistill.plan.written import Source, parse, parse_source, read_plan_text
@@ -24,8 +25,16 @@ Overrides = Sequence[str] | Mapping[str, Any]
 
 
 def load_plan(file: FilePath | str, overrides: Overrides = ()) -> Plan:
-    """Read, override and check a plan. Every mistake is a `PlanError` of one line."""
+    """Read, override and check a plan: a file, or the name of a shipped plan that no file has.
+
+    Every mistake is a `PlanError` of one line.
+    """
     return check_plan(read_source(FilePath(file), overrides))
+
+
+def check_text(text: str, name: str) -> Plan:
+    """Check a plan that is not written to a file yet; errors call it `name`."""
+    return check_plan(_overridden(parse_source(text, name), ()))
 
 
 def build_plan(values: Mapping[str, Any], overrides: Overrides = ()) -> Plan:
@@ -61,6 +70,7 @@ def plan_values(plan: Plan) -> dict[str, Any]:
 
 def read_source(file: FilePath, overrides: Overrides = ()) -> Source:
     """Parse the YAML of `file`, write its short forms out, and apply overrides."""
+    file = find_plan(file)
     return _overridden(parse_source(read_plan_text(file), str(file)), overrides)
 
 

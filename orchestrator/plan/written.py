@@ -5,6 +5,7 @@ stack of the process.
 """
 
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -13,8 +14,9 @@ from yaml.composer import Composer
 from yaml.cyaml import CParser  # type: ignore[attr-defined]  # its stub imports it without a word
 from yaml.resolver import Resolver
 
-from raydistill.errors import PlanError, did_you_mean
+from raydistill.errors import PlanError
 from raydistill.plan.config_errors import Path, one_line
+from raydistill.plan.shipped import shipped_plans
 
 MAX_BYTES = 1_000_000  # a plan is a page; 2,000 stages are 300 kB
 MAX_NODES = 50_000  # more comes from aliases that multiply
@@ -267,8 +269,12 @@ def _shortened(text: str) -> str:
 
 
 def _plans_beside(file: FilePath) -> str:
+    """What else could have been meant: files with near names, or the shipped plans."""
     names = [str(path) for path in file.parent.glob("*.yaml")] if file.parent.is_dir() else []
-    return did_you_mean(str(file), names)
+    near = get_close_matches(str(file), [*names, *shipped_plans()], cutoff=0.55)
+    if near:
+        return f"; did you mean {' or '.join(f'`{name}`' for name in near)}?"
+    return ", and no shipped plan has this name; `distill plans` lists those"
 
 
 def _plans_in(folder: FilePath) -> str:
