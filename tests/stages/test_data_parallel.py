@@ -80,6 +80,8 @@ def plan_of(teacher: dict[str, Any], student: dict[str, Any], fragile: str, idle
         "accumulated": teacher | {"model": NORMED, "batch_size": 7, "accumulate": 4, "epochs": 2},
         "accumulated-lonely": teacher | {"batch_size": 107, "accumulate": 2, "optimizer": {"name": "adamw"}},
         "accumulated-idle": teacher | {"model": {"name": f"{idle}:build"}, "batch_size": 9, "accumulate": 3},
+        "half": teacher
+        | {"model": NORMED, "batch_size": 7, "accumulate": 4, "precision": "float16", "epochs": 1},
         "bounded": teacher | {"model": NORMED, "batch_size": 25, "augment": AUGMENT} | bounded,
         "stopped": teacher | {"batch_size": 5, "seed": 7},
         "balanced": teacher | {"batch_size": 25} | BALANCED,
