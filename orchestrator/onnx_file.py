@@ -4,9 +4,7 @@ What it takes and gives is among the file's properties, for readers of any langu
 `{name: exported}`: `contract` as JSON, and `task`, `class_names`, `fingerprint`, `license` by themselves.
 """
 
-import warnings
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from raydistill.errors import PlanError, StoreError
+from raydistill.lookup import missing_onnx_writer
+from raydistill.models.onnx_export import to_onnx
 from raydistill.prediction import Predictor
 from raydistill.runs.files import atomic_write
 from raydistill.runs.record import summary_of
 
-LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 LARGEST_DIFFERENCE = 1e-4  # of a probability; float32 sums in another order part by some 1e-7
 TOGETHER = 100  # samples that are compared at once
 INPUTS, PROBABILITIES, LABELS, INDICES, NAMES = (
@@ -51,9 +50,8 @@ class Answering(nn.Module):
 
 def check_libraries() -> None:
     """`PlanError` says what to install."""
-    if missing := [name for name in LIBRARIES if find_spec(name) is None]:
-        named = " and ".join(f"`{name}`" for name in missing)
-        raise PlanError(f"ONNX is written with {named}; install them: `pip install 'raydistill[deploy]'`")
+    if (missing := missing_onnx_writer()) is not None:
+        raise PlanError(missing)
 
 
 def write_onnx(
@@ -79,7 +77,6 @@ def write_onnx(
     import onnx
 
     model = _converted(predictor, samples, opset)
-    _strip(model.graph)
     _add_labels(model, class_names)
     onnx.helper.set_model_props(model, dict(properties))
     with atomic_write(path) as temporary:
@@ -93,44 +90,10 @@ def write_onnx(
 
 def _converted(predictor: Predictor, samples: Tensor, opset: int | None) -> Any:
     """The model as an ONNX protobuf, without labels."""
-    example = samples[:2] if len(samples) > 1 else samples.expand(2, *samples.shape[1:])
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # torch.onnx announces deprecations of its own parts
-            program = torch.onnx.export(
-                Answering(predictor),
-                (example.contiguous(),),
-                dynamo=True,
-                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-                input_names=[INPUTS],
-                output_names=[PROBABILITIES],
-                opset_version=opset,
-                verbose=False,
-            )
-    except Exception as error:  # whatever a user's network holds that has no ONNX
-        raise PlanError(f"the model cannot be written as ONNX: {_cause(error)}") from error
-    assert program is not None
-    model = program.model_proto
-    if not model.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
-        raise PlanError(
-            "the model cannot be written as ONNX for batches of any size: its code makes a constant of the batch, as"
-            " `len(inputs)` does; write `inputs.shape[0]`"
-        )
-    return model
-
-
-def _cause(error: BaseException) -> str:
-    """The innermost reason: the exporter wraps it in advice on how to report it."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return summary_of(error)
-
-
-def _strip(graph: Any) -> None:
-    """Take out what the exporter notes of Python: lines of code, with the paths of this machine."""
-    for part in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer, graph):
-        del part.metadata_props[:]
-        part.doc_string = ""
+        return to_onnx(Answering(predictor), samples, inputs=INPUTS, outputs=[PROBABILITIES], opset=opset)
+    except ValueError as error:
+        raise PlanError(str(error)) from error
 
 
 def _add_labels(model: Any, class_names: Sequence[str]) -> None:

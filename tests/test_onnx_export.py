@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from click.testing import CliRunner
 from torch import Tensor, nn
 
-from raydistill import onnx_file
+from raydistill import lookup, onnx_file
 from raydistill.cli import main
 from raydistill.errors import PlanError, StoreError
 from raydistill.execution.local_backend import LocalBackend
@@ -189,7 +189,7 @@ def test_without_the_libraries_a_line_says_what_to_install(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     absent = "onnxscript"
-    monkeypatch.setattr(onnx_file, "find_spec", lambda name: None if name == absent else find_spec(name))
+    monkeypatch.setattr(lookup, "find_spec", lambda name: None if name == absent else find_spec(name))
     result = CliRunner().invoke(
         main, ["export", str(folders["student"]), str(tmp_path / "out"), "--format", "onnx"]
     )

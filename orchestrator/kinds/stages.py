@@ -11,6 +11,7 @@ from raydistill.kinds.evaluate import AdjustClassBiasConfig, EvaluateConfig
 from raydistill.kinds.external import ExternalTargetsConfig
 from raydistill.kinds.online import CodistillConfig, SelfDistillConfig, TrainBranchesConfig, TrainPeersConfig
 from raydistill.kinds.pretrained import PretrainedConfig
+from raydistill.kinds.quantize import QuantizeConfig
 from raydistill.kinds.specialists import ConfusionClustersConfig, TrainSpecialistsConfig
 from raydistill.kinds.targets import CombineTargetsConfig, PredictTargetsConfig
 from raydistill.kinds.train import TrainConfig
@@ -34,4 +35,5 @@ STAGES = (
     CodistillConfig,
     SelfDistillConfig,
     CompareModelsConfig,
+    QuantizeConfig,
 )

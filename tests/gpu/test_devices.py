@@ -64,6 +64,7 @@ PLANS: dict[str, dict[str, Any]] = {
         "committee": LIVE | {"method": {"method": "ca_mkd", "feature_weight": 5, "logits_only_epochs": 0}},
         "shifted": {"stage": "adjust_class_bias", "model": "mixed", "classes": [1]},
         "brought": {"stage": "pretrained", "model": CNN},
+        "int8": {"stage": "quantize", "model": "mixed", "samples": 20},
         "compared": {"stage": "compare_models", "models": ["teacher.0", "mixed"]},
     },
     "specialists": {
