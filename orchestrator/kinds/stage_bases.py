@@ -14,6 +14,7 @@ from raydistill.kinds.training import (
     ConstantSchedule,
     EarlyStoppingConfig,
     EmaConfig,
+    FakeQuantizationConfig,
     GrowthOptions,
     OptimizerOptions,
     ParameterGroupConfig,
@@ -293,6 +294,11 @@ class TrainingConfig(StageConfig):
         return ()
 
     @property
+    def rounded(self) -> FakeQuantizationConfig | None:
+        """How weights and activations are rounded in training; None when they are not."""
+        return None
+
+    @property
     def decayed_by_layer(self) -> float | None:
         """Times the learning rate for each layer before the last; None where all have one rate."""
         return None
@@ -385,6 +391,15 @@ class PartsConfig(TrainingConfig):
     """Rates and decays of their own for parameters of some names: `[{match: classifier.*, lr_scale: 10}]`."""
     layer_decay: Annotated[Number, Field(gt=0, le=1)] | None = None
     """Times the learning rate for each layer before the last, such as 0.75; one rate for all when left out."""
+    fake_quantization: FakeQuantizationConfig | None = Field(
+        None, description="`{}`: round in every training step, as `quantize` will; not at all when left out"
+    )
+
+    @model_validator(mode="after")
+    def _rounds_in_plain_steps(self) -> Self:
+        if self.fake_quantization is not None and self.compile:
+            raise located_error("steps that round are not compiled; leave it out", "compile")
+        return self
 
     @model_validator(mode="after")
     def _decay_can_be_told(self) -> Self:
@@ -407,3 +422,7 @@ class PartsConfig(TrainingConfig):
     @property
     def decayed_by_layer(self) -> float | None:
         return self.layer_decay
+
+    @property
+    def rounded(self) -> FakeQuantizationConfig | None:
+        return self.fake_quantization

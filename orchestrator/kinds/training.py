@@ -357,6 +357,21 @@ class ChangeConfig(Config):
     """The new values by their paths below the stage."""
 
 
+class FakeQuantizationConfig(Config):
+    """Rounding in every training step, as `quantize` will round (Jacob et al. 2018, arXiv 1712.05877).
+
+    Gradients pass as if nothing were rounded; with a teacher this is distillation into int8. Validation and test judge
+    the plain network, and the `quantize` stage behind it the integers.
+    """
+
+    weight_bits: Annotated[Integer, Field(ge=2, le=8)] = 7
+    """Of the weights of convolutions and linear layers, each output by a scale of its own; 7 as `seven_bits` has it."""
+    activation_bits: Annotated[Integer, Field(ge=2, le=8)] | None = 8
+    """Of the inputs of these layers, by the extremes of each batch; null leaves them."""
+    from_epoch: Annotated[Integer, Field(ge=0)] = 0
+    """The first epoch, counted from 0, in which is rounded."""
+
+
 class EmaConfig(Config):
     """The exponential moving average of the weights after every step: it is judged, stored and handed on in place of
     the last weights (arXiv 1703.01780).

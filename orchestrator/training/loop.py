@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from raydistill.errors import StageError, StageStopped
 from raydistill.kinds.changes import during
 from raydistill.kinds.stage_bases import TrainingConfig
+from raydistill.kinds.training import FakeQuantizationConfig
 from raydistill.models.taps import Output, Tapped
 from raydistill.runs.context import StageContext
 from raydistill.runs.folder import CHECKPOINT
@@ -36,6 +37,7 @@ from raydistill.training.checkpoint import load_checkpoint, save_checkpoint
 from raydistill.training.cost import Cost
 from raydistill.training.data import Batch, TransferSet, split_batch
 from raydistill.training.evaluation import judge, predict_split
+from raydistill.training.fake_quantization import FakeQuantized
 from raydistill.training.freezing import freeze, hold
 from raydistill.training.method import Method
 from raydistill.training.optimizer import MaxNorm, build_optimizers, build_schedule, change_numbers
@@ -59,7 +61,13 @@ class Learner(nn.Module):
     """The student and its method as one module, so that both are optimised, distributed and checkpointed."""
 
     def __init__(
-        self, model: nn.Module, method: Method, *, precision: str = "float32", labelled: float = 1.0
+        self,
+        model: nn.Module,
+        method: Method,
+        *,
+        precision: str = "float32",
+        labelled: float = 1.0,
+        rounded: FakeQuantizationConfig | None = None,
     ) -> None:
         """`labelled`: of the samples, the part whose label may be looked at."""
         super().__init__()
@@ -67,6 +75,7 @@ class Learner(nn.Module):
         self.method = method
         self.precision = precision
         self.labelled = labelled
+        self.rounded = None if rounded is None else FakeQuantized(model, rounded)
 
     def forward(
         self, batch: Batch, teacher: TeacherTargets | None
@@ -74,7 +83,7 @@ class Learner(nn.Module):
         """Named losses of a batch; and other numbers to report: its accuracy, if its labels are not mixed, and the
         method's observations."""
         with autocast(batch.inputs.device.type, self.precision):
-            output = _output_of(self.model(batch.inputs))
+            output = _output_of(self._run(batch))
         seen = {}
         if self.labelled and batch.weights is None:
             seen["accuracy"] = (output.logits.detach().argmax(dim=1) == batch.labels).float().mean()
@@ -82,6 +91,11 @@ class Learner(nn.Module):
                 seen["accuracy"] = seen["accuracy"] / self.labelled
         losses = self.method.losses(output, teacher, batch)
         return losses, seen | self.method.observations()
+
+    def _run(self, batch: Batch) -> object:
+        if self.rounded is None or batch.epoch < self.rounded.config.from_epoch:
+            return self.model(batch.inputs)
+        return self.rounded(self.model, batch.inputs)
 
 
 @dataclass
@@ -135,9 +149,10 @@ class _Training:
         self.config, self.context, self.teacher = config, context, teacher
         share = transfer.labelled  # looked at here, once: it comes from the device
         labelled = share if config.transfer.labelled else 0.0
-        self.learner = Learner(model, method, precision=config.precision, labelled=labelled).to(
-            context.device
+        learner = Learner(
+            model, method, precision=config.precision, labelled=labelled, rounded=config.rounded
         )
+        self.learner = learner.to(context.device)
         if config.channels_last:
             self.learner.to(memory_format=torch.channels_last)
         network = model.model if isinstance(model, Tapped) else model

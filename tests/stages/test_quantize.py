@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from raydistill import lookup
 from raydistill.cli import main
+from raydistill.training.fake_quantization import rounded_weights
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -116,3 +117,42 @@ def test_a_missing_library_is_said_before_anything_runs(
     )
     assert CliRunner().invoke(main, ["run", str(file), "--dry-run", "--runs", str(tmp_path)]).exit_code == 0
     assert "ONNX is written with `onnx` and `onnxscript` and `onnxruntime`; install them" in caplog.text
+
+
+def test_a_student_that_was_rounded_in_training_is_better_in_few_bits(
+    stages: Any, plan: dict[str, Any], student: dict[str, Any]
+) -> None:
+    """Both on the grid of 2 bits, where weights are -1, 0 or 1 times a number."""
+    taught = student | {"student": CNN, "teachers": ["teacher"], "epochs": 20}
+    fake = {"fake_quantization": {"weight_bits": 2, "activation_bits": None}}
+    stages.run(plan | {"plain": taught, "rounded": taught | fake})
+    loss = {}
+    for name in ("plain", "rounded"):
+        trained = stages.model(name)
+        with torch.no_grad():
+            for layer in trained.model.modules():
+                if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)):
+                    layer.weight.copy_(rounded_weights(layer.weight, 2))
+        data = stages.plan.task.load().test
+        loss[name] = torch.nn.functional.cross_entropy(trained.logits(data.inputs), data.labels).item()
+    assert loss["rounded"] < loss["plain"] / 2
+
+
+def test_stopping_and_resuming_a_rounded_training_equals_not_stopping(
+    stages: Any, plan: dict[str, Any], student: dict[str, Any]
+) -> None:
+    fake = {"fake_quantization": {"from_epoch": 1}, "student": CNN, "teachers": ["teacher"], "epochs": 3}
+    plan["student"] = (
+        student | fake | {"mode": "live", "methods": [{"method": "hinton"}, {"method": "relational"}]}
+    )
+    whole = stages.run(plan).model("student").model.state_dict()
+    other = stages.elsewhere("again")
+    other.write(plan)
+    assert other.attempt("teacher").status == "done"
+    assert other.attempt("student", iter([False] * 4 + [True]).__next__).status == "stopped"
+    assert other.attempt("student").status == "done"
+    resumed = other.model("student").model.state_dict()
+    assert all(torch.equal(resumed[key], value) for key, value in whole.items())
+    plan["student"].pop("fake_quantization")
+    plain = stages.elsewhere("plain").run(plan).model("student").model.state_dict()
+    assert any(not torch.equal(plain[key], value) for key, value in whole.items())
