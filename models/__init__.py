@@ -7,6 +7,7 @@ Features have the same names in every family, so that a method can ask for them 
     head                      the last 1x1 convolution of MobileNetV2 and ShuffleNetV2
     X_pre                     what the ReLU that closes X reads; X is what it gives
     embedding                 the input of the last linear layer, one row per sample
+    projector                 what stands for another network's last maps, where its classifier is reused
     branch0, branch1, …, gate of a branched network: each branch's logits, and the weights that mix them
 
 Two families differ, and say so: in wide ResNets a stage is the raw sum, and the ReLU of its batch norm is `X_post`;
@@ -30,6 +31,7 @@ from raydistill.models.options import (
     MobileNetV2Options,
     Options,
     ResNetOptions,
+    ReusedHeadOptions,
     ShuffleNetV2Options,
     TorchvisionOptions,
     VggOptions,
@@ -129,6 +131,7 @@ MODELS: dict[str, Architecture] = {
     ),
     "shufflenet_v2": Architecture("raydistill.models.shufflenet:build_shufflenet_v2", ShuffleNetV2Options),
     "branched": Architecture("raydistill.models.branched:build_branched", BranchedOptions),
+    "reused_head": Architecture("raydistill.models.reused_head:build_reused_head", ReusedHeadOptions),
     "exported": Architecture("raydistill.models.programs:build_exported", ExportedOptions),
     "torchvision": Architecture("raydistill.models.imagenet:build_torchvision", TorchvisionOptions),
 }

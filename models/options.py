@@ -198,7 +198,8 @@ class BranchedOptions(Options):
         if not isinstance(name, str):
             raise ValueError("`model` is written `{name: resnet20}`, with its options beside the name")
         architecture = find_architecture(name)
-        if architecture.options is BranchedOptions:  # and each depth of them would be checked twice as often
+        # And each depth of them would be checked twice as often.
+        if architecture.options in (BranchedOptions, ReusedHeadOptions):
             raise ValueError("`model` is a plain network; branches do not branch again")
         architecture.read_options(self.model_options)
         return self
@@ -212,6 +213,30 @@ class BranchedOptions(Options):
     def model_options(self) -> dict[str, Any]:
         """Options of the plain network."""
         return {key: value for key, value in self.model.items() if key != "name"}
+
+
+class ReusedHeadOptions(Options):
+    """A network that ends in the classifier of another one, behind a projector (SimKD, arXiv 2203.14001).
+
+    `reuse_classifier` trains it.
+    """
+
+    model: dict[str, Any] = Field(description="the network, e.g. `{name: resnet8x4}`")
+    head: dict[str, Any] = Field(description="the one whose classifier it is, e.g. `{name: resnet32x4}`")
+    factor: int = Field(2, ge=1, description="how much narrower the projector is than the maps that it makes")
+
+    @model_validator(mode="after")
+    def _are_plain_networks_of_ours(self) -> Self:
+        from raydistill.models import find_architecture  # the table of models is made of these options
+
+        for key, model in (("model", self.model), ("head", self.head)):
+            if not isinstance(name := model.get("name"), str):
+                raise ValueError(f"`{key}` is written `{{name: resnet20}}`, with its options beside the name")
+            architecture = find_architecture(name)
+            if architecture.options in (BranchedOptions, ReusedHeadOptions):
+                raise ValueError(f"`{key}` is a plain network; `{name}` is none")
+            architecture.read_options({option: model[option] for option in model if option != "name"})
+        return self
 
 
 class ExportedOptions(Options):

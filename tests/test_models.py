@@ -156,6 +156,7 @@ def test_the_plain_networks_of_takd_have_the_parameters_of_their_layers():
 SMALL_OPTIONS = {
     "acoustic_dnn": {"layers": 3, "width": 64},
     "branched": {"model": {"name": "resnet8"}},
+    "reused_head": {"model": {"name": "resnet8"}, "head": {"name": "resnet8"}},
     "torchvision": {"architecture": "resnet18"},
     "wide_resnet": {"depth": 10, "width_multiplier": 2},
 }

@@ -23,6 +23,7 @@ SMALL = {
     "mobilenet_v2_half": {},
     "shufflenet_v2": {"width_multiplier": 0.5},
     "branched": {"model": {"name": "resnet8"}},
+    "reused_head": {"model": {"name": "resnet8"}, "head": {"name": "resnet8"}},
     "torchvision": {"architecture": "resnet18"},
 }
 

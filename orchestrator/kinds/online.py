@@ -75,23 +75,22 @@ class TrainBranchesConfig(OnlineConfig):
 
     @model_validator(mode="after")
     def _is_one_of_ours(self) -> "TrainBranchesConfig":
-        _check_plain(self.model, "can branch", "branches")
+        check_plain(self.model, "can branch", "branches")
         return self
 
     def made_model(self) -> ModelConfig | None:
         return None if self.deploy == "ensemble" else self.model
 
 
-def _check_plain(model: ModelConfig, can: str, additions: str) -> None:
-    if ":" in model.name or model.name == "branched":
+def check_plain(model: ModelConfig, can: str, additions: str, key: str = "model") -> None:
+    """Refuse, at `key`, what is no chain of named parts, to which something is added that it `can` have."""
+    if ":" in model.name or model.name in ("branched", "reused_head"):
         raise located_error(
-            f"only a plain network of ours {can}, such as `resnet20`; `{model.name}` is none", "model"
+            f"only a plain network of ours {can}, such as `resnet20`; `{model.name}` is none", key
         )
     if model.input is not None:
         raise located_error(
-            f"a network with {additions} takes the task's inputs as they are; leave `input` out",
-            "model",
-            "input",
+            f"a network with {additions} takes the task's inputs as they are; leave `input` out", key, "input"
         )
 
 
@@ -126,7 +125,7 @@ class SelfDistillConfig(OnlineConfig):
 
     @model_validator(mode="after")
     def _is_one_of_ours(self) -> "SelfDistillConfig":
-        _check_plain(self.model, "can have exits", "exits")
+        check_plain(self.model, "can have exits", "exits")
         return self
 
 

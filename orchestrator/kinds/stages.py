@@ -12,6 +12,7 @@ from raydistill.kinds.external import ExternalTargetsConfig
 from raydistill.kinds.online import CodistillConfig, SelfDistillConfig, TrainBranchesConfig, TrainPeersConfig
 from raydistill.kinds.pretrained import PretrainedConfig
 from raydistill.kinds.quantize import QuantizeConfig
+from raydistill.kinds.reuse import ReuseClassifierConfig
 from raydistill.kinds.specialists import ConfusionClustersConfig, TrainSpecialistsConfig
 from raydistill.kinds.targets import CombineTargetsConfig, PredictTargetsConfig
 from raydistill.kinds.train import TrainConfig
@@ -34,6 +35,7 @@ STAGES = (
     TrainPeersConfig,
     CodistillConfig,
     SelfDistillConfig,
+    ReuseClassifierConfig,
     CompareModelsConfig,
     QuantizeConfig,
 )

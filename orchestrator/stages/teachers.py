@@ -90,9 +90,11 @@ def live_teacher(
     return run_as_one
 
 
-def frozen_teacher(teacher: TrainedModel) -> Teacher:
-    """One teacher that sees the student's own batch."""
-    return _frozen([Tapped(teacher.model, ())], even_weights, lambda batch, count: range(count))
+def frozen_teacher(teacher: TrainedModel, features: Sequence[str] = ()) -> Teacher:
+    """One teacher that sees the student's own batch, as it was before its class bias was adjusted where its features
+    are looked at."""
+    model = teacher.plain if features else teacher.model
+    return _frozen([Tapped(model, features)], even_weights, lambda batch, count: range(count))
 
 
 def even_weights(logits: Tensor) -> Tensor:

@@ -540,3 +540,11 @@ def bare_exits(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLoss:
         return total
 
     return loss
+
+
+def bare_simkd(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLoss:
+    def loss(seen: Seen) -> Tensor:
+        (own,), (aim,) = seen.own.values(), seen.members[0].values()
+        return F.mse_loss(own, aim)
+
+    return loss

@@ -46,6 +46,7 @@ from bare_losses import (
     bare_selectivity,
     bare_semckd,
     bare_similarity,
+    bare_simkd,
     bare_standardised,
     bare_teacher_labels,
     bare_triplet,
@@ -61,9 +62,11 @@ from raydistill.kinds.stage_bases import TrainingConfig
 from raydistill.methods.mutual import Mutual
 from raydistill.methods.one import One
 from raydistill.methods.self_distillation import SelfDistillation
+from raydistill.methods.simkd import Simkd
 from raydistill.models.branched import branch_out
 from raydistill.models.build import build_model
 from raydistill.models.exits import add_exits
+from raydistill.models.reused_head import last_maps, reuse_head
 from raydistill.models.taps import Tapped
 from raydistill.runs.context import StageContext
 from raydistill.runs.folder import StageFolder
@@ -164,6 +167,15 @@ def through_exits(model: nn.Module, inputs: Tensor, names: Sequence[str]) -> tup
     return inputs, dict(zip(names, [*logits, *embeddings, end], strict=True))
 
 
+def through_parts(model: nn.Module, inputs: Tensor, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+    features = {}
+    for name, part in model.named_children():
+        inputs = part(inputs)
+        if name in names:
+            features[name] = inputs
+    return inputs, features
+
+
 def through_peers(model: nn.Module, inputs: Tensor, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
     logits = [peer(inputs) for peer in model.peers]
     return logits[0], dict(zip(names, logits, strict=True))
@@ -218,6 +230,16 @@ def with_exits() -> Parts:
     config = SelfDistillConfig.model_validate({"stage": "self_distill", "model": STUDENT} | TRAINING)
     model = add_exits(build(STUDENT), SHAPE)
     return Parts(config, model, SelfDistillation(config, len(model.exits)), [])
+
+
+def reusing() -> Parts:
+    """A student that ends in a teacher's classifier."""
+    stage = {"stage": "distill", "mode": "live", "student": STUDENT, "teachers": ["teacher"]}
+    teacher = build(TEACHER).eval().requires_grad_(False)
+    model = reuse_head(build(STUDENT), teacher, SHAPE, 2).hold_reused()
+    return Parts(
+        DistillConfig.model_validate(stage | TRAINING), model, Simkd(last_maps(teacher, SHAPE)[0]), [teacher]
+    )
 
 
 def peers() -> Parts:
@@ -292,6 +314,7 @@ ROWS = {
     ),
     "one": Row(branched, bare_one, through_branches),
     "self_distill": Row(with_exits, bare_exits, through_exits),
+    "reuse_classifier": Row(reusing, bare_simkd, through_parts),
     "mutual": Row(peers, bare_mutual, through_peers),
 }
 

@@ -65,6 +65,7 @@ PLANS: dict[str, dict[str, Any]] = {
         "shifted": {"stage": "adjust_class_bias", "model": "mixed", "classes": [1]},
         "brought": {"stage": "pretrained", "model": CNN},
         "int8": {"stage": "quantize", "model": "mixed", "samples": 20},
+        "reusing": {"stage": "reuse_classifier", "student": CNN, "teacher": "teacher.0", **SHORT},
         "compared": {"stage": "compare_models", "models": ["teacher.0", "mixed"]},
     },
     "specialists": {

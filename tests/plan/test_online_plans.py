@@ -14,6 +14,7 @@ stages:
   branches: {stage: train_branches, model: {name: resnet8}, epochs: 2}
   peers: {stage: train_peers, peers: [{name: mlp}, {name: cnn}], epochs: 2}
   exits: {stage: self_distill, model: {name: resnet8}, epochs: 2}
+  reusing: {stage: reuse_classifier, student: {name: resnet8}, teacher: exits, epochs: 2}
 """
 
 
@@ -33,6 +34,13 @@ stages:
         ("stages.exits.model.input={size: 32}", "leave `input` out"),
         ("stages.exits.transfer={labelled: false}", "learns from labels"),
         ("stages.exits.soft_weight=1", "should be below 1"),
+        (
+            "stages.reusing.student={name: my.module:build}",
+            "only a plain network of ours can end in another's",
+        ),
+        ("stages.reusing.student.input={size: 32}", "leave `input` out"),
+        ("stages.reusing.teacher=[exits]", "exits"),
+        ("stages.reusing.factor=0", "1"),
         ("stages.peers.peers=[]", "at least 1"),
         ("stages.peers.deploy=2", "there are the peers 0 to 1; 2 is none of them"),
         ("stages.peers.initial=small", "every peer starts from weights of its own draw"),
