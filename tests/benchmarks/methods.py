@@ -236,6 +236,8 @@ def reusing() -> Parts:
     """A student that ends in a teacher's classifier."""
     stage = {"stage": "distill", "mode": "live", "student": STUDENT, "teachers": ["teacher"]}
     teacher = build(TEACHER).eval().requires_grad_(False)
+    for parameter in teacher.parameters():
+        parameter.mul_(3)  # untrained, its maps are too small to move a student in a few steps
     model = reuse_head(build(STUDENT), teacher, SHAPE, 2).hold_reused()
     return Parts(
         DistillConfig.model_validate(stage | TRAINING), model, Simkd(last_maps(teacher, SHAPE)[0]), [teacher]
