@@ -128,6 +128,11 @@ class SelfDistillConfig(OnlineConfig):
         check_plain(self.model, "can have exits", "exits")
         return self
 
+    @property
+    def compares_features(self) -> bool:
+        """Whether its network has stages for exits is looked at when the plan is read."""
+        return True
+
 
 class TrainPeersConfig(OnlineConfig):
     """Train several models that teach one another (deep mutual learning, Zhang et al. 2018, arXiv 1706.00384).

@@ -48,6 +48,10 @@ class ReuseClassifierConfig(WeightsConfig, TrainingConfig):
         return self
 
     @property
+    def compares_features(self) -> bool:
+        return True
+
+    @property
     def taught_by(self) -> tuple[StageRef, ...]:
         return (self.teacher,)
 

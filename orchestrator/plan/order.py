@@ -63,7 +63,7 @@ class Graph:
 
     @property
     def compares_features(self) -> bool:
-        """Whether some stage looks at the features of a teacher."""
+        """Whether some stage looks at features."""
         return any(node.config.compares_features for node in self.nodes.values())
 
     def model_of(self, name: str) -> ModelConfig | None:

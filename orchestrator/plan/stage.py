@@ -80,7 +80,7 @@ class StageConfig(Kind):
 
     @property
     def compares_features(self) -> bool:
-        """Whether it looks at the features of a teacher."""
+        """Whether it looks at features, of a teacher or of its own: they are looked for when the plan is read."""
         return False
 
     @property

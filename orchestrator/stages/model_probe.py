@@ -14,15 +14,20 @@ from raydistill.errors import StageError
 from raydistill.kinds.compare import CompareModelsConfig
 from raydistill.kinds.distill import DistillConfig
 from raydistill.kinds.external import ExternalTargetsConfig
+from raydistill.kinds.online import SelfDistillConfig
+from raydistill.kinds.reuse import ReuseClassifierConfig
 from raydistill.kinds.survey import ProbedModel
 from raydistill.kinds.targets import LOGITS, PredictTargetsConfig
+from raydistill.models.exits import add_exits
 from raydistill.models.outputs import are_probabilities, described, likely_output
+from raydistill.models.reused_head import reuse_head
 from raydistill.plan.model import ModelConfig
 from raydistill.plan.order import Graph, Node
 from raydistill.plan.schema import Plan
 from raydistill.runs.record import summary_of
 from raydistill.stages.compare_models import chosen_layers
 from raydistill.stages.distill import build_method, setting_of
+from raydistill.stages.reuse_classifier import plain_teacher
 from raydistill.targets import dense
 from raydistill.targets.top_k import TopK
 from raydistill.tasks.normalisation import Normalisation
@@ -45,6 +50,8 @@ def check_features(graph: Graph, plan: Plan) -> None:
             _check_outputs(node, graph, plan)
         elif isinstance(node.config, CompareModelsConfig) and node.config.layers is not None:
             _check_compared(node, graph, plan)
+        elif isinstance(node.config, SelfDistillConfig | ReuseClassifierConfig):
+            _check_parts(node, graph, plan)
         elif isinstance(node.config, DistillConfig) and node.config.compares_features:
             for index, options in enumerate(node.config.all_methods):
                 heard = node.config.heard_by(options)
@@ -85,6 +92,22 @@ def _check_compared(node: Node, graph: Graph, plan: Plan) -> None:
             raise plan.error(
                 ("stages", node.stage, "layers", place), f"no model of the stage has the layer `{name}`"
             )
+
+
+def _check_parts(node: Node, graph: Graph, plan: Plan) -> None:
+    """The network has stages for exits; those of student and teacher fit together."""
+    config, shape = node.config, plan.task.input_shape
+    key = "model" if isinstance(config, SelfDistillConfig) else "teacher"
+    try:
+        if isinstance(config, SelfDistillConfig):
+            add_exits(_shaped(config.model, plan.task), shape)
+        elif (teacher := graph.model_of(config.teacher)) is not None:
+            own, other = (_shaped(model, plan.task) for model in (config.student, plain_teacher(teacher)))
+            reuse_head(own, other, shape, config.factor)
+    except (NotImplementedError, RuntimeError):
+        return  # it needs the numbers of a model, which only the stage has
+    except (ValueError, StageError) as error:
+        raise plan.error(("stages", node.stage, key), str(error)) from None
 
 
 def _stored_shapes(config: PredictTargetsConfig, graph: Graph, task: Task) -> dict[str, torch.Size]:

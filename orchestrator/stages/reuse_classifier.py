@@ -23,10 +23,10 @@ def reuse_classifier(config: ReuseClassifierConfig, context: StageContext) -> di
         config.transfer, views, context, data, channels_last=config.channels_last, with_unlabelled=True
     )
     teacher = model_files.load(context.input(config.teacher), context.device)
-    head = _plain_config(teacher, config)
+    taught = plain_teacher(ModelConfig.model_validate(teacher.description["model"]))
     model = build_reused(teacher, data, config, context)
     maps, _ = last_maps(teacher.plain, context.task.input_shape)
-    options = {"model": _named(config.student), "head": head, "factor": config.factor}
+    options = {"model": _named(config.student), "head": _named(taught), "factor": config.factor}
     made = ModelConfig(name="reused_head", num_classes=config.student.num_classes, options=options)
     run = frozen_teacher(teacher, (maps,))
     return train_model(model, made, Simkd(maps), transfer, data, config, context, run)
@@ -44,17 +44,16 @@ def build_reused(
     return reused.hold_reused()
 
 
-def _plain_config(teacher: TrainedModel, config: ReuseClassifierConfig) -> dict[str, object]:
+def plain_teacher(model: ModelConfig) -> ModelConfig:
     """The teacher's architecture; `StageError` for one that is more than a plain network of ours."""
-    model = ModelConfig.model_validate(teacher.description["model"])
     adapted = [key for key in ("input", "output", "gives", "classes") if getattr(model, key) is not None]
     if adapted or model.is_users_own or model.name in ("branched", "reused_head"):
         why = f"answers through its `{adapted[0]}`" if adapted else f"is of the model `{model.name}`"
         raise StageError(
-            f"`{config.teacher}` {why}, and only a plain network of ours has a classifier that can be reused; take"
+            f"the teacher {why}, and only a plain network of ours has a classifier that can be reused; take"
             " `stage: distill` with `method: {method: hints}`"
         )
-    return _named(model)
+    return model
 
 
 def _named(model: ModelConfig) -> dict[str, object]:

@@ -7,8 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from raydistill.errors import PlanError
 from raydistill.models.build import build_model
 from raydistill.stages import train_branches
+from raydistill.stages.model_probe import check_features
 from raydistill.training import loop
 
 CNN = {"name": "cnn", "widths": [4, 6], "batch_norm": True}
@@ -237,3 +239,5 @@ def test_without_a_stage_for_an_exit_training_does_not_begin(stages: Any) -> Non
     stages.write({"exits": EXITS | {"model": {"name": "cnn", "widths": [4]}}})
     error = str(stages.attempt("exits").error)
     assert error.startswith("model `cnn`: a network of 1 stages has none before its last one")
+    with pytest.raises(PlanError, match=r"stages.exits.model: a network of 1 stages"):
+        check_features(stages.graph, stages.plan)

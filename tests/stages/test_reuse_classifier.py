@@ -9,8 +9,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from raydistill.errors import PlanError
 from raydistill.methods.simkd import Simkd
 from raydistill.models.taps import Output
+from raydistill.stages.model_probe import check_features
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
 
@@ -139,5 +141,7 @@ def test_a_teacher_whose_classifier_cannot_be_reused_is_named(
     assert stages.attempt("teacher").status == "done"
     outcome = stages.attempt("student")
     assert outcome.status == "failed"
-    assert "`teacher`" in str(outcome.error)
     assert message in str(outcome.error)
+    with pytest.raises(PlanError, match=r"stages.student.teacher") as caught:
+        check_features(stages.graph, stages.plan)
+    assert message in caught.value.message
