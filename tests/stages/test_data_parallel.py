@@ -93,7 +93,7 @@ def plan_of(teacher: dict[str, Any], student: dict[str, Any], fragile: str, idle
         "branches": {"stage": "train_branches", "model": STAGED, "deploy": "ensemble"} | online,
         "peers": {"stage": "train_peers", "peers": [STAGED, NORMED]} | online,
         "exits": {"stage": "self_distill", "model": STAGED} | online,
-        "reusing": {"stage": "reuse_classifier", "student": STAGED, "teacher": "normed"} | online,
+        "reusing": {"stage": "reuse_classifier", "student": NORMED, "teacher": "normed"} | online,
         "codistilled": {"stage": "codistill", "model": NORMED, "burn_in": 0.5, "exchange_every": 1} | online,
         "idle": teacher
         | {"model": {"name": f"{idle}:build"}, "optimizer": {"name": "adamw", "weight_decay": 0.1}},
