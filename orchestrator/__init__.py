@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from raydistill.explanation import explain as explain
     from raydistill.export import ExportFormat as ExportFormat
     from raydistill.export import export_model as export_model
+    from raydistill.inference_cost import InferenceCost as InferenceCost
+    from raydistill.inference_cost import measure_costs as measure_costs
     from raydistill.kinds.method_options import MethodOptions as MethodOptions
     from raydistill.kinds.stage_bases import TrainingConfig as TrainingConfig
     from raydistill.new_plan import write_plan as write_plan
@@ -94,6 +96,7 @@ _MODULES = {
     "execution.preview": ("Preview",),
     "explanation": ("explain",),
     "export": ("ExportFormat", "export_model"),
+    "inference_cost": ("InferenceCost", "measure_costs"),
     "kinds.method_options": ("MethodOptions",),
     "kinds.stage_bases": ("TrainingConfig",),
     "new_plan": ("write_plan",),

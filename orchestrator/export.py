@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from raydistill.errors import PlanError, StoreError
+from raydistill.inference_cost import count_cost, measure_cost
 from raydistill.model_card import CARD, ONNX, PROGRAM, Compared, Origin, card, contract
 from raydistill.onnx_file import check_libraries, write_onnx
 from raydistill.prediction import Predictor, load_model, load_predictor, real_samples
@@ -52,11 +53,13 @@ def export_model(
     opset: int | None = None,
     samples: Iterable[Path] = (),
     license: str | None = None,
+    measure: bool = False,
 ) -> list[Path]:
     """Write a model to `target`, with a page about it: weights and description, a `torch.export` program or ONNX.
 
     An ensemble is one ONNX file. That is compared with torch before it stands, on `samples` (files as for `predict`) or
-    those of the test split; `StoreError` where it answers otherwise. `torch` writes weights and description, too.
+    those of the test split; `StoreError` where it answers otherwise. `torch` writes weights and description, too. With
+    `measure` the page has the model's memory and time on this machine.
     """
     wants_onnx, wants_weights, wants_program = (
         format in ("onnx", "all"),
@@ -90,7 +93,8 @@ def export_model(
         for name in (DESCRIPTION, WEIGHTS):
             shutil.copyfile(folder / name, target / name)
             written.append(target / name)
-    page = card(predictor, origin, compared, has_program=wants_program)
+    cost = (measure_cost if measure else count_cost)(predictor, folder.name)
+    page = card(predictor, origin, compared, cost, has_program=wants_program)
     (target / CARD).write_text(page, encoding="utf-8", errors="surrogateescape")
     written.append(target / CARD)
     if wants_program:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from raydistill.inference_cost import InferenceCost
 from raydistill.metrics import Accuracy, Samples
 from raydistill.plain import printable_lines
 from raydistill.prediction import Predictor
@@ -79,7 +80,14 @@ class Origin:
         return cls(stage.fingerprint, stage.kind, stage.config, stage.metrics, versions, license)
 
 
-def card(predictor: Predictor, origin: Origin, compared: Compared | None, *, has_program: bool) -> str:
+def card(
+    predictor: Predictor,
+    origin: Origin,
+    compared: Compared | None,
+    cost: InferenceCost,
+    *,
+    has_program: bool,
+) -> str:
     """The page that lies beside an exported model."""
     model = predictor.first
     told = contract(model, None if compared is None or has_program else compared.dtype)
@@ -99,6 +107,7 @@ def card(predictor: Predictor, origin: Origin, compared: Compared | None, *, has
         _weights_part() if compared is None or has_program else "",
         _made_part(origin),
         _numbers_part(origin),
+        _cost_part(cost),
         _limits_part(origin),
         f"## Classes, counted from 0\n\n{classes}\n",
     ]
@@ -171,6 +180,31 @@ def _rows(metrics: Mapping[str, float]) -> Iterator[str]:
             low, high = wilson_interval(value, round(samples))
             interval = f"{low:.4f} to {high:.4f}"
         yield f"| {printable(name)} | {value:.6g} | {interval} |"
+
+
+def _cost_part(cost: InferenceCost) -> str:
+    counts = (("parameters", cost.parameters), ("multiply-adds for one input", cost.multiply_adds))
+    known = [f"{count:,} {name}" for name, count in (*counts, ("bytes of weights", cost.bytes)) if count]
+    lines = ["## What it costs", "", f"{', '.join(known)}.", ""]
+    if cost.latencies:
+        lines += [f"Measured on {cost.machine}:", ""]
+        lines += [
+            "| runtime | batch | threads | p50 | p95 | memory of the process |",
+            "|---|---|---|---|---|---|",
+        ]
+        for latency in cost.latencies:
+            peak = cost.peak_bytes.get(latency.runtime)
+            cells = [
+                latency.runtime,
+                str(latency.batch),
+                str(latency.threads),
+                f"{1000 * latency.p50:.3g} ms",
+                f"{1000 * latency.p95:.3g} ms",
+                "" if peak is None else f"{peak / 2**20:.0f} MiB",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+        lines += ["", *cost.remarks]
+    return "\n".join(lines)
 
 
 def _limits_part(origin: Origin) -> str:

@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -21,6 +21,9 @@ from raydistill.runs.search_run import best_first
 from raydistill.runs.search_view import SearchView
 from raydistill.runs.view import RunView, StageView
 from raydistill.terminal import STYLES, console, new_table, results_table, warning_lines
+
+if TYPE_CHECKING:  # it takes torch
+    from raydistill.inference_cost import InferenceCost
 
 Rows = list[dict[str, Any]]
 STATES = {"stopped": "unfinished"}
@@ -335,6 +338,36 @@ def _measured(value: float | None, deviation: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:.6g}" + ("" if deviation is None else f" ± {deviation:.2g}")
+
+
+def cost_parts(costs: "Sequence[InferenceCost]") -> list[RenderableType]:
+    """What `distill cost` prints: a table, and what could not be measured."""
+    remarks = [escape(f"{cost.name}: {text}") for cost in costs for text in cost.remarks]
+    return [rows_table(cost_rows(costs)), *remarks]
+
+
+def cost_rows(costs: "Sequence[InferenceCost]") -> Rows:
+    """A row per measurement; what holds for the model stands in its first."""
+    rows: Rows = []
+    for cost in costs:
+        for place, latency in enumerate(cost.latencies):
+            peak = cost.peak_bytes.get(latency.runtime)
+            own = {
+                "model": cost.name,
+                "parameters": cost.parameters,
+                "multiply-adds": "" if cost.multiply_adds is None else f"{cost.multiply_adds:,}",
+                "weights": bytes_text(cost.bytes),
+            }
+            measured = {
+                "runtime": latency.runtime,
+                "batch": str(latency.batch),
+                "threads": str(latency.threads),
+                "p50": f"{1000 * latency.p50:.3g} ms",
+                "p95": f"{1000 * latency.p95:.3g} ms",
+                "memory": "" if peak is None else bytes_text(peak),
+            }
+            rows.append((dict.fromkeys(own) if place else own) | measured)
+    return rows
 
 
 def bytes_text(count: int) -> str:

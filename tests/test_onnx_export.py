@@ -115,6 +115,8 @@ def test_the_page_has_numbers_with_their_interval_and_the_license(files: dict[st
     # Of 1,000 samples about 1.96 √(p (1 - p) / 1000) to each side.
     assert (high - low) / 2 == pytest.approx(1.96 * (accuracy * (1 - accuracy) / 1000) ** 0.5, rel=0.02)
     assert "License: CC BY 4.0" in page
+    assert f"{784 * 30 + 30 * 10:,} multiply-adds" in page
+    assert "p95" not in page
     assert "uint8" in page
 
 

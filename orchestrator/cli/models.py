@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from raydistill.cli.group import FAILED
-from raydistill.cli.options import finds_own_modules, runs_option, trust_options
+from raydistill.cli.options import finds_own_modules, json_option, runs_option, trust_options
 from raydistill.tasks.picture_files import printable
 
 if TYPE_CHECKING:
@@ -103,6 +103,7 @@ def _print(predictions: Iterable["Prediction"]) -> None:
     type=click.Path(path_type=Path),
     help="Compare ONNX with torch on these inputs; the task's test split if left out.",
 )
+@click.option("--measure", is_flag=True, help="Have memory and time on this machine on the page.")
 @click.option(
     "--license", "terms", metavar="TEXT", help="What others may do with it, for the page and the file."
 )
@@ -113,6 +114,7 @@ def export(
     form: "ExportFormat",
     opset: int | None,
     samples: tuple[Path, ...],
+    measure: bool,
     terms: str | None,
     trust: "Trust",
 ) -> None:
@@ -128,9 +130,36 @@ def export(
     """
     from raydistill import export_model
 
-    written = export_model(model, folder, trust, format=form, opset=opset, samples=samples, license=terms)
+    written = export_model(
+        model, folder, trust, format=form, opset=opset, samples=samples, license=terms, measure=measure
+    )
     for path in written:
         click.echo(str(path))
+
+
+@click.command()
+@click.argument("model", metavar="RUN|MODEL", type=click.Path(path_type=Path))
+@json_option
+@trust_options
+def cost(model: Path, as_json: bool, trust: "Trust") -> None:
+    """Measure what a model costs here, or what all models of a run do: size, multiply-adds, memory, time.
+
+    Batches of 1 and 32 go through torch and onnxruntime, with one thread and with all; half of the runs are faster than
+    p50, 95 % than p95. Memory is that of the whole process, with the runtime. Let nothing else run meanwhile.
+
+    \b
+    distill cost runs/stages/distill-1f0c92ab34de
+    distill cost runs/plans/mnist-quickstart/20261126-120000-1f0c --json
+    """
+    from raydistill import measure_costs
+    from raydistill.runs.files import json_text
+    from raydistill.storage_tables import cost_parts, shown
+
+    found = measure_costs(model, trust, runs=trust.root)
+    if as_json:
+        click.echo(json_text([cost.to_dict() for cost in found]), nl=False)
+    else:
+        shown(*cost_parts(found))
 
 
 @click.command("export-targets")

@@ -84,6 +84,9 @@ def trust_options(command: Callable[..., Any]) -> Callable[..., Any]:
 runs_option = click.option(
     "--runs", "root", default="runs", show_default=True, metavar="PATH", callback=_root, help="Storage root."
 )
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON: sizes in bytes, times in seconds."
+)
 tracking_option = click.option(
     "--tracking-uri", metavar="URI", callback=_refuse_empty, help="MLflow store; RUNS/mlflow.db if left out."
 )

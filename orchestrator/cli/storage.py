@@ -7,14 +7,10 @@ from typing import TYPE_CHECKING
 import click
 
 from raydistill.cli.group import FAILED
-from raydistill.cli.options import runs_option
+from raydistill.cli.options import json_option, runs_option
 
 if TYPE_CHECKING:
     from raydistill import Removal
-
-json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print JSON: sizes in bytes, times in seconds."
-)
 
 
 @click.command(name="list")

@@ -1,7 +1,6 @@
 """What a training costs besides its samples: seconds of a step, parameters that it trains, memory at its peak; and what
 the model costs that comes out of it."""
 
-import logging
 import math
 import time
 from collections.abc import Sequence
@@ -13,8 +12,6 @@ from torch import nn
 
 from raydistill.models.multiply_adds import count_multiply_adds
 from raydistill.runs.context import StageContext
-
-log = logging.getLogger(__name__)
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"  # proc(5): set the peak of the resident memory to what it is now
@@ -74,10 +71,6 @@ def note_size(context: StageContext, models: Sequence[nn.Module]) -> None:
     context.parameters = sum(p.numel() for model in models for p in model.parameters()) or None
     task = context.task
     inputs = torch.zeros(1, *task.input_shape, dtype=getattr(torch, task.input_dtype), device=context.device)
-    try:
-        counts = [count_multiply_adds(model, inputs) for model in models]
-    except Exception as error:  # whatever a user's model raises when it is watched: no reason to lose it
-        log.info("its multiply-adds are not known: %s", error)
-        return
+    counts = [count_multiply_adds(model, inputs) for model in models]
     if all(counts):
         context.costs["multiply_adds"] = sum(filter(None, counts))

@@ -167,15 +167,6 @@ def through_exits(model: nn.Module, inputs: Tensor, names: Sequence[str]) -> tup
     return inputs, dict(zip(names, [*logits, *embeddings, end], strict=True))
 
 
-def through_parts(model: nn.Module, inputs: Tensor, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
-    features = {}
-    for name, part in model.named_children():
-        inputs = part(inputs)
-        if name in names:
-            features[name] = inputs
-    return inputs, features
-
-
 def through_peers(model: nn.Module, inputs: Tensor, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
     logits = [peer(inputs) for peer in model.peers]
     return logits[0], dict(zip(names, logits, strict=True))
