@@ -1,5 +1,7 @@
-"""Which method should I pick? Trainings of one model that differ in what taught it, by errors and by what they cost."""
+"""Which method should I pick? Trainings of one model that differ in what taught it, by errors and by what they cost.
+And which model: errors against multiply-adds."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raydistill.plan.stage import StageConfig
@@ -50,3 +52,20 @@ def _cost_row(row: Competitor, plain: Competitor) -> CostRow:
         extra=round(trained.mean) - row.parameters if trained and row.parameters is not None else None,
         mebibytes=peak.mean / MEBIBYTE if peak else None,
     )
+
+
+def weighed(comparison: Comparison) -> list[Competitor]:
+    """The models with test errors whose multiply-adds are known, if they differ in them: the fewest first."""
+    rows = [row for row in comparison.competitors if row.errors and row.multiply_adds]
+    rows.sort(key=lambda row: row.multiply_adds or 0)
+    return rows if len({row.multiply_adds for row in rows}) > 1 else []
+
+
+def pareto_front(rows: Sequence[Competitor]) -> list[Competitor]:
+    """Those of `weighed` models of which no other has fewer errors for as few multiply-adds, the cheapest first."""
+    front: list[Competitor] = []
+    for row in sorted(rows, key=lambda row: (row.multiply_adds or 0, row.errors.mean if row.errors else 0.0)):
+        assert row.errors is not None
+        if not front or (front[-1].errors and row.errors.mean < front[-1].errors.mean):
+            front.append(row)
+    return front

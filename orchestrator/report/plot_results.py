@@ -11,14 +11,16 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 
 from raydistill.report.comparison import Competitor
+from raydistill.report.costs import pareto_front
 from raydistill.report.examples import Example
 from raydistill.report.figures import Look, bar_places, free_panel, one_panel
-from raydistill.report.formatting import mean, percent, shorten, whole
+from raydistill.report.formatting import compact, mean, percent, shorten, whole
 from raydistill.report.summary import Calibration, RunSummary
 from raydistill.report.theme import light, role_colour
 
 WIDTH = 4.9  # inches
 LETTER = 5.1  # mean width of a letter in points
+MOST_NAMED = 12  # of more models only those of the front have room for their names
 FEW = 20  # samples in a bin below which its accuracy says little
 CARD, SIDE, NAMES, ROW = 258.0, 62.0, 62.0, 18.0  # points
 SHOWN_PIXELS = 160  # on the longer side of a picture
@@ -53,6 +55,38 @@ def draw_errors(rows: Sequence[Competitor]) -> Figure:
     axes.xaxis.set_major_formatter(lambda value, _: whole(value))
     samples = {row.samples for row in rows if row.samples}
     axes.set_xlabel("test errors" + (f" of {whole(max(samples))}" if len(samples) == 1 else ""))
+    return figure
+
+
+def draw_front(rows: Sequence[Competitor]) -> Figure:
+    """Test errors against multiply-adds; a line along the models that no other beats in both."""
+    figure, axes = one_panel(WIDTH, 2.9)
+    front = pareto_front(rows)
+    axes.plot(
+        [row.multiply_adds for row in front],
+        [row.errors.mean for row in front if row.errors],
+        color=light("muted"),
+        drawstyle="steps-post",
+        linewidth=0.8,
+        zorder=1,
+    )
+    axes.set_xscale("log")
+    for row in rows:
+        assert row.errors is not None
+        assert row.multiply_adds is not None
+        colour, is_best = light(role_colour(row.role)), row in front
+        look: Look = {"ms": 5.5, "mfc": colour if is_best else light("paper"), "mec": colour, "mew": 1.2}
+        axes.plot([row.multiply_adds], [row.errors.mean], "o", **look)
+        if is_best or len(rows) <= MOST_NAMED:
+            place = (row.multiply_adds, row.errors.mean)
+            axes.annotate(_name_of(row), place, (5, 4), textcoords="offset points", color=light("ink"))
+    axes.margins(x=0.25, y=0.15)
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_formatter(lambda value, _: compact(round(value)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.set_xlabel("multiply-adds for one input")
+    axes.set_ylabel("test errors")
     return figure
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from raydistill.metrics import Accuracy
+from raydistill.report.costs import weighed
 from raydistill.report.curves import learning_curves
 from raydistill.report.figures import Drawing, Plot, finished
 from raydistill.report.graph import graph_drawing
@@ -11,7 +12,7 @@ from raydistill.report.model_comparisons import ModelComparison
 from raydistill.report.plot_lines import draw_curves, draw_temperatures, draw_transfers
 from raydistill.report.plot_matrices import draw_attention, draw_confusion, draw_similarity
 from raydistill.report.plot_models import draw_layers, draw_looks
-from raydistill.report.plot_results import draw_errors, draw_example, draw_reliability
+from raydistill.report.plot_results import draw_errors, draw_example, draw_front, draw_reliability
 from raydistill.report.summary import RunSummary
 
 
@@ -26,6 +27,8 @@ def _drawings(summary: RunSummary) -> Iterator[Drawing]:
     rows = [competitor for competitor in summary.comparison.competitors if competitor.errors]
     if rows:
         yield Drawing("comparison", "comparison", "Errors on the test split", draw_errors(rows))
+    if together := weighed(summary.comparison):
+        yield Drawing("front", "front", "Errors against multiply-adds", draw_front(together))
     yield from _draw_series(summary)
     for name, metric, title, is_fraction in (
         ("validation-accuracy", Accuracy.on("validation"), "Validation accuracy", True),

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from raydistill.report.costs import pareto_front, weighed
 from raydistill.report.page import build_page
+from raydistill.report.plots import draw_plots
 from raydistill.report.summary import summarize_run
 from raydistill.runs.view import open_run
 
@@ -87,3 +89,33 @@ def test_the_table_of_models_says_how_much_each_computes(
     column = heads.index("multiply-adds")
     plain = table.replace('<tr class="chosen">', "<tr>")
     assert {row[0].split()[0]: row[column] for row in rows(plain)} == {"teacher": "41.7 M", "student": "–"}
+
+
+def test_the_front_has_whom_nobody_beats_in_both(tmp_path: Path, fake_run: Callable[..., Any]) -> None:
+    run = fake_run(tmp_path)
+    for name, errors, count in (
+        ("large", 20, 900),
+        ("waste", 21, 950),
+        ("small", 50, 10),
+        ("middle", 30, 90),
+        ("same", 31, 90),
+        ("worse", 60, 20),
+        ("equal", 20, 1000),
+        ("unknown", 1, None),
+    ):
+        costs = {} if count is None else {"multiply_adds": float(count)}
+        run.stage(name, role="model", parameters=7, errors=errors, costs=costs)
+    summary = summarize_run(open_run(run.write(), run.root))
+    rows = weighed(summary.comparison)
+    assert {row.name for row in rows} == {"large", "waste", "small", "middle", "same", "worse", "equal"}
+    assert [row.name for row in pareto_front(rows)] == ["small", "middle", "large"]
+    assert any(plot.name == "front" and ">middle<" in plot.svg for plot in draw_plots(summary))
+
+
+def test_models_of_one_size_have_no_front(tmp_path: Path, fake_run: Callable[..., Any]) -> None:
+    run = fake_run(tmp_path)
+    for name in ("one", "other"):
+        run.stage(name, role="model", parameters=7, errors=9, costs={"multiply_adds": 10.0})
+    summary = summarize_run(open_run(run.write(), run.root))
+    assert not weighed(summary.comparison)
+    assert all(plot.name != "front" for plot in draw_plots(summary))
