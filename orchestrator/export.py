@@ -93,7 +93,8 @@ def export_model(
         for name in (DESCRIPTION, WEIGHTS):
             shutil.copyfile(folder / name, target / name)
             written.append(target / name)
-    cost = (measure_cost if measure else count_cost)(predictor, folder.name)
+    name = folder.absolute().name
+    cost = measure_cost(folder, trust, name) if measure else count_cost(predictor, name)
     page = card(predictor, origin, compared, cost, has_program=wants_program)
     (target / CARD).write_text(page, encoding="utf-8", errors="surrogateescape")
     written.append(target / CARD)

@@ -6,8 +6,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 
+from raydistill import timing
 from raydistill.errors import DistillError, PlanError, StageError
 from raydistill.models.multiply_adds import count_multiply_adds
 from raydistill.onnx_file import Answering, write_onnx
@@ -22,7 +22,6 @@ from raydistill.prediction import Predictor, load_predictor
 from raydistill.runs.run_files import GRAPH
 from raydistill.runs.view import open_run
 from raydistill.timing import peak_bytes, time_runs
-from raydistill.training.cost import RESET, RESET_PEAK
 from raydistill.training.model_files import TrainedModel
 from raydistill.training.trust import NOBODY, Trust
 
@@ -67,22 +66,32 @@ def measure_costs(folder: Path, trust: Trust = NOBODY, *, runs: Path | None = No
     One model after the other runs, first on one processor, then on all: whatever else runs there is in the numbers.
     """
     if not (folder / GRAPH).is_file():
-        return [measure_cost(load_predictor(folder, trust), folder.absolute().name)]
+        return [measure_cost(folder, trust, folder.absolute().name)]
     view = open_run(folder.absolute(), (runs or folder.absolute().parents[2]).absolute())
     stages = [stage for stage in view.stages.values() if stage.makes_model and stage.has_result]
     if not stages:
         raise PlanError(f"the run `{folder}` has no finished model")
-    return [measure_cost(load_predictor(stage.folder.path, trust), stage.name) for stage in stages]
+    return [measure_cost(stage.folder.path, trust, stage.name) for stage in stages]
 
 
-def measure_cost(predictor: Predictor, name: str) -> InferenceCost:
+def measure_cost(folder: Path, trust: Trust, name: str) -> InferenceCost:
     """The cost of a model on this machine's processor: batches of 1 and 32, with one thread and with all."""
-    settings = list(_settings())
-    torch_runs, torch_peak = _time_torch(predictor, settings)
-    latencies, peaks, remarks = torch_runs, {"torch": torch_peak}, []
+    predictor = load_predictor(folder, trust)
+    threads = sorted({1, torch.get_num_threads()})
+    settings = [[batch, count] for batch in BATCHES for count in threads]
+    request = {
+        "folder": str(folder.absolute()),
+        "root": None if trust.root is None else str(trust.root),
+        "modules": trust.modules,
+        "settings": settings,
+        "seconds": timing.SECONDS,
+    }
+    answer = _in_process("raydistill.inference_cost", request)
+    latencies, peaks, remarks = _latencies("torch", settings, answer), {"torch": answer["peak_bytes"]}, []
     try:
-        onnx_runs, peaks["onnxruntime"] = _time_onnx(predictor, settings)
-        latencies += onnx_runs
+        answer = _time_onnx(predictor, settings)
+        latencies += _latencies("onnxruntime", settings, answer)
+        peaks["onnxruntime"] = answer["peak_bytes"]
     except DistillError as error:
         remarks.append(f"not with onnxruntime: {error}")
     return replace(
@@ -102,12 +111,6 @@ def count_cost(predictor: Predictor, name: str) -> InferenceCost:
         multiply_adds=_multiply_adds(predictor),
         bytes=sum(_bytes(member) for member in predictor.members),
     )
-
-
-def _settings() -> Iterator[tuple[int, int]]:
-    """Batch and threads of each measurement."""
-    threads = sorted({1, torch.get_num_threads()})
-    yield from ((batch, count) for batch in BATCHES for count in threads)
 
 
 def _multiply_adds(predictor: Predictor) -> int | None:
@@ -130,54 +133,48 @@ def _inputs(model: TrainedModel, batch: int) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def _time_torch(
-    predictor: Predictor, settings: Sequence[tuple[int, int]]
-) -> tuple[list[Latency], int | None]:
-    module, before, found = Answering(predictor), torch.get_num_threads(), []
-    with suppress(OSError):
-        RESET.write_text(RESET_PEAK, encoding="utf-8")
-    try:
-        for batch, threads in settings:
-            torch.set_num_threads(threads)
-            inputs = _inputs(predictor.first, batch)
-            times = time_runs(partial(module, inputs))
-            found.append(_latency("torch", batch, threads, times))
-    finally:
-        torch.set_num_threads(before)
-    return found, peak_bytes()
+def time_torch(
+    folder: str, root: str | None, modules: list[str], settings: list[list[int]], seconds: float
+) -> dict[str, Any]:
+    """`runs`, a result for each setting of [batch, threads], and `peak_bytes` of this process, which has nothing else
+    to do."""
+    predictor = load_predictor(Path(folder), Trust(None if root is None else Path(root), tuple(modules)))
+    module, results = Answering(predictor), []
+    for batch, threads in settings:
+        torch.set_num_threads(threads)
+        results.append(time_runs(partial(module, _inputs(predictor.first, batch)), seconds))
+    return {"runs": results, "peak_bytes": peak_bytes()}
 
 
-def _time_onnx(predictor: Predictor, settings: Sequence[tuple[int, int]]) -> tuple[list[Latency], int | None]:
+def _time_onnx(predictor: Predictor, settings: Sequence[Sequence[int]]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="raydistill-") as folder:
         file, inputs = Path(folder) / "model.onnx", _inputs(predictor.first, 2)
-        outputs = Answering(predictor)(inputs).shape[1]
-        names = [str(index) for index in range(outputs)]
+        names = [str(index) for index in range(Answering(predictor)(inputs).shape[1])]
         write_onnx(predictor, inputs, file, properties={}, class_names=names)
         request = {
             "file": str(file),
-            "shape": list(predictor.first.input_shape),
+            "shape": predictor.first.input_shape,
             "dtype": str(inputs.dtype).removeprefix("torch."),
-            "settings": [list(setting) for setting in settings],
+            "settings": settings,
+            "seconds": timing.SECONDS,
         }
-        answer = _in_process(request)
-    found = [
-        _latency("onnxruntime", batch, threads, times)
+        return _in_process("raydistill.timing", request)
+
+
+def _latencies(
+    runtime: Literal["torch", "onnxruntime"], settings: Sequence[Sequence[int]], answer: Mapping[str, Any]
+) -> list[Latency]:
+    return [
+        Latency(runtime, batch, threads, times["p50"], times["p95"], int(times["runs"]))
         for (batch, threads), times in zip(settings, answer["runs"], strict=True)
     ]
-    return found, answer["peak_bytes"]
 
 
-def _latency(
-    runtime: Literal["torch", "onnxruntime"], batch: int, threads: int, times: Mapping[str, float]
-) -> Latency:
-    return Latency(runtime, batch, threads, times["p50"], times["p95"], int(times["runs"]))
-
-
-def _in_process(request: Mapping[str, Any]) -> dict[str, Any]:
-    """The answer of `raydistill.timing` in a process of its own, which has no torch."""
+def _in_process(module: str, request: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer of a module that is run in a process of its own, which holds nothing else."""
     try:
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "raydistill.timing"],
+            [sys.executable, "-P", "-m", module],
             input=json.dumps(request),
             capture_output=True,
             text=True,
@@ -190,3 +187,7 @@ def _in_process(request: Mapping[str, Any]) -> dict[str, Any]:
         raise StageError(f"the process that measures ended: {said[-1] if said else error}") from error
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(time_torch(**json.load(sys.stdin))))

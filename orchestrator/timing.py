@@ -43,7 +43,9 @@ def peak_bytes() -> int | None:
     return None
 
 
-def time_onnx(file: str, shape: list[int], dtype: str, settings: list[list[int]]) -> dict[str, Any]:
+def time_onnx(
+    file: str, shape: list[int], dtype: str, settings: list[list[int]], seconds: float
+) -> dict[str, Any]:
     """`runs`, a result for each setting of [batch, threads], and `peak_bytes` of the process."""
     import onnxruntime  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
@@ -55,7 +57,7 @@ def time_onnx(file: str, shape: list[int], dtype: str, settings: list[list[int]]
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         name = session.get_inputs()[0].name
         inputs = {name: np.zeros((batch, *shape), dtype=dtype)}
-        results.append(time_runs(partial(session.run, ["probabilities"], inputs)))
+        results.append(time_runs(partial(session.run, ["probabilities"], inputs), seconds))
     return {"runs": results, "peak_bytes": peak_bytes()}
 
 

@@ -63,7 +63,7 @@ def draw_front(rows: Sequence[Competitor]) -> Figure:
     figure, axes = one_panel(WIDTH, 2.9)
     front = pareto_front(rows)
     axes.plot(
-        [row.multiply_adds for row in front],
+        [row.multiply_adds or 0 for row in front],
         [row.errors.mean for row in front if row.errors],
         color=light("muted"),
         drawstyle="steps-post",

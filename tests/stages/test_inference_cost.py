@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 import raydistill
-from raydistill import timing
+from raydistill import inference_cost, timing
 from raydistill.cli import main
 from raydistill.export import export_model
 from raydistill.inference_cost import measure_costs
@@ -28,6 +28,20 @@ def train(stages: Any) -> None:
 @pytest.fixture(autouse=True)
 def is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "SECONDS", 0.01)
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that measures starts in some seconds: one test waits for it, the others do its work here."""
+    functions = {
+        "raydistill.timing": timing.time_onnx,
+        "raydistill.inference_cost": inference_cost.time_torch,
+    }
+
+    def run(module: str, request: dict[str, Any]) -> Any:
+        return json.loads(json.dumps(functions[module](**json.loads(json.dumps(request)))))
+
+    monkeypatch.setattr(inference_cost, "_in_process", run)
 
 
 def test_times_are_quantiles_of_what_was_waited(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,6 +63,7 @@ def test_slow_runs_end_after_some_and_fast_ones_after_some_time() -> None:
     assert timing.FEWEST < timing.time_runs(lambda: None, seconds=0.001)["runs"] <= timing.MOST
 
 
+@pytest.mark.usefixtures("in_this_process")
 @pytest.mark.parametrize("has_runtime", [True, False])
 def test_a_model_and_an_ensemble_are_measured(
     has_runtime: bool, stages: Any, monkeypatch: pytest.MonkeyPatch
@@ -73,6 +88,7 @@ def test_a_model_and_an_ensemble_are_measured(
             assert "pip install 'raydistill[deploy]'" in found.remarks[0]
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_committee_is_measured_in_torch_alone(stages: Any) -> None:
     stages.run(
         {
@@ -98,19 +114,27 @@ def test_a_committee_is_measured_in_torch_alone(stages: Any) -> None:
     assert found.remarks
 
 
-def test_the_command_prints_a_table_or_json(stages: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_measures_in_processes_of_their_own(stages: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raydistill.onnx_file.find_spec", lambda name: None)
     train(stages)
-    arguments = ["cost", str(stages.folder("one.0").path), "--runs", str(stages.root)]
-    shown = CliRunner().invoke(main, arguments)
+    folder = str(stages.folder("one.0").path)
+    (found,) = json.loads(CliRunner().invoke(main, ["cost", folder, "--json"]).stdout)
+    assert found["multiply_adds"] == COUNTED
+    assert found["latencies"][0]["batch"] == 1
+    assert 50e6 < found["peak_bytes"]["torch"] < 4e9
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_the_command_prints_a_table(stages: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raydistill.onnx_file.find_spec", lambda name: None)
+    train(stages)
+    shown = CliRunner().invoke(main, ["cost", str(stages.folder("one.0").path)])
     assert shown.exit_code == 0, shown.output
     assert f"{COUNTED:,}" in shown.output
     assert "not with onnxruntime" in shown.output
-    (found,) = json.loads(CliRunner().invoke(main, [*arguments, "--json"]).stdout)
-    assert found["multiply_adds"] == COUNTED
-    assert [latency["batch"] for latency in found["latencies"]][:1] == [1]
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_page_has_what_was_measured(stages: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raydistill.onnx_file.find_spec", lambda name: None)
     train(stages)
@@ -122,6 +146,7 @@ def test_a_page_has_what_was_measured(stages: Any, tmp_path: Path, monkeypatch: 
     )
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_run_is_all_its_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raydistill.onnx_file.find_spec", lambda name: None)
     stages = {"small": MLP, "none": MLP | {"model": {"name": "mlp", "widths": []}}}
