@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from raydistill.kinds.changes import phases
 from raydistill.kinds.method_options import MethodOptions
 from raydistill.kinds.methods import HintonConfig
-from raydistill.kinds.stage_bases import BalanceConfig, PartsConfig, WeightsConfig
+from raydistill.kinds.stage_bases import BalanceConfig, PartsConfig, Precision, WeightsConfig
 from raydistill.kinds.targets import (
     LOGITS,
     CombineConfig,
@@ -31,6 +31,8 @@ from raydistill.plan.config import (
 )
 from raydistill.plan.config_errors import Mistake, Path, located_error
 from raydistill.plan.model import ModelConfig
+from raydistill.plan.resources import ResourcesConfig
+from raydistill.plan.stage import StageConfig
 
 if TYPE_CHECKING:
     from raydistill.plan.order import Node, Site
@@ -47,6 +49,8 @@ class DistillConfig(BalanceConfig, WeightsConfig, PartsConfig):
     """
 
     word = "distill"
+    came_later = frozenset({"teacher_precision"})
+    not_identity = StageConfig.not_identity | {"targets_resources"}
     implementation = "raydistill.stages.distill:distill"
     has_teacher = True
     makes_students = True
@@ -73,6 +77,11 @@ class DistillConfig(BalanceConfig, WeightsConfig, PartsConfig):
     """Augmented versions of each sample that are stored; 0 is the clean input."""
     view_seed: Seed = 0
     """Chooses them."""
+    teacher_precision: Precision = "float32"
+    """Of the teachers' forward passes, live or stored."""
+    targets_resources: ResourcesConfig | None = None
+    """Of the stages that store the teachers' soft targets, such as `{workers: 16}`; those of the teacher, on one
+    worker, when left out. No part of its identity."""
 
     @model_validator(mode="after")
     def _teachers_or_targets(self) -> "DistillConfig":
@@ -80,6 +89,9 @@ class DistillConfig(BalanceConfig, WeightsConfig, PartsConfig):
             raise located_error("a student has `teachers` or `targets`, not both; keep one", "targets")
         if not self.teachers and self.targets is None:
             raise located_error("nobody teaches: name `teachers`, or stored `targets`", "teachers")
+        for key in ("teacher_precision", "targets_resources"):
+            if self.targets is not None and getattr(self, key) != type(self).model_fields[key].default:
+                raise located_error("`targets` are made already, by a stage of their own: say it there", key)
         if self.mode == "live" and self.targets is not None:
             raise located_error("`mode: live` runs `teachers`, not stored `targets`", "mode")
         if self.committee is not None and self.targets is not None:
@@ -299,7 +311,9 @@ class DistillConfig(BalanceConfig, WeightsConfig, PartsConfig):
         targets = tuple(TargetsRef(self._insert_prediction(teacher, site)) for teacher in self.teachers)
         is_one = len(targets) == 1 and self.committee is None
         source = targets[0] if is_one else TargetsRef(self._insert_combination(targets, site))
-        return self.replace(teachers=(), targets=source, combine=CombineConfig(), committee=None)
+        return self.replace(
+            teachers=(), targets=source, combine=CombineConfig(), committee=None, teacher_precision="float32"
+        )
 
     def _check_who_is_heard(self, site: "Site") -> None:
         """A method hears teachers of the stage, and every teacher is heard."""
@@ -325,7 +339,8 @@ class DistillConfig(BalanceConfig, WeightsConfig, PartsConfig):
             views=self.views,
             view_seed=self.view_seed,
             outputs=self._outputs,
-            resources=site.node(teacher).config.resources.replace(workers=1),
+            precision=self.teacher_precision,
+            resources=self.targets_resources or site.node(teacher).config.resources.replace(workers=1),
         )
         return site.insert(f"{teacher}.targets", config)
 
@@ -345,6 +360,7 @@ class DistillConfig(BalanceConfig, WeightsConfig, PartsConfig):
             weights=combine.weights,
             scale=combine.scale,
             committee=committee,
+            resources=self.targets_resources or ResourcesConfig(),
         )
         members = (*self.teachers, *(committee.specialists if committee else ()))
         stages = dict.fromkeys(site.node(member).stage for member in members)

@@ -41,6 +41,7 @@ from raydistill.tasks.task import Task
 if TYPE_CHECKING:
     from raydistill.plan.order import Graph, Site
 
+Precision = Literal["float32", "bfloat16", "float16"]
 BatchSize = Annotated[Integer, Field(ge=1, le=1_000_000)]
 
 
@@ -223,7 +224,7 @@ class TrainingConfig(StageConfig):
     """The longest gradient; longer ones are scaled down. Not at all when left out."""
     max_norm: Positive | None = None
     """The longest vector of a unit's incoming weights; no bound when left out."""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Precision = "float32"
     """Of the network's forward and backward pass."""
     channels_last: Boolean = False
     """Lay pictures out channel by channel last, which some machines are faster with."""

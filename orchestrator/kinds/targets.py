@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from raydistill.kinds.augmentations import AugmentationOptions
-from raydistill.kinds.stage_bases import BatchSize, TargetsConfig
+from raydistill.kinds.stage_bases import BatchSize, Precision, TargetsConfig
 from raydistill.kinds.training import TransferConfig
 from raydistill.plan.config import (
+    Boolean,
     Config,
     Integer,
     ModelRef,
@@ -165,6 +166,7 @@ class PredictTargetsConfig(TargetsConfig):
     """
 
     word = "predict_targets"
+    came_later = frozenset({"precision", "channels_last", "compile"})
     implementation = "raydistill.stages.predict_targets:predict_targets"
     version = 2
     shares_work = True
@@ -189,6 +191,12 @@ class PredictTargetsConfig(TargetsConfig):
     )
     batch_size: BatchSize = 500
     """Samples at a time."""
+    precision: Precision = "float32"
+    """Of the teacher's forward pass; the metrics say how far its answers are from those in float32."""
+    channels_last: Boolean = False
+    """Lay pictures out channel by channel last, which some machines are faster with."""
+    compile: Boolean = False
+    """Compile the teacher with `torch.compile`: seconds at first, less for each batch."""
 
     @field_validator("outputs")
     @classmethod

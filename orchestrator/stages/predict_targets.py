@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 
 import torch
+from torch import Tensor
 
 from raydistill.errors import StageError, StageStopped
 from raydistill.kinds.targets import PredictTargetsConfig
@@ -20,9 +21,12 @@ from raydistill.tasks.labels import UNLABELLED
 from raydistill.training import model_files
 from raydistill.training.data import Batch, TransferSet, Views
 from raydistill.training.method import Features
+from raydistill.training.parity import forward_pass, parity
 
 CLAIMS = "claims"
 STOPPED = "stopped before all shards were written; run the plan again to continue"
+PARITY_ROWS = 512
+MOST_DIVERGENCE = 0.01  # nats: what a student is off by that agrees with 99 % of its teacher's probability
 COUNT_ELEMENTS = 1 << 22  # 16 MB of float32 logits, whatever the number of classes
 
 
@@ -35,7 +39,9 @@ def predict_targets(config: PredictTargetsConfig, context: StageContext) -> dict
     folder = context.input(config.teacher)
     teacher = model_files.load(folder, context.device)
     views = Views(config.augment, config.view_seed, config.views or None)
-    transfer = load_transfer_set(config.transfer, views, context, with_unlabelled=True)
+    transfer = load_transfer_set(
+        config.transfer, views, context, channels_last=config.channels_last, with_unlabelled=True
+    )
     description = describe_targets(config, context, teacher.description, len(transfer))
     writer = TargetWriter(
         context.folder.path,
@@ -45,20 +51,26 @@ def predict_targets(config: PredictTargetsConfig, context: StageContext) -> dict
         form=None if config.has_logits else "features",
         batch_size=config.batch_size,
         shared=True,
+        precision=config.precision,
     )
     model = Tapped(teacher.model, config.stored_features)
-
-    def predict(batch: Batch) -> Output:
-        output = model(batch.inputs)
-        return Output(output.logits.float(), output.features)
-
-    if (manifest := write_shards(writer, transfer, predict, config.batch_size, context)) is None:
+    exact = forward_pass(model, context.device, "float32")
+    predict = forward_pass(
+        model, context.device, config.precision, compiled=config.compile, channels_last=config.channels_last
+    )
+    if (
+        manifest := write_shards(
+            writer, transfer, lambda batch: predict(batch.inputs), config.batch_size, context
+        )
+    ) is None:
         return {}
     context.payload.update([MANIFEST, *manifest.files])
     accuracy = folder.done_record().metrics.get(Accuracy.on("validation"))
     metrics = {"targets/rows": float(description.rows * description.views_stored)}
     if config.has_logits:
         metrics["targets/errors"] = float(count_errors(context, transfer))
+        if config.precision != "float32":
+            metrics |= measure_parity(transfer, predict, exact, config, context)
     return metrics | ({} if accuracy is None else {Accuracy.on("teacher/validation"): accuracy})
 
 
@@ -95,6 +107,30 @@ def write_shards(
             shutil.rmtree(claims, ignore_errors=True)
             context.when_done.append(writer.tidy_up)
             return writer.close()
+
+
+@torch.no_grad()
+def measure_parity(
+    transfer: TransferSet,
+    predict: Callable[[Tensor], Output],
+    exact: Callable[[Tensor], Output],
+    config: PredictTargetsConfig,
+    context: StageContext,
+) -> dict[str, float]:
+    """How far the teacher's answers are from those in float32, on a sample of the inputs of the first view."""
+    order = torch.randperm(len(transfer), generator=torch.Generator().manual_seed(0))
+    rows = order[:PARITY_ROWS].sort().values.split(config.batch_size)
+    pairs = [
+        (predict(batch.inputs).logits.cpu(), exact(batch.inputs).logits.cpu())
+        for batch in transfer.batches(rows, 0)
+    ]
+    metrics = parity(*(torch.cat(logits) for logits in zip(*pairs, strict=True)))
+    if (mean := max(value for name, value in metrics.items() if "/mean_" in name)) > MOST_DIVERGENCE:
+        context.warn(
+            f"in `precision: {config.precision}` the teacher's answers are {mean:.2g} nats from those in float32, on"
+            f" average, which is more than {MOST_DIVERGENCE:g}: a student learns its rounding; write `float32`"
+        )
+    return metrics
 
 
 def shapes_of(config: PredictTargetsConfig, teacher: model_files.TrainedModel) -> dict[str, tuple[int, ...]]:

@@ -13,7 +13,7 @@ from raydistill.kinds.distill import DistillConfig
 from raydistill.kinds.method_options import SoftTargetOptions
 from raydistill.kinds.targets import CombineConfig
 from raydistill.metrics import Accuracy
-from raydistill.models.taps import Tapped
+from raydistill.models.taps import Output, Tapped
 from raydistill.plan.fingerprint import digest
 from raydistill.runs.context import StageContext
 from raydistill.stages.transfer_data import sources_of, split_name
@@ -24,6 +24,7 @@ from raydistill.training.data import Batch, TransferSet
 from raydistill.training.loop import Teacher
 from raydistill.training.method import Method
 from raydistill.training.model_files import TrainedModel
+from raydistill.training.parity import forward_pass
 
 
 def open_stored(config: DistillConfig, context: StageContext) -> Targets:
@@ -77,7 +78,8 @@ def live_teacher(
     if method.teacher_in_training_mode:
         for model in models:
             normalise_by_batch(model)
-    run = _frozen(models, weigher(config.combine, config.teachers, context), method.asked)
+    passes = [forward_pass(model, context.device, config.teacher_precision) for model in models]
+    run = _frozen(passes, weigher(config.combine, config.teachers, context), method.asked)
     if config.combine.rule != "geometric":
         return run
 
@@ -103,7 +105,7 @@ def even_weights(logits: Tensor) -> Tensor:
 
 
 def _frozen(
-    models: Sequence[Tapped],
+    models: Sequence[Callable[[Tensor], Output]],
     weigh: Callable[[Tensor], Tensor],
     asked: Callable[[Batch, int], Sequence[int]],
 ) -> Teacher:

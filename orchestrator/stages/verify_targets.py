@@ -15,8 +15,9 @@ from raydistill.runs.view import STAGES_FOLDER, open_run, open_stage, read_ident
 from raydistill.stages.transfer_data import described_transfer_set
 from raydistill.targets.reader import open_targets
 from raydistill.targets.store import FROM_FILE, MANIFEST, load_manifest
-from raydistill.targets.verify import VerifyResult, compare_features, compare_rows
+from raydistill.targets.verify import SLACKS, VerifyResult, compare_features, compare_rows
 from raydistill.training import model_files
+from raydistill.training.parity import forward_pass
 
 
 def holds_targets(folder: Path) -> bool:
@@ -86,17 +87,20 @@ def _verify_teacher(folder: Path, root: Path, rows: int, seed: int) -> dict[str,
     generator = torch.Generator().manual_seed(seed)
     view = int(torch.randint(max(targets.views, 1), (1,), generator=generator))
     chosen = torch.randperm(len(transfer), generator=generator)[:rows].sort().values
-    model = Tapped(teacher.model, targets.feature_shapes)
+    precision = load_manifest(folder).precision
+    predict = forward_pass(Tapped(teacher.model, targets.feature_shapes), "cpu", precision)
     with torch.no_grad():
-        outputs = [model(batch.inputs) for batch in transfer.batches(chosen.split(config.batch_size), view)]
+        outputs = [predict(batch.inputs) for batch in transfer.batches(chosen.split(config.batch_size), view)]
     at = targets.rows_of(transfer.split.ids[chosen])
     results = {}
     if targets.num_teachers:
-        logits = torch.cat([output.logits.float() for output in outputs])
-        results[folder.name] = compare_rows(targets, at, view, logits)
+        logits = torch.cat([output.logits for output in outputs])
+        results[folder.name] = compare_rows(targets, at, view, logits, slack=SLACKS[precision])
     for name in targets.feature_shapes:
         feature = torch.cat([output.features[name] for output in outputs])
-        results[f"{folder.name} {name}"] = compare_features(targets, name, at, view, feature)
+        results[f"{folder.name} {name}"] = compare_features(
+            targets, name, at, view, feature, slack=SLACKS[precision]
+        )
     return results
 
 

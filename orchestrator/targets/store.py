@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from torch import Tensor
 
 from raydistill.errors import StageError, StoreError
+from raydistill.kinds.stage_bases import Precision
 from raydistill.runs.files import read_json, write_json
 from raydistill.targets import dense
 from raydistill.targets.shards import Layout, Shard, ShardWriter, digest_of
@@ -125,6 +126,8 @@ class Manifest(Description):
     """Top-k: how its rows are to be read."""
     features: tuple[StoredFeature, ...] = ()
     """What is stored beside the logits, or in their place."""
+    precision: Precision = "float32"
+    """Of the teacher's forward pass. Where several were combined, members of a mixture each say their own."""
     members: tuple[str, ...] = ()
     """Mixture: dense or top-k stores, as paths below the storage root's `stages` folder."""
     weights: tuple[float, ...] = ()
@@ -228,8 +231,9 @@ class TargetWriter:
         rows_per_shard: int | None = None,
         batch_size: int | None = None,
         shared: bool = False,
+        precision: Precision = "float32",
     ) -> None:
-        self.folder = folder
+        self.folder, self.precision = folder, precision
         self.description = description
         self.shapes = dict(features)
         self.top_k = None if top_k is None else TopK(kept=top_k)
@@ -355,6 +359,7 @@ class TargetWriter:
             **self.description.description().model_dump(),
             form="features" if not self._logits else "dense" if self.top_k is None else "top_k",
             top_k=self.top_k,
+            precision=self.precision,
             shards=self._logits[0].close() if self._logits else (),
             features=tuple(
                 StoredFeature(name=name, shape=shape, shards=column.close())

@@ -16,6 +16,8 @@ from raydistill.targets.reader import Targets
 from raydistill.targets.top_k import TopK
 
 ARITHMETIC_SLACK = 1e-3
+# Autocast rounds at every layer, by 2^-9 of a number in bfloat16 and 2^-12 in float16, and another device elsewhere.
+SLACKS = {"float32": ARITHMETIC_SLACK, "bfloat16": 2**-6, "float16": 2**-9 + ARITHMETIC_SLACK}
 WIDEST_ROW = (
     100.0  # nats: a logit further out masks a class, and says nothing of the arithmetic of the others
 )
