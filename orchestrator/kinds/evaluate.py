@@ -34,6 +34,8 @@ class EvaluateConfig(StageConfig):
     word = "evaluate"
     implementation = "raydistill.stages.evaluate:evaluate"
     makes = "judgement"
+    shares_work = True
+    workers_come_and_go = True
 
     models: tuple[ModelRef, ...] = Field(min_length=1)
     """Stages whose models are judged together."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from raydistill.kinds.evaluate import EvaluateConfig
 from raydistill.kinds.targets import CommitteeConfig
@@ -13,7 +14,7 @@ from raydistill.tasks.splits import Split
 from raydistill.training import model_files
 from raydistill.training.committee import Committee
 from raydistill.training.committee_tables import committee_tables
-from raydistill.training.evaluation import judge, save_predictions
+from raydistill.training.evaluation import judge, predict_together, save_predictions
 
 TABLES = "committee.json"
 
@@ -41,17 +42,19 @@ def judge_committee(config: EvaluateConfig, context: StageContext, split: Split)
     committee = load_committee(config.committee, context, generalist.class_names)
     modules = [generalist.model, *committee.models]
     context.parameters = sum(p.numel() for module in modules for p in module.parameters())
-    alone, fused, active = [], [], []
-    for inputs in split.batches(torch.arange(len(split)).split(config.batch_size), None):
+
+    def ask(inputs: Tensor) -> dict[str, Tensor]:
         logits = generalist.logits(inputs)
         answer = committee.answer(generalist.prepared(inputs), logits)
-        alone.append(logits.cpu())
-        fused.append(answer.log_probabilities.float().cpu())
-        active.append(answer.active.cpu())
-    logits, before = torch.cat(fused), torch.cat(alone)
+        return {"alone": logits, "fused": answer.log_probabilities.float(), "active": answer.active}
+
+    found = predict_together(context, config.split, split, config.batch_size, ask)
+    if found is None:
+        return {}
+    logits, before = found["fused"], found["alone"]
     save_predictions(context, config.split, split, logits)
     tables = committee_tables(
-        before, logits, split.labels.cpu(), committee.membership.members.cpu(), torch.cat(active)
+        before, logits, split.labels.cpu(), committee.membership.members.cpu(), found["active"]
     )
     write_json(
         context.path(TABLES), {**tables, "cost": {**tables["cost"], **_training_seconds(config, context)}}

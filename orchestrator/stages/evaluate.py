@@ -1,4 +1,4 @@
-"""Judge a model, or several as an ensemble, on a split."""
+"""Judge a model, or several as an ensemble, on a split, which the stage's workers divide among themselves."""
 
 from raydistill.errors import StageError
 from raydistill.kinds.evaluate import EvaluateConfig
@@ -8,7 +8,7 @@ from raydistill.stages.training_stage import load_data
 from raydistill.training import model_files
 from raydistill.training.cost import note_size
 from raydistill.training.ensemble import Ensemble
-from raydistill.training.evaluation import judge_splits
+from raydistill.training.evaluation import judge_predictions, predict_together
 
 
 def evaluate(config: EvaluateConfig, context: StageContext) -> dict[str, float]:
@@ -24,4 +24,12 @@ def evaluate(config: EvaluateConfig, context: StageContext) -> dict[str, float]:
     note_size(context, [member.model for member in members])
     weights = config.weights if isinstance(config.weights, tuple) else None
     ensemble = Ensemble(members, config.rule, weights)
-    return judge_splits(context, ensemble.logits, {config.split: split}, config.batch_size)
+    context.is_untested |= config.split == "test" and not context.sees_test
+    found = predict_together(
+        context,
+        config.split,
+        split,
+        config.batch_size,
+        lambda inputs: {"logits": ensemble.logits(inputs).float()},
+    )
+    return {} if found is None else judge_predictions(context, config.split, split, found["logits"])

@@ -1,22 +1,27 @@
 """How good a model is on a split, by the metrics of the table; and its predictions, kept for whoever asks later."""
 
 from collections.abc import Callable, Iterable
+from shutil import rmtree
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from raydistill.errors import StageStopped
 from raydistill.metrics import METRICS, Answers, Metric, compute_all
+from raydistill.runs.claims import claimed
 from raydistill.runs.context import StageContext
-from raydistill.runs.files import atomic_write
+from raydistill.runs.files import atomic_write, make_folder
 from raydistill.runs.folder import predictions_of
 from raydistill.targets.store import FLOAT16_LARGEST
 from raydistill.tasks.splits import Split
 from raydistill.training.calibration import doubts
 
 BATCH = 500
+PIECE = 4  # batches that one worker claims at a time
+STOPPED = "stopped before all was predicted; run the plan again to continue"
 COARSE = 32.0  # from here on float16 is off by up to 0.016
 
 
@@ -57,14 +62,55 @@ def judge_splits(
         context.is_untested |= name == "test" and not context.sees_test
         if not len(split):
             continue
-        logits = predict_split(predict, split, batch_size)
-        teacher = context.teacher_predicted(name, split)
-        judged = judge(logits, split.labels, context.metrics, teacher=teacher)
-        metrics |= {f"{name}/{key}": value for key, value in judged.items()}
-        save_predictions(context, name, split, logits)
-        if name == "validation" and not guesses:
-            _warn(context, logits, split.labels.cpu())
+        metrics |= judge_predictions(
+            context, name, split, predict_split(predict, split, batch_size), guesses=guesses
+        )
     return metrics
+
+
+def judge_predictions(
+    context: StageContext, name: str, split: Split, logits: Tensor, *, guesses: bool = False
+) -> dict[str, float]:
+    """Judge a final model's logits (N, C) on a named split, and keep them, as `judge_splits` does."""
+    teacher = context.teacher_predicted(name, split)
+    judged = judge(logits, split.labels, context.metrics, teacher=teacher)
+    save_predictions(context, name, split, logits)
+    if name == "validation" and not guesses:
+        _warn(context, logits, split.labels.cpu())
+    return {f"{name}/{key}": value for key, value in judged.items()}
+
+
+@torch.no_grad()
+def predict_together(
+    context: StageContext,
+    name: str,
+    split: Split,
+    batch_size: int,
+    predict: Callable[[Tensor], dict[str, Tensor]],
+) -> dict[str, Tensor] | None:
+    """What `predict` gives for each batch of raw inputs of a named split, each tensor (N, ...) on the CPU, as one of
+    the stage's workers: they divide the batches among themselves by claims. Only the main one gets it."""
+    batches = torch.arange(len(split)).split(batch_size)
+    # Another test split is no other stage: what is left of an attempt at this one is no answer for that one.
+    folder = make_folder(context.folder.path / f"pieces-{name}-{context.test[:12]}")
+    context.when_done.append(lambda: rmtree(folder, ignore_errors=True))
+    pieces = [batches[start : start + PIECE] for start in range(0, len(batches), PIECE)]
+    files = [folder / f"{index:05d}.safetensors" for index in range(len(pieces))]
+    for claim in claimed(folder, len(pieces), lambda index: files[index].exists(), context.should_stop):
+        parts = []
+        for inputs in split.batches(pieces[claim.index], None):
+            if context.should_stop():
+                raise StageStopped(STOPPED)
+            parts.append(predict(inputs))
+        found = {key: torch.cat([part[key].cpu() for part in parts]).contiguous() for key in parts[0]}
+        with atomic_write(files[claim.index]) as temporary:
+            save_file(found, temporary)
+    if not all(file.exists() for file in files):
+        raise StageStopped(STOPPED)
+    if not context.is_main:
+        return None
+    written = [load_file(file) for file in files]
+    return {key: torch.cat([part[key] for part in written]) for key in written[0]}
 
 
 def _warn(context: StageContext, logits: Tensor, labels: Tensor) -> None:

@@ -17,7 +17,6 @@ stages:
   teacher: {stage: train, model: {name: mlp}, epochs: 1, resources: {workers: 2}}
 """
 OTHERS = {
-    "evaluate": "{stage: evaluate, models: [teacher], resources: {workers: 2}}",
     "confusion_clusters": "{stage: confusion_clusters, generalist: teacher, clusters: 2, resources: {workers: 2}}",
     "record_statistics": "{stage: record_statistics, teacher: teacher, resources: {workers: 2}}",
 }

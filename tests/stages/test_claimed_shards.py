@@ -31,12 +31,14 @@ def predicting(teacher: dict[str, Any], workers: int, **changes: Any) -> dict[st
 class Workers:
     """Processes that run one stage together."""
 
-    def __init__(self, server: "subprocess.Popen[str]", stages: Any, folder: Path) -> None:
+    def __init__(
+        self, server: "subprocess.Popen[str]", stages: Any, folder: Path, name: str = "targets"
+    ) -> None:
         self.server, self.folder = server, folder
         folder.mkdir(exist_ok=True)
         self.request = folder / "request.json"
-        self.request.write_text(json.dumps(stages.request("targets").to_dict()))
-        self.place = stages.folder("targets").path
+        self.request.write_text(json.dumps(stages.request(name).to_dict()))
+        self.place = stages.folder(name).path
         self.pids: dict[int, int] = {}
 
     def begin(self, *ranks: int) -> None:
@@ -242,3 +244,33 @@ def test_whoever_lost_a_claim_knows_it_and_what_others_hold_is_left_to_them(tmp_
     done |= {1, 2}
     assert list(mine) == []
     others.close()
+
+
+def judging(teacher: dict[str, Any], workers: int) -> dict[str, Any]:
+    judged = {"stage": "evaluate", "models": ["teacher", "other"], "split": "validation", "batch_size": 1}
+    other = teacher | {"seed": 1}
+    return {"teacher": teacher, "other": other, "judged": judged | {"resources": {"workers": workers}}}
+
+
+@pytest.mark.parametrize("victim", [None, 0])
+def test_any_number_of_workers_judges_alike(
+    server: "subprocess.Popen[str]", stages: Any, teacher: dict[str, Any], tmp_path: Path, victim: int | None
+) -> None:
+    teacher = teacher | {"epochs": 1}
+    alone = stages.elsewhere("undisturbed").run(judging(teacher, 1)).record("judged")
+    stages.write(judging(teacher, 2))
+    for name in ("teacher", "other"):
+        assert stages.attempt(name).status == "done"
+    workers = Workers(server, stages, tmp_path / "workers", "judged")
+    workers.brake(0.1 if victim is not None else 0.002)
+    workers.begin(0, 1)
+    if victim is not None:
+        wait_until(lambda: list(workers.place.glob("pieces-*/*.safetensors")))
+        workers.kill(victim)
+        workers.release()
+        workers.begin(victim)
+    assert workers.end() == {"done"}
+    together = stages.record("judged")
+    assert together.metrics == alone.metrics
+    assert together.payload == alone.payload
+    assert not list(workers.place.glob("pieces-*"))
