@@ -44,6 +44,8 @@ class RecordStatisticsConfig(StageConfig):
     word = "record_statistics"
     implementation = "raydistill.stages.record_statistics:record_statistics"
     makes = "statistics"
+    shares_work = True
+    workers_come_and_go = True
 
     teacher: ModelRef
     """Whose activations are recorded."""

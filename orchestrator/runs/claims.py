@@ -10,9 +10,11 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from raydistill.errors import StageStopped
 from raydistill.runs.context import never
 from raydistill.runs.lease import Leases
 
+STOPPED = "stopped before all of it was made; run the plan again to continue"
 LOOK_SECONDS = 0.1  # between looks at the pieces of others, once none is left to take
 
 
@@ -27,8 +29,8 @@ class Claim:
 def claimed(
     folder: Path, count: int, is_done: Callable[[int], bool], should_stop: Callable[[], bool] = never
 ) -> Iterator[Claim]:
-    """The pieces, numbered below `count`, that this process makes; ends when all pieces are done, whoever made them, or
-    when it `should_stop` while it waits for others. `folder` is where the claims are kept."""
+    """The pieces, numbered below `count`, that this process makes; ends when all pieces are done, whoever made them.
+    `folder` is where the claims are kept. `StageStopped` when it `should_stop` while it waits for others."""
     left = list(range(count))
     with closing(Leases()) as leases:
         while left := [index for index in left if not is_done(index)]:
@@ -43,5 +45,5 @@ def claimed(
                 leases.release(place)
             if not took:
                 if should_stop():
-                    return
+                    raise StageStopped(STOPPED)
                 time.sleep(LOOK_SECONDS)

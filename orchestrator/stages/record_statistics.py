@@ -1,6 +1,7 @@
 """Record what a teacher's activations look like, class by class."""
 
 from collections.abc import Mapping
+from shutil import rmtree
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -9,6 +10,7 @@ from torch import Tensor
 from raydistill.errors import StageError, StageStopped
 from raydistill.kinds.data_free import RecordStatisticsConfig
 from raydistill.models.taps import Output, Tapped
+from raydistill.runs.claims import STOPPED, claimed
 from raydistill.runs.context import StageContext
 from raydistill.runs.files import atomic_write, write_json
 from raydistill.runs.folder import StageFolder
@@ -22,7 +24,8 @@ TOP = "logits"  # divided by the temperature
 
 
 def record_statistics(config: RecordStatisticsConfig, context: StageContext) -> dict[str, float]:
-    """One pass over the transfer set; a file per class, so that nobody holds more than one class's covariances."""
+    """One pass over the transfer set; a file per class, so that nobody holds more than one class's covariances, and
+    several workers divide the classes among themselves."""
     transfer = load_transfer_set(config.transfer, Views(), context)
     teacher = model_files.load(context.input(config.teacher), context.device)
     named: dict[str, str] = getattr(teacher.model, "feature_paths", {})
@@ -34,15 +37,19 @@ def record_statistics(config: RecordStatisticsConfig, context: StageContext) -> 
     model = tapped(teacher.model, layers)
     labels = transfer.split.labels.cpu()
     counts = torch.bincount(labels, minlength=context.task.num_classes)
-    for label in range(context.task.num_classes):
+    there = counts.nonzero()[:, 0].tolist()
+    files = [context.path(statistics_file(label)) for label in there]
+    claims = context.folder.path / "claims"
+    for claim in claimed(claims, len(there), lambda index: files[index].exists(), context.should_stop):
         if context.should_stop():
-            raise StageStopped("stopped before all statistics were recorded; run the plan again")
-        if not counts[label]:
-            continue
-        moments = _moments(model, transfer, (labels == label).nonzero()[:, 0], config)
+            raise StageStopped(STOPPED)
+        moments = _moments(model, transfer, (labels == there[claim.index]).nonzero()[:, 0], config)
         statistics = {name: layer.statistics() for name, layer in moments.items()}
-        with atomic_write(context.path(statistics_file(label))) as temporary:
+        with atomic_write(files[claim.index]) as temporary:
             save_file(_tensors(statistics), temporary)
+    if not context.is_main:
+        return {}
+    rmtree(claims, ignore_errors=True)
     write_json(
         context.path(STATISTICS),
         {

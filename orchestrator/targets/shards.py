@@ -80,7 +80,8 @@ class Layout:
 
 
 class Receipt(BaseModel):
-    """That a shard is whole: what a writer trusts when it opens an unfinished folder."""
+    """That a shard is whole: what a writer trusts when it opens an unfinished folder. It stays when all is finished: a
+    worker that comes too late sees that nothing is left to do."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

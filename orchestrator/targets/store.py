@@ -369,12 +369,6 @@ class TargetWriter:
         write_manifest(self.folder, manifest)
         return manifest
 
-    def tidy_up(self) -> None:
-        """Remove what only a writer looks at, once the manifest says it all."""
-        for column in self._columns:
-            for index in range(column.num_shards):
-                column.forget(index)
-
     @property
     def _teachers(self) -> str:
         return ", ".join(f"`{teacher}`" for teacher in self.description.teachers)

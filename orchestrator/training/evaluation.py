@@ -1,7 +1,7 @@
 """How good a model is on a split, by the metrics of the table; and its predictions, kept for whoever asks later."""
 
 from collections.abc import Callable, Iterable
-from shutil import rmtree
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from raydistill.errors import StageStopped
 from raydistill.metrics import METRICS, Answers, Metric, compute_all
-from raydistill.runs.claims import claimed
+from raydistill.runs.claims import STOPPED, claimed
 from raydistill.runs.context import StageContext
 from raydistill.runs.files import atomic_write, make_folder
 from raydistill.runs.folder import predictions_of
@@ -21,7 +21,6 @@ from raydistill.training.calibration import doubts
 
 BATCH = 500
 PIECE = 4  # batches that one worker claims at a time
-STOPPED = "stopped before all was predicted; run the plan again to continue"
 COARSE = 32.0  # from here on float16 is off by up to 0.016
 
 
@@ -93,10 +92,16 @@ def predict_together(
     batches = torch.arange(len(split)).split(batch_size)
     # Another test split is no other stage: what is left of an attempt at this one is no answer for that one.
     folder = make_folder(context.folder.path / f"pieces-{name}-{context.test[:12]}")
-    context.when_done.append(lambda: rmtree(folder, ignore_errors=True))
     pieces = [batches[start : start + PIECE] for start in range(0, len(batches), PIECE)]
     files = [folder / f"{index:05d}.safetensors" for index in range(len(pieces))]
-    for claim in claimed(folder, len(pieces), lambda index: files[index].exists(), context.should_stop):
+    context.when_done.append(lambda: _empty(files))
+
+    def is_done(index: int) -> bool:
+        # Who comes after the main one has read, judged and emptied it all finds that nothing is left to do.
+        mark = files[index].with_suffix(".done")
+        return files[index].exists() or (mark.exists() and not context.is_main)
+
+    for claim in claimed(folder, len(pieces), is_done, context.should_stop):
         parts = []
         for inputs in split.batches(pieces[claim.index], None):
             if context.should_stop():
@@ -105,12 +110,16 @@ def predict_together(
         found = {key: torch.cat([part[key].cpu() for part in parts]).contiguous() for key in parts[0]}
         with atomic_write(files[claim.index]) as temporary:
             save_file(found, temporary)
-    if not all(file.exists() for file in files):
-        raise StageStopped(STOPPED)
     if not context.is_main:
         return None
     written = [load_file(file) for file in files]
     return {key: torch.cat([part[key] for part in written]) for key in written[0]}
+
+
+def _empty(files: Iterable[Path]) -> None:
+    for file in files:
+        file.with_suffix(".done").touch()
+        file.unlink(missing_ok=True)
 
 
 def _warn(context: StageContext, logits: Tensor, labels: Tensor) -> None:

@@ -18,7 +18,6 @@ stages:
 """
 OTHERS = {
     "confusion_clusters": "{stage: confusion_clusters, generalist: teacher, clusters: 2, resources: {workers: 2}}",
-    "record_statistics": "{stage: record_statistics, teacher: teacher, resources: {workers: 2}}",
 }
 
 

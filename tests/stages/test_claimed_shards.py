@@ -129,7 +129,7 @@ def test_any_number_of_workers_writes_the_same_bytes(
     assert workers.end() == {"done"}
     assert stages.record("targets").payload == whole
     assert not (workers.place / CLAIMS).exists()
-    assert not workers.shards(), "the manifest says it all"
+    check_that_a_late_worker_changes_nothing(workers)
 
 
 @pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
@@ -273,4 +273,40 @@ def test_any_number_of_workers_judges_alike(
     together = stages.record("judged")
     assert together.metrics == alone.metrics
     assert together.payload == alone.payload
-    assert not list(workers.place.glob("pieces-*"))
+    assert not list(workers.place.glob("pieces-*/*.safetensors"))
+    check_that_a_late_worker_changes_nothing(workers)
+
+
+def check_that_a_late_worker_changes_nothing(workers: Workers) -> None:
+    """One that starts when the main one has published already."""
+
+    def contents() -> dict[str, bytes]:
+        files = [path for path in workers.place.rglob("*") if path.is_file()]
+        kept = [path for path in files if not path.name.startswith(("lease", "log", "place"))]
+        return {str(path): path.read_bytes() for path in kept}
+
+    before = contents()
+    workers.pids.clear()
+    workers.begin(1)
+    assert workers.end() == {"done"}
+    assert contents() == before
+
+
+def test_two_workers_record_the_statistics_of_one(
+    server: "subprocess.Popen[str]", stages: Any, teacher: dict[str, Any], tmp_path: Path
+) -> None:
+    def recording(workers: int) -> dict[str, Any]:
+        statistics = {"stage": "record_statistics", "teacher": "teacher", "batch_size": 7}
+        resources = {"resources": {"workers": workers}}
+        return {"teacher": teacher | {"epochs": 1}, "statistics": statistics | resources}
+
+    alone = stages.elsewhere("undisturbed").run(recording(1)).record("statistics")
+    stages.write(recording(2))
+    assert stages.attempt("teacher").status == "done"
+    workers = Workers(server, stages, tmp_path / "workers", "statistics")
+    workers.brake(0.1)
+    workers.begin(0, 1)
+    assert workers.end() == {"done"}
+    together = stages.record("statistics")
+    assert (together.payload, together.metrics) == (alone.payload, alone.metrics)
+    check_that_a_late_worker_changes_nothing(workers)
