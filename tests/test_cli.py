@@ -42,10 +42,10 @@ def explained() -> list[str]:
 
 
 @pytest.mark.parametrize("command", sorted(main.commands))
-def test_the_help_of_every_command_shows_an_example(command: str) -> None:
+def test_the_help_of_every_command_shows_two_examples(command: str) -> None:
     result = distill(command, "--help")
     assert result.exit_code == 0
-    assert f"\n  distill {command}" in result.stdout
+    assert result.stdout.count(f"\n  distill {command}") >= 2
 
 
 def test_the_help_lists_every_command_and_an_example() -> None:
@@ -53,6 +53,15 @@ def test_the_help_lists_every_command_and_an_example() -> None:
     assert result.exit_code == 0
     assert "\n  distill run configs/mnist_quickstart.yaml\n" in result.stdout
     assert all(f"\n  {command} " in result.stdout for command in main.commands)
+
+
+def test_the_shell_completes_commands_and_names_of_plans() -> None:
+    def completed(line: str) -> str:
+        words = {"_DISTILL_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+        return CliRunner().invoke(main, env=words, prog_name="distill").stdout
+
+    assert completed("distill pl") == "plain,plans\n"
+    assert completed("distill run mnist_qu") == "plain,mnist_quickstart\nfile,mnist_qu\n"
 
 
 def test_the_examples_of_the_help_name_plans_that_are_there() -> None:
@@ -185,3 +194,9 @@ def test_what_nohup_has_ignored_stays_ignored(plan: Path, monkeypatch: pytest.Mo
         assert "still here" in distill("run", plan).output
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_the_page_of_commands_names_all_of_them() -> None:
+    page = (Path(__file__).parents[1] / "docs/commands.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    assert {word.strip(" `") for row in rows for word in row.split(",")} == set(main.commands)

@@ -26,6 +26,7 @@ def evaluate(model: Path, split: str, trust: "Trust") -> None:
 
     \b
     distill evaluate runs/stages/distill-1f0c92ab34de --split test
+    distill evaluate received/ --split validation --trust my_nets
     """
     from raydistill import evaluate_model
     from raydistill.runs.files import json_text
@@ -51,6 +52,7 @@ def predict(model: Path, inputs: tuple[Path, ...], top: int, output: Path | None
 
     \b
     distill predict runs/stages/distill-1f0c92ab34de digit.png more.npy photos/
+    distill predict student/ photos/ --top 5 --output answers.csv
     """
     from raydistill import check_output, predict_files, write_csv
     from raydistill.errors import StageError
@@ -175,6 +177,7 @@ def export_targets(folder: Path, file: Path, root: Path) -> None:
 
     \b
     distill export-targets runs/stages/predict_targets-1f0c92ab34de logits.npz
+    distill export-targets runs/plans/mnist-quickstart/20261126-120000-1f0c logits.parquet
     """
     from raydistill import export_targets as write
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from raydistill.errors import PlanError
 
@@ -35,9 +36,19 @@ def _plan_file(context: click.Context, parameter: click.Parameter, value: str | 
     return None if value is None else find_plan(value)
 
 
-plan_argument = click.argument("plan_file", metavar="PLAN", callback=_plan_file)
+def _plans_from(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """For the shell's completion: names of shipped plans, and the shell's own of files."""
+    from raydistill import shipped_plans
+
+    names = [CompletionItem(name) for name in shipped_plans() if name.startswith(begun)]
+    return [*names, CompletionItem(begun, type="file")]
+
+
+plan_argument = click.argument("plan_file", metavar="PLAN", callback=_plan_file, shell_complete=_plans_from)
 """A plan's file, or the name of a shipped one."""
-optional_plan_argument = click.argument("plan_file", metavar="[PLAN]", required=False, callback=_plan_file)
+optional_plan_argument = click.argument(
+    "plan_file", metavar="[PLAN]", required=False, callback=_plan_file, shell_complete=_plans_from
+)
 
 
 def find_own_modules() -> None:

@@ -75,6 +75,7 @@ def report(plan_file: Path, overrides: tuple[str, ...], root: Path) -> None:
 
     \b
     distill report configs/mnist_quickstart.yaml
+    distill report plan.yaml --runs /shared/runs
     """
     from raydistill import load_plan, write_reports
     from raydistill.terminal import shown_path

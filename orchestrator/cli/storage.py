@@ -79,6 +79,7 @@ def compare(left: str, right: str, as_json: bool, root: Path) -> None:
 
     \b
     distill compare 20261126-120000-1f0c 20261126-130000-92ab
+    distill compare mnist-quickstart mnist-hinton --json
     """
     import raydistill
     from raydistill.storage_tables import contrast_parts, contrast_values, shown

@@ -18,6 +18,7 @@ def sync(root: Path, tracking_uri: str | None) -> None:
     students, searches.
 
     \b
+    distill sync
     distill sync --tracking-uri http://mlflow.example:5000
     """
     from raydistill import sync as sync_runs
@@ -35,7 +36,8 @@ def ui(root: Path, tracking_uri: str | None, host: str, port: int) -> None:
     """Open the MLflow UI on the storage root's tracking store.
 
     \b
-    distill ui --port 5001
+    distill ui
+    distill ui --port 5001 --runs /shared/runs
     """
     from raydistill import serve
 
