@@ -6,6 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from raydistill.plan.load import validated
+from raydistill.plan.schema import Plan
+from raydistill.plan.short_forms import written_out
+from raydistill.plan.written import parse_source
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
@@ -67,3 +72,28 @@ def test_every_page_is_reached_from_the_readme() -> None:
             if ":" not in link
         ]
     assert set((ROOT / "docs").glob("*.md")) <= reached
+
+
+def plans(page: Path) -> list[str]:
+    """The plans of a page, and the stages, in a plan of their own."""
+    blocks = re.findall(
+        r"^```yaml\n(.*?)^```$", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
+    )
+    whole = [block for block in blocks if block.startswith("name:")]
+    stages = [f"name: page\ntask: mnist\n{block}" for block in blocks if block.startswith("stages:")]
+    return whole + stages
+
+
+OWN_TESTS = "docs/bring_your_own.md"  # tests/own_kinds runs its plans, beside the packages that they name
+EXAMPLES = [(page, text) for page in PAGES if page != OWN_TESTS for text in plans(ROOT / page)]
+
+
+@pytest.mark.parametrize(("page", "text"), EXAMPLES, ids=[page for page, _ in EXAMPLES])
+def test_a_plan_on_a_page_is_one(page: str, text: str) -> None:
+    source = parse_source(text, page)
+    source.values = written_out(source.values, Plan)
+    assert validated(source).stages
+
+
+def test_there_are_plans_on_pages() -> None:
+    assert {"README.md", "docs/plans.md", "docs/teachers.md"} <= {page for page, _ in EXAMPLES}
