@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from raydistill.errors import StoreError as StoreError
     from raydistill.execution.preview import Preview as Preview
     from raydistill.explanation import explain as explain
-    from raydistill.export import ExportFormat as ExportFormat
     from raydistill.export import export_model as export_model
     from raydistill.inference_cost import InferenceCost as InferenceCost
     from raydistill.inference_cost import measure_costs as measure_costs
@@ -95,7 +94,7 @@ _MODULES = {
     "errors": ("DistillError", "PlanError", "StageError", "StageStopped", "StoreError"),
     "execution.preview": ("Preview",),
     "explanation": ("explain",),
-    "export": ("ExportFormat", "export_model"),
+    "export": ("export_model",),
     "inference_cost": ("InferenceCost", "measure_costs"),
     "kinds.method_options": ("MethodOptions",),
     "kinds.stage_bases": ("TrainingConfig",),

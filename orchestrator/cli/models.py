@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -12,7 +12,7 @@ from raydistill.cli.options import finds_own_modules, json_option, runs_option, 
 from raydistill.tasks.picture_files import printable
 
 if TYPE_CHECKING:
-    from raydistill import ExportFormat, Prediction, Trust
+    from raydistill import Prediction, Trust
 
 
 @click.command()
@@ -113,7 +113,7 @@ def _print(predictions: Iterable["Prediction"]) -> None:
 def export(
     model: Path,
     folder: Path,
-    form: "ExportFormat",
+    form: Literal["torch", "onnx", "safetensors", "all"],
     opset: int | None,
     samples: tuple[Path, ...],
     measure: bool,
