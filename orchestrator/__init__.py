@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from raydistill.api import predict as predict
     from raydistill.api import preview_search as preview_search
     from raydistill.api import run as run
+    from raydistill.api import survey_labels as survey_labels
     from raydistill.api import tune as tune
     from raydistill.api import write_reports as write_reports
     from raydistill.errors import DistillError as DistillError
@@ -88,6 +89,7 @@ _MODULES = {
         "predict",
         "preview_search",
         "run",
+        "survey_labels",
         "tune",
         "write_reports",
     ),

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from raydistill.raw_model import RawModel
     from raydistill.search.preview import SearchPreview
     from raydistill.search.problem import SearchProblem
+    from raydistill.tasks.survey import Survey
     from raydistill.training.trust import Trust
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,16 @@ def dry_run(
         with closing(RayBackend(address)) as backend:
             backend.check_feasible(list(graph.nodes.values()))
     return prospects
+
+
+def survey_labels(plan: Plan) -> "Survey | None":
+    """Samples per split and class, and what they show; nothing is decoded, neither torch nor Ray is loaded.
+
+    None where a task's labels cannot be read without its inputs: the survey of a run counts them.
+    """
+    from raydistill.tasks.survey import survey_labels as look
+
+    return look(plan.task)
 
 
 def run(

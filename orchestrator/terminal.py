@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -25,8 +25,12 @@ from raydistill.runs.plan_run import NodeState
 from raydistill.runs.run_files import ResultsFile
 from raydistill.tasks.task import Task
 
+if TYPE_CHECKING:  # numpy
+    from raydistill.tasks.survey import Finding
+
 TELL_SECONDS = 10.0
 NAMED = 5  # stages on one line
+MOST_CLASSES = 20  # in a table
 
 STYLES = {
     "done": "green",
@@ -84,6 +88,30 @@ def unlabelled_lines(prospects: Sequence[Preview], count: int) -> list[str]:
     beside = [f"{len(pool):,} samples in `{escape(str(pool.place))}`" for pool in pools]
     own = [f"{count:,} training samples"] if count else []
     return [f"{text} have no label: students learn what their teachers say" for text in own + beside]
+
+
+def class_table(counts: Mapping[str, Sequence[int]], names: Sequence[str]) -> Table:
+    """What `--dry-run` prints of the data: labelled samples per class and split (split → one count per name), and their
+    sums. Of more than `MOST_CLASSES` the first, and those with the fewest and the most samples to train on."""
+    table = new_table("class", *counts)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for label, name in enumerate(names[:MOST_CLASSES]):
+        table.add_row(escape(name), *(f"{split[label]:,}" for split in counts.values()))
+    if len(names) > MOST_CLASSES:
+        train = counts["train"]
+        for which, label in (("fewest", train.index(min(train))), ("most", train.index(max(train)))):
+            shown = (f"{split[label]:,}" for split in counts.values())
+            table.add_row(f"[dim]{which}:[/] {escape(names[label])}", *shown)
+    total = f"[dim]all {len(names):,}[/]"
+    table.add_row(total, *(f"{sum(split):,}" for split in counts.values()))
+    return table
+
+
+def finding_lines(findings: "Sequence[Finding]") -> list[str]:
+    """What a dry run says below the samples: what they show."""
+    style = {"error": "bold red", "warning": "yellow", "note": "dim"}
+    return [f"[{style[found.level]}]{found.level}[/]: data: {escape(found.text)}" for found in findings]
 
 
 def gathered(names: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@ Every choice is one of hashes of ids: it does not depend on the order in which s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,9 +13,9 @@ from numpy.typing import NDArray
 
 from raydistill.tasks.hashing import cut, fold_key, hash_ids, smallest_hashes, text_id
 from raydistill.tasks.labels import UNLABELLED
+from raydistill.tasks.seeds import Purpose
 
 if TYPE_CHECKING:
-    from raydistill.tasks.seeds import Purpose
     from raydistill.tasks.task import Arrays, Task
 
 Integers = NDArray[np.int64]
@@ -31,6 +32,42 @@ def set_aside(task: Task, part: Arrays, fraction: float, purpose: Purpose) -> ND
     choose = _of_each_class if is_stratified else _of_all
     chosen[chosen] = choose(part.ids[chosen], part.labels[chosen], fraction, key)
     return chosen
+
+
+def three_parts(task: Task, parts: Mapping[str, Arrays]) -> dict[str, Arrays]:
+    """Training, validation (cut from labelled training samples if the data brings none) and test, after checks."""
+    train, validation = parts["train"], parts.get("validation")
+    if validation is None:
+        chosen = set_aside(task, train, task.validation_fraction, Purpose.VALIDATION_CUT)
+        train, validation = train.take(~chosen), train.take(chosen)
+    complete = {"train": train, "validation": validation, "test": parts["test"]}
+    _check_ids(task, complete)
+    for name, part in complete.items():
+        _check_labels(task, name, part)
+    return complete
+
+
+def _check_ids(task: Task, parts: Mapping[str, Arrays]) -> None:
+    ids, counts = np.unique(np.concatenate([part.ids for part in parts.values()]), return_counts=True)
+    if (counts > 1).any():
+        raise ValueError(f"task `{task.name}`: the id {ids[counts > 1][0]} belongs to more than one sample")
+
+
+def _check_labels(task: Task, split: str, part: Arrays) -> None:
+    wrong = (part.labels < 0) | (part.labels >= task.num_classes)
+    if split == "train":
+        wrong &= part.labels != UNLABELLED
+    if wrong.any():
+        label, sample = part.labels[wrong][0], part.ids[wrong][0]
+        if label == UNLABELLED:
+            raise ValueError(
+                f"task `{task.name}`: sample {sample} of `{split}` has no label, and nothing is judged by it; samples"
+                " without labels are of `train`"
+            )
+        raise ValueError(
+            f"task `{task.name}`: sample {sample} of `{split}` has the label {label}; "
+            f"{task.num_classes} classes allow 0 to {task.num_classes - 1}"
+        )
 
 
 def _of_all(ids: Integers, labels: Integers, fraction: float, key: int) -> NDArray[np.bool_]:

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from raydistill.tasks.cuts import three_parts
 from raydistill.tasks.devices import all_to_device, to_device
 from raydistill.tasks.hashing import fold_key, uniform
 from raydistill.tasks.normalisation import Normalisation
 from raydistill.tasks.pictures import Box, PictureError, centre_box, part_of
-from raydistill.tasks.splits import TaskData, View, task_data, three_parts
+from raydistill.tasks.splits import TaskData, View, task_data
 
 if TYPE_CHECKING:
     from raydistill.tasks.picture_store import PictureStore

@@ -125,14 +125,17 @@ class ManyClass(Task):
 
         return (exact_picture if self.image_size is None else scaled_picture)(file, shape)[0]
 
+    def listed(self) -> dict[str, Arrays]:
+        return self._samples()
+
     def survey(self) -> Survey:
         """Encoded pictures are laid out, as for the first stage. If a split has more than `picture_survey.MOST`, or
         pictures that are arrays, only so many are looked at, from the beginnings of all shards."""
         import numpy as np
 
+        from raydistill.tasks.cuts import three_parts
         from raydistill.tasks.picture_survey import MOST, by_weight, glance_findings
         from raydistill.tasks.pixel_cache import glance_at
-        from raydistill.tasks.splits import three_parts
         from raydistill.tasks.survey import Survey, class_counts
 
         self.require_files()

@@ -11,12 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from raydistill.tasks.cuts import three_parts
 from raydistill.tasks.devices import all_to_device, to_device
 from raydistill.tasks.hashing import fold_key, smallest_hashes
 from raydistill.tasks.labels import UNLABELLED
 from raydistill.tasks.normalisation import Normalisation, channel_statistics
 from raydistill.tasks.seeds import PIXEL_STATISTICS
-from raydistill.tasks.splits import TaskData, View, task_data, tensor_split, three_parts
+from raydistill.tasks.splits import TaskData, View, task_data, tensor_split
 from raydistill.tasks.task import Arrays, Task
 
 STATISTICS_BYTES = 2**28

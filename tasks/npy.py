@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from raydistill.tasks.array_files import ROWS_AT_ONCE, digest_rows, map_npy, whole_labels
-from raydistill.tasks.cuts import group_ids, set_aside
+from raydistill.tasks.cuts import group_ids, set_aside, three_parts
 from raydistill.tasks.digests import Stamp, digest_file, digest_text, remembered_of, stamp
 from raydistill.tasks.hashing import fold_key, smallest_hashes
 from raydistill.tasks.seeds import Purpose
@@ -156,6 +156,9 @@ class Npy(Task):
                 raise ValueError(f"`{self.split or self.test_inputs or self.inputs}` has no {name} samples")
         return parts if len(parts["validation"].ids) else {name: parts[name] for name in ("train", "test")}
 
+    def listed(self) -> dict[str, Arrays]:
+        return self.read()
+
     def load(self) -> TaskData:
         from raydistill.tasks.mapped_split import build_mapped_data
 
@@ -172,7 +175,7 @@ class Npy(Task):
     def survey(self) -> Survey:
         """All floats are looked at for what is not finite; of inputs larger than `SURVEYED_BYTES`, so much, chosen by
         hash, for the rest."""
-        from raydistill.tasks.splits import check_inputs, three_parts
+        from raydistill.tasks.splits import check_inputs
         from raydistill.tasks.survey import Finding, Survey, class_counts, input_findings
 
         self.require_files()

@@ -74,6 +74,9 @@ class PictureTask(Task):
             return parts
         return {split: self._readable(split, part) for split, part in parts.items()}
 
+    def listed(self) -> dict[str, Arrays]:
+        return self.samples()
+
     def load(self) -> TaskData:
         from raydistill.tasks.folder_split import build_folder_data
 

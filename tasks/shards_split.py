@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from raydistill.tasks.cuts import three_parts
 from raydistill.tasks.devices import all_to_device, to_device
 from raydistill.tasks.hashing import fold_key, smallest_hashes
 from raydistill.tasks.labels import UNLABELLED
 from raydistill.tasks.normalisation import Normalisation, channel_statistics
 from raydistill.tasks.seeds import PIXEL_STATISTICS
-from raydistill.tasks.splits import TaskData, View, task_data, three_parts
+from raydistill.tasks.splits import TaskData, View, task_data
 from raydistill.tasks.task import Arrays
 
 if TYPE_CHECKING:

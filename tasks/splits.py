@@ -15,11 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raydistill.tasks.cuts import set_aside
+from raydistill.tasks.cuts import three_parts
 from raydistill.tasks.devices import all_to_device
 from raydistill.tasks.labels import UNLABELLED
 from raydistill.tasks.normalisation import Normalisation, channel_statistics
-from raydistill.tasks.seeds import Purpose
 
 if TYPE_CHECKING:
     from raydistill.tasks.task import Arrays, Task
@@ -115,42 +114,6 @@ def task_data(task: Task, splits: Mapping[str, Split], normalisation: Normalisat
     names = task.class_names
     three = (splits["train"], splits["validation"], splits["test"])
     return TaskData(*three, len(names), names, normalisation)
-
-
-def three_parts(task: Task, parts: Mapping[str, Arrays]) -> dict[str, Arrays]:
-    """Training, validation (cut from labelled training samples if the data brings none) and test, after checks."""
-    train, validation = parts["train"], parts.get("validation")
-    if validation is None:
-        chosen = set_aside(task, train, task.validation_fraction, Purpose.VALIDATION_CUT)
-        train, validation = train.take(~chosen), train.take(chosen)
-    complete = {"train": train, "validation": validation, "test": parts["test"]}
-    _check_ids(task, complete)
-    for name, part in complete.items():
-        _check_labels(task, name, part)
-    return complete
-
-
-def _check_ids(task: Task, parts: Mapping[str, Arrays]) -> None:
-    ids, counts = np.unique(np.concatenate([part.ids for part in parts.values()]), return_counts=True)
-    if (counts > 1).any():
-        raise ValueError(f"task `{task.name}`: the id {ids[counts > 1][0]} belongs to more than one sample")
-
-
-def _check_labels(task: Task, split: str, part: Arrays) -> None:
-    wrong = (part.labels < 0) | (part.labels >= task.num_classes)
-    if split == "train":
-        wrong &= part.labels != UNLABELLED
-    if wrong.any():
-        label, sample = part.labels[wrong][0], part.ids[wrong][0]
-        if label == UNLABELLED:
-            raise ValueError(
-                f"task `{task.name}`: sample {sample} of `{split}` has no label, and nothing is judged by it; samples"
-                " without labels are of `train`"
-            )
-        raise ValueError(
-            f"task `{task.name}`: sample {sample} of `{split}` has the label {label}; "
-            f"{task.num_classes} classes allow 0 to {task.num_classes - 1}"
-        )
 
 
 def check_inputs(task: Task, split: str, part: Arrays) -> None:

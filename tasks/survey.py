@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from raydistill.tasks.cuts import three_parts
+
 if TYPE_CHECKING:
     from raydistill.tasks.pool import Pool
     from raydistill.tasks.task import Arrays, Task
@@ -56,9 +58,21 @@ def survey_task(task: Task, pools: Sequence[Pool] = ()) -> Survey:
     return replace(survey, findings=tuple(findings))
 
 
+def survey_labels(task: Task) -> Survey | None:
+    """As `survey_task`, of the labels alone: no input is read and torch is not loaded. None where `Task.listed` is."""
+    try:
+        task.require_files()
+        if (listed := task.listed()) is None:
+            return None
+        counts = class_counts(task, three_parts(task, listed))
+    except (ValueError, OSError) as error:
+        return Survey({}, (Finding("error", str(error)),))
+    return Survey(counts, tuple(count_findings(counts, task.class_names)))
+
+
 def survey_arrays(task: Task, parts: Mapping[str, Arrays]) -> Survey:
     """The three splits of a task whose parts are arrays. `ValueError` names the first sample that is not valid."""
-    from raydistill.tasks.splits import check_inputs, three_parts
+    from raydistill.tasks.splits import check_inputs
 
     parts = three_parts(task, parts)
     findings: list[Finding] = []

@@ -201,6 +201,11 @@ class Task(BaseModel):
         """`train` and `test`, and `validation` where the data brings one."""
         raise NotImplementedError
 
+    def listed(self) -> dict[str, Arrays] | None:
+        """As `read`, for labels: inputs are whatever names them. None where labels cannot be had without reading the
+        inputs."""
+        return None
+
     def load(self) -> TaskData:
         """The three splits in memory. `FileNotFoundError` or `ValueError` when the data is not there or not valid."""
         from raydistill.tasks.splits import build_task_data

@@ -178,7 +178,12 @@ class Tensors(Task):
         refuse_labels_from_1(f"`{self.labels}` of `{self.file}`", smallest, largest, self.num_classes)
 
     def read(self) -> dict[str, Arrays]:
-        everything = self._read_arrays()
+        return self._parts(self._read_arrays())
+
+    def listed(self) -> dict[str, Arrays]:
+        return self._parts(self._read_labels())
+
+    def _parts(self, everything: Arrays) -> dict[str, Arrays]:
         belongs = self._belongs(everything)
         parts = {name: everything.take(belongs == name) for name in ("train", "validation", "test")}
         for name in ("train", "test"):
@@ -198,16 +203,19 @@ class Tensors(Task):
         return np.where(set_aside(self, everything, self.test_fraction, Purpose.TEST_CUT), "test", "train")
 
     def _read_arrays(self) -> Arrays:
+        rows, inputs = self._read_labels(), open_array(self.file, self.inputs)
+        return Arrays(self.arranged(inputs), rows.labels, rows.ids, rows.groups)
+
+    def _read_labels(self) -> Arrays:
+        """The inputs are their rows."""
         self._check_description()
-        inputs, labels = open_array(self.file, self.inputs), open_labels(self.file, self.labels)
+        labels, count = open_labels(self.file, self.labels), shape_of(self.file, self.inputs)[0]
         has_ids = self.ids in array_names(self.file)
         ids = open_array(self.file, self.ids) if has_ids else np.arange(len(labels))
-        if not len(inputs) == len(labels) == len(ids):
-            raise ValueError(
-                f"`{self.file}` holds {len(inputs)} inputs, {len(labels)} labels and {len(ids)} ids"
-            )
+        if not count == len(labels) == len(ids):
+            raise ValueError(f"`{self.file}` holds {count} inputs, {len(labels)} labels and {len(ids)} ids")
         integers = (_integers(self.file, self.labels, labels), _integers(self.file, self.ids, ids))
-        return Arrays(self.arranged(inputs), *integers, self._read_groups(len(labels)))
+        return Arrays(np.arange(count), *integers, self._read_groups(count))
 
     def _read_groups(self, count: int) -> NDArray[np.int64] | None:
         if self.cut is None or self.cut.by != "group" or self.groups not in array_names(self.file):

@@ -1,8 +1,11 @@
 """The `distill` command: help, exit codes, and what it says when asked for something that is not there."""
 
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from built_runs import BuiltRun
 from click.testing import CliRunner, Result
@@ -118,6 +121,37 @@ def test_a_dry_run_shows_every_node_and_writes_nothing(plan: Path) -> None:
     assert result.stdout.count("(inserted)") == 3
     assert "6 stages: 6 to run, 0 cached" in result.stdout
     assert list(plan.parent.iterdir()) == [plan]
+
+
+def test_a_dry_run_counts_the_samples_of_each_class_without_torch(plan: Path) -> None:
+    labels = np.repeat(np.arange(25), 40)
+    labels[:35] = 24
+    np.savez("digits.npz", inputs=np.ones((1000, 1, 8, 8), np.uint8), labels=labels)
+    task = "{name: tensors, file: digits.npz, validation_fraction: 0, test_fraction: 0.5}"
+    plan.write_text(PLAN.replace("{name: mnist}", task))
+    code = (
+        "import sys; from raydistill.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print(sorted(set(sys.modules) & {'torch', 'ray', 'mlflow'}))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, "run", str(plan), "--dry-run"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = ended.stdout.splitlines()
+    assert lines[-1] == "[]"
+    rows = [line.split() for line in lines]
+    counted = [row for row in rows if len(row) == 4 and all(word.isdecimal() for word in row)]
+    assert [row[0] for row in counted] == [str(label) for label in range(20)]
+    assert int(counted[0][1]) + int(counted[0][3]) == 5
+    most = next(row for row in rows if row[:1] == ["most:"])
+    assert (most[1], int(most[2]) + int(most[4])) == ("24", 75)
+    assert next(row[1] for row in rows if row[:1] == ["fewest:"]) == "0"
+    assert next(row[2:] for row in rows if row[:2] == ["all", "25"]) == ["500", "0", "500"]
+    assert any("of the training samples, `0`" in line for line in lines)
 
 
 def test_only_leaves_out_what_the_named_stage_does_not_read(plan: Path) -> None:

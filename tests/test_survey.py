@@ -5,9 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from raydistill.tasks.image_folder import ImageFolder
 from raydistill.tasks.mnist import Mnist
-from raydistill.tasks.survey import Finding, count_findings, survey_task
+from raydistill.tasks.npy import Npy
+from raydistill.tasks.survey import Finding, count_findings, survey_labels, survey_task
+from raydistill.tasks.task import Task
 from raydistill.tasks.tensors import Tensors
 
 SPLITS = np.array(["train"] * 60 + ["val"] * 15 + ["test"] * 15)
@@ -109,3 +113,39 @@ def test_very_many_classes_are_counted_and_not_listed() -> None:
         finding.text
         == "fewer than 5 training samples have 1,500 classes: `c500`, `c501`, `c502` and 1,497 more"
     )
+
+
+def test_labels_alone_give_the_counts_of_the_whole_survey(tmp_path: Path) -> None:
+    findings(tmp_path)
+    np.save(tmp_path / "inputs.npy", inputs_with())
+    np.save(tmp_path / "labels.npy", np.arange(90) % 3)
+    random = np.random.default_rng(0)
+    for split, count in (("train", 9), ("val", 4)):
+        for name in ("ant", "bee"):
+            (tmp_path / "pictures" / split / name).mkdir(parents=True)
+            for number in range(count):
+                picture = Image.fromarray(random.integers(0, 256, (9, 12, 3), np.uint8))
+                picture.save(tmp_path / "pictures" / split / name / f"{number}.png")
+    tasks: list[Task] = [
+        Tensors(file=tmp_path / "t.npz"),
+        Npy(inputs=tmp_path / "inputs.npy", labels=tmp_path / "labels.npy", split_seed=3),
+        ImageFolder(folder=tmp_path / "pictures", image_size=8, resize=8, workers=0),
+    ]
+    for task in tasks:
+        listed = survey_labels(task)
+        assert listed is not None
+        assert listed.counts == survey_task(task).counts
+        assert all(sum(split) for split in listed.counts.values())
+    assert survey_labels(Mnist()) is None
+
+
+def test_labels_alone_show_what_the_counts_show_and_what_cannot_be_read(tmp_path: Path) -> None:
+    findings(tmp_path, labels=np.where(np.arange(90) == 3, 0, 1 + np.arange(90) % 2))
+    rare = survey_labels(Tensors(file=tmp_path / "t.npz"))
+    assert rare is not None
+    assert any("fewer than 5 training samples have 1 class: `0`" in found.text for found in rare.findings)
+    findings(tmp_path, ids=np.zeros(90, np.int64))
+    doubled = survey_labels(Tensors(file=tmp_path / "t.npz"))
+    assert doubled is not None
+    assert [found.level for found in doubled.findings] == ["error"]
+    assert "the id 0 belongs to more than one sample" in doubled.findings[0].text

@@ -85,16 +85,28 @@ def report(plan_file: Path, overrides: tuple[str, ...], root: Path) -> None:
 
 
 def _print_prospects(prospects: "list[Preview]", plan: "Plan") -> None:
-    from raydistill.terminal import console, prospects_table, unlabelled_lines, unseen_lines
+    from raydistill import survey_labels
+    from raydistill.terminal import (
+        class_table,
+        console,
+        finding_lines,
+        prospects_table,
+        unlabelled_lines,
+        unseen_lines,
+    )
 
     out = console()
+    survey = survey_labels(plan)
+    if survey is not None and survey.counts:
+        out.print(class_table(survey.counts, plan.task.class_names), "")
+    found = finding_lines(survey.findings) if survey is not None else []
     out.print(prospects_table(prospects))
     states = Counter(prospect.state for prospect in prospects)
     counts = [f"{states['new']} to run", f"{states['cached']} cached"]
     counts += [f"{states['judge']} to judge"] * (states["judge"] > 0)
     counts += [f"{states['not needed']} not needed"] * (states["not needed"] > 0)
     out.print(f"\n{len(prospects)} stage{'s' * (len(prospects) != 1)}: {', '.join(counts)}")
-    lines = [*unlabelled_lines(prospects, plan.task.unlabelled), *unseen_lines(prospects, plan.task)]
+    lines = [*found, *unlabelled_lines(prospects, plan.task.unlabelled), *unseen_lines(prospects, plan.task)]
     for line in lines:
         out.print(line, soft_wrap=True)
 
