@@ -96,6 +96,12 @@ class DistillConfig(BalanceConfig, WeightsConfig, PartsConfig):
             raise located_error("`mode: live` runs `teachers`, not stored `targets`", "mode")
         if self.committee is not None and self.targets is not None:
             raise located_error("`targets` are made already; a `committee` goes with `teachers`", "committee")
+        if self.combine.rule == "kl_fusion" and self.mode == "live":
+            raise located_error(
+                "teachers are fused when their targets are stored; leave `mode` out, or take another `rule`",
+                "combine",
+                "rule",
+            )
         if self.committee is not None and self.mode == "live":
             raise located_error("a committee teaches through stored targets; leave `mode` out", "mode")
         if self.teachers:

@@ -1,5 +1,6 @@
 """Stored soft targets: what the stages that predict and combine them can be told."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -29,7 +30,10 @@ if TYPE_CHECKING:
 LOGITS = "logits"  # what the logits are called among the outputs of a teacher
 MOST_TOP_K_CLASSES = 1 << 16  # they are numbered with 16 bits
 
+LEAST_LOG_PROBABILITY = math.log(1e-8)  # of what is fused
+
 Rule = Literal["arithmetic", "geometric"]
+AnyRule = Rule | Literal["kl_fusion"]
 Weighting = Literal["uniform", "proportional", "softmax", "logodds", "entropy"]
 
 
@@ -42,12 +46,15 @@ class CombineConfig(Config):
     """How the targets of several teachers become one.
 
     `arithmetic`: mean of the tempered probabilities, formed when read since it depends on T; `geometric`: mean of
-    logits. `weights`: numbers, one per teacher, or a weighting: from validation accuracy (`proportional`,
-    `softmax` with `scale` in points, `logodds`) or per sample from the teachers' entropy (`entropy`, `scale` in nats).
+    logits; `kl_fusion`, of stored targets: the q with the least Σ w_m KL(p^m ‖ A_m q), where a teacher that knows part
+    of the classes (`others` in its `classes`) sees the rest as its dustbin (arXiv 1503.02531, section 5.4): each
+    teaches what it knows. `weights`: numbers, one per teacher, or a weighting: from validation accuracy
+    (`proportional`, `softmax` with `scale` in points, `logodds`) or per sample from the teachers' entropy (`entropy`,
+    `scale` in nats).
     """
 
-    rule: Rule = "arithmetic"
-    """Mean of probabilities, or of logits."""
+    rule: AnyRule = "arithmetic"
+    """Mean of probabilities, or of logits, or fusion of teachers who each know a part of the classes."""
     weights: tuple[NonNegative, ...] | Weighting = "uniform"
     """How much each teacher counts."""
     scale: Positive = 1.0
@@ -56,6 +63,12 @@ class CombineConfig(Config):
     @model_validator(mode="after")
     def _some_weight(self) -> "CombineConfig":
         check_some_weight(self.weights)
+        numbers = self.weights if isinstance(self.weights, tuple) else ()
+        if self.rule == "kl_fusion" and (self.weights == "entropy" or 0 in numbers):
+            raise located_error(
+                "a fusion weighs each teacher alike for all samples, and above 0; write such numbers, or `uniform`",
+                "weights",
+            )
         return self
 
 
@@ -286,6 +299,10 @@ class CombineTargetsConfig(CombineConfig, TargetsConfig):
         if self.committee is not None:
             reason = "a committee looks at the generalist's logits of all classes"
             check_all_are_kept(site, self.targets, ("committee", reason, "take it out"))
+        if self.rule == "kl_fusion":
+            check_all_are_kept(
+                site, self.targets, ("rule", "a fusion looks at all classes", "write `arithmetic`")
+            )
         if self.rule == "geometric":
             reason = "a geometric mean looks at the logits of all classes"
             check_all_are_kept(site, self.targets, ("rule", reason, "write `arithmetic`"))

@@ -133,6 +133,15 @@ class ClassesConfig(Config):
             )
         return [[position[member] for member in groups.get(name) or others] for name in task_names]
 
+    def known(self, task_names: Sequence[str]) -> list[int] | None:
+        """The numbers of the task's classes that the teacher tells from all that it does not know; None for all."""
+        if self.others is None:
+            return None
+        groups = (
+            set(self.rows(task_names)) if self.map is None else {key for key, own in self.map.items() if own}
+        )
+        return [number for number, name in enumerate(task_names) if name in groups]
+
 
 def names_in(file: str) -> list[str]:
     """Names of classes in a file: a JSON list, or one a line."""

@@ -1,13 +1,16 @@
 """Combine the stored targets of several teachers into one."""
 
-import math
+from pathlib import Path
 
 from torch import Tensor
 
 from raydistill.errors import StageError
-from raydistill.kinds.targets import CombineTargetsConfig
+from raydistill.kinds.targets import LEAST_LOG_PROBABILITY, CombineTargetsConfig
 from raydistill.models.taps import Output
+from raydistill.plan.classes import ClassesConfig
 from raydistill.runs.context import StageContext
+from raydistill.runs.folder import StageFolder
+from raydistill.runs.view import read_identity
 from raydistill.stages.committees import load_committee
 from raydistill.stages.predict_targets import write_shards
 from raydistill.stages.teachers import fixed_weights
@@ -18,7 +21,6 @@ from raydistill.targets.reader import open_targets
 from raydistill.targets.store import MANIFEST, TargetWriter, load_manifest
 from raydistill.training.data import Batch
 
-LEAST_LOG_PROBABILITY = math.log(1e-8)
 SAMPLES_AT_ONCE = 500
 
 
@@ -39,7 +41,23 @@ def _mean(config: CombineTargetsConfig, context: StageContext) -> dict[str, floa
     members = [context.input(ref).path for ref in config.targets]
     is_entropy = config.weights == "entropy"
     weights = EntropyWeights(config.scale) if is_entropy else fixed_weights(config, config.targets, context)
-    return combine(context.folder.path, members, root=context.root, rule=config.rule, weights=weights)
+    known = [known_classes(member, context) for member in members] if config.rule == "kl_fusion" else []
+    return combine(
+        context.folder.path, members, root=context.root, rule=config.rule, weights=weights, known=known
+    )
+
+
+def known_classes(targets: Path, context: StageContext) -> list[int] | None:
+    """The classes of the task that the teacher of stored targets tells apart; None for all."""
+    config = read_identity(targets)["config"]
+    if "teacher" in config:
+        teacher = StageFolder.of_fingerprint(load_manifest(targets).teachers[0], context.root)
+        config = read_identity(teacher.path)["config"].get("model", {})
+    if not (classes := config.get("classes")):
+        return None
+    return ClassesConfig(**{key: classes[key] for key in ("names", "map", "others") if key in classes}).known(
+        context.task.class_names
+    )
 
 
 def _fused(config: CombineTargetsConfig, context: StageContext) -> dict[str, float]:

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from raydistill.errors import StageError
-from raydistill.kinds.targets import Rule
+from raydistill.kinds.targets import LEAST_LOG_PROBABILITY, AnyRule
 from raydistill.runs.files import make_folder
+from raydistill.targets.fusion import fuse_partial
 from raydistill.targets.mixing import (
     TeacherTargets,
     divergence_from,
@@ -58,11 +59,13 @@ def combine(
     members: Sequence[Path],
     *,
     root: Path,
-    rule: Rule = "arithmetic",
+    rule: AnyRule = "arithmetic",
     weights: Weights = None,
+    known: Sequence[Sequence[int] | None] = (),
     rows_per_shard: int = ROWS_PER_SHARD,
 ) -> dict[str, float]:
     """Write the combined targets of several stores to `folder`; None means equal weights, numbers are normalised.
+    The rule `kl_fusion` takes what the teacher of each member knows, see `fuse_partial`.
 
     Returns, for each member m, `targets/kl/m` (mean KL(p^m ‖ p̄) at T = 1, in nats; tails of the top-k form count as
     uniform) and `targets/weight/m` (mean weight): a broken teacher is far from the mean. Raises `StoreError` when the
@@ -72,7 +75,7 @@ def combine(
         raise StageError("there are no targets to combine")
     fixed = None if isinstance(weights, EntropyWeights) else normalised_weights(weights, len(members))
     opened = open_members(members, root=root)
-    if rule == "geometric" or fixed is None:
+    if rule != "arithmetic" or fixed is None:
         _check_dense([manifest for manifest, _ in opened])
     first = opened[0][0]
     teachers = tuple(teacher for manifest, _ in opened for teacher in manifest.teachers)
@@ -82,6 +85,8 @@ def combine(
     blocks = _read_blocks(description, stores, fixed if fixed else weights)
     if rule == "geometric":
         return _write_geometric(folder, description, blocks, rows_per_shard)
+    if rule == "kl_fusion":
+        return _write_fused(folder, description, blocks, known, fixed, rows_per_shard)
     if fixed:
         return _write_mixture(folder, description, names, fixed, blocks)
     return _write_weighted_mixture(folder, description, names, blocks, rows_per_shard)
@@ -92,7 +97,7 @@ def _check_dense(manifests: Sequence[Manifest]) -> None:
         if manifest.top_k is not None:
             raise StageError(
                 f"the targets of {', '.join(manifest.teachers)} keep {manifest.top_k.kept} of {manifest.num_classes}"
-                " classes: a geometric mean and entropies look at all; leave `top_k` out where they are predicted"
+                " classes: means of logits, fusions, entropies look at all; leave `top_k` out where they are predicted"
             )
 
 
@@ -177,6 +182,39 @@ def _write_geometric(
         writer.append(ids[known:], mean_logits(targets)[known:])
     writer.close()
     return means.metrics()
+
+
+def _write_fused(
+    folder: Path,
+    description: Description,
+    blocks: Iterator[_Block],
+    known: Sequence[Sequence[int] | None],
+    weights: Sequence[float] | None,
+    rows_per_shard: int,
+) -> dict[str, float]:
+    writer = TargetWriter(folder, description, rows_per_shard=rows_per_shard)
+    means = _RunningMeans()
+    for start, ids, targets in blocks:
+        fused = fuse_partial(targets.logits, known, weights).float()
+        means.add(_seen_by_each(targets, known, fused), fused)
+        done = writer.rows_done - start
+        writer.append(ids[done:], fused[done:].clamp(min=LEAST_LOG_PROBABILITY))
+    writer.close()
+    return means.metrics()
+
+
+def _seen_by_each(
+    targets: TeacherTargets, known: Sequence[Sequence[int] | None], fused: Tensor
+) -> TeacherTargets:
+    """What is in a dustbin spread as q has it: KL(p^m ‖ q) is then KL(p^m ‖ A_m q)."""
+    logs = torch.log_softmax(targets.logits.float(), dim=-1)
+    for teacher, classes in enumerate(known):
+        if classes is not None:
+            outside = torch.ones_like(fused[0], dtype=torch.bool)
+            outside[list(classes)] = False
+            mass = logs[:, teacher, outside].logsumexp(dim=-1, keepdim=True)
+            logs[:, teacher, outside] = mass + torch.log_softmax(fused[:, outside], dim=-1)
+    return targets._replace(logits=logs)
 
 
 def _write_mixture(

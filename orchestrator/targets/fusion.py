@@ -18,12 +18,13 @@ from torch import Tensor
 
 from raydistill.errors import StageError
 from raydistill.targets.fusion_cells import BITS, ForwardCells, ReverseCells, number_cells
-from raydistill.targets.membership import Membership
+from raydistill.targets.membership import Membership, build_membership
 
 Direction = Literal["forward", "reverse"]
 
 SMALLEST = 1e-12  # a probability of 0 would stay 0 whatever the specialists say
 BLOCK_ELEMENTS = 1 << 19
+PRIOR = 1e-6  # of all weight: settles how a dustbin is shared by classes that no teacher knows
 
 
 def fuse(
@@ -52,6 +53,35 @@ def fuse(
     for rows, slots in committee.blocks():
         fused[rows] = _fuse_rows(committee, rows, slots, direction, tolerance).to(fused.dtype)
     return fused
+
+
+def fuse_partial(
+    logits: Tensor, known: Sequence[Sequence[int] | None], weights: Sequence[float] | None = None
+) -> Tensor:
+    """log q (B, C) of M teachers who each know a part of the classes, from logits (B, M, C).
+
+    q minimises Σ_m w_m KL(p^m ‖ A_m q): teacher m teaches the classes that it has in `known`, or all for None; its
+    probability of the others is a dustbin, however it is spread over them. Where no teacher tells classes apart, they
+    are equally likely. Raises `StageError` as `fuse` does.
+    """
+    count, num_classes = logits.shape[1:]
+    logs = torch.log_softmax(logits.double(), dim=-1)
+    membership = build_membership(
+        [range(num_classes) if classes is None else classes for classes in known],
+        num_classes,
+        ["full" if classes is None else "dustbin" for classes in known],
+    ).to(logits.device)
+    answers: list[Tensor | None] = []
+    for teacher, inside in enumerate(membership.members):
+        own = logs[:, teacher]
+        if known[teacher] is not None:
+            rest = own.masked_fill(inside, -torch.inf).logsumexp(dim=-1, keepdim=True)
+            own = torch.cat([own[:, membership.class_sets[teacher]], rest], dim=-1)
+        answers.append(own)
+    shares = (1 / count,) * count if weights is None else weights
+    everybody = logits.new_ones(len(logits), count, dtype=torch.bool)
+    prior = torch.full_like(logs[:, 0], -math.log(num_classes))
+    return fuse(prior, answers, everybody, membership, weights=(PRIOR, *shares))
 
 
 class _Answer(NamedTuple):

@@ -42,7 +42,8 @@ def build_membership(
 ) -> Membership:
     """Membership of specialists that know `class_sets`; heads are `dustbin` unless said otherwise.
 
-    Raises `StageError` for a set that is empty, has all classes, or names a class twice or one that does not exist.
+    Raises `StageError` for a set that is empty, leaves a dustbin nothing, or names a class twice or one that does not
+    exist.
     """
     if heads is None:
         heads = ["dustbin"] * len(class_sets)
@@ -51,13 +52,13 @@ def build_membership(
             f"{len(heads)} heads were given for {len(class_sets)} specialists; give one for each"
         )
     members = torch.zeros(len(class_sets), num_classes, dtype=torch.bool)
-    for specialist, classes in enumerate(class_sets):
-        _check_classes(specialist, classes, num_classes)
+    for specialist, (classes, head) in enumerate(zip(class_sets, heads, strict=True)):
+        _check_classes(specialist, classes, num_classes, head)
         members[specialist, list(classes)] = True
     return Membership(tuple(torch.tensor(list(classes)) for classes in class_sets), members, tuple(heads))
 
 
-def _check_classes(specialist: int, classes: Sequence[int], num_classes: int) -> None:
+def _check_classes(specialist: int, classes: Sequence[int], num_classes: int, head: Head) -> None:
     if not classes:
         raise StageError(f"specialist {specialist} has no classes")
     unknown = [label for label in classes if not 0 <= label < num_classes]
@@ -68,7 +69,7 @@ def _check_classes(specialist: int, classes: Sequence[int], num_classes: int) ->
     if len(set(classes)) < len(classes):
         twice = next(label for label in classes if list(classes).count(label) > 1)
         raise StageError(f"specialist {specialist} names class {twice} twice")
-    if len(classes) == num_classes:
+    if len(classes) == num_classes and head == "dustbin":
         raise StageError(
             f"specialist {specialist} has all {num_classes} classes, so nothing is left for its dustbin"
         )

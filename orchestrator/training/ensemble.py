@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from raydistill.targets.combine import Rule, normalised_weights
+from raydistill.kinds.targets import Rule
+from raydistill.targets.combine import normalised_weights
 from raydistill.targets.mixing import (
     TeacherTargets,
     geometric_log_probabilities,

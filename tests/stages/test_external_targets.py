@@ -315,3 +315,39 @@ def test_a_bad_map_is_said_before_anything_is_loaded(
     np.savez(tmp_path / "a.npz", **predictions(stages))
     with pytest.raises(PlanError, match=said):
         stages.write(external(tmp_path / "a.npz", classes=classes))
+
+
+def test_teachers_of_different_classes_teach_each_what_it_knows(
+    stages: Any, student: Any, tmp_path: Path
+) -> None:
+    one, two, _ = names_of(stages)
+    ids = np.load(stages.file)["ids"]
+    whole = softmax(np.random.default_rng(4).normal(size=(len(ids), 3), scale=2))
+    parts = {
+        name: (np.log(np.stack([whole[:, label], 1 - whole[:, label]], axis=1)), [own, "rest"])
+        for label, (name, own) in enumerate((("a", one), ("b", two)))
+    }
+    plan = {}
+    for name, (logs, names) in parts.items():
+        np.savez(tmp_path / f"{name}.npz", ids=ids, logits=logs.astype(np.float32))
+        classes = {"names": names, "others": ["rest"]}
+        plan[name] = {"stage": "external_targets", "file": str(tmp_path / f"{name}.npz"), "classes": classes}
+    plan["targets"] = {"stage": "combine_targets", "targets": ["a", "b"], "rule": "kl_fusion"}
+    stages.run({**plan, "student": student | {"targets": "targets", "method": HINTON}})
+    order, logits = stored(stages)
+    np.testing.assert_allclose(softmax(logits), expected({"ids": ids, "logits": whole}, order), atol=4e-3)
+    metrics = stages.record("targets").metrics
+    assert metrics["targets/kl/0"] == pytest.approx(0, abs=1e-4)
+    assert metrics["targets/kl/1"] == pytest.approx(0, abs=1e-4)
+    mean = {**plan, "targets": {**plan["targets"], "rule": "arithmetic"}}
+    stages.run(mean)
+    targets = open_targets(stages.folder("targets").path, root=stages.root, expect=None)
+    blurred = targets.read(torch.arange(len(order))).logits.softmax(dim=2).mean(dim=1).numpy()
+    assert abs(blurred - expected({"ids": ids, "logits": whole}, order)).max() > 0.05
+
+
+@pytest.mark.parametrize("weights", ["entropy", [1.0, 0.0]])
+def test_a_fusion_takes_no_weights_that_it_has_no_meaning_for(weights: Any, stages: Any) -> None:
+    combination = {"stage": "combine_targets", "targets": ["a", "b"], "rule": "kl_fusion", "weights": weights}
+    with pytest.raises(ValueError, match="a fusion weighs each teacher alike"):
+        stages.write({"targets": combination})

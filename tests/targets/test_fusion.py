@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from raydistill.errors import StageError
-from raydistill.targets.fusion import Direction, fuse
+from raydistill.targets.fusion import Direction, fuse, fuse_partial
 from raydistill.targets.membership import Head, Membership, active_specialists, build_membership
 
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "fusion.py"
@@ -490,3 +490,59 @@ class LargestTensor(torch.overrides.TorchFunctionMode):
         if isinstance(result, Tensor):
             self.elements = max(self.elements, result.untyped_storage().nbytes() // result.element_size())
         return result
+
+
+KNOWN: tuple[list[int] | None, ...] = ([0, 1, 2, 3], [2, 3, 4], None, [5])
+
+
+def seen_by(q: Tensor, classes: list[int] | None) -> Tensor:
+    """A q (B, C): the known classes of q, and last the sum of all others."""
+    if classes is None:
+        return q
+    rest = [label for label in range(q.shape[1]) if label not in classes]
+    return torch.cat([q[:, classes], q[:, rest].sum(dim=1, keepdim=True)], dim=1)
+
+
+@pytest.mark.parametrize("known", [KNOWN, KNOWN[:2] + KNOWN[3:], KNOWN[1:3]], ids=str)
+def test_teachers_of_parts_are_fused_as_gradient_descent_fuses_them(
+    known: Sequence[list[int] | None],
+) -> None:
+    generator = torch.Generator().manual_seed(3)
+    logits = 2 * torch.randn(5, len(known), 6, generator=generator, dtype=torch.float64)
+    weights = [0.2 + 0.3 * teacher for teacher in range(len(known))]
+    taught = [seen_by(logits[:, teacher].softmax(dim=1), classes) for teacher, classes in enumerate(known)]
+    free = torch.zeros(5, 6, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([free], max_iter=500, tolerance_grad=1e-11, tolerance_change=1e-16)
+
+    def divergence() -> Tensor:
+        q = free.softmax(dim=1)
+        parts = zip(weights, taught, known, strict=True)
+        return torch.stack([w * (p * (p / seen_by(q, classes)).log()).sum() for w, p, classes in parts]).sum()
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = divergence()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    for _ in range(5):
+        optimizer.step(closure)  # type: ignore[arg-type]
+    fused = fuse_partial(logits, known, weights)
+    torch.testing.assert_close(fused.exp(), free.detach().softmax(dim=1), rtol=0, atol=1e-5)
+
+
+def test_two_halves_of_a_distribution_are_the_whole_of_it_however_a_dustbin_is_spread() -> None:
+    whole = torch.randn(7, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64).softmax(dim=1)
+    halves = whole.unsqueeze(1).repeat(1, 2, 1)
+    halves[:, 0, 3:] = whole[:, 3:].sum(dim=1, keepdim=True) / 3
+    halves[:, 1, :3] = whole[:, :3].sum(dim=1, keepdim=True) * torch.tensor([0.7, 0.2, 0.1])
+    fused = fuse_partial(halves.log(), [[0, 1, 2], [3, 4, 5]])
+    torch.testing.assert_close(fused.exp(), whole, rtol=0, atol=1e-5)
+
+
+def test_classes_that_no_teacher_knows_share_evenly_what_is_left() -> None:
+    logits = torch.tensor([0.3, 0.1, 0.5, 0.1, 0.0, 0.0]).clamp(min=1e-9).log().expand(1, 2, 6)
+    fused = fuse_partial(logits, [[0, 1], [0, 1]])
+    torch.testing.assert_close(
+        fused.exp()[0].float(), torch.tensor([0.3, 0.1, 0.15, 0.15, 0.15, 0.15]), rtol=0, atol=1e-5
+    )
