@@ -26,6 +26,7 @@ class ClassesConfig(Config):
 
     A teacher may know a part of the task's classes: `others: rest` (or names) says which of its own stand for all that
     it does not know, as a dustbin does. Their probability is spread evenly over the classes that the map leaves empty.
+    Several such teachers become one by `combine: {rule: kl_fusion}`, each teaching what it knows.
 
     A teacher that gives an embedding has classes by a `matrix` with an embedding of each, such as CLIP's of their names
     (arXiv 2103.00020): a logit is `scale` times the cosine of both. Rows are in the order of `names`, or without names

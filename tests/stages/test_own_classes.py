@@ -194,3 +194,27 @@ def test_others_that_do_not_suit_are_said_when_the_plan_is_read(
     renamed = {key: {first: value["0"]} if key == "map" else value for key, value in changes.items()}
     with pytest.raises(PlanError, match=said):
         stages.write({"teacher": teacher(**renamed)})
+
+
+def test_teachers_of_parts_are_fused_each_teaching_its_own(
+    stages: Any, teacher: Any, student: dict[str, Any], tmp_path: Path
+) -> None:
+    stages.write({"any": {"stage": "train", "epochs": 1, "model": {"name": "mlp"}}})
+    first, second, _ = stages.plan.task.class_names
+    parts = {
+        "cats": teacher(map={first: ["tabby", "tiger cat"]}, others="rest", temperature=1.0),
+        "jays": teacher(map={second: ["jay"]}, others="rest", temperature=1.0),
+    }
+    learner = student | {"teachers": list(parts), "combine": {"rule": "kl_fusion", "weights": [1, 3]}}
+    stages.run({**parts, "student": learner})
+    _, everything = own_logits(stages, tmp_path)
+    shares = everything.double().softmax(1)
+    cats, jays = shares[:, 0] + shares[:, 4], shares[:, 2]
+    expected = torch.stack([cats, jays, 1 - cats - jays], dim=1)
+    targets = open_targets(stages.folder("cats+jays.targets").path, root=stages.root, expect=None)
+    ids = np.load(stages.file)["ids"]
+    chosen = np.isin(ids, targets.ids.numpy())
+    found = targets.read(targets.rows_of(torch.from_numpy(ids[chosen]))).logits[:, 0].double().softmax(1)
+    torch.testing.assert_close(found, expected[torch.from_numpy(chosen)], rtol=0, atol=2e-3)
+    with pytest.raises(ValueError, match="teachers are fused when their targets are stored"):
+        stages.write({**parts, "student": learner | {"mode": "live"}})
