@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from raydistill.kinds.method_options import MethodOptions, need_some_weight
-from raydistill.plan.config import Boolean, Integer, NonNegative, Positive
+from raydistill.plan.config import Boolean, Integer, NonNegative, Positive, Temperature
 from raydistill.plan.config_errors import located_error
 
 
@@ -242,7 +242,7 @@ class ContrastiveConfig(EmbeddingOptions):
     passes_over_unlabelled = True
 
     weight: NonNegative = 0.8
-    temperature: Positive = 0.07
+    temperature: Temperature = 0.07
     """Divides the cosines before the softmax over the batch; lower asks for more."""
     dimensions: Annotated[Integer, Field(ge=1, le=100_000)] = 128
     """Of the vectors that both embeddings are brought to."""

@@ -30,6 +30,7 @@ from raydistill.training.method import Features, Method, MethodContext
 METHODS = MethodOptions.choices()
 
 SHAPE = (1, 16, 16)
+AVERAGED = ("class_attention", "softmax_regression")  # of maps that are averaged into the classifier
 SOFT = [name for name, kind in METHODS.items() if issubclass(kind, SoftTargetOptions)]
 
 
@@ -50,13 +51,14 @@ def excluding(logits: Tensor, value: float) -> Tensor:
 
 
 class Scene:
-    """A student and two teachers of one architecture, which every method takes, and a batch of theirs."""
+    """A student and two teachers of one architecture, which the method takes, and a batch of theirs."""
 
     def __init__(self, name: str, classes: int = 4, batch: int = 8, **options: Any) -> None:
         torch.manual_seed(1)
         self.kind, self.classes, self.batch = METHODS[name], classes, batch
         size = {"widths": [4, 6], "batch_norm": True, "hidden": [8]}
-        self.student, *teachers = (build_model("cnn", size, SHAPE, classes) for _ in range(3))
+        word, options_of = ("resnet8", {}) if name in AVERAGED else ("cnn", size)
+        self.student, *teachers = (build_model(word, options_of, SHAPE, classes) for _ in range(3))
         self.teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
         if not self.kind.weighs_teachers:
             self.teachers = self.teachers[:1]
