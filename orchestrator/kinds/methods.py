@@ -14,6 +14,7 @@ from raydistill.kinds.connector_methods import (
 )
 from raydistill.kinds.feature_methods import FspConfig, HintsConfig, OfdConfig, SemckdConfig
 from raydistill.kinds.logit_methods import (
+    CurriculumTemperatureConfig,
     DistConfig,
     DkdConfig,
     NkdConfig,
@@ -99,6 +100,7 @@ METHODS = (
     NkdConfig,
     DistConfig,
     WsldConfig,
+    CurriculumTemperatureConfig,
     TeacherLabelsConfig,
     HintsConfig,
     FspConfig,

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, permutations
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -107,6 +108,36 @@ def bare_wsld(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLoss:
         logs, aim = (seen.student / 2).log_softmax(1), (seen.teacher / 2).softmax(1)
         soft = (weights * F.kl_div(logs, aim, reduction="none").sum(1)).mean()
         return 10 * soft + F.cross_entropy(seen.student, seen.labels)
+
+    return loss
+
+
+class Reversed(torch.autograd.Function):
+    """A scalar whose gradient is multiplied by minus `strength` on its way back."""
+
+    @staticmethod
+    def forward(context: Any, value: Tensor, strength: float) -> Tensor:
+        context.strength = strength
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return -context.strength * gradient, None
+
+
+def bare_curriculum(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLoss:
+    """As the release has it, in its first epoch: a layer that turns the gradient round."""
+    (position,) = auxiliary.parameters()
+    strength = (1 - math.cos(math.pi / 10)) / 2
+
+    def loss(seen: Seen) -> Tensor:
+        heat = 1 + 20 * torch.sigmoid(Reversed.apply(position, strength))
+        soft = F.kl_div(
+            torch.log_softmax(seen.student / heat, dim=1),
+            torch.softmax(seen.teacher / heat, dim=1),
+            reduction="batchmean",
+        )
+        return 0.9 * heat**2 * soft + 0.1 * F.cross_entropy(seen.student, seen.labels)
 
     return loss
 

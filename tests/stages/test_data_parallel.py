@@ -222,6 +222,7 @@ BY_SAMPLE: dict[str, dict[str, Any]] = {
     "dkd": {"method": "dkd"},
     "nkd": {"method": "nkd"},
     "wsld": {"method": "wsld"},
+    "curriculum": {"method": "curriculum_temperature"},
     "teacher-labels": {"method": "teacher_labels"},
     "hints": {"method": "hints", "reduction": "mean"},
     "fsp": {"method": "fsp", "reduction": "mean"},

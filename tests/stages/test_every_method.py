@@ -24,6 +24,7 @@ CASES: dict[str, dict[str, Any]] = {
     "nkd": {"method": "nkd"},
     "dist": {"method": "dist"},
     "wsld": {"method": "wsld"},
+    "curriculum_temperature": {"method": "curriculum_temperature"},
     "teacher_labels": {"method": "teacher_labels"},
     "hints": {"method": "hints", "reduction": "mean"},
     "fsp": {"method": "fsp", "student": LARGE, "reduction": "mean"},
