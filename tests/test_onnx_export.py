@@ -310,7 +310,7 @@ def test_every_architecture_answers_on_real_samples_as_in_torch(
     samples = shown(name, torch.from_numpy(digits), size)
     network = build_model(name, options, tuple(samples.shape[1:]), 10)
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    samples = samples[: round(min(1000, PARAMETERS_AT_ONCE / parameters / (size / 32) ** 2))]
+    samples = samples[: max(16, round(min(1000, PARAMETERS_AT_ONCE / parameters / (size / 32) ** 2)))]
     statistics = Normalisation(*channel_statistics(samples))
     predictor = trained(Confident(network, statistics(samples[:64] / 255)), samples)
     file = tmp_path / "m.onnx"
