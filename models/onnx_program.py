@@ -1,6 +1,5 @@
 """ONNX models, run by onnxruntime."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raydistill.models.exported import Exported
+from raydistill.models.exported import Exported, normalises_inside
 
 CONTRACT = "contract"
 """The key among a file's properties of what it takes and gives, as JSON."""
@@ -29,7 +28,7 @@ def read_onnx(path: Path) -> Exported:
     if len(inputs) != 1:
         several = ", ".join(f"`{item.name}`" for item in inputs)
         raise ValueError(f"`{path}` has the inputs {several}; a teacher has one: export it so")
-    takes_raw = _takes_raw(session)
+    takes_raw = normalises_inside(session.get_modelmeta().custom_metadata_map.get(CONTRACT))
     if inputs[0].type not in DTYPES and not (takes_raw and inputs[0].type == BYTES):
         raise ValueError(
             f"`{path}` takes `{inputs[0].type}`; export it for float32, or int64 where inputs are tokens"
@@ -39,15 +38,6 @@ def read_onnx(path: Path) -> Exported:
     program = OnnxProgram(path, inputs[0].name, names, sizes, DTYPES.get(inputs[0].type, torch.uint8))
     program.takes_raw = takes_raw
     return program
-
-
-def _takes_raw(session: Any) -> bool:
-    """Whether a file tells of itself, as those of `distill export` do, that the normalisation is inside."""
-    try:
-        inputs = json.loads(session.get_modelmeta().custom_metadata_map[CONTRACT])["inputs"]
-        return inputs["normalisation"]["inside"] is True
-    except (KeyError, TypeError, ValueError, RecursionError):
-        return False
 
 
 class OnnxProgram(Exported):

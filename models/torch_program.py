@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from raydistill.models.exported import Exported
+from raydistill.models.exported import Exported, normalises_inside
 
 FORMAT = 8  # the major version of the schema that is read
+CONTRACT = "extra/contract.json"
 NAME = re.compile(r"\w+(\.\w+)*")
 ATEN = re.compile(r"torch\.ops\.aten\.([A-Za-z]\w*|_[A-Za-z]\w*)\.([A-Za-z]\w*)")
 FORBIDDEN = ("from_file",)  # of the functions of tensors the one that opens a file
@@ -59,7 +60,10 @@ def read_program(path: Path) -> Exported:
         )
     try:
         with zipfile.ZipFile(path) as archive:
-            return _read(_Archive(archive))
+            opened = _Archive(archive)
+            program = _read(opened)
+            program.takes_raw = normalises_inside(opened.contract)
+            return program
     except zipfile.BadZipFile as error:
         raise ValueError(f"`{path}` is damaged: {error}; write or fetch it again") from error
     except _Refused as error:
@@ -98,6 +102,11 @@ class _Archive:
             raise _Refused("is no program of `torch.export`: it has no `models/model.json`")
         if self.bytes("byteorder") != b"little":
             raise _Refused("was saved on a machine with another order of bytes")
+
+    @property
+    def contract(self) -> "bytes | None":
+        """What `distill export` wrote of inputs and outputs."""
+        return self.bytes(CONTRACT) if CONTRACT in self._names else None
 
     def bytes(self, name: str) -> bytes:
         return self._archive.read(self._names[name])

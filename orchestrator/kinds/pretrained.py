@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from raydistill.kinds.stage_bases import BatchSize, WeightsConfig
@@ -34,6 +35,12 @@ class PretrainedConfig(WeightsConfig):
     """What the weights belong to."""
     batch_size: BatchSize = 500
     """Samples at a time, when it is judged."""
+
+    @property
+    def revision(self) -> int:
+        """2: a `.pt2` of `distill export` is not given inputs that are normalised already."""
+        weights = self.model.weights or ""
+        return 2 if self.model.is_exported and Path(weights).suffix == ".pt2" else 1
 
     @property
     def existing_model(self) -> ModelConfig:
