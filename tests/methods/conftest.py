@@ -67,6 +67,12 @@ class Pair:
         return method.losses(*self.outputs(method, inputs), Batch(inputs, labels, ids, ids))
 
 
+@pytest.fixture(autouse=True)
+def drawn_alike() -> None:
+    """What a test draws does not hang on the tests before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def pair() -> type[Pair]:
     return Pair
