@@ -189,7 +189,7 @@ REFUSED = {
     "rule": (
         student("combine: {rule: mean}"),
         "13: stages.student.combine.rule",
-        "should be `arithmetic` or `geometric`, not `mean`",
+        "should be `arithmetic` or `geometric` or `kl_fusion`, not `mean`",
     ),
     "mode": (student("mode: lazy"), "13: stages.student.mode", "should be `stored` or `live`, not `lazy`"),
     "precision": (teacher("precision: float15"), "8: stages.teacher.precision", "did you mean `float16`?"),

@@ -72,7 +72,7 @@ def test_a_model_and_an_ensemble_are_measured(
         pytest.importorskip("onnxscript")
         pytest.importorskip("onnxruntime")
     else:
-        monkeypatch.setattr("raydistill.onnx_file.find_spec", lambda name: None)
+        monkeypatch.setattr("raydistill.lookup.find_spec", lambda name: None)
     train(stages)
     for name, times in (("both", 2), ("one.0", 1)):
         (found,) = measure_costs(stages.folder(name).path, Trust(root=stages.root))
@@ -115,7 +115,7 @@ def test_a_committee_is_measured_in_torch_alone(stages: Any) -> None:
 
 
 def test_the_command_measures_in_processes_of_their_own(stages: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raydistill.onnx_file.find_spec", lambda name: None)
+    monkeypatch.setattr("raydistill.lookup.find_spec", lambda name: None)
     train(stages)
     folder = str(stages.folder("one.0").path)
     (found,) = json.loads(CliRunner().invoke(main, ["cost", folder, "--json"]).stdout)
@@ -126,7 +126,7 @@ def test_the_command_measures_in_processes_of_their_own(stages: Any, monkeypatch
 
 @pytest.mark.usefixtures("in_this_process")
 def test_the_command_prints_a_table(stages: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raydistill.onnx_file.find_spec", lambda name: None)
+    monkeypatch.setattr("raydistill.lookup.find_spec", lambda name: None)
     train(stages)
     shown = CliRunner().invoke(main, ["cost", str(stages.folder("one.0").path)])
     assert shown.exit_code == 0, shown.output
@@ -136,7 +136,7 @@ def test_the_command_prints_a_table(stages: Any, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.usefixtures("in_this_process")
 def test_a_page_has_what_was_measured(stages: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raydistill.onnx_file.find_spec", lambda name: None)
+    monkeypatch.setattr("raydistill.lookup.find_spec", lambda name: None)
     train(stages)
     export_model(stages.folder("one.0").path, tmp_path / "out", format="safetensors", measure=True)
     page = (tmp_path / "out" / "README.md").read_text()
@@ -148,7 +148,7 @@ def test_a_page_has_what_was_measured(stages: Any, tmp_path: Path, monkeypatch: 
 
 @pytest.mark.usefixtures("in_this_process")
 def test_a_run_is_all_its_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raydistill.onnx_file.find_spec", lambda name: None)
+    monkeypatch.setattr("raydistill.lookup.find_spec", lambda name: None)
     stages = {"small": MLP, "none": MLP | {"model": {"name": "mlp", "widths": []}}}
     plan = build_plan({"name": "tiny", "task": {"name": "mnist"}, "tracking": "none", "stages": stages})
     run = raydistill.run(plan, runs=tmp_path, local=True)
