@@ -1,7 +1,7 @@
 """Counts of samples per class, and remarks about the data, found before anything is trained on it.
 
 Call `survey_task`. `Task.survey` reports what a task's own files show; remarks that follow from the counts are made
-here, for all tasks.
+here, for all tasks. numpy is imported where there are labels to count: a dry run without them loads none.
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from raydistill.tasks.cuts import three_parts
-
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from raydistill.tasks.pool import Pool
     from raydistill.tasks.task import Arrays, Task
 
@@ -64,6 +62,8 @@ def survey_labels(task: Task) -> Survey | None:
         task.require_files()
         if (listed := task.listed()) is None:
             return None
+        from raydistill.tasks.cuts import three_parts
+
         counts = class_counts(task, three_parts(task, listed))
     except (ValueError, OSError) as error:
         return Survey({}, (Finding("error", str(error)),))
@@ -72,6 +72,7 @@ def survey_labels(task: Task) -> Survey | None:
 
 def survey_arrays(task: Task, parts: Mapping[str, Arrays]) -> Survey:
     """The three splits of a task whose parts are arrays. `ValueError` names the first sample that is not valid."""
+    from raydistill.tasks.cuts import three_parts
     from raydistill.tasks.splits import check_inputs
 
     parts = three_parts(task, parts)
@@ -85,6 +86,8 @@ def survey_arrays(task: Task, parts: Mapping[str, Arrays]) -> Survey:
 
 def class_counts(task: Task, parts: Mapping[str, Arrays]) -> dict[str, tuple[int, ...]]:
     """Labelled samples per split and class."""
+    import numpy as np
+
     return {
         name: tuple(np.bincount(part.labels[part.labels >= 0], minlength=task.num_classes).tolist())
         for name, part in parts.items()
@@ -100,6 +103,8 @@ def unlabelled_findings(count: int) -> Iterator[Finding]:
 
 def count_findings(counts: Mapping[str, Sequence[int]], names: Sequence[str]) -> Iterator[Finding]:
     """What the samples per split and class show."""
+    import numpy as np
+
     if "train" not in counts:
         return
     train = np.array(counts["train"])
@@ -135,6 +140,8 @@ def count_findings(counts: Mapping[str, Sequence[int]], names: Sequence[str]) ->
 def _absent_classes(
     counts: Mapping[str, Sequence[int]], names: Sequence[str], first: int
 ) -> Iterator[Finding]:
+    import numpy as np
+
     is_trained = np.array(counts["train"]) > 0
     missing = np.flatnonzero(~is_trained[first:]) + first
     if len(missing):
