@@ -62,6 +62,8 @@ if TYPE_CHECKING:
     from raydistill.runs.inventory import Inventory as Inventory
     from raydistill.runs.inventory import find_stored as find_stored
     from raydistill.runs.inventory import read_inventory as read_inventory
+    from raydistill.runs.mirror import open_storage as open_storage
+    from raydistill.runs.mirror import storage_name as storage_name
     from raydistill.runs.search_view import SearchView as SearchView
     from raydistill.runs.search_view import open_search as open_search
     from raydistill.runs.view import RunView as RunView
@@ -110,6 +112,7 @@ _MODULES = {
     "runs.context": ("StageContext",),
     "runs.contrast": ("Contrast", "contrast"),
     "runs.inventory": ("Inventory", "find_stored", "read_inventory"),
+    "runs.mirror": ("open_storage", "storage_name"),
     "runs.search_view": ("SearchView", "open_search"),
     "runs.view": ("RunView", "StageView"),
     "search.preview": ("SearchPreview",),

@@ -18,6 +18,7 @@ from raydistill.plan.load import source_of
 from raydistill.plan.order import Graph, order_stages
 from raydistill.plan.places import remarks_on_places
 from raydistill.plan.schema import Plan
+from raydistill.runs.mirror import open_storage, release_readers
 from raydistill.runs.run_files import GRAPH
 from raydistill.runs.search_view import SearchView, open_search, searches
 from raydistill.runs.view import PLANS_FOLDER, RunView, StageView, runs_of
@@ -120,7 +121,10 @@ def run(
 
     root, graph = _root(runs), order(plan, only)
     options = RunOptions(root, command, local, address, tracking_uri, tuple(force))
-    results = run_plan(plan, graph, options)
+    try:
+        results = run_plan(plan, graph, options)
+    finally:
+        release_readers()
     return open_run_folder(root / PLANS_FOLDER / plan.name / results["run_id"], root)
 
 
@@ -175,7 +179,11 @@ def tune(
         problem.check_local()
     root = _root(runs)
     options = RunOptions(root, command, local, address, tracking_uri, forced)
-    return open_search(run_search(problem, options, only=names), root)
+    try:
+        folder = run_search(problem, options, only=names)
+    finally:
+        release_readers()
+    return open_search(folder, root)
 
 
 def write_reports(plan: Plan, *, runs: Path | str = "runs") -> list[Path]:
@@ -265,4 +273,4 @@ def _place(model: Path | str | StageView, runs: Path | str, trust: Sequence[str]
 def _root(runs: Path | str) -> Path:
     if not str(runs):
         raise PlanError("`runs` is empty; name the storage root, or leave it out for `runs`")
-    return Path(runs).absolute()
+    return open_storage(runs).absolute()

@@ -6,6 +6,7 @@ Nothing is left behind but the storage root itself. Without a Ray cluster the sa
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,6 +22,8 @@ from raydistill.execution.user_code import user_modules
 from raydistill.masking import mask
 from raydistill.plan.order import order_stages
 from raydistill.plan.schema import Plan
+from raydistill.runs.bucket import Bucket
+from raydistill.runs.mirror import mirror_at, storage_name
 from raydistill.runs.record import summary_of
 from raydistill.tracking.server import SCHEMES, ServerProblem, ask_version, major
 from raydistill.tracking.store import answers, is_missing, resolve_uri
@@ -193,6 +196,9 @@ def _versions(where: str, found: dict[str, str | None], own: dict[str, str | Non
 
 def _storage(root: Path) -> Iterator[Finding]:
     """The storage root, or the folder that it would be made in, as this process sees it."""
+    if (mirror := mirror_at(root)) is not None:
+        yield _bucket(mirror.bucket)
+        root = root.parent  # its files of this machine need room too
     place = next(path for path in (root, *root.parents) if path.exists())
     if not place.is_dir():
         yield Finding(
@@ -213,13 +219,30 @@ def _storage(root: Path) -> Iterator[Finding]:
             yield Finding("storage root", HERE, "ok", text)
 
 
+def _bucket(bucket: Bucket) -> Finding:
+    key, content = f".probe-{uuid.uuid4().hex}", b"raydistill"
+    try:
+        bucket.write(key, content)
+        held = bucket.read(key)
+        bucket.delete([key])
+    except DistillError as error:
+        return Finding(
+            "storage root", HERE, "fail", error.message, "mend the credentials, or the bucket's rules"
+        )
+    if held is None or held.content != content:
+        return Finding(
+            "storage root", HERE, "fail", f"`{bucket.url}` does not give back what was written", "another"
+        )
+    return Finding("storage root", HERE, "ok", f"`{bucket.url}` is read and written")
+
+
 def _shared_storage(root: Path) -> Iterator[Finding]:
     from raydistill.execution.ray_backend.nodes import list_nodes
     from raydistill.execution.ray_backend.storage import storage_problems
 
     nodes = [node for node in list_nodes() if node.is_alive]
     try:
-        problems = storage_problems(root, nodes)
+        problems = storage_problems(storage_name(root), nodes)
     except DistillError as error:
         yield Finding("shared storage", HERE, "fail", error.message)
         return

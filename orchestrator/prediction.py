@@ -19,6 +19,7 @@ from torch import Tensor
 from raydistill.errors import DistillError, PlanError, StageError, StoreError
 from raydistill.runs.files import atomic_write, message_of
 from raydistill.runs.folder import CONFIG, RECORD, StageFolder
+from raydistill.runs.mirror import bring_all
 from raydistill.runs.record import summary_of
 from raydistill.runs.view import open_stage, read_identity
 from raydistill.tasks.picture_files import PICTURE_ENDINGS, search
@@ -64,6 +65,7 @@ def load_model(folder: Path, trust: Trust = NOBODY) -> TrainedModel:
     Only in a folder that `trust` covers may the description name any function: its plan did.
     """
     folder = folder.absolute()
+    bring_all(folder)
     if not (folder / DESCRIPTION).is_file() or not (folder / WEIGHTS).is_file():
         raise PlanError(f"`{folder}` holds no model: `{DESCRIPTION}` and `{WEIGHTS}` are expected there")
     if trust.covers(folder):

@@ -20,6 +20,7 @@ from raydistill.plan.schema import Plan
 from raydistill.runs.files import make_folder
 from raydistill.runs.folder import RECORD
 from raydistill.runs.live_results import LiveResults
+from raydistill.runs.mirror import mirror_at
 from raydistill.runs.plan_run import (
     NodeState,
     PlanRun,
@@ -156,7 +157,9 @@ def run_on_backend(
 ) -> list[Remark]:
     """Run the stages; `states`, the terminal and `results.json` follow. Returns what kept them from being started."""
     found = PlanSurvey()
-    exports = {} if run.plan.tracking == "none" else exports_of(run)
+    # An export is no payload: a worker on another machine can only leave it where all see the same files.
+    is_exported = run.plan.tracking != "none" and mirror_at(options.root) is None
+    exports = exports_of(run) if is_exported else {}
 
     def watch(name: str, state: NodeState) -> None:
         states[name] = state

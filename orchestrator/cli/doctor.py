@@ -63,6 +63,7 @@ def doctor(
 def _doctor_as_job(
     plan_file: Path | None, overrides: tuple[str, ...], address: str, root: Path, tracking_uri: str | None
 ) -> None:
+    from raydistill import storage_name
     from raydistill.execution.submit.command import JobCommand, check_root, read_environment
     from raydistill.execution.submit.needs import find_needs
     from raydistill.execution.submit.package import Package, collect, plan_name
@@ -74,7 +75,9 @@ def _doctor_as_job(
         plan = plan_name(folder, plan_file)
         needs = find_needs(folder, plan_file, check_here(plan_file, overrides).source)
         package = collect(folder, plan_file, needs=needs)
-    command = JobCommand(check_root(root), plan, "doctor", overrides=overrides, tracking_uri=tracking_uri)
+    command = JobCommand(
+        check_root(storage_name(root)), plan, "doctor", overrides=overrides, tracking_uri=tracking_uri
+    )
     client = connect(address)
     job_id = send(Submission(new_id("doctor"), command, package, "", read_environment(())), client)
     follow_job(client, job_id)

@@ -27,7 +27,12 @@ def _refuse_empty(context: click.Context, parameter: click.Parameter, value: Any
 
 
 def _root(context: click.Context, parameter: click.Parameter, value: str) -> Path:
-    return Path(_refuse_empty(context, parameter, value))
+    value = _refuse_empty(context, parameter, value)
+    if "://" not in value:
+        return Path(value)
+    from raydistill import open_storage
+
+    return open_storage(value)
 
 
 def _plan_file(context: click.Context, parameter: click.Parameter, value: str | None) -> Path | None:
@@ -93,7 +98,13 @@ def trust_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 runs_option = click.option(
-    "--runs", "root", default="runs", show_default=True, metavar="PATH", callback=_root, help="Storage root."
+    "--runs",
+    "root",
+    default="runs",
+    show_default=True,
+    metavar="PATH",
+    callback=_root,
+    help="Storage root: a folder, or s3://, gs://, az://.",
 )
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON: sizes in bytes, times in seconds."

@@ -113,6 +113,7 @@ def _print_prospects(prospects: "list[Preview]", plan: "Plan") -> None:
 
 def _print_usage(plan: "Plan", run: "RunView") -> None:
     """Where the best student is, and what can be done with it; of a plan without one, the best model."""
+    from raydistill import storage_name
     from raydistill.terminal import shown_path
 
     found = run.best("student", "model")
@@ -120,6 +121,8 @@ def _print_usage(plan: "Plan", run: "RunView") -> None:
         return
     model = shlex.quote(str(shown_path(found.folder.path)))
     inputs = "PICTURE..." if len(plan.task.input_shape) == 3 else "ARRAYS.npy"
-    runs = "" if run.root == Path("runs").absolute() else f" --runs {shlex.quote(str(shown_path(run.root)))}"
+    root = storage_name(run.root)
+    shown = root if "://" in root else str(shown_path(run.root))
+    runs = "" if run.root == Path("runs").absolute() else f" --runs {shlex.quote(shown)}"
     click.echo(f"\n`{found.name}` is in {model}\n  distill predict {model} {inputs}{runs}")
     click.echo(f"  distill evaluate {model} --split test{runs}")

@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 @click.option("--force", multiple=True, metavar="STAGE", help="Run this stage again from the start.")
 @head_option
 @click.option(
-    "--runs", "root", type=click.Path(path_type=Path), help="Storage root: absolute, seen by every node."
+    "--runs",
+    "root",
+    metavar="PATH",
+    help="Storage root: absolute, seen by every node, or s3://, gs://, az://.",
 )
 @tracking_option
 @untracked_option
@@ -61,7 +64,7 @@ def submit(
     only: tuple[str, ...],
     force: tuple[str, ...],
     address: str | None,
-    root: Path | None,
+    root: str | None,
     tracking_uri: str | None,
     exclude: tuple[str, ...],
     include: tuple[str, ...],

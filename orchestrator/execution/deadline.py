@@ -112,7 +112,7 @@ def read_stacks(request: StageRequest) -> str:
 
 def stacks_path(request: StageRequest, rank: int) -> Path:
     """Where a rank writes."""
-    return Path(request.root) / request.folder / STACKS.format(rank)
+    return request.place / STACKS.format(rank)
 
 
 def _too_long(request: StageRequest) -> str:

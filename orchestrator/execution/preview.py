@@ -13,6 +13,7 @@ from raydistill.plan.order import Graph, Node
 from raydistill.runs.data_files import DataFiles
 from raydistill.runs.folder import CHECKPOINT, CONFIG, StageFolder
 from raydistill.runs.record import Record
+from raydistill.runs.remote_stage import refresh_stages
 from raydistill.runs.view import read_graph, read_identity, runs_of
 from raydistill.tasks.task import Task
 
@@ -38,6 +39,7 @@ def look_ahead(
     graph: Graph, root: Path, plan_name: str, forced: Collection[str] = (), task: Task | None = None
 ) -> list[Preview]:
     """Judge every node of a graph without starting anything. With the `task`, changed data is told file by file."""
+    refresh_stages(root / node.folder for node in graph.nodes.values())
     before, data = _earlier_folders(root, plan_name), DataFiles(root, task) if task is not None else None
     prospects = {
         prospect.node.name: prospect for prospect in _prospects(graph, root, before, set(forced), data)

@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 
 from raydistill.plan.order import Graph, Node
 from raydistill.plan.resources import ResourcesConfig
+from raydistill.runs.mirror import open_storage, storage_name
 from raydistill.runs.placement import Placement
 from raydistill.tasks.task import Task
 
@@ -15,9 +16,9 @@ from raydistill.tasks.task import Task
 class StageRequest:
     """One attempt at one stage. All fields are JSON values.
 
-    `reads` and `peers` map node names to folders below `root`, `metrics` the addresses of the user's own to the digests
-    of their code. `afterwards`, if not empty, is the address of a
-    function and what it is called with: by the stage's process, once the record is written. `number` counts the
+    `root` is the storage root as every machine opens it; `reads` and `peers` map node names to folders below it,
+    `metrics` the addresses of the user's own to the digests of their code. `afterwards`, if not empty, is the address
+    of a function and what it is called with: by the stage's process, once the record is written. `number` counts the
     attempts of this run at the stage; `workers_come_and_go` is the kind's.
     """
 
@@ -40,6 +41,11 @@ class StageRequest:
     afterwards: tuple[str, ...] = ()
     number: int = 1
     workers_come_and_go: bool = False
+
+    @property
+    def place(self) -> Path:
+        """The stage's folder on this machine."""
+        return open_storage(self.root) / self.folder
 
     @property
     def shape(self) -> ResourcesConfig:
@@ -108,7 +114,7 @@ def build_request(
         kind=node.kind,
         fingerprint=node.fingerprint,
         folder=node.folder,
-        root=str(root),
+        root=storage_name(root),
         config=node.config.model_dump(mode="json"),
         identity=dict(node.identity),
         task=task.model_dump(mode="json"),

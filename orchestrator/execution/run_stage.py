@@ -21,6 +21,7 @@ from raydistill.plan.schema import build_task
 from raydistill.plan.stage import stage_of
 from raydistill.runs.context import StageContext, never
 from raydistill.runs.folder import LOG, StageFolder
+from raydistill.runs.mirror import open_storage
 from raydistill.runs.placement import nodes_of, read_places, remove_places, write_place
 from raydistill.runs.plan_run import finished_record
 from raydistill.runs.record import Record, summary_of
@@ -44,12 +45,13 @@ def run_stage(
     whichever worker meets it first. `node_id`: what Ray calls this machine.
     """
     started = time.monotonic()
-    folder = StageFolder(Path(request.root) / request.folder)
+    root = open_storage(request.root)
+    folder = StageFolder(root / request.folder)
     deadline = Deadline(request, rank)
     context = StageContext(
         name=request.name,
         folder=folder,
-        root=Path(request.root),
+        root=root,
         reads=request.reads,
         peers=request.peers,
         attempt=request.attempt,
@@ -62,7 +64,10 @@ def run_stage(
         sees_test=request.sees_test,
         on_report=on_report,
     )
-    with _logging_to(folder.path / LOG, enabled=rank == 0):
+    with (
+        folder.worked_on(request.identity, is_main=rank == 0),
+        _logging_to(folder.path / LOG, enabled=rank == 0),
+    ):
         try:
             write_place(folder.path, request.attempt, rank, node_id)
             _set_threads(request)

@@ -10,6 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from raydistill.errors import PlanError, StoreError
@@ -23,6 +24,7 @@ from raydistill.runs.lease import Leases
 from raydistill.runs.placement import STARTING
 from raydistill.runs.plan_run import NodeState, finished_record
 from raydistill.runs.record import Record
+from raydistill.runs.remote_stage import refresh_stages
 from raydistill.runs.run_files import SUCCEEDED, Status
 from raydistill.tasks.task import Task
 
@@ -119,6 +121,7 @@ class _Run:
                 self._finish(node.name, "skipped", note="nothing was started")
 
     def _mark_cached(self) -> None:
+        refresh_stages(self._folder(node).path for node in self.graph.nodes.values())
         finished = [name for name, node in self.graph.nodes.items() if self._has_result(node)]
         forced = [name for name, node in self.graph.nodes.items() if node.folder in self.forced]
         for name in finished:
@@ -274,6 +277,8 @@ class _Run:
     def _ended(self, name: str, outcome: Outcome) -> None:
         self.ready.end(name)
         state, folder = self.states[name], self._folder(self.graph.nodes[name])
+        with suppress(StoreError):  # the news of another machine's work; whoever reads the result looks again
+            folder.refresh()
         state.seconds += outcome.seconds or (time.monotonic() - (state.started or time.monotonic()))
         # Before the outcome is looked at: whatever this attempt says, the folder is written by another driver now.
         if not self.leases.is_ours(folder.path):

@@ -34,6 +34,7 @@ from raydistill.runs.context import claim_attempt
 from raydistill.runs.files import read_json
 from raydistill.runs.folder import StageFolder
 from raydistill.runs.lease import Leases
+from raydistill.runs.mirror import storage_name
 from raydistill.runs.plan_run import finished_record
 from raydistill.tasks.task import Task
 
@@ -287,7 +288,7 @@ class _Look:
             kind=kind,
             fingerprint=number,
             folder=str(folder.path.relative_to(self.root)),
-            root=str(self.root),
+            root=storage_name(self.root),
             config=config.model_dump(mode="json"),
             identity=identity,
             task=self.task.model_dump(mode="json"),
@@ -301,6 +302,7 @@ class _Look:
         claim_attempt(folder, request.attempt)
         outcome = self._run(request)
         if outcome.status == "done":
+            folder.fetch()
             return {"findings": [], **read_json(folder.path / FOUND)}
         if outcome.status == "stopped":
             return {"findings": []}
@@ -319,9 +321,10 @@ class _Look:
 
 def _remembered(folder: StageFolder) -> dict[str, Any] | None:
     """The findings of an earlier look, unless there was an error among them: a user who fixed it expects a new look."""
-    if finished_record(folder.path) is None:
-        return None
     try:
+        folder.refresh()
+        if finished_record(folder.path) is None:
+            return None
         found = {"findings": [], **read_json(folder.payload(FOUND))}
     except StoreError:
         return None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raydistill.runs.files import atomic_write, make_folder
+from raydistill.runs.mirror import send
 from raydistill.runs.run_files import PLOTS, REPORT
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def _write(folder: Path, page: str, plots: "Sequence[Plot]") -> Path:
     report = folder / REPORT
     with atomic_write(report) as temporary:
         temporary.write_text(page, encoding="utf-8")
+    send(folder)
     return report
 
 

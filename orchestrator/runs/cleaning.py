@@ -22,7 +22,9 @@ from raydistill.runs.files import store_errors
 from raydistill.runs.folder import CHECKPOINT, RECORD, StageFolder
 from raydistill.runs.inventory import Inventory, StoredRun, ended_at, read_stored_run, size_of, subfolders
 from raydistill.runs.lease import Leases, is_held
-from raydistill.runs.run_files import GRAPH
+from raydistill.runs.mirror import bring_all, send
+from raydistill.runs.mirror import remove as withdraw
+from raydistill.runs.run_files import GRAPH, RESULTS
 from raydistill.runs.search_run import SEARCH
 from raydistill.runs.search_view import SEARCHES_FOLDER
 from raydistill.runs.view import PLANS_FOLDER, STAGES_FOLDER
@@ -223,9 +225,11 @@ def _remove_stage(removal: Removal, newcomers: "_Newcomers") -> str | None:
     )  # a name that `StageFolder.unfinish` sweeps, should we die here
     with store_errors(record, "hide"), suppress(FileNotFoundError):
         record.rename(hidden)
+    withdraw(record)
     if newcomers.want(removal.path.name):
         with store_errors(record), suppress(FileNotFoundError):
             hidden.rename(record)
+        send(record)
         return "a run that began meanwhile needs it"
     _delete(removal.path)
     return None
@@ -233,6 +237,7 @@ def _remove_stage(removal: Removal, newcomers: "_Newcomers") -> str | None:
 
 def _delete(path: Path) -> None:
     """Rename, then delete: nobody meets half of it."""
+    withdraw(path)
     away = path.with_name(_temporary(path.name.lstrip(".")))
     with store_errors(path, "delete"):
         path.rename(away)
@@ -265,6 +270,7 @@ class _Newcomers:
     def want(self, stage: str) -> bool:
         """Whether one of them needs a stage; of a search that runs nobody knows, so it needs all."""
         root = self._inventory.root
+        bring_all(root / PLANS_FOLDER, (GRAPH, RESULTS))
         for plan in subfolders(root / PLANS_FOLDER):
             for folder in subfolders(plan):
                 if folder not in self._known and (run := read_stored_run(folder)) is not None:

@@ -14,7 +14,9 @@ from raydistill.plan.model import ModelConfig
 from raydistill.plan.own_metrics import metric_at
 from raydistill.runs.files import json_line, read_json, replaced_file, store_errors
 from raydistill.runs.folder import METRICS, StageFolder
+from raydistill.runs.mirror import bring, send
 from raydistill.runs.record import OwnMetric
+from raydistill.runs.stage_files import ATTEMPT
 from raydistill.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 
     from raydistill.tasks.splits import Split
 
-ATTEMPT = "attempt.json"
 FLUSH_SECONDS = 2.0
 
 log = logging.getLogger("raydistill")
@@ -101,7 +102,9 @@ class StageContext:
 
     def input(self, name: str) -> StageFolder:
         """The folder of a finished stage that this one reads."""
-        return StageFolder(self.root / self.reads[name])
+        folder = StageFolder(self.root / self.reads[name])
+        folder.refresh()
+        return folder
 
     def peer(self, name: str) -> StageFolder:
         """The folder of a stage that runs beside this one: it may be unfinished, or not there at all."""
@@ -153,6 +156,7 @@ class StageContext:
         """Raise unless this attempt still owns the folder."""
         if not self.attempt:
             return
+        bring(self.folder.path / ATTEMPT)
         try:
             current = read_json(self.folder.path / ATTEMPT)["attempt"]
         except StoreError:
@@ -167,3 +171,4 @@ def claim_attempt(folder: StageFolder, attempt: str) -> None:
     """Make `attempt` the only one that may publish to `folder`. Processes matter here, not power cuts: no fsync."""
     with replaced_file(folder.path / ATTEMPT) as temporary:
         temporary.write_text(json_line({"attempt": attempt}), encoding="utf-8")
+    send(folder.path / ATTEMPT)

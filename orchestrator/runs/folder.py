@@ -2,8 +2,8 @@
 
 import re
 import shutil
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,16 @@ from raydistill.runs.files import (
     store_errors,
     write_json,
 )
+from raydistill.runs.mirror import mirror_of, release_readers
 from raydistill.runs.record import Record
+from raydistill.runs.remote_stage import remote_stage
+from raydistill.runs.stage_files import CHECKPOINT as CHECKPOINT
+from raydistill.runs.stage_files import CONFIG as CONFIG
+from raydistill.runs.stage_files import LOG as LOG
+from raydistill.runs.stage_files import METRICS as METRICS
+from raydistill.runs.stage_files import RECORD as RECORD
+from raydistill.runs.stage_files import STAMPS as STAMPS
 
-RECORD = "record.json"
-CONFIG = "config.json"
-METRICS = "metrics.jsonl"
-STAMPS = "stamps.json"
-LOG = "log.txt"
-CHECKPOINT = "checkpoint"
 # From a file, it becomes part of a path and of a pattern: `../..` would lead out of the root, `*` to any stage.
 FINGERPRINT = re.compile(r"[0-9a-f]{12}")
 
@@ -37,10 +39,52 @@ def predictions_of(split: str) -> str:
 
 
 class StageFolder:
-    """`runs/stages/<kind>-<fingerprint>/`, shared by every plan that asks for the same thing."""
+    """`runs/stages/<kind>-<fingerprint>/`, shared by every plan that asks for the same thing.
+
+    Of a storage root behind a URL it is this machine's copy: `refresh` sees what others did, `payload` and `fetch` have
+    what they made here. `refresh` and `fetch` do nothing to a folder that all machines share.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._remote = remote_stage(path)
+
+    def refresh(self) -> None:
+        """See whether other machines made, or are making, this stage: record, metrics, log."""
+        if self._remote is not None:
+            self._remote.refresh()
+
+    def fetch(self) -> "StageFolder":
+        """Have all payload of a finished stage on this machine; returns itself. `StoreError` when some is damaged."""
+        if self._remote is not None:
+            if self.record() is None:
+                self.refresh()
+            self._remote.fetch(self.done_record().payload)
+        return self
+
+    def bring_checkpoint(self) -> None:
+        """See the last checkpoint that another machine left, if it is further than the one here."""
+        if self._remote is not None:
+            self._remote.refresh()
+            self._remote.bring_checkpoint()
+
+    @contextmanager
+    def worked_on(self, identity: Mapping[str, Any], *, is_main: bool) -> Iterator[None]:
+        """While this process makes the stage, as the only one that writes here or beside the one that `is_main`: from
+        the last checkpoint that any machine has, and others see how far it is."""
+        if self._remote is None:
+            yield
+            return
+        try:
+            self.create(identity)
+            if is_main:
+                with self._remote.worked_on():
+                    yield
+            else:
+                self._remote.bring_checkpoint()
+                yield
+        finally:
+            release_readers()
 
     def create(self, identity: Mapping[str, Any]) -> None:
         """Make the folder and write what the stage is; a folder of another stage is refused."""
@@ -66,13 +110,18 @@ class StageFolder:
         """The folder below the storage root of a stage that another one names by its fingerprint."""
         if FINGERPRINT.fullmatch(str(fingerprint)) is None:
             raise StoreError(f"`{fingerprint}` is no fingerprint of a stage: whatever names it is damaged")
-        found = sorted((root / "stages").glob(f"*-{fingerprint}"))
+        if (mirror := mirror_of(root / "stages")) is not None:
+            there = mirror.folders(root / "stages")
+            found = [folder for folder in there if folder.name.endswith(f"-{fingerprint}")]
+        else:
+            found = sorted((root / "stages").glob(f"*-{fingerprint}"))
         if not found:
             raise StoreError(
                 f"the stage `{fingerprint}` is gone; bring it back, or make it again: `distill run PLAN --only STAGE`"
             )
         folder = cls(found[0])
         folder._refuse_link()
+        folder.refresh()
         return folder
 
     def _refuse_link(self) -> None:
@@ -110,7 +159,10 @@ class StageFolder:
         # The record is last: it makes the folder a result, so all that it speaks of has to be on the disk. Stamps
         # without a record mean nothing; a record without stamps would have all files read again.
         self._keep_stamps(self._stamps(record.payload))
-        write_json(self.path / RECORD, record.model_dump(mode="json"))
+        values = record.model_dump(mode="json")
+        if self._remote is not None:  # first: a result that only this machine knows of is none
+            self._remote.publish(json_text(values), record.payload)
+        write_json(self.path / RECORD, values)
 
     def write_failure(self, record: Record) -> None:
         """Record why there is no result. A finished result that only could not be judged again stays."""
@@ -130,6 +182,8 @@ class StageFolder:
             record = self.done_record()
         except StoreError as error:
             return error.message
+        if self._remote is not None:  # bytes are looked at where they are fetched
+            return self._remote.missing(record.payload)
         return self._damage_of(record.payload)
 
     def damage_since(self, record: Record) -> str | None:
@@ -137,6 +191,8 @@ class StageFolder:
 
         Bytes that go bad on the disk change neither: only `damage` finds those.
         """
+        if self._remote is not None:
+            return self._remote.missing(record.payload)
         # Taken before the files are read: what changes while they are read has another stamp next time.
         now, whole = self._stamps(record.payload), self._kept_stamps()
         changed = {
@@ -182,6 +238,8 @@ class StageFolder:
         path = self.path / name
         if name not in record.payload:
             raise StoreError(f"`{self.path / RECORD}` lists no `{name}`")
+        if self._remote is not None:
+            self._remote.fetch({name: record.payload[name]})
         # Whoever asks for a payload reads all of it: the sum, 0.7 s a GB, is a small part of that.
         if not path.is_file() or sha256_file(path) != record.payload[name]:
             raise StoreError(f"`{path}` is damaged: run the plan again, the stage is made anew")
@@ -190,6 +248,8 @@ class StageFolder:
     def forget(self) -> None:
         """Delete everything but the lease: the stage runs from the start."""
         self.unfinish()  # first of all: a record of files that are gone would be a lie
+        if self._remote is not None:
+            self._remote.forget()
         with store_errors(self.path, "empty the folder"):
             for path in self.path.iterdir():
                 # The lease is held by whoever empties the folder, and its number must never be given a second time.
@@ -200,12 +260,25 @@ class StageFolder:
     def unfinish(self) -> None:
         """Make the folder unfinished work again: no record, and nothing half-written by a process that died."""
         self._refuse_link()
+        if self._remote is not None:
+            self._remote.withdraw()
         with store_errors(self.path, "clear the folder"):
             for name in (RECORD, STAMPS):
                 _remove(self.path / name)
             # Under the lease nobody else writes here: what a temporary name holds belongs to a process that is gone.
             for path in self.path.rglob(".*.tmp"):
                 path.unlink(missing_ok=True)
+
+
+def fetched(path: Path) -> Path:
+    """A finished stage's folder, with all its payload on this machine; any other folder as it is."""
+    if mirror_of(path) is not None:
+        folder = StageFolder(path)
+        if folder.record() is None:
+            folder.refresh()
+        if folder.record() is not None:
+            folder.fetch()
+    return path
 
 
 def _remove(path: Path) -> None:

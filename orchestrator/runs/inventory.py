@@ -15,6 +15,8 @@ from typing import Any
 from raydistill.errors import PlanError, StoreError
 from raydistill.runs.files import read_as
 from raydistill.runs.folder import CONFIG
+from raydistill.runs.mirror import mirror_of, open_storage
+from raydistill.runs.remote_stage import refresh_root
 from raydistill.runs.run_files import GRAPH, RESULTS, ResultsFile
 from raydistill.runs.search_run import SEARCH, TrialRecord
 from raydistill.runs.search_view import SEARCHES_FOLDER, SearchView, open_search
@@ -136,9 +138,10 @@ class Inventory:
 
 def read_inventory(runs: Path | str = "runs") -> Inventory:
     """Look through a storage root; `StoreError` when there is none."""
-    root = Path(runs).absolute()
+    root = open_storage(runs).absolute()
     if not root.is_dir():
         raise StoreError(f"there is no storage root `{root}`; name it with `--runs`")
+    refresh_root(root)
     links: list[Path] = []
     plans, searches, stages = (
         subfolders(root / name, links) for name in (PLANS_FOLDER, SEARCHES_FOLDER, STAGES_FOLDER)
@@ -227,7 +230,9 @@ def _opened(folder: Path, root: Path) -> RunView | SearchView | StageView | None
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files below a folder. Links count as nothing."""
+    """Bytes of a file, or of all files below a folder, wherever they are. Links count as nothing."""
+    if (mirror := mirror_of(path)) is not None and path.is_dir():
+        return sum(entry.size for entry in mirror.listed(path).values())
     try:
         if not path.is_dir() or path.is_symlink():
             return 0 if path.is_symlink() else path.stat().st_size

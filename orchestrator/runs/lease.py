@@ -6,6 +6,8 @@ over, owns the folder; the last one is never deleted, so numbers only grow and n
 The owner counts up inside its file; whoever else wants the folder watches the count. A count that stands still for
 `PATIENCE` seconds by the watcher's own clock, or an owner whose process is gone from this very machine, means that
 the owner is dead. Clocks are never compared. An owner that was only asleep finds a higher number beside its own.
+
+Behind a URL the lease is one object (`runs/bucket_lease.py`), created or swapped by one alone.
 """
 
 import os
@@ -22,15 +24,19 @@ from pathlib import Path
 import psutil
 
 from raydistill.errors import StoreError
+from raydistill.runs.bucket_lease import RELEASED, BucketLease, read_lease, take_lease
 from raydistill.runs.files import json_line, make_folder, parse_json, store_errors
+from raydistill.runs.mirror import Mirror, mirror_of
+from raydistill.runs.remote_stage import RemoteStage
 
 LEASE = re.compile(r"lease-(\d+)\.json")
 # Ten beats. A driver held up for some seconds by a network file system, or by swapping, keeps its stages; what a dead
 # one was training waits so long for its successor.
 BEAT_SECONDS = 2.0
 PATIENCE = 20.0
+# Behind a URL beats are rarer, and a connection may be away for a minute.
+BUCKET_PATIENCE = 90.0
 LENGTH = 400  # bytes: every write replaces all of the one before, so a reader never finds a file cut short or empty
-RELEASED: dict[str, object] = {"released": True}
 
 
 class Lease:
@@ -74,7 +80,7 @@ class Lease:
 class Leases:
     """The leases that this driver holds or watches; held ones are kept alive by a thread."""
 
-    held: dict[Path, Lease] = field(default_factory=dict)
+    held: dict[Path, Lease | BucketLease] = field(default_factory=dict)
     _seen: dict[Path, tuple[bytes, float]] = field(default_factory=dict)
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
@@ -83,18 +89,8 @@ class Leases:
     def acquire(self, folder: Path) -> bool:
         """Try to own `folder`, which is created. False: another driver that seems alive owns it; ask again later."""
         make_folder(folder)
-        try:
-            with store_errors(folder, "take the lease of"):
-                last = _last_number(folder)
-                # The last number is read once, for the look and for the creation: if another driver creates one
-                # between, ours fails to be created, or finds a higher one beside it.
-                if last and self._seems_alive(folder, last):
-                    return False
-                lease = _create(folder, last + 1)
-        except StoreError:
-            if folder.exists():
-                raise
-            return False  # `distill clean` took it away since it was made
+        mirror = mirror_of(folder)
+        lease = self._take(folder) if mirror is None else self._take_behind_url(mirror, folder)
         if lease is None:
             return False
         with self._lock:
@@ -103,6 +99,28 @@ class Leases:
         # Only now: the thread must not beat a lease that may still turn out to be another's.
         self._keep_alive()
         return True
+
+    def _take(self, folder: Path) -> Lease | None:
+        try:
+            with store_errors(folder, "take the lease of"):
+                last = _last_number(folder)
+                # The last number is read once, for the look and for the creation: if another driver creates one
+                # between, ours fails to be created, or finds a higher one beside it.
+                if last and self._seems_alive(folder, last):
+                    return None
+                return _create(folder, last + 1)
+        except StoreError:
+            if folder.exists():
+                raise
+            return None  # `distill clean` took it away since it was made
+
+    def _take_behind_url(self, mirror: Mirror, folder: Path) -> BucketLease | None:
+        lease = take_lease(
+            mirror, folder, _owner(), lambda content: self._moves(folder, content, BUCKET_PATIENCE)
+        )
+        if lease is not None and folder.parent.parent == mirror.root:
+            RemoteStage(mirror, folder).refresh()  # whoever had it may have finished it
+        return lease
 
     def is_ours(self, folder: Path) -> bool:
         """Whether we own `folder`, and nobody took it over."""
@@ -131,15 +149,23 @@ class Leases:
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_SECONDS):
-            with self._lock:  # a lease that is released must not be revived by a late beat
-                for lease in self.held.values():
-                    lease.beat()
+            for folder in list(self.held):
+                with self._lock:  # a lease that is released must not be revived by a late beat
+                    lease = self.held.get(folder)
+                    if lease is not None:
+                        lease.beat()
+                if isinstance(lease, BucketLease):
+                    lease.look()
 
     def _seems_alive(self, folder: Path, number: int) -> bool:
         try:
             content = _path(folder, number).read_bytes()
         except FileNotFoundError:
             return True  # replaced by a successor between two looks
+        return self._moves(folder, content, PATIENCE)
+
+    def _moves(self, folder: Path, content: bytes, patience: float) -> bool:
+        """Whether the owner whose file says `content` seems alive."""
         if _is_over(content):
             return False
         seen, since = self._seen.get(folder, (None, 0.0))
@@ -147,11 +173,14 @@ class Leases:
         if seen != content:
             self._seen[folder] = (content, time.monotonic())
             return True
-        return time.monotonic() - since <= PATIENCE
+        return time.monotonic() - since <= patience
 
 
 def is_held(folder: Path) -> bool:
     """Whether somebody owns `folder`, as far as one look tells: an owner on another machine may be dead."""
+    if (mirror := mirror_of(folder)) is not None:
+        content = read_lease(mirror, folder)
+        return content is not None and not _is_over(content)
     try:
         last = _last_number(folder)
         return last > 0 and not _is_over(_path(folder, last).read_bytes())
@@ -185,7 +214,7 @@ def _last_number(folder: Path) -> int:
 
 def _create(folder: Path, number: int) -> Lease | None:
     """Create the lease that follows the last one; None when somebody else was faster."""
-    content: dict[str, object] = {"owner": uuid.uuid4().hex, "machine": _machine(), "pid": os.getpid()}
+    content = _owner()
     path = _path(folder, number)
     try:
         # The one step that only one can take, also on NFS since version 3; a rename would replace the other's file.
@@ -205,6 +234,10 @@ def _create(folder: Path, number: int) -> Lease | None:
         if older < number:
             _path(folder, older).unlink(missing_ok=True)
     return Lease(folder, number, content)
+
+
+def _owner() -> dict[str, object]:
+    return {"owner": uuid.uuid4().hex, "machine": _machine(), "pid": os.getpid()}
 
 
 def _is_over(content: bytes) -> bool:

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from raydistill.errors import StoreError
 from raydistill.runs.files import json_text, read_json, replaced_file
-
-PLACE = "place-rank{}.json"
+from raydistill.runs.mirror import send
+from raydistill.runs.stage_files import PLACE
 
 Phase = Literal["waiting for room", "starting", "running", "node lost"]
 
@@ -39,6 +39,7 @@ def write_place(folder: Path, attempt: str, rank: int, node_id: str = "") -> Non
         temporary.write_text(
             json_text({"attempt": attempt, "node": here(), "node_id": node_id}), encoding="utf-8"
         )
+    send(folder / PLACE.format(rank))
 
 
 def read_places(folder: Path, attempt: str, workers: int) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ from raydistill.plan.schema import Plan
 from raydistill.runs.data_files import write_listings
 from raydistill.runs.files import atomic_write, make_folder, read_json, replaced_file, write_json
 from raydistill.runs.folder import StageFolder
+from raydistill.runs.mirror import bring, send, storage_name
 from raydistill.runs.placement import STARTING, Placement
 from raydistill.runs.record import Record
 from raydistill.runs.run_files import (
@@ -91,6 +92,7 @@ class PlanRun:
             temporary.write_text(plan_text(self.plan), encoding="utf-8")
         write_json(self.folder / GRAPH, graph_values(self.plan, self.graph, self.run_id))
         write_listings(self.root, self.plan.task, self.graph.task, self.graph.test)
+        send(self.folder)  # and a storage root that nothing can be written to is told now
 
     def write_survey(self, survey: Mapping[str, Any]) -> None:
         """Keep what was found before the first stage: all of it in `survey.json`, the lines in the results too."""
@@ -105,7 +107,7 @@ class PlanRun:
             "run_id": self.run_id,
             "status": status,
             "seconds": round(time.monotonic() - self.started, 3),
-            "storage": str(self.root),
+            "storage": storage_name(self.root),
             "command": mask(self.command),
             "versions": self.versions,
             "task": {
@@ -118,6 +120,7 @@ class PlanRun:
             "mlflow": self.mlflow,
         }
         write_json(self.folder / RESULTS, self.results)
+        send(self.folder / RESULTS)
 
     def _stages(self, states: Mapping[str, NodeState]) -> dict[str, Any]:
         entries = {
@@ -296,8 +299,11 @@ def plan_text(plan: Plan) -> str:
 def read_data_sizes(root: Path, task: Mapping[str, Any], test: str) -> dict[str, int]:
     """Samples per split of a task with this identity and test split, as a stage noted them; empty before any stage
     loaded the data."""
+    path = _data_sizes_file(root, task, test)
     try:
-        return SIZES.validate_python(read_json(_data_sizes_file(root, task, test)))
+        if not path.exists():
+            bring(path)
+        return SIZES.validate_python(read_json(path))
     except (StoreError, ValidationError):
         return {}
 
@@ -308,6 +314,7 @@ def write_data_sizes(root: Path, task: Mapping[str, Any], test: str, sizes: Mapp
     if read_data_sizes(root, task, test) != sizes:
         make_folder(path.parent)
         write_json(path, dict(sizes))
+        send(path)
 
 
 def _data_sizes_file(root: Path, task: Mapping[str, Any], test: str) -> Path:

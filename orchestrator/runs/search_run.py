@@ -22,6 +22,7 @@ from raydistill.errors import StoreError
 from raydistill.plan.fingerprint import digest
 from raydistill.plan.search import Domain
 from raydistill.runs.files import json_text, make_folder, read_as, replaced_file, write_json
+from raydistill.runs.mirror import bring_all, remove, send
 
 TrialStatus = Literal["running", "done", "stopped_early", "failed", "interrupted"]
 SEARCH, BEST_PLAN, TRIALS = "search.json", "best.yaml", "trials"
@@ -110,16 +111,20 @@ class SearchRun:
         """Make the folder."""
         make_folder(self.folder / TRIALS)
         self.stop_file.unlink(missing_ok=True)
+        remove(self.stop_file)
+        bring_all(self.folder)
 
     def write(self, description: Mapping[str, Any]) -> None:
         """Replace `search.json`."""
         write_json(self.folder / SEARCH, dict(description))
+        send(self.folder / SEARCH)
 
     def write_trial(self, record: TrialRecord) -> None:
         """Replace a trial's record. Only one that is over waits for the disk: the others are soon replaced."""
         path, values = self.folder / TRIALS / f"{record.id}.json", record.model_dump(mode="json")
         if record.is_over:
             write_json(path, values)
+            send(path)
             return
         with replaced_file(path) as temporary:
             temporary.write_text(json_text(values), encoding="utf-8")

@@ -10,6 +10,7 @@ from pydantic import ConfigDict
 from raydistill.kinds.searches import PopulationConfig
 from raydistill.plan.search import Domain
 from raydistill.runs.files import read_as, read_text
+from raydistill.runs.mirror import bring_all
 from raydistill.runs.run_files import PLAN, FromFile, Seconds
 from raydistill.runs.search_run import BEST_PLAN, SEARCH, TrialRecord, read_trials
 
@@ -151,5 +152,6 @@ def open_search(folder: Path, root: Path) -> SearchView:
 
 def searches(root: Path, plan_name: str) -> list[Path]:
     """The folders of all searches of a plan, the latest last."""
+    bring_all(root / SEARCHES_FOLDER)
     files = (root / SEARCHES_FOLDER).glob(f"{plan_name}-{'[0-9a-f]' * 12}/{SEARCH}")
     return [path.parent for path in sorted(files, key=lambda path: path.stat().st_mtime)]

@@ -17,8 +17,10 @@ from raydistill.metrics import METRICS as METRIC_TABLE
 from raydistill.metrics import Accuracy, Metric
 from raydistill.plan.stage import StageConfig
 from raydistill.runs.files import parse_json, read_as, read_text
-from raydistill.runs.folder import CONFIG, METRICS, StageFolder, predictions_of
+from raydistill.runs.folder import CONFIG, METRICS, RECORD, StageFolder, predictions_of
+from raydistill.runs.mirror import bring_all
 from raydistill.runs.record import Record
+from raydistill.runs.remote_stage import refresh_stages
 from raydistill.runs.run_files import (
     GRAPH,
     PLAN,
@@ -303,6 +305,8 @@ def open_run(folder: Path, root: Path) -> RunView:
     for node in graph.nodes:
         if unknown := set(node.reads) - names:
             raise StoreError(f"`{folder / GRAPH}` is damaged: `{node.name}` reads {sorted(unknown)}")
+    folders = [root / node.folder for node in graph.nodes]
+    refresh_stages(folder for folder in folders if not (folder / RECORD).exists())
     stages = {node.name: _open_stage(node, results, root, folder) for node in graph.nodes}
     return RunView(folder, root, graph, results, stages)
 
@@ -314,6 +318,7 @@ def read_graph(folder: Path) -> GraphFile:
 
 def runs_of(root: Path, plan_name: str) -> list[Path]:
     """The folders of a plan's last runs that wrote results, the latest first; not of all that there ever were."""
+    bring_all(root / PLANS_FOLDER / plan_name, (GRAPH, PLAN, RESULTS))
     files = sorted((root / PLANS_FOLDER / plan_name).glob(f"*/{RESULTS}"), reverse=True)
     return [path.parent for path in files[:RUNS_BACK]]
 

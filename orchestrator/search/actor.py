@@ -11,7 +11,6 @@ import queue
 import threading
 import time
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -26,9 +25,9 @@ METRIC, EPOCH, EPOCHS, RESULT = "metric", "epoch", "epochs", "result"
 class TrialStop(threading.Event):
     """Set for one trial by Tune, or for all by a file."""
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, root: str, name: str) -> None:
         super().__init__()
-        self._file = StopFile(Path(file))
+        self._file = StopFile(root, name)
 
     def is_set(self) -> bool:
         """Whether the trial is to write its checkpoint and end."""
@@ -46,7 +45,7 @@ class TrialActor(tune.Trainable):
         self,
         config: dict[str, Any],
         working_folder: str = "",
-        stop_file: str = "",
+        stop_file: tuple[str, str] = ("", ""),
         share: Resources | None = None,
         seconds_between: float = 0.0,
     ) -> None:
@@ -80,7 +79,7 @@ class TrialActor(tune.Trainable):
     def _begin(self, config: dict[str, Any]) -> None:
         enter_folder(self._working_folder)  # again: Tune has gone to the trial's folder
         self._news: queue.Queue[dict[str, Any]] = queue.Queue()
-        self._stop = TrialStop(self._stop_file)
+        self._stop = TrialStop(*self._stop_file)
         self._thread = threading.Thread(
             target=self._train,
             args=(json.loads(config["request"]), self._share, self._stop, self._news),

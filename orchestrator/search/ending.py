@@ -5,6 +5,7 @@ import time
 
 from raydistill.errors import StoreError
 from raydistill.runs.files import store_errors
+from raydistill.runs.mirror import remove, send
 from raydistill.runs.search_run import SearchRun
 
 GRACE_SECONDS = 15.0  # for checkpoints
@@ -25,6 +26,7 @@ class Ending:
             self._asked = time.monotonic()
             with store_errors(self._file):
                 self._file.touch()
+            send(self._file)
         return self._asked is not None
 
     @property
@@ -42,5 +44,6 @@ class Ending:
         try:
             with store_errors(self._file):
                 self._file.unlink(missing_ok=True)
+            remove(self._file)
         except StoreError:
             return

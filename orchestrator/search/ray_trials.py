@@ -18,6 +18,7 @@ from raydistill.kinds.searches import AshaConfig, MedianConfig
 from raydistill.kinds.stage_bases import TrainingConfig
 from raydistill.lookup import load_object
 from raydistill.plan.search import SchedulerOptions
+from raydistill.runs.mirror import storage_name
 from raydistill.runs.record import summary_of
 from raydistill.runs.search_run import SearchRun, TrialRecord
 from raydistill.search.ending import Ending
@@ -62,7 +63,7 @@ def run_trials(trial_log: TrialLog, run: SearchRun, ending: Ending, *, is_own: b
     is_followed = problem.config.scheduler.stops_trials
     parameters = {
         "working_folder": str(Path.cwd()),
-        "stop_file": str(run.stop_file),
+        "stop_file": (storage_name(run.root), run.stop_file.relative_to(run.root).as_posix()),
         "share": resources.share,
         "seconds_between": 0.0 if is_followed else SECONDS_BETWEEN,
     }

@@ -34,6 +34,7 @@ from raydistill.run_plan import (
 from raydistill.runs.files import atomic_write
 from raydistill.runs.folder import StageFolder
 from raydistill.runs.lease import PATIENCE, Leases
+from raydistill.runs.mirror import send, storage_name
 from raydistill.runs.plan_run import FastDumper, finished_record, plan_text
 from raydistill.runs.search_formatting import called, short_names
 from raydistill.runs.search_run import SearchRun, TrialRecord, now
@@ -111,6 +112,7 @@ def described(
     description = describe(problem, run, options)
     with atomic_write(run.folder / "plan.yaml") as temporary:
         temporary.write_text(plan_text(problem.plan), encoding="utf-8")
+    send(run.folder / "plan.yaml")
     run.write(description)
     try:
         yield description
@@ -237,6 +239,7 @@ def write_best_plan(problem: SearchProblem, best: TrialRecord, run: SearchRun, r
     body = yaml.dump(values, Dumper=FastDumper, sort_keys=False, width=100, allow_unicode=True)
     with atomic_write(run.best_plan) as temporary:
         temporary.write_text(header + body, encoding="utf-8")
+    send(run.best_plan)
 
 
 def describe(problem: SearchProblem, run: SearchRun, options: RunOptions) -> dict[str, Any]:
@@ -250,7 +253,7 @@ def describe(problem: SearchProblem, run: SearchRun, options: RunOptions) -> dic
         "fingerprint": problem.fingerprint,
         "file": problem.source.file,
         "command": mask(options.command),
-        "storage": str(options.root),
+        "storage": storage_name(options.root),
         "metric": str(problem.metric),
         "form": problem.metric.metric.form,
         "mode": problem.metric.mode,
@@ -330,7 +333,7 @@ def connected(options: RunOptions, problem: SearchProblem, *, needed: bool) -> I
     try:
         with closing(RayBackend(options.address)) as backend:
             backend.check_feasible(nodes)
-        SharedStorage().check(options.root.resolve())
+        SharedStorage().check(storage_name(options.root.resolve()))
         yield
     except ClusterLost:
         is_lost = True

@@ -22,6 +22,7 @@ from raydistill.execution.scheduler import run_stages
 from raydistill.plan.order import Graph, order_stages
 from raydistill.plan.schema import Plan
 from raydistill.runs.folder import METRICS
+from raydistill.runs.mirror import open_storage
 from raydistill.runs.plan_run import finished_record
 from raydistill.runs.run_files import SUCCEEDED
 
@@ -79,7 +80,7 @@ def run_trial(
         if judged == (node,) and request.metric in metrics:
             report(int(metrics["epoch"]), float(metrics[request.metric]))
 
-    root = Path(request.root)
+    root = open_storage(request.root)
     backend: Backend = LocalBackend(stop, hear) if share is None else RayBackend(on_report=hear, share=share)
     with closing(backend):
         states = run_stages(graph, backend, task=plan.task, root=root, stop=stop, sees_test=False)
@@ -95,7 +96,9 @@ def run_trial(
 
 def _judged(request: TrialRequest, folders: list[str], epochs: dict[int, float]) -> TrialResult:
     """The mean over the replicas of the metric's stage, which left these folders."""
-    records = {folder: finished_record(Path(request.root) / folder) for folder in request.stages.values()}
+    records = {
+        folder: finished_record(open_storage(request.root) / folder) for folder in request.stages.values()
+    }
     metrics = _mean_of([record.metrics for folder in folders if (record := records[folder]) is not None])
     value = metrics.get(request.metric)
     metrics = {name: number for name, number in metrics.items() if not name.startswith("test/")}

@@ -6,6 +6,7 @@ from typing import Any
 
 from raydistill.errors import PlanError
 from raydistill.kinds.searches import PopulationConfig
+from raydistill.runs.mirror import storage_name
 from raydistill.runs.search_run import SearchRun, TrialRecord, best_first, now, trial_id
 from raydistill.search.population import Population
 from raydistill.search.problem import SearchProblem
@@ -58,7 +59,9 @@ class TrialLog:
                 self.end(suggestion.id, TrialResult("failed", error=error.message))
                 continue
             metric = self.problem.metric
-            return suggestion, TrialRequest(plan, stages, metric.stage, metric.name, str(self._run.root))
+            return suggestion, TrialRequest(
+                plan, stages, metric.stage, metric.name, storage_name(self._run.root)
+            )
         return None
 
     def begin(self, suggestion: Suggestion, stages: Mapping[str, str] | None = None) -> None:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from raydistill.errors import StoreError
 from raydistill.runs.files import atomic_write, make_folder, read_json, sha256_file, write_json
+from raydistill.runs.mirror import glance, remove, send
 
 CHECK_ROWS = 1 << 16  # ids compared at once: half a megabyte of each view
 ELEMENTS = {
@@ -111,6 +112,7 @@ class ShardWriter:
         self.folder = make_folder(folder)
         self.layout = layout
         self.rows_per_shard = rows_per_shard
+        self._is_shared = shared
         self._own: set[int] = set()  # known to be whole: written, or verified, by this very writer
         self._next, self._held = 0, 0
         if not shared:
@@ -150,13 +152,22 @@ class ShardWriter:
     def receipt(self, index: int) -> Shard | None:
         """The shard of this number, if somebody has written it."""
         try:
-            receipt = Receipt.model_validate(read_json(self._receipt_path(index)))
+            path = self._receipt_path(index)
+            if self._is_shared:
+                glance(path)
+            receipt = Receipt.model_validate(read_json(path))
         except (StoreError, ValidationError):
             return None  # nothing to go by: the rows are written again
         file, rows = self.layout.file(index), len(self.rows_of(index))
         same = (receipt.identity, receipt.rows_per_shard) == (self.layout.identity, self.rows_per_shard)
-        is_there = (receipt.shard.file, receipt.shard.rows) == (file, rows) and (self.folder / file).is_file()
-        return receipt.shard if same and is_there else None
+        is_this = (receipt.shard.file, receipt.shard.rows) == (file, rows)
+        return receipt.shard if same and is_this and self._is_there(file) else None
+
+    def _is_there(self, file: str) -> bool:
+        """Whether a shard's file is on this machine, or on another that made it for us too."""
+        if self._is_shared and not (self.folder / file).is_file():
+            glance(self.folder / file)
+        return (self.folder / file).is_file()
 
     def verify(self, index: int) -> bool:
         """Whether a shard is there, and its bytes are those that were written."""
@@ -171,6 +182,7 @@ class ShardWriter:
         """Take back that a shard is whole."""
         self._own.discard(index)
         self._receipt_path(index).unlink(missing_ok=True)
+        remove(self._receipt_path(index))
 
     def append(self, ids: Tensor, values: Tensor) -> None:
         """Take the next rows: `ids` (B,) and `values` (B, width)."""
@@ -210,6 +222,9 @@ class ShardWriter:
         # The receipt comes after the file: a shard that has one is whole, one without is written again.
         receipt = Receipt(identity=self.layout.identity, rows_per_shard=self.rows_per_shard, shard=shard)
         write_json(self._receipt_path(index), receipt.model_dump(mode="json"))
+        if self._is_shared:  # with workers on other machines; in this order there, too
+            send(self.folder / file)
+            send(self._receipt_path(index))
         self._own.add(index)
         self._next, self._held = index + 1, 0
 

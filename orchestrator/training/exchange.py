@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from raydistill.errors import StoreError
 from raydistill.runs.context import StageContext
 from raydistill.runs.files import replaced_file
+from raydistill.runs.mirror import bring, send
 from raydistill.training.checkpoint import without_sharing
 
 PUBLISHED = "published.safetensors"
@@ -66,7 +67,9 @@ class Exchange:
         """Let the peers see the model, unless another attempt at this stage has taken over."""
         if self.context.is_main:
             self.context.check_current()
-            publish(self.context.folder.path / PUBLISHED, self.model, step)
+            path = self.context.folder.path / PUBLISHED
+            publish(path, self.model, step)
+            send(path)
 
     def look(self) -> None:
         """Bring the copies up to date with what the peers have published by now."""
@@ -88,6 +91,7 @@ class Exchange:
         new."""
         path = self.context.peer(name).path / PUBLISHED
         try:
+            bring(path)
             stamp = _stamp(path)
             if stamp == self._stamps.get(name):
                 return self.steps[name], False

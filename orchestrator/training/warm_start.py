@@ -12,7 +12,7 @@ from raydistill.errors import StoreError
 from raydistill.kinds.changes import beginnings
 from raydistill.runs.context import StageContext
 from raydistill.runs.files import read_json, store_errors
-from raydistill.runs.folder import CHECKPOINT, CONFIG, METRICS
+from raydistill.runs.folder import CHECKPOINT, CONFIG, METRICS, StageFolder
 from raydistill.runs.plan_run import finished_record
 from raydistill.training.checkpoint import STATE
 
@@ -25,6 +25,7 @@ def warm_starts(context: StageContext, epochs: int) -> Iterator[Path]:
         return
     for fingerprint in beginnings(identity, epochs):
         folder = context.folder.path.with_name(f"{identity['kind']}-{fingerprint}")
+        StageFolder(folder).bring_checkpoint()
         if folder.is_dir() and finished_record(folder) is not None and _has_its_metrics(folder):
             yield folder
 

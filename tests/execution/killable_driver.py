@@ -1,7 +1,8 @@
 """Runs `distill` in processes that a test may kill. They are forked from this one, which imports torch only once.
 
-A line of JSON on stdin holds the arguments and the seconds to sleep in every training step; the answers are the
-process's id, and when it has ended its exit code (the signal's number, negative, if one ended it).
+A line of JSON on stdin holds the arguments, the seconds to sleep in every training step, and variables of the
+environment; the answers are the process's id, and when it has ended its exit code (the signal's number, negative, if
+one ended it).
 """
 
 import json
@@ -19,6 +20,7 @@ from raydistill import run_plan
 from raydistill.cli import main as distill
 from raydistill.kinds.stages import STAGES
 from raydistill.lookup import load_object
+from raydistill.runs import remote_stage
 from raydistill.training import loop
 
 CHECKPOINT_SECONDS = 0.1
@@ -53,8 +55,10 @@ def serve() -> None:
         answer(ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status)
 
 
-def run(arguments: list[str], output: str, brake: float) -> None:
+def run(arguments: list[str], output: str, brake: float, environment: dict[str, str] | None = None) -> None:
     """Be `distill`, and end with its exit code."""
+    os.environ.update(environment or {})
+    remote_stage.SECONDS_BETWEEN = CHECKPOINT_SECONDS
     terminal = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(terminal, 1)
     os.dup2(terminal, 2)

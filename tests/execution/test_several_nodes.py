@@ -139,7 +139,7 @@ def count_asked(backend: Any, root: Path, address: str) -> int:
     ask = storage.ask_nodes
     storage.ask_nodes = lambda nodes, *rest: (asked.append(len(nodes)), ask(nodes, *rest))[1]  # type: ignore[assignment]
     try:
-        storage.SharedStorage().check(root)
+        storage.SharedStorage().check(str(root))
     finally:
         storage.ask_nodes = ask
     return sum(asked)
@@ -175,7 +175,7 @@ def with_blind_node(backend: Any, address: str, stages: Any, folder: Path) -> di
         finish(backend, requests[:3])
         findings = examine(Examination(root, address=address))
         try:
-            SharedStorage().check(root)
+            SharedStorage().check(str(root))
             error = ""
         except PlanError as refused:
             error = refused.message

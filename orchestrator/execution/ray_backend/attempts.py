@@ -6,7 +6,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Protocol
 
 import ray
@@ -24,6 +23,7 @@ from raydistill.execution.ray_backend.worker import STOP
 from raydistill.execution.request import Outcome, StageRequest
 from raydistill.runs.files import make_folder
 from raydistill.runs.metrics_tail import MetricsTail
+from raydistill.runs.mirror import open_storage, remove, send
 from raydistill.runs.record import summary_of
 
 SCRATCH = ".ray-train"
@@ -91,7 +91,7 @@ class WorkerAttempt(OneCall):
 
     def __init__(self, request: StageRequest, worker: PooledWorker, pool: WorkerPool) -> None:
         self.request, self.deadline = request, DeadlineWatch(request)
-        self.metrics = MetricsTail(Path(request.root, request.folder))
+        self.metrics = MetricsTail(request.place)
         self._worker, self._pool = worker, pool
         # The call is queued in the actor until its process is up: nothing here waits for torch's import.
         self.ref = worker.actor.run.remote(request.to_dict())
@@ -128,7 +128,7 @@ class ClaimingAttempt:
 
     def __init__(self, request: StageRequest, shape: Resources, pool: WorkerPool) -> None:
         self.request, self.deadline = request, DeadlineWatch(request)
-        self.metrics = MetricsTail(Path(request.root, request.folder))
+        self.metrics = MetricsTail(request.place)
         self._shape, self._pool = shape, pool
         self._running: dict[Any, tuple[int, PooledWorker]] = {}
         self._missing = deque(range(request.shape.workers))
@@ -210,8 +210,8 @@ class GroupAttempt(OneCall):
         self, request: StageRequest, shape: Resources, working_folder: str, avoided: frozenset[str]
     ) -> None:
         self.request, self.deadline = request, DeadlineWatch(request)
-        self.metrics = MetricsTail(Path(request.root, request.folder))
-        self._scratch = make_folder(Path(request.root).resolve() / SCRATCH / request.attempt)
+        self.metrics = MetricsTail(request.place)
+        self._scratch = make_folder(open_storage(request.root).resolve() / SCRATCH / request.attempt)
         self.held = shape * request.shape.workers
         # A remote function, and without CPUs: Ray Train cannot be cancelled but by killing the process that it runs in,
         # and an actor that held a CPU while its workers wait for theirs would wait for ever on a full machine.
@@ -230,6 +230,7 @@ class GroupAttempt(OneCall):
                 "uses_gpus": shape.gpus > 0,
                 "label_selector": all_but(avoided),
                 "scratch": str(self._scratch),
+                "stop_file": f"{SCRATCH}/{request.attempt}/{STOP}",
                 "working_folder": working_folder,
             }
         )
@@ -241,6 +242,7 @@ class GroupAttempt(OneCall):
     def ask_to_stop(self) -> None:
         """Rank 0 looks for this file, and the loop tells the other ranks."""
         (self._scratch / STOP).touch()
+        send(self._scratch / STOP)
 
     def end(self) -> None:
         """Kill the call; Ray Train's processes follow it, and their resources come back within about a second."""
@@ -258,6 +260,7 @@ class GroupAttempt(OneCall):
         return outcome
 
     def _clean_up(self) -> None:
+        remove(self._scratch)
         shutil.rmtree(self._scratch, ignore_errors=True)
         with suppress(OSError):  # other groups still use it
             self._scratch.parent.rmdir()

@@ -7,7 +7,6 @@ Ray reads part of its environment once, while it is being imported.
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raydistill.errors import PlanError
@@ -20,7 +19,8 @@ if TYPE_CHECKING:
     from raydistill.execution.ray_backend.storage import SharedStorage
     from raydistill.execution.request import Outcome, StageRequest
     from raydistill.plan.order import Node
-    from raydistill.runs.placement import Placement
+    from raydistill.runs.mirror import open_storage, storage_name
+from raydistill.runs.placement import Placement
 
 
 class RayBackend:
@@ -113,7 +113,7 @@ class RayBackend:
 
         if self._storage is None:
             self._storage = SharedStorage()
-        return self._storage.check(Path(root).resolve())
+        return self._storage.check(storage_name(open_storage(root).resolve()))
 
     def _connected(self) -> "tuple[RunningStages, GuardedCalls]":
         if self._stages is None or self._guarded is None:

@@ -1,7 +1,6 @@
 """Why a process is gone, in one line that says what to change; and the record that it could not write."""
 
 import time
-from pathlib import Path
 from typing import Any
 
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
@@ -43,9 +42,10 @@ def record_failure(request: dict[str, Any], error: str, traceback: str | None = 
     """
     from raydistill.runs.context import claim_attempt
     from raydistill.runs.folder import StageFolder
+    from raydistill.runs.mirror import open_storage
     from raydistill.runs.placement import nodes_of, read_places
 
-    folder = StageFolder(Path(request["root"]) / request["folder"])
+    folder = StageFolder(open_storage(request["root"]) / request["folder"])
     # Before the record is written: a process that only hangs may wake up and publish over it.
     claim_attempt(folder, f"{request['attempt']}-ended")
     workers = int(request["resources"].get("workers", 1))

@@ -5,7 +5,6 @@ group at once: Ray Train retries whatever a worker raises, but not what a callba
 """
 
 import os
-from pathlib import Path
 from typing import Any
 
 from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
@@ -82,9 +81,12 @@ class EndWhenStageFails(UserCallback):
         enter_folder(self._arguments["working_folder"])
         from raydistill.runs.context import claim_attempt
         from raydistill.runs.folder import StageFolder
+        from raydistill.runs.mirror import open_storage
 
         request = self._arguments["request"]
-        claim_attempt(StageFolder(Path(request["root"]) / request["folder"]), f"{request['attempt']}-ended")
+        claim_attempt(
+            StageFolder(open_storage(request["root"]) / request["folder"]), f"{request['attempt']}-ended"
+        )
 
 
 def _why(stage: str, error: WorkerGroupError) -> str:

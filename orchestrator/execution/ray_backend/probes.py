@@ -40,6 +40,22 @@ def answer_probe(
     return None
 
 
+def answer_bucket_probe(url: str, folder: str, name: str, content: str) -> str | None:
+    """As `answer_probe`, of an object store."""
+    from raydistill.errors import DistillError
+    from raydistill.runs.bucket import Bucket
+
+    try:
+        bucket = Bucket(url)
+        found = bucket.read(f"{folder}/{DRIVER}")
+        if found is None or found.content != content.encode():
+            return "has another store under that name"
+        bucket.write(f"{folder}/{name}", content.encode())
+    except DistillError as error:
+        return error.message
+    return None
+
+
 def read_versions(packages: Sequence[str]) -> dict[str, str | None]:
     """Of Python and of packages; None: not installed."""
     versions: dict[str, str | None] = {"python": platform.python_version()}

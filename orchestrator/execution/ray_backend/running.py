@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import ray
 
@@ -26,6 +25,7 @@ from raydistill.execution.ray_backend.resources import (
 )
 from raydistill.execution.request import Outcome, StageRequest
 from raydistill.plan.order import Node
+from raydistill.runs.mirror import open_storage, storage_name
 from raydistill.runs.placement import STARTING, Placement, nodes_of, read_places
 
 STOP_SECONDS = 10.0
@@ -65,7 +65,7 @@ class RunningStages:
         """Start a stage if there is room on other nodes than those with these ids."""
         machines = machines_alive(avoided)
         shape = resources_of_worker(request.shape, machines)
-        request = replace(request, root=str(Path(request.root).resolve()))
+        request = replace(request, root=storage_name(open_storage(request.root).resolve()))
         attempt = self._start(request, shape, machines, avoided)
         if attempt is None:
             return False
@@ -199,7 +199,7 @@ def placement_of(attempt: Attempt, alive: Collection[str]) -> Placement:
     Ray tells of a node's death by failing the calls that ran there; a group it restarts without a word to us.
     """
     request = attempt.request
-    places = read_places(Path(request.root, request.folder), request.attempt, request.shape.workers)
+    places = read_places(request.place, request.attempt, request.shape.workers)
     nodes = nodes_of(places)
     is_gone = [place["node_id"] not in alive for place in places]
     if any(is_gone) and (all(is_gone) or not request.workers_come_and_go):

@@ -1,4 +1,4 @@
-"""Whether every node sees the storage root: each must find a file of the driver's there, and answer with its own."""
+"""Whether every node sees the storage root: each must find what the driver wrote there, and answer in kind."""
 
 import logging
 import shutil
@@ -9,12 +9,14 @@ from pathlib import Path
 
 from raydistill.errors import PlanError
 from raydistill.execution.ray_backend.nodes import ClusterNode, ask_nodes, list_nodes
-from raydistill.execution.ray_backend.probes import DRIVER, answer_probe, appears
+from raydistill.execution.ray_backend.probes import DRIVER, answer_bucket_probe, answer_probe, appears
+from raydistill.runs.bucket import Bucket, is_url
 from raydistill.runs.files import make_folder
 
 WAY_OUT = (
     "name a folder that all nodes mount with `--runs`, or leave `--address` out to run on this machine alone"
 )
+WAY_TO_BUCKET = "give the nodes the library and the credentials that this machine has"
 
 log = logging.getLogger(__name__)
 
@@ -23,10 +25,10 @@ class SharedStorage:
     """Remembers which nodes have been asked: those that join later are asked when they are first seen."""
 
     def __init__(self) -> None:
-        self._asked: dict[Path, set[str]] = {}
-        self._blind: dict[Path, set[str]] = {}
+        self._asked: dict[str, set[str]] = {}
+        self._blind: dict[str, set[str]] = {}
 
-    def check(self, root: Path) -> frozenset[str]:
+    def check(self, root: str) -> frozenset[str]:
         """Ids of the nodes that joined later and do not see the root: what runs there would be lost.
 
         `PlanError` when a node that is there from the start does not see it. One node costs nothing.
@@ -38,16 +40,35 @@ class SharedStorage:
         self._asked[root] = asked | {node.id for node in nodes}
         for node, problem in storage_problems(root, new).items() if new else ():
             if not asked:
-                raise PlanError(f"{_explained(node, root, problem)}; {WAY_OUT}")
+                way_out = WAY_TO_BUCKET if is_url(root) else WAY_OUT
+                raise PlanError(f"{_explained(node, root, problem)}; {way_out}")
             log.warning("%s; nothing is run there", _explained(node, root, problem))
             blind.add(node.id)
         return frozenset(blind)
 
 
-def storage_problems(root: Path, nodes: Sequence[ClusterNode]) -> dict[ClusterNode, str]:
+def storage_problems(root: str, nodes: Sequence[ClusterNode]) -> dict[ClusterNode, str]:
     """Those of the nodes that do not share the storage root with this process, and what each of them does instead."""
+    return _bucket_problems(root, nodes) if is_url(root) else _folder_problems(root, nodes)
+
+
+def _bucket_problems(url: str, nodes: Sequence[ClusterNode]) -> dict[ClusterNode, str]:
+    bucket, content = Bucket(url), uuid.uuid4().hex
+    folder = f".probe-{content}"
+    bucket.write(f"{folder}/{DRIVER}", content.encode())
+    try:
+        answers = ask_nodes(
+            nodes, answer_bucket_probe, lambda node: (url, folder, f"node-{node.id}", content)
+        )
+        problems = {answer.node: answer.error or answer.value for answer in answers}
+        return {node: problem for node, problem in problems.items() if problem is not None}
+    finally:
+        bucket.delete(bucket.listing(folder))
+
+
+def _folder_problems(root: str, nodes: Sequence[ClusterNode]) -> dict[ClusterNode, str]:
     content = uuid.uuid4().hex
-    with _probe_folder(root, content) as folder:
+    with _probe_folder(Path(root), content) as folder:
         answers = ask_nodes(
             nodes, answer_probe, lambda node: (str(root), str(folder), f"node-{node.id}", content)
         )
@@ -73,5 +94,5 @@ def _probe_folder(root: Path, content: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _explained(node: ClusterNode, root: Path, problem: str) -> str:
+def _explained(node: ClusterNode, root: str, problem: str) -> str:
     return f"node {node} of the Ray cluster does not share the storage root `{root}`: it {problem}"

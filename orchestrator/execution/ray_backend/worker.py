@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def _run_rank(arguments: dict[str, Any]) -> dict[str, Any]:
     context = get_context()
     outcome = run_stage(
         StageRequest(**arguments["request"]),
-        should_stop=StopFile(Path(arguments["scratch"]) / STOP),
+        should_stop=StopFile(arguments["request"]["root"], arguments["stop_file"]),
         rank=context.get_world_rank(),
         world=context.get_world_size(),
         device=str(get_device()) if arguments["uses_gpus"] else "cpu",
@@ -102,16 +103,23 @@ def _run_rank(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 class StopFile:
-    """Whether a file has appeared; looks at most once per `LOOK_SECONDS`."""
+    """Whether a file has appeared below a storage root; looks at most once per `LOOK_SECONDS`."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, root: str, name: str) -> None:
+        from raydistill.runs.mirror import open_storage
+
+        self._path = open_storage(root) / name
         self._looked = 0.0
         self._is_there = False
 
     def __call__(self) -> bool:
         if not self._is_there and time.monotonic() - self._looked >= LOOK_SECONDS:
+            from raydistill.errors import StoreError
+            from raydistill.runs.mirror import bring
+
             self._looked = time.monotonic()
+            with suppress(StoreError):  # no way to ask now; the next look tells
+                bring(self._path)
             self._is_there = self._path.exists()
         return self._is_there
 

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from raydistill.errors import PlanError
 from raydistill.masking import mask
+from raydistill.runs.bucket import is_url
 
 # Ray kills a job 3 s after it asked it to stop. Stages get 10 s for their checkpoints, and the tracking store 3 s.
 STOP_WAIT = {"RAY_JOB_STOP_WAIT_TIME_S": "30"}
@@ -72,13 +73,15 @@ def split_tracking_uri(more: Sequence[str]) -> tuple[str | None, tuple[str, ...]
     return uri, tuple(others)
 
 
-def check_root(root: Path | None) -> str:
+def check_root(root: Path | str | None) -> str:
     """The storage root as the nodes will use it; `PlanError` for one inside the job's own folder, which ends with the
     job."""
+    if root is not None and is_url(str(root)):
+        return str(root)
     if root is None or not PurePosixPath(root).is_absolute():
         given = "" if root is None else f", and `{root}` lies in the job's own folder, which Ray deletes"
         raise PlanError(
-            f"a job needs a storage root that every node sees{given}: `--runs /shared/runs`, an absolute path"
+            f"a job needs a storage root that every node sees{given}: `--runs /shared/runs`, an absolute path, or s3://BUCKET/PREFIX"
         )
     return str(root)
 
