@@ -8,7 +8,7 @@ Plans are checked against the descriptions without numpy and torch: what compute
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
@@ -44,30 +44,79 @@ class ByClass(NamedTuple):
         return _quotient(2 * self.right, self.samples + self.predicted)
 
 
+class Columns(NamedTuple):
+    """What is kept of each of N samples' logits, an array (N,) each: all that our metrics look at.
+
+    The class that is `predicted`, int64: that of the largest logit, of equal ones the first. The negative
+    log-likelihood of the label, float32. The probability of the predicted class, float32. How many classes come before
+    the label by their logits, int64; of equal ones the first comes first, and a label whose logit is nan comes last.
+    """
+
+    predicted: "NDArray[np.int64]"
+    losses: "NDArray[np.float32]"
+    confidences: "NDArray[np.float32]"
+    before: "NDArray[np.int64]"
+
+    @classmethod
+    def of(cls, logits: "NDArray[np.float32]", labels: "NDArray[np.int64]") -> "Columns":
+        """Of logits (N, C) and labels (N,). A row's numbers do not depend on the other rows."""
+        import numpy as np
+        import torch
+        import torch.nn.functional as F
+
+        values = torch.from_numpy(logits)
+        own = np.take_along_axis(logits, labels[:, None], axis=1)
+        is_first = np.arange(logits.shape[1]) < labels[:, None]
+        before = ((logits > own) | (is_first & (logits == own))).sum(axis=1)
+        return cls(
+            logits.argmax(axis=1).astype(np.int64),
+            F.cross_entropy(values, torch.from_numpy(labels), reduction="none").numpy(),
+            values.softmax(dim=1).amax(dim=1).numpy(),
+            # Compared with nan nothing is larger: such a logit is no answer.
+            np.where(np.isnan(own[:, 0]), logits.shape[1], before),
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What a model says about N samples: logits (N, C) float32, their labels (N,) int64, and where there is a teacher
-    the classes that it predicts for them, (N,) int64."""
+    """What a model says about N samples of `num_classes` classes C, by columns; their labels (N,) int64, and where
+    there is a teacher the classes that it predicts for them, (N,) int64. `whole` are the logits (N, C) float32, for
+    those metrics that say they look at them."""
 
-    logits: "NDArray[np.float32]"
+    columns: Columns
     labels: "NDArray[np.int64]"
+    num_classes: int
     teacher: "NDArray[np.int64] | None" = None
+    whole: "NDArray[np.float32] | None" = None
+
+    @classmethod
+    def of(
+        cls,
+        logits: "NDArray[np.float32]",
+        labels: "NDArray[np.int64]",
+        teacher: "NDArray[np.int64] | None" = None,
+    ) -> "Answers":
+        """With the logits (N, C)."""
+        return cls(Columns.of(logits, labels), labels, logits.shape[1], teacher, logits)
 
     @property
-    def num_classes(self) -> int:
-        """C."""
-        return int(self.logits.shape[1])
-
-    @cached_property
     def predicted(self) -> "NDArray[np.int64]":
         """The class of the largest logit, (N,); of equal ones the first."""
-        import numpy as np
+        return self.columns.predicted
 
-        return self.logits.argmax(axis=1).astype(np.int64)
+    @property
+    def logits(self) -> "NDArray[np.float32]":
+        """(N, C); for a metric that `needs_logits`."""
+        if self.whole is None:
+            raise StageError(
+                "looks at the logits or probabilities of all classes, which nobody holds of a large split; write"
+                " `needs_logits = True` in its body, and they are kept for it"
+            )
+        return self.whole
 
     @cached_property
     def probabilities(self) -> "NDArray[np.float32]":
-        """Softmax of the logits, (N, C)."""
+        """Softmax of the logits, (N, C); for a metric that `needs_logits`."""
         import torch
 
         found: NDArray[np.float32] = torch.from_numpy(self.logits).softmax(dim=1).numpy()
@@ -103,6 +152,8 @@ class Metric:
     """Whether reports put models side by side by it."""
     needs_teacher: ClassVar[bool] = False
     """Whether it is about a student that has a teacher."""
+    needs_logits: ClassVar[bool] = False
+    """Whether it looks at the logits or probabilities of all classes: they are kept for it, as far as they fit."""
     minimum_classes: ClassVar[int] = 2
     """With how many classes it begins to mean something; not computed with fewer."""
     version: ClassVar[int] = 1
@@ -183,10 +234,9 @@ class Loss(Metric):
     compared = True
 
     def compute(self, answers: Answers) -> float:
-        import torch
-        import torch.nn.functional as F
+        import numpy as np
 
-        return F.cross_entropy(torch.from_numpy(answers.logits), torch.from_numpy(answers.labels)).item()
+        return float(answers.columns.losses.mean(dtype=np.float64))
 
 
 class CalibrationError(Metric):
@@ -199,8 +249,9 @@ class CalibrationError(Metric):
     compared = True
 
     def compute(self, answers: Answers) -> float:
-        error = load_object("raydistill.training.calibration:expected_calibration_error")
-        return float(error(answers.probabilities, answers.labels))
+        bins = load_object("raydistill.training.calibration:bins_by_confidence")
+        is_right = answers.predicted == answers.labels
+        return float(bins(answers.columns.confidences, is_right).error)
 
 
 class WorstClassRecall(Metric):
@@ -250,13 +301,7 @@ class Top5Accuracy(Metric):
     minimum_classes = MANY_CLASSES + 1
 
     def compute(self, answers: Answers) -> float:
-        import numpy as np
-
-        own = np.take_along_axis(answers.logits, answers.labels[:, None], axis=1)
-        before = np.arange(answers.num_classes) < answers.labels[:, None]
-        better = ((answers.logits > own) | (before & (answers.logits == own))).sum(axis=1)
-        # Compared with nan nothing is larger: such a logit is no answer.
-        return float(((better < 5) & ~np.isnan(own[:, 0])).mean())
+        return float((answers.columns.before < 5).mean())
 
 
 class Agreement(Metric):
@@ -291,8 +336,9 @@ def compute_all(
 ) -> dict[str, float]:
     """The value of each of these metrics that is about such answers, by name; `StageError` names one that fails."""
     has_teacher = answers.teacher is not None
+    by_columns = replace(answers, whole=None)
     return {
-        metric.name: _value(metric, answers)
+        metric.name: _value(metric, answers if metric.needs_logits else by_columns)
         for metric in metrics
         if metric.why_not(answers.num_classes, has_teacher=has_teacher) is None
         and (metric.every_epoch or not only_every_epoch)
@@ -304,6 +350,8 @@ def _value(metric: type[Metric], answers: Answers) -> float:
         return metric().compute(answers)
     try:
         value = float(metric().compute(answers))
+    except StageError as error:
+        raise StageError(f"metric `{metric.name}` {error.message}") from None
     except Exception as error:  # whatever the user's code does
         raise StageError(f"metric `{metric.name}`: {type(error).__name__}: {error}") from error
     if not math.isfinite(value):

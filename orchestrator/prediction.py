@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from raydistill.errors import DistillError, PlanError, StageError, StoreError
+from raydistill.metrics import METRICS
 from raydistill.runs.files import atomic_write, message_of
 from raydistill.runs.folder import CONFIG, RECORD, StageFolder
 from raydistill.runs.mirror import bring_all
@@ -28,7 +29,7 @@ from raydistill.tasks.task import GREY_LEVELS, Task
 from raydistill.training import model_files
 from raydistill.training.committee import Committee
 from raydistill.training.ensemble import Ensemble
-from raydistill.training.evaluation import BATCH, judge, predict_split
+from raydistill.training.evaluation import BATCH, ask, judge, keep_what_is_needed
 from raydistill.training.model_description import DESCRIPTION
 from raydistill.training.model_files import WEIGHTS, TrainedModel
 from raydistill.training.trust import NOBODY, Trust, described_task
@@ -135,7 +136,8 @@ def evaluate_model(folder: Path, split: str, trust: Trust = NOBODY) -> dict[str,
     try:
         data = task.load()
         chosen = data.validation if split == "validation" else data.test
-        return judge(predict_split(predictor.logits, chosen), chosen.labels)
+        keep = partial(keep_what_is_needed, len(chosen), METRICS)
+        return judge(ask(predictor.logits, chosen, keep), chosen.labels)
     except (FileNotFoundError, ValueError) as error:
         raise PlanError(str(error)) from None
 

@@ -28,8 +28,6 @@ def codistill(config: CodistillConfig, context: StageContext) -> dict[str, float
     exchange = Exchange(model, context)
     method = Codistillation(config, exchange, round(config.burn_in * steps_per_epoch))
     fit_model(model, method, transfer, data, config, context, method.teach)
-    if not context.is_main:
-        return {}
     assert method.step is not None
     exchange.publish(method.step)
     metrics = store_model(model, config.model, transfer, data, config, context) | method.summary()

@@ -13,7 +13,7 @@ from raydistill.runs.files import write_json
 from raydistill.tasks.splits import Split
 from raydistill.training import model_files
 from raydistill.training.committee import Committee
-from raydistill.training.committee_tables import committee_tables
+from raydistill.training.committee_tables import committee_tables, right_ones
 from raydistill.training.evaluation import judge, predict_together, save_predictions
 
 TABLES = "committee.json"
@@ -43,24 +43,28 @@ def judge_committee(config: EvaluateConfig, context: StageContext, split: Split)
     modules = [generalist.model, *committee.models]
     context.parameters = sum(p.numel() for module in modules for p in module.parameters())
 
-    def ask(inputs: Tensor) -> dict[str, Tensor]:
-        logits = generalist.logits(inputs)
-        answer = committee.answer(generalist.prepared(inputs), logits)
-        return {"alone": logits, "fused": answer.log_probabilities.float(), "active": answer.active}
+    members = committee.membership.members
 
-    found = predict_together(context, config.split, split, config.batch_size, ask)
+    def answer(inputs: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        alone = generalist.logits(inputs)
+        fused = committee.answer(generalist.prepared(inputs), alone)
+        both = [right_ones(each, labels, members) for each in (alone, fused.log_probabilities)]
+        asked = fused.active.sum(dim=1)
+        return fused.log_probabilities, {"alone": both[0], "together": both[1], "asked": asked}
+
+    found = predict_together(context, config.split, split, config.batch_size, answer)
     if found is None:
         return {}
-    logits, before = found["fused"], found["alone"]
-    save_predictions(context, config.split, split, logits)
-    tables = committee_tables(
-        before, logits, split.labels.cpu(), committee.membership.members.cpu(), found["active"]
-    )
+    predictions, columns = found
+    save_predictions(context, config.split, split, predictions)
+    labels = split.labels.cpu()
+    tables = committee_tables(columns["alone"], columns["together"], labels, members.cpu(), columns["asked"])
     write_json(
         context.path(TABLES), {**tables, "cost": {**tables["cost"], **_training_seconds(config, context)}}
     )
     judged = {
-        f"{config.split}/{key}": value for key, value in judge(logits, split.labels, context.metrics).items()
+        f"{config.split}/{key}": value
+        for key, value in judge(predictions, split.labels, context.metrics).items()
     }
     return judged | {
         f"{config.split}/conditional_accuracy": tables["committee"]["conditional"],

@@ -30,8 +30,6 @@ def distill_with_generator(config: DistillWithGeneratorConfig, context: StageCon
     transfer = TransferSet(_nothing(config, context.device), teacher.normalisation)
     config = config.replace(transfer=TransferConfig(labelled=False))
     fit(model, method, transfer, data.validation.to(context.device), config, context)
-    if not context.is_main:
-        return {}
     return store_model(student, config.student, transfer, data, config, context)
 
 

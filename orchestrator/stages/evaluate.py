@@ -30,6 +30,6 @@ def evaluate(config: EvaluateConfig, context: StageContext) -> dict[str, float]:
         config.split,
         split,
         config.batch_size,
-        lambda inputs: {"logits": ensemble.logits(inputs).float()},
+        lambda inputs, _: (ensemble.logits(inputs), {}),
     )
-    return {} if found is None else judge_predictions(context, config.split, split, found["logits"])
+    return {} if found is None else judge_predictions(context, config.split, split, found[0])

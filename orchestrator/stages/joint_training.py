@@ -17,9 +17,10 @@ from raydistill.stages.training_stage import fit_model, store_model
 from raydistill.stages.transfer_data import load_transfer_set
 from raydistill.tasks.splits import Split, TaskData
 from raydistill.training.data import TransferSet, Views
-from raydistill.training.evaluation import judge, predict_split
+from raydistill.training.evaluation import ask_each, judge
 from raydistill.training.loop import predictor
 from raydistill.training.method import Method
+from raydistill.training.workers import Workers
 
 
 class Deployed(NamedTuple):
@@ -47,11 +48,7 @@ def train_members(
     views = Views(config.augment, config.seed)
     transfer = load_transfer_set(config.transfer, views, context, data, channels_last=config.channels_last)
     fit_model(model, method, transfer, data, config, context)
-    if not context.is_main:
-        return {}
-    judged, best = judge_members(
-        model.eval(), method.student_features, transfer, data, config, context.device
-    )
+    judged, best = judge_members(model.eval(), method.student_features, transfer, data, config, context)
     deployed = deploy(best)
     metrics = store_model(deployed.model, deployed.config, transfer, data, config, context)
     return metrics | judged | ({} if deployed.member is None else {"deployed": deployed.member})
@@ -63,22 +60,23 @@ def judge_members(
     transfer: TransferSet,
     data: TaskData,
     config: TrainingConfig,
-    device: str,
+    context: StageContext,
     *,
     together: str = "ensemble",
 ) -> tuple[dict[str, float], int]:
     """What validation and test say about the members, which are the features `names` of a model (in eval mode), and
     about what they are `together`, whose logits are the model's; and which member is the best on validation.
 
-    Of members with as many errors the one with the smaller loss is the better one.
+    All workers call this, and each of them knows it all. Of members with as many errors the one with the smaller loss
+    is the better one.
     """
     metrics: dict[str, float] = {}
     order = list(range(len(names)))
     for split_name, split in {"validation": data.validation, "test": data.test}.items():
         if not len(split):
             continue
-        logits = _all_logits(model, names, transfer, split.to(device), config)
-        ensemble, *members = (judge(each, split.labels) for each in logits.unbind(dim=1))
+        asked = split.to(context.device)
+        ensemble, *members = _judge_each(model, names, transfer, asked, config, context)
         metrics |= {
             f"{split_name}/{together}_{kind.name}": ensemble[kind.name] for kind in (Accuracy, Errors)
         }
@@ -89,16 +87,22 @@ def judge_members(
     return metrics, order[0]
 
 
-def _all_logits(
-    model: nn.Module, names: Sequence[str], transfer: TransferSet, split: Split, config: TrainingConfig
-) -> Tensor:
-    """Logits (N, 1 + members, C) of the ensemble and of every member."""
+def _judge_each(
+    model: nn.Module,
+    names: Sequence[str],
+    transfer: TransferSet,
+    split: Split,
+    config: TrainingConfig,
+    context: StageContext,
+) -> list[dict[str, float]]:
+    """What our metrics say about the ensemble, and about each member."""
     tapped = Tapped(model, names)
     predict: Callable[[Tensor], Tensor] = predictor(_Stacked(tapped), transfer, config)
     try:
-        return predict_split(predict, split)
+        asked = ask_each(predict, 1 + len(names), split, workers=Workers.of(context))
     finally:
         tapped.remove_hooks()
+    return [judge(predictions, split.labels) for predictions in asked]
 
 
 class _Stacked(nn.Module):

@@ -4,6 +4,7 @@ trained, and no input is needed."""
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from raydistill.stages.training_stage import load_data
 from raydistill.tasks.splits import Split, TaskData
 from raydistill.training import model_files
 from raydistill.training.data import TransferSet
-from raydistill.training.evaluation import judge, judge_splits, predict_split
+from raydistill.training.evaluation import ask, judge, judge_splits, keep_what_is_needed
 from raydistill.training.loop import predictor
 from raydistill.training.model_files import TrainedModel
 
@@ -106,7 +107,8 @@ class _Judge:
             there = split.to(self.context.device)
             teacher = self.context.teacher_predicted(name, there)
             own = [metric_at(metric.address) for metric in metrics]
-            values = judge(predict_split(predict, there), split.labels, own, teacher=teacher)
+            told = ask(predict, there, partial(keep_what_is_needed, len(there), own))
+            values = judge(told, split.labels, own, teacher=teacher)
             found |= {f"{name}/{metric}": value for metric, value in values.items()}
         return found
 

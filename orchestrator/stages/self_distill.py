@@ -20,10 +20,8 @@ def self_distill(config: SelfDistillConfig, context: StageContext) -> dict[str, 
     views = Views(config.augment, config.seed)
     transfer = load_transfer_set(config.transfer, views, context, data, channels_last=config.channels_last)
     fit_model(model, method, transfer, data, config, context)
-    if not context.is_main:
-        return {}
     judged, _ = judge_members(
-        model.eval(), method.exits, transfer, data, config, context.device, together="last_exit"
+        model.eval(), method.exits, transfer, data, config, context, together="last_exit"
     )
     return store_model(model.network, config.model, transfer, data, config, context) | judged
 

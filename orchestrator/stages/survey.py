@@ -23,7 +23,9 @@ from raydistill.runs.files import write_json
 from raydistill.runs.record import summary_of
 from raydistill.stages.model_probe import probe_model, two_samples
 from raydistill.stages.training_stage import load_data
+from raydistill.tasks.splits import TaskData
 from raydistill.tasks.survey import survey_task
+from raydistill.training.evaluation import MOST_LOGITS, too_many_logits
 
 TRIED_ON = 100  # samples
 
@@ -57,6 +59,9 @@ def probe_models(config: ProbeModelsConfig, context: StageContext) -> dict[str, 
         write_json(context.path(FOUND), {"findings": findings})
         return {}
     data = load_data(context)
+    if large := _need_too_many_logits(context, data):
+        write_json(context.path(FOUND), {"findings": large})
+        return {}
     samples = two_samples(data, context.device)
     probes = [probe_model(probed, context.task, data, samples) for probed in config.models]
     write_json(context.path(FOUND), {"models": [asdict(probe) for probe in probes]})
@@ -69,12 +74,22 @@ def _try_metrics(context: StageContext) -> list[dict[str, Any]]:
     draw = np.random.default_rng(0)
     labels = np.arange(max(TRIED_ON, 2 * classes), dtype=np.int64) % classes
     logits = draw.standard_normal((len(labels), classes), dtype=np.float32)
-    answers = Answers(logits, labels, draw.integers(classes, size=len(labels)))
+    answers = Answers.of(logits, labels, draw.integers(classes, size=len(labels)))
     try:
         compute_all([metric_at(own.address) for own in context.own_metrics], answers)
     except StageError as error:
         return [{"level": "error", "text": f"tried on made-up answers, {error.message}"}]
     return []
+
+
+def _need_too_many_logits(context: StageContext, data: TaskData) -> list[dict[str, Any]]:
+    """The user's metrics that need more logits than anybody holds of a split that models are judged on."""
+    samples = max(len(data.validation), len(data.test))
+    if samples * data.num_classes <= MOST_LOGITS:
+        return []
+    metrics = [metric_at(own.address) for own in context.own_metrics]
+    texts = [too_many_logits(each.name, samples, data.num_classes) for each in metrics if each.needs_logits]
+    return [{"level": "error", "text": text} for text in texts]
 
 
 def _import(own: OwnImplementation) -> Iterator[dict[str, Any]]:

@@ -23,6 +23,7 @@ from raydistill.training.data import TransferSet
 from raydistill.training.evaluation import judge_splits
 from raydistill.training.loop import Teacher, fit, predictor
 from raydistill.training.method import Method
+from raydistill.training.workers import Workers
 
 
 def load_data(context: StageContext) -> TaskData:
@@ -94,8 +95,6 @@ def train_model(
 ) -> dict[str, float]:
     """Train, store and judge a model. `description` is added to what is stored about it."""
     fit_model(model, method, transfer, data, config, context, teacher)
-    if not context.is_main:
-        return {}
     return store_model(model, model_config, transfer, data, config, context, **description)
 
 
@@ -124,16 +123,21 @@ def store_model(
     context: StageContext,
     **description: object,
 ) -> dict[str, float]:
-    """Store and judge a trained model, on the main process. The test split is looked at after the last epoch only."""
+    """Store a trained model, on the main process, and judge it on all of them, which have the same one; the metrics, on
+    the main process. The test split is looked at after the last epoch only."""
     model.eval()
-    note_size(context, [model])
-    model_files.save(context, model, model_config, data, **description)
+    if context.is_main:
+        note_size(context, [model])
+        model_files.save(context, model, model_config, data, **description)
     splits = {
         name: split.to(context.device)
         for name, split in (("validation", data.validation), ("test", data.test))
     }
     predict = predictor(model, transfer, config)
-    metrics = judge_splits(context, predict, splits, guesses=not config.trains_classifier)
-    if not context.is_untested and config.until is None:  # who judges it on test, or trains on, begins there
+    metrics = judge_splits(
+        context, predict, splits, guesses=not config.trains_classifier, workers=Workers.of(context)
+    )
+    # Who judges it on test, or trains on, begins at the checkpoint.
+    if context.is_main and not context.is_untested and config.until is None:
         context.when_done.append(partial(remove_checkpoint, context.folder.path / CHECKPOINT))
     return metrics

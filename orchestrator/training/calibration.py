@@ -37,8 +37,12 @@ class ReliabilityBins(NamedTuple):
 
 def reliability_bins(probabilities: Floats, labels: Integers, bins: int = 15) -> ReliabilityBins:
     """Mean confidence and accuracy of predictions (N, C), judged against labels (N,), by confidence."""
-    confidence = probabilities.max(axis=1).astype(np.float64)
-    is_right = probabilities.argmax(axis=1) == labels
+    return bins_by_confidence(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels, bins)
+
+
+def bins_by_confidence(confidence: Floats, is_right: NDArray[np.bool], bins: int = 15) -> ReliabilityBins:
+    """Of the probabilities (N,) that N samples' predicted classes have, and of which predictions are right, (N,)."""
+    confidence = confidence.astype(np.float64)
     edges = np.arange(bins + 1) / bins
     # Rounding can leave a probability at 0 or a hair above 1: both belong to the outermost bins.
     place = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)

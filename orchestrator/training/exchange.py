@@ -20,6 +20,7 @@ from raydistill.runs.context import StageContext
 from raydistill.runs.files import replaced_file
 from raydistill.runs.mirror import bring, send
 from raydistill.training.checkpoint import without_sharing
+from raydistill.training.workers import Workers, state_of
 
 PUBLISHED = "published.safetensors"
 STEP, MODEL = "step", "model."
@@ -58,7 +59,7 @@ class Exchange:
     """
 
     def __init__(self, model: nn.Module, context: StageContext) -> None:
-        self.model, self.context = model, context
+        self.model, self.context, self.workers = model, context, Workers.of(context)
         self.copies = {name: copy.deepcopy(model).eval().requires_grad_(False) for name in context.peers}
         self.steps: dict[str, int] = {}
         self._stamps: dict[str, FileVersion] = {}
@@ -113,16 +114,8 @@ class Exchange:
         found = [(step, bool(is_new)) for step, is_new in table.tolist()]
         for model, (_, is_new) in zip(self.copies.values(), found, strict=True):
             if is_new:
-                _send(model)
+                self.workers.send(state_of(model))
         return found
-
-
-def _send(model: nn.Module) -> None:
-    """The main process's weights and buffers, to every process."""
-    for value in model.state_dict().values():
-        sent = value.contiguous()  # channels_last is not, and back ends differ in what they take
-        distributed.broadcast(sent, 0)
-        value.copy_(sent)
 
 
 def _stamp(path: Path) -> FileVersion:

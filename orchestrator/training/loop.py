@@ -36,7 +36,7 @@ from raydistill.training.batch_norm import GlobalBatchNorm
 from raydistill.training.checkpoint import load_checkpoint, save_checkpoint
 from raydistill.training.cost import Cost
 from raydistill.training.data import Batch, TransferSet, split_batch
-from raydistill.training.evaluation import judge, predict_split
+from raydistill.training.evaluation import judge_after_epoch
 from raydistill.training.fake_quantization import FakeQuantized
 from raydistill.training.freezing import freeze, hold
 from raydistill.training.method import Method
@@ -45,6 +45,7 @@ from raydistill.training.parameter_groups import SCALE, Rule, rules_of
 from raydistill.training.precision import GradientScaler, autocast
 from raydistill.training.running_losses import LossSums, RunningLosses
 from raydistill.training.warm_start import copy_metrics, warm_starts
+from raydistill.training.workers import Workers, state_of
 
 CHECKPOINT_SECONDS = 20.0  # what a worker that dies costs at most, beside its start
 AGREE_EVERY = (
@@ -264,10 +265,11 @@ class _Training:
         metrics["train/learning_rate"] = group["lr"] / group.get(SCALE, 1.0)
         if self.scaler.is_enabled():
             metrics["train/gradient_scale"] = self.scaler.checked_scale()
-        if self.validation is not None and len(self.validation) and self.context.is_main:
+        if self.validation is not None and len(self.validation):
             with nullcontext() if self.average is None else self.average.in_place():
                 metrics |= self._validate()
-                self._keep_if_best(epoch, metrics)
+                if self.context.is_main:
+                    self._keep_if_best(epoch, metrics)
         self.context.report(self.progress.step, metrics)
 
     def _finish(self) -> None:
@@ -283,6 +285,7 @@ class _Training:
         if self.best:
             log.info("kept the weights of epoch %d", self.progress.best_epoch)
             self.model.load_state_dict(self.best)
+        Workers.of(self.context).send(state_of(self.model))  # the best weights are the main one's alone
 
     def _change_numbers(self, epoch: int) -> None:
         """Give optimizer and method what the config says for this epoch; at the first one, also where it goes on."""
@@ -425,18 +428,18 @@ class _Training:
         them."""
         if (stopping := self.config.early_stopping) is None:
             return False
-        # Only the main process validates, and so only it knows.
+        # Only the main process knows what validation says.
         (is_over,) = self._agreed(epoch - self.progress.best_epoch >= stopping.patience)
         return is_over
 
     def _validate(self) -> dict[str, float]:
+        """On all workers; only the main one knows."""
         self.learner.eval()
         assert self.validation is not None
-        logits = predict_split(self._predict, self.validation)
-        teacher = self.context.teacher_predicted("validation", self.validation)
-        metrics = self.context.metrics
-        judged = judge(logits, self.validation.labels, metrics, teacher=teacher, only_every_epoch=True)
-        return {f"validation/{name}": value for name, value in judged.items()}
+        workers = Workers.of(self.context)
+        # After a step only weights are the same everywhere: as in every step, running statistics are the main one's.
+        workers.send(list(self.model.buffers()))
+        return judge_after_epoch(self.context, self._predict, self.validation, workers)
 
     def _predict(self, inputs: Tensor) -> Tensor:
         return predictor(self.model, self.transfer, self.config)(inputs)

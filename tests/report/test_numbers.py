@@ -38,7 +38,7 @@ from raydistill.report.predictions import (
 from raydistill.report.summary import choose_main, summarize_run
 from raydistill.runs.stored_predictions import StoredPredictions, load_predictions
 from raydistill.runs.view import open_run
-from raydistill.training.evaluation import save_predictions
+from raydistill.training.evaluation import Predictions, save_predictions
 
 Start = Callable[..., Any]
 
@@ -331,7 +331,7 @@ def test_predictions_are_those_a_model_was_judged_by_at_any_level_of_its_logits(
     logits, labels = 3 * torch.randn(200, 5, generator=draw) + level, torch.arange(200) % 5
     context = SimpleNamespace(is_judged=False, path=tmp_path.joinpath)
     split = SimpleNamespace(ids=torch.arange(200), labels=labels)
-    save_predictions(context, "test", split, logits)  # type: ignore[arg-type]
+    save_predictions(context, "test", split, Predictions.of(logits, split.labels))  # type: ignore[arg-type]
     name = "predictions-test.safetensors"
     assert ("remainders" in load_file(tmp_path / name)) == has_remainders
     found = load_predictions(tmp_path / name)

@@ -265,7 +265,7 @@ def test_any_number_of_workers_judges_alike(
     workers.brake(0.1 if victim is not None else 0.002)
     workers.begin(0, 1)
     if victim is not None:
-        wait_until(lambda: list(workers.place.glob("pieces-*/*.safetensors")))
+        wait_until(lambda: list(workers.place.glob("answers-*/*.safetensors")))
         workers.kill(victim)
         workers.release()
         workers.begin(victim)
@@ -273,7 +273,7 @@ def test_any_number_of_workers_judges_alike(
     together = stages.record("judged")
     assert together.metrics == alone.metrics
     assert together.payload == alone.payload
-    assert not list(workers.place.glob("pieces-*/*.safetensors"))
+    assert not list(workers.place.glob("answers-*/*.safetensors"))
     check_that_a_late_worker_changes_nothing(workers)
 
 

@@ -213,6 +213,50 @@ def test_two_workers_read_the_same_stored_features(
         check_same(alone, together, name)
 
 
+@pytest.mark.slow  # three processes that import torch
+def test_two_workers_judge_their_model_as_one_worker_does_to_the_last_bit(
+    stages: Any, teacher: dict[str, Any], tmp_path: Path
+) -> None:
+    draw = np.random.default_rng(0)
+    labels = draw.integers(3, size=6000)
+    inputs = draw.uniform(size=(6000, 1, 8, 8)).astype(np.float32)
+    inputs[np.arange(6000), 0, 2 * labels] += 0.3
+    np.savez(stages.file, inputs=inputs, labels=labels)
+    stages.task["validation_fraction"] = (
+        0.3  # 1,440 samples: three batches for two workers; and 1,200 for the test
+    )
+    large = teacher | {"model": NORMED, "batch_size": 256}
+    stopping = {
+        "early_stopping": {"patience": 1, "metric": "loss"},
+        "optimizer": {"name": "sgd", "learning_rate": 2},
+    }
+    trained = {
+        "averaged": large | {"epochs": 2, "ema": {"decay": 0.9}},
+        "stopped": large | {"epochs": 12} | stopping,
+        "branches": {"stage": "train_branches", "model": STAGED, "epochs": 1, "batch_size": 256},
+    }
+    splits = {
+        f"{name}-{split}": {"stage": "evaluate", "models": [name], "split": split}
+        for name in trained
+        for split in ("validation", "test")
+    }
+    stages.write(trained | splits)
+    outcomes = run_together([stages.request(name).to_dict() for name in trained], tmp_path)
+    assert outcomes == [[["done", None]] * len(trained)] * 2
+    for name in splits:
+        model, _, split = name.rpartition("-")
+        assert stages.attempt(name).status == "done"
+        alone, together = stages.record(name).metrics, stages.record(model).metrics
+        assert alone[f"{split}/samples"] == (1440 if split == "validation" else 1200)
+        assert {key: together[key] for key in alone} == alone
+    lines = stages.metrics("stopped")
+    losses = [line["validation/loss"] for line in lines]
+    assert len(lines) < 12, "it stopped early"
+    assert stages.record("stopped").metrics["validation/loss"] == min(losses)
+    best = stages.metrics("averaged")[-1]["validation/loss"]
+    assert stages.record("averaged").metrics["validation/loss"] == best
+
+
 LARGE = {"name": "cnn", "widths": [6, 6], "batch_norm": True}
 POOLED = {"name": "resnet8"}
 BY_SAMPLE: dict[str, dict[str, Any]] = {
