@@ -45,6 +45,8 @@ class ConfusionClustersConfig(StageConfig):
     word = "confusion_clusters"
     implementation = "raydistill.stages.confusion_clusters:confusion_clusters"
     makes = "clusters"
+    shares_work = True
+    workers_come_and_go = True
 
     generalist: ModelRef | None = None
     """Whose confusions count."""

@@ -1,18 +1,22 @@
 """Group the classes that a generalist confuses."""
 
 import logging
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
-from torch import Tensor
 
 from raydistill.errors import StageError, StageStopped
 from raydistill.kinds.specialists import ConfusionClustersConfig
+from raydistill.runs.claims import STOPPED, claimed
 from raydistill.runs.context import StageContext
-from raydistill.runs.files import atomic_write, read_json, write_json
+from raydistill.runs.files import atomic_write, make_folder, read_json, write_json
 from raydistill.runs.folder import StageFolder
 from raydistill.stages.training_stage import load_data
 from raydistill.stages.transfer_data import load_transfer_set
@@ -25,14 +29,15 @@ from raydistill.targets.clusters import (
     share_held,
     squared_distances,
 )
-from raydistill.targets.confusion import Moments
-from raydistill.tasks.splits import TaskData
+from raydistill.targets.confusion import SUMS, Moments, pieces_of
+from raydistill.tasks.normalisation import Normalisation
 from raydistill.tasks.task import class_index
 from raydistill.training import model_files
 from raydistill.training.data import TransferSet, Views
 
 CLUSTERS = "clusters.json"
 SIMILARITY = "similarity.safetensors"
+CLAIMS = "claims"
 LOPSIDED = 4  # times the mean size
 
 log = logging.getLogger(__name__)
@@ -43,8 +48,12 @@ def confusion_clusters(config: ConfusionClustersConfig, context: StageContext) -
     names = context.task.class_names
     found = {}
     if config.given is None:
-        clusters, held = _find_clusters(config, context)
+        if (moments := _add_up(config, context)) is None:
+            return {}
+        clusters, held = _find_clusters(moments, config, context)
         found = {"clusters/confusions_held": held}
+    elif not context.is_main:
+        return {}
     else:
         clusters = [[class_index(names, label) for label in cluster] for cluster in config.given]
     _warn_of_odd_sizes(clusters, len(names))
@@ -69,12 +78,11 @@ def read_clusters(folder: StageFolder) -> list[list[int]]:
     return clusters
 
 
-def _find_clusters(config: ConfusionClustersConfig, context: StageContext) -> tuple[list[list[int]], float]:
-    """The clusters, and which share of the confusions lies within them."""
+def _find_clusters(
+    moments: Moments, config: ConfusionClustersConfig, context: StageContext
+) -> tuple[list[list[int]], float]:
+    """The clusters, and which share of the confusions lies within them. Uses the moments up."""
     assert config.clusters is not None
-    moments = Moments.empty(context.task.num_classes)
-    for probabilities in _predictions(config, context, load_data(context)):
-        moments.add(probabilities.cpu().numpy())
     similarity = moments.similarity(config.matrix)
     with atomic_write(context.path(SIMILARITY)) as temporary:
         save_file({"similarity": similarity.values.astype("float32")}, temporary)
@@ -89,6 +97,11 @@ def _find_clusters(config: ConfusionClustersConfig, context: StageContext) -> tu
     return clusters, share_held(together, clusters)
 
 
+def _remove(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _distances(together: NDArray[np.floating], config: ConfusionClustersConfig) -> NDArray[np.floating]:
     """Of every class to every centre. The columns, as large as the matrix, end here."""
     assert config.clusters is not None
@@ -98,28 +111,52 @@ def _distances(together: NDArray[np.floating], config: ConfusionClustersConfig) 
 
 
 @torch.no_grad()
-def _predictions(config: ConfusionClustersConfig, context: StageContext, data: TaskData) -> Iterator[Tensor]:
-    """The generalist's probabilities (B, C), batch after batch, of the split or of the views."""
+def _add_up(config: ConfusionClustersConfig, context: StageContext) -> Moments | None:
+    """The moments of the generalist's predictions on the split or its views, as one of the stage's workers: they divide
+    the batches among themselves by claims. Only the main one gets them."""
     assert config.generalist is not None
     generalist = model_files.load(context.input(config.generalist), context.device)
+    transfer = _samples(config, context, generalist.normalisation)
+    order = torch.arange(len(transfer)).split(config.batch_size)
+    batches = [(view, batch) for view in range(max(config.views, 1)) for batch in order]
+    pieces = pieces_of(batches, context.task.num_classes)
+    places = [make_folder(context.folder.path / f"moments-{index:02d}") for index in range(len(pieces))]
+    claims = context.folder.path / CLAIMS
+    context.when_done.append(lambda: _remove([claims, *places]))
+
+    def is_done(index: int) -> bool:
+        # The main one removes what it has read; whoever comes after that finds the clusters.
+        is_over = not context.is_main and (context.folder.path / CLUSTERS).exists()
+        return is_over or (places[index] / SUMS).exists()
+
+    for claim in claimed(claims, len(pieces), is_done, context.should_stop):
+        moments = Moments.empty(context.task.num_classes)
+        for view, own in groupby(pieces[claim.index], itemgetter(0)):
+            for samples in transfer.batches([batch for _, batch in own], view):
+                if context.should_stop():
+                    raise StageStopped(STOPPED)
+                logits = generalist.model(samples.inputs).float()
+                moments.add(torch.softmax(logits / config.temperature, dim=1).cpu().numpy())
+        moments.save(places[claim.index])
+        del moments  # before the next one
+    return Moments.added_up(places) if context.is_main else None
+
+
+def _samples(
+    config: ConfusionClustersConfig, context: StageContext, normalisation: Normalisation
+) -> TransferSet:
+    data = load_data(context)
     if config.split == "validation":
         if not len(data.validation):
             raise StageError("the validation split is empty; set the task's `validation_fraction` above 0")
-        transfer = TransferSet(data.validation.to(context.device), generalist.normalisation)
-    else:
-        views = Views(config.augment, config.view_seed, config.views or None)
-        transfer = load_transfer_set(config.transfer, views, context, data)
-        if not config.views:
-            log.warning(
-                "clusters from clean training samples: a generalist that knows them by heart confuses none; better"
-                " `split: validation`, or `augment` and `views`"
-            )
-    order = torch.arange(len(transfer)).split(config.batch_size)
-    for view in range(max(config.views, 1)):
-        for batch in transfer.batches(order, view):
-            if context.should_stop():
-                raise StageStopped("stopped before the clusters were found; run the plan again")
-            yield torch.softmax(generalist.model(batch.inputs).float() / config.temperature, dim=1)
+        return TransferSet(data.validation.to(context.device), normalisation)
+    views = Views(config.augment, config.view_seed, config.views or None)
+    if not config.views:
+        log.warning(
+            "clusters from clean training samples: a generalist that knows them by heart confuses none; better"
+            " `split: validation`, or `augment` and `views`"
+        )
+    return load_transfer_set(config.transfer, views, context, data)
 
 
 def _warn_of_odd_sizes(clusters: list[list[int]], num_classes: int) -> None:

@@ -1,20 +1,30 @@
 """Which classes a generalist confuses: second moments of its predictions (arXiv 1503.02531, section 5.2).
 
-The moments are sums over samples, which may come in any pieces. With very many classes their matrix takes nearly all
-memory; it exists once.
+The moments are sums over samples, which may come in any pieces; pieces of several workers add up from files. With very
+many classes their matrix takes nearly all memory; in a process it exists once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from raydistill.runs.files import atomic_write
+
 Matrix = Literal["correlation", "covariance"]
 
+Batch = TypeVar("Batch")
+
+EXACT_CLASSES = 4000  # up to which products are summed in float64
 SMALLEST_VARIANCE = 1e-12  # a class that is never predicted is correlated with nothing
 ROWS_AT_ONCE = 256
+SUMS, PRODUCTS = "sums.npy", "products.npy"  # of saved moments
+SAVED_AT_ONCE = 1 << 32  # bytes that the pieces of a sum may take on disk
+PIECES = 16  # at most: more workers than that are no help
 
 
 class Similarity(NamedTuple):
@@ -50,8 +60,8 @@ class Moments:
 
     @classmethod
     def empty(cls, num_classes: int) -> "Moments":
-        """No samples yet. Above 4,000 classes products are summed in float32: half of a matrix that is C² large."""
-        kind = np.float64 if num_classes <= 4000 else np.float32
+        """No samples yet. With very many classes products are summed in float32: half of a matrix that is C² large."""
+        kind = np.float64 if num_classes <= EXACT_CLASSES else np.float32
         return cls(0, np.zeros(num_classes), np.zeros((num_classes, num_classes), kind, order="F"))
 
     def add(self, probabilities: NDArray[np.float32]) -> None:
@@ -63,6 +73,26 @@ class Moments:
         self.first += values.sum(axis=1, dtype=np.float64)
         add_products = ssyrk if self.second.dtype == np.float32 else dsyrk
         self.second = add_products(1.0, values, beta=1.0, c=self.second, lower=True, overwrite_c=True)
+
+    def save(self, path: Path) -> None:
+        """Write them to a folder that is there: the matrix first, so that with `SUMS` all of it is there."""
+        # As it lies in memory: a copy would be a second matrix.
+        for name, values in ((PRODUCTS, self.second.T), (SUMS, np.array([self.count, *self.first]))):
+            with atomic_write(path / name) as temporary, temporary.open("wb") as stream:
+                np.save(stream, values, allow_pickle=False)
+
+    @classmethod
+    def added_up(cls, paths: Sequence[Path]) -> "Moments":
+        """The sums of what was saved, in the order of the folders: the same bytes whoever saved them, and when."""
+        first, *others = paths
+        sums = np.load(first / SUMS, allow_pickle=False)
+        products = np.load(first / PRODUCTS, allow_pickle=False)
+        for path in others:
+            sums += np.load(path / SUMS, allow_pickle=False)
+            mapped = np.load(path / PRODUCTS, mmap_mode="r", allow_pickle=False)
+            for rows in _blocks(len(products)):
+                products[rows] += mapped[rows]
+        return cls(int(sums[0]), sums[1:], products.T)
 
     def similarity(self, matrix: Matrix) -> Similarity:
         """How alike the classes' probabilities are.
@@ -83,6 +113,15 @@ class Moments:
             result[rows] = centred * np.outer(scale[rows], scale)
         np.fill_diagonal(result, 0)
         return Similarity(result, mean * scale)
+
+
+def pieces_of(batches: Sequence[Batch], num_classes: int) -> list[Sequence[Batch]]:
+    """Divide batches among workers: in as many parts, about equally long, as their sums may take room on disk. No
+    matter how many workers there are, as sums of other parts would round differently."""
+    size = num_classes**2 * (8 if num_classes <= EXACT_CLASSES else 4)
+    count = min(len(batches), max(1, min(PIECES, SAVED_AT_ONCE // size)))
+    ends = [len(batches) * index // count for index in range(count + 1)]
+    return [batches[start:stop] for start, stop in pairwise(ends)]
 
 
 def _blocks(rows: int) -> Iterator[slice]:

@@ -15,6 +15,7 @@ from raydistill.execution.request import Backend, StageRequest
 from raydistill.execution.survey import PlanSurvey, Remark, probed_models, survey_plan
 from raydistill.plan.order import Graph, order_stages
 from raydistill.plan.schema import Plan
+from raydistill.stages import survey
 
 TEACHER = {"stage": "train", "epochs": 1, "batch_size": 16, "model": {"name": "mlp", "widths": [16]}}
 STUDENT = {"stage": "distill", "epochs": 1, "batch_size": 16, "teachers": ["teacher"]}
@@ -41,6 +42,7 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.file, self.root, self.kinds = folder / "t.npz", folder / "runs", list[str]()
+        self.metrics: list[str] = []
         self.data()
 
     def data(self, **changes: Any) -> None:
@@ -49,7 +51,7 @@ class Bench:
 
     def plan(self, stages: dict[str, Any]) -> tuple[Plan, Graph]:
         task = {"name": "tensors", "file": str(self.file)}
-        plan = Plan.model_validate({"name": "p", "task": task, "stages": stages})
+        plan = Plan.model_validate({"name": "p", "task": task, "metrics": self.metrics, "stages": stages})
         return plan, order_stages(plan)
 
     def survey(self, stages: dict[str, Any], backend: Backend | None = None) -> PlanSurvey:
@@ -170,6 +172,29 @@ def test_specialists_need_a_model_that_follows_the_number_of_classes(
     (line,) = texts(bench.survey(plan), "error")
     assert line.startswith("`experts.0`: model")
     assert "gives 3 outputs for each sample, but the stage needs 4" in line
+
+
+NEEDY = """
+from raydistill.metrics import Metric
+
+class Needy(Metric):
+    name = "needy"
+    needs_logits = True
+
+    def compute(self, answers):
+        return float(answers.probabilities.mean())
+"""
+
+
+def test_a_metric_that_needs_more_logits_than_are_held_is_named_before_anything_trains(
+    bench: Bench, users_module: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.metrics = [users_module(NEEDY).replace(":build", ":Needy")]
+    monkeypatch.setattr(survey, "MOST_LOGITS", 3 * 12)  # of three classes for the 12 test samples
+    assert texts(bench.survey({"teacher": TEACHER}), "error") == []
+    monkeypatch.setattr(survey, "MOST_LOGITS", 3 * 12 - 1)
+    (line,) = texts(bench.survey({"teacher": TEACHER | {"seed": 1, "model": SMALL}}), "error")
+    assert "metric `needy` needs the logits of all classes" in line
 
 
 @pytest.fixture

@@ -11,9 +11,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
+from safetensors.numpy import load_file
 
+from raydistill.plan.schema import build_task
 from raydistill.runs.claims import claimed
 from raydistill.runs.lease import Leases
 from raydistill.stages.predict_targets import CLAIMS
@@ -310,3 +313,37 @@ def test_two_workers_record_the_statistics_of_one(
     together = stages.record("statistics")
     assert (together.payload, together.metrics) == (alone.payload, alone.metrics)
     check_that_a_late_worker_changes_nothing(workers)
+
+
+@pytest.mark.parametrize("victim", [None, 0])
+def test_two_workers_find_the_clusters_of_one(
+    server: "subprocess.Popen[str]", stages: Any, teacher: dict[str, Any], tmp_path: Path, victim: int | None
+) -> None:
+    def grouping(workers: int) -> dict[str, Any]:
+        clusters = {"stage": "confusion_clusters", "generalist": "teacher", "clusters": 1, "batch_size": 3}
+        return {"teacher": teacher | {"epochs": 1}, "groups": clusters | {"resources": {"workers": workers}}}
+
+    stages.task["validation_fraction"] = 0.5
+    alone = stages.elsewhere("undisturbed").run(grouping(1))
+    stages.write(grouping(2))
+    assert stages.attempt("teacher").status == "done"
+    workers = Workers(server, stages, tmp_path / "workers", "groups")
+    workers.brake(0.1 if victim is not None else 0.002)
+    workers.begin(0, 1)
+    if victim is not None:
+        wait_until(lambda: list(workers.place.glob("moments-*/sums.npy")))
+        workers.kill(victim)
+        workers.release()
+        workers.begin(victim)
+    assert workers.end() == {"done"}
+    together = stages.record("groups")
+    assert together.payload == alone.record("groups").payload
+    assert together.metrics == alone.record("groups").metrics
+    assert not list(workers.place.glob("moments-*"))
+    check_that_a_late_worker_changes_nothing(workers)
+    validation = build_task(alone.request("groups").task).load().validation
+    probabilities = alone.model("teacher").logits(validation.inputs).double().softmax(dim=1).numpy()
+    expected = np.corrcoef(probabilities.T)
+    np.fill_diagonal(expected, 0)
+    similarity = load_file(workers.place / "similarity.safetensors")["similarity"]
+    np.testing.assert_allclose(similarity, expected, atol=1e-5)

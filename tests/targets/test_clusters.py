@@ -1,11 +1,13 @@
 """Confusion statistics against numpy's own; clusters against groups that were planted."""
 
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from raydistill.targets import confusion
 from raydistill.targets.clusters import (
     balanced_sizes,
     confusion_columns,
@@ -15,7 +17,7 @@ from raydistill.targets.clusters import (
     share_held,
     squared_distances,
 )
-from raydistill.targets.confusion import Moments
+from raydistill.targets.confusion import Moments, pieces_of
 
 
 def softmax(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -69,6 +71,31 @@ def test_pieces_equal_a_single_pass() -> None:
     assert pieces.count == 1000
     expected = moments_of(probabilities).similarity("covariance").values
     np.testing.assert_allclose(pieces.similarity("covariance").values, expected, atol=1e-10)
+
+
+def test_sums_of_pieces_that_were_saved_are_those_of_all_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(confusion, "ROWS_AT_ONCE", 7)
+    probabilities = planted(20, 4, 900)
+    places = [tmp_path / str(index) for index in range(3)]
+    for place, piece in zip(places, np.array_split(probabilities, 3), strict=True):
+        place.mkdir()
+        moments_of(piece).save(place)
+    added = Moments.added_up(places)
+    assert added.count == 900
+    np.testing.assert_allclose(added.first, probabilities.sum(axis=0), rtol=1e-12)
+    products = np.tril(probabilities.T @ probabilities)
+    np.testing.assert_allclose(np.tril(added.second), products, rtol=1e-12)
+
+
+@pytest.mark.parametrize("classes", [3, 1000, 20_000, 100_000])
+@pytest.mark.parametrize("count", [1, 2, 15, 16, 17, 100])
+def test_pieces_are_all_batches_in_order_and_their_sums_fit_on_a_disk(count: int, classes: int) -> None:
+    pieces = pieces_of(list(range(count)), classes)
+    assert [batch for piece in pieces for batch in piece] == list(range(count))
+    assert all(pieces)
+    assert len(pieces) == 1 or len(pieces) * classes**2 * 4 <= 2**32
 
 
 def test_a_class_that_is_never_predicted_is_like_no_other() -> None:
