@@ -150,10 +150,10 @@ def _read(run: RunView, stage: StageView) -> CommitteeResult:
 
 def _compare(generalist: StageView, stage: StageView, split: str) -> ErrorOverlap | None:
     try:
-        alone, together = generalist.predictions(split), stage.predictions(split)
+        alone, together = generalist.predictions(split).of_all(), stage.predictions(split).of_all()
     except StoreError:
         return None
-    return error_overlap(generalist.name, alone.predicted(), together, alone.ids)
+    return error_overlap(generalist.name, alone.predicted, together, alone.ids)
 
 
 def chance_of(change: int, changed: int) -> float:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from raydistill.errors import StoreError
 from raydistill.report.comparison import TOGETHER
-from raydistill.runs.stored_predictions import Floats, Integers, StoredPredictions, softmax
+from raydistill.runs.stored_predictions import Floats, Integers, StoredColumns, StoredPredictions, softmax
 from raydistill.runs.view import RunView, StageView
 
 Made = TypeVar("Made")
@@ -51,6 +51,15 @@ class Teaching:
         """True classes, (N,)."""
         return self.members[0].labels
 
+    def of_all(self) -> StoredColumns | None:
+        """What they say together about the whole split; None where that is known of a sample alone."""
+        if len(self.members) == 1 and self.members[0].is_sample:
+            return self.members[0].of_all()
+        if any(member.is_sample for member in self.members):
+            return None
+        mixed = self.probabilities()
+        return StoredColumns(self.ids, self.labels, mixed.argmax(axis=1), mixed.max(axis=1))
+
     def at(self, rows: Integers) -> "Teaching":
         """The same teachers on some of the samples."""
         return replace(self, members=tuple(member.at(rows) for member in self.members))
@@ -79,12 +88,12 @@ def read_in_role(run: RunView, role: str, read: Callable[[StageView], Made]) -> 
 
 
 def error_overlap(
-    name: str, answers: NDArray[Any], student: StoredPredictions, ids: NDArray[np.int64]
+    name: str, answers: NDArray[Any], student: StoredColumns, ids: NDArray[np.int64]
 ) -> ErrorOverlap | None:
     """Compare another model's answers with the student's; None when it was asked about other samples."""
     if len(ids) != len(student.ids) or (ids != student.ids).any():
         return None
-    own = student.predicted()
+    own = student.predicted
     wrong, other_wrong = own != student.labels, answers != student.labels
     return ErrorOverlap(
         name,

@@ -26,11 +26,12 @@ from raydistill.report.predictions import (
 from raydistill.report.sweep import Sweep, find_sweep
 from raydistill.report.transfers import TransferGroup, group_by_model
 from raydistill.runs.files import read_json
-from raydistill.runs.stored_predictions import StoredPredictions
+from raydistill.runs.stored_predictions import StoredColumns, StoredPredictions
 from raydistill.runs.view import RunView, StageView
-from raydistill.training.calibration import ReliabilityBins, confusion_matrix, reliability_bins
+from raydistill.training.calibration import ReliabilityBins, bins_by_confidence, confusion_matrix
 
 NAMED_CLASSES = 6
+MOST_CLASSES = 5000  # in a confusion matrix, which has 200 MB then
 
 
 class Calibration(NamedTuple):
@@ -44,7 +45,8 @@ class Calibration(NamedTuple):
 
 @dataclass
 class RunSummary:
-    """Everything the page and the plots show. What is None or empty is explained in `gaps`, by section."""
+    """Everything the page and the plots show. What is None or empty is explained in `gaps`, by section. Where logits
+    of a part of the test samples are stored, `sampled` says of how many."""
 
     run: RunView
     comparison: Comparison
@@ -59,6 +61,7 @@ class RunSummary:
     with_baseline: ErrorOverlap | None = None
     examples: list[Example] = field(default_factory=list)
     teaching: Teaching | None = None
+    sampled: int | None = None
     clusterings: list[Clustering] = field(default_factory=list)
     committees: list[CommitteeResult] = field(default_factory=list)
     model_comparisons: list[ModelComparison] = field(default_factory=list)
@@ -164,14 +167,19 @@ def _add_predictions(summary: RunSummary) -> None:
     description = _description(student)
     names = description.get("class_names") or ()
     summary.class_names = tuple(map(str, names if len(names) == classes else range(classes)))
-    summary.confusion = confusion_matrix(predictions.predicted(), predictions.labels, classes)
+    summary.sampled = len(predictions.ids) if predictions.is_sample else None
+    everything = predictions.of_all()
+    if classes <= MOST_CLASSES:
+        summary.confusion = confusion_matrix(everything.predicted, everything.labels, classes)
+    else:
+        summary.gaps["confusion"] = f"A matrix of {classes:,} × {classes:,} classes is not made."
     summary.calibrations = [_calibrate(student, predictions)]
     try:
         teaching = summary.teaching = read_teaching(summary.run, student, predictions)
     except StoreError as error:
         summary.gaps["examples"] = error.message
     else:
-        _add_teaching(summary, teaching, predictions)
+        _add_teaching(summary, teaching, everything)
         _add_examples(summary, teaching, predictions, description.get("task", {}))
     baseline = summary.comparison.baseline_of(main)
     try:
@@ -181,17 +189,19 @@ def _add_predictions(summary: RunSummary) -> None:
     if baseline and others:
         stage = baseline.results[0]
         summary.calibrations.append(_calibrate(stage, others))
-        summary.with_baseline = error_overlap(stage.name, others.predicted(), predictions, others.ids)
+        told = others.of_all()
+        summary.with_baseline = error_overlap(stage.name, told.predicted, everything, told.ids)
 
 
-def _add_teaching(summary: RunSummary, teaching: Teaching, predictions: StoredPredictions) -> None:
+def _add_teaching(summary: RunSummary, teaching: Teaching, student: StoredColumns) -> None:
     """Compare the student with its teachers, who become a row where no stage of the plan judges them together."""
-    probabilities = teaching.probabilities()
-    answers = probabilities.argmax(axis=1)
-    bins = reliability_bins(probabilities, teaching.labels)
+    if (told := teaching.of_all()) is None:
+        return  # a mean of logits that are those of a sample says nothing of the split
+    bins = bins_by_confidence(told.confidences, told.is_right)
     summary.calibrations.append(Calibration(teaching.name, teaching.role, bins, bins.error))
-    summary.teacher_confusion = confusion_matrix(answers, teaching.labels, probabilities.shape[1])
-    summary.with_teacher = error_overlap(teaching.name, answers, predictions, teaching.ids)
+    if summary.confusion is not None:
+        summary.teacher_confusion = confusion_matrix(told.predicted, told.labels, len(summary.confusion))
+    summary.with_teacher = error_overlap(teaching.name, told.predicted, student, told.ids)
     ensembles = summary.comparison.in_role("ensemble")
     judged = [set(stage.reads) for row in ensembles for stage in row.results]
     if len(teaching.names) == 1 or set(teaching.names) in judged:
@@ -201,8 +211,8 @@ def _add_teaching(summary: RunSummary, teaching: Teaching, predictions: StoredPr
         name=teaching.name,
         role="ensemble",
         members=members,
-        errors=spread([float((answers != teaching.labels).sum())]),
-        samples=len(teaching.labels),
+        errors=spread([float((~told.is_right).sum())]),
+        samples=len(told.labels),
         ece=spread([bins.error]),
         parameters=total_parameters(members),
         computed=True,
@@ -224,7 +234,8 @@ def _add_examples(summary: RunSummary, teaching: Teaching, predictions: StoredPr
 
 
 def _calibrate(stage: StageView, predictions: StoredPredictions) -> Calibration:
-    bins = reliability_bins(predictions.probabilities(), predictions.labels)
+    told = predictions.of_all()
+    bins = bins_by_confidence(told.confidences, told.is_right)
     recorded = stage.metric(CalibrationError.on("test"))
     return Calibration(stage.name, stage.role, bins, bins.error if recorded is None else recorded)
 

@@ -2,7 +2,8 @@
 
 Every model left its predictions on validation and test when it was judged, so no teacher runs again: they are read, and
 those of several teachers are combined as their targets are. Where weights differ from sample to sample, for a
-committee, and where a teacher's predictions are gone, the answer is None: nothing is known.
+committee, where a teacher's predictions are gone, and where several teachers kept logits of a sample alone, the answer
+is None: nothing is known.
 
 Predictions are stored as float16: of two classes that are equal there, the first is the teacher's answer.
 """
@@ -10,7 +11,7 @@ Predictions are stored as float16: of two classes that are equal there, the firs
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,12 +87,20 @@ def _answers(teachers: _Together, split: str, ids: Answers) -> Answers | None:
     total = np.zeros(())
     for folder, weight in zip(teachers.folders, teachers.weights, strict=True):
         stored = open_stage(folder.path).predictions(split)
-        order = stored.ids.argsort()
-        places = np.searchsorted(stored.ids, ids, sorter=order)
-        rows = order[places.clip(max=len(order) - 1)]
-        if not np.array_equal(stored.ids[rows], ids):
-            return None  # it was judged on other samples
-        logits = stored.logits[rows].astype(np.float64)
+        if len(teachers.folders) == 1 and (columns := stored.columns) is not None:
+            rows = _rows_of(ids, columns.ids)
+            return None if rows is None else columns.predicted[rows]
+        if (rows := _rows_of(ids, stored.ids)) is None:
+            return None
+        logits: NDArray[Any] = stored.logits[rows].astype(np.float64)
         total = total + weight * (logits if teachers.by_logits else softmax(logits, 1.0))
     answers: Answers = total.argmax(axis=1)
     return answers
+
+
+def _rows_of(ids: Answers, stored: Answers) -> Answers | None:
+    """Where these ids are among the stored ones; None where it was judged on other samples, or kept a part."""
+    order = stored.argsort()
+    places = np.searchsorted(stored, ids, sorter=order)
+    rows: Answers = order[places.clip(max=len(order) - 1)]
+    return rows if np.array_equal(stored[rows], ids) else None

@@ -35,11 +35,6 @@ class ReliabilityBins(NamedTuple):
         return float((self.counts * distance).sum() / max(int(self.counts.sum()), 1))
 
 
-def reliability_bins(probabilities: Floats, labels: Integers, bins: int = 15) -> ReliabilityBins:
-    """Mean confidence and accuracy of predictions (N, C), judged against labels (N,), by confidence."""
-    return bins_by_confidence(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels, bins)
-
-
 def bins_by_confidence(confidence: Floats, is_right: NDArray[np.bool], bins: int = 15) -> ReliabilityBins:
     """Of the probabilities (N,) that N samples' predicted classes have, and of which predictions are right, (N,)."""
     confidence = confidence.astype(np.float64)
@@ -54,11 +49,6 @@ def bins_by_confidence(confidence: Floats, is_right: NDArray[np.bool], bins: int
         np.bincount(place, weights=confidence, minlength=bins) / divisor,
         np.bincount(place, weights=is_right, minlength=bins) / divisor,
     )
-
-
-def expected_calibration_error(probabilities: Floats, labels: Integers, bins: int = 15) -> float:
-    """Mean distance between confidence and accuracy, weighted by the samples in each bin: from 0 to 1."""
-    return reliability_bins(probabilities, labels, bins).error
 
 
 def confusion_matrix(predicted: Integers, labels: Integers, num_classes: int) -> NDArray[np.int64]:

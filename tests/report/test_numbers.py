@@ -12,6 +12,7 @@ from built_runs import fingerprint_of
 from safetensors.torch import load_file
 
 from raydistill.errors import StoreError
+from raydistill.report import write_report
 from raydistill.report.comparison import (
     compare,
     spread,
@@ -36,6 +37,7 @@ from raydistill.report.predictions import (
     read_teaching,
 )
 from raydistill.report.summary import choose_main, summarize_run
+from raydistill.runs import stored_predictions
 from raydistill.runs.stored_predictions import StoredPredictions, load_predictions
 from raydistill.runs.view import open_run
 from raydistill.training.evaluation import Predictions, save_predictions
@@ -237,10 +239,10 @@ def test_an_ensemble_that_a_stage_judges_appears_once(distilled: Any) -> None:
 
 def test_agreement_counts_who_is_wrong_where() -> None:
     student = judged([[1, 0], [1, 0], [1, 0], [0, 1]], [0, 1, 0, 1])
-    pair = error_overlap("teacher", np.array([0, 0, 1, 1]), student, np.arange(4))
+    pair = error_overlap("teacher", np.array([0, 0, 1, 1]), student.of_all(), np.arange(4))
     assert pair is not None
     assert (pair.both_wrong, pair.only_other_wrong, pair.only_student_wrong, pair.same_answer) == (1, 1, 0, 3)
-    assert error_overlap("teacher", np.array([0, 0, 1, 1]), student, np.arange(4) + 1) is None
+    assert error_overlap("teacher", np.array([0, 0, 1, 1]), student.of_all(), np.arange(4) + 1) is None
 
 
 def test_examples_are_uncertain_right_answers_of_the_teacher_and_sure_errors_of_the_student() -> None:
@@ -338,3 +340,28 @@ def test_predictions_are_those_a_model_was_judged_by_at_any_level_of_its_logits(
     exact = logits.double().softmax(dim=1).numpy()
     assert (found.predicted() == exact.argmax(axis=1)).all()
     assert (np.abs(found.probabilities() - exact) <= 0.02 * exact).all()
+
+
+def test_where_logits_of_a_sample_are_stored_all_samples_are_counted_from_columns(
+    distilled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = distilled.write()
+    whole = summarize_run(open_run(folder, distilled.root))
+
+    def sampled(path: Path) -> StoredPredictions:
+        found = load_predictions(path)
+        return found.at(np.arange(0, 40, 4))._replace(columns=found.of_all())
+
+    monkeypatch.setattr(stored_predictions, "load_predictions", sampled)
+    run = open_run(folder, distilled.root)
+    summary = summarize_run(run)
+    assert (whole.sampled, summary.sampled) == (None, 10)
+    assert (summary.confusion == whole.confusion).all()
+    assert summary.with_baseline == whole.with_baseline
+    errors = {each.name: each.error for each in whole.calibrations}
+    assert {each.name: each.error for each in summary.calibrations} == {
+        name: error for name, error in errors.items() if name != "2 × teacher"
+    }, "of two teachers together only the samples are known"
+    assert summary.with_teacher is None
+    assert summary.examples
+    assert "logits of 10 samples" in " ".join(write_report(folder, distilled.root).read_text().split())

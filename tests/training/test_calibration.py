@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from raydistill.training.calibration import (
+    ReliabilityBins,
+    bins_by_confidence,
     chance_of_guessing,
     confusion_matrix,
     doubts,
-    expected_calibration_error,
-    reliability_bins,
 )
 
 
@@ -19,6 +19,14 @@ def random_predictions(samples: int, classes: int, seed: int) -> tuple[np.ndarra
     logits = draw.normal(size=(samples, classes)) * 3
     exponentials = np.exp(logits)
     return exponentials / exponentials.sum(axis=1, keepdims=True), draw.integers(classes, size=samples)
+
+
+def reliability_bins(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> ReliabilityBins:
+    return bins_by_confidence(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels, bins)
+
+
+def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
+    return reliability_bins(probabilities, labels, bins).error
 
 
 def slow_ece(probabilities: np.ndarray, labels: np.ndarray, bins: int) -> float:
