@@ -80,8 +80,10 @@ def ask(
     predicts some of the batches that one alone would make, so that every number is the same."""
     batches = torch.arange(len(split)).split(batch_size)
     own, labels = workers.own(batches), split.labels.cpu()
-    logits = (predict(inputs).float().cpu() for inputs in split.batches(own, None))
-    found = zip(own, logits, strict=True)
+    inputs = (
+        split.batches(own, None) if own else ()
+    )  # no processes that read pictures where there are none to read
+    found = ((batch, predict(each).float().cpu()) for batch, each in zip(own, inputs, strict=True))
     first = list(_one(found))
     num_classes = workers.largest(first[0][1].shape[1] if first else 0)
     kept = keep(num_classes)
@@ -101,7 +103,7 @@ def ask_each(
     batches = torch.arange(len(split)).split(batch_size)
     own, labels, num_classes = workers.own(batches), split.labels.cpu(), 0
     parts = [torch.zeros(0, members, len(Columns._fields), dtype=torch.float64)]
-    for batch, inputs in zip(own, split.batches(own, None), strict=True):
+    for batch, inputs in zip(own, split.batches(own, None) if own else (), strict=True):
         logits = predict(inputs).float().cpu()
         num_classes = logits.shape[2]
         each = [_Part.of(one, labels[batch], batch, batch[:0]).columns for one in logits.unbind(dim=1)]
@@ -198,12 +200,12 @@ def judge_after_epoch(
     context: StageContext, predict: Predict, split: Split, workers: Workers
 ) -> dict[str, float]:
     """What is known of a model every epoch, on the validation split; nothing on other workers than the main one."""
-    metrics = [metric for metric in context.metrics if metric.every_epoch]
-    predictions = ask(predict, split, partial(keep_what_is_needed, len(split), metrics), workers=workers)
+    now = [metric for metric in context.metrics if metric.every_epoch]
+    predictions = ask(predict, split, partial(keep_what_is_needed, len(split), now), workers=workers)
     if not context.is_main:
         return {}
     teacher = context.teacher_predicted("validation", split)
-    judged = judge(predictions, split.labels, metrics, teacher=teacher)
+    judged = judge(predictions, split.labels, context.metrics, teacher=teacher, only_every_epoch=True)
     return {f"validation/{name}": value for name, value in judged.items()}
 
 

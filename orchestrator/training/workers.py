@@ -20,7 +20,7 @@ Piece = TypeVar("Piece")
 
 @dataclass(frozen=True)
 class Workers:
-    """One of `world` processes of a `torch.distributed` group, whose tensors lie on `device`."""
+    """One of `world` processes of a `torch.distributed` group; what they exchange lies on `device`."""
 
     rank: int = 0
     world: int = 1
@@ -29,8 +29,11 @@ class Workers:
     @classmethod
     def of(cls, context: StageContext) -> "Workers":
         """Those who make the stage as one group; workers that claim pieces are none."""
-        in_group = context.world > 1 and distributed.is_available() and distributed.is_initialized()
-        return cls(context.rank, context.world, context.device) if in_group else cls()
+        if context.world == 1 or not (distributed.is_available() and distributed.is_initialized()):
+            return cls()
+        # gloo, which serves workers that share a GPU, gathers on the CPU alone.
+        device = context.device if "nccl" in distributed.get_backend() else "cpu"
+        return cls(context.rank, context.world, device)
 
     def own(self, pieces: Sequence[Piece]) -> Sequence[Piece]:
         """This worker's part of a list that all of them know."""

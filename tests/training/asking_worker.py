@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from raydistill.tasks.splits import TensorSplit
+from raydistill.training import workers
 from raydistill.training.evaluation import Predictions, ask, ask_each
 from raydistill.training.workers import ALONE, Workers
 
@@ -48,6 +49,7 @@ def weights() -> Tensor:
 
 def main(rank: int, world: int, rendezvous: str, folder: Path) -> None:
     torch.set_num_threads(1)
+    workers.AT_ONCE = 11  # numbers, so two rows of logits: there are several exchanges
     distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
     both = weights()
     found: dict[str, Tensor] = {}
@@ -59,15 +61,13 @@ def main(rank: int, world: int, rendezvous: str, folder: Path) -> None:
         found.update({f"{name}/logits": told.logits, f"{name}/classes": torch.tensor(told.num_classes)})
 
     for size in SIZES:
-        for how, workers in (("together", Workers(rank, world)), ("alone", ALONE)):
+        for how, group in (("together", Workers(rank, world)), ("alone", ALONE)):
             split = split_of(size)
             rows = torch.arange(0, size, 2)
-            told = ask(lambda x: x @ both[:, :CLASSES], split, lambda _: rows, BATCH, workers)  # noqa: B023
+            told = ask(lambda x: x @ both[:, :CLASSES], split, lambda _: rows, BATCH, group)  # noqa: B023
             found[f"{how}/{size}/asked"] = torch.tensor(split.asked, dtype=torch.int64)
             keep(f"{how}/{size}", told)
-            members = ask_each(
-                lambda x: (x @ both).view(-1, MEMBERS, CLASSES), MEMBERS, split, BATCH, workers
-            )
+            members = ask_each(lambda x: (x @ both).view(-1, MEMBERS, CLASSES), MEMBERS, split, BATCH, group)
             for index, each in enumerate(members):
                 keep(f"{how}/{size}/{index}", each)
     save_file({key: value.contiguous() for key, value in found.items()}, folder / f"heard-{rank}.safetensors")

@@ -24,7 +24,7 @@ from raydistill.training.evaluation import (
     keep_what_is_needed,
     predict_split,
 )
-from raydistill.training.workers import Workers
+from raydistill.training.workers import ALONE, Workers
 
 WORKER = Path(__file__).with_name("asking_worker.py")
 WORLD = 2
@@ -58,6 +58,24 @@ def test_parts_of_workers_are_the_whole_list_in_order_and_about_equally_long(cou
     assert parts[0] or not pieces
     sizes = [3 + piece for piece in pieces]
     assert Workers(0, world).counts(sizes) == [sum(sizes[piece] for piece in part) for part in parts]
+
+
+@pytest.mark.parametrize(
+    ("world", "backend", "expected"),
+    [
+        (1, "gloo", ALONE),
+        (2, None, ALONE),  # they claim pieces
+        (2, "gloo", Workers(1, 2, "cpu")),  # it gathers on no GPU
+        (2, "nccl", Workers(1, 2, "cuda:1")),
+    ],
+)
+def test_a_group_exchanges_where_its_back_end_can(
+    monkeypatch: pytest.MonkeyPatch, world: int, backend: str | None, expected: Workers
+) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: backend is not None)
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: backend)
+    context: Any = SimpleNamespace(rank=1, world=world, device="cuda:1")
+    assert Workers.of(context) == expected
 
 
 @pytest.mark.slow  # two processes that import torch
