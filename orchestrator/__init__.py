@@ -34,6 +34,12 @@ if TYPE_CHECKING:
     from raydistill.execution.preview import Preview as Preview
     from raydistill.explanation import explain as explain
     from raydistill.export import export_model as export_model
+    from raydistill.inference.labels import Labelled as Labelled
+    from raydistill.inference.labels import Prediction as Prediction
+    from raydistill.inference.output import check_output as check_output
+    from raydistill.inference.output import write_predictions as write_predictions
+    from raydistill.inference.predict import predict_batches as predict_batches
+    from raydistill.inference.predict import predict_files as predict_files
     from raydistill.inference_cost import InferenceCost as InferenceCost
     from raydistill.inference_cost import measure_costs as measure_costs
     from raydistill.kinds.method_options import MethodOptions as MethodOptions
@@ -47,11 +53,7 @@ if TYPE_CHECKING:
     from raydistill.plan.shipped import headline as headline
     from raydistill.plan.shipped import shipped_plans as shipped_plans
     from raydistill.plan.stage import StageConfig as StageConfig
-    from raydistill.prediction import Prediction as Prediction
-    from raydistill.prediction import check_output as check_output
     from raydistill.prediction import evaluate_model as evaluate_model
-    from raydistill.prediction import predict_files as predict_files
-    from raydistill.prediction import write_csv as write_csv
     from raydistill.runs.cleaning import Cleaning as Cleaning
     from raydistill.runs.cleaning import Removal as Removal
     from raydistill.runs.cleaning import find_removals as find_removals
@@ -99,6 +101,9 @@ _MODULES = {
     "execution.preview": ("Preview",),
     "explanation": ("explain",),
     "export": ("export_model",),
+    "inference.labels": ("Labelled", "Prediction"),
+    "inference.output": ("check_output", "write_predictions"),
+    "inference.predict": ("predict_batches", "predict_files"),
     "inference_cost": ("InferenceCost", "measure_costs"),
     "kinds.method_options": ("MethodOptions",),
     "kinds.stage_bases": ("TrainingConfig",),
@@ -107,7 +112,7 @@ _MODULES = {
     "plan.schema": ("Plan",),
     "plan.shipped": ("find_plan", "headline", "shipped_plans"),
     "plan.stage": ("StageConfig",),
-    "prediction": ("Prediction", "check_output", "evaluate_model", "predict_files", "write_csv"),
+    "prediction": ("evaluate_model",),
     "runs.cleaning": ("Cleaning", "Removal", "find_removals", "remove"),
     "runs.context": ("StageContext",),
     "runs.contrast": ("Contrast", "contrast"),

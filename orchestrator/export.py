@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from raydistill.errors import PlanError, StoreError
+from raydistill.inference.predict import real_samples
 from raydistill.inference_cost import count_cost, measure_cost
 from raydistill.model_card import CARD, ONNX, PROGRAM, Compared, Origin, card, contract
 from raydistill.onnx_file import check_libraries, write_onnx
-from raydistill.prediction import Predictor, load_model, load_predictor, real_samples
+from raydistill.prediction import Predictor, load_model, load_predictor
 from raydistill.runs.files import json_line, json_text
 from raydistill.training.model_description import DESCRIPTION
 from raydistill.training.model_files import PROGRAM as GIVEN

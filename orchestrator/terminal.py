@@ -297,6 +297,41 @@ class Progress:
         return table
 
 
+class Counting:
+    """How many inputs are done and how fast that goes, on a terminal, unless results are printed there (`is_shown`)."""
+
+    def __init__(self, *, is_shown: bool) -> None:
+        self.console = console(stderr=True)
+        self.done = self.failed = 0
+        self.first_error = ""
+        self.started = time.monotonic()
+        self.live = Live(
+            console=self.console, get_renderable=self._render, refresh_per_second=4, transient=True
+        )
+        self.is_shown = is_shown and self.console.is_terminal
+
+    def __enter__(self) -> "Counting":
+        if self.is_shown:
+            self.live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.live.is_started:
+            self.live.stop()
+
+    def add(self, count: int, errors: Sequence[str]) -> None:
+        """So many inputs more are done, some of them with errors."""
+        if errors and not self.failed:
+            self.first_error = errors[0]
+        self.done += count
+        self.failed += len(errors)
+
+    def _render(self) -> RenderableType:
+        seconds = time.monotonic() - self.started
+        failed = f", {self.failed:,} cannot be read" if self.failed else ""
+        return f"{self.done:,} inputs in {seconds:.0f} s, {self.done / max(seconds, 1e-3):,.0f} per second{failed}"
+
+
 def _on(state: NodeState) -> str:
     """Where a stage runs, unless that is here."""
     nodes = state.placement.nodes if state.status == "running" else ()

@@ -234,7 +234,7 @@ class _Parquet:
         return list(self.opened.schema_arrow.names)
 
     def read(self, name: str) -> NDArray[Any]:
-        return _column_array(self.opened.read(columns=[name]).column(0))
+        return column_array(self.opened.read(columns=[name]).column(0))
 
     def read_with_gaps(self, name: str) -> NDArray[Any]:
         """`read`, where an empty cell of a column of numbers is NaN."""
@@ -245,7 +245,7 @@ class _Parquet:
         if column.null_count and is_number:
             gaps: NDArray[Any] = column.to_numpy().astype(np.float64)
             return gaps
-        return _column_array(column)
+        return column_array(column)
 
     def shape(self, name: str) -> tuple[int, ...]:
         return (self.opened.metadata.num_rows, *self._first(name).shape[1:])
@@ -255,15 +255,15 @@ class _Parquet:
 
     def blocks(self, name: str, rows: int) -> Iterator[NDArray[Any]]:
         for batch in self.opened.iter_batches(batch_size=rows, columns=[name]):
-            yield _column_array(batch.column(0))
+            yield column_array(batch.column(0))
 
     def _first(self, name: str) -> NDArray[Any]:
         if not self.opened.metadata.num_rows:
             raise ValueError("it has no rows")
-        return _column_array(next(self.opened.iter_batches(batch_size=1, columns=[name])).column(0))
+        return column_array(next(self.opened.iter_batches(batch_size=1, columns=[name])).column(0))
 
 
-def _column_array(column: Any) -> NDArray[Any]:
+def column_array(column: Any) -> NDArray[Any]:
     """Numbers (N,) or, from lists of equal length at every level, (N, a, b, ...)."""
     import pyarrow
 

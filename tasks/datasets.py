@@ -74,7 +74,9 @@ class Datasets(Task):
     def input_values(self) -> str:
         return f"what the items of `{self.name}` are, collated"
 
-    def picture_input(self, file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    def picture_input(
+        self, source: Path | bytes, shape: tuple[int, ...], *, name: str | None = None
+    ) -> NDArray[np.uint8]:
         """The whole picture, scaled, where items are pictures: what the Datasets make of a file, only they know."""
         from raydistill.tasks.dataset_items import first_input
 
@@ -82,7 +84,7 @@ class Datasets(Task):
             raise ValueError(
                 f"task `{self.name}`: its inputs are {dtype}, not pictures; give them in a .npy file"
             )
-        return super().picture_input(file, shape)
+        return super().picture_input(source, shape, name=name)
 
     def missing_files(self) -> str | None:
         return None

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from pydantic import Field
 
+from raydistill.tasks.csv_table import CsvTable, opened_csv, path_below
 from raydistill.tasks.cuts import group_ids, set_aside
 from raydistill.tasks.digests import Stamp, digest_below, digest_named, digest_text, stamp
 from raydistill.tasks.hashing import text_id
@@ -28,7 +28,6 @@ SPLITS = {
     "val": "validation", "valid": "validation", "validation": "validation", "dev": "validation",
     "test": "test", "testing": "test",
 }  # fmt: skip
-SEPARATORS = ",;\t"
 NO_LABEL = ("", str(UNLABELLED))
 
 
@@ -180,42 +179,15 @@ class ImageManifest(PictureTask):
 @lru_cache(maxsize=16)
 def _read_table(file: Path, columns: tuple[str, str, str, str], changed: Stamp) -> tuple[Row, ...]:
     """The rows of a table. `ValueError` names the line that cannot be used."""
-    table = None
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            first = stream.readline()
-            separator = max(SEPARATORS, key=first.count)
-            stream.seek(0)
-            table = _Table(csv.reader(stream, delimiter=separator, strict=True))
-            rows = tuple(_rows_of(table, file, columns))
-    except csv.Error as error:
-        line = 1 if table is None else table.begun
-        raise ValueError(f"`{file}`, line {line}: {error}; is a quotation mark not closed?") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"`{file}` is no table of UTF-8 text: {error}") from None
+    with opened_csv(file) as table:
+        rows = tuple(_rows_of(table, file, columns))
     if not rows:
         raise ValueError(f"`{file}` has no row below the names of its columns")
     return rows
 
 
-class _Table:
-    """The rows of cells, and in which line of the file the one that is read next begins: a row may have several."""
-
-    def __init__(self, reader: Any) -> None:
-        self._reader = reader
-        self.begun = 1
-
-    def __iter__(self) -> Iterator[list[str]]:
-        return self
-
-    def __next__(self) -> list[str]:
-        cells: list[str] = next(self._reader)
-        self.line, self.begun = self.begun, self._reader.line_num + 1
-        return cells
-
-
-def _rows_of(table: _Table, file: Path, columns: tuple[str, str, str, str]) -> Iterator[Row]:
-    header = [name.strip() for name in next(table, [])]
+def _rows_of(table: CsvTable, file: Path, columns: tuple[str, str, str, str]) -> Iterator[Row]:
+    header = table.header
     for option, name in zip(("path", "label"), columns, strict=False):
         if name not in header:
             there = ", ".join(f"`{printable(found)}`" for found in header)
@@ -228,12 +200,8 @@ def _rows_of(table: _Table, file: Path, columns: tuple[str, str, str, str]) -> I
     lines: dict[str, int] = {}
     for cells in table:
         line = table.line
-        if not cells:
-            continue
-        if len(cells) != len(header):
-            raise ValueError(f"`{file}`, line {line}: {len(cells)} cells below {len(header)} columns")
         path, label, split, group = ("" if place is None else cells[place].strip() for place in places)
-        path = _checked_path(path, file, line)
+        path = path_below(path, file, line)
         if (other := lines.setdefault(path, line)) != line:
             raise ValueError(f"`{file}`, line {line}: `{printable(path)}` is in line {other} already")
         if places[2] is not None and split.lower() not in SPLITS:
@@ -243,18 +211,6 @@ def _rows_of(table: _Table, file: Path, columns: tuple[str, str, str, str]) -> I
         if places[3] is not None and not group:
             raise ValueError(f"`{file}`, line {line}: the picture has no group")
         yield Row(line, path, label, SPLITS.get(split.lower(), ""), group)
-
-
-def _checked_path(path: str, file: Path, line: int) -> str:
-    """A path with "/" that stays below where it begins."""
-    path = path.replace("\\", "/")
-    parts = [part for part in path.split("/") if part not in {"", "."}]  # a path object per row is slow
-    if not parts or path[0] == "/" or ".." in parts or parts[0].endswith(":"):
-        raise ValueError(
-            f"`{file}`, line {line}: `{printable(path)}` is no path below a folder; write paths relative to the option"
-            " `folder`"
-        )
-    return "/".join(parts)
 
 
 def _found(rows: Sequence[Row], file: Path, roots: Sequence[Path]) -> list[str]:

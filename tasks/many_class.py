@@ -119,11 +119,14 @@ class ManyClass(Task):
         parts, pixels = self._open()
         return build_shards_data(self, parts, {name: part.pixels for name, part in pixels.items()})
 
-    def picture_input(self, file: Path, shape: tuple[int, ...]) -> Pixels:
+    def picture_input(
+        self, source: Path | bytes, shape: tuple[int, ...], *, name: str | None = None
+    ) -> Pixels:
         """The whole picture, scaled where the task has an `image_size`; otherwise its size must be that of all."""
         from raydistill.tasks.pictures import exact_picture, scaled_picture
 
-        return (exact_picture if self.image_size is None else scaled_picture)(file, shape)[0]
+        read = exact_picture if self.image_size is None else scaled_picture
+        return read(source, shape, name=name)[0]
 
     def listed(self) -> dict[str, Arrays]:
         return self._samples()

@@ -105,11 +105,13 @@ class Npy(Task):
         dtype = map_npy(self.inputs).dtype
         return super().input_values if dtype == np.uint8 else f"the numbers of `{self.inputs.name}`, {dtype}"
 
-    def picture_input(self, file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    def picture_input(
+        self, source: Path | bytes, shape: tuple[int, ...], *, name: str | None = None
+    ) -> NDArray[np.uint8]:
         """The whole picture, scaled, where the inputs are pictures themselves."""
         if self.inputs.is_file() and (dtype := map_npy(self.inputs).dtype) != np.uint8:
             raise ValueError(f"task `npy`: its inputs are {dtype}, not pictures; give them in a .npy file")
-        return super().picture_input(file, shape)
+        return super().picture_input(source, shape, name=name)
 
     def arranged(self, inputs: NDArray[Any]) -> NDArray[Any]:
         if inputs.ndim == 3 and inputs.dtype == np.uint8:

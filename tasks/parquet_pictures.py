@@ -71,7 +71,7 @@ def laid_out(file: Path, image: str | None, cache: Path) -> Stretches:
         logger.info("laying out the pictures of `%s` as `%s`, once", file, bytes_file)
         sizes: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
         with replaced(bytes_file) as temporary, temporary.open("wb") as stream:
-            for data, part in _encoded(file, image):
+            for data, part in encoded_pictures(file, image):
                 stream.write(data)
                 sizes.append(part)
             stream.flush()
@@ -88,7 +88,7 @@ def laid_out(file: Path, image: str | None, cache: Path) -> Stretches:
     return Stretches(bytes_file, np.cumsum(known) - known, known)
 
 
-def _encoded(file: Path, image: str | None) -> Iterator[tuple[memoryview, NDArray[np.int64]]]:
+def encoded_pictures(file: Path, image: str | None) -> Iterator[tuple[memoryview, NDArray[np.int64]]]:
     """Pictures one after the other, and their sizes (B,), a few at a time."""
     import pyarrow
     import pyarrow.compute

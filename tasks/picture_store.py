@@ -78,14 +78,9 @@ class PackedPictures:
     def read(self, place: int, channels: int) -> Picture:
         number = self._file(place)
         name = f"`{self._key(place)}` of `{self.shards[number]}`"
-        size = int(self.sizes[place])
-        try:
-            with self.files[number].open("rb", buffering=0) as stream:
-                content = os.pread(stream.fileno(), size, int(self.offsets[place]))
-        except OSError as error:
-            raise PictureError(f"{name} cannot be read: {error.strerror or error}") from None
-        if len(content) < size:
-            raise PictureError(f"{name} cannot be read: the file has become shorter")
+        content = read_stretch(
+            self.files[number], int(self.offsets[place]), int(self.sizes[place]), name=name
+        )
         return read_picture(content, channels, name=name)
 
     def _file(self, place: int) -> int:
@@ -93,3 +88,15 @@ class PackedPictures:
 
     def _key(self, place: int) -> str:
         return printable(self.keys[place].decode(errors="surrogateescape"))
+
+
+def read_stretch(file: Path, offset: int, size: int, *, name: str) -> bytes:
+    """The encoded picture that lies in a file. `PictureError` calls it by `name`."""
+    try:
+        with file.open("rb", buffering=0) as stream:
+            content = os.pread(stream.fileno(), size, offset)
+    except OSError as error:
+        raise PictureError(f"{name} cannot be read: {error.strerror or error}") from None
+    if len(content) < size:
+        raise PictureError(f"{name} cannot be read: the file has become shorter")
+    return content

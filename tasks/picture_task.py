@@ -83,10 +83,12 @@ class PictureTask(Task):
         self.require_files()
         return build_folder_data(self, self.read())
 
-    def picture_input(self, file: Path, shape: tuple[int, ...]) -> Pixels:
+    def picture_input(
+        self, source: Path | bytes, shape: tuple[int, ...], *, name: str | None = None
+    ) -> Pixels:
         from raydistill.tasks.pictures import read_picture
 
-        return self.centre(read_picture(file, shape[0]).image, *shape[1:])
+        return self.centre(read_picture(source, shape[0], name=name).image, *shape[1:])
 
     def centre(self, image: Image, height: int, width: int) -> Pixels:
         """The shorter side scaled to `resize`, the middle square of the input's size cut out."""

@@ -318,6 +318,16 @@ def _read_arrays(source: PixelSource, file: Path, shard: Any, size: int) -> Iter
         yield _bytes_of(file, column, int(np.prod(shape))).reshape(len(column), *shape), _Noted()
 
 
+def pixel_rows(file: Path, shape: Shape, rows: int) -> Iterator[Pixels]:
+    """The column `pixels` of a shard, (B, channels, height, width), `rows` at most at once. `ValueError` where they are
+    of another `shape`, or damaged."""
+    with opened_shard(file) as shard:
+        if (declared := declared_shape(file, shard)) != shape:
+            raise ValueError(f"pixels of `{file}` are {declared}; the model takes {shape}")
+        for pixels, _ in _read_arrays(PixelSource(file.parent, (file,), shape, False), file, shard, rows):
+            yield pixels
+
+
 def _named_batches(file: Path, shard: Any, column: str, size: int) -> Iterator[tuple[Any, list[str]]]:
     """A column piece by piece, with what to call each of its samples."""
     ids, row = ["id"] if "id" in shard.schema_arrow.names else [], 0

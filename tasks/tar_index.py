@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from raydistill.tasks.picture_files import PICTURE_ENDINGS, printable
+from raydistill.tasks.picture_files import PICTURE_ENDINGS, printable, reason_of
 from raydistill.tasks.shard_names import refuse_pointer
 
 VERSION = "tar-3"
@@ -34,7 +34,7 @@ def index_tar(file: Path, image: str | None, label: str | None, group: str | Non
     without: list[str] = []
     with file.open("rb") as stream:
         _check_beginning(file, stream)
-        for key, members in _samples(file, stream):
+        for key, members in _samples(file, stream, seen=set()):
             ending = _picture_of(file, key, members, image)
             if ending is None:
                 without.append(key)
@@ -51,6 +51,22 @@ def index_tar(file: Path, image: str | None, label: str | None, group: str | Non
     return found if group is None else {**found, "groups": groups}
 
 
+def pictures_in_tar(file: Path, image: str | None = None) -> Iterator[tuple[str, int, int]]:
+    """Name, offset and size in bytes of each picture in a tar, in their order, whatever else is in it: the member
+    `image` of each sample, or every member that is a picture. `ValueError` for a tar that is damaged, where that is."""
+    with file.open("rb") as stream:
+        _check_beginning(file, stream)
+        if image is not None:
+            for key, members in _samples(file, stream):
+                if image in members:
+                    yield f"{key}.{image}", *members[image]
+            return
+        for name, place in _members(file, stream):
+            parts = PurePosixPath(name)
+            if parts.suffix.lower() in PICTURE_ENDINGS and not any(map(reason_of, parts.parts)):
+                yield name, *place
+
+
 def _check_beginning(file: Path, stream: IO[bytes]) -> None:
     refuse_pointer(file)
     beginning = stream.read(max(map(len, COMPRESSED)))
@@ -62,9 +78,9 @@ def _check_beginning(file: Path, stream: IO[bytes]) -> None:
     stream.seek(0)
 
 
-def _samples(file: Path, stream: IO[bytes]) -> Iterator[tuple[str, Members]]:
-    """Key → ending → place of neighbours whose names are equal up to the first dot."""
-    seen: set[str] = set()
+def _samples(file: Path, stream: IO[bytes], seen: set[str] | None = None) -> Iterator[tuple[str, Members]]:
+    """Key → ending → place of neighbours whose names are equal up to the first dot. `ValueError` for a key that is in
+    `seen`."""
     current = ""
     members: Members = {}
     for name, place in _members(file, stream):
@@ -76,11 +92,12 @@ def _samples(file: Path, stream: IO[bytes]) -> Iterator[tuple[str, Members]]:
             if members:
                 yield current, members
             current, members = key, {}
-            if key in seen:
-                raise ValueError(
-                    f"`{file}` has the key `{printable(key)}` twice: samples need different keys, side by side"
-                )
-            seen.add(key)
+            if seen is not None:
+                if key in seen:
+                    raise ValueError(
+                        f"`{file}` has the key `{printable(key)}` twice: samples need different keys, side by side"
+                    )
+                seen.add(key)
         if ending in members:
             raise ValueError(
                 f"`{file}` has `{printable(key)}.{printable(ending)}` twice: samples need different keys"

@@ -217,10 +217,13 @@ class Task(BaseModel):
         """Inputs (N, ...) of a file that is like the task's own, as the task has them."""
         return inputs
 
-    def picture_input(self, file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """A picture as raw input, uint8 `shape` (channels, height, width), for a model of this task. It goes through
-        what the task's own pictures go through in evaluation; the task's data need not be there. `PictureError` names a
-        file that cannot be read, `ValueError` says that the inputs are no pictures.
+    def picture_input(
+        self, source: Path | bytes, shape: tuple[int, ...], *, name: str | None = None
+    ) -> NDArray[np.uint8]:
+        """A picture, a file or its bytes, as raw input, uint8 `shape` (channels, height, width), for a model of this
+        task. It goes through what the task's own pictures go through in evaluation; the task's data need not be there.
+        `PictureError` names what cannot be read, by `name` where that is given; `ValueError` says that the inputs are
+        no pictures.
         """
         from raydistill.tasks.pictures import scaled_picture
 
@@ -228,7 +231,7 @@ class Task(BaseModel):
             raise ValueError(
                 f"task `{self.name}`: inputs of shape {shape} are no pictures; give them in a .npy file"
             )
-        return scaled_picture(file, shape)[0]
+        return scaled_picture(source, shape, name=name)[0]
 
     def survey(self) -> Survey:
         """A look at the data before anything is trained: samples per split and class, and what the files show; what

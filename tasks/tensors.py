@@ -95,14 +95,16 @@ class Tensors(Task):
     def _stored_dtype(self) -> np.dtype[Any]:
         return _dtype(self.file, self.inputs, stamp(self.file))
 
-    def picture_input(self, file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    def picture_input(
+        self, source: Path | bytes, shape: tuple[int, ...], *, name: str | None = None
+    ) -> NDArray[np.uint8]:
         """The whole picture, scaled. Where the task's file is at hand, it must hold pictures itself: of other numbers
         it is unknown which one is white."""
         if self.file.is_file() and self._stored_dtype != np.uint8:
             raise ValueError(
                 f"task `tensors`: its inputs are {self._stored_dtype}, not pictures; give them in a .npy file"
             )
-        return super().picture_input(file, shape)
+        return super().picture_input(source, shape, name=name)
 
     @property
     def input_dtype(self) -> Literal["float32", "int64"]:

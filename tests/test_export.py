@@ -15,10 +15,11 @@ from raydistill.errors import PlanError
 from raydistill.execution.local_backend import LocalBackend
 from raydistill.execution.scheduler import run_stages
 from raydistill.export import export_model
+from raydistill.inference.predict import predict_files
 from raydistill.model_card import contract
 from raydistill.plan.order import order_stages
 from raydistill.plan.schema import Plan, build_task
-from raydistill.prediction import load_model, predict_files
+from raydistill.prediction import load_model
 from raydistill.tracking.logged_model import export_students
 
 pytestmark = [

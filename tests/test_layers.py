@@ -26,6 +26,7 @@ ROWS = (
     ("model_card",),
     ("inference_cost",),
     ("onnx_file",),
+    ("inference",),
     ("report", "prediction", "raw_model", "explanation", "new_plan"),
     ("execution",),
     ("stages",),

@@ -12,10 +12,12 @@ from raydistill.cli import main
 from raydistill.errors import StoreError
 from raydistill.execution.local_backend import LocalBackend
 from raydistill.execution.scheduler import run_stages
+from raydistill.inference.form import Form
+from raydistill.inference.predict import predict_files, read_inputs
 from raydistill.models.build import build_model
 from raydistill.plan.order import order_stages
 from raydistill.plan.schema import Plan
-from raydistill.prediction import evaluate_model, load_model, predict_files, read_inputs
+from raydistill.prediction import evaluate_model, load_model
 from raydistill.tasks.mnist import Mnist
 
 
@@ -96,22 +98,22 @@ def test_an_input_that_cannot_be_read_is_named(
 ) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    (raw,) = read_inputs(tmp_path / name, Mnist(), (1, 28, 28))
-    assert raw.values is None
-    assert words in str(raw.error)
-    assert name in str(raw.error)
+    (raw,) = read_inputs([tmp_path / name], Form(Mnist(), (1, 28, 28)))
+    assert not len(raw.values)
+    assert words in raw.errors[0]
+    assert name in raw.errors[0]
 
 
 def test_an_array_of_another_shape_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "wide.npy", np.zeros((2, 1, 28, 30), np.float32))
-    (raw,) = read_inputs(tmp_path / "wide.npy", Mnist(), (1, 28, 28))
-    assert "(2, 1, 28, 30)" in str(raw.error)
+    (raw,) = read_inputs([tmp_path / "wide.npy"], Form(Mnist(), (1, 28, 28)))
+    assert "(2, 1, 28, 30)" in raw.errors[0]
 
 
 def test_a_pickled_array_is_not_loaded(tmp_path: Path) -> None:
     np.save(tmp_path / "objects.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    (raw,) = read_inputs(tmp_path / "objects.npy", Mnist(), (1, 28, 28))
-    assert "no array of numbers" in str(raw.error)
+    (raw,) = read_inputs([tmp_path / "objects.npy"], Form(Mnist(), (1, 28, 28)))
+    assert "no array of numbers" in raw.errors[0]
 
 
 def test_the_command_writes_a_table(student: Path, tmp_path: Path) -> None:
@@ -137,8 +139,8 @@ def test_a_folder_without_a_model_is_a_wrong_argument(tmp_path: Path) -> None:
 def test_integers_that_stand_for_things_stay_integers(tmp_path: Path) -> None:
     np.save(tmp_path / "few.npy", np.array([[3, 255]], np.uint8))
     np.save(tmp_path / "parts.npy", np.array([[0.5, 2.0]], np.float32))
-    (words,) = read_inputs(tmp_path / "few.npy", Mnist(), (2,), torch.int64)
+    (words,) = read_inputs([tmp_path / "few.npy"], Form(Mnist(), (2,), torch.int64))
     assert words.values is not None
-    assert (words.values.dtype, words.values.tolist()) == (torch.int64, [3, 255])
-    (parts,) = read_inputs(tmp_path / "parts.npy", Mnist(), (2,), torch.int64)
-    assert "float32; the model takes integers" in str(parts.error)
+    assert (words.raw.dtype, words.raw.tolist()) == (torch.int64, [[3, 255]])
+    (parts,) = read_inputs([tmp_path / "parts.npy"], Form(Mnist(), (2,), torch.int64))
+    assert "float32; the model takes integers" in parts.errors[0]

@@ -14,27 +14,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
-from safetensors.torch import load_file
+from predicted import assert_predictions_are_those_stored, trained
 from scipy.io import savemat
 
 from raydistill.cli import main
-from raydistill.execution.local_backend import LocalBackend
-from raydistill.execution.scheduler import run_stages
-from raydistill.plan.order import order_stages
-from raydistill.plan.schema import Plan
-from raydistill.prediction import load_predictor, predict_files
-from raydistill.training.evaluation import predict_split
+from raydistill.inference.predict import predict_files
 
 RANDOM = np.random.default_rng(0)
-
-
-def trained(task: dict[str, Any], root: Path) -> Path:
-    """The folder of a small network after an epoch."""
-    model = {"stage": "train", "model": {"name": "cnn", "widths": [4]}, "epochs": 1, "batch_size": 16}
-    plan = Plan.model_validate({"name": "tiny", "task": task, "stages": {"model": model}})
-    graph = order_stages(plan)
-    run_stages(graph, LocalBackend(), task=plan.task, root=root)
-    return root / graph.nodes["model"].folder
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -110,21 +96,6 @@ IN_MEMORY: dict[str, Callable[[Path], dict[str, Any]]] = {
     "tensors": arrays,
     "many_class": shards,
 }
-
-
-def assert_predictions_are_those_stored(model: Path, files: list[Path]) -> None:
-    """Stored are logits in 16 bits; probabilities are compared with those of the same logits in 32."""
-    from raydistill.plan.schema import build_task
-
-    predictor = load_predictor(model)
-    test = build_task(predictor.first.description["task"]).load().test
-    logits = predict_split(predictor.logits, test)
-    assert torch.equal(logits.half(), load_file(model / "predictions-test.safetensors")["logits"])
-    expected = torch.softmax(logits, dim=1)
-    names = predictor.first.class_names
-    for row, prediction in zip(expected, predict_files(model, files, top=len(names)), strict=True):
-        found = dict(prediction.ranked)
-        assert [found[name] for name in names] == row.tolist()
 
 
 @pytest.mark.parametrize("name", IN_MEMORY)
@@ -231,7 +202,7 @@ def test_a_folder_is_searched_for_pictures_and_arrays(model: Path, tmp_path: Pat
 
 def test_an_empty_folder_is_an_error_of_its_own(model: Path, tmp_path: Path) -> None:
     (prediction,) = predict_files(model, [tmp_path])
-    assert prediction.error == f"`{tmp_path}` holds no picture and no .npy"
+    assert prediction.error == f"`{tmp_path}` holds no picture, no .npy, no .tar and no .parquet"
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:

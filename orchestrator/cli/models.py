@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,7 +13,8 @@ from raydistill.cli.options import finds_own_modules, json_option, runs_option, 
 from raydistill.tasks.picture_files import printable
 
 if TYPE_CHECKING:
-    from raydistill import Prediction, Trust
+    from raydistill import Labelled, Trust
+    from raydistill.terminal import Counting
 
 
 @click.command()
@@ -36,50 +38,93 @@ def evaluate(model: Path, split: str, trust: "Trust") -> None:
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("inputs", nargs=-1, required=True)
 @click.option(
-    "--top", type=click.IntRange(min=1), default=3, show_default=True, help="Classes to print per input."
+    "--top", type=click.IntRange(min=1), default=3, show_default=True, help="Classes to give per input."
 )
-@click.option("--output", type=click.Path(path_type=Path), help="Write a CSV file instead of printing.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Write a .csv, .parquet or .jsonl instead of printing."
+)
+@click.option(
+    "--on-error",
+    type=click.Choice(["fail", "skip"]),
+    default="fail",
+    show_default=True,
+    help="fail: an input that cannot be read has its error in its place, and the exit code is 1; skip: such are left"
+    " out and counted.",
+)
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="NAME",
+    help="Column of a table with pictures or their paths, or one with numbers; member of a tar.",
+)
+@click.option(
+    "--folder", type=click.Path(path_type=Path), help="Where paths in a table begin; its own if left out."
+)
 @trust_options
-def predict(model: Path, inputs: tuple[Path, ...], top: int, output: Path | None, trust: "Trust") -> None:
-    """Label pictures or arrays: INPUTS are pictures, .npy files of shape (N, ...) or (...), or folders of them.
+def predict(
+    model: Path,
+    inputs: tuple[str, ...],
+    top: int,
+    output: Path | None,
+    on_error: str,
+    columns: tuple[str, ...],
+    folder: Path | None,
+    trust: "Trust",
+) -> None:
+    """Label any number of inputs: pictures, folders of any depth, patterns such as 'photos/**/*.jpg', tars of pictures,
+    tables (CSV, Parquet), arrays of shape (N, ...) in .npy, .npz, .safetensors.
 
-    A picture is read as those of the model's own task are for evaluation. One that cannot be read has its error in its
-    place, and the command ends with exit code 1.
+    A picture is read as those of the model's own task are for evaluation. A CSV file has pictures' paths in its column
+    `path`, or a column per number of an input; Parquet has pictures as Hugging Face's datasets do, or columns of
+    numbers. CSV and Parquet output has a row per input and class, JSON lines an object per input.
 
     MODEL is a stage's folder or an exported one; that of an `evaluate` stage stands for its ensemble or committee.
 
     \b
     distill predict runs/stages/distill-1f0c92ab34de digit.png more.npy photos/
-    distill predict student/ photos/ --top 5 --output answers.csv
+    distill predict student/ 'shards/*.tar' --top 1 --output answers.parquet --on-error skip
     """
-    from raydistill import check_output, predict_files, write_csv
+    from raydistill import check_output, predict_batches, write_predictions
     from raydistill.errors import StageError
+    from raydistill.terminal import Counting
 
     if output is not None:
         check_output(output)
-    errors: list[str] = []
-    predictions = _errors_shown(predict_files(model, inputs, top, trust), errors)
-    if output is not None:
-        write_csv(output, predictions)
-    else:
-        _print(predictions)
-    if errors:
-        raise StageError(f"inputs that could not be labelled: {len(errors)}")
+    with Counting(is_shown=output is not None) as counting:
+        batches = _told(
+            predict_batches(model, inputs, top, trust, columns=columns, folder=folder), on_error, counting
+        )
+        if output is not None:
+            write_predictions(output, batches)
+        else:
+            _print(batches)
+    if counting.failed and on_error == "skip":
+        click.echo(
+            f"warning: left out {counting.failed} of {counting.done} inputs, which cannot be read; the first:"
+            f" {printable(counting.first_error)}",
+            err=True,
+        )
+    elif counting.failed:
+        raise StageError(f"inputs that could not be labelled: {counting.failed}")
 
 
-def _errors_shown(predictions: Iterable["Prediction"], errors: list[str]) -> Iterator["Prediction"]:
-    """The same predictions; an error among them goes to stderr and into `errors`."""
-    for prediction in predictions:
-        if prediction.error is not None:
-            errors.append(prediction.error)
-            click.echo(f"error: {printable(prediction.error)}", err=True)
-        yield prediction
+def _told(batches: Iterable["Labelled"], on_error: str, counting: "Counting") -> Iterator["Labelled"]:
+    """The same predictions, counted; their errors go to stderr, or are left out."""
+    for batch in batches:
+        counting.add(len(batch.sources), list(batch.errors.values()))
+        if on_error == "skip":
+            yield batch.without_errors()
+            continue
+        for error in batch.errors.values():
+            click.echo(f"error: {printable(error)}", err=True)
+        yield batch
 
 
-def _print(predictions: Iterable["Prediction"]) -> None:
-    for prediction in predictions:
+def _print(batches: Iterable["Labelled"]) -> None:
+    for prediction in chain.from_iterable(batches):
         if prediction.error is None:
             ranked = "  ".join(
                 f"{printable(label)} {probability:.4f}" for label, probability in prediction.ranked

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from raydistill.inference.predict import predict_files
 from raydistill.plan.load import load_plan
 from raydistill.plan.order import order_stages
-from raydistill.prediction import predict_files
 from raydistill.training.trust import Trust
 
 RUN = ("--local", "--no-tracking", "--runs", "runs")

@@ -16,8 +16,9 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file, save_model
 
 from raydistill.cli import main
+from raydistill.inference.form import Form
+from raydistill.inference.predict import read_inputs
 from raydistill.models.build import build_model
-from raydistill.prediction import read_inputs
 from raydistill.tasks.mnist import Mnist
 
 SECONDS = 5.0
@@ -284,13 +285,12 @@ def test_a_header_of_an_array_promises_no_memory(folder: Path) -> None:
 def test_the_order_of_bytes_in_an_array_does_not_matter(tmp_path: Path, dtype: str) -> None:
     numbers = np.arange(784).reshape(1, 28, 28)
     np.save(tmp_path / "a.npy", numbers.astype(dtype))
-    (raw,) = read_inputs(tmp_path / "a.npy", Mnist(), (1, 28, 28))
-    assert raw.values is not None
-    np.testing.assert_array_equal(raw.values.numpy(), numbers)
+    (raw,) = read_inputs([tmp_path / "a.npy"], Form(Mnist(), (1, 28, 28)))
+    np.testing.assert_array_equal(raw.raw.numpy()[0], numbers)
 
 
 @pytest.mark.parametrize("dtype", ["c8", "U3", "S2", "M8[s]", "f4,i4", "V4"])
 def test_an_array_of_other_things_than_numbers_is_named(tmp_path: Path, dtype: str) -> None:
     np.save(tmp_path / "a.npy", np.zeros((1, 28, 28), dtype))
-    (raw,) = read_inputs(tmp_path / "a.npy", Mnist(), (1, 28, 28))
-    assert "is no array of numbers" in str(raw.error)
+    (raw,) = read_inputs([tmp_path / "a.npy"], Form(Mnist(), (1, 28, 28)))
+    assert "is no array of numbers" in raw.errors[0]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from raydistill.export import export_model
-from raydistill.prediction import predict_files
+from raydistill.inference.predict import predict_files
 from raydistill.training.trust import Trust
 
 EMBEDDING = """

@@ -12,12 +12,13 @@ from torchvision.transforms import v2
 
 from raydistill.errors import PlanError
 from raydistill.export import PROGRAM, export_model
+from raydistill.inference.predict import predict_files
 from raydistill.kinds.training import TransferConfig
 from raydistill.models.build import build_model
 from raydistill.plan.advice import advice
 from raydistill.plan.load import read_source, validated
 from raydistill.plan.model_input import InputConfig
-from raydistill.prediction import load_model, predict_files
+from raydistill.prediction import load_model
 from raydistill.raw_model import RawModel
 from raydistill.targets.reader import open_targets
 from raydistill.tasks.image_folder import ImageFolder

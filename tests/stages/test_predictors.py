@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from raydistill.errors import StoreError
-from raydistill.prediction import evaluate_model, predict_files
+from raydistill.inference.predict import predict_files
+from raydistill.prediction import evaluate_model
 
 
 @pytest.fixture
