@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from raydistill.runs.view import StageView as StageView
     from raydistill.search.preview import SearchPreview as SearchPreview
     from raydistill.search.problem import SearchProblem as SearchProblem
+    from raydistill.serving import serve_model as serve_model
     from raydistill.stages.export_targets import export_targets as export_targets
     from raydistill.stages.verify_targets import holds_targets as holds_targets
     from raydistill.stages.verify_targets import verify_files as verify_files
@@ -122,6 +123,7 @@ _MODULES = {
     "runs.view": ("RunView", "StageView"),
     "search.preview": ("SearchPreview",),
     "search.problem": ("SearchProblem",),
+    "serving": ("serve_model",),
     "stages.export_targets": ("export_targets",),
     "stages.verify_targets": ("holds_targets", "verify_files", "verify_targets"),
     "tasks.task": ("Task",),

@@ -127,7 +127,7 @@ class _Npz:
             yield from (whole[start : start + rows] for start in range(0, len(whole), rows))
             return
         with zipfile.ZipFile(self.file) as archive, archive.open(f"{name}.npy") as stream:
-            _read_header(stream)
+            read_header(stream)
             for start in range(0, shape[0], rows):
                 count = min(rows, shape[0] - start)
                 size = count * math.prod(shape[1:]) * dtype.itemsize
@@ -137,10 +137,11 @@ class _Npz:
 
     def _header(self, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
         with zipfile.ZipFile(self.file) as archive, archive.open(f"{name}.npy") as stream:
-            return _read_header(stream)
+            return read_header(stream)
 
 
-def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether columns come first, and type, as a .npy begins."""
     is_first = np.lib.format.read_magic(stream) == (1, 0)
     read = np.lib.format.read_array_header_1_0 if is_first else np.lib.format.read_array_header_2_0
     return read(stream)

@@ -20,7 +20,7 @@ ROWS = (
     ("search",),
     ("run_plan",),
     ("storage_tables",),
-    ("terminal", "ui", "doctor"),
+    ("terminal", "ui", "doctor", "serving"),
     ("tracking",),
     ("export",),
     ("model_card",),

@@ -8,7 +8,7 @@ from raydistill.cli.doctor import doctor
 from raydistill.cli.explain import explain
 from raydistill.cli.group import Group
 from raydistill.cli.jobs import jobs
-from raydistill.cli.models import cost, evaluate, export, export_targets, predict, verify
+from raydistill.cli.models import cost, evaluate, export, export_targets, predict, serve, verify
 from raydistill.cli.plans import new, plans
 from raydistill.cli.run import report, run
 from raydistill.cli.storage import clean, compare, list_stored, show
@@ -51,6 +51,7 @@ for command in (
     clean,
     evaluate,
     predict,
+    serve,
     export,
     export_targets,
     cost,

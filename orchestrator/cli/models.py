@@ -134,6 +134,32 @@ def _print(batches: Iterable["Labelled"]) -> None:
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
+@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 lets the whole network ask.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=5001, show_default=True, help="0: any free one."
+)
+@trust_options
+def serve(model: Path, host: str, port: int, trust: "Trust") -> None:
+    """Answer over HTTP what a model says of a picture or an array, until interrupted.
+
+    POST /invocations takes a picture as it is in its file, a .npy, or JSON, {"inputs": [...]}, with lists of numbers or
+    pictures in base64; the answer has the classes of each input and their probabilities, best first (?top=3). GET
+    /model says what it takes.
+
+    MODEL is a stage's folder or an exported one; that of an `evaluate` stage stands for its ensemble or committee.
+
+    \b
+    distill serve runs/stages/distill-1f0c92ab34de
+    distill serve student/ --port 8080
+    curl --data-binary @digit.png http://127.0.0.1:8080/invocations
+    """
+    from raydistill import serve_model
+
+    serve_model(model, trust, host=host, port=port)
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option(
     "--format",
