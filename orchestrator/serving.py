@@ -9,8 +9,6 @@ The addresses and the key `inputs` are those of MLflow's scoring server, whose J
 body is, is seen by how it begins: many a client sends whatever header its library has.
 """
 
-import base64
-import binascii
 import json
 import socket
 from collections.abc import Callable, Mapping
@@ -30,8 +28,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from raydistill.errors import DistillError, PlanError
-from raydistill.inference.given import Answering, array_of
+from raydistill.inference.given import Answering, array_of, decoded_text
 from raydistill.model_card import contract
+from raydistill.prediction import load_predictor, task_of
 from raydistill.tasks.picture_files import printable
 from raydistill.training.trust import NOBODY, Trust
 
@@ -53,10 +52,11 @@ def serve_model(
 
     Port 0 is any that is free. `DistillError` when the port is taken, `PlanError` when there is no model.
     """
-    answering = Answering.load(model, trust)
+    predictor = load_predictor(model, trust)
+    app = application(Answering.of(predictor, task_of(predictor, model, trust)), contract(predictor.first))
     with closing(_listening(host, port)) as listener:
         config = uvicorn.Config(
-            application(answering), log_config=None, access_log=False, timeout_graceful_shutdown=STOP_SECONDS
+            app, log_config=None, access_log=False, timeout_graceful_shutdown=STOP_SECONDS
         )
         address = _address(host, listener.getsockname()[1])
         on_ready(f"{printable(str(model))} answers at {address}/invocations (interrupt to stop)")
@@ -64,8 +64,8 @@ def serve_model(
             uvicorn.Server(config).run(sockets=[listener])
 
 
-def application(answering: Answering) -> Starlette:
-    """The server as an ASGI application, to be mounted in a larger one."""
+def application(answering: Answering, about: Mapping[str, Any]) -> Starlette:
+    """The server as an ASGI application, to be mounted in a larger one. `about` is what /model says."""
 
     async def invocations(request: Request) -> Response:
         top = _top(request.query_params.get("top", str(TOP)))
@@ -73,7 +73,7 @@ def application(answering: Answering) -> Starlette:
         return JSONResponse({"predictions": await run_in_threadpool(_answer, answering, body, top)})
 
     async def model(request: Request) -> Response:
-        return JSONResponse(contract(answering.predictor.first))
+        return JSONResponse(about)
 
     async def ping(request: Request) -> Response:
         return Response("\n", media_type="application/json")
@@ -107,7 +107,7 @@ def _probabilities(answering: Answering, body: bytes) -> NDArray[np.float32]:
         return answering.pictures([body])
     inputs = _inputs(body)
     if inputs and all(isinstance(one, str) for one in inputs):
-        return answering.pictures([_decoded(one, place) for place, one in enumerate(inputs)])
+        return answering.pictures([decoded_text(one, place) for place, one in enumerate(inputs)])
     try:
         values = np.array(inputs)
     except (ValueError, TypeError, OverflowError):  # lists of other lengths beside one another
@@ -126,13 +126,6 @@ def _inputs(body: bytes) -> list[Any]:
     if not isinstance(inputs, list):
         raise PlanError('the JSON has no list `inputs`; send {"inputs": [...]}')
     return inputs
-
-
-def _decoded(text: str, place: int) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise PlanError(f"picture {place} is no base64") from None
 
 
 def _top(text: str) -> int:

@@ -18,12 +18,13 @@ import numpy as np
 import pytest
 from PIL import Image
 from predicted import trained
-from starlette.applications import Starlette
 
+from raydistill.errors import PlanError
 from raydistill.inference.given import Answering
 from raydistill.inference.predict import predict_files
+from raydistill.plan.schema import build_task
 from raydistill.prediction import load_predictor, predict_arrays
-from raydistill.serving import MOST_BYTES, application
+from raydistill.serving import MOST_BYTES
 
 RANDOM = np.random.default_rng(0)
 
@@ -108,7 +109,7 @@ def test_it_says_what_it_takes(server: str) -> None:
         (b'{"inputs": []}', "", 400, "the model takes (1, 28, 28)"),
         (b'{"inputs": [[1], [1, 2]]}', "", 400, "neither numbers in lists of equal lengths nor"),
         (b'{"inputs": [[0.5]]}', "", 400, "has the shape (1, 1); the model takes (1, 28, 28)"),
-        (b'{"inputs": ["%"]}', "", 400, "picture 0 is no base64"),
+        (b'{"inputs": ["%"]}', "", 400, "picture 0 is a text, and no base64"),
         (npy(np.full((1, 28, 28), 3.0)), "", 400, "pixels as numbers are in [0, 1]"),
         (npy(np.full((1, 28, 28), np.nan)), "", 400, "not finite"),
         (npy(np.zeros((1, 28, 28)))[:-5], "", 400, "the array cannot be read"),
@@ -183,8 +184,8 @@ def test_an_interrupt_ends_it_in_order(model: Path) -> None:
 def test_a_model_of_numbers_takes_no_picture(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", inputs=RANDOM.random((42, 5), np.float32), labels=np.arange(42) % 2)
     task = {"name": "tensors", "file": str(tmp_path / "a.npz")}
-    answering = Answering.load(trained(task, tmp_path / "runs", {"name": "mlp", "widths": [4]}))
-    assert isinstance(application(answering), Starlette)
-    with pytest.raises(Exception, match="numbers of shape"):
+    model = trained(task, tmp_path / "runs", {"name": "mlp", "widths": [4]})
+    answering = Answering.of(load_predictor(model), build_task(task))
+    with pytest.raises(PlanError, match="numbers of shape"):
         answering.pictures([b""])
     assert answering.arrays([[2.0, 0, 0, 0, 0]]).shape == (1, 2)

@@ -1,7 +1,7 @@
 """What inputs of a model are: pictures that its task reads, or numbers of one shape."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,16 @@ class Form:
         cls, model: TrainedModel, task: Task, columns: Sequence[str] = (), folder: Path | None = None
     ) -> "Form":
         """That of a model's inputs."""
-        shape, values = model.input_shape, model.description.get("inputs", GREY_LEVELS)
+        form = cls.described(model.description, task)
+        return replace(form, columns=tuple(columns), folder=folder)
+
+    @classmethod
+    def described(cls, description: Mapping[str, Any], task: Task) -> "Form":
+        """As the description of a model has it."""
+        shape, values = tuple(description["input_shape"]), description.get("inputs", GREY_LEVELS)
+        dtype = torch.int64 if description.get("input_dtype") == "int64" else torch.float32
         takes_pictures = len(shape) == 3 and shape[0] in (1, 3) and GREY_LEVELS in values
-        return cls(task, shape, model.input_dtype, takes_pictures, tuple(columns), folder)
+        return cls(task, shape, dtype, takes_pictures)
 
     def decode(self, picture: Picture) -> NDArray[np.uint8]:
         """The pixels (channels, height, width) that evaluation would see. `ValueError` names a picture that cannot be

@@ -1,9 +1,11 @@
 """Inputs that a program has in its hands, a few at a time: pictures as bytes or by their paths, and arrays."""
 
+import base64
+import binascii
 import io
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,36 +13,38 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from raydistill.errors import PlanError
 from raydistill.inference.batches import Batch, Picture, decoded, regrouped
 from raydistill.inference.form import Form
 from raydistill.inference.labels import ranked
-from raydistill.prediction import Predictor, as_batch, load_predictor, task_of
+from raydistill.prediction import Predictor, as_batch
 from raydistill.tasks.array_files import read_header
+from raydistill.tasks.task import Task
 from raydistill.training.evaluation import BATCH
-from raydistill.training.trust import NOBODY, Trust
 
 
 @dataclass(frozen=True)
 class Answering:
     """A model that is asked again and again, by any number of threads. What it cannot read is a `PlanError`."""
 
-    predictor: Predictor
+    probabilities: Callable[[Tensor], Tensor]
+    """Of raw inputs (B, ...): (B, C) float32."""
+    class_names: Sequence[str]
+    """Of all C classes."""
     form: Form
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
-    def load(cls, model: Path, trust: Trust = NOBODY) -> "Answering":
-        """The model in a folder."""
-        predictor = load_predictor(model, trust)
-        return cls(predictor, Form.of(predictor.first, task_of(predictor, model, trust)))
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Of all classes in their order; one that has no name is called by its number."""
-        names, count = self.predictor.first.class_names, self.predictor.first.description["num_classes"]
-        return (*names, *map(str, range(len(names), count)))
+    def of(cls, predictor: Predictor, task: Task) -> "Answering":
+        """What a model that was loaded says; a class that has no name is called by its number."""
+        names, count = predictor.first.class_names, predictor.first.description["num_classes"]
+        return cls(
+            lambda raw: torch.softmax(predictor.logits(raw), dim=1),
+            (*names, *map(str, range(len(names), count))),
+            Form.of(predictor.first, task),
+        )
 
     def pictures(self, pictures: Sequence[bytes | Path]) -> NDArray[np.float32]:
         """Probabilities (N, C) of encoded pictures, or of files of such."""
@@ -50,7 +54,7 @@ class Answering:
             Picture(f"picture {place}", one, f"picture {place}" if isinstance(one, bytes) else None)
             for place, one in enumerate(pictures)
         ]
-        return self._probabilities(list(regrouped(decoded(named, self.form.decode))))
+        return self._of_batches(list(regrouped(decoded(named, self.form.decode))))
 
     def arrays(self, inputs: ArrayLike) -> NDArray[np.float32]:
         """Probabilities (N, C) of an array of inputs (N, ...), or of one: of pictures bytes or numbers in [0, 1], of
@@ -60,7 +64,7 @@ class Answering:
             self._check(values)
         starts = range(0, len(values), BATCH)
         sources = [str(row) for row in range(len(values))]
-        return self._probabilities(
+        return self._of_batches(
             [Batch(sources[start : start + BATCH], values[start : start + BATCH]) for start in starts]
         )
 
@@ -76,15 +80,22 @@ class Answering:
         rows = Batch([""] * len(probabilities), probabilities)
         return [row.ranked for row in ranked(rows, torch.from_numpy(probabilities), self.class_names, top)]
 
-    def _probabilities(self, batches: Sequence[Batch]) -> NDArray[np.float32]:
+    def _of_batches(self, batches: Sequence[Batch]) -> NDArray[np.float32]:
         for batch in batches:
             for error in batch.errors.values():
                 raise PlanError(error)
         if not any(len(batch.values) for batch in batches):
             raise PlanError("there is no input")
         with self.lock:  # a forward pass takes all cores
-            logits = [self.predictor.logits(batch.raw) for batch in batches]
-        return torch.cat([torch.softmax(part, dim=1) for part in logits]).numpy()
+            return torch.cat([self.probabilities(batch.raw) for batch in batches]).numpy()
+
+
+def decoded_text(text: str, place: int) -> bytes:
+    """The picture that a text holds in base64. `PlanError` calls it by its place."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise PlanError(f"picture {place} is a text, and no base64; a path is a `pathlib.Path`") from None
 
 
 def array_of(content: bytes) -> NDArray[Any]:

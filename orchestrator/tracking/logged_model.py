@@ -15,10 +15,12 @@ import torch
 
 from raydistill.export import Probabilities, example_inputs
 from raydistill.model_card import contract
-from raydistill.runs.files import json_line, replaced_file
+from raydistill.runs.files import json_line, json_text, replaced_file
 from raydistill.runs.folder import StageFolder
+from raydistill.tracking.picture_model import DESCRIPTION, LOADER, can_read
 from raydistill.tracking.store import import_mlflow
 from raydistill.training import model_files
+from raydistill.training.model_files import TrainedModel
 
 
 def export_students(requests: list[dict[str, str]]) -> None:
@@ -63,14 +65,38 @@ def export_student(stage: Path, target: Path) -> None:
         Schema([TensorSpec(example.dtype, (-1, *example.shape[1:]))]),
         Schema([TensorSpec(outputs.dtype, (-1, *outputs.shape[1:]), name="probabilities")]),
     )
+    reads_pictures = can_read(model.description)
+    needed = ("mlflow", "torch", "numpy", *(("raydistill",) if reads_pictures else ()))
     save_model(
         module,
         str(target),
         signature=signature,
         input_example=example,
-        pip_requirements=[f"{name}=={version(name)}" for name in ("mlflow", "torch", "numpy")],
+        pip_requirements=[f"{name}=={version(name)}" for name in needed],
         metadata=contract(model),
+        serialization_format="pt2",  # on some platforms MLflow's own choice is pickle
     )
+    if reads_pictures:
+        _read_pictures(target, model)
+
+
+def _read_pictures(target: Path, model: TrainedModel) -> None:
+    """Let `mlflow.pyfunc` give the model raw pictures; `mlflow.pytorch` loads what it did before, with torch alone."""
+    from mlflow.models import Model, ModelSignature
+
+    told = contract(model)
+    names = told["outputs"]["class_names"]
+    keys = ("input_shape", "input_dtype", "inputs", "task")
+    kept = {key: model.description[key] for key in keys if key in model.description}
+    (target / DESCRIPTION).write_text(json_text({**kept, "class_names": names}), encoding="utf-8")
+    saved = Model.load(str(target))
+    flavour = saved.flavors["python_function"]
+    flavour["loader_module"] = LOADER
+    for key in ("data", "config"):  # the loader takes the whole folder, and no option
+        flavour.pop(key, None)
+    # A signature of inputs would take arrays alone: MLflow has none for bytes or arrays. What they are is `metadata`.
+    saved.signature = ModelSignature(outputs=saved.signature.outputs)
+    saved.save(str(target / "MLmodel"))
 
 
 if __name__ == "__main__":
