@@ -79,14 +79,7 @@ def measure_cost(folder: Path, trust: Trust, name: str) -> InferenceCost:
     predictor = load_predictor(folder, trust)
     threads = sorted({1, torch.get_num_threads()})
     settings = [[batch, count] for batch in BATCHES for count in threads]
-    request = {
-        "folder": str(folder.absolute()),
-        "root": None if trust.root is None else str(trust.root),
-        "modules": trust.modules,
-        "settings": settings,
-        "seconds": timing.SECONDS,
-    }
-    answer = _in_process("raydistill.inference_cost", request)
+    answer = _run_torch(folder, trust, settings)
     latencies, peaks, remarks = _latencies("torch", settings, answer), {"torch": answer["peak_bytes"]}, []
     try:
         answer = _time_onnx(predictor, settings)
@@ -101,6 +94,22 @@ def measure_cost(folder: Path, trust: Trust, name: str) -> InferenceCost:
         peak_bytes={runtime: peak for runtime, peak in peaks.items() if peak is not None},
         remarks=tuple(remarks),
     )
+
+
+def measure_latency(folder: Path, trust: Trust) -> float:
+    """Seconds that half of the answers for one input stay below, by torch with one thread on this machine."""
+    return float(_run_torch(folder, trust, [[1, 1]])["runs"][0]["p50"])
+
+
+def _run_torch(folder: Path, trust: Trust, settings: Sequence[Sequence[int]]) -> dict[str, Any]:
+    request = {
+        "folder": str(folder.absolute()),
+        "root": None if trust.root is None else str(trust.root),
+        "modules": trust.modules,
+        "settings": settings,
+        "seconds": timing.SECONDS,
+    }
+    return _in_process("raydistill.inference_cost", request)
 
 
 def count_cost(predictor: Predictor, name: str) -> InferenceCost:

@@ -9,8 +9,8 @@ from raydistill.metrics import Accuracy
 from raydistill.plain import escape
 from raydistill.plan.search import Domain
 from raydistill.runs.run_files import REPORT
-from raydistill.runs.search_formatting import called, short, short_names
-from raydistill.runs.search_run import TrialRecord, best_first
+from raydistill.runs.search_formatting import called, short, short_names, shown_cost
+from raydistill.runs.search_run import FRONT, TrialRecord, best_first
 from raydistill.runs.search_view import SearchView
 from raydistill.search.preview import SearchPreview
 from raydistill.search.problem import SearchProblem
@@ -32,7 +32,8 @@ def print_preview(preview: SearchPreview) -> None:
     config = problem.config
     out.print(space_table(config.space))
     out.print(
-        f"\n{told_trials(problem)}, scheduler `{config.scheduler.name}`, {problem.metric.mode} of `{problem.metric}`\n"
+        f"\n{told_trials(problem)}, scheduler `{config.scheduler.name}`, {problem.metric.mode} of `{problem.metric}`"
+        f"{f' against {config.cost}' if config.cost else ''}\n"
     )
     out.print(prospects_table(preview.shared))
     new = sum(not stage.is_cached for stage in preview.shared)
@@ -46,7 +47,7 @@ def print_results(search: SearchView) -> None:
     """The best trials, where the best plan is, and how the search ended."""
     out, records, about = console(), search.trials(), search.about
     out.print(trials_table(search, records))
-    for line in filter(None, (left_out(records), told_exchanges(records))):
+    for line in filter(None, (left_out(records), told_exchanges(records), told_front(search))):
         out.print(line, soft_wrap=True)
     if about.best is not None:
         test = about.best.metrics.get(Accuracy.on("test"))
@@ -78,18 +79,22 @@ def told_trials(problem: SearchProblem) -> str:
 
 
 def trials_table(search: SearchView, records: Sequence[TrialRecord]) -> Table:
-    """The best trials, the best first."""
-    names = short_names(list(search.about.space))
-    table = new_table("trial", "outcome", *names.values(), search.metric, "epochs", "seconds", "note")
-    for record in best_first(records, search.about.mode)[:SHOWN]:
+    """The best trials, the best first; with a cost those before the others that nobody beats in both."""
+    names, cost = short_names(list(search.about.space)), search.about.cost
+    judged = [search.metric, *([cost] if cost else [])]
+    table = new_table("trial", "outcome", *names.values(), *judged, "epochs", "seconds", "note")
+    front = {record.id for record in search.front()}
+    ranked = best_first(records, search.about.mode)
+    for record in sorted(ranked, key=lambda record: record.id not in front)[:SHOWN]:
         table.add_row(
             str(record.number) if record.segment is None else record.segment.shown,
             f"[{STYLES[record.status]}]{record.status.replace('_', ' ')}[/]",
             *(escape(short(record.values[path])) for path in names),
             "" if record.metric is None else f"{record.metric:.5g}",
+            *([shown_cost(cost, record.cost)] if cost else []),
             str(max(record.epochs, default="")),
             f"{record.seconds:.1f}",
-            escape(record.error or ""),
+            "front" if record.id in front else escape(record.error or ""),
         )
     return table
 
@@ -98,6 +103,16 @@ def left_out(records: Sequence[TrialRecord]) -> str:
     """What follows the table where it does not hold all trials."""
     count = len(records) - SHOWN
     return f"and {count} more, all of them in the report" if count > 0 else ""
+
+
+def told_front(search: SearchView) -> str:
+    """Of a search with a cost: who is not beaten, that all of them are kept, and where their plans are."""
+    front, about = search.front(), search.about
+    if about.cost is None or not front:
+        return ""
+    named = ", ".join(f"{called(trial)} ({shown_cost(about.cost, trial.cost)})" for trial in front)
+    plans = f"; plans: {shown_path(search.folder / FRONT)}" if about.front else ""
+    return f"\nfront: no other trial beats these in {search.metric} and {about.cost}: {named}{plans}"
 
 
 def told_exchanges(records: Sequence[TrialRecord]) -> str:

@@ -16,8 +16,8 @@ from raydistill.runs.flat import flatten, with_names
 from raydistill.runs.inventory import Inventory, StoredSearch, ended_at, size_of
 from raydistill.runs.lease import is_held
 from raydistill.runs.run_files import REPORT
-from raydistill.runs.search_formatting import called, short
-from raydistill.runs.search_run import best_first
+from raydistill.runs.search_formatting import called, short, shown_cost
+from raydistill.runs.search_run import TrialRecord, best_first
 from raydistill.runs.search_view import SearchView
 from raydistill.runs.view import RunView, StageView
 from raydistill.terminal import STYLES, console, new_table, results_table, warning_lines
@@ -277,32 +277,49 @@ def run_parts(run: RunView, values: Mapping[str, Any]) -> Iterator[RenderableTyp
 
 def search_parts(search: SearchView) -> Iterator[RenderableType]:
     """A search for a person."""
-    about, ranked = search.about, best_first(search.trials(), search.about.mode)
+    about, front = search.about, search.front()
+    ranked = best_first(search.trials(), about.mode)
     yield f"[bold]{escape(search.folder.name)}[/] {_styled('status', about.status)}"
     facts = {
         "started": about.started,
         "seconds": about.seconds,
-        "metric": f"{'highest' if about.mode == 'max' else 'lowest'} {about.metric}",
+        "metric": f"{'highest' if about.mode == 'max' else 'lowest'} {about.metric}"
+        f"{f' against {about.cost}' if about.cost else ''}",
         "searcher": f"{about.searcher.name}, scheduler {about.scheduler.name}",
         "command": about.command,
         "folder": str(search.folder),
     }
     yield values_table(facts)
     yield ""
-    yield rows_table(
-        [
-            {
-                "trial": called(trial),
-                **{about.names.get(path, path): short(value) for path, value in trial.values.items()},
-                "outcome": trial.status.replace("_", " "),
-                search.metric: trial.metric,
-                "epochs": max(trial.epochs, default=0),
-            }
-            for trial in ranked[:TRIALS_SHOWN]
-        ]
-    )
+    if front:
+        yield f"[bold]front[/]: no other trial beats these in {search.metric} and {about.cost}"
+        yield rows_table([_front_row(search, trial) for trial in front])
+        yield "\n[bold]trials[/]"
+    yield rows_table([_trial_row(search, trial) for trial in ranked[:TRIALS_SHOWN]])
     if len(ranked) > TRIALS_SHOWN:
         yield f"and {len(ranked) - TRIALS_SHOWN} more"
+
+
+def _trial_row(search: SearchView, trial: TrialRecord) -> dict[str, Any]:
+    about = search.about
+    return {
+        "trial": called(trial),
+        **{about.names.get(path, path): short(value) for path, value in trial.values.items()},
+        "outcome": trial.status.replace("_", " "),
+        search.metric: trial.metric,
+        **({"cost": shown_cost(about.cost, trial.cost)} if about.cost else {}),
+        "epochs": max(trial.epochs, default=0),
+    }
+
+
+def _front_row(search: SearchView, trial: TrialRecord) -> dict[str, Any]:
+    row = _trial_row(search, trial)
+    plan = search.plan_of(trial.id)
+    return {
+        **{key: value for key, value in row.items() if key not in ("outcome", "epochs")},
+        "best": "judged on test" if search.about.best and search.about.best.trial == trial.id else "",
+        "plan": str(plan.relative_to(search.folder)) if plan.exists() else "",
+    }
 
 
 def contrast_parts(contrast: Contrast) -> Iterator[RenderableType]:

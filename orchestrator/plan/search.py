@@ -13,6 +13,7 @@ from raydistill.plan.config_errors import located_error, shown
 from raydistill.plan.kind import Choice, Kind
 from raydistill.plan.resources import ResourcesConfig
 
+Cost = Literal["parameters", "multiply_adds", "bytes", "latency"]
 DIGITS = 4  # significant digits of a drawn number: more say nothing, and nobody reads them
 
 
@@ -155,6 +156,8 @@ class SchedulerOptions(Kind):
 
     stops_trials: ClassVar[bool] = True
     """Whether it ends trials by what they report after every epoch: trials that run side by side."""
+    decides_by_metric: ClassVar[bool] = True
+    """Whether it compares trials by one number, so that a `cost` beside it would not be heard."""
     own_searcher: ClassVar[str | None] = None
     """The word of the searcher that goes with it, where it draws the values itself."""
 
@@ -165,8 +168,9 @@ class SchedulerOptions(Kind):
 class SearcherOptions(Kind):
     """What chooses the values of trials.
 
-    `implementation` is a class, built as `Sampler(space, config, mode, records)`: see `search.suggestions.Sampler`. Or,
-    where all points are known in advance, a function from the `SearchConfig` to them.
+    `implementation` is a class, built as `Sampler(space, config, mode, records)`: see `search.suggestions.Sampler`. One
+    that `weighs_cost` is also given `has_cost=True` where the search has a `cost`, which the records hold. Or, where
+    all points are known in advance, a function from the `SearchConfig` to them.
     """
 
     chosen_by = Choice("name", "searcher", "searchers", "raydistill.kinds.searches:SEARCHERS")
@@ -176,6 +180,8 @@ class SearcherOptions(Kind):
 
     knows_points: ClassVar[bool] = False
     """Whether it knows all points in advance, whatever trials show."""
+    weighs_cost: ClassVar[bool] = False
+    """Whether it learns from the costs of trials as well as from their metric."""
     tries_all: ClassVar[bool] = False
     """Whether it has as many points as the space."""
 
@@ -188,11 +194,12 @@ class SearchConfig(Config):
 
     A path in `space` begins with a stage's name: `student.method.temperature`. `metric` is
     `STAGE.validation/accuracy`, or any other metric in its place (`student.validation/macro_f1`); accuracy of the
-    student when left out. The test split is never looked at. `samples` counts trials, those of earlier runs of the
-    search included (all points of a grid when left out, else 20). `seeds` trains that many replicas of the metric's
-    stage per trial and judges their mean; left out, as many as the stage has. `resources` are those of a trial's
-    trainings; left out, a trial runs in one process with those of the metric's stage, or, where a stage of it asks for
-    `workers` or trains peers side by side, on workers of its own with what its stages ask for.
+    student when left out. The test split is never looked at. With a `cost`, the result is the front: all trials that no
+    other beats in both; of those the one with the best metric is the winner. `samples` counts trials, those of earlier
+    runs of the search included (all points of a grid when left out, else 20). `seeds` trains that many replicas of the
+    metric's stage per trial and judges their mean; left out, as many as the stage has. `resources` are those of a
+    trial's trainings; left out, a trial runs in one process with those of the metric's stage, or, where a stage of it
+    asks for `workers` or trains peers side by side, on workers of its own with what its stages ask for.
     """
 
     space: dict[str, Domain] = Field(min_length=1)
@@ -201,6 +208,9 @@ class SearchConfig(Config):
     """What a trial is judged by; validation accuracy of the student when left out."""
     mode: Literal["max", "min"] | None = None
     """Whether more or less of it is better; known for our own metrics when left out."""
+    cost: Cost | None = None
+    """What the model of the metric's stage costs, less is better: its `parameters`, `multiply_adds` for one input,
+    `bytes` on disk, or `latency`, the seconds of one input on one processor, measured when no trial runs."""
     samples: Annotated[Integer, Field(ge=1)] | None = None
     """How many trials, earlier ones included."""
     time_budget: Duration | None = None
@@ -240,7 +250,30 @@ class SearchConfig(Config):
     def _all_goes_together(self) -> "SearchConfig":
         self.scheduler.check_search(self)
         self.searcher.check_search(self)
+        if self.cost is not None:
+            self._check_cost()
         return self
+
+    def _check_cost(self) -> None:
+        if self.scheduler.decides_by_metric:
+            raise located_error(
+                f"`{self.scheduler.name}` compares trials by the metric alone, and would end the cheap ones; leave it"
+                " out, or `cost`",
+                "scheduler",
+            )
+        if self.searcher.knows_points:
+            return
+        if not self.searcher.weighs_cost:
+            raise located_error(
+                f"`{self.searcher.name}` learns from the metric alone; take `tpe`, `random` or `grid` with a `cost`",
+                "searcher",
+            )
+        if self.cost == "latency":
+            raise located_error(
+                f"`{self.searcher.name}` learns from costs while trials run, and a latency is measured after them;"
+                " take `random` or `grid`, or `cost: multiply_adds`",
+                "cost",
+            )
 
     @property
     def size(self) -> int | None:

@@ -69,10 +69,11 @@ class StoredSearch:
 
     @property
     def kept_stages(self) -> set[str]:
-        """The names of the folders of the stages that it still needs: those of its best trial, and while it is not done
-        those of all trials, which go on, or are where others begin."""
+        """The names of the folders of the stages that it still needs: those of its best trial and of the front, and
+        while it is not done those of all trials, which go on, or are where others begin."""
         best = self.view.about.best if self.view and self.view.status == "done" else None
-        kept = [trial for trial in self.trials if best is None or trial.id == best.trial]
+        wanted = {best.trial, *(trial.id for trial in self.view.front())} if self.view and best else None
+        kept = [trial for trial in self.trials if wanted is None or trial.id in wanted]
         return {Path(folder).name for trial in kept for folder in trial.stages.values()}
 
 

@@ -17,6 +17,13 @@ def shown_values(values: Mapping[str, Any], space: Iterable[str]) -> str:
     return ", ".join(f"{names[path]} {short(value)}" for path, value in values.items())
 
 
+def shown_cost(cost: str, value: float | None) -> str:
+    """`12,345`; a latency, which is in seconds, as `1.23 ms`."""
+    if value is None:
+        return ""
+    return f"{1000 * value:.3g} ms" if cost == "latency" else f"{value:,.0f}"
+
+
 def short(value: Any) -> str:
     """A value for a table's cell."""
     if isinstance(value, list):

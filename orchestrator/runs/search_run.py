@@ -3,6 +3,7 @@
     search.json         what is searched, and how it ended
     trials/<id>.json    one small record per trial, replaced whenever something is new
     best.yaml           the plan of the best trial, which `distill run` takes
+    front/<id>.yaml     with a cost: the plans of all trials that no other beats in both
     stop                there while running trials are asked to write their checkpoints and end
 
 A trial's id is a digest of its values, so that the same values are never tried twice; that of a segment of population
@@ -25,7 +26,7 @@ from raydistill.runs.files import json_text, make_folder, read_as, replaced_file
 from raydistill.runs.mirror import bring_all, remove, send
 
 TrialStatus = Literal["running", "done", "stopped_early", "failed", "interrupted"]
-SEARCH, BEST_PLAN, TRIALS = "search.json", "best.yaml", "trials"
+SEARCH, BEST_PLAN, TRIALS, FRONT = "search.json", "best.yaml", "trials", "front"
 OVER: frozenset[TrialStatus] = frozenset({"done", "stopped_early", "failed"})
 
 
@@ -60,9 +61,10 @@ class TrialRecord(BaseModel):
     """One trial: the `values` by their paths, and what became of it.
 
     `metric` is the searched metric after the last epoch, the mean over replicas; `epochs` the same after each epoch
-    that has ended; `metrics` all that the metric's stage was judged by on validation. `stages` are the nodes that
-    depend on the values, with their folders below the storage root. Times are seconds since 1970, `seconds` those of
-    the trial's own training. Of a `segment` they are the values and epochs of this part.
+    that has ended; `metrics` all that the metric's stage was judged by on validation. `cost` is that of its model,
+    where it counts. `stages` are the nodes that depend on the values, with their folders below the storage root.
+    Times are seconds since 1970, `seconds` those of the trial's own training. Of a `segment` they are the values and
+    epochs of this part.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -72,6 +74,7 @@ class TrialRecord(BaseModel):
     values: dict[str, Any]
     status: TrialStatus = "running"
     metric: float | None = None
+    cost: float | None = None
     epochs: dict[int, float] = {}
     metrics: dict[str, float] = {}
     seconds: float = 0.0
@@ -105,6 +108,7 @@ class SearchRun:
         self.root = root
         self.folder = root / "searches" / f"{plan_name}-{fingerprint}"
         self.best_plan = self.folder / BEST_PLAN
+        self.front = self.folder / FRONT
         self.stop_file = self.folder / "stop"
 
     def begin(self) -> None:
@@ -152,16 +156,33 @@ def read_trials(folder: Path, but: Collection[str] = ()) -> list[TrialRecord]:
 
 
 def best_first(records: Iterable[TrialRecord], mode: str) -> list[TrialRecord]:
-    """Finished trials by their metric, then those stopped early by theirs, then the rest; ties by number. Of a
-    population those of a later round come first."""
+    """Finished trials by their metric, then those stopped early by theirs, then the rest; ties by their cost, where it
+    counts, and number. Of a population those of a later round come first."""
     sign = -1.0 if mode == "max" else 1.0
 
-    def rank(record: TrialRecord) -> tuple[int, int, float, int]:
+    def rank(record: TrialRecord) -> tuple[int, int, float, float, int]:
         order = {"done": 0, "stopped_early": 1}.get(record.status, 2)
         left = record.segment.rounds - record.segment.round if record.segment is not None else 0
-        return order, left, 0.0 if record.metric is None else sign * record.metric, record.number
+        metric = 0.0 if record.metric is None else sign * record.metric
+        return order, left, metric, record.cost or 0.0, record.number
 
     return sorted(records, key=rank)
+
+
+def front_of(records: Iterable[TrialRecord], mode: str) -> list[TrialRecord]:
+    """The finished trials that no other beats: none is better in metric or cost and as good in the other. The cheapest
+    first; trials that are equal in both are all there."""
+    sign = 1.0 if mode == "max" else -1.0
+    points = [
+        (record.cost, -sign * record.metric, record.number, record)
+        for record in records
+        if record.status == "done" and record.cost is not None and record.metric is not None
+    ]
+    front: list[tuple[float, float, int, TrialRecord]] = []
+    for point in sorted(points, key=lambda point: point[:3]):
+        if not front or point[1] < front[-1][1] or point[:2] == front[-1][:2]:
+            front.append(point)
+    return [record for *_, record in front]
 
 
 def now() -> float:

@@ -8,11 +8,11 @@ from typing import Any, Literal
 from pydantic import ConfigDict
 
 from raydistill.kinds.searches import PopulationConfig
-from raydistill.plan.search import Domain
+from raydistill.plan.search import Cost, Domain
 from raydistill.runs.files import read_as, read_text
 from raydistill.runs.mirror import bring_all
 from raydistill.runs.run_files import PLAN, FromFile, Seconds
-from raydistill.runs.search_run import BEST_PLAN, SEARCH, TrialRecord, read_trials
+from raydistill.runs.search_run import BEST_PLAN, FRONT, SEARCH, TrialRecord, front_of, read_trials
 
 SEARCHES_FOLDER = "searches"
 
@@ -36,10 +36,22 @@ class BestTrial(FromFile):
     plan_run: str
 
 
+class FrontTrial(FromFile):
+    """A trial that no other beats in both metric and cost; `plan` is the file of its plan in the search's folder."""
+
+    trial: str
+    number: int
+    values: dict[str, Any]
+    metric: float
+    cost: float
+    plan: str
+
+
 class SearchFile(FromFile):
     """`search.json`. The `metric` is that of a stage: `student.validation/accuracy`. `names` are short forms of the
     searched paths, `own` the plan's own values there. `seconds` are those of all sessions, `session_seconds` of the
-    last one. `plan_runs` made what all trials share."""
+    last one. `plan_runs` made what all trials share. With a `cost`, `front` is what no other trial beats, the cheapest
+    first."""
 
     plan: str
     fingerprint: str
@@ -48,6 +60,9 @@ class SearchFile(FromFile):
     form: str | None = None
     """How the metric is written, as `Metric.form`; None in older files, whose metric is one of ours."""
     mode: Literal["max", "min"]
+    cost: Cost | None = None
+    machine: str = ""
+    """Where latencies were measured."""
     replicas: int
     experiment: str
     names: dict[str, str]
@@ -62,6 +77,7 @@ class SearchFile(FromFile):
     session_seconds: Seconds = 0.0
     plan_runs: tuple[str, ...]
     best: BestTrial | None
+    front: tuple[FrontTrial, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,17 +144,28 @@ class SearchView:
         return [*self.about.plan_runs, *([self.about.best.plan_run] if self.about.best else [])]
 
     def table(self) -> list[dict[str, Any]]:
-        """A row per trial, for `pandas.DataFrame`: number, how it ended, its values by their paths, its metric."""
+        """A row per trial, for `pandas.DataFrame`: number, how it ended, its values by their paths, its metric; with
+        a cost, that too and whether it is `in front`."""
+        front = {trial.id for trial in self.front()}
         return [
             {
                 "trial": trial.number,
                 "status": trial.status,
                 **trial.values,
                 self.metric: trial.metric,
+                **({self.about.cost: trial.cost, "in front": trial.id in front} if self.about.cost else {}),
                 "seconds": trial.seconds,
             }
             for trial in self.trials()
         ]
+
+    def front(self) -> list[TrialRecord]:
+        """The trials that no other beats in both metric and cost, the cheapest first; none where no cost counts."""
+        return front_of(self.trials(), self.about.mode) if self.about.cost else []
+
+    def plan_of(self, trial: str) -> Path:
+        """The plan of a trial of the front, by its id."""
+        return self.folder / FRONT / f"{trial}.yaml"
 
     def trials(self, but: Collection[str] = ()) -> list[TrialRecord]:
         """The trials whose records can be read, but for some, by their numbers."""

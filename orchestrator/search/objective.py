@@ -1,4 +1,4 @@
-"""Which number of which stage decides between trials."""
+"""Which number of which stage decides between trials, and what is weighed against it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from raydistill.errors import did_you_mean
 from raydistill.metrics import Accuracy, Better, Metric
 from raydistill.plan.order import Graph
 from raydistill.plan.schema import Plan
-from raydistill.plan.search import SearchConfig
+from raydistill.plan.search import Cost, SearchConfig
 from raydistill.plan.stage import StageConfig
 from raydistill.plan.written import Source
 from raydistill.runs.plan_run import node_roles
@@ -15,11 +15,12 @@ from raydistill.runs.plan_run import node_roles
 
 @dataclass(frozen=True)
 class Objective:
-    """`metric` on validation, as the stage called `stage` reports it."""
+    """`metric` on validation, as the stage called `stage` reports it; and, if it counts, the `cost` of its model."""
 
     stage: str
     metric: type[Metric]
     mode: Better
+    cost: Cost | None = None
 
     def __str__(self) -> str:
         return f"{self.stage}.{self.name}"
@@ -52,7 +53,18 @@ def find_objective(plan: Plan, config: SearchConfig, graph: Graph, source: Sourc
         raise source.error(("search", "metric"), f"{why}; choose by another metric")
     mode = config.mode or metric.better
     assert mode is not None
-    return Objective(stage, metric, mode)
+    _check_cost(graph.nodes[node].config, stage, config.cost, source)
+    return Objective(stage, metric, mode, config.cost)
+
+
+def _check_cost(config: StageConfig, stage: str, cost: Cost | None, source: Source) -> None:
+    """The stage has what costs: a file with its model, where that is asked for."""
+    if cost in ("bytes", "latency") and config.makes != "model":
+        raise source.error(
+            ("search", "cost"),
+            f"`{stage}` judges models of other stages and writes none, so it has no {cost}; name the stage of a model"
+            " in `metric`, or take `cost: parameters`",
+        )
 
 
 def _last_student(graph: Graph, source: Source) -> str:

@@ -60,6 +60,8 @@ class SearchProblem:
         searched = self.config.model_dump(mode="json", include={"space", "searcher"}, exclude_none=True)
         searched["searcher"] = self.config.searcher.identified(searched["searcher"])
         judged = {"metric": str(self.metric), "mode": self.metric.mode, "seeds": self.replicas}
+        if self.metric.cost is not None:
+            judged["cost"] = self.metric.cost
         codes = {metric_at(address).name: code for address, code in self.graph.metrics.items()}
         if (code := codes.get(self.metric.metric.name)) is not None:
             judged["metric code"] = code

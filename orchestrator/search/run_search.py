@@ -31,13 +31,13 @@ from raydistill.run_plan import (
     run_plan,
     stopping_on_interrupt,
 )
-from raydistill.runs.files import atomic_write
+from raydistill.runs.files import atomic_write, make_folder
 from raydistill.runs.folder import StageFolder
 from raydistill.runs.lease import PATIENCE, Leases
 from raydistill.runs.mirror import send, storage_name
 from raydistill.runs.plan_run import FastDumper, finished_record, plan_text
 from raydistill.runs.search_formatting import called, short_names
-from raydistill.runs.search_run import SearchRun, TrialRecord, now
+from raydistill.runs.search_run import SearchRun, TrialRecord, front_of, now
 from raydistill.runs.search_view import open_search
 from raydistill.search.ending import Ending
 from raydistill.search.problem import SearchProblem
@@ -72,8 +72,11 @@ def run_search(problem: SearchProblem, options: RunOptions, *, only: Sequence[st
                 description["plan_runs"] += run_shared(problem, options, only, stop)
             if trial_log.left and not stop.is_set():
                 run_trials_of(trial_log, run, options, stop)
+            if problem.metric.cost == "latency" and not stop.is_set():
+                measure_latencies_of(trial_log, run, description, stop)
             description["status"] = status_of(trial_log, stop)
             if description["status"] == "done" and trial_log.best is not None:
+                description["front"] = write_front(problem, run)
                 description["status"], description["best"] = finish(
                     problem, trial_log.best, run, options, only, deferred
                 )
@@ -146,6 +149,19 @@ def run_trials_of(trial_log: TrialLog, run: SearchRun, options: RunOptions, stop
         ending.clear()
 
 
+def measure_latencies_of(
+    trial_log: TrialLog, run: SearchRun, description: dict[str, Any], stop: threading.Event
+) -> None:
+    """What is measured when no trial runs any more."""
+    from raydistill.search.latencies import measure_latencies
+
+    def keep_machine(machine: str) -> None:
+        description["machine"] = machine
+        run.write(description)
+
+    measure_latencies(trial_log, run.root, description["machine"], keep_machine, stop)
+
+
 def look_ahead_of_trials(problem: SearchProblem, options: RunOptions, stop: threading.Event) -> None:
     """Data and models of the plan as it is written, before the first teacher trains; `PlanError` for what cannot go
     well. What deserves a word is logged."""
@@ -204,7 +220,7 @@ def finish(
 ) -> tuple[str, dict[str, Any]]:
     """Write the best trial's plan and run it: all is cached but its judgement on the test split, and stages that no
     trial needed. Returns the status and what `search.json` says about the best. Its model is exported meanwhile."""
-    write_best_plan(problem, best, run, options.root)
+    write_best_plan(problem, best, run)
     source = read_source(run.best_plan)
     plan = check_plan(source)
     graph = order_stages(plan)
@@ -223,21 +239,55 @@ def finish(
     }
 
 
-def write_best_plan(problem: SearchProblem, best: TrialRecord, run: SearchRun, root: Path) -> None:
-    """A complete plan, without its search: the user's own with the best values."""
-    source = problem.source_of(problem.written_values(best))
-    values = dict(placed_values(source))  # the best plan lies in another folder
-    values["name"] = f"{problem.plan.name[:95]}-best"
+def write_best_plan(problem: SearchProblem, best: TrialRecord, run: SearchRun) -> None:
+    """The plan of the best trial."""
+    why = f"The best of {len(run.trials())} trials of `{problem.plan.name}`, chosen by `{problem.metric}`"
+    told = f"{why} ({best.metric:.5g}, {called(best)})"
+    write_plan(problem, best, run, run.best_plan, told, f"{problem.plan.name[:95]}-best")
+
+
+def write_front(problem: SearchProblem, run: SearchRun) -> list[dict[str, Any]]:
+    """Write the plans of the trials that no other beats in metric and cost, and of no others; what `search.json` says
+    about them. Their models are there: running such a plan judges one on the test split."""
+    cost = problem.metric.cost
+    if cost is None:
+        return []
+    make_folder(run.front)
+    trials = run.trials()
+    front = front_of(trials, problem.metric.mode)
+    for trial in front:
+        told = (
+            f"One of {len(front)} trials of {len(trials)} of `{problem.plan.name}` that no other beats in both"
+            f" `{problem.metric}` ({trial.metric:.5g}) and {cost} ({trial.cost:,g}, {called(trial)})"
+        )
+        name = f"{problem.plan.name[:88]}-trial-{trial.number}"
+        write_plan(problem, trial, run, run.front / f"{trial.id}.yaml", told, name)
+    for file in run.front.glob("*.yaml"):
+        if file.stem not in {trial.id for trial in front}:
+            file.unlink()
+    return [
+        {
+            "trial": trial.id,
+            **trial.model_dump(mode="json", include={"number", "values", "metric", "cost"}),
+            "plan": f"{run.front.name}/{trial.id}.yaml",
+        }
+        for trial in front
+    ]
+
+
+def write_plan(
+    problem: SearchProblem, trial: TrialRecord, run: SearchRun, file: Path, told: str, name: str
+) -> None:
+    """A complete plan, without its search: the user's own with the trial's values."""
+    source = problem.source_of(problem.written_values(trial))
+    values = dict(placed_values(source))  # the plan lies in another folder
+    values["name"] = name
     if problem.plan.tracking != "none":
         values["tracking"] = {**(values.get("tracking") or {}), "experiment": problem.plan.experiment}
-    chosen = "\n".join(f"#   {path}: {json.dumps(value)}" for path, value in best.values.items())
-    header = (
-        f"# The best of {len(run.trials())} trials of `{problem.plan.name}`, chosen by `{problem.metric}`"
-        f" ({best.metric:.5g}, {called(best)}):\n{chosen}\n"
-        f"#   distill run {shown_path(run.best_plan)} --runs {shown_path(root)}\n"
-    )
+    chosen = "\n".join(f"#   {path}: {json.dumps(value)}" for path, value in trial.values.items())
+    header = f"# {told}:\n{chosen}\n#   distill run {shown_path(file)} --runs {shown_path(run.root)}\n"
     body = yaml.dump(values, Dumper=FastDumper, sort_keys=False, width=100, allow_unicode=True)
-    with atomic_write(run.best_plan) as temporary:
+    with atomic_write(file) as temporary:
         temporary.write_text(header + body, encoding="utf-8")
     send(run.best_plan)
 
@@ -257,6 +307,8 @@ def describe(problem: SearchProblem, run: SearchRun, options: RunOptions) -> dic
         "metric": str(problem.metric),
         "form": problem.metric.metric.form,
         "mode": problem.metric.mode,
+        "cost": problem.metric.cost,
+        "machine": before.machine if before else "",
         "replicas": problem.replicas,
         "experiment": problem.plan.experiment,
         "names": short_names(list(problem.paths)),
@@ -269,6 +321,7 @@ def describe(problem: SearchProblem, run: SearchRun, options: RunOptions) -> dic
         "session_seconds": 0.0,
         "plan_runs": list(before.plan_runs) if before else [],
         "best": None,
+        "front": [],
     }
 
 

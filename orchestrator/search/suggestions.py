@@ -84,7 +84,8 @@ class Suggestions:
         self._sampler: Sampler | None = None
         if not config.searcher.knows_points:
             build = load_object(config.searcher.implementation)
-            self._sampler = build(config.space, config.searcher, mode, records)
+            told = {} if config.cost is None else {"has_cost": True}
+            self._sampler = build(config.space, config.searcher, mode, records, **told)
 
     @property
     def left(self) -> int:

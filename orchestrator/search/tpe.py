@@ -5,6 +5,7 @@ so that choices may be lists and sections: it sees their places, not their value
 """
 
 import json
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,9 +26,21 @@ from raydistill.tasks.hashing import fold_key
 
 
 class Tpe:
-    """A `Sampler`. Its random numbers depend on the seed and on how many trials there were when it began."""
+    """A `Sampler`. Its random numbers depend on the seed and on how many trials there were when it began.
 
-    def __init__(self, space: Space, config: TpeConfig, mode: str, records: Iterable[TrialRecord]) -> None:
+    `has_cost`: the logarithm of a trial's cost is a second number to make small. Costs of models lie decades apart, and
+    Optuna weighs trials by the area that they add to the front: by the costs as they are, the largest model would.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        config: TpeConfig,
+        mode: str,
+        records: Iterable[TrialRecord],
+        *,
+        has_cost: bool = False,
+    ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         over = [record for record in records if record.is_over]
         self._space = space
@@ -36,8 +49,9 @@ class Tpe:
         sampler = optuna.samplers.TPESampler(
             seed=seed, n_startup_trials=config.startup, multivariate=False, constant_liar=True
         )
-        direction = "maximize" if mode == "max" else "minimize"
-        self._study = optuna.create_study(direction=direction, sampler=sampler)
+        directions = ["maximize" if mode == "max" else "minimize", *(["minimize"] if has_cost else [])]
+        self._study = optuna.create_study(directions=directions, sampler=sampler)
+        self._has_cost = has_cost
         self._asked: dict[str, optuna.Trial] = {}
         self._drawn: dict[str, optuna.Trial] = {}
         for record in over:
@@ -68,13 +82,21 @@ class Tpe:
         """The metric of a finished trial; the epochs of one that was stopped early; nothing of one that failed."""
         trial = self._asked.pop(record.id)
         if record.status == "done":
-            self._study.tell(trial, record.metric)
+            self._study.tell(trial, self._values(record))
             return
         if record.status == "stopped_early":
             for epoch, value in record.epochs.items():
                 trial.report(value, epoch)
         state = TrialState.PRUNED if record.status == "stopped_early" else TrialState.FAIL
         self._study.tell(trial, state=state)
+
+    def _values(self, record: TrialRecord) -> list[float]:
+        """What a finished trial is judged by."""
+        assert record.metric is not None
+        if not self._has_cost:
+            return [record.metric]
+        assert record.cost is not None
+        return [record.metric, math.log(max(record.cost, 1.0))]
 
     def _forget(self) -> None:
         for trial in self._drawn.values():

@@ -21,10 +21,12 @@ from raydistill.execution.request import Backend
 from raydistill.execution.scheduler import run_stages
 from raydistill.plan.order import Graph, order_stages
 from raydistill.plan.schema import Plan
+from raydistill.plan.search import Cost
 from raydistill.runs.folder import METRICS
 from raydistill.runs.mirror import open_storage
 from raydistill.runs.plan_run import finished_record
 from raydistill.runs.run_files import SUCCEEDED
+from raydistill.search.costs import counted_cost
 
 if TYPE_CHECKING:
     from raydistill.execution.ray_backend.resources import Resources
@@ -42,6 +44,7 @@ class TrialRequest:
     stage: str
     metric: str
     root: str
+    cost: Cost | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; `TrialRequest(**values)` is the way back."""
@@ -54,6 +57,7 @@ class TrialResult:
 
     status: Literal["done", "failed", "interrupted"]
     metric: float | None = None
+    cost: float | None = None
     epochs: dict[int, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
@@ -105,8 +109,16 @@ def _judged(request: TrialRequest, folders: list[str], epochs: dict[int, float])
     seconds = round(sum(record.seconds for record in records.values() if record is not None), 3)
     if value is None or not math.isfinite(value):
         why = "is not finite" if value is not None else "was not reported: are there validation samples?"
-        return TrialResult("failed", None, epochs, {}, seconds, f"`{request.metric}` {why}")
-    return TrialResult("done", value, epochs, metrics, seconds)
+        error = f"`{request.metric}` {why}"
+        return TrialResult("failed", epochs=epochs, seconds=seconds, error=error)
+    if request.cost is None or request.cost == "latency":  # which is measured when no trial runs
+        return TrialResult("done", value, None, epochs, metrics, seconds)
+    costs = [counted_cost(Path(request.root) / folder, request.cost) for folder in folders]
+    known = [cost for cost in costs if cost is not None]
+    if len(known) < len(costs):
+        error = f"the {request.cost} of `{request.stage}` could not be counted; search with another `cost`"
+        return TrialResult("failed", epochs=epochs, seconds=seconds, error=error)
+    return TrialResult("done", value, fmean(known), epochs, metrics, seconds)
 
 
 def _epochs(graph: Graph, nodes: tuple[str, ...], metric: str, root: Path) -> dict[int, float]:

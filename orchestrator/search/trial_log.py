@@ -18,6 +18,9 @@ from raydistill.search.trial import TrialRequest, TrialResult
 def belongs(record: TrialRecord, problem: SearchProblem) -> bool:
     """Whether a record is of values that the search can have tried; any other is damaged, and no record."""
     config = problem.config
+    is_counted = config.cost not in (None, "latency")
+    if is_counted and record.status == "done" and record.cost is None:
+        return False
     is_segment = record.segment is not None
     if is_segment != isinstance(config.scheduler, PopulationConfig) or not record.is_in(config.space):
         return False
@@ -59,9 +62,8 @@ class TrialLog:
                 self.end(suggestion.id, TrialResult("failed", error=error.message))
                 continue
             metric = self.problem.metric
-            return suggestion, TrialRequest(
-                plan, stages, metric.stage, metric.name, storage_name(self._run.root)
-            )
+            root = storage_name(self._run.root)
+            return suggestion, TrialRequest(plan, stages, metric.stage, metric.name, root, metric.cost)
         return None
 
     def begin(self, suggestion: Suggestion, stages: Mapping[str, str] | None = None) -> None:
@@ -98,6 +100,11 @@ class TrialLog:
         if result.status != "done":
             changes = {key: value for key, value in changes.items() if value or key == "error"}
         self._end(record, **changes)
+
+    def note_cost(self, name: str, cost: float | None) -> None:
+        """What the model of a finished trial was found to cost."""
+        self._change(self.records[name], cost=cost)
+        self._progress.best = self.best
 
     def stop_early(self, name: str) -> None:
         """The scheduler has given a trial up."""

@@ -255,8 +255,13 @@ def _keep_program(context: StageContext, config: ModelConfig) -> str:
 
 def copy_tensors(source: StageFolder, context: StageContext) -> None:
     """Everything that another stage's model consists of but its description, as payload of the running one."""
-    for name in (WEIGHTS, *_program_files(source)):
+    for name in files_of_model(source):
         _copy(source.payload(name), context, name)
+
+
+def files_of_model(folder: StageFolder) -> list[str]:
+    """The payload that a model consists of but its description."""
+    return [WEIGHTS, *_program_files(folder)]
 
 
 def _program_files(folder: StageFolder) -> list[str]:

@@ -207,6 +207,30 @@ SPACE = "  space: {student.seed: {integer: [1, 5]}}\n"
             "{metric: judged.validation/accuracy, seeds: 2}",
             "search.seeds: `judged` trains nothing, so it has no seeds; leave `seeds` out",
         ),
+        (
+            "{cost: parameters, scheduler: {name: asha}}",
+            "search.scheduler: `asha` compares trials by the metric alone, and would end the cheap ones; leave it out,"
+            " or `cost`",
+        ),
+        (
+            "{cost: bytes, scheduler: {name: pbt, every: 1}}",
+            "search.scheduler: `pbt` compares trials by the metric alone, and would end the cheap ones; leave it out,"
+            " or `cost`",
+        ),
+        (
+            "cost: latency",
+            "search.cost: `tpe` learns from costs while trials run, and a latency is measured after them; take `random`"
+            " or `grid`, or `cost: multiply_adds`",
+        ),
+        (
+            "{cost: bytes, metric: judged.validation/accuracy}",
+            "search.cost: `judged` judges models of other stages and writes none, so it has no bytes; name the stage of"
+            " a model in `metric`, or take `cost: parameters`",
+        ),
+        (
+            "cost: size",
+            "search.cost: should be `parameters`, `multiply_adds`, `bytes` or `latency`, not `size`",
+        ),
         ("sampels: 3", "search.sampels: unknown key `sampels`; did you mean `samples`?"),
     ],
 )

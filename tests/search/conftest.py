@@ -30,7 +30,8 @@ MLP = {"name": "mlp", "widths": [8]}
 
 
 def answer(config: Any, context: StageContext) -> dict[str, float]:
-    """Leave a line; a student is the better the nearer its temperature is to `BEST`, and fails below 1.
+    """Leave a line; a student is the better the nearer its temperature is to `BEST`, and fails below 1. It has ten
+    parameters for each of its units.
 
     A file `interrupt` in the storage root is Ctrl-C in the student after the next.
     """
@@ -47,6 +48,7 @@ def answer(config: Any, context: StageContext) -> dict[str, float]:
         for epoch in range(1, config.trained_epochs + 1):
             context.report(epoch, {"epoch": epoch, "validation/accuracy": value * epoch / config.epochs})
         metrics = {"validation/accuracy": value}
+        context.parameters = 10 * sum(config.student.options["widths"])
         context.is_untested = not context.sees_test
         if context.sees_test:
             metrics["test/accuracy"] = value / 2
