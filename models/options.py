@@ -56,6 +56,8 @@ class AcousticOptions(Options):
 class CnnOptions(Options):
     """A plain convolutional network: stages of 3x3 convolutions with ReLU, each closed by a 2x2 max-pool."""
 
+    came_later = frozenset({"average"})
+
     widths: tuple[Width, ...] = Field(
         (32, 64), min_length=1, max_length=64, description="channels of each stage"
     )
@@ -65,6 +67,9 @@ class CnnOptions(Options):
         (), max_length=DEEPEST, description="units of the hidden layers after the last pool"
     )
     dropout: Probability = Field(0.0, description="share of units dropped after each of those hidden layers")
+    average: bool = Field(
+        False, description="the mean over all places after the last stage, in place of its max-pool"
+    )
 
     @model_validator(mode="after")
     def _one_count_per_stage(self) -> Self:

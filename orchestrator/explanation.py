@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from raydistill.errors import PlanError, did_you_mean
+from raydistill.kinds.capabilities import capabilities
 from raydistill.lookup import load_object
 from raydistill.models import MODELS, Architecture
 from raydistill.plan.address import class_at
@@ -187,6 +188,8 @@ def _overview(groups: Mapping[str, Mapping[str, Topic]]) -> str:
 
 def _about(topic: Topic) -> str:
     lines = [inspect.getdoc(topic.kind) or ""]
+    if issubclass(topic.kind, Kind) and (told := capabilities(topic.kind)):
+        lines += ["", textwrap.fill(f"With it: {'; '.join(told)}.", WIDTH)]
     if topic.preset:
         decided = ", ".join(f"{key} {value}" for key, value in topic.preset.items())
         lines += ["", f"Decided by the name: {decided}"]

@@ -72,6 +72,20 @@ def test_the_acoustic_network_has_84377600_weights_and_a_bias_per_unit():
     assert count_parameters("acoustic_dnn", {}, (26, 40), 14_000) == weights + 8 * 2560 + 14_000
 
 
+def test_a_plain_network_may_end_in_the_mean_over_all_places():
+    options = {"widths": [4, 6], "average": True}
+    assert count_parameters("cnn", options, MNIST, 10) == (9 + 1) * 4 + (9 * 4 + 1) * 6 + (6 + 1) * 10
+    model = build_model("cnn", options, (1, 7, 5), 3)
+    inputs = torch.rand(2, 1, 7, 5)
+    output = Tapped(model, ["stage2", "embedding"])(inputs)
+    assert output.features["stage2"].shape == (2, 6, 3, 2)  # one pool: the second stage has none behind it
+    torch.testing.assert_close(output.features["embedding"], output.features["stage2"].mean(dim=(2, 3)))
+    torch.testing.assert_close(output.logits, model.classifier(output.features["embedding"]))
+    assert build_model(
+        "cnn", {"widths": [4] * 5, "average": True}, MNIST, 10
+    )  # of 28 places a side one is left
+
+
 @pytest.mark.parametrize("depth", [8, 14, 20, 26, 32, 44, 56, 110])
 def test_a_residual_network_has_the_parameters_of_its_layers(depth):
     expected = resnet_formula(depth, 16, (16, 32, 64), 100)

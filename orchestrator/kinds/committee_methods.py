@@ -96,6 +96,7 @@ class AeKdConfig(AdaptiveWeightsOptions):
 
     word = "ae_kd"
     implementation = "raydistill.methods.ae_kd:AeKd"
+    couples_samples = True
 
     soft_weight: NonNegative = 0.9
     cap: Annotated[Number, Field(gt=0, le=1)] = 0.6
@@ -120,6 +121,7 @@ class TeacherSwitchingConfig(AdaptiveWeightsOptions):
 
     word = "teacher_switching"
     implementation = "raydistill.methods.teacher_switching:TeacherSwitching"
+    couples_samples = True
 
     switch_seed: Seed = 0
     """Chooses the teacher of each batch."""

@@ -76,6 +76,7 @@ class MaskedGenerationConfig(MethodOptions):
 
     word = "masked_generation"
     implementation = "raydistill.methods.masked_generation:MaskedGeneration"
+    couples_samples = True
     needs_features = True
 
     weight: NonNegative = 2.0

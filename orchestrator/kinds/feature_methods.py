@@ -91,6 +91,7 @@ class SemckdConfig(MethodOptions):
 
     word = "semckd"
     implementation = "raydistill.methods.semckd:Semckd"
+    couples_samples = True
     needs_features = True
 
     weight: NonNegative = 400.0
@@ -123,6 +124,7 @@ class OfdConfig(MethodOptions):
 
     word = "ofd"
     implementation = "raydistill.methods.ofd:Ofd"
+    couples_samples = True
     needs_features = True
 
     weight: NonNegative = 1e-3

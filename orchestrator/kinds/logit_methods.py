@@ -87,6 +87,7 @@ class DistConfig(SoftTargetOptions):
 
     word = "dist"
     implementation = "raydistill.methods.dist:Dist"
+    couples_samples = True
     passes_over_unlabelled = True
 
     soft_weight: NonNegative = 2.0

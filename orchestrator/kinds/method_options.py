@@ -56,6 +56,11 @@ class MethodOptions(Kind):
     weighs_teachers: ClassVar[bool] = False
     """Whether the losses weigh the teachers by themselves, from the logits of each: nothing is left to `combine`."""
 
+    couples_samples: ClassVar[bool] = False
+    """Whether what a sample teaches depends on the rest of its batch, of which each of several workers has a part: two
+    then make another student than one."""
+    resumes_exactly: ClassVar[bool] = True
+    """Whether a training that was stopped goes on as if it had not been: nothing is remembered but what is stored."""
     passes_over_unlabelled: ClassVar[bool] = False
     """Whether losses that look at labels leave out the samples that have none, as `hard_loss` does."""
 

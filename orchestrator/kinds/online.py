@@ -204,6 +204,7 @@ class CodistillConfig(OnlineConfig):
 
     word = "codistill"
     implementation = "raydistill.stages.codistill:codistill"
+    resumes_exactly = False  # what a peer hears depends on the workers' speed
 
     model: ModelConfig
     """The model that every peer is."""

@@ -47,6 +47,7 @@ class TripletConfig(EmbeddingOptions):
 
     word = "triplet"
     implementation = "raydistill.methods.triplet:Triplet"
+    couples_samples = True
 
     min_margin: NonNegative = 0.2
     """Where the teacher sees no difference."""
@@ -86,6 +87,7 @@ class TripletLogitsConfig(MethodOptions):
 
     word = "triplet_logits"
     implementation = "raydistill.methods.triplet_logits:TripletLogits"
+    couples_samples = True
 
     margin: NonNegative = 5.0
     """By how much nearer the own logits shall be than another sample's."""
@@ -117,6 +119,7 @@ class RelationalConfig(EmbeddingOptions):
 
     word = "relational"
     implementation = "raydistill.methods.relational:Relational"
+    couples_samples = True
 
     distance_weight: NonNegative = 25.0
     """Of distances between pairs."""
@@ -173,6 +176,7 @@ class SimilarityPreservingConfig(EmbeddingOptions):
 
     word = "similarity_preserving"
     implementation = "raydistill.methods.similarity_preserving:SimilarityPreserving"
+    couples_samples = True
 
     weight: NonNegative = 3000.0
 
@@ -193,6 +197,7 @@ class ProbabilisticTransferConfig(EmbeddingOptions):
 
     word = "probabilistic_transfer"
     implementation = "raydistill.methods.probabilistic_transfer:ProbabilisticTransfer"
+    couples_samples = True
 
     weight: NonNegative = 30000.0
 
@@ -212,6 +217,7 @@ class CorrelationCongruenceConfig(EmbeddingOptions):
 
     word = "correlation_congruence"
     implementation = "raydistill.methods.correlation_congruence:CorrelationCongruence"
+    couples_samples = True
 
     weight: NonNegative = 100.0
     gamma: Positive = 0.4
@@ -239,6 +245,7 @@ class ContrastiveConfig(EmbeddingOptions):
 
     word = "contrastive"
     implementation = "raydistill.methods.contrastive:Contrastive"
+    couples_samples = True
     passes_over_unlabelled = True
 
     weight: NonNegative = 0.8

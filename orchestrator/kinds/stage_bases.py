@@ -186,6 +186,8 @@ class TrainingConfig(StageConfig):
     """
 
     makes = "model"
+    resumes_exactly: ClassVar[bool] = True
+    """Whether a training that was stopped goes on as if it had not been."""
     judged_samples: ClassVar[str] = ""
     """`package.module:function` of (split, trained, num_classes, config): the part of a split that its model is judged
     by; the whole when left out."""

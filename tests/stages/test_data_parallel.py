@@ -259,7 +259,7 @@ def test_two_workers_judge_their_model_as_one_worker_does_to_the_last_bit(
 
 LARGE = {"name": "cnn", "widths": [6, 6], "batch_norm": True}
 POOLED = {"name": "resnet8"}
-BY_SAMPLE: dict[str, dict[str, Any]] = {
+CASES: dict[str, dict[str, Any]] = {
     "hinton": {"method": "hinton"},
     "labels": {"method": "labels"},
     "standardised": {"method": "hinton", "standardize": True},
@@ -280,9 +280,6 @@ BY_SAMPLE: dict[str, dict[str, Any]] = {
     "regression": {"method": "softmax_regression"},
     "review": {"method": "review", "weight": 1},
     "information": {"method": "variational_information"},
-}
-# Similarities, correlations, triplets, statistics, weights or the draw of a batch: each worker has its own.
-BY_BATCH: dict[str, dict[str, Any]] = {
     "semckd": {"method": "semckd", "weight": 1},
     "ofd-batch": {"method": "ofd", "weight": 0.01},
     "dist": {"method": "dist"},
@@ -297,12 +294,19 @@ BY_BATCH: dict[str, dict[str, Any]] = {
     "ae-kd": {"method": "ae_kd"},
     "switching": {"method": "teacher_switching"},
 }
+# Similarities, correlations, triplets, statistics, weights or the draw of a batch: each worker has its own.
+COUPLED = {
+    name: options
+    for name, options in CASES.items()
+    if METHODS[options["method"]].couples_samples and options.get("teacher_bn") != "running"
+}
+SINGLE = {name: options for name, options in CASES.items() if name not in COUPLED}
 AVERAGED = ("class_attention", "softmax_regression")
 COMMITTEE = ("ebkd", "ca_mkd", "ae_kd", "teacher_switching")
 
 
-def test_every_method_is_known_to_couple_samples_or_not() -> None:
-    assert {options["method"] for options in [*BY_SAMPLE.values(), *BY_BATCH.values()]} == set(METHODS)
+def test_every_method_is_among_the_cases() -> None:
+    assert {options["method"] for options in CASES.values()} == set(METHODS)
 
 
 @pytest.mark.slow  # three processes that import torch
@@ -321,14 +325,14 @@ def test_methods_that_look_at_single_samples_do_the_same_on_two_workers(
         }
 
     plan = {"teacher": teacher | {"model": LARGE, "replicas": 2}, "averaged": teacher | {"model": POOLED}}
-    plan |= {name: taught(options) for name, options in (BY_SAMPLE | BY_BATCH).items()}
+    plan |= {name: taught(options) for name, options in CASES.items()}
     alone, together = stages.run(plan), stages.elsewhere("together")
     graph = together.write(plan)
     outcomes = run_together([together.request(name).to_dict() for name in graph.nodes], tmp_path)
     for rank in outcomes:
         assert rank == [["done", None]] * len(graph.nodes)
-    for name in BY_SAMPLE:
+    for name in SINGLE:
         check_same(alone, together, name)
-    for name in BY_BATCH:
+    for name in COUPLED:
         weights = load_file(together.folder(name).path / "model.safetensors")
         assert all(value.isfinite().all() for value in weights.values())
