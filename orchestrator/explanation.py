@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from raydistill.errors import PlanError, did_you_mean
-from raydistill.kinds.capabilities import capabilities
+from raydistill.kinds.capabilities import capabilities, needs
 from raydistill.lookup import load_object
 from raydistill.models import MODELS, Architecture
 from raydistill.plan.address import class_at
@@ -188,8 +188,8 @@ def _overview(groups: Mapping[str, Mapping[str, Topic]]) -> str:
 
 def _about(topic: Topic) -> str:
     lines = [inspect.getdoc(topic.kind) or ""]
-    if issubclass(topic.kind, Kind) and (told := capabilities(topic.kind)):
-        lines += ["", textwrap.fill(f"With it: {'; '.join(told)}.", WIDTH)]
+    if issubclass(topic.kind, Kind):
+        lines += _declared(topic.kind)
     if topic.preset:
         decided = ", ".join(f"{key} {value}" for key, value in topic.preset.items())
         lines += ["", f"Decided by the name: {decided}"]
@@ -198,6 +198,13 @@ def _about(topic: Topic) -> str:
     for key, value in topic.fields.items():
         lines += _lines_of(key, topic.kind, value)
     return "\n".join(lines)
+
+
+def _declared(kind: type[Kind]) -> list[str]:
+    """What the class of a method says of itself, beside its text."""
+    told = {"Needs": needs(kind), "With it": "; ".join(capabilities(kind))}
+    lines = [textwrap.fill(f"{label}: {text}.", WIDTH) for label, text in told.items() if text]
+    return ["", *lines] if lines else []
 
 
 def _about_key(key: str, groups: Mapping[str, Mapping[str, Topic]]) -> Iterator[str]:

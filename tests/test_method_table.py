@@ -73,6 +73,33 @@ def test_what_a_method_can_do_is_explained(word: str, told: str) -> None:
     assert told in " ".join(explain(word).split())
 
 
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("hinton", "Needs: labels and the teachers' logits, stored or live."),
+        ("teacher_labels", "Needs: the teachers' logits, stored or live."),
+        ("embedding", "Needs: an embedding of one teacher, stored or live."),
+        ("review", "Needs: the features of one live teacher."),
+        ("labels", "Needs: labels."),
+        ("reuse_classifier", "Needs: a teacher, no labels."),
+        ("train_branches", "Needs: labels, no teacher."),
+    ],
+)
+def test_what_a_method_needs_is_explained(word: str, told: str) -> None:
+    assert told in explain(word)
+
+
+@pytest.mark.parametrize("word", METHODS | STAGES)
+def test_no_part_of_a_methods_explanation_is_missing(word: str) -> None:
+    about = explain(word).partition("\n\n  ")[0]  # the keys stand below, with a test of their own
+    assert re.search(r"loss.* = |loss\(z\) = ", about), "the equation"
+    assert word == "labels" or re.search(r"\b20\d\d\b", about), "where it is from"
+    for part in ("Settings", "Published", "Pitfalls", "Releases", "Needs", "With it"):
+        told = re.search(rf"^{part}: (.+(?:\n(?![A-Z][a-z ]+: )\S.*)*)", about, flags=re.MULTILINE)
+        assert told is not None, part
+        assert len(told[1]) > (5 if part in ("Needs", "With it") else 20), part
+
+
 def test_a_stage_that_trains_nothing_promises_nothing() -> None:
     assert "With it:" not in explain("evaluate")
 

@@ -38,3 +38,28 @@ def _workers(kind: type[MethodOptions]) -> str:
     return (
         "several workers, each with its part of a batch" if kind.couples_samples else "any number of workers"
     )
+
+
+def needs(kind: type[Kind]) -> str:
+    """What a method, or a stage that trains by one of its own, cannot do without, as it is by default; nothing else."""
+    if issubclass(kind, MethodOptions):
+        options = kind()
+        teacher = _teacher_needed(options)
+        return " and ".join(part for part in ("labels" if options.needs_labels else "", teacher) if part)
+    if not (issubclass(kind, TrainingConfig) and (kind.has_teacher or kind.makes_students)):
+        return ""
+    if "methods" in kind.model_fields:
+        return "teachers or their stored targets; labels as its methods say"
+    if kind.has_teacher:
+        return "a teacher, no labels"
+    return "labels, no teacher"
+
+
+def _teacher_needed(options: MethodOptions) -> str:
+    if options.stored_features:
+        return "an embedding of one teacher, stored or live"
+    if options.needs_features:
+        return "the features of one live teacher"
+    if options.weighs_teachers:
+        return "the logits of each teacher, stored or live"
+    return "the teachers' logits, stored or live" if options.looks_at_logits else ""

@@ -24,11 +24,14 @@ class ClassAttentionConfig(LastMapsOptions):
     `places` x `places`; loss = weight · mean over samples, classes and places of (M^S - M^T)². With `normalize` each
     class's map has length 1 first.
 
-    Weight 400, `places: 2` and `normalize` are the release's defaults, for networks of unlike architecture; of like
-    ones it compares maps as they are, with 15 for ResNet-32x4 → ResNet-8x4 and 12 for WRN-40-2 → WRN-16-2:
-      methods: [{method: labels}, {method: class_attention, normalize: false, weight: 15}]
-    Published, CIFAR-100: ResNet-32x4 → ResNet-8x4 76.91 (best epoch; secondary source). Live; both networks of the same
-    classes, their logits one linear layer of pooled maps. The release drops the teacher's bias; here it stays.
+    Settings: weight 400, `places: 2` and `normalize` are the release's defaults, for networks of unlike architecture;
+    of like ones it compares maps as they are, with 15 for ResNet-32x4 → ResNet-8x4 and 12 for WRN-40-2 → WRN-16-2:
+    `methods: [{method: labels}, {method: class_attention, normalize: false, weight: 15}]`.
+    Published: CIFAR-100: ResNet-32x4 → ResNet-8x4 76.91 (best epoch; secondary source).
+    Pitfalls: both networks have the same classes, and logits that are one linear layer of pooled maps. With `places: 1`
+    and `normalize` only signs are compared; a weight for normalised maps is none for maps as they are.
+    Releases: drops the teacher's bias, which stays here; its plans for ImageNet name a method that is not there, and a
+    batch of 2.
     """
 
     word = "class_attention"
@@ -49,9 +52,12 @@ class SoftmaxRegressionConfig(LastMapsOptions):
     h the teacher's own classifier, which stays as it is. The student keeps its own head, which this does not train, and
     its own classes; the connector is left behind.
 
-    Weights 1 and 1 are the release's, beside labels: `methods: [{method: labels}, {method: softmax_regression}]`; 1 and
-    5 on CIFAR-100 (cls_KD). Published, with soft targets (SimKD's tables): ResNet-32x4 → ResNet-8x4 75.39, → VGG-8
-    73.23. Live; grids and channels may differ. The second mean is over classes: more of them pull each less.
+    Settings: weights 1 and 1 are the release's, beside labels: `methods: [{method: labels}, {method:
+    softmax_regression}]`; 1 and 5 on CIFAR-100 (cls_KD).
+    Published: with soft targets (SimKD's tables), CIFAR-100: ResNet-32x4 → ResNet-8x4 75.39, → VGG-8 73.23.
+    Pitfalls: the second mean is over classes: more of them pull each less. A constant added to all logits counts. Grids
+    and channels may differ.
+    Releases: its connector is in no checkpoint; SimKD's copy works on pooled features, another function.
     """
 
     word = "softmax_regression"

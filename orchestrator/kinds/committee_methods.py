@@ -24,9 +24,11 @@ class EbkdConfig(AdaptiveWeightsOptions):
     H at T = 1. These weights sum to M - 1, so that the release's soft term has a factor of (M - 1) / M;
     `sum_to_one: true` removes it.
 
-    Needs the logits of each teacher, stored or live. Confidently wrong teachers are rewarded; with many teachers the
-    weights become uniform. For w ∝ exp(-H/τ) there is `combine: {weights: entropy}`. T = 4, weights 1 and 1 are the
-    release's.
+    Settings: T = 4, weights 1 and 1 are the release's.
+    Published: none that we could check; see `configs/RESULTS.md` for ours.
+    Pitfalls: confidently wrong teachers are rewarded; with many teachers the weights become uniform. For w ∝ exp(-H/τ)
+    there is `combine: {weights: entropy}`.
+    Releases: its weights sum to M - 1, so that the soft term has a factor of (M - 1) / M.
     """
 
     word = "ebkd"
@@ -50,11 +52,12 @@ class CaMkdConfig(AdaptiveWeightsOptions):
     is, from the error of what the teacher makes of r_m(F): its layers behind the feature give the logits. As in the
     release the gradient flows through u_m too, and the term is left out in the first `logits_only_epochs`.
 
-    Needs labels and the logits of each teacher, stored or live; the second term `mode: live` and networks that are
-    chains (all but those of torchvision). T = 4 and weights 1, 1 and 50 are the release's, with three teachers of one
-    architecture and the features of the last stages; the published figures are those of both terms, the default here is
-    the logits' alone. Of wide ResNets name `stage3_post`, behind the ReLU. The label leaks into the soft target. One
-    teacher has weight 1.
+    Settings: T = 4 and weights 1, 1 and 50 are the release's, with three teachers of one architecture and the features
+    of the last stages; the default here is the logits' alone. Of wide ResNets name `stage3_post`, behind the ReLU.
+    Published: those of both terms, with three teachers; none that we could check.
+    Pitfalls: needs labels; the second term `mode: live` and networks that are chains (all but those of torchvision).
+    The label leaks into the soft target. One teacher has weight 1.
+    Releases: divides by M, and its gradient flows through u_m.
     """
 
     word = "ca_mkd"
@@ -89,9 +92,11 @@ class AeKdConfig(AdaptiveWeightsOptions):
     g_m the batch mean of its gradient in z, and α = argmin ‖Σ_m α_m g_m‖² subject to Σ α_m = 1 and 0 ≤ α_m ≤ cap,
     solved exactly and taken as constant. `normalize`: of g_m / ‖g_m‖, α divided by ‖g_m‖ and scaled to sum to 1.
 
-    Needs the logits of each teacher, stored or live. cap = 1 lets one teacher have all the weight; cap ≤ 1/M makes them
-    equal. T = 4, weights 0.9 and 1 and cap 0.6 are the paper's. The mean over the batch hides what teachers disagree
-    about sample by sample; each worker has the mean of its own part.
+    Settings: T = 4, weights 0.9 and 1 and cap 0.6 are the paper's.
+    Published: none that we could check.
+    Pitfalls: cap = 1 lets one teacher have all the weight; cap ≤ 1/M makes them equal. The mean over the batch hides
+    what teachers disagree about sample by sample; each worker has the mean of its own part.
+    Releases: solves for α as a support vector machine's dual; the hints averaged beside it cut the gradient.
     """
 
     word = "ae_kd"
@@ -115,8 +120,12 @@ class TeacherSwitchingConfig(AdaptiveWeightsOptions):
     batch), so that a training that was stopped goes on with the same teachers; each worker draws for its own part of a
     batch.
 
-    Needs the logits of each teacher, stored or live; of live teachers only the one that was drawn is run. The paper's
-    tables are for speech; its other form, every sample once per teacher, is `hinton` with several teachers.
+    Settings: there is nothing to set but T and the weights; T = 4 and weights 1 and 1 are ours, since the paper's
+    tables are for speech.
+    Published: none that compare: the paper's are of speech.
+    Pitfalls: a higher variance, for which the learning rate may have to be lower. Its other form, every sample once per
+    teacher, is `hinton` with several teachers. Of live teachers only the one that was drawn is run.
+    Releases: there is no public one.
     """
 
     word = "teacher_switching"

@@ -19,13 +19,13 @@ class ReviewConfig(MapsOptions):
     loss = weight · Σ_l D(o_l, t_l), where D is a mean of mean squares: of the maps, and of both averaged to 4, 2 and 1
     parts a side, with weights 1, ½, ¼ and ⅛.
 
-    Weight 5 is the release's for ResNet-32x4 → ResNet-8x4, between 0.6 and 8 by the pair, raised over 20 epochs:
-      methods:
-        - {method: labels}
-        - {method: review, weight: 5, ramp: {epochs: 20}}
-    Published, CIFAR-100: ResNet-32x4 → ResNet-8x4 75.63, → ShuffleNetV2 77.78. Live; as many stages in both networks,
-    the teacher's before their ReLU; grids and channels may differ. The joining layers have more weights than a small
-    student. The release leaves its teacher in training mode on CIFAR; here it is in evaluation mode.
+    Settings: weight 5 is the release's for ResNet-32x4 → ResNet-8x4, between 0.6 and 8 by the pair, raised over 20
+    epochs: `methods: [{method: labels}, {method: review, weight: 5, ramp: {epochs: 20}}]`.
+    Published: CIFAR-100 (best epoch): ResNet-32x4 → ResNet-8x4 75.63, → ShuffleNetV2 77.78.
+    Pitfalls: as many stages in both networks, the teacher's before their ReLU; grids and channels may differ. The
+    joining layers have more weights than a small student.
+    Releases: leaves its teacher in training mode on CIFAR; here it is in evaluation mode. mdistiller's reads the width
+    of joined maps and does not use it.
     """
 
     word = "review"
@@ -51,10 +51,12 @@ class VariationalInformationConfig(MapsOptions):
     that is learned: loss = weight · Σ_l mean of ½ ((μ - t)² / σ² + ln σ²). Channels that cannot be predicted get a
     large variance and pull no more. The loss may be negative; the error and the variance are logged beside it.
 
-    Weight 1 is the toolboxes', beside labels: `methods: [{method: labels}, {method: variational_information}]`.
-    Published, CIFAR-100 (RepDistiller): ResNet-32x4 → ResNet-8x4 73.09, → ShuffleNetV2 73.40. Live; of two maps the
-    larger is averaged to the smaller. Variances start at 5, end at 0.001 and have no weight decay. In mdistiller's
-    release they never learn.
+    Settings: weight 1 is the toolboxes', beside labels: `methods: [{method: labels}, {method:
+    variational_information}]`. Variances start at 5, end at 0.001 and have no weight decay.
+    Published: CIFAR-100 (RepDistiller): ResNet-32x4 → ResNet-8x4 73.09, → ShuffleNetV2 73.40.
+    Pitfalls: the loss may be negative, and falls with the variances alone; the error and the variance are logged beside
+    it. Of two maps the larger is averaged to the smaller.
+    Releases: in mdistiller's the variances never learn; RepDistiller's decays them.
     """
 
     word = "variational_information"
@@ -68,10 +70,13 @@ class MaskedGenerationConfig(MethodOptions):
     loss = weight · mean of (G(mask · A(F)) - F^T)², with A a 1x1 convolution where channels differ, and G two 3x3
     convolutions with a ReLU between them. The mask is drawn anew for every sample and channel, or place.
 
-    A mean with weight 2 is about the release's sum with 7e-5 on ImageNet (`reduction: sum`), `masked: 0.15` its
-    classification's; dense tasks blank 0.45 to 0.75 of the places. Beside labels:
-    `methods: [{method: labels}, {method: masked_generation}]`. Published, ImageNet: ResNet-34 → ResNet-18 71.69 (69.90
-    alone). Live; of two maps the larger is averaged to the smaller.
+    Settings: a mean with weight 2 is about the release's sum with 7e-5 on ImageNet (`reduction: sum`), `masked: 0.15`
+    its classification's; dense tasks blank 0.45 to 0.75 of the places. Beside labels: `methods: [{method: labels},
+    {method: masked_generation}]`.
+    Published: ImageNet: ResNet-34 → ResNet-18 69.90 alone, 71.69; ResNet-50 → MobileNet 69.21, 72.49.
+    Pitfalls: two 3x3 convolutions at the teacher's width cost more than a small student; of two maps the larger is
+    averaged to the smaller. Each worker draws masks of its own.
+    Releases: its text has a default of 0.5 where the code has 0.15; the sum's weight belongs to one size of maps.
     """
 
     word = "masked_generation"

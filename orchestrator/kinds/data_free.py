@@ -148,13 +148,17 @@ class DistillWithGeneratorConfig(TrainingConfig):
 
     x = G(z), v and f are the teacher's logits and `feature` of x, u = softmax(v), ū its mean over the batch. As in the
     release f is what the convolutions give to the linear layers: the 120 units before LeNet-5's hidden layer, the
-    embedding of networks that have one linear layer.
-    loss of G = `one_hot_weight` · CE(v, argmax v) + `entropy_weight` · Σ ū log10 ū - `activation_weight` · mean |f|;
-    loss of the student = KL(u ‖ softmax(student(x))), which G does not see. Each has an optimizer of its own: Adam with
-    `generator_learning_rate` for G, `optimizer` and `schedule` for the student. Needs images whose sides are multiples
-    of 4. Defaults are the release's for MNIST; for CIFAR-10: 2000 epochs, batches of 1024, latent 1000, weights 0.05, 5
-    and 0.01, rates 0.02 for G and SGD 0.1 for the student. Published: LeNet-5 to its half 98.20 % (data: 98.91), for
-    CIFAR-10 ResNet-34 to ResNet-18 92.22 % (data: 94.34), at the epoch that was best on test; here it is the last.
+    embedding of networks that have one linear layer. loss of G = `one_hot_weight` · CE(v, argmax v) + `entropy_weight`
+    · Σ ū log10 ū - `activation_weight` · mean |f|; loss of the student = KL(u ‖ softmax(student(x))), which G does not
+    see. Each has an optimizer of its own: Adam with `generator_learning_rate` for G, `optimizer` and `schedule` for the
+    student.
+
+    Settings: defaults are the release's for MNIST; for CIFAR-10: 2000 epochs, batches of 1024, latent 1000, weights
+    0.05, 5 and 0.01, rates 0.02 for G and SGD 0.1 for the student. Needs images whose sides are multiples of 4.
+    Published: LeNet-5 to its half 98.20 % (data: 98.91), for CIFAR-10 ResNet-34 to ResNet-18 92.22 % (data: 94.34), at
+    the epoch that was best on test; here it is the last.
+    Pitfalls: the generator may settle on few classes; the task's data judges and teaches nothing.
+    Releases: chooses its epoch on the test split.
     """
 
     word = "distill_with_generator"

@@ -24,13 +24,14 @@ class AttentionTransferConfig(MapsOptions):
 
     loss = weight · Σ_l mean over samples and places of (A(F_l^S) - A(F_l^T))², with A(F) the mean over channels of F²,
     divided by its length over all places. Channels may differ; of two maps the larger is pooled to the smaller, then
-    squared. The paper writes lengths of the differences; all toolboxes, and we, their squares.
+    squared.
 
-    Weight 1000 is theirs, beside labels:
-      methods: [{method: labels}, {method: attention_transfer}]
-    A layer's part is at most 2 / places: with maps of 32, 16 and 8 pixels a side, late stages rule. Published,
-    CIFAR-100 (RepDistiller): ResNet-32x4 → ResNet-8x4 73.44, WRN-40-2 → WRN-16-2 74.08; ResNet-50 → MobileNetV2 58.58,
-    below the student alone: for networks of unlike layout name the last two stages. Live.
+    Settings: weight 1000 is the toolboxes', beside labels: `methods: [{method: labels}, {method: attention_transfer}]`.
+    Published: CIFAR-100 (RepDistiller): ResNet-32x4 → ResNet-8x4 73.44, WRN-40-2 → WRN-16-2 74.08; ResNet-50 →
+    MobileNetV2 58.58, below the student alone.
+    Pitfalls: a layer's part is at most 2 / places: with maps of 32, 16 and 8 pixels a side, late stages rule. For
+    networks of unlike layout name the last two stages.
+    Releases: the paper writes lengths of the differences; all toolboxes, and we, their squares.
     """
 
     word = "attention_transfer"
@@ -47,9 +48,10 @@ class NeuronSelectivityConfig(MapsOptions):
     channels, each channel's map divided by its length: at most 2 for a layer, and 0 for maps of one place. Channels may
     differ; the larger map is pooled to the smaller.
 
-    Weight 50 is the toolboxes', beside labels: `methods: [{method: labels}, {method: neuron_selectivity}]`. Published,
-    CIFAR-100 (RepDistiller): ResNet-32x4 → ResNet-8x4 73.30, → ShuffleNetV2 74.68. Live. The toolboxes hold
-    (B, C, C, places) numbers, a gigabyte for 256 channels; here these are matrix products.
+    Settings: weight 50 is the toolboxes', beside labels: `methods: [{method: labels}, {method: neuron_selectivity}]`.
+    Published: CIFAR-100 (RepDistiller): ResNet-32x4 → ResNet-8x4 73.30, → ShuffleNetV2 74.68.
+    Pitfalls: says nothing of maps of one place, and not which channel does what.
+    Releases: the toolboxes hold (B, C, C, places) numbers, a gigabyte for 256 channels; here these are matrix products.
     """
 
     word = "neuron_selectivity"

@@ -39,9 +39,18 @@ from raydistill.plan.config import Boolean, NonNegative
 class HintonConfig(SoftTargetOptions):
     """Soft targets: match the teacher's softened distribution (Hinton et al. 2015, arXiv 1503.02531).
 
-    loss = soft_weight · T² · KL(softmax(v/T) ‖ softmax(z/T)) + hard_weight · CE(y, softmax(z)), with student
-    logits z, teacher logits v, labels y. Defaults are those of the common CIFAR-100 benchmark (RepDistiller:
-    T = 4, weights 0.9 and 0.1); the paper found a considerably lower weight on the hard term best.
+    loss = soft_weight · T² · KL(softmax(v/T) ‖ softmax(z/T)) + hard_weight · CE(y, softmax(z)), with student logits z,
+    teacher logits v, labels y.
+
+    Settings: T = 4 and weights 0.9 and 0.1 are those of the common CIFAR-100 benchmark (RepDistiller); the paper found
+    a considerably lower weight on the hard term best, T of 2.5 to 4 for narrow networks, and no difference above 8 for
+    wide ones.
+    Published: MNIST, errors of 10,000: teacher 67, student alone 146, taught at T = 20 74. CIFAR-100 (RepDistiller):
+    ResNet-32x4 (79.42) → ResNet-8x4 72.50 alone, 73.33; with `standardize` 76.28 (last epoch of the release's log).
+    Pitfalls: a teacher that is sure of all that it is asked says hardly more than the labels; without T² the soft term
+    fades with T; with `standardize` a `hard_weight` of 0 leaves the logits' size to nobody.
+    Releases: toolboxes average the divergence over classes too, which makes it C times smaller (DeiT's soft variant);
+    torchdistill's leaves T² out where no hard term is asked for.
     """
 
     word = "hinton"
@@ -70,6 +79,11 @@ class LabelsConfig(MethodOptions):
         - {method: hinton, temperature: 3, soft_weight: 1, hard_weight: 0, scale_by_temperature_squared: false,
            ramp: {start: 4, end: 1, epochs: 240}}
     Alone it is plain training, for which `train` needs no teacher.
+
+    Settings: weight 1 beside features and relations in RepDistiller's tables.
+    Published: CIFAR-100 (RepDistiller), alone: ResNet-8x4 72.50, WRN-16-2 73.26, VGG-8 70.36.
+    Pitfalls: a method with a `hard_weight` has the labels already: beside it they count twice.
+    Releases: none that we know of.
     """
 
     word = "labels"

@@ -51,8 +51,16 @@ class TrainBranchesConfig(OnlineConfig):
     loss = Σ CE(z_i) + CE(z_e) + weight · ramp · Σ T² KL(softmax(z_e/T) ‖ softmax(z_i/T)), ramp = exp(-5 (1 - t)²)
     over `ramp_epochs` (0: none; the paper has none, its code 80). Without `detach_teacher` the last term trains the
     ensemble too, as in OKDDip's version. `deploy`: the branch that is best on validation, the first one, or the
-    `ensemble`, a model `branched`. Published, CIFAR-100: ResNet-110 25.33 → 21.62 % errors, without the last term
-    24.73.
+    `ensemble`, a model `branched`.
+
+    Settings: three branches, T = 3 and the ramp of 80 epochs are the release's (CIFAR, 300 epochs, SGD 0.1); the paper
+    has no ramp.
+    Published: CIFAR-100 errors: ResNet-110 25.33 → 21.62 %, without the last term 24.73; ImageNet, ResNet-18 30.48 →
+    29.45.
+    Pitfalls: the gate's batch norm wants 2 samples. Its ReLU makes it even where all of it is negative. `ramp_epochs`
+    belongs to a training's length: a short one never hears its ensemble.
+    Releases: its ResNet-110 has bottleneck blocks: no ResNet-110 of other tables. OKDDip's version lets the last term
+    train the ensemble: `detach_teacher: false`.
     """
 
     word = "train_branches"
@@ -104,11 +112,15 @@ class SelfDistillConfig(OnlineConfig):
     loss = (1 - soft_weight) · (CE(z) + Σ CE(z_l)) + soft_weight · Σ T² KL(softmax(z/T) ‖ softmax(z_l/T))
     + feature_weight · Σ mean of (f_l - f)², where either is above 0. Nothing of the last two moves z or f.
 
-    What is stored is the plain network; how good each exit was is in the record, `test/exit1_accuracy` and so on, the
-    last one's as `last_exit`. Early stopping and `validation/accuracy` look at the plain network. Weights: those of a
-    re-implementation, whose features' sum over a batch of 128 with 1e-6 is the mean over 512 channels with 0.066.
-    Published there, CIFAR-100, exits 1 to 4 of a ResNet-18: 66.57, 74.69, 78.04, 78.73 %. Pitfall: the cross-entropies
-    of all exits meet in the first stages, so that a deep network may want a smaller learning rate than alone.
+    Settings: those of a re-implementation, whose features' sum over a batch of 128 with 1e-6 is the mean over 512
+    channels with 0.066.
+    Published: there, CIFAR-100, exits 1 to 4 of a ResNet-18: 66.57, 74.69, 78.04, 78.73 %.
+    Pitfalls: the cross-entropies of all exits meet in the first stages, so that a deep network may want a smaller
+    learning rate than alone. What is stored is the plain network; how good each exit was is in the record,
+    `test/exit1_accuracy` and so on, the last one's as `last_exit`. Early stopping and `validation/accuracy` look at the
+    plain network.
+    Releases: the re-implementation's weight of the features belongs to one batch and one width; it gives the command of
+    one network for another.
     """
 
     word = "self_distill"
@@ -140,7 +152,13 @@ class TrainPeersConfig(OnlineConfig):
     loss of peer i = CE(z_i) + weight / (K - 1) · Σ_j T² KL(softmax(z_j/T) ‖ softmax(z_i/T)) over the other peers j,
     whose logits are constants there: all K step at once by the sum of the losses, as each would by its own (`clip_norm`
     alone looks at all gradients together). `deploy` says which one is kept: the best on validation, or by its place in
-    `peers`. Published, CIFAR-100: two ResNet-32 68.99 → 71.19 and 70.75 %, with WRN-28-10 as its peer 70.73 %.
+    `peers`.
+
+    Settings: T = 1 and weight 1 are the paper's (SGD 0.1 with Nesterov, batches of 64, 200 epochs).
+    Published: CIFAR-100: two ResNet-32 68.99 → 71.19 and 70.75 %, with WRN-28-10 as its peer 70.73 %.
+    Pitfalls: peers need the learning rate of their own training, not that of one network's; all of them are in memory
+    at once.
+    Releases: adds 1e-8 within logarithms and does not divide by K - 1; the paper updates one network after another.
     """
 
     word = "train_peers"
@@ -196,10 +214,12 @@ class CodistillConfig(OnlineConfig):
     All peers of a group must fit on the Ray cluster at once; `--local`, where stages run one after another, is refused:
     `train_peers` trains peers in one process, with fresh predictions.
 
-    Published: exchanges every 50 steps do not hurt. ImageNet, two ResNet-50 with batches of
-    256 for 45 epochs, exchanges every 2500 steps, no burn-in (Sodhani et al. 2020): 75.9 % against 76.1 for one with
-    batches of 512 for 90, if the weight decay falls along the way: 1e-4, 1e-5, 0; with 1e-4 throughout about 2 points
-    less. Peers regularise: use less of whatever else does.
+    Settings: exchanges every 50 steps and an epoch of burn-in follow the paper.
+    Published: exchanges every 50 steps do not hurt. ImageNet, two ResNet-50 with batches of 256 for 45 epochs,
+    exchanges every 2500 steps, no burn-in (Sodhani et al. 2020): 75.9 % against 76.1 for one with batches of 512 for
+    90, if the weight decay falls along the way: 1e-4, 1e-5, 0; with 1e-4 throughout about 2 points less.
+    Pitfalls: peers regularise: use less of whatever else does. No two runs are alike to the last digit.
+    Releases: there is no public one of the paper's.
     """
 
     word = "codistill"

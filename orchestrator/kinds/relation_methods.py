@@ -40,9 +40,12 @@ class TripletConfig(EmbeddingOptions):
     class in the student's embedding, n the nearest of another. Margins 0.2 and 0.5 and the squared distance are from
     secondary sources.
 
-    Needs labels, and batches with several samples of a class; an anchor without p or n counts for nothing,
+    Settings: margins 0.2 and 0.5 and the squared distance are from secondary sources.
+    Published: none that compare: the paper's are of face recognition (ResNet-100 → slim MobileFaceNet).
+    Pitfalls: needs labels, and batches with several samples of a class; an anchor without p or n counts for nothing,
     nor does the class of a mixup partner. Sizes may differ. Each worker mines its own part of a batch. The classifier
     gets no gradient: add `{method: labels}`.
+    Releases: there is no public one.
     """
 
     word = "triplet"
@@ -78,11 +81,13 @@ class TripletLogitsConfig(MethodOptions):
     the whole split with a second forward pass); or the sample of another class that is nearest to v (`hard`). Several
     teachers speak through their mean logits.
 
-    The paper's sum is `methods: [{method: hinton, temperature: 1, soft_weight: 1, hard_weight: 1}, {method:
-    triplet_logits, weight: 2}]`, CIFAR-10, SGD 0.01, 100 epochs, batches of 100. The published script leaves its
-    teacher untrained, so there is no number to compare with. Needs labels; works from stored targets. The distance is
-    not blind to a constant added to all logits, as soft targets are: fused targets, stored as logarithms of
-    probabilities, pull at the student's level too.
+    Settings: the paper's sum is `methods: [{method: hinton, temperature: 1, soft_weight: 1, hard_weight: 1}, {method:
+    triplet_logits, weight: 2}]`, CIFAR-10, SGD 0.01, 100 epochs, batches of 100.
+    Published: none that compare: see Releases.
+    Pitfalls: needs labels. The distance is not blind to a constant added to all logits, as soft targets are: fused
+    targets, stored as logarithms of probabilities, pull at the student's level too.
+    Releases: leaves its teacher untrained (the line that loads it is commented out) and fails where it builds the
+    negatives.
     """
 
     word = "triplet_logits"
@@ -113,8 +118,14 @@ class RelationalConfig(EmbeddingOptions):
     ψ_D(i,j) = ‖f_i - f_j‖ / mean distance of two samples, ψ_A(i,j,k) = cos of the angle at j, h smooth L1. Weights 25
     and 50 are those of the CIFAR-100 benchmark (RepDistiller), there beside cross-entropy of weight 1.
 
-    Needs no labels; sizes may differ. Angles take the batch's size cubed of memory and time: 64 samples
-    1 MB, 512 samples 0.5 GB. Each worker compares its own part of a batch. A single sample has no relations: zero loss.
+    Settings: weights 25 and 50 are those of the CIFAR-100 benchmark (RepDistiller), there beside cross-entropy of
+    weight 1.
+    Published: CIFAR-100 (RepDistiller): ResNet-32x4 → ResNet-8x4 71.90, below the student alone (72.50); WRN-40-2 →
+    WRN-16-2 73.35.
+    Pitfalls: angles take the batch's size cubed of memory and time: 64 samples 1 MB, 512 samples 0.5 GB. Each worker
+    compares its own part of a batch. A single sample has no relations: zero loss. Needs no labels; sizes may differ.
+    Releases: toolboxes leave equal embeddings out of the mean distance; a square root of 0 has no gradient without an
+    ε.
     """
 
     word = "relational"
@@ -139,16 +150,21 @@ class RelationalConfig(EmbeddingOptions):
 
 class ProjectedConfig(EmbeddingOptions):
     """The teacher's embedding itself, of any network: without labels, and without classes in common (the form in which
-    LightlyTrain, Theia and VkD distil foundation models).
+    LightlyTrain, Theia and VkD, Miles et al. 2024, distil foundation models).
 
     loss = weight · d(P(f), N(g)): the student's feature f through a projector P that is trained beside it and left
     behind, the teacher's g normalised by N; d a mean over samples and, but for the cosine, over entries. `layer_norm`
     and `smooth_l1` are VkD's; `unit` with `cosine` suits embeddings that are compared by angles, as CLIP's. Features of
     several places (maps) are averaged over them.
 
-    Needs no labels: `transfer: {labelled: false}` hides them. Live or stored. The classifier gets no gradient: go on
-    with `train` and `initial:`, or add `{method: labels}`. A projector of its own layers does the work itself: keep it
-    linear, or the student's features get worse.
+    Settings: `layer_norm` and `smooth_l1` are VkD's; `unit` with `cosine` suits embeddings that are compared by angles,
+    as CLIP's. Features of several places (maps) are averaged over them.
+    Published: none that compare; VkD, ImageNet, DeiT-Ti 78.3.
+    Pitfalls: the classifier gets no gradient: go on with `train` and `initial:`, or add `{method: labels}`. A projector
+    of its own layers does the work itself: keep it linear, or the student's features get worse. Needs no labels:
+    `transfer: {labelled: false}` hides them.
+    Releases: VkD's passes torch's wrapper for several workers by, so that gradients are not averaged; LightlyTrain's
+    unfilled queue counts as classes; Theia's cosine is over whole maps.
     """
 
     word = "embedding"
@@ -166,12 +182,13 @@ class SimilarityPreservingConfig(EmbeddingOptions):
     loss = weight · ‖G^S - G^T‖² / B², with G the inner products of the B samples' features, each row divided by its
     length. Sizes may differ; features of several places (maps) are taken as one long vector.
 
-    Weight 3000 is the toolboxes', with the last maps (`student_feature: stage3`, `teacher_feature: stage3` of a
-    ResNet-32x4) and beside labels: `methods: [{method: labels}, {method: similarity_preserving}]`. Published, CIFAR-100
-    (RepDistiller): ResNet-32x4 → ResNet-8x4 72.94, ResNet-50 → MobileNetV2 68.08, of the relations the best there.
-
-    Needs no labels; live or stored. Each worker compares its own part of a batch. The loss is at most 2 / B, so that
-    the weight goes with 64 samples a worker: with a quarter of them it counts four times. A single sample gives 0.
+    Settings: weight 3000 is the toolboxes', with the last maps (`student_feature: stage3`, `teacher_feature: stage3` of
+    a ResNet-32x4) and beside labels: `methods: [{method: labels}, {method: similarity_preserving}]`.
+    Published: CIFAR-100 (RepDistiller): ResNet-32x4 → ResNet-8x4 72.94, ResNet-50 → MobileNetV2 68.08, of the relations
+    the best there.
+    Pitfalls: each worker compares its own part of a batch. The loss is at most 2 / B, so that the weight goes with 64
+    samples a worker: with a quarter of them it counts four times. A single sample gives 0. Needs no labels.
+    Releases: torchdistill squares a length, whose gradient at a match rests on a convention.
     """
 
     word = "similarity_preserving"
@@ -187,12 +204,12 @@ class ProbabilisticTransferConfig(EmbeddingOptions):
     P(j | i) ∝ (cos(f_i, f_j) + 1) / 2 over the batch; loss = weight · Σ_ij P^T log(P^T / P^S) / B². Blind to rotations
     and to the length of every embedding; sizes may differ.
 
-    Weight 30000 is the toolboxes', beside labels: `methods: [{method: labels}, {method: probabilistic_transfer}]`; the
-    authors train on it alone. Published, CIFAR-100 (RepDistiller): ResNet-32x4 → ResNet-8x4 73.64, WRN-40-2 → WRN-16-2
-    74.54.
-
-    Needs no labels; live or stored. Each worker compares its own part of a batch; the weight goes with 64 samples, and
-    a single one gives 0. Embeddings behind a ReLU have no negative cosines, and so little contrast.
+    Settings: weight 30000 is the toolboxes', beside labels: `methods: [{method: labels}, {method:
+    probabilistic_transfer}]`; the authors train on it alone.
+    Published: CIFAR-100 (RepDistiller): ResNet-32x4 → ResNet-8x4 73.64, WRN-40-2 → WRN-16-2 74.54.
+    Pitfalls: each worker compares its own part of a batch; the weight goes with 64 samples, and a single one gives 0.
+    Embeddings behind a ReLU have no negative cosines, and so little contrast. Needs no labels.
+    Releases: an embedding of zeros has a value, but no gradient that is a number.
     """
 
     word = "probabilistic_transfer"
@@ -208,11 +225,13 @@ class CorrelationCongruenceConfig(EmbeddingOptions):
     loss = weight · mean over pairs of (K^S - K^T)², with K the first terms, up to `order`, of the series of
     exp(-gamma ‖f_i - f_j‖²) in the cosine of two embeddings. Sizes may differ.
 
-    gamma 0.4 and order 2 are the toolboxes', weight 100 the Knowledge Distillation Zoo's, beside labels:
-    `methods: [{method: labels}, {method: correlation_congruence}]`. What RepDistiller calls CC is another loss, which
-    trains the teacher's embedding too, depends on the order of the samples and is no number for a single one.
-
-    Needs no labels; live or stored. Each worker compares its own part of a batch; a single sample gives 0.
+    Settings: gamma 0.4 and order 2 are the toolboxes', weight 100 the Knowledge Distillation Zoo's, beside labels:
+    `methods: [{method: labels}, {method: correlation_congruence}]`.
+    Published: none of this form on the common pairs.
+    Pitfalls: each worker compares its own part of a batch; a single sample gives 0. The diagonal is the same on both
+    sides and thins the mean. Needs no labels.
+    Releases: what RepDistiller calls CC is another loss, which trains the teacher's embedding too, depends on the order
+    of the samples and is no number for a single one; torchdistill's does not square, nor normalise.
     """
 
     word = "correlation_congruence"
@@ -234,13 +253,13 @@ class ContrastiveConfig(EmbeddingOptions):
     cross-entropies of s_i · t_j / temperature with label i, over j and over i. Other samples of the same class are left
     out of it. The heads are trained beside the student and left behind. Sizes may differ.
 
-    128 dimensions, temperature 0.07 and weight 0.8 are the paper's, beside labels:
-    `methods: [{method: labels}, {method: contrastive}]`; its 16,384 negatives come from a bank of all samples, and its
-    published figures (CIFAR-100, ResNet-32x4 → ResNet-8x4 75.51) are those of the bank: take large batches here.
-
-    Live or stored. Each worker compares its own part of a batch; a single sample gives 0. With `spare_own_class: false`
-    no label is looked at; without a label, a sample is nobody's like. Under mixup, classes are those of the first
-    partner.
+    Settings: 128 dimensions, temperature 0.07 and weight 0.8 are the paper's, beside labels: `methods: [{method:
+    labels}, {method: contrastive}]`; its 16,384 negatives come from a bank of all samples: take large batches here.
+    Published: with the bank, CIFAR-100: ResNet-32x4 → ResNet-8x4 75.51, WRN-40-2 → WRN-16-2 75.48; none with the batch.
+    Pitfalls: each worker compares its own part of a batch; a single sample gives 0. With `spare_own_class: false` no
+    label is looked at; without a label, a sample is nobody's like. Under mixup, classes are those of the first partner.
+    Releases: banks, heads and the normaliser are in no checkpoint; on several workers the bank keeps one worker's
+    updates.
     """
 
     word = "contrastive"
