@@ -323,6 +323,17 @@ def test_identity_ignores_the_folder_and_the_packing_and_sees_the_content(tmp_pa
     assert str(tmp_path) not in str(plain)
 
 
+def test_halved_digits_are_means_of_four_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    halved = importlib.import_module("configs.halved_digits").HalvedDigits()
+    small, large = halved.read()["test"], Mnist().read()["test"]
+    assert (halved.input_shape, small.inputs.dtype) == (small.inputs.shape[1:], np.uint8)
+    assert np.array_equal(small.ids, large.ids)
+    for row, column in ((5, 7), (6, 6)):
+        four = large.inputs[:, 0, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].reshape(-1, 4)
+        assert np.abs(small.inputs[:, 0, row, column] - four.mean(axis=1)).max() <= 0.5
+
+
 def test_identity_tells_embedded_full_and_fashion_apart_and_sees_the_options(tmp_path: Path) -> None:
     write_idx(tmp_path, "")
     tasks = [

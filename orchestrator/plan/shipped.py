@@ -14,13 +14,18 @@ FOLDER = next(
 
 @cache
 def shipped_plans() -> dict[str, Path]:
-    """Name → file. A plan with a module of its own beside it is none: it runs where that module is found."""
+    """Name → file. A plan with a module of its own in `configs/` is none: it runs where that module is found."""
     files = [*sorted(FOLDER.glob("*.yaml")), *sorted(FOLDER.glob("search/*.yaml"))]
     return {
         file.relative_to(FOLDER).with_suffix("").as_posix(): file
         for file in files
-        if not file.with_suffix(".py").exists()
+        if not _needs_a_module(file)
     }
+
+
+def _needs_a_module(file: Path) -> bool:
+    """Whether a plan has code of its own in `configs/`: beside it, or named by it."""
+    return file.with_suffix(".py").exists() or '"configs.' in file.read_text(encoding="utf-8")
 
 
 def find_plan(written: Path | str) -> Path:
