@@ -1,35 +1,30 @@
-"""What the site has besides docs/: README and results, and a page each of stages, methods and augmentations from their
-docstrings. A hook of mkdocs; `python .mkdocs/pages.py FOLDER` writes the pages of docstrings alone."""
+"""What the site has besides docs/: README and results, and pages that are written while it is built: one for each group
+of what a plan can name, from the schema, and one of the API. A hook of mkdocs."""
 
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
-from raydistill.explanation import explain, topics
+import api
+import reference
 
-ROOT = Path(__file__).resolve().parents[1]
-GROUPS = ("stages", "methods", "augmentations")
+HERE = Path(__file__).parent
+ROOT = HERE.parent
 ELSEWHERE = {"README.md": "index.md", "configs/RESULTS.md": "results.md"}
 """Pages of the site that lie outside docs/."""
-
-
-def reference(group: str) -> str:
-    """Everything that `distill explain` says of the names of a group."""
-    names = topics()[group]
-    parts = [f"## {name}\n\n```text\n{explain(name).split(chr(10), 2)[2]}\n```" for name in names]
-    return "\n\n".join([f"# {group.capitalize()}", *parts, ""])
 
 
 def on_files(files: Any, config: Any) -> Any:
     """Add the pages to those of docs/."""
     from mkdocs.structure.files import File
 
+    texts = {f"reference/{group}.md": reference.page(group) for group in reference.groups()}
+    texts["reference/api.md"] = api.page()
+    texts |= {name: (HERE / name).read_text(encoding="utf-8") for name in ("katex.js", "site.css")}
     for source, page in ELSEWHERE.items():
-        text = (ROOT / source).read_text(encoding="utf-8")
-        files.append(File.generated(config, page, content=_moved(text, Path(source).parent)))
-    for group in GROUPS:
-        files.append(File.generated(config, f"reference/{group}.md", content=reference(group)))
+        texts[page] = _moved((ROOT / source).read_text(encoding="utf-8"), Path(source).parent)
+    for page, text in texts.items():
+        files.append(File.generated(config, page, content=text))
     return files
 
 
@@ -49,10 +44,3 @@ def _moved(text: str, folder: Path) -> str:
         return f"[{words}]({page}{anchor or ''})" if is_page else f"{words} (`{file}`)"
 
     return re.sub(r"\[([^\]\[]*)\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?\)", moved, text)
-
-
-if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    folder.mkdir(parents=True, exist_ok=True)
-    for group in GROUPS:
-        (folder / f"{group}.md").write_text(reference(group), encoding="utf-8")

@@ -56,6 +56,23 @@ class Topic:
         }
 
 
+@dataclass(frozen=True)
+class Option:
+    """A key that can be written, in words."""
+
+    key: str
+    type: str
+    """What may be written there, with its bounds."""
+    default: str | None
+    """None where it has to be written."""
+    meaning: str
+
+
+def options(topic: Topic) -> list[Option]:
+    """What can be written beside a name, in the schema's order."""
+    return [_option(key, topic.kind, value) for key, value in topic.fields.items()]
+
+
 def explain(name: str | None) -> str:
     """The text for one name; without a name, all names but those of keys."""
     groups = topics()
@@ -218,17 +235,19 @@ def _about_key(key: str, groups: Mapping[str, Mapping[str, Topic]]) -> Iterator[
         yield "\n".join([f"{title}{textwrap.fill('In ' + ', '.join(names), WIDTH)}", "", text])
 
 
-def _lines_of(key: str, kind: type[BaseModel], value: FieldInfo) -> list[str]:
-    default = (
-        "required"
-        if value.is_required()
-        else f"default {_shown(value.get_default(call_default_factory=True))}"
-    )
+def _option(key: str, kind: type[BaseModel], value: FieldInfo) -> Option:
+    default = None if value.is_required() else _shown(value.get_default(call_default_factory=True))
     bounds = ", ".join(bound for item in value.metadata if (bound := _bound(item)))
-    facts = "; ".join(part for part in (_type(_annotation(value)), bounds, default) if part)
-    told = " ".join(description(kind, key).split())
-    told = textwrap.fill(told, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
-    return [textwrap.fill(f"{key}: {facts}", WIDTH, initial_indent="  ", subsequent_indent=" " * 6), told]
+    written = "; ".join(part for part in (_type(_annotation(value)), bounds) if part)
+    return Option(key, written, default, " ".join(description(kind, key).split()))
+
+
+def _lines_of(key: str, kind: type[BaseModel], value: FieldInfo) -> list[str]:
+    option = _option(key, kind, value)
+    default = "required" if option.default is None else f"default {option.default}"
+    told = textwrap.fill(option.meaning, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    facts = f"{key}: {option.type}; {default}"
+    return [textwrap.fill(facts, WIDTH, initial_indent="  ", subsequent_indent=" " * 6), told]
 
 
 def _type(annotation: Any) -> str:
