@@ -32,7 +32,6 @@ from raydistill.plan.config import (
 from raydistill.plan.config_errors import Mistake, Path, located_error
 from raydistill.plan.model import ModelConfig
 from raydistill.plan.resources import ResourcesConfig
-from raydistill.plan.stage import StageConfig
 
 if TYPE_CHECKING:
     from raydistill.plan.order import Node, Site
@@ -50,7 +49,7 @@ class DistillConfig(BalanceConfig, WeightsConfig, PartsConfig):
 
     word = "distill"
     came_later = frozenset({"teacher_precision"})
-    not_identity = StageConfig.not_identity | {"targets_resources"}
+    not_identity = PartsConfig.not_identity | {"targets_resources"}
     implementation = "raydistill.stages.distill:distill"
     has_teacher = True
     makes_students = True

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from raydistill.kinds.augmentations import AugmentationOptions
@@ -43,6 +43,11 @@ if TYPE_CHECKING:
 
 Precision = Literal["float32", "bfloat16", "float16"]
 BatchSize = Annotated[Integer, Field(ge=1, le=1_000_000)]
+
+
+def _on_or_off(raw: Any) -> Any:
+    """YAML reads the words as truth values."""
+    return {True: "on", False: "off"}[raw] if isinstance(raw, bool) else raw
 
 
 class TargetsConfig(StageConfig):
@@ -192,6 +197,7 @@ class TrainingConfig(StageConfig):
     """`package.module:function` of (split, trained, num_classes, config): the part of a split that its model is judged
     by; the whole when left out."""
     shares_work = True
+    not_identity = StageConfig.not_identity | {"capture"}
     other_classes = frozenset({"initial"})
     zipped = frozenset({"initial"})
 
@@ -232,6 +238,8 @@ class TrainingConfig(StageConfig):
     """Lay pictures out channel by channel last, which some machines are faster with."""
     compile: Boolean = False
     """Compile the step with `torch.compile`: seconds at first, less for each step."""
+    capture: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)] = "auto"
+    """Whether steps on a GPU are recorded and replayed as one graph; if that is faster when left out."""
     seed: Seed = 0
     """Decides first weights, order, augmentation and dropout; replicas count on from it."""
     replicas: Annotated[Integer, Field(ge=1, le=1000)] = 1

@@ -22,6 +22,7 @@ class Codistillation(Method):
     steps: Tensor
     heard: Tensor
     staleness: Tensor
+    host_work = "peers come and go"
 
     def __init__(self, config: CodistillConfig, exchange: Exchange, burn_in: int) -> None:
         super().__init__()

@@ -17,6 +17,7 @@ class TeacherSwitching(AdaptiveWeights):
     asks them."""
 
     config: TeacherSwitchingConfig
+    host_work = "a teacher is drawn for every batch"
 
     def asked(self, batch: Batch, count: int) -> Sequence[int]:
         return (drawn_teacher(self.config.switch_seed, batch, count),)

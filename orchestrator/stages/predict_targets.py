@@ -88,7 +88,7 @@ def write_shards(
         for claim in claimed(claims, writer.num_shards, writer.is_written, context.should_stop):
             positions = writer.seek(claim.index)
             for batch in batches_at(transfer, positions, writer.description.views_stored, batch_size):
-                first = batch.view * len(transfer) + int(batch.rows[0])
+                first = int(batch.view) * len(transfer) + int(batch.rows[0])
                 if first != known:  # else two shards divide it, and it is still there from the one before
                     if context.should_stop():
                         raise StageStopped(STOPPED)

@@ -51,10 +51,14 @@ def stored_teacher(config: DistillConfig, targets: Targets, transfer: TransferSe
     def temperature(epoch: int) -> float:
         return _temperature(during(config, epoch))
 
+    @lru_cache(maxsize=2)
+    def rows_on(device: torch.device) -> Tensor:
+        return rows.to(device)
+
     def read(batch: Batch) -> TeacherTargets:
-        view, heat = batch.view if config.views else 0, temperature(batch.epoch)
+        view, heat = batch.view if config.views else 0, temperature(batch.epoch if config.changes else 0)
         return targets.read(
-            rows[batch.rows],
+            rows_on(batch.rows.device)[batch.rows],
             view,
             temperature=heat,
             device=batch.inputs.device,

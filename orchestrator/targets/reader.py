@@ -13,11 +13,12 @@ from torch import Tensor
 from raydistill.errors import StoreError
 from raydistill.targets import dense
 from raydistill.targets.mixing import TeacherTargets
-from raydistill.targets.shards import ShardedRows
+from raydistill.targets.shards import ELEMENTS, ShardedRows
 from raydistill.targets.store import NO_FEATURES, Description, Manifest, load_manifest
 from raydistill.targets.top_k import TopK, TopKRows
 from raydistill.tasks.devices import to_device
 
+MOST_RESIDENT = 2**31  # bytes of targets that are kept on a device
 AGREEMENT = ("task", "split", "transfer", "num_classes", "rows", "views", "view_seed", "augment")
 
 
@@ -40,14 +41,12 @@ class Member:
     rows: ShardedRows
     top_k: TopK | None = None
 
-    def read_into(self, logits: Tensor, positions: np.ndarray, temperature: float) -> None:
-        """Fill `logits` (B, C) float32; rows travel to its device as they are stored."""
-        stored = torch.from_numpy(self.rows.gather(positions))
+    def fill(self, logits: Tensor, stored: Tensor, temperature: float) -> None:
+        """Fill `logits` (B, C) float32 from rows as they are stored, on its device."""
         if self.top_k is None:
-            dense.unpack_into(logits, to_device(stored, logits.device))
+            dense.unpack_into(logits, stored)
         else:
-            packed = to_device(stored.view(torch.int16), logits.device).view(torch.uint16)
-            self.top_k.expand_into(logits, packed, temperature)
+            self.top_k.expand_into(logits, stored.view(torch.uint16), temperature)
 
 
 @dataclass(frozen=True)
@@ -57,16 +56,12 @@ class FeatureRows:
     rows: ShardedRows
     shape: tuple[int, ...]
 
-    def read(self, positions: np.ndarray, device: torch.device) -> Tensor:
-        """(B, *shape) float32 on the device; rows travel there as they are stored."""
-        stored = to_device(torch.from_numpy(self.rows.gather(positions)), device)
-        return stored.float().view(-1, *self.shape)
-
 
 class Targets:
     """Soft targets, ready to be read: the logits of `num_teachers` teachers for every sample and view.
 
-    Holds the sample ids (8 bytes a sample) and mapped pages, which all processes of a machine share.
+    Holds the sample ids (8 bytes a sample) and mapped pages, which all processes of a machine share. Whoever asks by
+    rows that lie on a device, as a step that is captured does, is answered from a copy there.
     """
 
     def __init__(
@@ -82,6 +77,7 @@ class Targets:
         self._features = features
         self._members = tuple(members)
         self._weights = weights
+        self._resident: dict[int, Tensor] = {}
 
     @property
     def num_teachers(self) -> int:
@@ -126,7 +122,7 @@ class Targets:
     def read(
         self,
         rows: Tensor,
-        view: int = 0,
+        view: int | Tensor = 0,
         *,
         temperature: float = 1.0,
         device: torch.device | str = "cpu",
@@ -137,32 +133,59 @@ class Targets:
         Dense logits are good for every temperature. Those of top-k stores are made for the one that is asked for: there
         their softmax is the target, elsewhere it is not.
         """
-        if not 0 <= view < self.description.views_stored:
+        if isinstance(view, int) and not 0 <= view < self.description.views_stored:
             raise StoreError(f"the targets have no view {view}; they have {self.description.views_stored}")
         if temperature < 1 and any(member.top_k for member in self._members):
             raise StoreError(
                 f"top-k targets know temperatures from 1 up, not {temperature:g}; raise it, or store dense targets"
             )
-        positions, device = rows.cpu().numpy() + view * self.description.rows, torch.device(device)
+        positions, device = rows + view * self.description.rows, torch.device(device)
         logits = torch.empty(len(positions), self.num_teachers, self.num_classes, device=device)
         for index, member in enumerate(self._members):
-            member.read_into(logits[:, index], positions, temperature)
+            member.fill(logits[:, index], self._stored(member.rows, positions, device), temperature)
         if isinstance(self._weights, ShardedRows):
-            weights = to_device(torch.from_numpy(self._weights.gather(positions)), device)
+            weights = self._stored(self._weights, positions, device)
         else:
-            weights = to_device(self._weights, device).expand(len(positions), -1)
+            weights = self._weights_on(device).expand(len(positions), -1)
         return TeacherTargets(logits, weights, self.features(features, rows, view, device))
 
     def features(
-        self, names: Sequence[str], rows: Tensor, view: int = 0, device: torch.device | str = "cpu"
+        self, names: Sequence[str], rows: Tensor, view: int | Tensor = 0, device: torch.device | str = "cpu"
     ) -> dict[str, Tensor]:
         """Features of the teacher for the samples at `rows` (B,), each (B, ...) float32, on the device."""
         for name in names:
             if name not in self._features:
                 known = ", ".join(f"`{known}`" for known in self._features) or "none"
                 raise StoreError(f"the targets hold no `{name}`, but: {known}; name it in their `outputs`")
-        positions = rows.cpu().numpy() + view * self.description.rows
-        return {name: self._features[name].read(positions, torch.device(device)) for name in names}
+        positions, asked = rows + view * self.description.rows, {name: self._features[name] for name in names}
+        return {
+            name: self._stored(feature.rows, positions, torch.device(device)).float().view(-1, *feature.shape)
+            for name, feature in asked.items()
+        }
+
+    def _stored(self, rows: ShardedRows, positions: Tensor, device: torch.device) -> Tensor:
+        """Rows (B, width) on the device as they are stored; the words of uint16, which torch can do little with, as
+        int16."""
+        if positions.device.type != "cpu":
+            return self._copy_of(rows, positions.device).index_select(0, positions)
+        return to_device(_signed(torch.from_numpy(rows.gather(positions.numpy()))), device)
+
+    def _copy_of(self, rows: ShardedRows, device: torch.device) -> Tensor:
+        """All rows of a column, on the device from the first time on."""
+        if (copy := self._resident.get(id(rows))) is None:
+            size = rows.layout.total * rows.layout.width * ELEMENTS[rows.layout.dtype][1].itemsize
+            if size > MOST_RESIDENT:
+                raise StoreError(f"targets of {size / 2**30:.1f} GiB are not kept on the device")
+            copy = _signed(torch.from_numpy(rows.gather(np.arange(rows.layout.total)))).to(device)
+            self._resident[id(rows)] = copy
+        return copy
+
+    def _weights_on(self, device: torch.device) -> Tensor:
+        """The weights (M,) of a mixture that has the same for all samples."""
+        assert isinstance(self._weights, Tensor)
+        if self._weights.device != device:
+            self._weights = to_device(self._weights, device)
+        return self._weights
 
     def kept(self, rows: Tensor, view: int = 0) -> TopKRows:
         """What a single top-k store keeps of the samples at `rows` (B,), on the CPU."""
@@ -177,6 +200,10 @@ class Targets:
         if is_repeated.any():
             raise StoreError(f"the targets list sample {int(sorted_ids[1:][is_repeated][0])} more than once")
         return sorted_ids, order
+
+
+def _signed(stored: Tensor) -> Tensor:
+    return stored.view(torch.int16) if stored.dtype == torch.uint16 else stored
 
 
 def open_targets(

@@ -23,8 +23,7 @@ from raydistill.kinds.augmentations import (
 )
 from raydistill.lookup import load_object
 from raydistill.tasks.devices import to_device
-from raydistill.tasks.hashing import fold_key
-from raydistill.training.counter_random import integers, uniform
+from raydistill.training.counter_random import Key, StaticView, integers, uniform, view_key
 
 MIXING_STREAM = 1_000_000  # far from the positions of the steps, which are the other streams
 CHOICE_STREAM = 1_000_002  # the one between them is the mixing steps' fractions
@@ -36,7 +35,7 @@ Change = Callable[[Any, Tensor, "Draws"], Tensor]
 
 
 def augment(
-    inputs: Tensor, ids: Tensor, steps: Sequence[AugmentationOptions], seed: int, view: int
+    inputs: Tensor, ids: Tensor, steps: Sequence[AugmentationOptions], seed: int, view: int | StaticView
 ) -> Tensor:
     """One view of inputs (B, C, H, W) whose zero is the background; `ids` (B,) int64 on the same device.
 
@@ -57,14 +56,18 @@ def augment(
     return inputs
 
 
-def mixing_partners(ids: Tensor, seed: int, view: int, population: int) -> Tensor:
+def mixing_partners(ids: Tensor, seed: int, view: int | StaticView, population: int) -> Tensor:
     """For each id the position of its partner among `population` samples, all alike: (B,) → (B,) int64."""
     (positions,) = Draws(ids, seed, view, MIXING_STREAM).integers(population)
     return positions
 
 
 def mixing_weights(
-    steps: Sequence[AugmentationOptions], ids: Tensor, seed: int, view: int, shape: tuple[int, ...]
+    steps: Sequence[AugmentationOptions],
+    ids: Tensor,
+    seed: int,
+    view: int | StaticView,
+    shape: tuple[int, ...],
 ) -> Tensor:
     """How much of itself each sample keeps, for ids (B,) and inputs of a shape: (B, 1, ..., 1) or, of images, (B, 1, H,
     W) float32. The mixed input is w x + (1 - w) x_partner. Of several steps each sample is mixed by one."""
@@ -81,7 +84,7 @@ def mixing_weights(
 class Draws:
     """The random numbers of one step for a batch of samples `ids` (B,): the same whatever batch a sample is in."""
 
-    def __init__(self, ids: Tensor, seed: int, view: int, stream: int) -> None:
+    def __init__(self, ids: Tensor, seed: int, view: int | StaticView, stream: int) -> None:
         self.ids, self.seed, self.view, self.stream = ids, seed, view, stream
 
     def integers(self, *bounds: int) -> tuple[Tensor, ...]:
@@ -93,8 +96,8 @@ class Draws:
         stream = self.stream + (1 if self.stream == MIXING_STREAM else UNIFORM_STREAM)
         return uniform(self.ids, self._key(stream), count)
 
-    def _key(self, stream: int) -> int:
-        return fold_key(self.seed, self.view, stream)
+    def _key(self, stream: int) -> Key:
+        return view_key(self.seed, self.view, stream)
 
 
 def by_choice(

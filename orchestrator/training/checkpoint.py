@@ -130,7 +130,12 @@ def _restore(
         index, name = key.split(".", 1)
         slots.setdefault(int(index), {})[name] = scalar
     learner.load_state_dict(_part(tensors, "learner."))
-    optimizer.load_state_dict({"state": slots, "param_groups": state["groups"]})
+    # Which kernels step is this device's to say, not that of the checkpoint's.
+    groups = [
+        saved | {key: own[key] for key in ("fused", "foreach", "capturable") if key in own}
+        for saved, own in zip(state["groups"], optimizer.param_groups, strict=True)
+    ]
+    optimizer.load_state_dict({"state": slots, "param_groups": groups})
     schedule.load_state_dict(state["schedule"])
 
 

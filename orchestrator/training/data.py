@@ -24,6 +24,7 @@ from raydistill.tasks.splits import Split, TaskData, View
 from raydistill.tasks.task import Task, class_index
 from raydistill.training.augment import augment, mixing_partners, mixing_weights
 from raydistill.training.balance import Balance, balance_of, balanced_order
+from raydistill.training.counter_random import StaticView
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Batch:
     """One worker's part of a batch of B samples.
 
     inputs (B, ...) float32, normalised, or int64 as they are; labels and ids (B,) int64; rows (B,) int64 are positions
-    in the transfer set, on the CPU, where stored targets are looked up without waiting for the device.
+    in the transfer set, on the CPU, where stored targets are looked up without waiting for the device. In a step that
+    is captured (`captured_step.py`) they lie on the device, and `view` is a tensor there.
     Under mixup or cutmix each input is `weights` (B,) of itself and the rest of a sample of `partner_labels` (B,).
     Where the transfer set has samples without a label (`UNLABELLED`), `label_weights` (B,) float32 says what each label
     counts: 0 where there is none, or under mixup one of the two, and such that the mean over the parts of a step, each
@@ -45,7 +47,7 @@ class Batch:
     labels: Tensor
     ids: Tensor
     rows: Tensor
-    view: int = 0
+    view: int | Tensor = 0
     partner_labels: Tensor | None = None
     weights: Tensor | None = None
     share: float = 1.0
@@ -119,14 +121,15 @@ class TransferSet:
     def batches(
         self,
         parts: Sequence[Tensor],
-        view: int,
+        view: int | StaticView,
         shares: Sequence[float] | None = None,
         epoch: int = 0,
         wholes: Sequence[Tensor] | None = None,
     ) -> Iterator[Batch]:
         """Batches at these positions, as this view shows them. `wholes` are the steps that they are `shares` of."""
         split, steps, device = self.split, self.views.steps, self.split.labels.device
-        name = View(self.views.seed, view) if steps else None
+        name = self._named(view) if steps else None
+        number = view if isinstance(view, int) else view.number
         # In one copy for the epoch: what a small network's step takes is launches and copies, not arithmetic.
         places = all_to_device(parts, device)
         partners = self._partners(places, view)
@@ -139,7 +142,7 @@ class TransferSet:
             counts = None if label_weights is None else next(label_weights)
             if partners is None:
                 yield Batch(
-                    self.normalised(inputs), labels, ids, rows, view,
+                    self.normalised(inputs), labels, ids, rows, number,
                     share=share, epoch=epoch, label_weights=counts, balance=self.balance,
                 )  # fmt: skip
                 continue
@@ -151,11 +154,15 @@ class TransferSet:
             mixed = self.normalised(own * inputs + (1 - own) * partner_inputs)
             partner_labels = split.labels[partner_rows]
             yield Batch(
-                mixed, labels, ids, rows, view, partner_labels, weights, share, epoch, counts, self.balance
+                mixed, labels, ids, rows, number, partner_labels, weights, share, epoch, counts, self.balance
             )
 
+    def _named(self, view: int | StaticView) -> View | None:
+        """For splits that look at it; a captured step's samples lie on the device, which ignores views."""
+        return View(self.views.seed, view) if isinstance(view, int) else None
+
     def _label_weights(
-        self, parts: Sequence[Tensor], wholes: Sequence[Tensor] | None, view: int
+        self, parts: Sequence[Tensor], wholes: Sequence[Tensor] | None, view: int | StaticView
     ) -> Iterator[Tensor]:
         """For each part, as `Batch.label_weights`. Nothing waits for the device."""
         wholes = None if wholes is None else all_to_device(wholes, self.split.labels.device)
@@ -164,7 +171,7 @@ class TransferSet:
             whole = own if wholes is None else self._has_label(wholes[index], view)
             yield own * (len(whole) / whole.sum().clamp(min=1))
 
-    def _has_label(self, rows: Tensor, view: int) -> Tensor:
+    def _has_label(self, rows: Tensor, view: int | StaticView) -> Tensor:
         """Which samples (B,) have a label; under mixup, which have one at both ends."""
         is_labelled = self.split.labels[rows] != UNLABELLED
         if not self.views.mixing:
@@ -172,12 +179,14 @@ class TransferSet:
         partners = mixing_partners(self.split.ids[rows], self.views.seed, view, len(self))
         return is_labelled & (self.split.labels[partners] != UNLABELLED)
 
-    def _partners(self, parts: Sequence[Tensor], view: int) -> Iterator[tuple[Tensor, Tensor]] | None:
+    def _partners(
+        self, parts: Sequence[Tensor], view: int | StaticView
+    ) -> Iterator[tuple[Tensor, Tensor]] | None:
         if not self.views.mixing:
             return None
         drawn = [mixing_partners(self.split.ids[rows], self.views.seed, view, len(self)) for rows in parts]
         # A second pass over the split, batch by batch beside the first: nothing is held for longer than a step.
-        return zip(drawn, self.split.batches(drawn, View(self.views.seed, view)), strict=True)
+        return zip(drawn, self.split.batches(drawn, self._named(view)), strict=True)
 
     def normalised(self, inputs: Tensor) -> Tensor:
         """Inputs as the model takes them."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,13 @@ from raydistill.models.taps import Output, Tapped
 from raydistill.runs.context import StageContext
 from raydistill.runs.folder import CHECKPOINT
 from raydistill.targets.mixing import TeacherTargets
+from raydistill.tasks.devices import all_to_device
 from raydistill.tasks.hashing import fold_key
 from raydistill.tasks.seeds import Purpose
 from raydistill.tasks.splits import Split
 from raydistill.training.averaging import Average
 from raydistill.training.batch_norm import GlobalBatchNorm
+from raydistill.training.captured_step import CapturedStep, Recorder, StaticStep, hindrance, records
 from raydistill.training.checkpoint import load_checkpoint, save_checkpoint
 from raydistill.training.cost import Cost
 from raydistill.training.data import Batch, TransferSet, split_batch
@@ -40,10 +43,16 @@ from raydistill.training.evaluation import judge_after_epoch
 from raydistill.training.fake_quantization import FakeQuantized
 from raydistill.training.freezing import freeze, hold
 from raydistill.training.method import Method
-from raydistill.training.optimizer import MaxNorm, build_optimizers, build_schedule, change_numbers
+from raydistill.training.optimizer import (
+    DeviceRates,
+    MaxNorm,
+    build_optimizers,
+    build_schedule,
+    change_numbers,
+)
 from raydistill.training.parameter_groups import SCALE, Rule, rules_of
 from raydistill.training.precision import GradientScaler, autocast
-from raydistill.training.running_losses import LossSums, RunningLosses
+from raydistill.training.running_losses import LossSums, RunningLosses, Told
 from raydistill.training.warm_start import copy_metrics, warm_starts
 from raydistill.training.workers import Workers, state_of
 
@@ -56,6 +65,7 @@ log = logging.getLogger(__name__)
 
 Teacher = Callable[[Batch], TeacherTargets]
 StepFunction = Callable[[Batch, TeacherTargets | None], tuple[dict[str, Tensor], dict[str, Tensor]]]
+Update = Callable[[], Told]
 
 
 class Learner(nn.Module):
@@ -148,6 +158,7 @@ class _Training:
             )
         self.model, self.transfer, self.validation = model, transfer, validation
         self.config, self.context, self.teacher = config, context, teacher
+        self.device = transfer.split.labels.device
         share = transfer.labelled  # looked at here, once: it comes from the device
         labelled = share if config.transfer.labelled else 0.0
         learner = Learner(
@@ -166,9 +177,12 @@ class _Training:
         rules = rules_of(network, config.grouped, config.decayed_by_layer)
         rules |= {id(parameter): Rule(weight_decay=0.0) for parameter in method.undecayed()}
         is_scaled = config.precision == "float16"
+        # Where steps can be recorded, whether they are or not: it is the same training.
+        is_fused = is_scaled or records(self.device)
         self.optimizer = build_optimizers(
-            config.optimizer, self.parameters, method.own_optimizer, rules, fused=is_scaled
+            config.optimizer, self.parameters, method.own_optimizer, rules, fused=is_fused
         )
+        self.rates = DeviceRates(self.optimizer, self.device) if records(self.device) else None
         self.scaler = GradientScaler(self.optimizer, torch.device(context.device).type, config.precision)
         self.steps_per_epoch = -(-transfer.samples_per_epoch // config.samples_per_step)
         self.schedule = build_schedule(config.schedule, self.optimizer, config.epochs, self.steps_per_epoch)
@@ -192,13 +206,14 @@ class _Training:
             steps_per_epoch=self.steps_per_epoch,
             batches_per_epoch=self.transfer.samples_per_epoch / self.config.samples_per_step,
         )
-        step_function = self._step_function()
+        self.step_function = self._step_function()
+        self.captured = self._captured_step()
         with self.batch_norms.spread_over_workers(self.learner, self.context.world):
-            self._train(step_function)
+            self._train()
             self._finish()
         self.context.costs.update(self.cost.to_dict())
 
-    def _train(self, step_function: StepFunction) -> None:
+    def _train(self) -> None:
         first_epoch, done = divmod(self.progress.step, self.steps_per_epoch)
         if done == 0 and self.progress.steps:
             self._end_epoch(first_epoch - 1)  # stopped between an epoch's last step and its end
@@ -210,48 +225,87 @@ class _Training:
             self.learner.train()  # validation leaves it in eval mode
             hold(self.frozen_norms)
             self.cost.begin_epoch(self.progress.step)
-            for batches in self._steps(epoch):
-                self._step(step_function, batches)
+            for update in self._updates(epoch):
+                self._step(update)
             self._end_epoch(epoch)
 
-    def _step(self, step_function: StepFunction, batches: Iterable[tuple[int, Batch]]) -> None:
-        """One step of the optimizer, by the gradients of batches; each with the number of those that follow."""
-        self.optimizer.zero_grad(set_to_none=True)
-        told = []
-        for number, (left, batch) in enumerate(batches):
-            # Workers exchange gradients once in a step, while those of its last batch are made.
-            with self.distributed.no_sync() if self.distributed is not None and left else nullcontext():
-                told.append(self._go_backward(step_function, batch, number))
-        losses, seen = told[0] if len(told) == 1 else (sum_of_named(part) for part in zip(*told, strict=True))
-        self.scaler.unscale_(self.optimizer)
-        if self.config.clip_norm:
-            nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+    def _step(self, update: Update) -> None:
+        """One step of the optimizer, and all that goes with it on the host."""
+        if self.rates is not None:
+            self.rates.write()
+        told = update()
         self.schedule.step()
-        if self.max_norm is not None:
-            self.max_norm.apply()
         self.progress.step += 1
         if self.average is not None:
             self.average.follow(self.progress.step)
         self.learner.method.at_step(self.progress.step)
-        self.losses.add(self.progress.step, losses, seen)
+        self.losses.add(self.progress.step, told)
         # The clock and the wish to stop differ between workers, but all have to save, or to stop, after the same step.
         if self.context.world == 1 or self.progress.step % AGREE_EVERY == 0:
             self._checkpoint_if_due()
 
-    def _go_backward(
-        self, step_function: StepFunction, batch: Batch, number: int
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Add the gradients of a batch, the step's `number`; what `Learner` says of it, times its share."""
+    def _updates(self, epoch: int) -> Iterator[Update]:
+        """What makes each step that is left of an epoch."""
+        done = self.progress.step - epoch * self.steps_per_epoch
+        order = self.transfer.epoch_order(self.config.seed, epoch)
+        steps = order.split(self.config.samples_per_step)[done:]
+        if self.captured is None:
+            yield from self._plain_updates(steps, epoch)
+            return
+        self.captured.begin_epoch(sum(change.after <= epoch for change in self.config.changes or ()))
+        plain: Iterator[Update] | None = None
+        there = all_to_device(steps, self.device)
+        for number, (rows, placed) in enumerate(zip(steps, there, strict=True)):
+            if self.captured.takes(rows):
+                plain = None  # what is left of its batches begins elsewhere
+                yield partial(self.captured.step, rows, placed, epoch)
+            else:
+                plain = plain or self._plain_updates(steps[number:], epoch)
+                yield next(plain)
+
+    def _update(self, batches: Iterable[tuple[int, Batch]]) -> Told:
+        """A step of the optimizer by the gradients of batches; each with the number of those that follow."""
+        self.optimizer.zero_grad(set_to_none=True)
+        told = []
+        for number, (left, batch) in enumerate(batches):
+            self._seed(number)
+            # Workers exchange gradients once in a step, while those of its last batch are made.
+            with self.distributed.no_sync() if self.distributed is not None and left else nullcontext():
+                told.append(self._go_backward(batch))
+        losses, seen = told[0] if len(told) == 1 else (sum_of_named(part) for part in zip(*told, strict=True))
+        self._go_by_gradients()
+        return Told.of(losses, seen)
+
+    def _update_by(self, batch: Batch) -> Told:
+        """The same of one batch, once generators are seeded: all that is launched, and nothing for the host."""
+        self.optimizer.zero_grad(set_to_none=True)
+        losses, seen = self._go_backward(batch)
+        self._go_by_gradients()
+        return Told.of(losses, seen)
+
+    def _seed(self, number: int = 0) -> None:
+        """Before each of a step's batches."""
         # Dropout and the like draw from torch's own generators. Seeded by the step, they draw the same whatever was
         # drawn before: a resumed training need not know the state of any generator.
         place = (self.progress.step, self.context.rank, *([number] if number else []))
-        seed_generators(fold_key(self.config.seed, Purpose.STEP, *place), batch.inputs.device)
+        seed_generators(fold_key(self.config.seed, Purpose.STEP, *place), self.device)
+
+    def _go_by_gradients(self) -> None:
+        self.scaler.unscale_(self.optimizer)
+        if self.config.clip_norm:
+            nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
+        with nullcontext() if self.rates is None else self.rates.in_place():
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.max_norm is not None:
+            self.max_norm.apply()
+
+    def _go_backward(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Add the gradients of a batch; what `Learner` says of it, times its share."""
         targets = None if self.teacher is None else self.teacher(batch)
         # A worker without samples repeats one, or the others would wait for its gradients; it counts for nothing.
         self.batch_norms.counts = batch.share > 0
-        losses, seen = step_function(batch, targets)
+        losses, seen = self.step_function(batch, targets)
         if batch.share != 1.0:  # DDP averages over workers, whose parts of a batch differ by a sample
             losses = {name: loss * batch.share for name, loss in losses.items()}
             seen = {name: value * batch.share for name, value in seen.items()}
@@ -356,11 +410,37 @@ class _Training:
         function: StepFunction = learner
         return function
 
-    def _steps(self, epoch: int) -> Iterator[Iterator[tuple[int, Batch]]]:
-        """This worker's batches of each step that is left of an epoch, made one after another when they are asked for;
-        with the number of those that follow in the step."""
-        done = self.progress.step - epoch * self.steps_per_epoch
-        steps = self.transfer.epoch_order(self.config.seed, epoch).split(self.config.samples_per_step)[done:]
+    def _captured_step(self) -> CapturedStep | None:
+        """The steps that are recorded and replayed, where that can be; why not is said where it could be expected."""
+        config = self.config
+        if self.rates is None:
+            if config.capture == "on":
+                log.info("steps are not captured: this device does not record them")
+            return None
+        reason = hindrance(
+            config,
+            self.learner.method,
+            self.transfer,
+            world=self.context.world,
+            rates_on_device=self.rates.are_read,
+            steps=config.trained_epochs * self.steps_per_epoch - self.progress.step,
+        )
+        if reason is not None:
+            log.info("steps are not captured: %s", reason)
+            return None
+        static = StaticStep(self._update_by, self.transfer, config.batch_size, self.device)
+        return CapturedStep(
+            static,
+            self.learner,
+            self.optimizer,
+            plain=lambda rows, epoch: next(self._plain_updates([rows], epoch))(),
+            seed=self._seed,
+            recorder=Recorder(self.device),
+            asked_for=config.capture == "on",
+        )
+
+    def _plain_updates(self, steps: Sequence[Tensor], epoch: int) -> Iterator[Update]:
+        """What makes these steps of an epoch by this worker's batches, each made when it is asked for."""
         pieces = [(step, step.split(self.config.batch_size)) for step in steps]
         rank, world = self.context.rank, self.context.world
         parts, shares = zip(
@@ -372,7 +452,7 @@ class _Training:
         view = self.transfer.views.of_epoch(epoch)
         batches = self.transfer.batches(parts, view, shares, epoch, wholes if is_part else None)
         for _, some in pieces:
-            yield ((left, next(batches)) for left in reversed(range(len(some))))
+            yield partial(self._update, ((left, next(batches)) for left in reversed(range(len(some)))))
 
     def _checkpoint_if_due(self) -> None:
         stop, is_due = self._agreed(

@@ -143,6 +143,10 @@ class Method(nn.Module):
     waits_for_device: bool = False
     """Whether a step asks the device for a number, and so waits until all before it is done."""
 
+    host_work: str = ""
+    """What its losses do on the host that is another thing in every step, in words: draw, count, look at files. Its
+    steps are launched kernel by kernel where those of other methods are captured (`captured_step.py`)."""
+
     own_optimizer: tuple[OptimizerOptions, nn.Module] | None = None
     """An optimizer of its own for a module that trains beside the student, such as a generator; schedules leave it."""
 

@@ -2,7 +2,8 @@
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
@@ -40,8 +41,8 @@ def build_optimizer(
 ) -> Optimizer:
     """The optimizer over all parameters that train, `fused` if it can be."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    # Otherwise as torch chooses: one loop over all parameters on a GPU (foreach), one by one on a CPU. Fused kernels
-    # round otherwise than either, so that a training would not go on as it began.
+    # Otherwise as torch chooses: one by one on a CPU. Fused kernels round otherwise, so that a training would not go on
+    # as it began.
     options = {"fused": True} if fused and config.fuses else {}
     optimizer: Optimizer = load_object(config.implementation)(config, trained, **options)
     return optimizer
@@ -214,6 +215,48 @@ def _dividing_warmup(warmup: float, total: int) -> float:
     torch, which divides by that number. A hair less, and the first step has the highest rate, as with any shorter
     warm-up."""
     return warmup if warmup * total != 1 else (1 - 1e-9) / total
+
+
+class DeviceRates:
+    """Learning rates in tensors on the device, which an optimizer's kernels read as they are at that moment, so that a
+    recorded step takes those of the schedule. The groups have numbers, as schedules and checkpoints need them.
+
+    Only fused kernels read them; for others `are_read` is False, and nothing happens.
+    """
+
+    def __init__(self, optimizer: Optimizer, device: torch.device | str) -> None:
+        self._optimizer = optimizer
+        self.are_read = all(group.get("fused") for group in optimizer.param_groups)
+        self._rates = [torch.zeros((), device=device) for _ in optimizer.param_groups]
+        self._written: list[float] = []
+        # Adam's would warn that it is `capturable` where nothing is captured; to fused kernels that is the same.
+        optimizer._warned_capturable_if_run_uncaptured = True
+
+    def write(self) -> None:
+        """Bring the schedule's rates to the device, if they have changed."""
+        rates = [group["lr"] for group in self._optimizer.param_groups]
+        if self.are_read and rates != self._written:
+            for place, rate in zip(self._rates, rates, strict=True):
+                place.fill_(rate)
+            self._written = rates
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Inside, the optimizer steps by them."""
+        if not self.are_read:
+            yield
+            return
+        groups = self._optimizer.param_groups
+        kept: list[dict[str, Any]] = [
+            {key: group[key] for key in ("lr", "capturable") if key in group} for group in groups
+        ]
+        for group, own, rate in zip(groups, kept, self._rates, strict=True):
+            group.update({"lr": rate, "capturable": True} if "capturable" in own else {"lr": rate})
+        try:
+            yield
+        finally:
+            for group, own in zip(groups, kept, strict=True):
+                group.update(own)
 
 
 def change_numbers(

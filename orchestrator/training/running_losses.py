@@ -18,7 +18,23 @@ LOOK_EVERY = 50  # steps between looks; a loss that is not finite is found at mo
 CURVE_EVERY = 50  # steps of an epoch whose mean is a point of the curves within epochs
 LOSS = "loss/"
 
-Told = Mapping[str, Tensor]
+Named = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a step says of itself: its numbers (n,) by name, on the device; and which of its losses had no gradient."""
+
+    names: tuple[str, ...]
+    values: Tensor
+    constant: tuple[str, ...]
+
+    @classmethod
+    def of(cls, losses: Named, seen: Named) -> "Told":
+        """Of named losses, and of other scalars."""
+        told = {f"{LOSS}{name}": loss.detach() for name, loss in losses.items()} | dict(seen)
+        constant = tuple(f"{LOSS}{name}" for name, loss in losses.items() if not loss.requires_grad)
+        return cls(tuple(told), torch.stack(list(told.values())), constant)
 
 
 @dataclass
@@ -53,14 +69,14 @@ class RunningLosses:
         self._sums, self._parameters, self._context = sums, parameters, context
         self._steps_per_epoch = steps_per_epoch
         self._last_weight = batches_per_epoch - (steps_per_epoch - 1)
-        self._waiting: list[dict[str, Tensor]] = []
+        self._waiting: list[Told] = []
 
-    def add(self, step: int, losses: Told, seen: Told) -> None:
-        """Take what `step`, counted from 1, told: named losses, and other scalars. `StageError` as `look`."""
-        constant = [LOSS + name for name, loss in losses.items() if not loss.requires_grad]
+    def add(self, step: int, told: Told) -> None:
+        """Take what `step`, counted from 1, told. `StageError` as `look`."""
         before = self._sums.constant
+        constant = list(told.constant)
         self._sums.constant = constant if before is None else [name for name in constant if name in before]
-        self._waiting.append({f"{LOSS}{name}": loss.detach() for name, loss in losses.items()} | dict(seen))
+        self._waiting.append(told)
         if len(self._waiting) >= LOOK_EVERY:
             self.look(step)
 
@@ -68,8 +84,9 @@ class RunningLosses:
         """Bring what waits, up to `step`, to the host; `StageError` at the first that is not finite."""
         if not self._waiting:
             return
-        names = list(self._waiting[0])
-        values = torch.stack([torch.stack([told[name] for name in names]) for told in self._waiting])
+        names = self._waiting[0].names
+        assert all(told.names == names for told in self._waiting), "all steps name the same terms"
+        values = torch.stack([told.values for told in self._waiting])
         if self._context.world > 1:  # each worker's share of the losses; all workers fail together
             distributed.all_reduce(values)
             values /= self._context.world
