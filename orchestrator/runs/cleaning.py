@@ -206,6 +206,8 @@ def _remove(removal: Removal, newcomers: "_Newcomers", leases: Leases) -> str | 
         return _remove_stage(removal, newcomers)
     finally:
         leases.release(stage)
+        if not stage.exists():
+            withdraw(stage)  # the lease itself, which behind a URL is an object beside the stage's
 
 
 def _remove_checkpoint(folder: Path) -> str | None:
