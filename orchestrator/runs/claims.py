@@ -2,6 +2,7 @@
 
 A piece belongs to who holds the lease on its folder (`runs/lease.py`): created by one alone, lost by the dead. So
 workers come and go: the piece of one that died is made again by another, and one that comes late finds what is left.
+Behind a URL who makes a file of a piece sends it (`runs/mirror.py`), and others find it by `is_there`.
 """
 
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 from raydistill.errors import StageStopped
 from raydistill.runs.context import never
 from raydistill.runs.lease import Leases
+from raydistill.runs.mirror import glance
 
 STOPPED = "stopped before all of it was made; run the plan again to continue"
 LOOK_SECONDS = 0.1  # between looks at the pieces of others, once none is left to take
@@ -47,3 +49,9 @@ def claimed(
                 if should_stop():
                     raise StageStopped(STOPPED)
                 time.sleep(LOOK_SECONDS)
+
+
+def is_there(file: Path) -> bool:
+    """Whether a file of a piece was made, on this machine or on another, from which it is brought."""
+    glance(file)
+    return file.is_file()

@@ -14,10 +14,11 @@ from safetensors.numpy import save_file
 
 from raydistill.errors import StageError, StageStopped
 from raydistill.kinds.specialists import ConfusionClustersConfig
-from raydistill.runs.claims import STOPPED, claimed
+from raydistill.runs.claims import STOPPED, claimed, is_there
 from raydistill.runs.context import StageContext
 from raydistill.runs.files import atomic_write, make_folder, read_json, write_json
 from raydistill.runs.folder import StageFolder
+from raydistill.runs.mirror import remove, send
 from raydistill.stages.training_stage import load_data
 from raydistill.stages.transfer_data import load_transfer_set
 from raydistill.targets.clusters import (
@@ -29,7 +30,7 @@ from raydistill.targets.clusters import (
     share_held,
     squared_distances,
 )
-from raydistill.targets.confusion import SUMS, Moments, pieces_of
+from raydistill.targets.confusion import PRODUCTS, SUMS, Moments, pieces_of
 from raydistill.tasks.normalisation import Normalisation
 from raydistill.tasks.task import class_index
 from raydistill.training import model_files
@@ -100,6 +101,7 @@ def _find_clusters(
 def _remove(folders: Iterable[Path]) -> None:
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
 
 
 def _distances(together: NDArray[np.floating], config: ConfusionClustersConfig) -> NDArray[np.floating]:
@@ -126,8 +128,8 @@ def _add_up(config: ConfusionClustersConfig, context: StageContext) -> Moments |
 
     def is_done(index: int) -> bool:
         # The main one removes what it has read; whoever comes after that finds the clusters.
-        is_over = not context.is_main and (context.folder.path / CLUSTERS).exists()
-        return is_over or (places[index] / SUMS).exists()
+        is_over = not context.is_main and is_there(context.folder.path / CLUSTERS)
+        return is_over or all(is_there(places[index] / name) for name in (SUMS, PRODUCTS))
 
     for claim in claimed(claims, len(pieces), is_done, context.should_stop):
         moments = Moments.empty(context.task.num_classes)
@@ -138,6 +140,7 @@ def _add_up(config: ConfusionClustersConfig, context: StageContext) -> Moments |
                 logits = generalist.model(samples.inputs).float()
                 moments.add(torch.softmax(logits / config.temperature, dim=1).cpu().numpy())
         moments.save(places[claim.index])
+        send(places[claim.index])
         del moments  # before the next one
     return Moments.added_up(places) if context.is_main else None
 

@@ -10,10 +10,11 @@ from torch import Tensor
 from raydistill.errors import StageError, StageStopped
 from raydistill.kinds.data_free import RecordStatisticsConfig
 from raydistill.models.taps import Output, Tapped
-from raydistill.runs.claims import STOPPED, claimed
+from raydistill.runs.claims import STOPPED, claimed, is_there
 from raydistill.runs.context import StageContext
 from raydistill.runs.files import atomic_write, write_json
 from raydistill.runs.folder import StageFolder
+from raydistill.runs.mirror import send
 from raydistill.stages.transfer_data import load_transfer_set
 from raydistill.training import model_files
 from raydistill.training.activation_statistics import LayerMoments, LayerStatistics, recorded_layers
@@ -40,13 +41,14 @@ def record_statistics(config: RecordStatisticsConfig, context: StageContext) -> 
     there = counts.nonzero()[:, 0].tolist()
     files = [context.path(statistics_file(label)) for label in there]
     claims = context.folder.path / "claims"
-    for claim in claimed(claims, len(there), lambda index: files[index].exists(), context.should_stop):
+    for claim in claimed(claims, len(there), lambda index: is_there(files[index]), context.should_stop):
         if context.should_stop():
             raise StageStopped(STOPPED)
         moments = _moments(model, transfer, (labels == there[claim.index]).nonzero()[:, 0], config)
         statistics = {name: layer.statistics() for name, layer in moments.items()}
         with atomic_write(files[claim.index]) as temporary:
             save_file(_tensors(statistics), temporary)
+        send(files[claim.index])
     if not context.is_main:
         return {}
     rmtree(claims, ignore_errors=True)

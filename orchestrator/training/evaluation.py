@@ -18,10 +18,11 @@ from torch import Tensor
 
 from raydistill.errors import StageError, StageStopped
 from raydistill.metrics import METRICS, Answers, Columns, Metric, compute_all
-from raydistill.runs.claims import STOPPED, claimed
+from raydistill.runs.claims import STOPPED, claimed, is_there
 from raydistill.runs.context import StageContext
 from raydistill.runs.files import atomic_write, make_folder
 from raydistill.runs.folder import predictions_of
+from raydistill.runs.mirror import remove, send
 from raydistill.targets.store import FLOAT16_LARGEST
 from raydistill.tasks.splits import Split
 from raydistill.training.calibration import doubts
@@ -267,7 +268,7 @@ def predict_together(
     def is_done(index: int) -> bool:
         # Who comes after the main one has read, judged and emptied it all finds that nothing is left to do.
         mark = files[index].with_suffix(".done")
-        return files[index].exists() or (mark.exists() and not context.is_main)
+        return is_there(files[index]) or (not context.is_main and is_there(mark))
 
     def answer(batch: Tensor, inputs: Tensor) -> dict[str, Tensor]:
         if context.should_stop():
@@ -282,6 +283,7 @@ def predict_together(
         found = [answer(batch, inputs) for batch, inputs in zip(own, split.batches(own, None), strict=True)]
         with atomic_write(files[claim.index]) as temporary:
             save_file(_joined(found), temporary)
+        send(files[claim.index])
     if not context.is_main:
         return None
     told = _joined([load_file(file) for file in files])
@@ -295,8 +297,11 @@ def _joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 def _empty(files: Iterable[Path]) -> None:
     for file in files:
-        file.with_suffix(".done").touch()
+        mark = file.with_suffix(".done")
+        mark.touch()
+        send(mark)
         file.unlink(missing_ok=True)
+        remove(file)
 
 
 def _warn(context: StageContext, predictions: Predictions, labels: Tensor) -> None:
