@@ -1,9 +1,9 @@
 """What `mlflow.pyfunc.load_model` loads of a student of pictures: the program that MLflow's torch flavour keeps, behind
 the task's own reader of pictures.
 
-Nothing is unpickled: the program is one of `torch.export`, which MLflow checks for that, and what the task is stands in
-JSON. No code comes with the model: a network of the user's own is in the program, and a task of the user's own is left
-to the torch flavour (`can_read`).
+Nothing is unpickled: the program is one of `torch.export`, read as those of teachers are (`models/torch_program.py`),
+and what the task is stands in JSON. No code comes with the model: a network of the user's own is in the program, and a
+task of the user's own is left to the torch flavour (`can_read`).
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,10 +18,12 @@ from torch import Tensor
 from raydistill.errors import PlanError
 from raydistill.inference.form import Form
 from raydistill.inference.given import Answering, decoded_text
+from raydistill.models.programs import open_program
 from raydistill.plan.schema import build_task
 from raydistill.runs.files import read_json
 
 DESCRIPTION = "raydistill.json"
+PROGRAM = "data/model.pt2"  # where MLflow's torch flavour puts it
 LOADER = "raydistill.tracking.picture_model"
 
 
@@ -56,10 +58,8 @@ class PictureModel:
 
 def _load_pyfunc(path: str) -> PictureModel:
     """MLflow calls this with the model's folder."""
-    from mlflow.pytorch import load_model
-
     told = read_json(Path(path) / DESCRIPTION)
-    program = load_model(path)
+    program = open_program(Path(path) / PROGRAM)
 
     @torch.no_grad()
     def probabilities(raw: Tensor) -> Tensor:
