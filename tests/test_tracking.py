@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import sqlalchemy
 import torch
+import yaml
 from built_runs import START, BuiltRun, BuiltSearch, begin_stage, fingerprint_of, finish_stage
 from mlflow import MlflowClient
 from mlflow.tracking._tracking_service.utils import _artifact_repos_cache as artifact_repositories
@@ -157,6 +158,69 @@ def test_a_stage_is_a_child_of_its_plan_run_with_its_config_as_params(runs: Runs
     assert found["r1"].data.metrics["teacher/test/accuracy"] == 0.5
     assert found["student"].info.end_time - found["student"].info.start_time == 8000
     assert {run.info.status for run in found.values()} == {"FINISHED"}
+
+
+def test_the_data_of_a_stage_is_a_data_set_with_its_sizes(runs: Runs) -> None:
+    for name in ("teacher", "student"):
+        runs.record(runs.stage(name))
+    folder = runs.run("r1", teacher="done", student=("done", "assistant", ["teacher"]))
+    plan = yaml.safe_load((folder / "plan.yaml").read_text())
+    (folder / "plan.yaml").write_text(
+        yaml.safe_dump({**plan, "task": {"name": "digits", "folder": "/data/birds"}})
+    )
+    mirror(folder, runs.root)
+    inputs = [runs.runs()[name].inputs.dataset_inputs for name in ("teacher", "student")]
+    assert [len(found) for found in inputs] == [1, 1]
+    (teacher,), (student,) = inputs
+    assert teacher.dataset == student.dataset
+    assert teacher.dataset.name == "digits birds"
+    assert json.loads(teacher.dataset.profile) == {"num_classes": 10, "train": 3600, "test": 1000}
+    assert json.loads(teacher.dataset.source)["task"]["folder"] == "/data/birds"
+    assert [(tag.key, tag.value) for tag in teacher.tags] == [("mlflow.data.context", "training")]
+
+
+def test_other_samples_are_another_data_set(runs: Runs) -> None:
+    for name in ("first", "second"):
+        folder = runs.stage(name)
+        identity = json.loads((folder / "config.json").read_text())
+        identity["task"]["content"] = name
+        write(folder / "config.json", identity)
+        runs.record(folder)
+    mirror(runs.run("r1", first="done", second="done"), runs.root)
+    found = [runs.runs()[name].inputs.dataset_inputs[0].dataset for name in ("first", "second")]
+    assert found[0].name == found[1].name
+    assert found[0].digest != found[1].digest
+
+
+def test_a_student_names_its_teachers_and_leads_to_their_runs(runs: Runs) -> None:
+    for name in ("teacher", "middle", "student"):
+        runs.record(runs.stage(name))
+    runs.record(runs.stage("teacher.targets", "predict_targets"))
+    mirror(runs.run("r0", teacher="done"), runs.root)
+    trained_in = runs.runs()["teacher"].info
+    stages = {
+        "teacher.targets": ("done", "targets", ["teacher"]),
+        "middle": ("done", "assistant", ["teacher.targets"]),
+        "student": ("done", "baseline", ["middle"]),
+    }
+    mirror(runs.run("r1", teacher="cached", **stages), runs.root)
+    tags = {name: run.data.tags for name, run in runs.runs().items()}
+    assert "teachers" not in tags["teacher"]
+    assert tags["middle"]["teachers"] == "teacher"
+    assert tags["student"]["teachers"] == "middle, teacher"
+    address = f"#/experiments/{trained_in.experiment_id}/runs/{trained_in.run_id}"
+    assert f"[teacher]({address}" in tags["student"]["mlflow.note.content"]
+    assert tags["student"]["mlflow.note.content"].startswith("Reads [middle](#/experiments/")
+
+
+def test_a_run_is_called_by_its_day_and_time(runs: Runs) -> None:
+    runs.record(runs.stage("teacher"))
+    mirror(runs.run("20261126-120503-1f0c", teacher="done"), runs.root)
+    mirror(
+        runs.run("20261126-120504-2a0c", plan="q", tracking={"experiment": "all"}, teacher="cached"),
+        runs.root,
+    )
+    assert {"2026-11-26 12:05:03 1f0c", "q 2026-11-26 12:05:04 2a0c"} <= set(runs.runs())
 
 
 def test_how_stages_ended_shows_in_their_status(runs: Runs) -> None:

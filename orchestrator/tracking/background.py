@@ -372,11 +372,12 @@ def _push_parts(session: Session[RunView | SearchView]) -> None:
 
 def _push_plan_run(session: Session[RunView]) -> None:
     open_parent(session)
+    # First what was there before: others that were made from it lead to it.
+    for node in link_cached(session):
+        push_stage(session, replace(node, entry=node.entry.model_copy(update={"status": "done"})))
     for node in session.run.stages.values():
         if node.status in RAN:
             push_stage(session, node)
-    for node in link_cached(session):
-        push_stage(session, replace(node, entry=node.entry.model_copy(update={"status": "done"})))
     push_comparison(session)
     push_table(session)
     push_files(session)

@@ -14,7 +14,8 @@ from raydistill.runs.folder import LOG, METRICS
 from raydistill.runs.view import RunView, StageView
 from raydistill.tracking import store
 from raydistill.tracking.curves import Position, fresh_points, read_lines
-from raydistill.tracking.description import failure_tags, last_lines
+from raydistill.tracking.datasets import push_dataset
+from raydistill.tracking.description import failure_tags, last_lines, lineage_tags, links_of
 from raydistill.tracking.session import METRICS_PER_BATCH, Run, Session
 from raydistill.tracking.state import CLOSED_AS, ChildState
 
@@ -104,6 +105,8 @@ def _ask(session: Session[Run], state: ChildState, keys: set[str]) -> None:
 def _close(session: Session[RunView], node: StageView, state: ChildState) -> None:
     record = node.record
     push_lines(session, state, last_lines(record, max(state.steps.values(), default=0)))
+    push_dataset(session, node, state)
+    session.log_tags(state.run_id, lineage_tags(node, session.run, links_of(session.state)))
     if error := node.error:
         session.log_tags(state.run_id, failure_tags(error, record))
     if record and record.git_commit:

@@ -1,13 +1,15 @@
 """How a stage looks in MLflow: its params, its last values, the words about a failure, the table of a plan run."""
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from raydistill.metrics import METRICS, Accuracy, Errors
 from raydistill.runs.record import Record
 from raydistill.runs.run_files import StageEntry
-from raydistill.runs.view import StageView
+from raydistill.runs.view import RunView, StageView
 from raydistill.tracking.curves import is_number
+from raydistill.tracking.state import State
 
 COMPARED = {
     *(metric.on(split) for metric in METRICS if metric.compared for split in ("validation", "test")),
@@ -15,6 +17,7 @@ COMPARED = {
     "committee/active",
     "class_bias/offset",
 }
+TEACHING = ("teacher", "assistant", "specialist")
 MAX_NOTE = 7800  # of the 8,000 characters that MLflow keeps of a tag
 
 
@@ -50,6 +53,47 @@ def address(experiment_id: str | None, run_id: str) -> str:
     return f"#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
 
 
+def links_of(state: State) -> dict[str, str]:
+    """Where the UI shows the run of each stage that has one."""
+    runs = state.cached | {name: child.run_id for name, child in state.stages.items() if child.run_id}
+    return {name: address(state.experiment_id, run_id) for name, run_id in runs.items() if run_id}
+
+
+def readable(run_id: str) -> str:
+    """The id of a plan run as a person reads it: day, time, and the end that tells it from others."""
+    parts = re.fullmatch(r"(\d{4})(\d\d)(\d\d)-(\d\d)(\d\d)(\d\d)-(.+)", run_id)
+    return "{}-{}-{} {}:{}:{} {}".format(*parts.groups()) if parts else run_id
+
+
+def lineage_tags(node: StageView, run: RunView, links: Mapping[str, str]) -> dict[str, str]:
+    """What the stage was made from: a tag with the names of its teachers, whatever lies between, and the run's
+    description with links to the runs of all. Nothing for a stage that reads no other."""
+    if not node.reads:
+        return {}
+    above = _ancestors(node, run)
+    teachers = [other.name for other in above if other.role in TEACHING]
+    direct = ", ".join(_linked(name, links) for name in node.reads)
+    further = ", ".join(_linked(other.name, links) for other in above if other.name not in node.reads)
+    note = f"Reads {direct}." + (f"\n\nThose were made from {further}." if further else "")
+    return {"mlflow.note.content": note[:MAX_NOTE], **({"teachers": ", ".join(teachers)} if teachers else {})}
+
+
+def _ancestors(node: StageView, run: RunView) -> list[StageView]:
+    """All stages that this one hangs on, the nearest first."""
+    found: dict[str, StageView] = {}
+    waiting = list(node.reads)
+    while waiting:
+        name = waiting.pop(0)
+        if name not in found and (other := run.stages.get(name)) is not None:
+            found[name] = other
+            waiting += other.reads
+    return list(found.values())
+
+
+def _linked(name: str, links: Mapping[str, str]) -> str:
+    return f"[{name}]({links[name]})" if name in links else name
+
+
 def table_of(nodes: Iterable[StageView], links: Mapping[str, str]) -> str:
     """A Markdown table, one line per stage; `links` lead to the MLflow run of a stage."""
     lines = [
@@ -66,7 +110,7 @@ def _row(node: StageView, link: str | None) -> str:
     accuracies = [node.entry.metrics.get(Accuracy.on(split)) for split in ("validation", "test")]
     errors = node.entry.metrics.get(Errors.on("test"))
     cells = [
-        f"[{node.name}]({link})" if link else node.name,
+        _linked(node.name, {} if link is None else {node.name: link}),
         node.role,
         outcome.replace("|", "/"),
         "" if node.entry.parameters is None else f"{node.entry.parameters:,}",

@@ -9,7 +9,7 @@ from raydistill.runs.search_run import BEST_PLAN, SEARCH
 from raydistill.runs.view import WITH_RESULT, RunView, StageView
 from raydistill.tracking import store
 from raydistill.tracking.curves import Point
-from raydistill.tracking.description import address, judgement, table_of
+from raydistill.tracking.description import judgement, links_of, readable, table_of
 from raydistill.tracking.session import Run, Session
 from raydistill.tracking.settings import read_settings
 from raydistill.tracking.state import CLOSED_AS
@@ -23,7 +23,7 @@ def open_parent(session: Session[RunView]) -> None:
     settings = read_settings(run.folder)
     experiment = (settings != "none" and settings.experiment) or run.plan
     state.experiment_id = store.open_experiment(session.client, session.uri, experiment, session.root)
-    name = run.run_id if experiment == run.plan else f"{run.plan} {run.run_id}"
+    name = readable(run.run_id) if experiment == run.plan else f"{run.plan} {readable(run.run_id)}"
     state.run_id, _ = session.find_or_create(run.key, name, {}, run.started)
     session.save()
 
@@ -80,14 +80,12 @@ def _comparison(session: Session[RunView]) -> Iterator[Point]:
 def push_table(session: Session[RunView]) -> None:
     """The table of stages as the parent's description, whenever it has changed; targets are told only if missing."""
     state = session.state
-    runs = state.cached | {name: stage.run_id for name, stage in state.stages.items() if stage.run_id}
-    links = {name: address(state.experiment_id, run_id) for name, run_id in runs.items() if run_id}
     told = [
         node
         for node in session.run.stages.values()
         if node.role != "targets" or node.status not in WITH_RESULT
     ]
-    push_note(session, table_of(told, links))
+    push_note(session, table_of(told, links_of(state)))
 
 
 def push_note(session: Session[Run], note: str) -> None:
