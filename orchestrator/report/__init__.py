@@ -8,6 +8,7 @@ Every number comes from a record or from predictions that a stage stored.
 """
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,13 +41,14 @@ def write_search_report(folder: Path, root: Path) -> Path:
     from raydistill.report.figures import finished
     from raydistill.report.importance import measure_importance
     from raydistill.report.page import build_search_page
+    from raydistill.report.plot_front import front_drawings
     from raydistill.report.plot_search import search_drawings
     from raydistill.report.search_summary import summarize_search
     from raydistill.runs.search_view import open_search
 
     summary = summarize_search(open_search(folder, root))
     importance = measure_importance(summary)
-    plots = finished(search_drawings(summary, importance))
+    plots = finished(chain(front_drawings(summary), search_drawings(summary, importance)))
     return _write(folder, build_search_page(summary, importance, plots), plots)
 
 

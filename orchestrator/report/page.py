@@ -26,7 +26,7 @@ from raydistill.report.search_summary import SearchSummary, outcome_of_trial
 from raydistill.report.summary import RunSummary
 from raydistill.report.theme import COLOURS, role_colour, role_label
 from raydistill.runs.run_files import REPORT
-from raydistill.runs.search_formatting import called, short
+from raydistill.runs.search_formatting import called, short, shown_cost
 from raydistill.runs.search_run import TrialRecord
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def _environment() -> Environment:
         "role_label": role_label,
         "called": called,
         "short": short,
+        "shown_cost": lambda value, cost: shown_cost(cost, value),
         "outcome_of_trial": outcome_of_trial,
     }
     environment.globals |= {"colours": COLOURS, "metrics": metrics}
@@ -223,7 +224,8 @@ def build_search_page(summary: SearchSummary, importance: Importance, plots: "Se
             f"Search {about.fingerprint}",
             formatting.elapsed(about.seconds),
             f"{formatting.whole(over)} of {formatting.whole(about.samples)} trials",
-            f"{'highest' if about.mode == 'max' else 'lowest'} {summary.metric} of {view.stage}",
+            f"{'highest' if about.mode == 'max' else 'lowest'} {summary.metric} of {view.stage}"
+            f"{f' against {about.cost}' if about.cost else ''}",
             f"searcher {about.searcher.name}",
             f"scheduler {about.scheduler.name}",
         ],
@@ -232,6 +234,11 @@ def build_search_page(summary: SearchSummary, importance: Importance, plots: "Se
         changes=[formatting.whole(epoch) for epoch in sorted(history) if epoch],
         judged=_judged(summary.judged),
         reasons=reasons,
+        front_plans={
+            trial.id: view.plan_of(trial.id).relative_to(view.folder)
+            for trial in summary.front
+            if view.plan_of(trial.id).exists()
+        },
         best_command=command if view.best_plan.exists() else "",
         plan_runs=_plan_runs(summary),
     )

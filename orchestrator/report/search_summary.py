@@ -16,7 +16,7 @@ from raydistill.metrics import Accuracy, Samples, find
 from raydistill.plan.search import Domain
 from raydistill.report.formatting import listing, percent
 from raydistill.runs.search_formatting import short, short_names
-from raydistill.runs.search_run import Segment, TrialRecord, best_first
+from raydistill.runs.search_run import Segment, TrialRecord, best_first, front_of
 from raydistill.runs.search_view import SearchView
 
 LOWER_FENCE = 2.5  # times the way from the best to the upper quartile, for the axes of the metric
@@ -159,6 +159,11 @@ class SearchSummary:
             if trial.segment is not None
         ]
         return sorted(steps, key=lambda step: (step.is_of_best, step.trial.number))
+
+    @cached_property
+    def front(self) -> list[TrialRecord]:
+        """The trials that no other beats in both metric and cost, the cheapest first; none where no cost counts."""
+        return front_of(self.trials, self.view.about.mode) if self.view.about.cost else []
 
     @property
     def failed(self) -> list[TrialRecord]:

@@ -4,7 +4,7 @@ problem.py       what is searched, checked before anything starts; paths.py and 
 points.py        a grid, or random points, known in advance; tpe.py draws from what was learned
 suggestions.py   which values are tried next, in a new search and in one that goes on
 population.py    population based training: whose turn it is, and who takes whose place
-costs.py         what a trial's model costs; latencies.py measures it when no trial runs
+latencies.py     measures how long the models of trials take, when no trial runs
 trial.py         one trial, in whatever process: the stages for its metric, without the test split
 trial_log.py     keeps the records while trials run; progress.py says so on the terminal
 local_trials.py  trials in this process; ray_trials.py, actor.py and tune_parts.py on Ray Tune

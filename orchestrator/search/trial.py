@@ -26,7 +26,7 @@ from raydistill.runs.folder import METRICS
 from raydistill.runs.mirror import open_storage
 from raydistill.runs.plan_run import finished_record
 from raydistill.runs.run_files import SUCCEEDED
-from raydistill.search.costs import counted_cost
+from raydistill.training.model_cost import counted_cost
 
 if TYPE_CHECKING:
     from raydistill.execution.ray_backend.resources import Resources

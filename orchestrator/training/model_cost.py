@@ -1,4 +1,4 @@
-"""What the model of a trial costs whoever will use it, from what its stage left."""
+"""What a finished stage's model costs whoever will use it, as a search counts it: the same on every machine."""
 
 from pathlib import Path
 
@@ -7,12 +7,12 @@ from raydistill.runs.folder import StageFolder
 
 
 def counted_cost(folder: Path, cost: Cost) -> float | None:
-    """Parameters, multiply-adds for one input, or bytes on disk of a finished stage's model; None where its stage could
-    not count them. They are the same on every machine."""
+    """Parameters, multiply-adds for one input, or bytes on disk; None where the stage could not count them, and for a
+    latency, which is measured."""
     stage = StageFolder(folder)
     record = stage.done_record()
     if cost == "bytes":
-        from raydistill.training.model_files import files_of_model
+        from raydistill.training.model_files import files_of_model  # which loads torch
 
         return float(sum((folder / name).stat().st_size for name in files_of_model(stage)))
     known = record.parameters if cost == "parameters" else record.costs.get(cost)
