@@ -159,6 +159,35 @@ def test_the_winner_and_the_search_have_the_test_metrics_and_nobody_else(search:
     assert found["p"].data.metrics == {"validation/accuracy": 0.9, "test/accuracy": 0.8, "test/errors": 200.0}
 
 
+def test_the_front_is_tagged_its_costs_are_metrics_and_both_follow_the_search(search: Search) -> None:
+    search.write(cost="parameters")
+    for number, cost in ((1, 30.0), (2, 20.0), (3, 40.0)):
+        search.add(number, cost=cost)
+    assert mirror(search.end("interrupted"), search.root).is_complete
+    found = search.runs()
+    tagged = {name for name, run in found.items() if run.data.tags.get("front") == "true"}
+    assert (tagged, found["p"].data.tags["front"]) == ({"trial 02", "trial 03"}, "trial 02, trial 03")
+    assert found["p"].data.tags["cost"] == "parameters"
+    assert search.curve("trial 01", "cost/parameters") == [(3, 30.0)]
+    search.add(4, cost=15.0)
+    assert mirror(search.end("done", best=4), search.root).is_complete
+    found = search.runs()
+    assert {name for name, run in found.items() if run.data.tags.get("front") == "true"} == {"trial 04"}
+    assert found["p"].data.tags["front"] == "trial 04"
+    assert (
+        "No other beats, by validation/accuracy and parameters: trial 04"
+        in found["p"].data.tags["mlflow.note.content"]
+    )
+    assert search.curve("trial 01", "cost/parameters") == [(3, 30.0)]
+
+
+def test_a_search_without_a_cost_has_no_front(search: Search) -> None:
+    search.add(1)
+    mirror(search.end("done", best=1), search.root)
+    tags = search.runs()["p"].data.tags
+    assert not {"front", "cost"} & tags.keys()
+
+
 def test_the_description_names_the_best_and_links_to_trials(search: Search) -> None:
     mirror(write_all(search), search.root)
     found = search.runs()

@@ -7,13 +7,14 @@ is shown, as a plan run beside the search. A search that goes on continues the s
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from raydistill.metrics import Accuracy
 from raydistill.plan.search import Domain
 from raydistill.runs.flat import flatten
+from raydistill.runs.search_formatting import shown_cost
 from raydistill.runs.search_run import TrialRecord, best_first
 from raydistill.runs.search_view import BestTrial, SearchView
 from raydistill.tracking import store
@@ -25,6 +26,7 @@ from raydistill.tracking.session import Session
 from raydistill.tracking.state import CLOSED_AS, ChildState, read_state
 
 SHOWN = 20  # trials in the description
+TAG = 5000  # characters of a tag that every store keeps
 
 SearchSession = Session[SearchView]
 
@@ -36,6 +38,7 @@ def push_search(session: SearchSession) -> None:
     for trial in session.run.trials(but=finished):
         _push_trial(session, trial)
     if session.is_over:
+        _push_front(session)
         _push_best(session)
         push_note(session, _note(session))
     push_files(session)
@@ -82,6 +85,8 @@ def _push_settings(session: SearchSession) -> None:
         "samples": str(about.samples),
         "status": "interrupted" if session.is_over and run.status == "running" else run.status,
     }
+    if about.cost is not None:
+        tags["cost"] = about.cost
     shown = json.dumps(tags)
     if state.settings != shown:
         session.log_tags(state.run_id, tags)
@@ -163,6 +168,37 @@ def _judgement(run: SearchView, trial: TrialRecord) -> Iterator[Point]:
             yield Point(key, value, at, step)
 
 
+def _push_front(session: SearchSession) -> None:
+    """Of a search with a cost: what the trials' models cost, and a tag for those that no other trial beats."""
+    run, state = session.run, session.state
+    if (cost := run.about.cost) is None:
+        return
+    for trial in run.trials():
+        child = state.trials.get(trial.id)
+        if child is None or child.run_id is None or trial.cost is None or trial.cost == child.cost:
+            continue
+        with session.passing_over_deleted(child):
+            step, at = max(trial.epochs, default=0), int(1000 * (trial.finished or 0.0))
+            session.log_points(child.run_id, [Point(f"cost/{cost}", trial.cost, at, step)])
+            child.cost = trial.cost
+            session.save()
+    front = [trial for trial in run.front() if trial.id in state.trials]
+    names = [trial.id for trial in front]
+    if names == state.front:
+        return
+    for name in state.front:
+        if name not in names:
+            with session.passing_over_deleted(state.trials[name]):
+                session.client.delete_tag(state.trials[name].run_id, "front")
+    for name in names:
+        if name not in state.front:
+            with session.passing_over_deleted(state.trials[name]):
+                session.log_tags(state.trials[name].run_id, {"front": "true"})
+    session.log_tags(state.run_id, {"front": _listed(run, front)[:TAG]})
+    state.front = names
+    session.save()
+
+
 def _push_best(session: SearchSession) -> None:
     """Tag the winner, and give it and the search its judgement on the test split."""
     run, state = session.run, session.state
@@ -234,6 +270,7 @@ def _table(session: SearchSession) -> str:
     outcomes = Counter(trial.status.replace("_", " ") for trial in trials)
     counts = ", ".join(f"{number} {outcome}" for outcome, number in outcomes.items())
     names = [_short(run, path) for path in run.about.space]
+    names += [run.about.cost] if run.about.cost else []
     lines = [
         f"{len(trials)} trials: {counts}\n",
         f"| trial | {' | '.join(names)} | {run.metric} | epochs |",
@@ -241,7 +278,15 @@ def _table(session: SearchSession) -> str:
     ]
     done = [trial for trial in trials if trial.status == "done" and trial.metric is not None]
     done = best_first(done, run.about.mode)
+    if front := run.front():
+        lines[0] = (
+            f"{lines[0]}\nNo other beats, by {run.metric} and {run.about.cost}: {_listed(run, front)}\n"
+        )
     return "\n".join([*lines, *(_row(session, trial) for trial in done[:SHOWN])])
+
+
+def _listed(run: SearchView, trials: Sequence[TrialRecord]) -> str:
+    return ", ".join(_name(run, trial) for trial in trials)
 
 
 def _row(session: SearchSession, trial: TrialRecord) -> str:
@@ -253,6 +298,7 @@ def _row(session: SearchSession, trial: TrialRecord) -> str:
     cells = [
         name,
         *(_text(trial.values.get(path)).replace("|", "/") for path in run.about.space),
+        *([shown_cost(run.about.cost, trial.cost)] if run.about.cost else []),
         f"{trial.metric:.5g}",
         str(max(trial.epochs, default="")),
     ]

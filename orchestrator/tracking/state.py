@@ -42,6 +42,8 @@ class ChildState(BaseModel):
     shown: str = ""
     """Outcome of a trial as MLflow shows it; a trial that was interrupted goes on later."""
     is_finished: bool = False
+    cost: float | None = None
+    """Of a trial's model, as MLflow shows it."""
 
 
 class State(BaseModel):
@@ -58,6 +60,8 @@ class State(BaseModel):
     """The tags of a search that another command may change."""
     best: str | None = None
     """Id of the trial that is tagged as the best of its search."""
+    front: list[str] = []
+    """Ids of the trials that are tagged as not beaten in both metric and cost."""
     cached: dict[str, str] = {}
     """Of each stage that did not run here: the MLflow run that trained it; empty when this store has none."""
     compared: list[str] = []
