@@ -60,6 +60,7 @@ def folder_of_model(record: TrialRecord, stage: str) -> str:
 def latency_of(folder: Path, root: Path) -> float:
     """Seconds that a model of the storage root takes for one input."""
     from raydistill.inference_cost import measure_latency
+    from raydistill.runs.folder import fetched
     from raydistill.training.trust import Trust
 
-    return measure_latency(folder, Trust(root))
+    return measure_latency(fetched(folder), Trust(root))

@@ -34,7 +34,7 @@ from raydistill.run_plan import (
 from raydistill.runs.files import atomic_write, make_folder
 from raydistill.runs.folder import StageFolder
 from raydistill.runs.lease import PATIENCE, Leases
-from raydistill.runs.mirror import send, storage_name
+from raydistill.runs.mirror import remove, send, storage_name
 from raydistill.runs.plan_run import FastDumper, finished_record, plan_text
 from raydistill.runs.search_formatting import called, short_names
 from raydistill.runs.search_run import SearchRun, TrialRecord, front_of, now
@@ -265,6 +265,7 @@ def write_front(problem: SearchProblem, run: SearchRun) -> list[dict[str, Any]]:
     for file in run.front.glob("*.yaml"):
         if file.stem not in {trial.id for trial in front}:
             file.unlink()
+            remove(file)
     return [
         {
             "trial": trial.id,
@@ -289,7 +290,7 @@ def write_plan(
     body = yaml.dump(values, Dumper=FastDumper, sort_keys=False, width=100, allow_unicode=True)
     with atomic_write(file) as temporary:
         temporary.write_text(header + body, encoding="utf-8")
-    send(run.best_plan)
+    send(file)
 
 
 def describe(problem: SearchProblem, run: SearchRun, options: RunOptions) -> dict[str, Any]:

@@ -113,7 +113,7 @@ def _judged(request: TrialRequest, folders: list[str], epochs: dict[int, float])
         return TrialResult("failed", epochs=epochs, seconds=seconds, error=error)
     if request.cost is None or request.cost == "latency":  # which is measured when no trial runs
         return TrialResult("done", value, None, epochs, metrics, seconds)
-    costs = [counted_cost(Path(request.root) / folder, request.cost) for folder in folders]
+    costs = [counted_cost(open_storage(request.root) / folder, request.cost) for folder in folders]
     known = [cost for cost in costs if cost is not None]
     if len(known) < len(costs):
         error = f"the {request.cost} of `{request.stage}` could not be counted; search with another `cost`"

@@ -14,6 +14,6 @@ def counted_cost(folder: Path, cost: Cost) -> float | None:
     if cost == "bytes":
         from raydistill.training.model_files import files_of_model  # which loads torch
 
-        return float(sum((folder / name).stat().st_size for name in files_of_model(stage)))
+        return float(sum(stage.payload(name).stat().st_size for name in files_of_model(stage)))
     known = record.parameters if cost == "parameters" else record.costs.get(cost)
     return None if known is None else float(known)
