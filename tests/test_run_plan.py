@@ -183,6 +183,31 @@ def test_a_run_ends_with_where_the_student_is_and_how_to_use_it(bench: Bench) ->
     ]
 
 
+def test_results_as_json_are_all_of_stdout_and_say_what_the_files_say(bench: Bench) -> None:
+    bench.tell("teacher", "prints")
+    result = bench.run(CHAIN, "--json")
+    told = json.loads(result.stdout)
+    assert "a line of the user's own" in result.stderr
+    assert (told["status"], told["run"]) == ("done", f"p/{bench.results()['run_id']}")
+    assert {name: stage["status"] for name, stage in told["stages"].items()} == bench.statuses()
+    again = json.loads(bench.run(CHAIN, "--json", "--dry-run").stdout)
+    assert [(stage["name"], stage["state"]) for stage in again["stages"]] == [
+        ("teacher", "cached"),
+        ("student", "cached"),
+    ]
+
+
+def test_with_json_a_failure_is_still_the_exit_code_and_a_wrong_plan_leaves_stdout_empty(
+    bench: Bench,
+) -> None:
+    bench.tell("student", "fails")
+    failed = bench.run(CHAIN, "--json")
+    assert failed.exit_code == 1
+    assert json.loads(failed.stdout)["stages"]["student"]["error"]
+    wrong = bench.run(CHAIN, "--json", "--only", "nobody")
+    assert (wrong.exit_code, wrong.stdout) == (2, "")
+
+
 def test_a_student_that_failed_is_not_shown_around(bench: Bench) -> None:
     bench.tell("student", "fails")
     assert "distill predict" not in bench.run(CHAIN).stdout

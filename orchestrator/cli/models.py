@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from raydistill.cli.group import FAILED
+from raydistill.cli.json_output import echo_json
 from raydistill.cli.options import finds_own_modules, json_option, runs_option, trust_options
 from raydistill.tasks.picture_files import printable
 
@@ -31,9 +32,8 @@ def evaluate(model: Path, split: str, trust: "Trust") -> None:
     distill evaluate received/ --split validation --trust my_nets
     """
     from raydistill import evaluate_model
-    from raydistill.runs.files import json_text
 
-    click.echo(json_text(evaluate_model(model, split, trust)), nl=False)
+    echo_json(evaluate_model(model, split, trust))
 
 
 @click.command()
@@ -225,12 +225,11 @@ def cost(model: Path, as_json: bool, trust: "Trust") -> None:
     distill cost runs/plans/mnist-quickstart/20261126-120000-1f0c --json
     """
     from raydistill import measure_costs
-    from raydistill.runs.files import json_text
     from raydistill.storage_tables import cost_parts, shown
 
     found = measure_costs(model, trust, runs=trust.root)
     if as_json:
-        click.echo(json_text([cost.to_dict() for cost in found]), nl=False)
+        echo_json([cost.to_dict() for cost in found])
     else:
         shown(*cost_parts(found))
 

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 import click
 
 from raydistill.cli.group import EXIT_CODES
-from raydistill.cli.options import finds_own_modules, plan_argument, plan_options, runs_option
+from raydistill.cli.json_output import echo_json, kept_clean
+from raydistill.cli.options import (
+    finds_own_modules,
+    json_option,
+    plan_argument,
+    plan_options,
+    runs_option,
+)
 
 if TYPE_CHECKING:
     from raydistill import Plan, Preview, RunView
@@ -17,6 +24,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @plan_options
+@json_option
 @finds_own_modules
 def run(
     plan_file: Path,
@@ -28,6 +36,7 @@ def run(
     address: str | None,
     root: Path,
     tracking_uri: str | None,
+    as_json: bool,
 ) -> None:
     """Run a plan: train what has no result yet, and end with a table.
 
@@ -37,32 +46,34 @@ def run(
     """
     import raydistill
 
-    plan = raydistill.load_plan(plan_file, overrides)
+    with kept_clean(as_json):
+        plan = raydistill.load_plan(plan_file, overrides)
     if dry_run:
         on_cluster = None if local else address
-        prospects = raydistill.dry_run(plan, runs=root, only=only, force=force, address=on_cluster)
-        _print_prospects(prospects, plan)
+        with kept_clean(as_json):
+            prospects = raydistill.dry_run(plan, runs=root, only=only, force=force, address=on_cluster)
+        if as_json:
+            echo_json({"plan": plan.name, "stages": [prospect.to_dict() for prospect in prospects]})
+        else:
+            _print_prospects(prospects, plan)
         return
-    from raydistill.terminal import console, results_table, shown_path, warning_lines
+    with kept_clean(as_json):
+        view = raydistill.run(
+            plan,
+            runs=root,
+            only=only,
+            force=force,
+            local=local,
+            address=address,
+            tracking_uri=tracking_uri,
+            command=shlex.join(["distill", *sys.argv[1:]]),
+        )
+    if as_json:
+        from raydistill.storage_tables import run_values
 
-    view = raydistill.run(
-        plan,
-        runs=root,
-        only=only,
-        force=force,
-        local=local,
-        address=address,
-        tracking_uri=tracking_uri,
-        command=shlex.join(["distill", *sys.argv[1:]]),
-    )
-    out = console()
-    out.print(results_table(view.results))
-    for line in warning_lines(view.results):
-        out.print(line, soft_wrap=True)
-    report = view.folder / "report.html"
-    where = f"; report: {shown_path(report)}" if report.exists() else ""
-    click.echo(f"\n{view.status} in {view.seconds:.1f} s{where}")
-    _print_usage(plan, view)
+        echo_json(run_values(view))
+    else:
+        _print_results(plan, view)
     sys.exit(EXIT_CODES[view.status])
 
 
@@ -82,6 +93,20 @@ def report(plan_file: Path, overrides: tuple[str, ...], root: Path) -> None:
 
     for path in write_reports(load_plan(plan_file, overrides), runs=root):
         click.echo(str(shown_path(path)))
+
+
+def _print_results(plan: "Plan", view: "RunView") -> None:
+    """The table, what it warns of, and where the report and the student are."""
+    from raydistill.terminal import console, results_table, shown_path, warning_lines
+
+    out = console()
+    out.print(results_table(view.results))
+    for line in warning_lines(view.results):
+        out.print(line, soft_wrap=True)
+    report = view.folder / "report.html"
+    where = f"; report: {shown_path(report)}" if report.exists() else ""
+    click.echo(f"\n{view.status} in {view.seconds:.1f} s{where}")
+    _print_usage(plan, view)
 
 
 def _print_prospects(prospects: "list[Preview]", plan: "Plan") -> None:

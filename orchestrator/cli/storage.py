@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from raydistill.cli.group import FAILED
+from raydistill.cli.json_output import echo_json
 from raydistill.cli.options import json_option, runs_option
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def list_stored(what: str, as_json: bool, root: Path) -> None:
     inventory = raydistill.read_inventory(root)
     rows = rows_of(what, inventory)
     if as_json:
-        _echo_json(rows)
+        echo_json(rows)
     elif rows:
         shown(rows_table(rows))
         if what == "plans":
@@ -62,7 +63,7 @@ def show(name: str, as_json: bool, root: Path) -> None:
     found = raydistill.find_stored(name, root)
     values = values_of(found, raydistill.read_inventory(root))
     if as_json:
-        _echo_json(values)
+        echo_json(values)
     else:
         shown(*parts_of(found, values))
 
@@ -89,7 +90,7 @@ def compare(left: str, right: str, as_json: bool, root: Path) -> None:
         raise raydistill.PlanError("searches are not compared; `distill show` one, or name runs or stages")
     differing = raydistill.contrast(one, other)
     if as_json:
-        _echo_json(contrast_values(differing))
+        echo_json(contrast_values(differing))
     else:
         shown(*contrast_parts(differing))
 
@@ -149,9 +150,3 @@ def clean(keep_runs: int, days: float, is_meant: bool, root: Path) -> None:
     click.echo(f"\n{len(sizes) - len(stayed)} deleted, {bytes_text(freed)}")
     if stayed:
         sys.exit(FAILED)
-
-
-def _echo_json(values: object) -> None:
-    from raydistill.runs.files import json_text
-
-    click.echo(json_text(values), nl=False)

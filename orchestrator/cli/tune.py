@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from raydistill.cli.group import EXIT_CODES
-from raydistill.cli.options import finds_own_modules, plan_options
+from raydistill.cli.json_output import echo_json, kept_clean
+from raydistill.cli.options import finds_own_modules, json_option, plan_options
 
 if TYPE_CHECKING:
     from raydistill import SearchProblem
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @plan_options
+@json_option
 @click.option("--yes", is_flag=True, help="Do not ask before a large grid.")
 @finds_own_modules
 def tune(
@@ -29,6 +31,7 @@ def tune(
     address: str | None,
     root: Path,
     tracking_uri: str | None,
+    as_json: bool,
     yes: bool,
 ) -> None:
     """Search the options that a plan's `search` names, and write the best plan.
@@ -42,23 +45,35 @@ def tune(
     import raydistill
     from raydistill.search_tables import print_preview, print_results
 
-    problem = load_search(plan_file, overrides, only, force)
+    with kept_clean(as_json):
+        problem = load_search(plan_file, overrides, only, force)
     if dry_run:
-        print_preview(raydistill.preview_search(problem, runs=root, only=only))
+        with kept_clean(as_json):
+            preview = raydistill.preview_search(problem, runs=root, only=only)
+        if as_json:
+            echo_json(preview.to_dict())
+        else:
+            print_preview(preview)
         return
-    confirm_grid(problem, yes)
-    search = raydistill.tune(
-        problem,
-        runs=root,
-        only=only,
-        force=force,
-        local=local,
-        address=address,
-        tracking_uri=tracking_uri,
-        every_point=True,
-        command=shlex.join(["distill", *sys.argv[1:]]),
-    )
-    print_results(search)
+    with kept_clean(as_json):
+        confirm_grid(problem, yes)
+        search = raydistill.tune(
+            problem,
+            runs=root,
+            only=only,
+            force=force,
+            local=local,
+            address=address,
+            tracking_uri=tracking_uri,
+            every_point=True,
+            command=shlex.join(["distill", *sys.argv[1:]]),
+        )
+    if as_json:
+        from raydistill.storage_tables import search_values
+
+        echo_json(search_values(search))
+    else:
+        print_results(search)
     sys.exit(EXIT_CODES[search.status])
 
 

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from raydistill.errors import StoreError
 from raydistill.execution.needed import WHY_NOT, not_needed
@@ -33,6 +33,19 @@ class Preview:
     def is_cached(self) -> bool:
         """Whether nothing is to be done."""
         return self.state in ("cached", "not needed")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; `folder` is below the storage root."""
+        return {
+            "name": self.node.name,
+            "kind": self.node.kind,
+            "reads": list(self.node.reads),
+            "resources": self.node.config.resources.model_dump(mode="json"),
+            "fingerprint": self.node.fingerprint,
+            "folder": self.node.folder,
+            "state": self.state,
+            "reason": self.reason,
+        }
 
 
 def look_ahead(

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from raydistill.execution.preview import Preview, look_ahead
 from raydistill.runs.search_run import SearchRun
@@ -20,6 +21,18 @@ class SearchPreview:
     def left(self) -> int:
         """How many trials are to run."""
         return max(self.problem.trials - self.finished, 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "plan": self.problem.plan.name,
+            "metric": str(self.problem.metric),
+            "mode": self.problem.metric.mode,
+            "trials": self.problem.trials,
+            "finished": self.finished,
+            "left": self.left,
+            "shared": [stage.to_dict() for stage in self.shared],
+        }
 
 
 def look_ahead_of_search(problem: SearchProblem, root: Path, only: tuple[str, ...] = ()) -> SearchPreview:

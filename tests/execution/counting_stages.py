@@ -1,7 +1,7 @@
 """Stages that leave a line per call and a small file, instead of training: for tests of what runs, and how often.
 
-A file `<stage>.<word>` in the storage root changes what the stage does: `fails`, `warns`, `waits` (while it is
-there), `interrupts` (the driver, like Ctrl-C).
+A file `<stage>.<word>` in the storage root changes what the stage does: `fails`, `warns`, `prints`, `waits` (while it
+is there), `interrupts` (the driver, like Ctrl-C).
 """
 
 import os
@@ -42,6 +42,8 @@ def count(config: Any, context: StageContext) -> dict[str, float]:
         raise StageError(f"{context.name} has a fault [/of] its own")
     if told("warns").exists():
         context.warn(f"{context.name} is [/of] no use")
+    if told("prints").exists():
+        print("a line of the user's own")  # noqa: T201 - as code of theirs does
     if told("interrupts").exists():
         os.kill(os.getpid(), signal.SIGINT)
     while told("waits").exists() or told("interrupts").exists():

@@ -410,6 +410,37 @@ def test_a_refused_job_is_explained_in_one_line(
     assert "\n" not in raised.value.message
 
 
+def test_jobs_are_told_as_json(server: Server) -> None:
+    job = {
+        "type": "SUBMISSION",
+        "submission_id": "first",
+        "job_id": None,
+        "status": "FAILED",
+        "entrypoint": "exec python",
+        "message": "gone",
+        "start_time": 1000,
+        "end_time": 3500,
+        "metadata": {"plan": "away", "runs": "/shared/runs"},
+        "driver_exit_code": 2,
+    }
+    answers = {"GET /api/jobs/first": (200, json.dumps(job)), "GET /api/jobs/": (200, json.dumps([job]))}
+    address = server(VERSION | answers)
+
+    def told(*words: str) -> Any:
+        return json.loads(CliRunner().invoke(main, ["jobs", *words, "--json", "--address", address]).stdout)
+
+    [listed] = told("list")
+    assert (listed["id"], listed["status"], listed["exit_code"], listed["plan"]) == (
+        "first",
+        "FAILED",
+        2,
+        "away",
+    )
+    assert (listed["started"], listed["ended"], listed["seconds"]) == (1.0, 3.5, 2.5)
+    assert told("status", "first") == listed
+    assert told("stop", "first") == listed, "it had ended: nothing is stopped"
+
+
 def test_a_job_that_is_not_there_is_not_taken_for_a_missing_head() -> None:
     assert "no job `x`" in explain_status(404, "", "http://h", "x").message
 

@@ -272,6 +272,16 @@ def test_arguments_that_do_not_fit_are_refused(bench: Any, arguments: list[str],
     assert message in result.stderr
 
 
+def test_a_search_as_json_is_all_of_stdout(bench: Any) -> None:
+    bench.write(SPACE, samples=2)
+    before = json.loads(bench.invoke("tune", "--local", "--dry-run", "--json").stdout)
+    assert (before["trials"], before["left"]) == (2, 2)
+    assert {stage["state"] for stage in before["shared"]} == {"new"}
+    after = json.loads(bench.invoke("tune", "--local", "--json").stdout)
+    assert (after["status"], len(after["trials"])) == ("done", 2)
+    assert after["best"]["values"] == json.loads(json.dumps(bench.best.values))
+
+
 def test_run_ignores_the_search(bench: Any) -> None:
     bench.write(SPACE)
     first = bench.problem().graph.nodes["student"].fingerprint
