@@ -67,10 +67,13 @@ def dry_run(
     only: Iterable[str] = (),
     force: Iterable[str] = (),
     address: str | None = None,
+    max_cpus: float | None = None,
+    max_gpus: float | None = None,
 ) -> list[Preview]:
     """What `run` would do with each stage, and why; nothing is started, neither torch nor Ray is loaded.
 
-    With the `address` of a Ray cluster `PlanError` for a stage that none of its machines can run.
+    With the `address` of a Ray cluster `PlanError` for a stage that none of its machines can run, or that needs more
+    than `max_cpus` and `max_gpus`.
     """
     graph = order(plan, only)
     if graph.compares_features:
@@ -81,8 +84,9 @@ def dry_run(
     prospects = look_ahead(graph, _root(runs), plan.name, graph.called(force, "--force"), plan.task)
     if address is not None:
         from raydistill.execution.ray_backend import RayBackend
+        from raydistill.execution.ray_backend.resources import Limit
 
-        with closing(RayBackend(address)) as backend:
+        with closing(RayBackend(address, limit=Limit(max_cpus, max_gpus))) as backend:
             backend.check_feasible(list(graph.nodes.values()))
     return prospects
 
@@ -107,11 +111,14 @@ def run(
     address: str | None = None,
     tracking_uri: str | None = None,
     command: str = "",
+    max_cpus: float | None = None,
+    max_gpus: float | None = None,
 ) -> RunView:
     """Run what has no result yet below the storage root `runs`, report and track it; look at what is there then.
 
     `only` these stages and what they read; `force` these again. `local` runs in this process; otherwise on the Ray
-    cluster at `address`, or on one that is started here. `command` is what the report shows as the way to run it again.
+    cluster at `address`, or on one that is started here, where all that runs at a time holds at most `max_cpus` CPUs
+    and `max_gpus` GPUs. `command` is what the report shows as the way to run it again.
 
     A stage that fails does not raise: `RunView.status` is `failed`, and its `StageView.error` says why. An interrupt
     (SIGINT, the stop button of a notebook) lets stages write their checkpoints; the same call then goes on.
@@ -120,7 +127,16 @@ def run(
     from raydistill.run_plan import RunOptions, run_plan
 
     root, graph = _root(runs), order(plan, only)
-    options = RunOptions(root, command, local, address, tracking_uri, tuple(force))
+    options = RunOptions(
+        root,
+        command,
+        local,
+        address,
+        tracking_uri,
+        tuple(force),
+        max_cpus=max_cpus,
+        max_gpus=max_gpus,
+    )
     try:
         results = run_plan(plan, graph, options)
     finally:
@@ -161,6 +177,8 @@ def tune(
     tracking_uri: str | None = None,
     every_point: bool = False,
     command: str = "",
+    max_cpus: float | None = None,
+    max_gpus: float | None = None,
 ) -> SearchView:
     """Search what the plan's `search` names, or go on with that; look at what is there then. Options as of `run`.
 
@@ -178,7 +196,9 @@ def tune(
     if local:
         problem.check_local()
     root = _root(runs)
-    options = RunOptions(root, command, local, address, tracking_uri, forced)
+    options = RunOptions(
+        root, command, local, address, tracking_uri, forced, max_cpus=max_cpus, max_gpus=max_gpus
+    )
     try:
         folder = run_search(problem, options, only=names)
     finally:

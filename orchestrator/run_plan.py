@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raydistill.errors import ClusterLost, PlanError, StoreError
 from raydistill.execution.overlap import OverlappedBackend
@@ -39,6 +39,9 @@ from raydistill.runs.view import open_run, runs_of
 from raydistill.terminal import Progress
 from raydistill.tracking import Mirror, Untracked, exported_model
 
+if TYPE_CHECKING:
+    from raydistill.execution.ray_backend.resources import Limit
+
 WAIT_INTERRUPTED = 3.0  # seconds for the tracking store when somebody wants this process to end
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -57,6 +60,15 @@ class RunOptions:
     tracking_uri: str | None = None
     force: tuple[str, ...] = ()
     is_reported: bool = True
+    max_cpus: float | None = None
+    max_gpus: float | None = None
+
+    @property
+    def limit(self) -> "Limit":
+        """What all that runs at a time may hold."""
+        from raydistill.execution.ray_backend.resources import Limit
+
+        return Limit(self.max_cpus, self.max_gpus)
 
 
 def run_plan(
@@ -218,7 +230,7 @@ def build_backend(options: RunOptions, stop: threading.Event) -> Backend:
         return LocalBackend(stop)
     from raydistill.execution.ray_backend import RayBackend
 
-    return RayBackend(options.address)
+    return RayBackend(options.address, limit=options.limit)
 
 
 def status_of(states: Mapping[str, NodeState], *, interrupted: bool) -> str:

@@ -93,6 +93,7 @@ def test_every_name_that_explain_lists_is_explained() -> None:
         (["run", "plan.yaml", "--only", "studnt"], "the plan has no such stage; did you mean `student`?"),
         (["run", "plan.yaml", "--force", "teacher.9"], "the plan has no such stage; did you mean `teacher"),
         (["run", "plan.yaml", "--dryrun"], "--dry-run"),
+        (["run", "plan.yaml", "--max-cpus", "2", "--local"], "--max-cpus is about a Ray cluster"),
         (["run"], "Missing argument 'PLAN'"),
         (["rnu"], "No such command 'rnu'"),
         (

@@ -26,6 +26,16 @@ def _refuse_empty(context: click.Context, parameter: click.Parameter, value: Any
     return value
 
 
+def _not_local(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    """Refuse what is about a Ray cluster beside `--local`."""
+    if value is not None and context.params.get("local"):
+        raise PlanError(
+            f"{parameter.opts[0]} is about a Ray cluster, and `--local` runs one stage at a time without one: leave one"
+            " of them out"
+        )
+    return value
+
+
 def _root(context: click.Context, parameter: click.Parameter, value: str) -> Path:
     value = _refuse_empty(context, parameter, value)
     if "://" not in value:
@@ -137,12 +147,26 @@ def plan_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--only", multiple=True, metavar="STAGE", help="Run this stage and what it reads."),
         click.option("--force", multiple=True, metavar="STAGE", help="Run this stage again from the start."),
         click.option("--dry-run", is_flag=True, help="Print what would run, and why; start nothing."),
-        click.option("--local", is_flag=True, help="Run in this process, without Ray."),
+        click.option("--local", is_flag=True, is_eager=True, help="Run in this process, without Ray."),
         click.option(
             "--address",
             metavar="HOST:PORT",
             callback=_refuse_empty,
             help="The Ray cluster; one is started here if left out.",
+        ),
+        click.option(
+            "--max-cpus",
+            type=click.FloatRange(min=0, min_open=True),
+            metavar="NUMBER",
+            callback=_not_local,
+            help="Hold no more CPUs of the Ray cluster at once.",
+        ),
+        click.option(
+            "--max-gpus",
+            type=click.FloatRange(min=0),
+            metavar="NUMBER",
+            callback=_not_local,
+            help="Hold no more GPUs of the Ray cluster at once; 0 for none.",
         ),
         runs_option,
         tracking_option,

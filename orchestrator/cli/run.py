@@ -34,6 +34,8 @@ def run(
     dry_run: bool,
     local: bool,
     address: str | None,
+    max_cpus: float | None,
+    max_gpus: float | None,
     root: Path,
     tracking_uri: str | None,
     as_json: bool,
@@ -51,7 +53,15 @@ def run(
     if dry_run:
         on_cluster = None if local else address
         with kept_clean(as_json):
-            prospects = raydistill.dry_run(plan, runs=root, only=only, force=force, address=on_cluster)
+            prospects = raydistill.dry_run(
+                plan,
+                runs=root,
+                only=only,
+                force=force,
+                address=on_cluster,
+                max_cpus=max_cpus,
+                max_gpus=max_gpus,
+            )
         if as_json:
             echo_json({"plan": plan.name, "stages": [prospect.to_dict() for prospect in prospects]})
         else:
@@ -67,6 +77,8 @@ def run(
             address=address,
             tracking_uri=tracking_uri,
             command=shlex.join(["distill", *sys.argv[1:]]),
+            max_cpus=max_cpus,
+            max_gpus=max_gpus,
         )
     if as_json:
         from raydistill.storage_tables import run_values

@@ -29,6 +29,8 @@ def tune(
     dry_run: bool,
     local: bool,
     address: str | None,
+    max_cpus: float | None,
+    max_gpus: float | None,
     root: Path,
     tracking_uri: str | None,
     as_json: bool,
@@ -67,6 +69,8 @@ def tune(
             tracking_uri=tracking_uri,
             every_point=True,
             command=shlex.join(["distill", *sys.argv[1:]]),
+            max_cpus=max_cpus,
+            max_gpus=max_gpus,
         )
     if as_json:
         from raydistill.storage_tables import search_values

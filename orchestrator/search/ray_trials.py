@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from raydistill.errors import StageError
-from raydistill.execution.ray_backend.resources import GIB, Resources, capacity, largest, resources_of_worker
+from raydistill.execution.ray_backend.resources import (
+    GIB,
+    NO_LIMIT,
+    Limit,
+    Resources,
+    capacity,
+    largest,
+    resources_of_worker,
+)
 from raydistill.kinds.searches import AshaConfig, MedianConfig
 from raydistill.kinds.stage_bases import TrainingConfig
 from raydistill.lookup import load_object
@@ -43,8 +51,11 @@ ENVIRONMENT = {
 }
 
 
-def run_trials(trial_log: TrialLog, run: SearchRun, ending: Ending, *, is_own: bool) -> None:
-    """Run all trials that are left on the Ray cluster that this process has joined, or started (`is_own`)."""
+def run_trials(
+    trial_log: TrialLog, run: SearchRun, ending: Ending, *, is_own: bool, limit: Limit = NO_LIMIT
+) -> None:
+    """Run all trials that are left on the Ray cluster that this process has joined, or started (`is_own`), as many at a
+    time as the `limit` allows."""
     os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
     from ray import tune
     from ray.exceptions import RayError
@@ -59,7 +70,7 @@ def run_trials(trial_log: TrialLog, run: SearchRun, ending: Ending, *, is_own: b
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     problem, scratch = trial_log.problem, run.folder / SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)
-    resources = trial_resources(problem, machines_alive())
+    resources = trial_resources(problem, machines_alive(), limit)
     is_followed = problem.config.scheduler.stops_trials
     parameters = {
         "working_folder": str(Path.cwd()),
@@ -111,22 +122,33 @@ class TrialResources:
     trials: int | None
 
 
-def trial_resources(problem: SearchProblem, machines: Sequence[Resources]) -> TrialResources:
-    """Room for trials on a Ray cluster of these machines.
+def trial_resources(
+    problem: SearchProblem, machines: Sequence[Resources], limit: Limit = NO_LIMIT
+) -> TrialResources:
+    """Room for trials on a Ray cluster of these machines, within the `limit`.
 
     Tune sees the actors, not the workers that they start: here those trials are counted that fit.
     """
     nodes = problem.trial_nodes(problem.graph)
-    workers = [resources_of_worker(node.config.resources, machines) for node in nodes]
+    allowed = [limit.of(machine) for machine in machines]
+    workers = [resources_of_worker(node.config.resources, allowed) for node in nodes]
     if not problem.takes_several_workers:
-        return TrialResources(workers[0], None, problem.config.concurrency)
+        return TrialResources(workers[0], None, _fewer(problem.config.concurrency, limit.times(workers[0])))
     counts = [node.config.resources.workers * (1 + len(node.peers)) for node in nodes]
     fitting = min(
         sum(capacity(machine, worker) for machine in machines) // count
         for worker, count in zip(workers, counts, strict=True)
     )
     share = largest(worker * count for worker, count in zip(workers, counts, strict=True))
-    return TrialResources(DRIVER, share, min(fitting, problem.config.concurrency or fitting))
+    # What holds no workers of its own is too little to be counted against the limit.
+    return TrialResources(
+        DRIVER, share, _fewer(_fewer(fitting, problem.config.concurrency), limit.times(share))
+    )
+
+
+def _fewer(one: int | None, other: int | None) -> int | None:
+    given = [count for count in (one, other) if count is not None]
+    return min(given) if given else None
 
 
 def build_scheduler(problem: SearchProblem, records: Iterable[TrialRecord]) -> Any:

@@ -144,7 +144,7 @@ def run_trials_of(trial_log: TrialLog, run: SearchRun, options: RunOptions, stop
             from raydistill.execution.ray_backend.connection import is_local
             from raydistill.search.ray_trials import run_trials
 
-            run_trials(trial_log, run, ending, is_own=is_local(options.address))
+            run_trials(trial_log, run, ending, is_own=is_local(options.address), limit=options.limit)
     finally:
         ending.clear()
 
@@ -385,7 +385,7 @@ def connected(options: RunOptions, problem: SearchProblem, *, needed: bool) -> I
 
     is_lost = False
     try:
-        with closing(RayBackend(options.address)) as backend:
+        with closing(RayBackend(options.address, limit=options.limit)) as backend:
             backend.check_feasible(nodes)
         SharedStorage().check(storage_name(options.root.resolve()))
         yield

@@ -21,7 +21,15 @@ from safetensors.torch import load_file
 from raydistill.errors import PlanError
 from raydistill.execution.ray_backend import RayBackend, attempts
 from raydistill.execution.ray_backend.failures import describe_loss
-from raydistill.execution.ray_backend.resources import GIB, WHOLE, Resources, capacity, resources_of_worker
+from raydistill.execution.ray_backend.resources import (
+    GIB,
+    WHOLE,
+    Limit,
+    Resources,
+    capacity,
+    resources_of_worker,
+)
+from raydistill.execution.ray_backend.running import check_feasible
 from raydistill.execution.request import Outcome, StageRequest, build_request
 from raydistill.execution.run_stage import run_stage
 from raydistill.plan.order import Graph, order_stages
@@ -384,6 +392,47 @@ def test_tenths_of_a_cpu_add_up() -> None:
 )
 def test_a_machine_of_8_cpus_2_gpus_and_16_gib_holds(worker: Resources, count: int) -> None:
     assert capacity(Resources(8 * WHOLE, 2 * WHOLE, 16 * GIB), worker) == count
+
+
+@pytest.mark.ray
+def test_what_runs_holds_no_more_than_the_limit(
+    ray_cluster: None, stages: Stages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(HERE)
+    backend = RayBackend(limit=Limit(cpus=2))
+    first, second, third = (stages.request(f"stage{seed}", seed=seed) for seed in range(3))
+    assert [backend.try_start(request) for request in (first, second, third)] == [True, True, False]
+    assert set(finish(backend, [first, second])) == {"stage0", "stage1"}
+    assert backend.try_start(third)
+    assert set(finish(backend, [third])) == {"stage2"}
+    backend.close()
+
+
+@pytest.mark.parametrize(
+    ("limit", "resources", "option"),
+    [
+        (Limit(cpus=3), {"workers": 2, "cpus": 2}, "--max-cpus 3"),
+        (Limit(gpus=0.5), {"gpus": 1}, "--max-gpus 0.5"),
+        (Limit(gpus=0), {"gpus": 0.25}, "--max-gpus 0"),
+    ],
+)
+def test_a_stage_that_needs_more_than_the_limit_is_refused_beforehand(
+    limit: Limit, resources: dict[str, Any], option: str, stages: Stages
+) -> None:
+    machines = [Resources(8 * WHOLE, 2 * WHOLE, 16 * GIB)] * 2
+    graph, _ = stages.graph("stage", resources=resources)
+    nodes = list(graph.nodes.values())
+    check_feasible(nodes, machines)
+    with pytest.raises(PlanError, match=f"`stage`.*`{option}`.*`stages.stage.resources`") as refused:
+        check_feasible(nodes, machines, limit)
+    assert "\n" not in refused.value.message
+
+
+def test_without_gpus_to_hold_a_stage_that_asks_for_none_in_particular_takes_none(stages: Stages) -> None:
+    limit, machine = Limit(gpus=0), Resources(8 * WHOLE, 2 * WHOLE, 16 * GIB)
+    assert resources_of_worker(ResourcesConfig(), [limit.of(machine)]).gpus == 0
+    graph, _ = stages.graph("stage")
+    check_feasible(list(graph.nodes.values()), [machine], limit)
 
 
 def test_a_stage_takes_a_gpu_only_where_there_is_one() -> None:

@@ -41,6 +41,9 @@ def test_a_dry_run_and_the_doctor_refuse_what_a_run_would_refuse(cluster: str, p
     refused = distill(*dry, *TOO_LARGE)
     assert refused.exit_code == 2
     assert "teacher" in refused.stderr.splitlines()[-1]
+    limited = distill(*dry, "--max-cpus", "0.5")
+    assert limited.exit_code == 2
+    assert "`--max-cpus 0.5`" in limited.stderr.splitlines()[-1]
     examined = distill("doctor", plan, "--address", cluster, *TOO_LARGE)
     assert examined.exit_code == 1
     assert "resources" in examined.output

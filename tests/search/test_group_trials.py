@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from raydistill.execution.ray_backend.resources import GIB, WHOLE, Resources
+from raydistill.execution.ray_backend.resources import GIB, NO_LIMIT, WHOLE, Limit, Resources
 from raydistill.search.ray_trials import TrialResources, trial_resources
 
 HEAT = "student.method.temperature"
@@ -14,9 +14,9 @@ MACHINES = [Resources(8 * WHOLE, 4 * WHOLE, 64 * GIB), Resources(8 * WHOLE, 2 * 
 PEERS = {"stage": "codistill", "model": {"name": "mlp", "widths": [8]}, "epochs": 2, "batch_size": 32}
 
 
-def room(bench: Any, space: Any = SPACE, **options: Any) -> TrialResources:
+def room(bench: Any, space: Any = SPACE, limit: Limit = NO_LIMIT, **options: Any) -> TrialResources:
     bench.write(space, **options)
-    return trial_resources(bench.problem(), MACHINES)
+    return trial_resources(bench.problem(), MACHINES, limit)
 
 
 def test_a_trial_on_one_worker_holds_it_itself(bench: Any) -> None:
@@ -32,6 +32,15 @@ def test_as_many_groups_as_fit_run_at_a_time(bench: Any) -> None:
     assert group.actor.cpus == group.actor.gpus == 0, "the room is for the workers"
     assert room(bench, resources={"workers": 2}, concurrency=2).trials == 2
     assert room(bench, resources={"workers": 4, "cpus": 3, "gpus": 0}).trials == 1
+
+
+def test_a_limit_counts_what_all_trials_hold(bench: Any) -> None:
+    assert room(bench, limit=Limit(cpus=3)).trials == 3
+    assert room(bench, limit=Limit(cpus=3, gpus=2)).trials == 2
+    assert room(bench, limit=Limit(cpus=3), concurrency=2).trials == 2
+    without = room(bench, limit=Limit(gpus=0))
+    assert (without.actor.gpus, without.trials) == (0, None)
+    assert room(bench, limit=Limit(cpus=5), resources={"workers": 2}).trials == 2
 
 
 def test_peers_need_room_for_all_of_them(bench: Any) -> None:

@@ -14,7 +14,7 @@ from raydistill.execution.ray_backend.connection import connect, is_local, leave
 
 if TYPE_CHECKING:
     from raydistill.execution.ray_backend.cluster_health import GuardedCalls
-    from raydistill.execution.ray_backend.resources import Resources
+    from raydistill.execution.ray_backend.resources import Limit, Resources
     from raydistill.execution.ray_backend.running import RunningStages
     from raydistill.execution.ray_backend.storage import SharedStorage
     from raydistill.execution.request import Outcome, StageRequest
@@ -30,7 +30,7 @@ class RayBackend:
     here and ended by `close`. A Ray that this process has already joined is used as it is, and left running.
 
     `on_report` hears the name of a stage and what it reports. Of several back ends on one Ray cluster, each keeps to
-    its `share`.
+    its `share`. What runs at a time holds no more than the `limit`.
     """
 
     def __init__(
@@ -40,11 +40,12 @@ class RayBackend:
         *,
         on_report: "Callable[[str, Mapping[str, float]], None] | None" = None,
         share: "Resources | None" = None,
+        limit: "Limit | None" = None,
     ) -> None:
         self._address = address
         self._cpus = cpus
         self._on_report = on_report
-        self._share = share
+        self._share, self._limit = share, limit
         self._stages: RunningStages | None = None
         self._guarded: GuardedCalls | None = None
         self._storage: SharedStorage | None = None
@@ -120,11 +121,14 @@ class RayBackend:
             folder = working_folder()  # before Ray starts, which takes seconds and never looks at it
             self._owns_ray = connect(self._address, self._cpus)
             from raydistill.execution.ray_backend.cluster_health import GuardedCalls, health_of
+            from raydistill.execution.ray_backend.resources import NO_LIMIT
             from raydistill.execution.ray_backend.running import RunningStages
 
             health = health_of(is_own=self._owns_ray and is_local(self._address))
             self._guarded = GuardedCalls(health)
-            self._stages = RunningStages(folder, health, on_report=self._on_report, share=self._share)
+            self._stages = RunningStages(
+                folder, health, on_report=self._on_report, share=self._share, limit=self._limit or NO_LIMIT
+            )
         return self._stages, self._guarded
 
 

@@ -1,11 +1,13 @@
 """Arithmetic of resources: what a stage asks for, what machines have, how often one fits into the other."""
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from raydistill.plan.resources import ResourcesConfig
 
+UNLIMITED = sys.maxsize  # more than any cluster has, and still a whole number
 WHOLE = 10_000  # Ray counts CPUs and GPUs in ten-thousandths; in integers, 10 x 0.1 is 1
 GIB = 2**30
 
@@ -41,6 +43,40 @@ class Resources:
         """As Ray names them; what is not asked for is left out."""
         named = {"CPU": self.cpus / WHOLE, "GPU": self.gpus / WHOLE, "memory": float(self.memory)}
         return {name: value for name, value in named.items() if value}
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What a plan may hold of a Ray cluster at once, in CPUs and GPUs; None: as much as there is."""
+
+    cpus: float | None = None
+    gpus: float | None = None
+
+    @property
+    def resources(self) -> Resources:
+        """The most that it allows."""
+        cpus, gpus = (UNLIMITED if most is None else _whole(most) for most in (self.cpus, self.gpus))
+        return Resources(cpus, gpus, UNLIMITED)
+
+    def of(self, resources: Resources) -> Resources:
+        """As much of it as the plan may hold."""
+        most = self.resources
+        return Resources(
+            min(resources.cpus, most.cpus), min(resources.gpus, most.gpus), min(resources.memory, most.memory)
+        )
+
+    def times(self, resources: Resources) -> int | None:
+        """How often it allows this much; None: as often as there is room."""
+        limited = ((self.cpus, resources.cpus), (self.gpus, resources.gpus))
+        counts = [_whole(most) // used for most, used in limited if most is not None and used]
+        return min(counts) if counts else None
+
+    def __str__(self) -> str:
+        given = {"--max-cpus": self.cpus, "--max-gpus": self.gpus}
+        return " ".join(f"{option} {most:g}" for option, most in given.items() if most is not None)
+
+
+NO_LIMIT = Limit()
 
 
 def total(several: Iterable[Resources]) -> Resources:

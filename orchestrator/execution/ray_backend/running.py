@@ -17,6 +17,8 @@ from raydistill.execution.ray_backend.attempts import (
 from raydistill.execution.ray_backend.cluster_health import ClusterHealth
 from raydistill.execution.ray_backend.pool import WorkerPool
 from raydistill.execution.ray_backend.resources import (
+    NO_LIMIT,
+    Limit,
     Resources,
     capacity,
     resources_of_machine,
@@ -34,8 +36,9 @@ STOP_SECONDS = 10.0
 class RunningStages:
     """Attempts by the name of their stage.
 
-    Room is counted here, as the machines' total, or our `share` of it, less what our own live workers hold: Ray queues
-    whatever does not fit, without a word, and an idle worker that is kept warm looks as busy to Ray as any other.
+    Room is counted here, as the machines' total, or our `share` of it, within the `limit`, less what our own live
+    workers hold: Ray queues whatever does not fit, without a word, and an idle worker that is kept warm looks as busy
+    to Ray as any other.
     """
 
     def __init__(
@@ -45,17 +48,18 @@ class RunningStages:
         *,
         on_report: Callable[[str, Mapping[str, float]], None] | None = None,
         share: Resources | None = None,
+        limit: Limit = NO_LIMIT,
     ) -> None:
         self._working_folder = working_folder
         self._on_report = on_report
-        self._share = share
+        self._share, self._limit = share, limit
         self._health = health
         self._pool = WorkerPool(working_folder)
         self._running: dict[str, Attempt] = {}
 
     def check_feasible(self, nodes: Sequence[Node]) -> None:
-        """`PlanError` when the machines have no room for a node."""
-        check_feasible(nodes, machines_alive())
+        """`PlanError` when the machines, or the limit, have no room for a node."""
+        check_feasible(nodes, machines_alive(), self._limit)
 
     def has_ray(self) -> bool:
         """Whether Ray can be asked for anything now; `ClusterLost` when it never will again."""
@@ -64,7 +68,7 @@ class RunningStages:
     def try_start(self, request: StageRequest, avoided: frozenset[str] = frozenset()) -> bool:
         """Start a stage if there is room on other nodes than those with these ids."""
         machines = machines_alive(avoided)
-        shape = resources_of_worker(request.shape, machines)
+        shape = resources_of_worker(request.shape, map(self._limit.of, machines))
         request = replace(request, root=storage_name(open_storage(request.root).resolve()))
         attempt = self._start(request, shape, machines, avoided)
         if attempt is None:
@@ -173,7 +177,7 @@ class RunningStages:
         return [attempt for attempt in running if isinstance(attempt, ClaimingAttempt) and attempt.is_short]
 
     def _free(self, machines: Sequence[Resources]) -> Resources:
-        return (self._share or total(machines)) - self._held()
+        return self._limit.of(self._share or total(machines)) - self._held()
 
     def _held(self) -> Resources:
         return self._pool.held + total(attempt.held for attempt in self._running.values())
@@ -220,21 +224,34 @@ def machines_alive(avoided: frozenset[str] = frozenset()) -> list[Resources]:
     return [resources_of_machine(node["Resources"]) for node in nodes]
 
 
-def check_feasible(nodes: Sequence[Node], machines: list[Resources]) -> None:
-    """`PlanError` when these machines, all of them idle, have no room for a node: Ray would wait for ever.
+def check_feasible(nodes: Sequence[Node], machines: list[Resources], limit: Limit = NO_LIMIT) -> None:
+    """`PlanError` when these machines, all of them idle, have no room for a node: Ray would wait for ever. Nor may a
+    node need more than the `limit`.
 
     Nor may nodes that learn from one another have to wait for one another.
     """
     # Against the machines as they are now: a cluster that grows when it is asked to is not asked here.
     names = {node.name for node in nodes}
     for node in nodes:
-        _check_node(node, machines)
-        _check_side_by_side(node, 1 + len(names.intersection(node.peers)), machines)
+        worker = resources_of_worker(node.config.resources, map(limit.of, machines))
+        count = 1 + len(names.intersection(node.peers))
+        _check_limit(node, count, worker, limit)
+        _check_node(node, worker, machines)
+        _check_side_by_side(node, count, worker, machines)
 
 
-def _check_node(node: Node, machines: list[Resources]) -> None:
-    resources = node.config.resources
-    worker = resources_of_worker(resources, machines)
+def _check_limit(node: Node, count: int, worker: Resources, limit: Limit) -> None:
+    """Whether `count` nodes like this one may run at the same time."""
+    if (worker * (_fewest(node) * count)).is_within(limit.resources):
+        return
+    several = f", and {count} of its models train side by side" if count > 1 else ""
+    raise PlanError(
+        f"stage `{node.name}` asks for {_each(_fewest(node), worker)}{several}: more than `{limit}` lets the plan hold"
+        f" at once; raise it, or lower `stages.{node.stage}.resources`"
+    )
+
+
+def _check_node(node: Node, worker: Resources, machines: list[Resources]) -> None:
     if sum(capacity(machine, worker) for machine in machines) >= _fewest(node):
         return
     largest = max(machines, key=lambda machine: (capacity(machine, worker), machine.gpus, machine.cpus))
@@ -246,16 +263,14 @@ def _check_node(node: Node, machines: list[Resources]) -> None:
     )
 
 
-def _check_side_by_side(node: Node, count: int, machines: list[Resources]) -> None:
+def _check_side_by_side(node: Node, count: int, worker: Resources, machines: list[Resources]) -> None:
     """Whether `count` nodes like this one fit at the same time."""
-    resources = node.config.resources
-    worker = resources_of_worker(resources, machines)
     fitting = sum(capacity(machine, worker) for machine in machines) // _fewest(node)
     if fitting < count:
         raise PlanError(
-            f"`{node.stage}` trains {count} models side by side, each on {_each(resources.workers, worker)}, but the"
-            f" Ray cluster has room for {fitting} at once; lower `stages.{node.stage}.resources`, or name a larger Ray"
-            " cluster with `--address`"
+            f"`{node.stage}` trains {count} models side by side, each on"
+            f" {_each(node.config.resources.workers, worker)}, but the Ray cluster has room for {fitting} at"
+            f" once; lower `stages.{node.stage}.resources`, or name a larger Ray cluster with `--address`"
         )
 
 
