@@ -5,24 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset
 
 from raydistill.tasks.cuts import three_parts
-from raydistill.tasks.devices import all_to_device, to_device
+from raydistill.tasks.devices import all_to_device
 from raydistill.tasks.hashing import fold_key, uniform
+from raydistill.tasks.loaders import Loaders
 from raydistill.tasks.normalisation import Normalisation
-from raydistill.tasks.pictures import Box, PictureError, centre_box, part_of
+from raydistill.tasks.pictures import PictureError, centre_box
+from raydistill.tasks.reduced import Box
 from raydistill.tasks.splits import TaskData, View, task_data
 
 if TYPE_CHECKING:
     from raydistill.tasks.picture_store import PictureStore
-    from raydistill.tasks.picture_task import PictureTask
+    from raydistill.tasks.picture_task import Part, PictureTask
     from raydistill.tasks.task import Arrays
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -32,18 +36,23 @@ LARGEST_RATIO = 4 / 3
 
 @dataclass(frozen=True, eq=False)
 class FolderSplit:
-    """Samples on disk: `places` (N,) in `store`, delivered where `labels` are."""
+    """Samples on disk: `places` (N,) in `store`, delivered where `labels` are.
+
+    Splits of one store share its `loaders`: the processes that decode training pictures decode those of the test, too.
+    """
 
     task: PictureTask
     store: PictureStore
     places: NDArray[Any]
     labels: Tensor
     ids: Tensor
+    loaders: Loaders
 
     @classmethod
-    def of(cls, task: PictureTask, store: PictureStore, part: Arrays) -> FolderSplit:
+    def of(cls, task: PictureTask, store: PictureStore, loaders: Loaders, part: Arrays) -> FolderSplit:
         """The split that `part` describes, on the CPU."""
-        return cls(task, store, part.inputs, torch.from_numpy(part.labels), torch.from_numpy(part.ids))
+        labels, ids = torch.from_numpy(part.labels), torch.from_numpy(part.ids)
+        return cls(task, store, part.inputs, labels, ids, loaders)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -57,64 +66,65 @@ class FolderSplit:
         return replace(self, labels=self.labels.to(device), ids=self.ids.to(device))
 
     def batches(self, order: Sequence[Tensor], view: View | None) -> Iterator[Tensor]:
-        device = self.labels.device
-        loader = DataLoader(
-            _Pictures(self, self.ids.cpu().numpy(), view),
-            batch_sampler=[positions.tolist() for positions in all_to_device(order, "cpu")],
-            num_workers=self.task.workers,
-            pin_memory=device.type != "cpu",  # by a thread of the loader, where the steps do not wait for it
-            # Without a generator of its own the loader draws from torch's, and resuming would not repeat exactly.
-            generator=torch.Generator(),
-            collate_fn=_stacked,
-        )
-        for pixels in loader:
-            if isinstance(pixels, PictureError):
-                raise pixels
-            yield to_device(pixels, device).float().div_(255)
+        ids = self.ids.cpu().numpy()
+        rows = [positions.numpy() for positions in all_to_device(order, "cpu")]
+        requests = [Request(self.places[row], ids[row], view) for row in rows]
+        for pixels in self.loaders.batches(requests, self.labels.device):
+            yield pixels.float().div_(255)
 
 
 def build_folder_data(task: PictureTask, parts: Mapping[str, Arrays]) -> TaskData:
     """The splits of pictures in folders, with ImageNet's usual mean and standard deviation."""
     store = task.store()
-    splits = {name: FolderSplit.of(task, store, part) for name, part in three_parts(task, parts).items()}
+    loaders = loaders_of(task, store)
+    splits = {
+        name: FolderSplit.of(task, store, loaders, part) for name, part in three_parts(task, parts).items()
+    }
     mean, std = torch.tensor(IMAGENET_MEAN).view(3, 1, 1), torch.tensor(IMAGENET_STD).view(3, 1, 1)
     return task_data(task, splits, Normalisation(mean, std))
 
 
-class _Pictures(Dataset[Tensor | PictureError]):
-    """Picture at a position → (3, size, size) uint8, or the error: returned, as torch would wrap one that a worker
-    raises."""
+def loaders_of(task: PictureTask, store: PictureStore) -> Loaders:
+    """What decodes the pictures of a store as a task wants them."""
+    return Loaders(_Pictures(task, store), task.workers)
 
-    def __init__(self, split: FolderSplit, ids: NDArray[np.int64], view: View | None) -> None:
-        self.task, self.store, self.places, self.ids, self.view = (
-            split.task, split.store, split.places, ids, view,
-        )  # fmt: skip
 
-    def __len__(self) -> int:
-        return len(self.places)
+@dataclass(frozen=True)
+class Request:
+    """A batch: places (B,) in the store, ids (B,), and the view that is to be seen."""
 
-    def __getitem__(self, position: int) -> Tensor | PictureError:
+    places: NDArray[Any]
+    ids: NDArray[np.int64]
+    view: View | None
+
+
+@dataclass(frozen=True)
+class _Pictures(Dataset[Tensor]):
+    task: PictureTask
+    store: PictureStore
+
+    def __getitems__(self, request: Request) -> Tensor | PictureError:
+        """(B, 3, size, size) uint8, or the error about the first picture that cannot be read."""
+        size = self.task.image_size
+        pixels = torch.empty((len(request.ids), 3, size, size), dtype=torch.uint8)
         try:
-            image = self.store.read(self.places[position].item(), 3).image
+            for place, part, row in zip(
+                request.places.tolist(), self._parts(request), pixels.numpy(), strict=True
+            ):
+                row[:] = self.task.pixels(partial(self.store.read_part, place, 3), part, size, size)
         except PictureError as error:
             return error
-        size = self.task.image_size
-        if self.view is None:
-            return torch.from_numpy(self.task.centre(image, size, size))
-        box = self._box(self.view, position, *image.size)
-        return torch.from_numpy(part_of(image, box, size, size))
+        return pixels
 
-    def _box(self, view: View, position: int, width: int, height: int) -> Box:
-        draws = uniform(self.ids[position : position + 1], fold_key(view.seed, view.index), 4 * ATTEMPTS)[0]
-        return random_box(width, height, draws.reshape(ATTEMPTS, 4), self.task.smallest_area)
-
-
-def _stacked(pictures: list[Tensor | PictureError]) -> Tensor | PictureError:
-    for picture in pictures:
-        if isinstance(picture, PictureError):
-            return picture
-    batch: Tensor = default_collate(pictures)
-    return batch
+    def _parts(self, request: Request) -> Iterator[Part]:
+        """Of each picture, what is seen of it."""
+        if request.view is None:
+            yield from repeat(self.task.centre, len(request.ids))
+            return
+        key = fold_key(request.view.seed, request.view.index)
+        draws = uniform(request.ids, key, 4 * ATTEMPTS).reshape(-1, ATTEMPTS, 4)
+        for own in draws:
+            yield partial(random_box, draws=own, smallest_area=self.task.smallest_area)
 
 
 def random_box(width: int, height: int, draws: NDArray[np.float64], smallest_area: float) -> Box:

@@ -90,14 +90,13 @@ class ImageFolder(PictureTask):
         return None
 
     def content(self) -> str:
-        from raydistill.tasks.pictures import READER
-
         # Paths count: class and sample id follow from them.
         learned = [files for split, files in self.digests().items() if split != "test"]
-        return digest_text("\n".join([READER, *self.class_names, *map(digest_named, learned)]))
+        reader = self.reader(*learned)
+        return digest_text("\n".join([reader, *self.class_names, *map(digest_named, learned)]))
 
     def test_content(self) -> str:
-        return digest_named(self.digests()["test"])
+        return self.read_as(digests := self.digests()["test"], digest_named(digests))
 
     def digests(self) -> dict[str, dict[str, str]]:
         common = common_folder(self.roots)

@@ -98,18 +98,18 @@ class ImageManifest(PictureTask):
         return None
 
     def content(self) -> str:
-        from raydistill.tasks.pictures import READER
-
         parts, digests = self._places(), self.digests()
         learned = [split for split in parts if split != "test"]
         # Labels and groups count as they are in the table, paths because sample ids follow from them.
         told = [f"{split} {row.label} {row.group} {row.path}" for split in learned for row, _ in parts[split]]
         names = [digest_named(digests[split]) for split in learned]
-        return digest_text("\n".join([READER, *self.class_names, *sorted(told), *names]))
+        reader = self.reader(*(digests[split] for split in learned))
+        return digest_text("\n".join([reader, *self.class_names, *sorted(told), *names]))
 
     def test_content(self) -> str:
         told = sorted(f"{row.label} {row.path}" for row, _ in self._places()["test"])
-        return digest_text("\n".join([*told, digest_named(self.digests()["test"])]))
+        digests = self.digests()["test"]
+        return self.read_as(digests, digest_text("\n".join([*told, digest_named(digests)])))
 
     def digests(self) -> dict[str, dict[str, str]]:
         folder = common_folder(self.roots)

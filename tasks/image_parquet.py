@@ -47,6 +47,11 @@ class ImageParquet(PackedTask):
 
         return read_shard(file, self.image, self.label, self.group, stamp(file))
 
+    def has_large_picture(self, file: Path) -> bool:
+        from raydistill.tasks.parquet_pictures import has_large_picture
+
+        return has_large_picture(file, self.image)
+
     def stretches(self, file: Path) -> Stretches:
         from raydistill.tasks.parquet_pictures import laid_out
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -132,15 +132,27 @@ class PackedTask(PictureTask):
         )
 
     def content(self) -> str:
-        from raydistill.tasks.pictures import READER
-
         # Names of shards count: sample ids follow from them. So do splits, which are told by options too.
         digests = self.digests()
-        learned = [digest_named(digests[split]) for split in ("train", "validation") if split in digests]
-        return digest_text("\n".join([READER, self.version, *self.class_names, *learned]))
+        learned = [digests[split] for split in ("train", "validation") if split in digests]
+        reader = self.reader(*learned)
+        return digest_text("\n".join([reader, self.version, *self.class_names, *map(digest_named, learned)]))
 
     def test_content(self) -> str:
-        return digest_named(self.digests()["test"]) if "test" in self.files() else self.content()
+        if "test" not in self.files():
+            return self.content()
+        return self.read_as(digests := self.digests()["test"], digest_named(digests))
+
+    def has_large(self, files: Iterable[str]) -> bool:
+        return any(self.has_large_picture(self.folder / file) for file in files)
+
+    def has_large_picture(self, file: Path) -> bool:
+        """Whether a shard has a picture that may be read at a reduced size."""
+        from raydistill.tasks.reduced import has_large_jpeg
+
+        place = self.stretches(file)
+        with place.file.open("rb") as stream:
+            return has_large_jpeg(stream, zip(place.offsets.tolist(), place.sizes.tolist(), strict=True))
 
     def digests(self) -> dict[str, dict[str, str]]:
         return {

@@ -7,6 +7,7 @@ is one read. (`pixel_cache.py` does the same with pixels of one size.)
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -18,10 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raydistill.tasks.digests import Stamp, digest_file, digest_text
+from raydistill.tasks.digests import Stamp, digest_file, digest_text, remembered_of
 from raydistill.tasks.labels import UNLABELLED
 from raydistill.tasks.packed_task import Shard, Stretches, numbered_groups
 from raydistill.tasks.pixel_cache import replaced
+from raydistill.tasks.reduced import LARGE, has_large_jpeg
 from raydistill.tasks.shard_names import refuse_pointer
 from raydistill.tasks.shards import opened_shard
 
@@ -86,6 +88,20 @@ def laid_out(file: Path, image: str | None, cache: Path) -> Stretches:
     except (ValueError, EOFError) as error:
         raise ValueError(f"`{bytes_file}` is damaged: {error}; delete it, it is made again") from error
     return Stretches(bytes_file, np.cumsum(known) - known, known)
+
+
+def has_large_picture(file: Path, image: str | None) -> bool:
+    """Whether a picture of a shard may be read at a reduced size. The shard is read once, and that is remembered."""
+
+    def look() -> dict[str, Any]:
+        for data, sizes in encoded_pictures(file, image):
+            if sizes.max(initial=0) >= LARGE:
+                places = zip((np.cumsum(sizes) - sizes).tolist(), sizes.tolist(), strict=True)
+                if has_large_jpeg(io.BytesIO(data), places):
+                    return {"large": True}
+        return {"large": False}
+
+    return bool(remembered_of(file, f"has a JPEG of {LARGE} bytes in {image}", look)["large"])
 
 
 def encoded_pictures(file: Path, image: str | None) -> Iterator[tuple[memoryview, NDArray[np.int64]]]:

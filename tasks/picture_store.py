@@ -6,14 +6,17 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raydistill.tasks.digests import Stamp, stamp
 from raydistill.tasks.picture_files import printable
-from raydistill.tasks.pictures import Picture, PictureError, read_picture
+from raydistill.tasks.pictures import Picture, PictureError, Wanted, read_part, read_picture
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 class PictureStore(Protocol):
@@ -33,7 +36,11 @@ class PictureStore(Protocol):
         ...
 
     def read(self, place: Any, channels: int) -> Picture:
-        """`PictureError` names a picture that cannot be read."""
+        """The whole picture. `PictureError` names one that cannot be read."""
+        ...
+
+    def read_part(self, place: Any, channels: int, wanted: Wanted) -> Image:
+        """What is wanted of it, as `pictures.read_part`."""
         ...
 
 
@@ -51,6 +58,9 @@ class FolderPictures:
 
     def read(self, place: str, channels: int) -> Picture:
         return read_picture(self.folder / place, channels)
+
+    def read_part(self, place: str, channels: int, wanted: Wanted) -> Image:
+        return read_part(self.folder / place, channels, wanted)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,12 +86,21 @@ class PackedPictures:
         return stamp(self.shards[self._file(place)])
 
     def read(self, place: int, channels: int) -> Picture:
+        content, name = self._content(place)
+        return read_picture(content, channels, name=name)
+
+    def read_part(self, place: int, channels: int, wanted: Wanted) -> Image:
+        content, name = self._content(place)
+        return read_part(content, channels, wanted, name=name)
+
+    def _content(self, place: int) -> tuple[bytes, str]:
+        """The bytes of a picture, and what errors call it."""
         number = self._file(place)
         name = f"`{self._key(place)}` of `{self.shards[number]}`"
         content = read_stretch(
             self.files[number], int(self.offsets[place]), int(self.sizes[place]), name=name
         )
-        return read_picture(content, channels, name=name)
+        return content, name
 
     def _file(self, place: int) -> int:
         return int(np.searchsorted(self.starts, place, side="right")) - 1

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -19,9 +20,13 @@ if TYPE_CHECKING:
 
     from raydistill.tasks.picture_store import PictureStore
     from raydistill.tasks.picture_survey import Look
-    from raydistill.tasks.pictures import Pixels
+    from raydistill.tasks.pictures import Pixels, Wanted
+    from raydistill.tasks.reduced import Box
     from raydistill.tasks.splits import TaskData
     from raydistill.tasks.survey import Finding, Survey
+
+    Read = Callable[[Wanted], Image]
+    Part = Callable[[int, int], Box]
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +61,25 @@ class PictureTask(Task):
         """What lies beside the samples and is none, for the survey."""
         yield from ()
 
+    def has_large(self, files: Iterable[str]) -> bool:
+        """Whether there is a picture in these files below the store's folder that may be read at a reduced size."""
+        from raydistill.tasks.reduced import is_large_file
+
+        folder = self.store().folder
+        return any(is_large_file(folder / file) for file in files)
+
+    def reader(self, *splits: Mapping[str, str]) -> str:
+        """What the identity says of how pictures are read; splits are digests by file."""
+        from raydistill.tasks.pictures import READER
+
+        return self.read_as([file for split in splits for file in split], READER)
+
+    def read_as(self, files: Iterable[str], content: str) -> str:
+        """A name of the content of `files`, another one where a picture may be read at a reduced size."""
+        from raydistill.tasks.reduced import REDUCED
+
+        return f"{content} {REDUCED}" if self.has_large(files) else content
+
     @property
     def input_shape(self) -> tuple[int, ...]:
         return (3, self.image_size, self.image_size)
@@ -86,15 +110,23 @@ class PictureTask(Task):
     def picture_input(
         self, source: Path | bytes, shape: tuple[int, ...], *, name: str | None = None
     ) -> Pixels:
-        from raydistill.tasks.pictures import read_picture
+        from raydistill.tasks.pictures import read_part
 
-        return self.centre(read_picture(source, shape[0], name=name).image, *shape[1:])
+        return self.pixels(partial(read_part, source, shape[0], name=name), self.centre, *shape[1:])
 
-    def centre(self, image: Image, height: int, width: int) -> Pixels:
-        """The shorter side scaled to `resize`, the middle square of the input's size cut out."""
-        from raydistill.tasks.pictures import centre_box, part_of
+    def pixels(self, read: Read, part: Part, height: int, width: int) -> Pixels:
+        """The `part` of a picture, scaled to uint8 (channels, height, width): what a model of this task sees of it,
+        whoever asks."""
+        from raydistill.tasks.pictures import pixels_of
 
-        return part_of(image, centre_box(*image.size, self.image_size / self.resize), height, width)
+        return pixels_of(read(lambda *size: (part(*size), height, width)))
+
+    def centre(self, width: int, height: int) -> Box:
+        """The part that is seen without a view: as if the shorter side were scaled to `resize` and the middle square of
+        the input's size cut out."""
+        from raydistill.tasks.pictures import centre_box
+
+        return centre_box(width, height, self.image_size / self.resize)
 
     def survey(self) -> Survey:
         """Every picture is decoded once; if a split has more than `picture_survey.MOST`, only so many, chosen by

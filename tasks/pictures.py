@@ -6,7 +6,8 @@ Whatever a file holds becomes 256 levels of grey or colour, opaque and upright, 
 * 32-bit floats and integers: floats within [0, 1] times 255, whole numbers within [0, 255] as they are. Nothing else
   says what is white, so it is refused;
 * alpha: composed on white; on black when all that is to be seen is nearly white, which white would hide;
-* orientation by EXIF: applied; several frames: the first; palette, CMYK and one bit: converted.
+* orientation by EXIF: applied; several frames: the first; palette, CMYK and one bit: converted;
+* a large JPEG of which less is wanted: decoded at a reduced size (`reduced.py`).
 
 What a picture was turned from is told beside its pixels, for a survey to count. Decoders raise whatever they stumble
 over; it is caught here, and nowhere else, and becomes a `PictureError` that names the file.
@@ -16,6 +17,8 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +28,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from raydistill.tasks.picture_files import printable
+from raydistill.tasks.reduced import JPEG, Box, is_large_jpeg, reduction
 
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
@@ -53,10 +57,14 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+LYING = (5, 6, 7, 8)
+"""Orientations that change width and height places."""
 
 Pixels = NDArray[np.uint8]
-Box = tuple[float, float, float, float]
 Shape = tuple[int, ...]
+Wanted = Callable[[int, int], tuple[Box, int, int]]
+"""From the (width, height) of an upright picture to the part (left, top, right, bottom) that is wanted of it, and the
+(height, width) to which that is scaled."""
 
 
 class PictureError(ValueError):
@@ -76,17 +84,52 @@ class Picture:
 
 
 def read_picture(source: Path | bytes, channels: int | None = None, *, name: str | None = None) -> Picture:
-    """A picture in `channels` (1: grey, 3: colour; without it, as it comes). `name` is what errors call it."""
+    """A whole picture in `channels` (1: grey, 3: colour; without it, as it comes). `name` is what errors call it."""
+    with _opened(source, name) as opened:
+        return _turned(opened, channels)
+
+
+def read_part(source: Path | bytes, channels: int, wanted: Wanted, *, name: str | None = None) -> Image.Image:
+    """The part of a picture that is `wanted`, scaled, in `channels`. Of a large JPEG no more is decoded than that
+    needs."""
+    with _opened(source, name) as opened:
+        factor = 1
+        if _may_be_reduced(source, opened):
+            box, height, width = wanted(*_upright_size(opened))
+            factor = reduction(box, height, width)
+            if factor > 1:
+                opened.draft(None, (opened.width // factor, opened.height // factor))
+        image = _turned(opened, channels).image
+        if factor == 1:
+            box, height, width = wanted(*image.size)
+        # A reduced pixel covers `factor` whole ones, the last one perhaps fewer.
+        left, top, right, bottom = (side / factor for side in box)
+        return image.resize((width, height), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
+
+
+@contextmanager
+def _opened(source: Path | bytes, name: str | None) -> Iterator[ImageFile]:
     # What decoders remark on (torn notes in the file, many pixels) is no fault of the pixels.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         with Image.open(
             source if isinstance(source, Path) else io.BytesIO(source), formats=FORMATS
         ) as opened:
-            return _turned(opened, channels)
+            yield opened
     except Exception as error:
         shown = name or f"`{printable(str(source))}`"
         raise PictureError(f"{shown} is not a readable picture: {_reason(source, error)}") from None
+
+
+def _may_be_reduced(source: Path | bytes, opened: ImageFile) -> bool:
+    size = source.stat().st_size if isinstance(source, Path) else len(source)
+    return is_large_jpeg(size, JPEG if opened.format in ("JPEG", "MPO") else b"")
+
+
+def _upright_size(opened: ImageFile) -> tuple[int, int]:
+    """(width, height) after the orientation that a JPEG's EXIF says."""
+    width, height = opened.size
+    return (height, width) if _orientation(opened) in LYING else (width, height)
 
 
 def scaled_picture(
@@ -112,7 +155,12 @@ def exact_picture(
 
 def part_of(image: Image.Image, box: Box, height: int, width: int) -> Pixels:
     """The part (left, top, right, bottom) of an image, scaled to uint8 (channels, height, width)."""
-    values = np.array(image.resize((width, height), Image.Resampling.BILINEAR, box=box))
+    return pixels_of(image.resize((width, height), Image.Resampling.BILINEAR, box=box))
+
+
+def pixels_of(image: Image.Image) -> Pixels:
+    """uint8 (channels, height, width)."""
+    values = np.array(image)
     return values[None] if values.ndim == 2 else np.ascontiguousarray(values.transpose(2, 0, 1))
 
 
@@ -138,12 +186,13 @@ def _turned(opened: ImageFile, channels: int | None) -> Picture:
         turned.append("several frames, the first taken")
     opened.load()
     image = _upright(opened, _opaque(_eight_bits(opened, turned), turned), turned)
-    if opened.mode in GREY or opened.mode.startswith("I;16"):
+    if (opened.mode in GREY or opened.mode.startswith("I;16")) and image.mode != "L":
         image = image.convert("L")
     wanted = {None: image.mode, 1: "L", 3: "RGB"}[channels]
     if (image.mode, wanted) == ("RGB", "L"):
         turned.append("colour, turned grey")
-    return Picture(image.convert(wanted), tuple(turned))
+    # A copy of 12 megapixels takes as long as half of their decoding.
+    return Picture(image if image.mode == wanted else image.convert(wanted), tuple(turned))
 
 
 def _eight_bits(opened: ImageFile, turned: list[str]) -> Image.Image:
@@ -155,7 +204,9 @@ def _eight_bits(opened: ImageFile, turned: list[str]) -> Image.Image:
             turned.append(words)
     if opened.has_transparency_data:
         return opened.convert("RGBA")
-    return opened.convert("L" if opened.mode in ("1", "L") else "RGB")
+    if opened.mode in ("L", "RGB"):
+        return opened
+    return opened.convert("L" if opened.mode == "1" else "RGB")
 
 
 def _scaled_levels(opened: ImageFile, turned: list[str]) -> Image.Image:
@@ -221,12 +272,18 @@ def _background(colours: Pixels, alpha: Pixels) -> int:
 
 def _upright(opened: ImageFile, image: Image.Image, turned: list[str]) -> Image.Image:
     # After `load`: PNG may say it behind the pixels, and TIFF has been turned by then and says it no more.
-    try:
-        orientation = opened.getexif().get(ORIENTATION)
-    except Exception:  # torn notes beside whole pixels
+    orientation = _orientation(opened)
+    if orientation is None:
         turned.append("unreadable EXIF, ignored")
-        return image
     if orientation not in UPRIGHT:
         return image
     turned.append("orientation by EXIF, applied")
     return image.transpose(UPRIGHT[orientation])
+
+
+def _orientation(opened: ImageFile) -> int | None:
+    """What EXIF says, 0 where it says nothing; None where the notes are torn, beside whole pixels."""
+    try:
+        return int(opened.getexif().get(ORIENTATION) or 0)
+    except Exception:
+        return None

@@ -7,7 +7,7 @@ when others are added; of a row its number.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import reduce
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from raydistill.tasks.digests import digest_below, digest_file, digest_named, digest_text
 from raydistill.tasks.labels import UNLABELLED
 from raydistill.tasks.picture_files import search
+from raydistill.tasks.reduced import REDUCED, is_large_file
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +78,16 @@ class Pool:
             for task in self._shards()
             for file in task.files()["train"]
         ]
-        return digest_text(f"{READER}\n{digest_named(digest_below(self.place, [*self._paths(), *shards]))}")
+        paths = self._paths()
+        reader = f"{READER} {REDUCED}" if self._has_large(paths) else READER
+        return digest_text(f"{reader}\n{digest_named(digest_below(self.place, [*paths, *shards]))}")
+
+    def _has_large(self, paths: Iterable[str]) -> bool:
+        """Whether a picture may be read at a reduced size, by a task that does so."""
+        return any(is_large_file(self.place / path) for path in paths) or any(
+            task.has_large(file.relative_to(task.folder).as_posix() for file in task.files()["train"])
+            for task in self._shards()
+        )
 
     def __len__(self) -> int:
         if self.file is None:
@@ -95,7 +105,7 @@ class Pool:
         import numpy as np
         import torch
 
-        from raydistill.tasks.folder_split import FolderSplit
+        from raydistill.tasks.folder_split import FolderSplit, loaders_of
         from raydistill.tasks.joined_split import join
         from raydistill.tasks.mapped_split import MappedSplit
         from raydistill.tasks.splits import TensorSplit
@@ -106,7 +116,8 @@ class Pool:
                 ids = torch.tensor(
                     [_name_id(store.name(place)) for place in places.tolist()], dtype=torch.int64
                 )
-                added.append(FolderSplit(train.task, store, places, _unlabelled(ids), ids))
+                loaders = loaders_of(train.task, store)
+                added.append(FolderSplit(train.task, store, places, _unlabelled(ids), ids, loaders))
         elif (stored := self._mapped(task)) is not None:
             rows = np.arange(len(stored))
             ids = torch.from_numpy(-1 - rows)

@@ -1,5 +1,6 @@
 """`transfer: {also: ...}`: samples without labels that lie beside a task's own."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,7 @@ def test_pictures_of_a_pool_may_be_in_shards(pictures: ImageFolder, tmp_path: Pa
     (found,) = split.batches([torch.arange(len(data.train), len(split))], None)
     assert not (tmp_path / "shards" / ".pictures").exists()
     whole = shards.model_copy(update={"image_size": 8, "resize": 8, "train": f"**/*{shards.ending}"}).store()
-    expected = [pictures.centre(whole.read(row, 3).image, 8, 8) for row in range(9)]
+    expected = [pictures.pixels(partial(whole.read_part, row, 3), pictures.centre, 8, 8) for row in range(9)]
     assert torch.equal(found, torch.from_numpy(np.stack(expected)) / 255)
     assert (split.ids[-9:] < 0).all()
     assert split.labels[-9:].tolist() == [-1] * 9
