@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from raydistill.errors import PlanError
 from raydistill.execution.ray_backend.connection import connect, is_local, leave
+from raydistill.runs.mirror import open_storage, storage_name
 
 if TYPE_CHECKING:
     from raydistill.execution.ray_backend.cluster_health import GuardedCalls
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
     from raydistill.execution.ray_backend.storage import SharedStorage
     from raydistill.execution.request import Outcome, StageRequest
     from raydistill.plan.order import Node
-    from raydistill.runs.mirror import open_storage, storage_name
-from raydistill.runs.placement import Placement
+    from raydistill.runs.placement import Placement
 
 
 class RayBackend:
