@@ -94,7 +94,11 @@ def mirror_of(path: Path) -> "Mirror | None":
 def mirror_at(root: Path) -> "Mirror | None":
     """The mirror with this root."""
     origin = root.parent / ORIGIN
-    return Mirror(root, read_json(origin)["url"]) if root.name == "runs" and origin.is_file() else None
+    if root.name != "runs" or not origin.is_file():
+        return None
+    url = str(read_json(origin)["url"])
+    # Elsewhere such a file came with something received: nobody is to be connected to a place that it names.
+    return Mirror(root, url) if root.parent.resolve() == _home(url).resolve() else None
 
 
 def release_readers() -> None:

@@ -14,7 +14,7 @@ from raydistill.runs import bucket as bucket_module
 from raydistill.runs import bucket_lease, lease
 from raydistill.runs.bucket import Bucket
 from raydistill.runs.lease import Leases, is_held
-from raydistill.runs.mirror import mirror_at, open_storage
+from raydistill.runs.mirror import ORIGIN, mirror_at, open_storage
 
 
 @pytest.fixture
@@ -129,6 +129,15 @@ def test_without_the_library_the_way_to_it_is_said(monkeypatch: pytest.MonkeyPat
 def test_a_folder_is_itself(tmp_path: Path) -> None:
     assert open_storage(tmp_path / "runs") == tmp_path / "runs"
     assert mirror_at(tmp_path / "runs") is None
+
+
+def test_a_received_folder_connects_to_nothing(storage_url: str, tmp_path: Path) -> None:
+    root = open_storage(storage_url)
+    assert mirror_at(root) is not None
+    received = tmp_path / "received" / "runs"
+    received.mkdir(parents=True)
+    (received.parent / ORIGIN).write_bytes((root.parent / ORIGIN).read_bytes())
+    assert mirror_at(received) is None
 
 
 @pytest.fixture
