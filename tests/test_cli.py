@@ -1,5 +1,7 @@
 """The `distill` command: help, exit codes, and what it says when asked for something that is not there."""
 
+import os
+import pty
 import signal
 import subprocess
 import sys
@@ -65,6 +67,39 @@ def test_the_shell_completes_commands_and_names_of_plans() -> None:
 
     assert completed("distill pl") == "plain,plans\n"
     assert completed("distill run mnist_qu") == "plain,mnist_quickstart\nfile,mnist_qu\n"
+
+
+@pytest.mark.parametrize(
+    ("variables", "start"),
+    [
+        ({}, b"\x1b[31m\x1b[1merror:\x1b[0m `"),
+        ({"NO_COLOR": ""}, b"\x1b[31m\x1b[1merror:\x1b[0m `"),  # set, but empty: no-color.org
+        ({"NO_COLOR": "1"}, b"error: `"),
+        ({"TERM": "dumb"}, b"error: `"),
+    ],
+)
+def test_an_error_is_coloured_on_a_terminal_that_wants_it(
+    tmp_path: Path, variables: dict[str, str], start: bytes
+) -> None:
+    command = [sys.executable, "-m", "raydistill.cli", "run", str(tmp_path / "missing.yaml")]
+    plain = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR")}
+    ours, theirs = pty.openpty()
+    try:
+        done = subprocess.run(
+            command, stderr=theirs, env={**plain, "TERM": "xterm", **variables}, check=False
+        )
+        shown = os.read(ours, 4096)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert done.returncode == 2
+    assert shown.startswith(start)
+
+
+def test_an_error_in_a_pipe_has_no_colour(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "raydistill.cli", "run", str(tmp_path / "missing.yaml")]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, "TERM": "xterm"}, check=False)
+    assert done.stderr.startswith(b"error: `")
 
 
 def test_the_examples_of_the_help_name_plans_that_are_there() -> None:

@@ -10,10 +10,9 @@ from typing import Any
 
 import click
 
-from raydistill.cli.streams import degrade_output, flush_output
+from raydistill.cli.streams import degrade_output, flush_output, say_error
 from raydistill.errors import DistillError, PlanError
 from raydistill.masking import mask
-from raydistill.tasks.picture_files import printable
 
 log = logging.getLogger(__name__)
 
@@ -32,15 +31,15 @@ class Group(click.Group):
                 return super().main(*args, **kwargs)
         except PlanError as error:
             for line in mask(error.message).splitlines():  # a survey may have found several
-                click.echo(f"error: {printable(line)}", err=True)
+                say_error(line)
             sys.exit(WRONG)
         except DistillError as error:
-            click.echo(f"error: {printable(mask(error.message))}", err=True)
+            say_error(mask(error.message))
             sys.exit(FAILED)
         except OSError as error:  # of a file that nobody expected to fail, or of the output itself
             log.debug("the error", exc_info=True)
             what = f"`{error.filename}`" if error.filename else "the output cannot be written"
-            click.echo(f"error: {printable(f'{what}: {error.strerror or error}')}", err=True)
+            say_error(f"{what}: {error.strerror or error}")
             sys.exit(FAILED)
 
     def invoke(self, ctx: click.Context) -> Any:

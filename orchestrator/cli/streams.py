@@ -6,7 +6,10 @@ import os
 import sys
 from pathlib import Path
 
+import click
+
 from raydistill.plain import printable_lines
+from raydistill.tasks.picture_files import printable
 
 PLAIN = {
     "×": "x",
@@ -38,6 +41,14 @@ def flush_output() -> None:
     except OSError:
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - what is left is lost
         raise
+
+
+def say_error(message: str) -> None:
+    """One line on stderr. Its first word is red on a terminal that shows colours, unless `NO_COLOR` says no
+    (no-color.org)."""
+    is_plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+    label = "error:" if is_plain else click.style("error:", fg="red", bold=True)
+    click.echo(f"{label} {printable(message)}", err=True)  # which takes the colour away where no terminal is
 
 
 def degrade_output() -> None:
