@@ -28,9 +28,6 @@ from raydistill.runs.remote_stage import refresh_stages
 from raydistill.runs.run_files import SUCCEEDED, Status
 from raydistill.tasks.task import Task
 
-# The first, and three after a process died: machines are taken away, but a stage that ends its own process, as one
-# that runs out of memory does, would do so for ever.
-MAX_ATTEMPTS = 4
 POLL_SECONDS = 0.5  # a stage that ends is heard at once; an interrupt, or another driver's result, so late
 RECHECK_SECONDS = 2.0  # between looks at a stage that another driver owns, or that found no room
 
@@ -287,12 +284,14 @@ class _Run:
         elif outcome.status != "lost":
             self._warn_readers(name, outcome.warnings)
             self._finish(name, outcome.status, error=self._with_names(outcome.error))
-        elif state.attempts < MAX_ATTEMPTS:
+        # Not for ever: machines are taken away, but one that runs out of memory ends its own process each time.
+        elif state.attempts <= self.graph.nodes[name].config.resources.retries:
             self._try_again(
                 name, f"{outcome.error or 'its process died'}; it continues from its last checkpoint"
             )
         else:
-            self._give_up(name, f"its process died {state.attempts} times: {outcome.error}")
+            times = "" if state.attempts == 1 else f" {state.attempts} times"
+            self._give_up(name, f"its process died{times}: {outcome.error}")
         self.leases.release(folder.path)
 
     def _with_names(self, error: str | None) -> str | None:

@@ -19,6 +19,9 @@ class ResourcesConfig(Config):
     Ray cluster has any. `workers` above one train data-parallel under Ray Train, or predict shard by
     shard: then as many take part as there is room for, more as there is more, and any number writes the same bytes.
 
+    A stage whose process died, or whose machine is gone, begins again from its last checkpoint, as often as `retries`
+    says. One that fails by its own error is not tried again: it would fail again.
+
     A stage that runs longer than its `timeout` (without waiting for room; each attempt anew) fails: what each of its
     threads was doing then is in its record and in `stacks-rank0.txt` of its folder, its last checkpoint stays. One that
     hangs is ended. With `--local`, and in trials of a search on one worker, it is the driver that hangs: nothing can
@@ -33,6 +36,9 @@ class ResourcesConfig(Config):
     """GPUs per worker, or a fraction of one; one, where there are any, when left out."""
     memory: Memory | None = Field(None, description="such as 4GiB")
     timeout: Duration | None = Field(None, description="such as 90s, 30m or 2h")
+
+    retries: Annotated[Integer, Field(ge=0)] = 3
+    """How often it begins again when a process of it died."""
 
     @model_validator(mode="after")
     def _sensible(self) -> "ResourcesConfig":

@@ -25,7 +25,7 @@ from ray._private.utils import get_system_memory, get_used_memory
 from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
 from raydistill.errors import ClusterLost, PlanError, StageError
-from raydistill.execution import deadline, scheduler
+from raydistill.execution import deadline
 from raydistill.execution.local_backend import LocalBackend
 from raydistill.execution.ray_backend import RayBackend, cluster_health
 from raydistill.execution.ray_backend import backend as backend_module
@@ -188,7 +188,7 @@ def test_a_stage_that_runs_out_of_memory_is_tried_again_a_few_times_and_its_reco
 ) -> None:
     graph = order_stages(chain)
     states = run_stages(graph, OutOfMemory(), task=chain.task, root=tmp_path)
-    assert states["teacher"].attempts == scheduler.MAX_ATTEMPTS
+    assert states["teacher"].attempts == 4
     record = StageFolder(tmp_path / graph.nodes["teacher"].folder).record()
     assert record is not None
     assert record.error == states["teacher"].error
@@ -607,8 +607,8 @@ def drive_memory(folder: Path) -> None:
     sys.path.append(str(HERE))
     from test_ray_backend import Stages
 
-    scheduler.MAX_ATTEMPTS = 2
-    graph, plan = Stages(folder).graph("stage", model={"name": "probes:eat_memory", "most": 2 * GIB})
+    model = {"name": "probes:eat_memory", "most": 2 * GIB}
+    graph, plan = Stages(folder).graph("stage", model=model, resources={"retries": 1})
     backend = RayBackend(cpus=1)
     [state] = run_stages(graph, backend, task=plan.task, root=folder / "runs").values()
     backend.close()

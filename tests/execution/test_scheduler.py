@@ -263,6 +263,18 @@ def test_a_stage_that_is_lost_four_times_has_failed(bench: Bench) -> None:
     assert record.error == "its process died 4 times: killed by signal 9"
 
 
+@pytest.mark.parametrize(
+    ("retries", "told"), [(0, "its process died: gone"), (1, "its process died 2 times: gone")]
+)
+def test_a_stage_says_how_often_it_is_tried_again(bench: Bench, retries: int, told: str) -> None:
+    stages: dict[str, dict[str, Any]] = {"teacher": {"resources": {"retries": retries}}, "other": {}}
+    lost = [Outcome("lost", error="gone")] * 9
+    backend = Slots(script={"teacher": lost, "other": lost[:3]})
+    assert bench.statuses(stages, backend) == {"teacher": "failed", "other": "done"}
+    assert backend.started.count("teacher") == retries + 1
+    assert bench.record(stages, "teacher").error == told
+
+
 def test_a_forced_stage_runs_again_from_the_start_and_its_readers_do_not(bench: Bench) -> None:
     bench.run(CHAIN)
     leftover = bench.folder(CHAIN, "teacher").path / "progress.txt"

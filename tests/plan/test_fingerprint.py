@@ -95,7 +95,7 @@ def test_specialists_of_half_and_half_keep_their_results() -> None:
 @pytest.mark.parametrize(
     "override",
     [
-        "stages.teacher.resources={cpus: 2, gpus: 0.5, memory: 2GiB, workers: 2}",
+        "stages.teacher.resources={cpus: 2, gpus: 0.5, memory: 2GiB, workers: 2, retries: 0}",
         "stages.student.resources={cpus: 3}",
         "name=other",
         "tracking.experiment=elsewhere",

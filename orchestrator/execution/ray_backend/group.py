@@ -15,7 +15,6 @@ from raydistill.execution.ray_backend.private import train_callback
 from raydistill.execution.ray_backend.worker import PeerLost, StageFailed, enter_folder, run_rank
 from raydistill.runs.record import summary_of
 
-MAX_RESTARTS = 3
 UserCallback: Any = train_callback()
 
 ENVIRONMENT = {
@@ -44,7 +43,7 @@ def fit_group(arguments: dict[str, Any]) -> dict[str, Any]:
             name=arguments["request"]["attempt"],  # a name used twice would resume
             storage_path=arguments["scratch"],
             # Ray Train restarts a group from within, 6 s after a worker died: our own retry would start it anew, 16 s.
-            failure_config=FailureConfig(max_failures=MAX_RESTARTS),
+            failure_config=FailureConfig(max_failures=arguments["request"]["resources"]["retries"]),
             callbacks=[EndWhenStageFails(arguments)],
         ),
         # NCCL refuses two ranks on one GPU.
@@ -57,7 +56,7 @@ def fit_group(arguments: dict[str, Any]) -> dict[str, Any]:
             return {"status": "lost", "error": f"Ray Train gave up: {summary_of(error.controller_failure)}"}
         outcome = error.controller_failure.args[0]
     except WorkerGroupError as error:
-        why = _why(arguments["request"]["name"], error)
+        why = _why(arguments["request"], error)
         record_failure(arguments["request"], why)
         return {"status": "failed", "error": why}
     return outcome
@@ -89,8 +88,9 @@ class EndWhenStageFails(UserCallback):
         )
 
 
-def _why(stage: str, error: WorkerGroupError) -> str:
+def _why(request: dict[str, Any], error: WorkerGroupError) -> str:
     """What a rank died of, rather than that another one missed it."""
     failures = sorted(error.worker_failures.values(), key=lambda failure: isinstance(failure, PeerLost))
     cause = getattr(failures[0], "health_check_failure", failures[0])
-    return f"{describe_loss(stage, cause)} (after {MAX_RESTARTS} restarts)"
+    restarts = request["resources"]["retries"]
+    return f"{describe_loss(request['name'], cause)} (after {restarts} restart{'s' * (restarts != 1)})"
