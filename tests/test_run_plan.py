@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 
 from raydistill import report, run_plan
 from raydistill.cli import main
+from raydistill.cli.then import without_then
 from raydistill.errors import ClusterLost, StageStopped
 from raydistill.execution import run_stage
 from raydistill.execution.local_backend import LocalBackend
@@ -206,6 +207,41 @@ def test_with_json_a_failure_is_still_the_exit_code_and_a_wrong_plan_leaves_stdo
     assert json.loads(failed.stdout)["stages"]["student"]["error"]
     wrong = bench.run(CHAIN, "--json", "--only", "nobody")
     assert (wrong.exit_code, wrong.stdout) == (2, "")
+
+
+TELLING = 'printf "%s|%s|%s|%s" "$RAYDISTILL_STATUS" "$RAYDISTILL_EXIT_CODE" "$RAYDISTILL_FOLDER" "$RAYDISTILL_ERROR"'
+
+
+def test_a_command_at_the_end_is_told_how_it_ended(bench: Bench, tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    then = f"--then={TELLING} > {told}"
+    assert bench.run(CHAIN, then).exit_code == 0
+    [folder] = bench.root.glob("plans/p/*")
+    assert told.read_text() == f"done|0|{folder}|"
+
+    bench.tell("student", "fails")
+    assert bench.run(CHAIN, then, "--force", "student").exit_code == 1
+    assert told.read_text().startswith("failed|1|/")
+    assert told.read_text().endswith("|stage `student`: student has a fault [/of] its own")
+
+    assert bench.run(CHAIN, then, "--only", "nobody").exit_code == 2
+    assert told.read_text().startswith("refused|2||--only nobody: ")
+
+    told.unlink()
+    assert bench.run(CHAIN, then, "--dry-run").exit_code == 0
+    assert not told.exists(), "nothing was run that could end"
+
+
+def test_a_command_at_the_end_that_fails_is_a_line_and_not_the_exit_code(bench: Bench) -> None:
+    result = bench.run(CHAIN, "--then", "exit 3", "--json")
+    assert result.exit_code == 0
+    assert result.stderr.splitlines()[-1].startswith("--then: the command ended with exit code 3")
+    assert json.loads(result.stdout)["status"] == "done"
+
+
+def test_what_is_kept_of_a_command_line_is_without_the_command_at_the_end() -> None:
+    words = ["run", "p.yaml", "--then", "curl https://secret", "--local", "--then=curl https://secret"]
+    assert without_then(words) == ["run", "p.yaml", "--local"]
 
 
 def test_a_student_that_failed_is_not_shown_around(bench: Bench) -> None:

@@ -21,6 +21,15 @@ EXIT_CODES = {"done": DONE, "failed": FAILED, "interrupted": INTERRUPTED}
 """By how a run or a search ended."""
 
 
+def exit_code_of(error: BaseException) -> int:
+    """With which code a command ends that raises this."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else DONE if error.code is None else FAILED
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    return WRONG if isinstance(error, PlanError) else FAILED
+
+
 class Group(click.Group):
     """Turns our errors into one line and an exit code."""
 
@@ -32,10 +41,10 @@ class Group(click.Group):
         except PlanError as error:
             for line in mask(error.message).splitlines():  # a survey may have found several
                 say_error(line)
-            sys.exit(WRONG)
+            sys.exit(exit_code_of(error))
         except DistillError as error:
             say_error(mask(error.message))
-            sys.exit(FAILED)
+            sys.exit(exit_code_of(error))
         except OSError as error:  # of a file that nobody expected to fail, or of the output itself
             log.debug("the error", exc_info=True)
             what = f"`{error.filename}`" if error.filename else "the output cannot be written"

@@ -17,6 +17,7 @@ from raydistill.cli.options import (
     plan_options,
     runs_option,
 )
+from raydistill.cli.then import Ending, followed_by, then_option, without_then
 
 if TYPE_CHECKING:
     from raydistill import Plan, Preview, RunView
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 @click.command()
 @plan_options
 @json_option
+@then_option
 @finds_own_modules
 def run(
     plan_file: Path,
@@ -39,6 +41,7 @@ def run(
     root: Path,
     tracking_uri: str | None,
     as_json: bool,
+    then: str | None,
 ) -> None:
     """Run a plan: train what has no result yet, and end with a table.
 
@@ -48,11 +51,10 @@ def run(
     """
     import raydistill
 
-    with kept_clean(as_json):
-        plan = raydistill.load_plan(plan_file, overrides)
     if dry_run:
         on_cluster = None if local else address
         with kept_clean(as_json):
+            plan = raydistill.load_plan(plan_file, overrides)
             prospects = raydistill.dry_run(
                 plan,
                 runs=root,
@@ -67,26 +69,29 @@ def run(
         else:
             _print_prospects(prospects, plan)
         return
-    with kept_clean(as_json):
-        view = raydistill.run(
-            plan,
-            runs=root,
-            only=only,
-            force=force,
-            local=local,
-            address=address,
-            tracking_uri=tracking_uri,
-            command=shlex.join(["distill", *sys.argv[1:]]),
-            max_cpus=max_cpus,
-            max_gpus=max_gpus,
-        )
-    if as_json:
-        from raydistill.storage_tables import run_values
+    with followed_by(then, plan_file) as ending:
+        with kept_clean(as_json):
+            plan = raydistill.load_plan(plan_file, overrides)
+            view = raydistill.run(
+                plan,
+                runs=root,
+                only=only,
+                force=force,
+                local=local,
+                address=address,
+                tracking_uri=tracking_uri,
+                command=shlex.join(["distill", *without_then(sys.argv[1:])]),
+                max_cpus=max_cpus,
+                max_gpus=max_gpus,
+            )
+        _note(ending, view)
+        if as_json:
+            from raydistill.storage_tables import run_values
 
-        echo_json(run_values(view))
-    else:
-        _print_results(plan, view)
-    sys.exit(EXIT_CODES[view.status])
+            echo_json(run_values(view))
+        else:
+            _print_results(plan, view)
+        sys.exit(EXIT_CODES[view.status])
 
 
 @click.command()
@@ -119,6 +124,12 @@ def _print_results(plan: "Plan", view: "RunView") -> None:
     where = f"; report: {shown_path(report)}" if report.exists() else ""
     click.echo(f"\n{view.status} in {view.seconds:.1f} s{where}")
     _print_usage(plan, view)
+
+
+def _note(ending: Ending, view: "RunView") -> None:
+    """What a command at the end is told of a run."""
+    errors = (f"stage `{name}`: {stage.error}" for name, stage in view.results.stages.items() if stage.error)
+    ending.status, ending.folder, ending.error = view.status, view.folder, next(errors, "")
 
 
 def _print_prospects(prospects: "list[Preview]", plan: "Plan") -> None:

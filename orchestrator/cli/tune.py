@@ -11,6 +11,7 @@ import click
 from raydistill.cli.group import EXIT_CODES
 from raydistill.cli.json_output import echo_json, kept_clean
 from raydistill.cli.options import finds_own_modules, json_option, plan_options
+from raydistill.cli.then import followed_by, then_option, without_then
 
 if TYPE_CHECKING:
     from raydistill import SearchProblem
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 @click.command()
 @plan_options
 @json_option
+@then_option
 @click.option("--yes", is_flag=True, help="Do not ask before a large grid.")
 @finds_own_modules
 def tune(
@@ -34,6 +36,7 @@ def tune(
     root: Path,
     tracking_uri: str | None,
     as_json: bool,
+    then: str | None,
     yes: bool,
 ) -> None:
     """Search the options that a plan's `search` names, and write the best plan.
@@ -47,38 +50,40 @@ def tune(
     import raydistill
     from raydistill.search_tables import print_preview, print_results
 
-    with kept_clean(as_json):
-        problem = load_search(plan_file, overrides, only, force)
     if dry_run:
         with kept_clean(as_json):
+            problem = load_search(plan_file, overrides, only, force)
             preview = raydistill.preview_search(problem, runs=root, only=only)
         if as_json:
             echo_json(preview.to_dict())
         else:
             print_preview(preview)
         return
-    with kept_clean(as_json):
-        confirm_grid(problem, yes)
-        search = raydistill.tune(
-            problem,
-            runs=root,
-            only=only,
-            force=force,
-            local=local,
-            address=address,
-            tracking_uri=tracking_uri,
-            every_point=True,
-            command=shlex.join(["distill", *sys.argv[1:]]),
-            max_cpus=max_cpus,
-            max_gpus=max_gpus,
-        )
-    if as_json:
-        from raydistill.storage_tables import search_values
+    with followed_by(then, plan_file) as ending:
+        with kept_clean(as_json):
+            problem = load_search(plan_file, overrides, only, force)
+            confirm_grid(problem, yes)
+            search = raydistill.tune(
+                problem,
+                runs=root,
+                only=only,
+                force=force,
+                local=local,
+                address=address,
+                tracking_uri=tracking_uri,
+                every_point=True,
+                command=shlex.join(["distill", *without_then(sys.argv[1:])]),
+                max_cpus=max_cpus,
+                max_gpus=max_gpus,
+            )
+        ending.status, ending.folder = search.status, search.folder
+        if as_json:
+            from raydistill.storage_tables import search_values
 
-        echo_json(search_values(search))
-    else:
-        print_results(search)
-    sys.exit(EXIT_CODES[search.status])
+            echo_json(search_values(search))
+        else:
+            print_results(search)
+        sys.exit(EXIT_CODES[search.status])
 
 
 def load_search(

@@ -301,6 +301,19 @@ def test_a_group_equals_one_worker_and_a_killed_group_equals_it_too(
 
 
 @pytest.mark.ray
+def test_a_group_without_retries_ends_when_a_rank_dies(backend: RayBackend, stages: Stages) -> None:
+    (stages.traces / "slow").touch()
+    request = stages.request("group", **stages.slow(resources={"workers": 2, "retries": 0}))
+    assert backend.try_start(request)
+    wait_until(checkpoint(request).exists)
+    os.kill(stages.pids(rank=1)[0], signal.SIGKILL)
+    outcome = finish(backend, [request])["group"]
+    assert outcome.status == "failed"
+    assert str(outcome.error).endswith("(after 0 restarts)")
+    assert len(stages.pids(rank=1)) == 1
+
+
+@pytest.mark.ray
 def test_a_fault_of_one_rank_ends_its_group_at_once_and_is_what_the_record_says(
     backend: RayBackend, stages: Stages
 ) -> None:
