@@ -23,7 +23,10 @@ class Normalisation(nn.Module):
         self.register_buffer("std", std)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return (inputs - self.mean) / self.std if inputs.is_floating_point() else inputs
+        if not inputs.is_floating_point():
+            return inputs
+        # In place: a second tensor of 20 MB costs the operating system's zeroing of its pages, four times the division.
+        return (inputs - self.mean).div_(self.std)
 
     def on(self, device: torch.device | str) -> "Normalisation":
         """The same on `device`. `to` would move this one, which others use too."""
