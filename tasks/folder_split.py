@@ -25,7 +25,7 @@ from raydistill.tasks.reduced import Box
 from raydistill.tasks.splits import TaskData, View, task_data
 
 if TYPE_CHECKING:
-    from raydistill.tasks.picture_store import PictureStore
+    from raydistill.tasks.picture_store import Parts
     from raydistill.tasks.picture_task import Part, PictureTask
     from raydistill.tasks.task import Arrays
 
@@ -42,14 +42,14 @@ class FolderSplit:
     """
 
     task: PictureTask
-    store: PictureStore
+    store: Parts
     places: NDArray[Any]
     labels: Tensor
     ids: Tensor
     loaders: Loaders
 
     @classmethod
-    def of(cls, task: PictureTask, store: PictureStore, loaders: Loaders, part: Arrays) -> FolderSplit:
+    def of(cls, task: PictureTask, store: Parts, loaders: Loaders, part: Arrays) -> FolderSplit:
         """The split that `part` describes, on the CPU."""
         labels, ids = torch.from_numpy(part.labels), torch.from_numpy(part.ids)
         return cls(task, store, part.inputs, labels, ids, loaders)
@@ -73,9 +73,8 @@ class FolderSplit:
             yield pixels.float().div_(255)
 
 
-def build_folder_data(task: PictureTask, parts: Mapping[str, Arrays]) -> TaskData:
-    """The splits of pictures in folders, with ImageNet's usual mean and standard deviation."""
-    store = task.store()
+def build_folder_data(task: PictureTask, store: Parts, parts: Mapping[str, Arrays]) -> TaskData:
+    """The splits of pictures in a store, with ImageNet's usual mean and standard deviation."""
     loaders = loaders_of(task, store)
     splits = {
         name: FolderSplit.of(task, store, loaders, part) for name, part in three_parts(task, parts).items()
@@ -84,7 +83,7 @@ def build_folder_data(task: PictureTask, parts: Mapping[str, Arrays]) -> TaskDat
     return task_data(task, splits, Normalisation(mean, std))
 
 
-def loaders_of(task: PictureTask, store: PictureStore) -> Loaders:
+def loaders_of(task: PictureTask, store: Parts) -> Loaders:
     """What decodes the pictures of a store as a task wants them."""
     return Loaders(_Pictures(task, store), task.workers)
 
@@ -101,7 +100,7 @@ class Request:
 @dataclass(frozen=True)
 class _Pictures(Dataset[Tensor]):
     task: PictureTask
-    store: PictureStore
+    store: Parts
 
     def __getitems__(self, request: Request) -> Tensor | PictureError:
         """(B, 3, size, size) uint8, or the error about the first picture that cannot be read."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from raydistill.tasks.digests import stamp
 from raydistill.tasks.packed_task import PackedTask, Shard, Stretches
+from raydistill.tasks.picture_task import PictureCache
 from raydistill.tasks.task import UserPath
 
 if TYPE_CHECKING:
@@ -31,11 +32,15 @@ class ImageParquet(PackedTask):
     in the metadata."""
     group: str | None = None
     """Column with what a picture is not to be parted from, such as a patient, for `cut: {by: group}`."""
-    cache: UserPath | None = None
-    """Where pictures are laid out; without it, in `.pictures` in `folder`."""
+    cache: PictureCache | UserPath | None = None  # type: ignore[assignment]
+    """A folder where pictures are laid out; without it, `.pictures` in `folder`. Or `{shorter_side: 256}`: decode them
+    once, not in every epoch."""
 
     ending: ClassVar[str] = ".parquet"
-    not_identity: ClassVar[frozenset[str]] = PackedTask.not_identity | {"cache"}
+
+    @property
+    def packing(self) -> PictureCache | None:
+        return self.cache if isinstance(self.cache, PictureCache) else None
 
     def keys(self, file: Path) -> NDArray[np.bytes_]:
         from raydistill.tasks.parquet_pictures import read_keys
@@ -55,4 +60,5 @@ class ImageParquet(PackedTask):
     def stretches(self, file: Path) -> Stretches:
         from raydistill.tasks.parquet_pictures import laid_out
 
-        return laid_out(file, self.image, self.cache or self.folder / ".pictures")
+        cache = self.cache if isinstance(self.cache, Path) else self.folder / ".pictures"
+        return laid_out(file, self.image, cache)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -19,7 +18,12 @@ from raydistill.tasks.splits import Split, TensorSplit, View
 def join(first: Split, second: Split) -> Split:
     """Both, in their order, on the CPU. `ValueError` for tensors that mean other things."""
     labels, ids = torch.cat([first.labels, second.labels]), torch.cat([first.ids, second.ids])
-    if _have_paths(first) and _have_paths(second):
+    if (
+        isinstance(first, FolderSplit)
+        and isinstance(second, FolderSplit)
+        and isinstance(first.store, FolderPictures)
+        and isinstance(second.store, FolderPictures)
+    ):
         # An absolute path stays itself below any folder.
         files = [str(second.store.folder / path) for path in second.places.tolist()]
         places = np.concatenate([first.places, np.array(files, dtype=str)])
@@ -32,10 +36,6 @@ def join(first: Split, second: Split) -> Split:
             )
         return TensorSplit(torch.cat([first.inputs, second.inputs]), labels, ids)
     return JoinedSplit(first, second, torch.arange(len(labels)), labels, ids)
-
-
-def _have_paths(split: Split) -> TypeGuard[FolderSplit]:
-    return isinstance(split, FolderSplit) and isinstance(split.store, FolderPictures)
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,15 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-class PictureStore(Protocol):
+class Parts(Protocol):
+    """Pictures by their places, of which parts are read."""
+
+    def read_part(self, place: Any, channels: int, wanted: Wanted) -> Image:
+        """What is wanted of a picture, as `pictures.read_part`. `PictureError` names one that cannot be read."""
+        ...
+
+
+class PictureStore(Parts, Protocol):
     """Pictures by their places: whatever a task's `read` gives as inputs."""
 
     @property
@@ -37,10 +45,6 @@ class PictureStore(Protocol):
 
     def read(self, place: Any, channels: int) -> Picture:
         """The whole picture. `PictureError` names one that cannot be read."""
-        ...
-
-    def read_part(self, place: Any, channels: int, wanted: Wanted) -> Image:
-        """What is wanted of it, as `pictures.read_part`."""
         ...
 
 

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from raydistill.tasks.hashing import fold_key, smallest_hashes
+from raydistill.tasks.reduced import Box
 from raydistill.tasks.seeds import Purpose
-from raydistill.tasks.task import Arrays, Task
+from raydistill.tasks.task import Arrays, Task, UserPath, data_root
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from PIL.Image import Image
 
-    from raydistill.tasks.picture_store import PictureStore
+    from raydistill.tasks.picture_store import Parts, PictureStore
     from raydistill.tasks.picture_survey import Look
     from raydistill.tasks.pictures import Pixels, Wanted
-    from raydistill.tasks.reduced import Box
     from raydistill.tasks.splits import TaskData
     from raydistill.tasks.survey import Finding, Survey
 
@@ -29,6 +31,26 @@ if TYPE_CHECKING:
     Part = Callable[[int, int], Box]
 
 logger = logging.getLogger(__name__)
+
+
+class PictureCache(BaseModel):
+    """Pictures are decoded once, scaled, and packed into one file, which takes 3 bytes per pixel.
+
+    The file is shared by all that is trained on a machine. Crops are then taken of the scaled picture.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shorter_side: int = Field(ge=1)
+    """Pixels to which the shorter side is scaled where it is longer: the task's `resize`, or more to keep detail for
+    small crops."""
+    folder: UserPath | None = None
+    """Where the file lies, on a disk of the machine if possible; without it, in `packed` below the data root."""
+
+    def wanted(self, width: int, height: int) -> tuple[Box, int, int]:
+        """The whole picture, and the height and width that it has in the file."""
+        scale = min(1.0, self.shorter_side / min(width, height))
+        return (0, 0, width, height), max(round(height * scale), 1), max(round(width * scale), 1)
 
 
 class PictureTask(Task):
@@ -44,6 +66,19 @@ class PictureTask(Task):
     """Processes that decode pictures, per process that trains."""
     on_error: Literal["fail", "skip"] = "fail"
     """A picture that cannot be read ends the run before its first stage, or is left out wherever it would appear."""
+    cache: PictureCache | None = None
+    """Decode pictures once, not in every epoch: `{shorter_side: 256}`."""
+
+    not_identity: ClassVar[frozenset[str]] = Task.not_identity | {"cache"}
+
+    def identity(self) -> dict[str, Any]:
+        found = super().identity()
+        return found if self.packing is None else {**found, "shorter_side": self.packing.shorter_side}
+
+    @property
+    def packing(self) -> PictureCache | None:
+        """What `cache` says, where it asks for packed pictures."""
+        return self.cache
 
     def samples(self) -> dict[str, Arrays]:
         """As `read`, with the pictures that cannot be read."""
@@ -105,7 +140,25 @@ class PictureTask(Task):
         from raydistill.tasks.folder_split import build_folder_data
 
         self.require_files()
-        return build_folder_data(self, self.read())
+        return build_folder_data(self, *self._stored())
+
+    def _stored(self) -> tuple[Parts, dict[str, Arrays]]:
+        """Where the loop reads pictures, and the splits, whose inputs are places there."""
+        store, parts = self.store(), self.read()
+        if self.packing is None:
+            return store, parts
+        from raydistill.tasks.packed_pictures import packed
+
+        # Of all samples, whatever is cut from them: one file serves every seed of a cut.
+        places = np.unique(np.concatenate([part.inputs for part in self.samples().values()]))
+        folder = self.packing.folder or data_root() / "packed"
+        file = packed(
+            folder / f"{self.name}-{self.packed_name(places)[:16]}.pixels", store, places, self.packing.wanted,
+            threads=self.workers, skip=self.on_error == "skip",
+        )  # fmt: skip
+        return file, {
+            split: replace(part, inputs=np.searchsorted(places, part.inputs)) for split, part in parts.items()
+        }
 
     def picture_input(
         self, source: Path | bytes, shape: tuple[int, ...], *, name: str | None = None
@@ -117,9 +170,30 @@ class PictureTask(Task):
     def pixels(self, read: Read, part: Part, height: int, width: int) -> Pixels:
         """The `part` of a picture, scaled to uint8 (channels, height, width): what a model of this task sees of it,
         whoever asks."""
-        from raydistill.tasks.pictures import pixels_of
+        from raydistill.tasks.pictures import part_of, pixels_of
 
-        return pixels_of(read(lambda *size: (part(*size), height, width)))
+        if self.packing is None:
+            return pixels_of(read(lambda *size: (part(*size), height, width)))
+        image = read(self.packing.wanted)
+        return part_of(image, part(*image.size), height, width)
+
+    def packed_name(self, places: NDArray[Any]) -> str:
+        """Tells a packed file from all others: by what pictures hold, where they are in it, how they are read."""
+        from raydistill.tasks.digests import digest_text
+
+        assert self.packing is not None
+        digests = self.digests()
+        listed = [f"{file} {digest}" for files in digests.values() for file, digest in files.items()]
+        if places.dtype.kind == "U":  # rows follow from paths, however those are split
+            listed = sorted(set(listed))
+        options = self.model_dump(mode="json", include={"image"})
+        about = [
+            self.reader(*digests.values()),
+            str(self.packing.shorter_side),
+            str(options),
+            str(len(places)),
+        ]
+        return digest_text("\n".join([*about, *listed]))
 
     def centre(self, width: int, height: int) -> Box:
         """The part that is seen without a view: as if the shorter side were scaled to `resize` and the middle square of
