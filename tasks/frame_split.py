@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ class FrameSplit:
     places: Tensor
     labels: Tensor
     ids: Tensor
+    is_resident: ClassVar[bool] = True
 
     def __len__(self) -> int:
         return len(self.places)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
 import numpy as np
 import torch
@@ -57,6 +57,11 @@ class Split(Protocol):
         ...
 
 
+def is_resident(split: Split) -> bool:
+    """Whether all samples lie on the split's device, so that positions there are enough to make a batch of them."""
+    return getattr(split, "is_resident", False)
+
+
 @dataclass(frozen=True)
 class TaskData:
     """A task's three splits, and the normalisation that fits its inputs."""
@@ -77,6 +82,7 @@ class TensorSplit:
     inputs: Tensor
     labels: Tensor
     ids: Tensor
+    is_resident: ClassVar[bool] = True
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -11,6 +11,7 @@ in another epoch; whatever is refused, fails or differs leaves the training as i
 
 import logging
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ from torch.optim import Optimizer
 
 from raydistill.kinds.stage_bases import TrainingConfig
 from raydistill.plan.config import configs_in
-from raydistill.tasks.splits import TensorSplit
+from raydistill.tasks.splits import is_resident
 from raydistill.training.counter_random import StaticView
 from raydistill.training.data import Batch, TransferSet
 from raydistill.training.method import Method
@@ -35,7 +36,7 @@ WORTH = 0.9  # of a plain step's time, at most: a graph holds as much memory aga
 LONGEST = 0.05  # seconds of a step, beyond which launches are a small part of it
 FEWEST = 100  # steps of a training; recording takes as long as some of them
 EPOCHS_COMPARED = 2  # in which the first replay is compared with the plain step
-SAME_STEP = 0.01  # of a step's length, where kernels do not repeat themselves: rounding is a millionth of it
+SAME_STEP = 0.001  # of a step's length, where kernels do not repeat themselves: rounding is a millionth of it
 
 State = dict[Any, Tensor]
 TOLD = "told"
@@ -62,23 +63,22 @@ def hindrance(
     steps: int,
 ) -> str | None:
     """Why the steps of a training, of which `steps` are left, are not captured, as far as that is known before it."""
-    asked_for = config.capture == "on"
-    reasons = {
-        "`capture` is off": config.capture == "off",
-        "several workers exchange their gradients": world > 1,
-        "a step is made of several batches (`accumulate`)": config.accumulate is not None,
-        "compiled steps are launched in their own way (`compile`)": config.compile,
-        "the scale of the gradients goes by what the host sees (`precision: float16`)": config.precision
-        == "float16",
-        "its samples do not lie in the device's memory": not isinstance(transfer.split, TensorSplit),
-        "its optimizer takes the learning rate from the host": not rates_on_device,
-        "its method asks the device for numbers in every step": method.waits_for_device,
-        f"its method works on the host: {method.host_work}": bool(method.host_work),
-        f"its {steps} steps are too few to be worth it": steps < FEWEST and not asked_for,
-        "its plan has code of yours, which may count or draw on the host (`capture: on` if it does not)": not asked_for
-        and any(part.own_modules for _, part in configs_in(config)),
-    }
-    return next((reason for reason, holds in reasons.items() if holds), None)
+    tried = config.capture == "auto"
+    is_scaled, is_own = config.precision == "float16", any(part.own_modules for _, part in configs_in(config))
+    reasons = (
+        (config.capture == "off", "`capture` is off"),
+        (world > 1, "several workers exchange their gradients"),
+        (config.accumulate is not None, "a step is made of several batches (`accumulate`)"),
+        (config.compile, "compiled steps are launched in their own way (`compile`)"),
+        (is_scaled, "the scale of the gradients is the host's business (`precision: float16`)"),
+        (not is_resident(transfer.split), "its samples do not lie in the device's memory"),
+        (not rates_on_device, "its optimizer takes the learning rate from the host"),
+        (method.waits_for_device, "its method asks the device for numbers in every step"),
+        (bool(method.host_work), f"its method works on the host: {method.host_work}"),
+        (tried and steps < FEWEST, f"its {steps} steps are too few to be worth it"),
+        (tried and is_own, "code of yours may count or draw on the host; if it does not: `capture: on`"),
+    )
+    return next((reason for holds, reason in reasons if holds), None)
 
 
 class WatchedBatch(Batch):
@@ -91,8 +91,8 @@ class WatchedBatch(Batch):
         return watched
 
     def __getattribute__(self, name: str) -> Any:
-        if name == "epoch":
-            object.__getattribute__(self, "__dict__")["_note"]()
+        if name == "epoch" and (note := object.__getattribute__(self, "__dict__").get("_note")):
+            note()
         return super().__getattribute__(name)
 
 
@@ -151,7 +151,9 @@ class Recorder:
     def refusing_waits(self) -> Iterator[None]:
         """Inside, a wait of the host is an error: in a recording it would spoil more than the recording."""
         before = self._module.get_sync_debug_mode()
-        self._module.set_sync_debug_mode("error")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it does not find all of them
+            self._module.set_sync_debug_mode("error")
         try:
             yield
         finally:
@@ -187,16 +189,19 @@ class CapturedStep:
         plain: Callable[[Tensor, int], Told],
         seed: Callable[[], None],
         recorder: Recorder,
+        steps_per_epoch: int,
         asked_for: bool,
     ) -> None:
         self._static, self._learner, self._optimizer = static, learner, optimizer
         self._plain, self._seed, self._recorder, self._asked_for = plain, seed, recorder, asked_for
+        self._steps_per_epoch = steps_per_epoch
         self._parameters = list(learner.parameters())
         self._recording: Recording | None = None
         self._phase = 0
         self._settled, self._was_plain, self._decided, self._given_up = 0, False, False, False
         self._plain_seconds: list[float] = []
         self._replay_seconds: list[float] = []
+        self._recording_seconds: list[float] = []
 
     def begin_epoch(self, phase: int) -> None:
         """`phase`: another one where optimizer or method are told other numbers (`changes`)."""
@@ -230,7 +235,7 @@ class CapturedStep:
         if not self._decided and not self._asked_for and (took := min(self._plain_seconds)) > LONGEST:
             raise RefusedError(f"a step takes {1e3 * took:.0f} ms, of which launches are a small part")
         if not self._is_current():
-            return self._record()
+            return self._timed(self._record, self._recording_seconds)
         if self._to_compare(epoch):
             return self._compare(epoch)
         told = self._timed(self._replay, self._replay_seconds)
@@ -241,6 +246,10 @@ class CapturedStep:
     def _decide(self) -> None:
         plain, replayed = min(self._plain_seconds), min(self._replay_seconds)
         times = f"a step takes {1e3 * plain:.2f} ms, replayed {1e3 * replayed:.2f} ms"
+        if self._static.asks_epoch:
+            again = self._recording_seconds[-1] + 2 * plain  # recorded and compared in every epoch
+            times += f", and recording it {1e3 * again:.0f} ms in each of the epochs"
+            replayed += again / self._steps_per_epoch
         if replayed > WORTH * plain and not self._asked_for:
             raise RefusedError(times)
         self._decided = True
@@ -259,6 +268,7 @@ class CapturedStep:
 
     def _run_plainly(self) -> Told:
         self._seed()
+        self._was_plain = True
         places = self._places()
         # The first one may fetch what stays on the device from then on.
         with self._recorder.refusing_waits() if self._plain_seconds else nullcontext():
@@ -270,11 +280,18 @@ class CapturedStep:
     def _record(self) -> Told:
         self._recording = None  # its memory first
         told = self._run_plainly()  # this step; what is recorded computes nothing
+        own = self._gradients()
         again, replay = self._recorder.record(self._static.run)
-        gradients = [parameter.grad for parameter in self._parameters]
-        self._was_plain = False
-        self._recording = Recording(self._setting(), again, replay, gradients)
+        self._recording = Recording(self._setting(), again, replay, self._gradients())
+        self._put(own)
         return told
+
+    def _gradients(self) -> list[Tensor | None]:
+        return [parameter.grad for parameter in self._parameters]
+
+    def _put(self, gradients: Iterable[Tensor | None]) -> None:
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            parameter.grad = gradient
 
     def _to_compare(self, epoch: int) -> bool:
         assert self._recording is not None
@@ -312,8 +329,7 @@ class CapturedStep:
         self._seed()
         recording.replay()
         if self._was_plain:  # and has made gradients of its own
-            for parameter, gradient in zip(self._parameters, recording.gradients, strict=True):
-                parameter.grad = gradient
+            self._put(recording.gradients)
             self._was_plain = False
         return replace(recording.told, values=recording.told.values.clone())
 

@@ -46,6 +46,7 @@ from raydistill.training.method import Method
 from raydistill.training.optimizer import (
     DeviceRates,
     MaxNorm,
+    begin_momentum,
     build_optimizers,
     build_schedule,
     change_numbers,
@@ -199,6 +200,7 @@ class _Training:
     def run(self) -> None:
         """Train the epochs that are left."""
         self.progress = self._resume()
+        begin_momentum(self.optimizer)
         self.losses = RunningLosses(
             self.progress,
             self.parameters,
@@ -436,6 +438,7 @@ class _Training:
             plain=lambda rows, epoch: next(self._plain_updates([rows], epoch))(),
             seed=self._seed,
             recorder=Recorder(self.device),
+            steps_per_epoch=self.steps_per_epoch,
             asked_for=config.capture == "on",
         )
 

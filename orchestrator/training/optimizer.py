@@ -81,6 +81,17 @@ def decayed_or_not(
     return [group for group in (decayed, others | {"undecayed": True}) if group["params"]]
 
 
+def begin_momentum(optimizer: Optimizer) -> None:
+    """The momentum of fused SGD, from 0 on where there is none. Torch 2.15 takes memory as it is for that of a first
+    step that is left out, and stumbles over parameters whose first gradient comes later than others'."""
+    for group in optimizer.param_groups:
+        if group.get("fused") and group.get("momentum"):
+            for parameter in group["params"]:
+                slots = optimizer.state[parameter]
+                if slots.get("momentum_buffer") is None:
+                    slots["momentum_buffer"] = torch.zeros_like(parameter)
+
+
 class OptimizerPair(Optimizer):
     """Two optimizers of different parameters that step together; a schedule moves the first. Saved as one."""
 

@@ -26,8 +26,6 @@ class GradientScaler(torch.amp.GradScaler):
     def __init__(self, optimizer: Optimizer, device_type: str, precision: str) -> None:
         super().__init__(device_type, enabled=precision == "float16")
         self.optimizer = optimizer
-        if self.is_enabled():
-            _begin_momentum(optimizer)
 
     def checked_scale(self) -> float:
         """The factor of the losses, brought from the device; `StageError` where no factor keeps gradients finite."""
@@ -37,12 +35,3 @@ class GradientScaler(torch.amp.GradScaler):
                 " write `precision: bfloat16`"
             )
         return scale
-
-
-def _begin_momentum(optimizer: Optimizer) -> None:
-    """The momentum of fused SGD, from 0 on. Torch 2.15 takes memory as it is for that of a first step that is left out,
-    and stumbles over parameters whose first gradient comes later than others'."""
-    for group in optimizer.param_groups:
-        if group.get("fused") and group.get("momentum"):
-            for parameter in group["params"]:
-                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

@@ -13,7 +13,7 @@ from torch import Tensor
 from raydistill.errors import StageError
 from raydistill.tasks.hashing import fold_key, smallest_hashes
 from raydistill.tasks.seeds import Purpose
-from raydistill.tasks.splits import Split, View
+from raydistill.tasks.splits import Split, View, is_resident
 from raydistill.training.data import TransferSet
 
 
@@ -30,6 +30,10 @@ class Relabelled:
 
     split: Split
     table: Tensor
+
+    @property
+    def is_resident(self) -> bool:
+        return is_resident(self.split)
 
     @property
     def ids(self) -> Tensor:

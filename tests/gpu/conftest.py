@@ -1,6 +1,8 @@
 """What the tests of devices share: a GPU if there is one, and in any case a device that is not there.
 
-On the twin whole stages run as on a GPU, and it notes where the host waits for it. Its tensors say that they lie on the
+On the twin whole stages run as on a GPU, and it notes where the host waits for it. With `recording_device` it records
+graphs of kernels, too: what was recorded is computed again on the very tensors of the recording, whatever Python would
+do by then. Its tensors say that they lie on the
 device `twin` and are computed on the CPU, by the CPU's own kernels, so that results are the CPU's to the last bit. What
 a GPU refuses it refuses: tensors of the CPU beside its own, and pinning memory in which several elements lie in one
 place. It is registered as torch's third-party devices are, not as CUDA: backward does not run on a CUDA that is not
@@ -13,10 +15,10 @@ import sys
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -30,7 +32,8 @@ from raydistill.execution.run_stage import run_stage
 from raydistill.plan.order import Graph, order_stages
 from raydistill.plan.schema import Plan
 from raydistill.runs.context import claim_attempt, never
-from raydistill.runs.folder import StageFolder
+from raydistill.runs.folder import LOG, StageFolder
+from raydistill.training import captured_step
 
 TWIN = "twin"
 COPIES = frozenset({"copy_", "_to_copy"})
@@ -39,6 +42,7 @@ TELLS_THE_HOST = frozenset(
     | {"repeat_interleave", "_linalg_eigh"}
 )
 INDEXED = frozenset({"index", "index_put_", "_index_put_impl_"})
+NOTHING_RECORDED = "operation not permitted when stream is capturing"
 Frames = frozenset[str]
 Arguments = tuple[Any, ...]
 
@@ -66,6 +70,85 @@ class TwinModule:
         if name not in answers:
             raise AttributeError(name)
         return lambda *arguments: answers[name]
+
+
+@dataclass
+class TwinGraph:
+    """What the twin did while it was recorded, call by call, and how to do it again. Recording changes nothing: what
+    was written to in the meantime is as before when it ends."""
+
+    calls: list[tuple[Any, Arguments, Mapping[str, Any], Any]] = field(default_factory=list)
+    before: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    known: set[int] = field(default_factory=set)
+    replays: ClassVar[int] = 0
+
+    def add(self, function: Any, arguments: Arguments, named: Mapping[str, Any]) -> Any:
+        for tensor in tensors_in(written(function, arguments, named)):
+            if id(tensor) not in self.known:
+                self.known.add(id(tensor))
+                self.before.append((tensor, tensor.clone()))
+        result = function(*arguments, **named)
+        self.calls.append((function, arguments, named, result))
+        return result
+
+    def end(self) -> None:
+        for tensor, value in reversed(self.before):
+            tensor.copy_(value)
+        self.before.clear()
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        type(self).replays += 1
+        for function, arguments, named, result in self.calls:
+            places, values = (tensors_in([each]) for each in (result, function(*arguments, **named)))
+            for place, value in zip(places, values, strict=True):
+                if place.data_ptr() != value.data_ptr():  # no view of what was given
+                    place.copy_(value)
+
+
+def written(function: Any, arguments: Arguments, named: Mapping[str, Any]) -> list[Any]:
+    """What a function writes to; of batch norms' running statistics the schema is silent."""
+    given = dict(zip((argument.name for argument in function._schema.arguments), arguments, strict=False))
+    given |= named
+    aliases = {argument.name: argument.alias_info for argument in function._schema.arguments}
+    names = [name for name in given if aliases[name] is not None and aliases[name].is_write]
+    return [given[name] for name in {*names, *({"running_mean", "running_var"} & given.keys())}]
+
+
+class TwinState:
+    """Of the twin: the graph that is being recorded, and whether a wait of the host is an error."""
+
+    graph: TwinGraph | None = None
+    waits: str = "default"
+
+
+@contextmanager
+def recorded(graph: TwinGraph, stream: Any = None) -> Iterator[None]:
+    TwinState.graph, before = graph, torch.get_rng_state()
+    try:
+        yield
+    finally:
+        TwinState.graph = None
+        graph.end()
+        torch.set_rng_state(before)
+
+
+class TwinStream:
+    def wait_stream(self, other: "TwinStream") -> None:
+        pass
+
+
+RECORDS: dict[str, Any] = {
+    "CUDAGraph": TwinGraph,
+    "graph": recorded,
+    "Stream": TwinStream,
+    "current_stream": TwinStream,
+    "stream": nullcontext,
+    "synchronize": lambda: None,
+    "get_sync_debug_mode": lambda: TwinState.waits,
+    "set_sync_debug_mode": lambda mode: setattr(TwinState, "waits", mode),
+}
+"""What torch's module of a device has that records."""
 
 
 class TwinTensor(Tensor):
@@ -149,9 +232,13 @@ def computed(function: Any, arguments: Arguments, named: Mapping[str, Any], wait
     if name not in COPIES:
         check_devices(name, arguments, tensors)
     if makes_the_host_wait(name, arguments, named, to_twin=to_twin):
+        if TwinState.graph is not None or TwinState.waits == "error":
+            raise RuntimeError(f"`{name}`: {NOTHING_RECORDED}")
         waits.append(our_frames())
     values = {**named, **({} if wanted is None else {"device": "cpu"})}
-    result = function(*tree_map(numbers, arguments), **tree_map(numbers, values))
+    given, values = tree_map(numbers, tuple(arguments)), tree_map(numbers, values)
+    graph = TwinState.graph
+    result = function(*given, **values) if graph is None else graph.add(function, given, values)
     if wanted is not None and not to_twin:
         return result
     known = {id(twin.own): twin for twin in twins}  # what was changed in place is the same tensor afterwards
@@ -300,6 +387,15 @@ class Plans:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         return [line["train/loss"] for line in lines if "epoch" in line]
 
+    def captured(self, stages: Mapping[str, Any], device: str) -> dict[str, str]:
+        """Of each stage that trained, why its steps are not captured, or nothing if they are."""
+        told = {}
+        for name in (graph := self.graph(stages)).nodes:
+            text = (self.stage_folder(graph, name, device).path / LOG).read_text()
+            if lines := [line for line in text.splitlines() if "steps are" in line and "captured" in line]:
+                told[name] = lines[-1].partition("not captured: ")[2]
+        return told
+
     def stop_after(self, stages: Mapping[str, Any], steps: int, device: str) -> Outcome:
         """Begin the first stage, and stop it."""
         graph = self.graph(stages)
@@ -320,6 +416,17 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
         pytest.skip("there is no CUDA device")
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     return name
+
+
+@pytest.fixture
+def recording_device(device: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The same, where what is launched can be recorded; steps are soon known well enough."""
+    if device != "cuda":
+        for name, value in RECORDS.items():
+            monkeypatch.setattr(torch.get_device_module(device), name, value, raising=False)
+    for name in ("SETTLING", "MEASURED"):
+        monkeypatch.setattr(captured_step, name, 1)
+    return device
 
 
 @pytest.fixture

@@ -97,6 +97,8 @@ def test_specialists_of_half_and_half_keep_their_results() -> None:
     [
         "stages.teacher.resources={cpus: 2, gpus: 0.5, memory: 2GiB, workers: 2, retries: 0}",
         "stages.student.resources={cpus: 3}",
+        "stages.teacher.capture=on",
+        "stages.student.capture=off",
         "name=other",
         "tracking.experiment=elsewhere",
         "stages.extra={stage: train, model: {name: cnn}, epochs: 9}",

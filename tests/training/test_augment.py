@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from scipy import stats
 
 from raydistill.kinds.augmentations import (
+    AUGMENTATIONS,
     AugmentationOptions,
     CutmixConfig,
     CutoutConfig,
@@ -20,7 +21,7 @@ from raydistill.kinds.augmentations import (
 from raydistill.tasks.hashing import fold_key
 from raydistill.tasks.hashing import uniform as numpy_uniform
 from raydistill.training.augment import augment, mixing_partners, mixing_weights
-from raydistill.training.counter_random import integers, random_bits, uniform
+from raydistill.training.counter_random import StaticView, integers, random_bits, uniform
 
 EVERY_STEP = [
     ShiftConfig(pixels=2),
@@ -157,6 +158,21 @@ def test_what_is_mixed_depends_on_seed_id_and_view_only(steps: list[Augmentation
     assert torch.equal(mixing_weights(steps, few, 4, 1, shape), weights.flip(0)[:7])
     assert not torch.equal(partners, mixing_partners(ids, 4, 2, 1000))
     assert not torch.equal(weights, mixing_weights(steps, ids, 4, 2, shape))
+
+
+def test_a_view_whose_number_lies_in_a_tensor_is_that_view() -> None:
+    """Also when another number is written after all was drawn once."""
+    inputs, ids = torch.rand(12, 3, 9, 9), torch.arange(12) * 3
+    steps, mixing = [step() for step in AUGMENTATIONS], [CutmixConfig(), MixupConfig()]
+    view = StaticView(torch.device("cpu"))
+    for number in (0, 4, 2**40):
+        view.write(number)
+        assert view.number == number
+        assert torch.equal(augment(inputs, ids, steps, 5, view), augment(inputs, ids, steps, 5, number))
+        drawn, expected = (mixing_partners(ids, 5, each, 12) for each in (view, number))
+        assert torch.equal(drawn, expected)
+        weights, wanted = (mixing_weights(mixing, ids, 5, each, (3, 9, 9)) for each in (view, number))
+        assert torch.equal(weights, wanted)
 
 
 def test_a_rectangle_of_another_is_pasted_as_the_paper_has_it() -> None:

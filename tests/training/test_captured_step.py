@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raydistill.kinds.augmentations import (
@@ -27,7 +28,6 @@ from raydistill.training.method import Method
 from raydistill.training.running_losses import Told
 
 SGD = {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 1e-3}
-STEPS = 4 * 8  # of the full batches of 8 epochs; each has a short one besides
 
 
 class Repeating:
@@ -77,6 +77,20 @@ class Ramped(Method):
         return hard | {"pull": 0.01 * batch.epoch * student.logits.square().mean()}
 
 
+class Late(Method):
+    """A module of its own, that has no gradient in the first epochs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.connector = nn.Linear(3, 3)
+
+    def losses(self, student: Output, teacher: TeacherTargets | None, batch: Batch) -> dict[str, Tensor]:
+        hard = Supervised().losses(student, teacher, batch)
+        logits = student.logits if batch.epoch < 3 else self.connector(student.logits)
+        return hard | {"connected": F.cross_entropy(logits, batch.labels)}
+
+
 def plainly(bench: Any) -> dict[str, Any]:
     return {}
 
@@ -95,6 +109,11 @@ def adamw_that_changes(bench: Any) -> dict[str, Any]:
 
 def ramped(bench: Any) -> dict[str, Any]:
     return {"method": Ramped()}
+
+
+def late_gradients(bench: Any) -> dict[str, Any]:
+    bench.config = {"optimizer": SGD}
+    return {"method": Late()}
 
 
 def drawn_views(bench: Any) -> dict[str, Any]:
@@ -117,6 +136,7 @@ RECIPES = [
     scheduled_and_bounded,
     adamw_that_changes,
     ramped,
+    late_gradients,
     drawn_views,
     mixed_crops,
     channels_last_in_bfloat16,
@@ -137,15 +157,15 @@ def test_it_makes_the_bytes_of_the_plain_step(
     bench: Any, recorder: Any, recipe: Callable[[Any], Any]
 ) -> None:
     """With a short batch at every epoch's end; and when it is stopped in the middle, and goes on."""
-    more = recipe(bench)
-    plain = bench.train(with_dropout(bench), "plain", epochs=8, capture="off", **more)
+    recipe(bench)
+    plain = bench.train(with_dropout(bench), "plain", epochs=8, capture="off", **recipe(bench))
     assert not recorder.replays
-    captured = bench.train(with_dropout(bench), "captured", epochs=8, capture="on", **more)
+    captured = bench.train(with_dropout(bench), "captured", epochs=8, capture="on", **recipe(bench))
     assert recorder.replays > 10
     assert same(plain, captured)
     assert bench.metrics("plain") == bench.metrics("captured")
-    bench.stopped(with_dropout(bench), 17, "stopped", epochs=8, capture="on", **more)
-    assert same(plain, bench.train(with_dropout(bench), "stopped", epochs=8, capture="on", **more))
+    bench.stopped(with_dropout(bench), 17, "stopped", epochs=8, capture="on", **recipe(bench))
+    assert same(plain, bench.train(with_dropout(bench), "stopped", epochs=8, capture="on", **recipe(bench)))
     assert bench.metrics("plain") == bench.metrics("stopped")
 
 
@@ -206,6 +226,60 @@ class LooksAtRows(Method):
 
 def log_of(bench: Any, caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if "captured" in record.getMessage()]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"capture": "off"}, "`capture` is off"),
+        ({"accumulate": 2}, "a step is made of several batches (`accumulate`)"),
+        (
+            {"precision": "float16"},
+            "the scale of the gradients is the host's business (`precision: float16`)",
+        ),
+        ({"capture": "auto"}, "its 15 steps are too few to be worth it"),
+    ],
+)
+def test_what_stays_as_it_is_says_why(
+    bench: Any, recorder: Any, caplog: Any, changes: dict[str, Any], reason: str
+) -> None:
+    with caplog.at_level("INFO"):
+        bench.train(bench.cnn(), **{"capture": "on"} | changes)
+    assert log_of(bench, caplog) == [f"steps are not captured: {reason}"]
+    assert not recorder.replays
+
+
+@pytest.mark.parametrize(("slow", "is_captured"), [(0.0, False), (0.02, True), (0.06, False)])
+def test_by_itself_it_captures_what_is_faster_for_it(
+    bench: Any, recorder: Any, monkeypatch: Any, caplog: Any, slow: float, is_captured: bool
+) -> None:
+    """Steps take `slow` seconds longer than their replays: none, some, or so many that launches do not count."""
+    now = [0.0]
+    monkeypatch.setattr(captured_step.time, "perf_counter", lambda: now[0])
+
+    def beside(own: Repeating, run: Callable[[], Told]) -> Told:
+        now[0] += 0.001 + slow
+        return run()
+
+    record = Repeating.record
+
+    def quick(own: Repeating, run: Callable[[], Told]) -> tuple[Told, Callable[[], None]]:
+        told, repeat = record(own, run)
+
+        def replay() -> None:
+            now[0] += 0.001
+            repeat()
+
+        return told, replay
+
+    monkeypatch.setattr(Repeating, "beside", beside)
+    monkeypatch.setattr(Repeating, "record", quick)
+    monkeypatch.setattr(captured_step, "FEWEST", 0)
+    with caplog.at_level("INFO"):
+        bench.train(bench.cnn(), capture="auto")
+    (line,) = log_of(bench, caplog)
+    assert line.startswith("steps are captured") == is_captured
+    assert recorder.replays > 3 if is_captured else recorder.replays <= 3
 
 
 @pytest.mark.parametrize(

@@ -200,6 +200,18 @@ def test_optimizer_state_keeps_the_layout_of_its_weights(bench: Any) -> None:
         assert slots["momentum_buffer"].stride() == parameter.stride()
 
 
+def test_which_kernels_step_is_not_the_checkpoints_to_say(bench: Any) -> None:
+    """One of a device that fuses them goes on where that is not done, and the other way."""
+    bench.stopped(bench.mlp(), STOPPED_AT)
+    model, config = bench.mlp(), bench.settings()
+    optimizer = build_optimizer(config.optimizer, model.parameters(), fused=True)
+    learner = nn.Module()
+    learner.model = model
+    schedule = build_schedule(config.schedule, optimizer, 3, 5)
+    assert load_checkpoint(bench.root / "train-0/checkpoint", learner, optimizer, schedule, {})
+    assert [group["fused"] for group in optimizer.param_groups] == [True]
+
+
 def test_a_removed_checkpoint_leaves_no_folder(bench: Any, stopped: Path) -> None:
     remove_checkpoint(stopped)
     assert not stopped.exists()
