@@ -114,7 +114,7 @@ def run_together(
         for rank in range(world)
     ]
     try:
-        assert [worker.wait(timeout=120) for worker in workers] == [0] * world
+        assert [worker.wait(timeout=300) for worker in workers] == [0] * world
     finally:
         for worker in workers:
             worker.kill()

@@ -85,7 +85,7 @@ def test_two_workers_hear_what_one_hears_whatever_the_size_of_the_split(tmp_path
         subprocess.Popen([sys.executable, str(WORKER), str(rank), *arguments]) for rank in range(WORLD)
     ]
     try:
-        assert [worker.wait(timeout=120) for worker in started] == [0] * WORLD
+        assert [worker.wait(timeout=300) for worker in started] == [0] * WORLD
     finally:
         for worker in started:
             worker.kill()
