@@ -69,6 +69,7 @@ def main() -> None:
                 started, worked = time.perf_counter(), processor_seconds()
                 way()
                 times[name].append((time.perf_counter() - started, processor_seconds() - worked))
+                print(f"{name}: %.2f s, of processors %.2f s" % times[name][-1], flush=True)
     print(f"{arguments.samples} JPEGs of {arguments.size} x {arguments.size}, {os.cpu_count()} processors")
     for place, kind in enumerate(("wall", "processors")):
         least = {name: min(one[place] for one in found) for name, found in times.items()}
