@@ -375,6 +375,15 @@ def test_inputs_that_cannot_be_read_are_left_out_and_counted_where_that_is_wante
     assert sources == [str(tmp_path / "a.png"), str(tmp_path / "c.png")]
 
 
+def test_skipping_everything_is_a_failure(model: Path, tmp_path: Path) -> None:
+    result = invoke(model, tmp_path / "gone.png", "--on-error", "skip")
+    assert result.exit_code == 1
+    assert (
+        result.stderr
+        == f"error: no input could be labelled; the first: `{tmp_path}/gone.png` does not exist\n"
+    )
+
+
 def test_an_output_of_unknown_format_is_refused_before_the_work(tmp_path: Path) -> None:
     result = invoke("no-model", "no-picture.png", "--output", tmp_path / "out.xlsx")
     assert result.exit_code == 2

@@ -101,6 +101,8 @@ def predict(
             write_predictions(output, batches)
         else:
             _print(batches)
+    if on_error == "skip" and counting.failed == counting.done > 0:
+        raise StageError(f"no input could be labelled; the first: {counting.first_error}")
     if counting.failed and on_error == "skip":
         click.echo(
             f"warning: left out {counting.failed} of {counting.done} inputs, which cannot be read; the first:"
