@@ -5,6 +5,10 @@ import os
 import random
 import re
 import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +192,46 @@ def test_a_record_without_its_cost_is_damaged_and_its_values_are_tried_again(ben
     file.write_text(json.dumps(json.loads(file.read_text()) | {"cost": None}))
     assert bench.tune(SPACE, "--local", cost="parameters").exit_code == 0
     assert {trial.id: trial.cost for trial in bench.trials()} == {trial.id: trial.cost for trial in before}
+
+
+@pytest.mark.slow
+def test_a_killed_search_ends_with_the_front_of_one_that_was_not(
+    real_bench: Callable[..., Any], tmp_path: Path
+) -> None:
+    bench = real_bench(epochs=60)
+    space = {f"{WIDTHS}.0": {"choice": [2, 4, 8, 16]}, HEAT: {"loguniform": [1, 20]}}
+    bench.write(space, samples=4, cost="bytes")
+    command = [sys.executable, str(Path(__file__).parent / "driver.py"), "tune", str(bench.file), "--local"]
+    with subprocess.Popen([*command, "--runs", str(bench.root)], stderr=subprocess.DEVNULL) as process:
+        try:
+            while not is_in_the_midst(bench.trials()):
+                assert process.poll() is None, "it ended before it could be killed"
+                time.sleep(0.02)
+        finally:
+            process.kill()
+    done = [trial for trial in bench.trials() if trial.status == "done"]
+    assert bench.invoke("tune", "--local").exit_code == 0
+    trials, front = bench.trials(), bench.search().front
+    assert [trial for trial in trials if trial.id in {one.id for one in done}] == done
+    bench.root = tmp_path / "elsewhere"
+    assert bench.invoke("tune", "--local").exit_code == 0
+    whole = bench.trials()
+    assert [(one.values, one.metric, one.cost) for one in trials] == [
+        (one.values, one.metric, one.cost) for one in whole
+    ]
+    assert bench.search().front == front
+    # Four bytes for each parameter: 8 inputs, a bias and 3 outputs for each unit; the header differs by digits.
+    sizes = {trial.values[f"{WIDTHS}.0"]: trial.cost for trial in whole}
+    least = min(sizes)
+    assert len(sizes) > 1
+    for width, size in sizes.items():
+        assert size - sizes[least] == pytest.approx(4 * 12 * (width - least), abs=32)
+
+
+def is_in_the_midst(trials: list[TrialRecord]) -> bool:
+    """One trial is over, and one trains."""
+    running = any(trial.status == "running" and trial.epochs for trial in trials)
+    return running and any(trial.status == "done" for trial in trials)
 
 
 def timed(bench: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
