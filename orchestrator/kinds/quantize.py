@@ -33,6 +33,7 @@ class QuantizeConfig(StageConfig):
     word = "quantize"
     implementation = "raydistill.stages.quantize:quantize"
     makes = "model"
+    makes_program = True
     zipped = frozenset({"model"})
 
     model: ModelRef

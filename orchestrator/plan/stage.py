@@ -47,6 +47,9 @@ class StageConfig(Kind):
     makes_students: ClassVar[bool] = False
     """Whether a plan with such a stage is about students: its other models are teachers and baselines."""
 
+    makes_program: ClassVar[bool] = False
+    """Whether its model is a program, whose parameters and multiply-adds are not counted."""
+
     stage: str = ""
     """Which kind; its options stand beside it."""
     resources: ResourcesConfig = ResourcesConfig()

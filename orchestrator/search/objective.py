@@ -65,6 +65,11 @@ def _check_cost(config: StageConfig, stage: str, cost: Cost | None, source: Sour
             f"`{stage}` judges models of other stages and writes none, so it has no {cost}; name the stage of a model"
             " in `metric`, or take `cost: parameters`",
         )
+    if cost in ("parameters", "multiply_adds") and config.makes_program:
+        raise source.error(
+            ("search", "cost"),
+            f"`{stage}` makes a program, whose {cost} are not counted; take `cost: bytes` or `latency`",
+        )
 
 
 def _last_student(graph: Graph, source: Source) -> str:

@@ -348,6 +348,20 @@ def test_a_plan_that_searches_nothing_is_refused(refusal: Callable[[str], str]) 
     assert refusal("  null\n").startswith("plan.yaml: the plan searches nothing; add `search:")
 
 
+@pytest.mark.parametrize("cost", ["parameters", "multiply_adds"])
+def test_what_is_not_counted_of_a_program_is_no_cost(
+    write_plan: Callable[[str | bytes], Path], cost: str
+) -> None:
+    small = "  small: {stage: quantize, model: student}\nsearch:\n"
+    search = f"{SPACE}  metric: small.validation/accuracy\n  cost: {cost}\n"
+    source = read_source(write_plan(PLAN.replace("search:\n", small) + search))
+    plan = check_plan(source)
+    with pytest.raises(
+        PlanError, match=f"`small` makes a program, whose {cost} are not counted; take `cost: bytes`"
+    ):
+        build_problem(plan, order_stages(plan))
+
+
 def test_numbers_stay_in_their_range_and_are_short() -> None:
     domain = Domain(loguniform=(0.012345678, 19.87654321))
     numbers = [domain.at(fraction / 1000) for fraction in range(1000)]
