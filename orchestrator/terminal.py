@@ -175,7 +175,9 @@ def new_table(*columns: str) -> Table:
 def _resources(resources: Any) -> str:
     gpus = "" if resources.gpus is None else f", {resources.gpus:g} GPU"
     memory = f", {resources.memory}" if resources.memory else ""
-    return f"{resources.workers} × {resources.cpus:g} CPU{gpus}{memory}"
+    accelerator = f", {escape(resources.accelerator)}" if resources.accelerator else ""
+    custom = "".join(f", {amount:g} {escape(name)}" for name, amount in resources.custom.items())
+    return f"{resources.workers} × {resources.cpus:g} CPU{gpus}{accelerator}{memory}{custom}"
 
 
 def _metric(metrics: Mapping[str, float], std: Mapping[str, float], metric: type[Metric], split: str) -> str:

@@ -11,6 +11,11 @@ Memory = Annotated[
     str, text_like(r"[0-9]+(\.[0-9]+)?(MiB|GiB)", "a number with its unit, such as `4GiB` or `500MiB`")
 ]
 
+Accelerator = Annotated[
+    str, text_like(r"[A-Za-z0-9_.-]+", "the name that Ray has for a type of GPU, such as `H100`")
+]
+OWN_KEYS = {"cpu": "cpus", "gpu": "gpus", "memory": "memory"}
+
 
 class ResourcesConfig(Config):
     """What each worker of a stage needs. Never part of a stage's identity.
@@ -18,6 +23,9 @@ class ResourcesConfig(Config):
     `gpus` may be a fraction, so that several small models share one; left out, a stage takes one GPU where the
     Ray cluster has any. `workers` above one train data-parallel under Ray Train, or predict shard by
     shard: then as many take part as there is room for, more as there is more, and any number writes the same bytes.
+
+    `accelerator` wants GPUs of one type, in Ray's words (`H100`, `A100`, `L4`); `custom` are resources that somebody
+    gave to nodes, `ray start --resources '{"licence": 2}'`: `custom: {licence: 1}`. Neither matters with `--local`.
 
     A stage whose process died, or whose machine is gone, begins again from its last checkpoint, as often as `retries`
     says. One that fails by its own error is not tried again: it would fail again.
@@ -37,6 +45,9 @@ class ResourcesConfig(Config):
     memory: Memory | None = Field(None, description="such as 4GiB")
     timeout: Duration | None = Field(None, description="such as 90s, 30m or 2h")
 
+    accelerator: Accelerator | None = Field(None, description="such as H100")
+    custom: dict[str, Positive] = Field(default_factory=dict)
+    """Named resources of the Ray cluster's own, per worker."""
     retries: Annotated[Integer, Field(ge=0)] = 3
     """How often it begins again when a process of it died."""
 
@@ -46,9 +57,18 @@ class ResourcesConfig(Config):
             raise located_error(
                 f"{self.gpus:g} GPUs: only a single GPU can be shared; write a whole number", "gpus"
             )
+        if self.accelerator is not None and self.gpus == 0:
+            raise located_error(
+                f"no GPU is asked for: leave `gpus: 0` or `{self.accelerator}` out", "accelerator"
+            )
+        for name in self.custom:
+            _check_custom(name)
         if self.timeout_seconds == 0:
             raise located_error("no stage ends in no time; leave `timeout` out for none", "timeout")
         return self
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
 
     @property
     def timeout_seconds(self) -> float | None:
@@ -62,3 +82,12 @@ class ResourcesConfig(Config):
             return 0
         unit = 2**20 if self.memory.endswith("MiB") else 2**30
         return int(float(self.memory[:-3]) * unit)
+
+
+def _check_custom(name: str) -> None:
+    """What has a key of its own is no custom resource: Ray refuses it there."""
+    key = "accelerator" if name.startswith("accelerator_type:") else OWN_KEYS.get(name.lower())
+    if key is not None:
+        raise located_error(f"it has a key of its own: write `resources: {{{key}: …}}`", "custom", name)
+    if not name.strip() or name.startswith("node:"):
+        raise located_error("not the name of a custom resource", "custom", name)

@@ -27,6 +27,7 @@ from raydistill.execution.ray_backend.resources import (
     Limit,
     Resources,
     capacity,
+    resources_of_machine,
     resources_of_worker,
 )
 from raydistill.execution.ray_backend.running import check_feasible
@@ -405,6 +406,54 @@ def test_tenths_of_a_cpu_add_up() -> None:
 )
 def test_a_machine_of_8_cpus_2_gpus_and_16_gib_holds(worker: Resources, count: int) -> None:
     assert capacity(Resources(8 * WHOLE, 2 * WHOLE, 16 * GIB), worker) == count
+
+
+NAMED = resources_of_machine(
+    {
+        "CPU": 8.0,
+        "GPU": 2.0,
+        "memory": 16.0 * GIB,
+        "object_store_memory": 1e9,
+        "node:10.0.0.1": 1.0,
+        "accelerator_type:A100": 1.0,
+        "licence": 3.0,
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("resources", "count"),
+    [
+        ({"custom": {"licence": 1}, "gpus": 0}, 3),
+        ({"custom": {"licence": 2}, "gpus": 0}, 1),
+        ({"custom": {"licence": 0.5}, "gpus": 0}, 6),
+        ({"accelerator": "A100"}, 2),  # as many as there are GPUs: a type does not run out
+        ({"accelerator": "H100"}, 0),
+        ({"custom": {"other": 1}}, 0),
+    ],
+)
+def test_custom_resources_and_types_of_gpus_are_counted(resources: dict[str, Any], count: int) -> None:
+    worker = resources_of_worker(ResourcesConfig(**resources), [NAMED])
+    assert capacity(NAMED, worker) == count
+    assert worker.is_within(NAMED) == (count > 0)
+    assert (NAMED - worker).amount("licence") == NAMED.amount("licence") - worker.amount("licence")
+
+
+@pytest.mark.parametrize(
+    ("resources", "words"),
+    [
+        ({"accelerator": "H100"}, "the accelerator `H100`.*accelerators there: `A100`;"),
+        ({"custom": {"license": 1}}, "the custom resource `license`.*custom resources there: `licence`;"),
+        ({"custom": {"licence": 4}}, "4 of `licence`, which the Ray cluster never has.*3 of `licence`"),
+    ],
+)
+def test_what_no_machine_has_is_refused_with_what_there_is(
+    resources: dict[str, Any], words: str, stages: Stages
+) -> None:
+    graph, _ = stages.graph("stage", resources=resources)
+    with pytest.raises(PlanError, match=words) as refused:
+        check_feasible(list(graph.nodes.values()), [NAMED])
+    assert "\n" not in refused.value.message
 
 
 @pytest.mark.ray

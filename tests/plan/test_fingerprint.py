@@ -96,6 +96,7 @@ def test_specialists_of_half_and_half_keep_their_results() -> None:
     "override",
     [
         "stages.teacher.resources={cpus: 2, gpus: 0.5, memory: 2GiB, workers: 2, retries: 0}",
+        "stages.teacher.resources={accelerator: H100, custom: {a: 1}}",
         "stages.student.resources={cpus: 3}",
         "stages.teacher.capture=on",
         "stages.student.capture=off",

@@ -433,6 +433,16 @@ REFUSED = {
     ),
     "no workers": (teacher("resources: {workers: 0}"), "8: stages.teacher.resources.workers", "at least 1"),
     "no processor": (teacher("resources: {cpus: 0}"), "8: stages.teacher.resources.cpus", "above 0"),
+    "a type of no graphics": (
+        teacher("resources: {gpus: 0, accelerator: H100}"),
+        "8: stages.teacher.resources.accelerator",
+        "no GPU is asked for",
+    ),
+    "a processor as a custom resource": (
+        teacher("resources: {custom: {CPU: 1}}"),
+        "8: stages.teacher.resources.custom.CPU",
+        "`resources: {cpus: …}`",
+    ),
     "negative graphics": (teacher("resources: {gpus: -1}"), "8: stages.teacher.resources.gpus", "at least 0"),
     "memory in other units": (
         teacher("resources: {memory: 4GB}"),

@@ -53,6 +53,7 @@ class WorkerPool:
                 num_cpus=resources.get("CPU", 0),
                 num_gpus=resources.get("GPU", 0),
                 memory=resources.get("memory"),
+                resources=shape.custom_to_ray(),
                 max_concurrency=2,  # one thread for the stage, one that hears `stop`
                 scheduling_strategy=OUTSIDE,
                 label_selector=all_but(avoided),

@@ -2,47 +2,70 @@
 
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Any
 
 from raydistill.plan.resources import ResourcesConfig
 
 UNLIMITED = sys.maxsize  # more than any cluster has, and still a whole number
+ACCELERATOR = "accelerator_type:"  # what Ray calls a type of GPU, of which each machine with such GPUs has 1
+TYPE_SHARE = 10  # as Ray's own `accelerator_type` takes of it: a thousandth, so that it never runs out
 WHOLE = 10_000  # Ray counts CPUs and GPUs in ten-thousandths; in integers, 10 x 0.1 is 1
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Resources:
-    """CPUs and GPUs in ten-thousandths, memory in bytes."""
+    """CPUs, GPUs and custom resources in ten-thousandths, memory in bytes. Custom ones in the order of their names; a
+    type of accelerator is one of them, as it is for Ray."""
 
     cpus: int = 0
     gpus: int = 0
     memory: int = 0
+    custom: tuple[tuple[str, int], ...] = ()
 
     def __add__(self, other: "Resources") -> "Resources":
-        return Resources(self.cpus + other.cpus, self.gpus + other.gpus, self.memory + other.memory)
+        names = {name for name, _ in (*self.custom, *other.custom)}
+        return Resources(
+            self.cpus + other.cpus,
+            self.gpus + other.gpus,
+            self.memory + other.memory,
+            tuple((name, self.amount(name) + other.amount(name)) for name in sorted(names)),
+        )
 
     def __sub__(self, other: "Resources") -> "Resources":
         return self + other * -1
 
     def __mul__(self, count: int) -> "Resources":
-        return Resources(self.cpus * count, self.gpus * count, self.memory * count)
+        custom = tuple((name, amount * count) for name, amount in self.custom)
+        return Resources(self.cpus * count, self.gpus * count, self.memory * count, custom)
+
+    def amount(self, name: str) -> int:
+        """How much there is of a custom resource."""
+        return dict(self.custom).get(name, 0)
 
     def is_within(self, other: "Resources") -> bool:
         """Whether this much can be taken out of `other`."""
-        return self.cpus <= other.cpus and self.gpus <= other.gpus and self.memory <= other.memory
+        is_enough = all(amount <= other.amount(name) for name, amount in self.custom)
+        return (
+            is_enough and self.cpus <= other.cpus and self.gpus <= other.gpus and self.memory <= other.memory
+        )
 
     def __str__(self) -> str:
         parts = [_counted(self.cpus, "CPU"), _counted(self.gpus, "GPU")]
         if self.memory:
             parts.append(f"{self.memory / GIB:.1f} GiB of memory")
+        parts += [_named(name, amount) for name, amount in self.custom]
         return f"{', '.join(parts[:-1])} and {parts[-1]}"
 
     def to_ray(self) -> dict[str, float]:
         """As Ray names them; what is not asked for is left out."""
         named = {"CPU": self.cpus / WHOLE, "GPU": self.gpus / WHOLE, "memory": float(self.memory)}
-        return {name: value for name, value in named.items() if value}
+        return {name: value for name, value in (named | self.custom_to_ray()).items() if value}
+
+    def custom_to_ray(self) -> dict[str, float]:
+        """The custom ones alone."""
+        return {name: amount / WHOLE for name, amount in self.custom}
 
 
 @dataclass(frozen=True)
@@ -53,17 +76,15 @@ class Limit:
     gpus: float | None = None
 
     @property
-    def resources(self) -> Resources:
-        """The most that it allows."""
+    def _most(self) -> Resources:
+        """The most CPUs and GPUs that it allows."""
         cpus, gpus = (UNLIMITED if most is None else _whole(most) for most in (self.cpus, self.gpus))
-        return Resources(cpus, gpus, UNLIMITED)
+        return Resources(cpus, gpus)
 
     def of(self, resources: Resources) -> Resources:
         """As much of it as the plan may hold."""
-        most = self.resources
-        return Resources(
-            min(resources.cpus, most.cpus), min(resources.gpus, most.gpus), min(resources.memory, most.memory)
-        )
+        most = self._most
+        return replace(resources, cpus=min(resources.cpus, most.cpus), gpus=min(resources.gpus, most.gpus))
 
     def times(self, resources: Resources) -> int | None:
         """How often it allows this much; None: as often as there is room."""
@@ -87,13 +108,22 @@ def total(several: Iterable[Resources]) -> Resources:
 def largest(several: Iterable[Resources]) -> Resources:
     """The least that holds any one of them."""
     listed = list(several)
-    return Resources(*(max(getattr(one, part.name) for one in listed) for part in fields(Resources)))
+    names = sorted({name for one in listed for name, _ in one.custom})
+    return Resources(
+        max(one.cpus for one in listed),
+        max(one.gpus for one in listed),
+        max(one.memory for one in listed),
+        tuple((name, max(one.amount(name) for one in listed)) for name in names),
+    )
 
 
 def resources_of_machine(resources: Mapping[str, float]) -> Resources:
     """What a node of the Ray cluster says it has."""
     return Resources(
-        _whole(resources.get("CPU", 0)), _whole(resources.get("GPU", 0)), int(resources.get("memory", 0))
+        _whole(resources.get("CPU", 0)),
+        _whole(resources.get("GPU", 0)),
+        int(resources.get("memory", 0)),
+        tuple((name, _whole(resources[name])) for name in sorted(resources) if not _is_rays_own(name)),
     )
 
 
@@ -102,7 +132,12 @@ def resources_of_worker(resources: ResourcesConfig, machines: Iterable[Resources
     gpus = resources.gpus
     if gpus is None:
         gpus = float(any(machine.gpus for machine in machines))
-    return Resources(_whole(resources.cpus), _whole(gpus), resources.memory_bytes)
+    custom = {name: _whole(amount) for name, amount in resources.custom.items()}
+    if resources.accelerator is not None:
+        custom[ACCELERATOR + resources.accelerator] = TYPE_SHARE
+    return Resources(
+        _whole(resources.cpus), _whole(gpus), resources.memory_bytes, tuple(sorted(custom.items()))
+    )
 
 
 def capacity(machine: Resources, worker: Resources) -> int:
@@ -111,9 +146,22 @@ def capacity(machine: Resources, worker: Resources) -> int:
     if worker.gpus:
         per_gpu = WHOLE // worker.gpus
         counts.append(machine.gpus // WHOLE * per_gpu if per_gpu else machine.gpus // worker.gpus)
+    counts += [machine.amount(name) // amount for name, amount in worker.custom if amount]
     if worker.memory:
         counts.append(machine.memory // worker.memory)
     return min(counts)
+
+
+def _is_rays_own(name: str) -> bool:
+    """What Ray counts beside what users ask for."""
+    return name in ("CPU", "GPU", "memory", "object_store_memory") or name.startswith("node:")
+
+
+def _named(name: str, amount: int) -> str:
+    """A custom resource in words; of a type of accelerator only that it is there."""
+    if name.startswith(ACCELERATOR):
+        return f"accelerator `{name.removeprefix(ACCELERATOR)}`"
+    return f"{amount / WHOLE:g} of `{name}`"
 
 
 def _whole(value: Any) -> int:

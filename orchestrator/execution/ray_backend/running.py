@@ -17,6 +17,7 @@ from raydistill.execution.ray_backend.attempts import (
 from raydistill.execution.ray_backend.cluster_health import ClusterHealth
 from raydistill.execution.ray_backend.pool import WorkerPool
 from raydistill.execution.ray_backend.resources import (
+    ACCELERATOR,
     NO_LIMIT,
     Limit,
     Resources,
@@ -242,7 +243,8 @@ def check_feasible(nodes: Sequence[Node], machines: list[Resources], limit: Limi
 
 def _check_limit(node: Node, count: int, worker: Resources, limit: Limit) -> None:
     """Whether `count` nodes like this one may run at the same time."""
-    if (worker * (_fewest(node) * count)).is_within(limit.resources):
+    needed = worker * (_fewest(node) * count)
+    if limit.of(needed) == needed:
         return
     several = f", and {count} of its models train side by side" if count > 1 else ""
     raise PlanError(
@@ -254,6 +256,7 @@ def _check_limit(node: Node, count: int, worker: Resources, limit: Limit) -> Non
 def _check_node(node: Node, worker: Resources, machines: list[Resources]) -> None:
     if sum(capacity(machine, worker) for machine in machines) >= _fewest(node):
         return
+    _check_named(node, worker, machines)
     largest = max(machines, key=lambda machine: (capacity(machine, worker), machine.gpus, machine.cpus))
     each = _each(_fewest(node), worker)
     raise PlanError(
@@ -261,6 +264,22 @@ def _check_node(node: Node, worker: Resources, machines: list[Resources]) -> Non
         f" {len(machines)}, has {largest}; lower `stages.{node.stage}.resources`, or name a larger Ray cluster with"
         " `--address`"
     )
+
+
+def _check_named(node: Node, worker: Resources, machines: list[Resources]) -> None:
+    """Whether there are such accelerators and custom resources at all."""
+    there = {name for machine in machines for name, amount in machine.custom if amount}
+    for name, _ in worker.custom:
+        is_type = name.startswith(ACCELERATOR)
+        alike = [other for other in sorted(there) if other.startswith(ACCELERATOR) == is_type]
+        what = "accelerator" if is_type else "custom resource"
+        if name not in there:
+            known = ", ".join(f"`{other.removeprefix(ACCELERATOR)}`" for other in alike) or "none"
+            raise PlanError(
+                f"stage `{node.name}` asks for the {what} `{name.removeprefix(ACCELERATOR)}`, which no machine of the"
+                f" Ray cluster has; {what}s there: {known}; change `stages.{node.stage}.resources`, or name another Ray"
+                " cluster with `--address`"
+            )
 
 
 def _check_side_by_side(node: Node, count: int, worker: Resources, machines: list[Resources]) -> None:
