@@ -155,6 +155,7 @@ def run_values(run: RunView) -> dict[str, Any]:
         "folder": str(run.folder),
         "report": str(report) if report.exists() else None,
         "started": run.started,
+        "saved_seconds": run.saved_seconds,
         **run.results.model_dump(mode="json"),
         "graph": run.graph.model_dump(mode="json"),
     }

@@ -209,6 +209,15 @@ def test_with_json_a_failure_is_still_the_exit_code_and_a_wrong_plan_leaves_stdo
     assert (wrong.exit_code, wrong.stdout) == (2, "")
 
 
+def test_a_run_says_how_long_what_was_cached_took_when_it_ran(bench: Bench) -> None:
+    first = bench.run(CHAIN)
+    assert "what was cached" not in first.stdout
+    for path, seconds in zip(sorted(bench.root.glob("stages/*/record.json")), (4000.0, 200.0), strict=True):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": seconds}))
+    assert "what was cached took 1 h 10 min 00 s when it ran" in bench.run(CHAIN).stdout
+    assert json.loads(bench.run(CHAIN, "--json").stdout)["saved_seconds"] == 4200.0
+
+
 TELLING = 'printf "%s|%s|%s|%s" "$RAYDISTILL_STATUS" "$RAYDISTILL_EXIT_CODE" "$RAYDISTILL_FOLDER" "$RAYDISTILL_ERROR"'
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from raydistill.cli.cells import duration
 from raydistill.cli.group import EXIT_CODES
 from raydistill.cli.json_output import echo_json, kept_clean
 from raydistill.cli.options import (
@@ -123,6 +124,8 @@ def _print_results(plan: "Plan", view: "RunView") -> None:
     report = view.folder / "report.html"
     where = f"; report: {shown_path(report)}" if report.exists() else ""
     click.echo(f"\n{view.status} in {view.seconds:.1f} s{where}")
+    if saved := view.saved_seconds:
+        click.echo(f"what was cached took {duration(saved)} when it ran")
     _print_usage(plan, view)
 
 

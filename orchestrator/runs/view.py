@@ -203,6 +203,17 @@ class RunView:
         return self.results.seconds
 
     @property
+    def saved_seconds(self) -> float:
+        """How long the stages whose results were there already took when they ran, on whatever machines; each once,
+        however many names it has."""
+        cached = {
+            stage.folder.path: stage.record.seconds
+            for stage in self.stages.values()
+            if stage.status == "cached" and stage.record is not None
+        }
+        return sum(cached.values())
+
+    @property
     def key(self) -> str:
         """What names it among all runs and searches: `mnist/20261126-120000-1f0c`."""
         return f"{self.plan}/{self.run_id}"
