@@ -317,7 +317,12 @@ class DistillConfig(BalanceConfig, WeightsConfig, PartsConfig):
         is_one = len(targets) == 1 and self.committee is None
         source = targets[0] if is_one else TargetsRef(self._insert_combination(targets, site))
         return self.replace(
-            teachers=(), targets=source, combine=CombineConfig(), committee=None, teacher_precision="float32"
+            teachers=(),
+            targets=source,
+            combine=CombineConfig(),
+            committee=None,
+            teacher_precision="float32",
+            targets_resources=None,
         )
 
     def _check_who_is_heard(self, site: "Site") -> None:

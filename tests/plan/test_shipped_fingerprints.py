@@ -5,13 +5,15 @@ Written anew, on purpose alone, by `python tests/plan/test_shipped_fingerprints.
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from raydistill.plan.load import written_out
-from raydistill.plan.order import order_stages
+from raydistill.plan.order import Node, order_stages
 from raydistill.plan.schema import Plan
+from raydistill.plan.stage import stage_of
 from raydistill.plan.written import parse_source
 
 ROOT = Path(__file__).parents[2]
@@ -19,8 +21,8 @@ TABLE = Path(__file__).with_suffix(".json")
 PLANS = sorted((ROOT / "configs").rglob("*.yaml"))
 
 
-def fingerprints(file: Path) -> dict[str, str]:
-    """Of every node of a plan, whatever data lies on this machine."""
+def nodes_of(file: Path) -> Mapping[str, Node]:
+    """Every node of a plan, whatever data lies on this machine."""
     plan = Plan.model_validate(written_out(parse_source(file.read_text(), str(file)).values, Plan))
     with pytest.MonkeyPatch.context() as patch:
         kind = type(plan.task)
@@ -32,7 +34,11 @@ def fingerprints(file: Path) -> dict[str, str]:
             count = re.search(r"\d+", file.stem)
             names = tuple(f"class {label}" for label in range(int(count[0]) if count else 200))
             patch.setattr(kind, "class_names", property(lambda task: names))
-        return {name: node.fingerprint for name, node in order_stages(plan).nodes.items()}
+        return order_stages(plan).nodes
+
+
+def fingerprints(file: Path) -> dict[str, str]:
+    return {name: node.fingerprint for name, node in nodes_of(file).items()}
 
 
 def label(file: Path) -> str:
@@ -42,6 +48,13 @@ def label(file: Path) -> str:
 @pytest.mark.parametrize("file", PLANS, ids=label)
 def test_every_node_of_a_shipped_plan_keeps_its_fingerprint(file: Path) -> None:
     assert fingerprints(file) == json.loads(TABLE.read_text())[label(file)]
+
+
+@pytest.mark.parametrize("file", PLANS, ids=label)
+def test_a_worker_reads_every_node_of_a_shipped_plan_as_it_was_sent(file: Path) -> None:
+    for node in nodes_of(file).values():
+        sent = json.loads(json.dumps(node.config.model_dump(mode="json")))
+        assert stage_of(sent) == node.config, node.name
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from torch import nn
 from raydistill.errors import PlanError
 from raydistill.models.taps import Output, Tapped
 from raydistill.plan.load import check_plan
+from raydistill.plan.stage import stage_of
 from raydistill.plan.written import parse_source
 from raydistill.stages.verify_targets import verify_targets
 from raydistill.targets.reader import open_targets
@@ -167,6 +168,8 @@ def test_targets_resources_are_those_of_the_stages_that_the_graph_inserts(
     assert plain.nodes["teacher.targets"].config.resources.workers == 1
     for name, node in plain.nodes.items():
         assert many.nodes[name].fingerprint == node.fingerprint
+    for node in many.nodes.values():  # as a worker reads what it is sent
+        assert stage_of(node.config.model_dump(mode="json")) == node.config
 
 
 @pytest.mark.parametrize("line", ["teacher_precision: bfloat16", "targets_resources: {workers: 2}"])
