@@ -1,7 +1,7 @@
 """Random processes are killed under `distill run` on Ray, and the plan is run again, until it is done: are the results
 those of an undisturbed run?
 
-    python tests/benchmarks/chaos.py [--kills 50] [--seed 0] [--first 0.3]
+    python tests/benchmarks/chaos.py [--kills 50] [--seed 0] [--first 0.3] [--url]
 
 The plan has 12 stages of tiny networks on the embedded digits, with a pause in every step and a checkpoint every
 second, so that there is something to hit and something to continue. A kill hits the driver, a worker of a stage, or one
@@ -9,6 +9,9 @@ of Ray's own processes (raylet, head, agents, idle workers, the controller of a 
 the first seconds of a run: while Ray starts, while MLflow's database is made, while data and models are surveyed. When
 the plan is done before all kills are, it begins again over an empty storage root. Every file of every stage is compared
 by its SHA-256, but those that hold measured seconds.
+
+With `--url` the disturbed runs are over an object store, and each run is another machine's: it finds nothing but what
+those before it sent there. The undisturbed one is over a folder.
 """
 
 import argparse
@@ -22,12 +25,16 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
+from storage_by_url import environment_of, new_bucket, object_store
+
+from raydistill.runs.mirror import mirror_at, open_storage
+from raydistill.runs.remote_stage import refresh_root
 
 PATIENCE = 900.0  # seconds for one run of the plan that nobody disturbs
 POLL_SECONDS = 0.1
@@ -90,7 +97,15 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=float, default=0.3, help="part of the kills in a run's first seconds")
+    parser.add_argument(
+        "--url", action="store_true", help="over an object store, each run on another machine"
+    )
     arguments = parser.parse_args()
+    with object_store() if arguments.url else nullcontext("") as endpoint:
+        measure(arguments, endpoint)
+
+
+def measure(arguments: argparse.Namespace, endpoint: str) -> None:
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     (folder / "plan.yaml").write_text(json.dumps(plan_of()))
     (folder / "chaos_models.py").write_text(MODELS)
@@ -102,7 +117,7 @@ def main() -> None:
 
     tally, rounds = Tally(random.Random(arguments.seed), arguments.kills, arguments.first), []
     while tally.left or not rounds:
-        with Driver(folder, f"round{len(rounds)}") as driver:
+        with Driver(folder, f"round{len(rounds)}", endpoint) as driver:
             rounds.append(timed(lambda driver=driver: disturb(driver, tally)))
             found = driver.results()
         differing = [name for name in expected if found.get(name) != expected[name]]
@@ -146,15 +161,17 @@ class Tally:
     @staticmethod
     def attempts(folder: Path) -> int:
         """How often a stage began, over all rounds."""
-        logs = folder.glob("round*/stages/*/log.txt")
+        logs = folder.rglob("round*/**/stages/*/log.txt")
         return sum(path.read_text().count("started (attempt") for path in logs)
 
 
 class Driver:
     """Runs the plan over one storage root, again and again, in a process of its own."""
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self.folder, self.root = folder, folder / name
+    def __init__(self, folder: Path, name: str, endpoint: str = "") -> None:
+        self.folder, self.name, self.endpoint = folder, name, endpoint
+        self.storage = f"s3://{new_bucket(endpoint)}/runs" if endpoint else str(folder / name)
+        self.root = folder / name
         self.starts = 0
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -167,12 +184,20 @@ class Driver:
 
     def start(self) -> None:
         self.starts += 1
-        command = [sys.executable, "-m", "raydistill.cli", "run", "plan.yaml", "--runs", str(self.root)]
+        self.be_machine(self.starts)
+        command = [sys.executable, "-m", "raydistill.cli", "run", "plan.yaml", "--runs", self.storage]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_raylet_start_wait_time_s": "120"}
-        with (self.folder / f"{self.root.name}.txt").open("ab") as output:
+        with (self.folder / f"{self.name}.txt").open("ab") as output:
             self.process = subprocess.Popen(
                 command, cwd=self.folder, env=environment, stdout=output, stderr=output
             )
+
+    def be_machine(self, number: int) -> None:
+        """Behind a URL: what runs from now on has a mirror of its own."""
+        if self.endpoint:
+            os.environ |= environment_of(self.endpoint, self.folder / f"{self.name}-machine{number}")
+            mirror_at.cache_clear()
+            self.root = open_storage(self.storage)
 
     def has_ended(self) -> bool:
         return self.process is None or self.process.poll() is not None
@@ -187,7 +212,7 @@ class Driver:
             assert self.process is not None
             self.process.wait(PATIENCE)
         if self.process is None or self.process.returncode != 0:
-            sys.exit(f"the plan does not finish; what it said is in {self.folder / self.root.name}.txt")
+            sys.exit(f"the plan does not finish; what it said is in {self.folder / self.name}.txt")
 
     def processes(self, kind: str) -> list[psutil.Process]:
         """Of one kind, below the driver or the driver itself; none when it has ended."""
@@ -212,8 +237,11 @@ class Driver:
         """Of every stage, the SHA-256 of its files, checked against the files."""
         from raydistill.runs.folder import StageFolder
 
+        self.be_machine(self.starts + 1)
+        refresh_root(self.root)
         found = {}
         for path in sorted((self.root / "stages").iterdir()):
+            StageFolder(path).fetch()  # and checks
             assert StageFolder(path).damage() is None, StageFolder(path).damage()
             files = StageFolder(path).done_record().payload
             found[path.name] = {name: sha256 for name, sha256 in files.items() if name != OF_SECONDS}
