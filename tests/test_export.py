@@ -86,10 +86,7 @@ def test_an_adjusted_student_is_logged_adjusted(
 
     info = get_model_info(str(target))
     assert info.metadata == contract(load_model(folders["adjusted"]))
-    assert (info.signature.inputs.inputs[0].type, info.signature.inputs.inputs[0].shape) == (
-        np.dtype("float32"),
-        (-1, 1, 28, 28),
-    )
+    assert info.signature.inputs is None  # paths, bytes or arrays: MLflow has no type for either of them
     assert info.signature.outputs.input_names() == ["probabilities"]
 
 

@@ -18,6 +18,12 @@ from raydistill.tasks.loaders import Loaders
 from raydistill.tasks.splits import View
 
 
+@pytest.fixture(autouse=True)
+def tests_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the processes that are sent `Numbers`, whatever folder pytest was called in."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+
+
 class Numbers:
     """A batch of a request: how many threads there are, the process, and its parent; the number, or an error."""
 

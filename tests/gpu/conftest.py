@@ -83,6 +83,8 @@ class TwinGraph:
     replays: ClassVar[int] = 0
 
     def add(self, function: Any, arguments: Arguments, named: Mapping[str, Any]) -> Any:
+        if torch.Tag.inplace_view in function.tags:  # changes what a tensor looks like, once for all replays
+            return function(*arguments, **named)
         for tensor in tensors_in(written(function, arguments, named)):
             if id(tensor) not in self.known:
                 self.known.add(id(tensor))
@@ -103,7 +105,7 @@ class TwinGraph:
             places, values = (tensors_in([each]) for each in (result, function(*arguments, **named)))
             for place, value in zip(places, values, strict=True):
                 if place.data_ptr() != value.data_ptr():  # no view of what was given
-                    place.copy_(value)
+                    place.copy_(value.view(place.shape))
 
 
 def written(function: Any, arguments: Arguments, named: Mapping[str, Any]) -> list[Any]:

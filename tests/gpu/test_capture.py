@@ -51,7 +51,7 @@ def with_capture(stage: Mapping[str, Any], word: str) -> dict[str, Any]:
 def test_every_kind_of_stage_makes_the_same_captured(plans: Any, recording_device: str, name: str) -> None:
     reasons = both_ways(plans, PLANS[name], recording_device)
     assert reasons == {stage: STAGES.get(stage, "") for stage in reasons}
-    assert len(reasons) >= 3
+    assert len(reasons) >= 2  # a stage whose batches are all short has nothing to say
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -17,7 +17,7 @@ stages:
   teacher: {stage: train, model: {name: mlp}, epochs: 1, resources: {workers: 2}}
 """
 OTHERS = {
-    "confusion_clusters": "{stage: confusion_clusters, generalist: teacher, clusters: 2, resources: {workers: 2}}",
+    "quantize": "{stage: quantize, model: teacher, resources: {workers: 2}}",
 }
 
 

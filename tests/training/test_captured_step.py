@@ -243,7 +243,7 @@ def log_of(bench: Any, caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_what_stays_as_it_is_says_why(
     bench: Any, recorder: Any, caplog: Any, changes: dict[str, Any], reason: str
 ) -> None:
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="raydistill"):
         bench.train(bench.cnn(), **{"capture": "on"} | changes)
     assert log_of(bench, caplog) == [f"steps are not captured: {reason}"]
     assert not recorder.replays
@@ -275,7 +275,7 @@ def test_by_itself_it_captures_what_is_faster_for_it(
     monkeypatch.setattr(Repeating, "beside", beside)
     monkeypatch.setattr(Repeating, "record", quick)
     monkeypatch.setattr(captured_step, "FEWEST", 0)
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="raydistill"):
         bench.train(bench.cnn(), capture="auto")
     (line,) = log_of(bench, caplog)
     assert line.startswith("steps are captured") == is_captured
@@ -293,7 +293,7 @@ def test_what_cannot_be_recorded_is_as_if_it_had_not_been_tried(
     plain = bench.train(with_dropout(bench), "plain", capture="off")
     monkeypatch.setattr(loop, "Recorder", kind)
     caplog.clear()
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="raydistill"):
         assert same(plain, bench.train(with_dropout(bench), "captured", capture="on"))
     (line,) = log_of(bench, caplog)
     assert line.startswith(f"steps are not captured: {reason}")
@@ -305,7 +305,7 @@ def test_a_step_that_fails_on_tensors_in_place_is_made_plainly(
 ) -> None:
     plain = bench.train(with_dropout(bench), "plain", capture="off", method=LooksAtRows())
     caplog.clear()
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="raydistill"):
         captured = bench.train(with_dropout(bench), "captured", capture="on", method=LooksAtRows())
     assert same(plain, captured)
     assert log_of(bench, caplog) == ["steps are not captured: rows lie elsewhere"]
@@ -317,7 +317,7 @@ def test_a_buffer_that_is_replaced_is_not_recorded(bench: Any, recorder: Any, ca
 
     plain = bench.train(model(), "plain", capture="off")
     caplog.clear()
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="raydistill"):
         assert same(plain, bench.train(model(), "captured", capture="on"))
     (line,) = log_of(bench, caplog)
     assert "in the place of weights" in line
@@ -327,7 +327,7 @@ def test_a_buffer_that_is_replaced_is_not_recorded(bench: Any, recorder: Any, ca
 def test_kernels_that_do_not_repeat_themselves_are_told_from_a_recording_that_is_wrong(
     bench: Any, recorder: Any, caplog: Any, size: float, is_captured: bool
 ) -> None:
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="raydistill"):
         bench.train(nn.Sequential(bench.cnn(), Trembling(size)), capture="on")
     (line,) = log_of(bench, caplog)
     assert line.startswith("steps are captured") == is_captured
