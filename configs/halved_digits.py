@@ -1,4 +1,4 @@
-"""The first task of configs/method_comparison.yaml: the embedded digits at half of their size."""
+"""The first task of configs/method_comparison_digits.yaml: the embedded digits at half of their size."""
 
 from dataclasses import replace
 from typing import Any
