@@ -16,9 +16,10 @@ import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 from raydistill.errors import StoreError
 from raydistill.runs.bucket import Bucket, Entry, is_url
@@ -28,6 +29,10 @@ CACHE = "RAYDISTILL_CACHE"
 ORIGIN = ".raydistill-origin.json"  # beside the mirror's root: where it is a mirror of
 AT_ONCE = 8  # requests side by side
 FRESH_SECONDS = 3.0
+LOCK_TRIES, LOCK_SECONDS = 10, 0.05
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _readers: list[int] = []  # descriptors of the locks that say: what was fetched is being read
 
@@ -148,7 +153,7 @@ class Mirror:
     def send(self, path: Path) -> None:
         """A file, or what changed below a folder since this process sent it. Temporary files stay."""
         files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-        self._side_by_side(self.send_file, [file for file in files if not _is_hidden(file.relative_to(path))])
+        side_by_side(self.send_file, [file for file in files if not _is_hidden(file.relative_to(path))])
 
     def send_file(self, path: Path) -> None:
         """A file, if it changed since this process sent it."""
@@ -174,7 +179,7 @@ class Mirror:
             for name, entry in self.listing(folder).items()
             if is_below(name) and (not names or PurePosixPath(name).name in names)
         }
-        self._side_by_side(lambda file: self.bring_file(file, wanted[file]), wanted)
+        side_by_side(lambda file: self.bring_file(file, wanted[file]), wanted)
 
     def bring_file(self, path: Path, entry: Entry) -> bool:
         """One file; returns whether it is another than before."""
@@ -195,13 +200,7 @@ class Mirror:
 
     def upload(self, files: Iterable[Path]) -> None:
         """Files that never change, whatever is there."""
-        self._side_by_side(lambda file: self.bucket.write(self.key(file), file), files)
-
-    @staticmethod
-    def _side_by_side(work: Callable[[Path], object], files: Iterable[Path]) -> None:
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            for _ in pool.map(work, files):
-                pass  # an error of any is raised here
+        side_by_side(lambda file: self.bucket.write(self.key(file), file), files)
 
     def note(self, path: Path, e_tag: str) -> None:
         """Remember which state of the object a file is."""
@@ -236,15 +235,22 @@ class Mirror:
         """A process of this machine writes to a folder: what is there is later than what was sent."""
         descriptor = _opened(self._lock_file(folder, "busy"))
         try:
-            with suppress(BlockingIOError):  # an earlier attempt that has not ended yet
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for _ in range(LOCK_TRIES):
+                # Whoever asks `is_busy` holds it for a moment; an earlier attempt that has not ended, for long.
+                if _locks(descriptor):
+                    break
+                time.sleep(LOCK_SECONDS)
             yield
         finally:
             os.close(descriptor)
 
     def is_busy(self, folder: Path) -> bool:
         """Whether a process of this machine writes to a folder."""
-        return not self._is_free(self._lock_file(folder, "busy"))
+        file = self._lock_file(folder, "busy")
+        if not file.exists():  # of most stages of a large root
+            return False
+        with self._free(file) as is_free:
+            return not is_free
 
     def read_from(self, folder: Path) -> None:
         """Keep what is fetched of a folder until `release_readers`."""
@@ -253,9 +259,11 @@ class Mirror:
         os.utime(descriptor)
         _readers.append(descriptor)
 
-    def is_read(self, folder: Path) -> bool:
-        """Whether a process of this machine reads what was fetched of a folder."""
-        return not self._is_free(self._lock_file(folder, "read"))
+    @contextmanager
+    def unread(self, folder: Path) -> Iterator[bool]:
+        """Whether no process of this machine reads what was fetched of a folder; if so none begins to meanwhile."""
+        with self._free(self._lock_file(folder, "read")) as is_free:
+            yield is_free
 
     def last_read(self, folder: Path) -> float:
         """When somebody here last began to: seconds since 1970."""
@@ -263,23 +271,17 @@ class Mirror:
             return self._lock_file(folder, "read").stat().st_mtime
         return 0.0
 
-    @contextmanager
-    def fetching(self, folder: Path) -> Iterator[None]:
+    def fetching(self, folder: Path) -> AbstractContextManager[None]:
         """One process of this machine fetches from a folder, the others wait and find it done."""
-        with self.locked(self._lock_file(folder, "fetch")):
-            yield
+        return self.locked(self._lock_file(folder, "fetch"))
 
-    def _is_free(self, file: Path) -> bool:
-        if not file.exists():
-            return True
+    @contextmanager
+    def _free(self, file: Path) -> Iterator[bool]:
         descriptor = _opened(file)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
+            yield _locks(descriptor)
         finally:
             os.close(descriptor)
-        return True
 
     def _lock_file(self, folder: Path, what: str) -> Path:
         return self.root.parent / "locks" / folder.relative_to(self.root) / what
@@ -293,6 +295,21 @@ def is_below(name: str) -> bool:
 
 def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
+
+
+def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """The results of several requests at a time, in their order; the first error is raised."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(work, items))
+
+
+def _locks(descriptor: int) -> bool:
+    """Take the lock on an open file, unless another has it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _opened(file: Path) -> int:

@@ -10,14 +10,13 @@ import os
 import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from raydistill.errors import StoreError
 from raydistill.runs.files import make_folder, read_json, sha256_file, write_json
-from raydistill.runs.mirror import AT_ONCE, Mirror, bring_all, is_below, mirror_at, mirror_of
+from raydistill.runs.mirror import Mirror, bring_all, is_below, mirror_at, mirror_of, side_by_side
 from raydistill.runs.stage_files import (
     ATTEMPT,
     CHECKPOINT,
@@ -49,11 +48,8 @@ def remote_stage(path: Path) -> "RemoteStage | None":
 
 def refresh_stages(folders: Iterable[Path]) -> None:
     """See what other machines made of these stages."""
-    wanted = [(mirror, folder) for folder in folders if (mirror := mirror_of(folder))]
-    if wanted:
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            for _ in pool.map(lambda found: RemoteStage(*found).refresh(), wanted):
-                pass
+    if wanted := [stage for folder in folders if (stage := remote_stage(folder)) is not None]:
+        side_by_side(RemoteStage.refresh, wanted)
 
 
 def refresh_root(root: Path) -> None:
@@ -104,8 +100,8 @@ class RemoteStage:
             wanted = {name: sha for name, sha in payload.items() if known.get(name) != self._stamp(name, sha)}
             if not wanted:
                 return
-            with ThreadPoolExecutor(AT_ONCE) as pool:
-                whole = dict(zip(wanted, pool.map(self._fetch_one, wanted, wanted.values()), strict=True))
+            found = side_by_side(lambda name: self._fetch_one(name, wanted[name]), wanted)
+            whole = dict(zip(wanted, found, strict=True))
             fresh = {name: self._stamp(name, wanted[name]) for name, is_whole in whole.items() if is_whole}
             write_json(self._fetched_file(), {**known, **fresh})
         for name, is_whole in whole.items():
@@ -142,7 +138,7 @@ class RemoteStage:
     def publish(self, record: str, payload: Iterable[str]) -> None:
         """Make it a result for everybody: payload first, the record last, and what was only for those who go on is
         gone."""
-        self._stop_following(with_progress=False)
+        self._stop_following()
         self.mirror.upload(self.path / name for name in payload)
         for name in LIVE:
             self.mirror.send(self.path / name)
@@ -160,14 +156,8 @@ class RemoteStage:
         (self.path / RECORD).unlink(missing_ok=True)
 
     def forget(self) -> None:
-        """Delete all but who owns it."""
-        self.withdraw()
+        """Delete all but who owns it; the record is withdrawn before."""
         self._delete(name for name in self.mirror.listing(self.path) if name not in (LEASE_OBJECT, ATTEMPT))
-
-    def remove(self) -> None:
-        """Delete all."""
-        self.withdraw()
-        self._delete(self.mirror.listing(self.path))
 
     def _delete(self, names: Iterable[str]) -> None:
         self.mirror.bucket.delete(f"{self.mirror.key(self.path)}/{name}" for name in names)
@@ -183,10 +173,7 @@ class RemoteStage:
                 yield
             finally:
                 self._stop_following()
-                with suppress(
-                    StoreError
-                ):  # what is there is published: the log's last line, a checkpoint that is kept
-                    self.send_progress()
+                self.send_what_can_be()  # of what is published, too: the log's last line, a checkpoint that is kept
 
     def bring_checkpoint(self) -> None:
         """The last checkpoint that was sent, with its metrics, unless the one here is as far."""
@@ -223,10 +210,17 @@ class RemoteStage:
             old = [name for name in self.mirror.listing(folder) if name not in current]
             self.mirror.bucket.delete(f"{self.mirror.key(folder)}/{name}" for name in old)
 
-    def _stop_following(self, *, with_progress: bool = True) -> None:
+    def send_what_can_be(self) -> None:
+        """`send_progress`, and a line in the log where the store cannot be reached."""
+        try:
+            self.send_progress()
+        except StoreError as error:
+            log.warning("%s; what was learnt is safe on this machine, and sent later", error.message)
+
+    def _stop_following(self) -> None:
         if self._follower is not None:
-            follower, self._follower = self._follower, None
-            follower.stop(with_progress=with_progress)
+            self._follower.stop()
+            self._follower = None
 
     def _url(self, name: str) -> str:
         return f"{self.mirror.bucket.url}/{self.mirror.key(self.path)}/{name}"
@@ -243,10 +237,11 @@ class RemoteStage:
         for folder in sorted(stages, key=self.mirror.last_read):
             if left <= limit:
                 return
-            if not self.mirror.is_read(folder) and not self.mirror.is_busy(folder):
-                for file in files[folder]:
-                    file.unlink(missing_ok=True)
-                left -= sizes[folder]
+            with self.mirror.unread(folder) as is_unread:
+                if is_unread and not self.mirror.is_busy(folder):
+                    for file in files[folder]:
+                        file.unlink(missing_ok=True)
+                    left -= sizes[folder]
 
 
 def _payload_of(folder: Path) -> list[str]:
@@ -269,19 +264,11 @@ class _Follower:
         self._thread = threading.Thread(target=self._work, name="sending", daemon=True)
         self._thread.start()
 
-    def stop(self, *, with_progress: bool) -> None:
-        """End, and send the last of it."""
+    def stop(self) -> None:
+        """End, once what is being sent is there."""
         self._over.set()
         self._thread.join()
-        if with_progress:
-            self._send()
 
     def _work(self) -> None:
         while not self._over.wait(SECONDS_BETWEEN):
-            self._send()
-
-    def _send(self) -> None:
-        try:
-            self._stage.send_progress()
-        except StoreError as error:
-            log.warning("%s; what was learnt is safe on this machine, and sent later", error.message)
+            self._stage.send_what_can_be()
