@@ -1,5 +1,6 @@
 """An object store as a storage root needs it: one alone creates or swaps, and what goes wrong is one line."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from raydistill.runs import bucket as bucket_module
 from raydistill.runs import bucket_lease, lease
 from raydistill.runs.bucket import Bucket
 from raydistill.runs.lease import Leases, is_held
-from raydistill.runs.mirror import ORIGIN, mirror_at, open_storage
+from raydistill.runs.mirror import ORIGIN, mirror_at, mirror_of, open_storage, release_readers
 
 
 @pytest.fixture
@@ -138,6 +139,43 @@ def test_a_received_folder_connects_to_nothing(storage_url: str, tmp_path: Path)
     received.mkdir(parents=True)
     (received.parent / ORIGIN).write_bytes((root.parent / ORIGIN).read_bytes())
     assert mirror_at(received) is None
+
+
+def test_who_looks_keeps_nobody_from_saying_that_he_writes(stage: Path) -> None:
+    mirror = mirror_of(stage)
+    assert mirror is not None
+    with mirror.busy(stage):
+        assert mirror.is_busy(stage)
+    lock = mirror.root.parent / "locks" / stage.relative_to(mirror.root) / "busy"
+    with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # as a look has it, for a moment
+        threading.Timer(0.1, lambda: fcntl.flock(held, fcntl.LOCK_UN)).start()
+        with mirror.busy(stage):
+            assert mirror.is_busy(stage)
+    assert not mirror.is_busy(stage)
+
+
+def test_what_is_read_is_not_free_and_what_is_free_is_not_read_meanwhile(stage: Path) -> None:
+    mirror = mirror_of(stage)
+    assert mirror is not None
+    began = threading.Event()
+
+    def read() -> None:
+        mirror.read_from(stage)
+        began.set()
+
+    with mirror.unread(stage) as is_unread:
+        assert is_unread
+        reader = threading.Thread(target=read)
+        reader.start()
+        assert not began.wait(0.2)
+    assert began.wait(10)
+    reader.join()
+    with mirror.unread(stage) as is_unread:
+        assert not is_unread
+    release_readers()
+    with mirror.unread(stage) as is_unread:
+        assert is_unread
 
 
 @pytest.fixture
