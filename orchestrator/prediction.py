@@ -14,8 +14,7 @@ from torch import Tensor
 from raydistill.errors import PlanError, StageError, StoreError
 from raydistill.metrics import METRICS
 from raydistill.runs.files import message_of
-from raydistill.runs.folder import CONFIG, RECORD, StageFolder
-from raydistill.runs.mirror import bring_all
+from raydistill.runs.folder import CONFIG, RECORD, StageFolder, fetched
 from raydistill.runs.record import summary_of
 from raydistill.runs.view import open_stage, read_identity
 from raydistill.tasks.task import Task
@@ -33,8 +32,7 @@ def load_model(folder: Path, trust: Trust = NOBODY) -> TrainedModel:
 
     Only in a folder that `trust` covers may the description name any function: its plan did.
     """
-    folder = folder.absolute()
-    bring_all(folder)
+    folder = fetched(folder.absolute())
     if not (folder / DESCRIPTION).is_file() or not (folder / WEIGHTS).is_file():
         raise PlanError(f"`{folder}` holds no model: `{DESCRIPTION}` and `{WEIGHTS}` are expected there")
     if trust.covers(folder):
