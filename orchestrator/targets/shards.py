@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from torch import Tensor
 
 from raydistill.errors import StoreError
+from raydistill.runs.claims import is_there
 from raydistill.runs.files import atomic_write, make_folder, read_json, sha256_file, write_json
 from raydistill.runs.mirror import glance, remove, send
 
@@ -153,21 +154,14 @@ class ShardWriter:
         """The shard of this number, if somebody has written it."""
         try:
             path = self._receipt_path(index)
-            if self._is_shared:
-                glance(path)
+            glance(path)
             receipt = Receipt.model_validate(read_json(path))
         except (StoreError, ValidationError):
             return None  # nothing to go by: the rows are written again
         file, rows = self.layout.file(index), len(self.rows_of(index))
         same = (receipt.identity, receipt.rows_per_shard) == (self.layout.identity, self.rows_per_shard)
         is_this = (receipt.shard.file, receipt.shard.rows) == (file, rows)
-        return receipt.shard if same and is_this and self._is_there(file) else None
-
-    def _is_there(self, file: str) -> bool:
-        """Whether a shard's file is on this machine, or on another that made it for us too."""
-        if self._is_shared and not (self.folder / file).is_file():
-            glance(self.folder / file)
-        return (self.folder / file).is_file()
+        return receipt.shard if same and is_this and is_there(self.folder / file) else None
 
     def verify(self, index: int) -> bool:
         """Whether a shard is there, and its bytes are those that were written."""
