@@ -236,7 +236,10 @@ def _about_key(key: str, groups: Mapping[str, Mapping[str, Topic]]) -> Iterator[
 
 
 def _option(key: str, kind: type[BaseModel], value: FieldInfo) -> Option:
-    default = None if value.is_required() else _shown(value.get_default(call_default_factory=True))
+    usual = value.get_default(
+        call_default_factory=True, validated_data={}
+    )  # of what follows other options too
+    default = None if value.is_required() else _shown(usual)
     bounds = ", ".join(bound for item in value.metadata if (bound := _bound(item)))
     written = "; ".join(part for part in (_type(_annotation(value)), bounds) if part)
     return Option(key, written, default, " ".join(description(kind, key).split()))

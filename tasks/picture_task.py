@@ -32,6 +32,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+LEAST_SEEN = 0.25
+"""Of a square picture, the part below which a survey warns that the centre that is cut out is small."""
+
+
+def usual_resize(image_size: int) -> int:
+    """The shorter side before the centre is cut out, in the proportion of ImageNet's 224 of 256."""
+    return round(image_size * 256 / 224)
+
 
 class PictureCache(BaseModel):
     """Pictures are decoded once, scaled, and packed into one file, which takes 3 bytes per pixel.
@@ -58,8 +66,9 @@ class PictureTask(Task):
 
     image_size: int = Field(default=224, ge=1)
     """Height and width of an input in pixels."""
-    resize: int = Field(default=256, ge=1)
-    """Without a view: the shorter side is scaled to this before the centre is cut out."""
+    resize: int = Field(ge=1, default_factory=lambda given: usual_resize(given.get("image_size", 224)))
+    """Without a view: the shorter side is scaled to this before the centre is cut out; left out, 8/7 of `image_size`,
+    so 256 for 224."""
     smallest_area: float = Field(default=0.08, gt=0, le=1)
     """Smallest part of the picture a random crop takes."""
     workers: int = Field(default=2, ge=0)
@@ -209,7 +218,7 @@ class PictureTask(Task):
         from raydistill.tasks.survey import Survey
 
         counts = super().survey().counts
-        found = list(self.left_out())
+        found = [*self.left_out(), *self._cut_off()]
         looks: dict[str, dict[str, Look]] = {}
         for split, part in self.samples().items():
             looks[split] = self._look(part)
@@ -217,6 +226,18 @@ class PictureTask(Task):
                 self.part_name(split), looks[split], len(part.ids), self.on_error, self.image_size
             )
         return Survey(counts, by_weight([*found, *shared(looks)]))
+
+    def _cut_off(self) -> Iterator[Finding]:
+        """That little is seen of a picture, which a `resize` of another `image_size` does without a word."""
+        from raydistill.tasks.survey import Finding
+
+        if (share := (self.image_size / self.resize) ** 2) < LEAST_SEEN:
+            yield Finding(
+                "warning",
+                f"validation and test see the middle {share:.1%} of a square picture: `image_size` {self.image_size} is"
+                f" cut out after the shorter side was scaled to `resize` {self.resize}; leave `resize` out, which is"
+                f" {usual_resize(self.image_size)} then",
+            )
 
     def _look(self, part: Arrays, most: int | None = None) -> dict[str, Look]:
         from raydistill.tasks.picture_survey import MOST, look_at

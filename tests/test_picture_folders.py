@@ -289,3 +289,22 @@ def test_the_reader_is_part_of_what_names_decoded_pixels(
     shards.load()
     assert shards.content() != content
     assert len(set((tmp_path / ".pixels").iterdir()) - laid_out) == 4
+
+
+@pytest.mark.parametrize(("image_size", "resize"), [(224, 256), (112, 128), (32, 37), (8, 9), (1, 1)])
+def test_as_much_of_a_picture_is_seen_at_every_size_of_the_input(
+    folder: Path, image_size: int, resize: int
+) -> None:
+    usual = ImageFolder(folder=folder, image_size=image_size)
+    assert usual.resize == resize
+    assert usual.identity() == ImageFolder(folder=folder, image_size=image_size, resize=resize).identity()
+
+
+def test_a_centre_that_is_a_small_part_of_the_picture_is_warned_of_with_the_usual_size(folder: Path) -> None:
+    (said_of_it,) = said(task(folder, image_size=32, resize=256), "warning")
+    assert said_of_it == (
+        "validation and test see the middle 1.6% of a square picture: `image_size` 32 is cut out after the shorter side"
+        " was scaled to `resize` 256; leave `resize` out, which is 37 then"
+    )
+    assert said(task(folder, image_size=32, resize=64), "warning") == []
+    assert said(ImageFolder(folder=folder, image_size=32, workers=0, validation_fraction=0), "warning") == []
