@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from raydistill.errors import StageError as StageError
     from raydistill.errors import StageStopped as StageStopped
     from raydistill.errors import StoreError as StoreError
+    from raydistill.execution.preview import DryRun as DryRun
     from raydistill.execution.preview import Preview as Preview
     from raydistill.explanation import explain as explain
     from raydistill.export import export_model as export_model
@@ -99,7 +100,7 @@ _MODULES = {
         "write_reports",
     ),
     "errors": ("DistillError", "PlanError", "StageError", "StageStopped", "StoreError"),
-    "execution.preview": ("Preview",),
+    "execution.preview": ("DryRun", "Preview"),
     "explanation": ("explain",),
     "export": ("export_model",),
     "inference.labels": ("Labelled", "Prediction"),

@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raydistill.errors import PlanError
-from raydistill.execution.preview import Preview, look_ahead
+from raydistill.execution.makespan import Room
+from raydistill.execution.preview import DryRun, estimated, look_ahead
+from raydistill.execution.ray_backend.connection import is_local
+from raydistill.execution.ray_backend.feasible import check_feasible
+from raydistill.execution.ray_backend.resources import Limit
+from raydistill.execution.ray_backend.this_machine import this_machine
 from raydistill.plan.advice import advice, shared_folders
 from raydistill.plan.load import source_of
 from raydistill.plan.order import Graph, order_stages
@@ -66,14 +71,16 @@ def dry_run(
     runs: Path | str = "runs",
     only: Iterable[str] = (),
     force: Iterable[str] = (),
+    local: bool = False,
     address: str | None = None,
     max_cpus: float | None = None,
     max_gpus: float | None = None,
-) -> list[Preview]:
-    """What `run` would do with each stage, and why; nothing is started, neither torch nor Ray is loaded.
+) -> DryRun:
+    """What `run` would do with each stage, and why: a list of a `Preview` for each, with an `estimate` of how long it
+    takes, from records of like stages. Nothing is started, neither torch nor Ray is loaded.
 
     With the `address` of a Ray cluster `PlanError` for a stage that none of its machines can run, or that needs more
-    than `max_cpus` and `max_gpus`.
+    than `max_cpus` and `max_gpus`; without one, `misfit` says that of this machine.
     """
     graph = order(plan, only)
     if graph.compares_features:
@@ -81,14 +88,23 @@ def dry_run(
 
         for line in store_sizes(graph, plan.task):
             log.warning("note: %s", line)
-    prospects = look_ahead(graph, _root(runs), plan.name, graph.called(force, "--force"), plan.task)
+    root, limit = _root(runs), Limit(max_cpus, max_gpus)
+    prospects = look_ahead(graph, root, plan.name, graph.called(force, "--force"), plan.task)
     if address is not None:
         from raydistill.execution.ray_backend import RayBackend
-        from raydistill.execution.ray_backend.resources import Limit
 
-        with closing(RayBackend(address, limit=Limit(max_cpus, max_gpus))) as backend:
+        with closing(RayBackend(address, limit=limit)) as backend:
             backend.check_feasible(list(graph.nodes.values()))
-    return prospects
+            return estimated(prospects, graph, root, backend.room())
+    if not local and not is_local(address):
+        return DryRun(prospects)  # `RAY_ADDRESS` names a Ray cluster, and nobody asked to look at it
+    found = estimated(prospects, graph, root, Room((this_machine(),), limit, one_by_one=local))
+    try:
+        if not local:
+            check_feasible([one.node for one in found if not one.is_cached], [this_machine()], limit)
+    except PlanError as error:
+        found.misfit = error.message
+    return found
 
 
 def survey_labels(plan: Plan) -> "Survey | None":

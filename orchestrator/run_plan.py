@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raydistill.errors import ClusterLost, PlanError, StoreError
+from raydistill.execution.estimate import Estimator
 from raydistill.execution.overlap import OverlappedBackend
 from raydistill.execution.request import Backend
 from raydistill.execution.scheduler import run_stages
@@ -182,6 +183,11 @@ def run_on_backend(
         nonlocal found
         found = survey_plan(run.graph, nodes, backend, run.plan.task, options.root, stop)
         run.write_survey(found.to_dict())
+        if not found.errors:
+            estimator = Estimator(run.graph, options.root, backend.room())
+            run.estimate = estimator.of({node.name: estimator.seconds(node.name) for node in nodes}).to_dict()
+            run.left = progress.left
+            progress.expect(estimator)
         return found.errors_of(nodes)
 
     with (

@@ -11,7 +11,8 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.table import Table
 
-from raydistill.execution.preview import Preview
+from raydistill.execution.estimate import Estimate, Estimator
+from raydistill.execution.preview import DryRun, Preview
 from raydistill.kinds.stage_bases import TrainingConfig
 from raydistill.kinds.training import AlsoConfig
 from raydistill.metrics import Accuracy, Errors, Metric, Samples
@@ -19,7 +20,7 @@ from raydistill.plain import escape, say
 from raydistill.plan.config import configs_in
 from raydistill.plan.order import Graph
 from raydistill.plan.sources import unseen_sources
-from raydistill.runs.pace import Pace, Standing
+from raydistill.runs.pace import Pace, Standing, duration
 from raydistill.runs.placement import here
 from raydistill.runs.plan_run import NodeState
 from raydistill.runs.run_files import ResultsFile
@@ -72,6 +73,17 @@ def prospects_table(prospects: Sequence[Preview]) -> Table:
             escape(prospect.reason),
         )
     return table
+
+
+def estimate_lines(found: DryRun) -> list[str]:
+    """What a dry run says below the table: how many stages run side by side, and how long all of it takes."""
+    estimate = found.estimate
+    if found.misfit:
+        return [f"this machine alone cannot run it: {escape(found.misfit)}"]
+    if estimate is None or estimate.side_by_side is None or not estimate.stages:
+        return []
+    many = f"at most {estimate.side_by_side} stages run" if estimate.side_by_side > 1 else "one stage runs"
+    return [f"{many} at a time{f'; all of it takes {estimate}' if str(estimate) else ''}"]
 
 
 def unseen_lines(prospects: Sequence[Preview], task: Task) -> list[str]:
@@ -203,6 +215,9 @@ class Progress:
         self.told: dict[str, float] = {}
         self.held_up: dict[str, list[str]] = {}
         self.started = time.monotonic()
+        self.estimator: Estimator | None = None
+        self.estimate: Estimate | None = None
+        self.estimated_until = 0.0
         self.lock = threading.Lock()
         self.over = threading.Event()
         self.teller = threading.Thread(target=self._tell, name="progress", daemon=True)
@@ -240,6 +255,23 @@ class Progress:
             text = state.error or state.note
             took = f" in {state.seconds:.1f} s" if state.status == "done" else ""
             self._line(name, f"{state.phase}{took}{_on(state)}{': ' + text if text else ''}")
+
+    def expect(self, estimator: Estimator) -> None:
+        """Say from now on how long all of it will take; where nothing is known, nothing."""
+        self.estimator = estimator
+        if text := str(self.left()):
+            self._line("all stages", f"take {text}")
+
+    def left(self) -> Estimate | None:
+        """What is left of the run. Looked at anew once a second, in a large graph for a tenth of the time at most."""
+        now = time.monotonic()
+        if self.estimator is not None and now >= self.estimated_until:
+            with self.lock:
+                states = dict(self.states)
+                standings = {name: pace.standing() for name, pace in self.paces.items()}
+            self.estimate = self.estimator.left(states, standings)
+            self.estimated_until = now + max(1.0, 10 * (time.monotonic() - now))
+        return self.estimate
 
     def _follow(self, name: str, state: NodeState) -> None:
         self.paces.pop(name, None)
@@ -290,12 +322,16 @@ class Progress:
                 f"{state.seconds + running:.0f}",
                 _epochs(standing),
                 "" if standing.loss is None else f"{standing.loss:.3g}",
-                _duration(standing.seconds_left),
+                duration(standing.seconds_left),
                 escape(state.error or state.note),
             )
         counts = Counter(state.phase.partition(",")[0] for state in states.values())
         summary = "  ".join(f"{count} {phase}" for phase, count in counts.items())
-        table.add_row(f"[dim]{summary}[/]", "", f"[dim]{time.monotonic() - self.started:.0f}[/]")
+        left = self.left()
+        about, _, of = str(left or "").partition(", ")
+        table.add_row(
+            f"[dim]{summary}[/]", "", f"[dim]{time.monotonic() - self.started:.0f}[/]", "", "", about, of
+        )
         return table
 
 
@@ -342,7 +378,7 @@ def _on(state: NodeState) -> str:
 
 def _reached(standing: Standing) -> tuple[str, ...]:
     """How far a stage is, in words; empty ones for what is not known."""
-    epochs, left = _epochs(standing), _duration(standing.seconds_left)
+    epochs, left = _epochs(standing), duration(standing.seconds_left)
     return (
         f"epoch {epochs}" if epochs else "",
         "" if standing.loss is None else f"loss {standing.loss:.3g}",
@@ -352,12 +388,3 @@ def _reached(standing: Standing) -> tuple[str, ...]:
 
 def _epochs(standing: Standing) -> str:
     return "" if standing.epoch is None else f"{standing.epoch} of {standing.epochs}"
-
-
-def _duration(seconds: float | None) -> str:
-    """Seconds as a person reads them; empty when they are not known."""
-    if seconds is None:
-        return ""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

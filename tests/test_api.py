@@ -116,6 +116,28 @@ def test_a_second_run_starts_nothing_and_a_dry_run_says_so(root: Path) -> None:
     assert states["teacher"] == "cached"
 
 
+def test_a_dry_run_estimates_from_the_records_of_earlier_runs(root: Path) -> None:
+    plan = raydistill.build_plan(VALUES)
+    taken = raydistill.open_run("small", runs=root)["student"].seconds
+    longer = raydistill.override_plan(plan, {"stages.student.epochs": 6, "stages.student.seed": 9})
+    found = raydistill.dry_run(longer, runs=root, local=True)
+    assert found.estimate is not None
+    assert found.estimate.seconds == pytest.approx(3 * taken)
+    assert (found.estimate.known, found.estimate.stages, found.estimate.side_by_side) == (1, 1, 1)
+    assert [one.seconds for one in found if one.is_cached] == [None] * (len(found) - 1)
+    wider = raydistill.override_plan(plan, {"stages.student.student.widths": [9]})
+    unknown = raydistill.dry_run(wider, runs=root, local=True).estimate
+    assert unknown is not None
+    assert (unknown.known, unknown.seconds) == (0, None)
+
+
+def test_a_dry_run_says_what_this_machine_has_no_room_for(tmp_path: Path) -> None:
+    plan = raydistill.build_plan(VALUES, {"stages.teacher.resources": {"cpus": 9999.0}})
+    found = raydistill.dry_run(plan, runs=tmp_path)
+    assert "stage `teacher` asks for 9999 CPUs" in found.misfit
+    assert not raydistill.dry_run(raydistill.build_plan(VALUES), runs=tmp_path).misfit
+
+
 def test_a_model_takes_raw_pictures_and_says_what_the_evaluation_saw(root: Path) -> None:
     run, task = raydistill.open_run("small", runs=root), raydistill.build_plan(VALUES).task
     test = task.load().test

@@ -21,7 +21,7 @@ from raydistill.cli.options import (
 from raydistill.cli.then import Ending, followed_by, then_option, without_then
 
 if TYPE_CHECKING:
-    from raydistill import Plan, Preview, RunView
+    from raydistill import DryRun, Plan, RunView
 
 
 @click.command()
@@ -61,12 +61,22 @@ def run(
                 runs=root,
                 only=only,
                 force=force,
+                local=local,
                 address=on_cluster,
                 max_cpus=max_cpus,
                 max_gpus=max_gpus,
             )
         if as_json:
-            echo_json({"plan": plan.name, "stages": [prospect.to_dict() for prospect in prospects]})
+            estimate = prospects.estimate.to_dict() if prospects.estimate else None
+            stages = [prospect.to_dict() for prospect in prospects]
+            echo_json(
+                {
+                    "plan": plan.name,
+                    "stages": stages,
+                    "estimate": estimate,
+                    "misfit": prospects.misfit or None,
+                }
+            )
         else:
             _print_prospects(prospects, plan)
         return
@@ -135,11 +145,12 @@ def _note(ending: Ending, view: "RunView") -> None:
     ending.status, ending.folder, ending.error = view.status, view.folder, next(errors, "")
 
 
-def _print_prospects(prospects: "list[Preview]", plan: "Plan") -> None:
+def _print_prospects(prospects: "DryRun", plan: "Plan") -> None:
     from raydistill import survey_labels
     from raydistill.terminal import (
         class_table,
         console,
+        estimate_lines,
         finding_lines,
         prospects_table,
         unlabelled_lines,
@@ -157,6 +168,8 @@ def _print_prospects(prospects: "list[Preview]", plan: "Plan") -> None:
     counts += [f"{states['judge']} to judge"] * (states["judge"] > 0)
     counts += [f"{states['not needed']} not needed"] * (states["not needed"] > 0)
     out.print(f"\n{len(prospects)} stage{'s' * (len(prospects) != 1)}: {', '.join(counts)}")
+    for line in estimate_lines(prospects):
+        out.print(line, soft_wrap=True)
     lines = [*found, *unlabelled_lines(prospects, plan.task.unlabelled), *unseen_lines(prospects, plan.task)]
     for line in lines:
         out.print(line, soft_wrap=True)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from raydistill.errors import PlanError
+from raydistill.execution.makespan import Room
+from raydistill.execution.ray_backend.resources import WHOLE, Resources
 from raydistill.execution.request import Outcome, StageRequest
 from raydistill.execution.run_stage import run_stage
 from raydistill.plan.order import Node
@@ -37,6 +39,12 @@ class LocalBackend:
                     f"stage `{node.name}` learns from `{node.peers[0]}` while both train, but with `--local` stages"
                     " run one after another; leave `--local` out, or take `train_peers`: peers in one process"
                 )
+
+    def room(self) -> Room:
+        """This process, for one stage at a time."""
+        import torch
+
+        return Room((Resources(gpus=WHOLE * torch.cuda.is_available()),), one_by_one=True)
 
     def try_start(self, request: StageRequest) -> bool:
         """Take one stage; `wait` runs it."""

@@ -4,6 +4,7 @@ where torch is loaded, can do next for less than a new process could."""
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from raydistill.execution.makespan import Room
 from raydistill.execution.request import Backend, Outcome, StageRequest
 from raydistill.plan.order import Node
 from raydistill.runs.placement import Placement
@@ -25,6 +26,10 @@ class OverlappedBackend:
     def check_feasible(self, nodes: Sequence[Node]) -> None:
         """As the back end does."""
         self._backend.check_feasible(nodes)
+
+    def room(self) -> Room:
+        """As the back end's."""
+        return self._backend.room()
 
     def try_start(self, request: StageRequest) -> bool:
         """Start a stage with what follows it."""

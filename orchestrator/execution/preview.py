@@ -1,12 +1,14 @@
 """What a run would do: for every node whether its result is there, and if not, why not."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from raydistill.errors import StoreError
+from raydistill.execution.estimate import Estimate, Estimator
+from raydistill.execution.makespan import Room
 from raydistill.execution.needed import WHY_NOT, not_needed
 from raydistill.plan.fingerprint import DATA_CHANGED, differences
 from raydistill.plan.order import Graph, Node
@@ -23,11 +25,12 @@ SHOWN = 3
 @dataclass(frozen=True)
 class Preview:
     """One node: `cached`, `new`, to `judge` because its model is there and the test split another, or `not needed`;
-    and why."""
+    and why. `seconds`: about how long a new one takes; None when no record tells."""
 
     node: Node
     state: Literal["cached", "new", "judge", "not needed"]
     reason: str = ""
+    seconds: float | None = None
 
     @property
     def is_cached(self) -> bool:
@@ -45,7 +48,29 @@ class Preview:
             "folder": self.node.folder,
             "state": self.state,
             "reason": self.reason,
+            "seconds": self.seconds,
         }
+
+
+class DryRun(list[Preview]):
+    """Every node, and of those that are to run an `estimate`: None where the machines are not known. `misfit` says why
+    these have no room for one of them."""
+
+    estimate: Estimate | None = None
+    misfit: str = ""
+
+
+def estimated(prospects: Sequence[Preview], graph: Graph, root: Path, room: Room) -> DryRun:
+    """With what the stages that are to run take there."""
+    estimator = Estimator(graph, root, room)
+    found = DryRun(
+        replace(prospect, seconds=estimator.seconds(prospect.node.name))
+        if prospect.state == "new"
+        else prospect
+        for prospect in prospects
+    )
+    found.estimate = estimator.of({one.node.name: one.seconds for one in found if not one.is_cached})
+    return found
 
 
 def look_ahead(

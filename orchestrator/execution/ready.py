@@ -26,7 +26,7 @@ class ReadyStages:
         for name, node in graph.nodes.items():
             for read in node.reads:
                 self._readers[read].append(name)
-        self._rank = _ranks(graph)
+        self._rank = ranks(graph)
         self._names = {rank: name for name, rank in self._rank.items()}
         self._queues: dict[ResourcesConfig, list[tuple[float, int]]] = {}
         self._queued: set[str] = set()
@@ -104,7 +104,7 @@ class ReadyStages:
         return shape
 
 
-def _ranks(graph: Graph) -> dict[str, tuple[float, int]]:
+def ranks(graph: Graph) -> dict[str, tuple[float, int]]:
     """Ranks by the epochs of the longest chain that begins with a stage, the most first; then by the graph's order."""
     below = dict.fromkeys(graph.nodes, 0.0)
     for name in reversed(list(graph.nodes)):

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from raydistill.execution.makespan import Room
 from raydistill.plan.order import Graph, Node
 from raydistill.plan.resources import ResourcesConfig
 from raydistill.runs.mirror import open_storage, storage_name
@@ -75,6 +76,10 @@ class Backend(Protocol):
 
     def check_feasible(self, nodes: Sequence[Node]) -> None:
         """`PlanError` when a node asks for more than the machines will ever have."""
+        ...
+
+    def room(self) -> Room:
+        """The machines on which stages run, all of them idle, and how much of them may be held."""
         ...
 
     def try_start(self, request: StageRequest) -> bool:

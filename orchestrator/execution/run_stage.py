@@ -69,6 +69,7 @@ def run_stage(
         _logging_to(folder.path / LOG, enabled=rank == 0),
     ):
         try:
+            context.is_continued = folder.is_begun()
             write_place(folder.path, request.attempt, rank, node_id)
             _set_threads(request)
             log.info("started (attempt %s, rank %d of %d, %s)", request.attempt, rank, world, device)
@@ -141,6 +142,8 @@ def _finish(request: StageRequest, context: StageContext, metrics: dict[str, flo
         workers=trained.workers if trained else context.world,
         nodes=_nodes(request, context),
         attempts=request.number,
+        reserved=trained.reserved if trained else _reserved(request, context),
+        continued=trained.continued if trained else context.is_continued,
     )
     context.folder.write_record(record)
     for tidy_up in context.when_done:
@@ -159,6 +162,18 @@ def _nodes(request: StageRequest, context: StageContext) -> tuple[str, ...]:
     return nodes_of(read_places(context.folder.path, request.attempt, context.world))
 
 
+def _reserved(request: StageRequest, context: StageContext) -> dict[str, float]:
+    """What the workers of an attempt hold together; of workers that come and go, those that came."""
+    workers = context.world
+    if request.workers_come_and_go and workers > 1:
+        workers = max(1, len(read_places(context.folder.path, request.attempt, context.world)))
+    gpus = 1.0 if request.shape.gpus is None else request.shape.gpus
+    return {
+        "cpus": round(request.shape.cpus * workers, 4),
+        "gpus": 0.0 if context.device == "cpu" else round(gpus * workers, 4),
+    }
+
+
 def _fail(request: StageRequest, context: StageContext, error: Exception, seconds: float) -> Outcome:
     summary = summary_of(error)
     record = Record(
@@ -172,6 +187,8 @@ def _fail(request: StageRequest, context: StageContext, error: Exception, second
         workers=context.world,
         nodes=_nodes(request, context),
         attempts=request.number,
+        reserved=_reserved(request, context),
+        continued=context.is_continued,
         warnings=tuple(context.warnings),
         error=summary,
         traceback=traceback.format_exc(),

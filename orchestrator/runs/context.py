@@ -74,6 +74,7 @@ class StageContext:
     sees_test: bool = True
     is_untested: bool = False
     is_judged: bool = False
+    is_continued: bool = False
     on_report: Callable[[Mapping[str, float]], None] | None = None
     when_done: list[Callable[[], None]] = field(default_factory=list)
     payload: set[str] = field(default_factory=set)

@@ -22,6 +22,7 @@ from raydistill.runs.files import (
 from raydistill.runs.mirror import mirror_of, release_readers
 from raydistill.runs.record import Record
 from raydistill.runs.remote_stage import remote_stage
+from raydistill.runs.stage_files import ATTEMPT
 from raydistill.runs.stage_files import CHECKPOINT as CHECKPOINT
 from raydistill.runs.stage_files import CONFIG as CONFIG
 from raydistill.runs.stage_files import LOG as LOG
@@ -31,6 +32,7 @@ from raydistill.runs.stage_files import STAMPS as STAMPS
 
 # From a file, it becomes part of a path and of a pattern: `../..` would lead out of the root, `*` to any stage.
 FINGERPRINT = re.compile(r"[0-9a-f]{12}")
+BEGINNING = frozenset({CONFIG, LOG, ATTEMPT, STAMPS, RECORD})
 
 
 def predictions_of(split: str) -> str:
@@ -256,6 +258,15 @@ class StageFolder:
                 if path.name.startswith("lease"):
                     continue
                 _remove(path)
+
+    def is_begun(self) -> bool:
+        """Whether there is more in it than what an attempt begins with: something of the result."""
+        with store_errors(self.path, "look into the folder"):
+            return any(
+                path.name not in BEGINNING
+                and not path.name.startswith(("lease", "place-rank", "stacks-rank", "."))
+                for path in self.path.iterdir()
+            )
 
     def unfinish(self) -> None:
         """Make the folder unfinished work again: no record, and nothing half-written by a process that died."""

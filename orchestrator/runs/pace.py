@@ -72,3 +72,12 @@ class Pace:
         seconds_per_step = (last.time - first.time) / (last.step - first.step)
         left = (self._epochs * self._steps_per_epoch - last.step) * seconds_per_step
         return max(0.0, left - (self._clock() - last.time))
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as a person reads them; empty when they are not known."""
+    if seconds is None:
+        return ""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -7,10 +7,10 @@ import shutil
 import statistics
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
@@ -69,6 +69,14 @@ class NodeState:
         return self.status
 
 
+class Estimated(Protocol):
+    """How long something will take."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        ...
+
+
 class PlanRun:
     """`runs/plans/<plan name>/<run id>/`: plan.yaml, graph.json, results.json; later the report and plots."""
 
@@ -83,6 +91,8 @@ class PlanRun:
         self.mlflow: dict[str, Any] = {}
         self.results: dict[str, Any] = {}
         self.remarks: list[dict[str, Any]] = []
+        self.estimate: dict[str, Any] | None = None
+        self.left: Callable[[], Estimated | None] = lambda: None
         self._records: dict[str, Record | None] = {}
 
     def begin(self) -> None:
@@ -119,6 +129,10 @@ class PlanRun:
             "stages": self._stages(states),
             "mlflow": self.mlflow,
         }
+        if self.estimate is not None:
+            self.results["estimate"] = self.estimate
+        if status == "running" and (left := self.left()) is not None:
+            self.results["left"] = {**left.to_dict(), "at": round(time.time(), 3)}
         write_json(self.folder / RESULTS, self.results)
         send(self.folder / RESULTS)
 

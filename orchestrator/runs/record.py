@@ -59,6 +59,9 @@ class Record(BaseModel):
     `workers` is how many processes side by side made it, `nodes` where, `attempts` how often this run began it; None
     and empty in records that are older. Other numbers of workers, as on `--local`, make the same batches and add up
     the same gradients in another order: the result differs by rounding.
+
+    `reserved` are the `cpus` and `gpus` that all workers together held for `seconds`. One that is `continued` went on
+    from a checkpoint, or from what an earlier attempt had made: `seconds` are those of the last attempt alone.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -80,9 +83,15 @@ class Record(BaseModel):
     workers: int | None = None
     nodes: tuple[str, ...] = ()
     attempts: int | None = None
+    reserved: dict[str, float] = {}
+    continued: bool = False
     warnings: tuple[str, ...] = ()
     error: str | None = None
     traceback: str | None = None
+
+    def hours(self, resource: str) -> float | None:
+        """Hours of `cpus` or `gpus` that making it took; None where nobody wrote down what it held."""
+        return self.seconds * self.reserved[resource] / 3600 if resource in self.reserved else None
 
     def is_judged_on(self, test: str) -> bool:
         """Whether its test metrics, if it has to have any, are about this test split."""

@@ -91,6 +91,16 @@ class TaskEntry(FromFile):
     test: int | None = None
 
 
+class EstimateEntry(FromFile):
+    """How long the `stages` that were to run would take, when the run began, as far as `known` ones of them told; None
+    where none did. At most `side_by_side` run at the same time."""
+
+    stages: int
+    known: int
+    seconds: Seconds | None = None
+    side_by_side: int | None = None
+
+
 class ResultsFile(FromFile):
     """`results.json`, which is replaced while the run goes on."""
 
@@ -101,6 +111,7 @@ class ResultsFile(FromFile):
     task: TaskEntry = TaskEntry()
     survey: tuple[StoredRemark, ...] = ()
     stages: dict[str, StageEntry] = {}
+    estimate: EstimateEntry | None = None
     mlflow: dict[str, str | None] = {}
 
 

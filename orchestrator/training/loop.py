@@ -362,6 +362,7 @@ class _Training:
                     break
         if saved is not None:
             progress, self.best = TrainingState(**saved[0]), saved[1]
+            self.context.is_continued = True
             self.scaler.load_state_dict(progress.scaler)
             log.info("resumed at step %d", progress.step)
         if self.context.world > 1:

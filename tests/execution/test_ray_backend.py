@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from raydistill.errors import PlanError
 from raydistill.execution.ray_backend import RayBackend, attempts
 from raydistill.execution.ray_backend.failures import describe_loss
+from raydistill.execution.ray_backend.feasible import check_feasible
 from raydistill.execution.ray_backend.resources import (
     GIB,
     WHOLE,
@@ -30,7 +31,6 @@ from raydistill.execution.ray_backend.resources import (
     resources_of_machine,
     resources_of_worker,
 )
-from raydistill.execution.ray_backend.running import check_feasible
 from raydistill.execution.request import Outcome, StageRequest, build_request
 from raydistill.execution.run_stage import run_stage
 from raydistill.plan.order import Graph, order_stages

@@ -14,6 +14,7 @@ from raydistill.execution.ray_backend.connection import connect, is_local, leave
 from raydistill.runs.mirror import open_storage, storage_name
 
 if TYPE_CHECKING:
+    from raydistill.execution.makespan import Room
     from raydistill.execution.ray_backend.cluster_health import GuardedCalls
     from raydistill.execution.ray_backend.resources import Limit, Resources
     from raydistill.execution.ray_backend.running import RunningStages
@@ -56,6 +57,11 @@ class RayBackend:
         if nodes:
             stages, guarded = self._connected()
             guarded(stages.check_feasible, nodes)
+
+    def room(self) -> "Room":
+        """The Ray cluster's machines as they are now, and the limit."""
+        stages, guarded = self._connected()
+        return guarded(stages.room)
 
     def try_start(self, request: "StageRequest") -> bool:
         """Start a stage if the Ray cluster has room for it beside what runs; False leaves it waiting.

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import ray
 
-from raydistill.errors import PlanError
+from raydistill.execution.makespan import Room
 from raydistill.execution.ray_backend.attempts import (
     Attempt,
     ClaimingAttempt,
@@ -15,13 +15,12 @@ from raydistill.execution.ray_backend.attempts import (
     end_overdue,
 )
 from raydistill.execution.ray_backend.cluster_health import ClusterHealth
+from raydistill.execution.ray_backend.feasible import check_feasible
 from raydistill.execution.ray_backend.pool import WorkerPool
 from raydistill.execution.ray_backend.resources import (
-    ACCELERATOR,
     NO_LIMIT,
     Limit,
     Resources,
-    capacity,
     resources_of_machine,
     resources_of_worker,
     total,
@@ -61,6 +60,10 @@ class RunningStages:
     def check_feasible(self, nodes: Sequence[Node]) -> None:
         """`PlanError` when the machines, or the limit, have no room for a node."""
         check_feasible(nodes, machines_alive(), self._limit)
+
+    def room(self) -> Room:
+        """What a plan has to run in."""
+        return Room(tuple(machines_alive()), self._limit)
 
     def has_ray(self) -> bool:
         """Whether Ray can be asked for anything now; `ClusterLost` when it never will again."""
@@ -223,80 +226,3 @@ def machines_alive(avoided: frozenset[str] = frozenset()) -> list[Resources]:
     """What each living machine of the Ray cluster has in all, but for nodes with these ids."""
     nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in avoided]
     return [resources_of_machine(node["Resources"]) for node in nodes]
-
-
-def check_feasible(nodes: Sequence[Node], machines: list[Resources], limit: Limit = NO_LIMIT) -> None:
-    """`PlanError` when these machines, all of them idle, have no room for a node: Ray would wait for ever. Nor may a
-    node need more than the `limit`.
-
-    Nor may nodes that learn from one another have to wait for one another.
-    """
-    # Against the machines as they are now: a cluster that grows when it is asked to is not asked here.
-    names = {node.name for node in nodes}
-    for node in nodes:
-        worker = resources_of_worker(node.config.resources, map(limit.of, machines))
-        count = 1 + len(names.intersection(node.peers))
-        _check_limit(node, count, worker, limit)
-        _check_node(node, worker, machines)
-        _check_side_by_side(node, count, worker, machines)
-
-
-def _check_limit(node: Node, count: int, worker: Resources, limit: Limit) -> None:
-    """Whether `count` nodes like this one may run at the same time."""
-    needed = worker * (_fewest(node) * count)
-    if limit.of(needed) == needed:
-        return
-    several = f", and {count} of its models train side by side" if count > 1 else ""
-    raise PlanError(
-        f"stage `{node.name}` asks for {_each(_fewest(node), worker)}{several}: more than `{limit}` lets the plan hold"
-        f" at once; raise it, or lower `stages.{node.stage}.resources`"
-    )
-
-
-def _check_node(node: Node, worker: Resources, machines: list[Resources]) -> None:
-    if sum(capacity(machine, worker) for machine in machines) >= _fewest(node):
-        return
-    _check_named(node, worker, machines)
-    largest = max(machines, key=lambda machine: (capacity(machine, worker), machine.gpus, machine.cpus))
-    each = _each(_fewest(node), worker)
-    raise PlanError(
-        f"stage `{node.name}` asks for {each}, which the Ray cluster never has: its largest machine, of"
-        f" {len(machines)}, has {largest}; lower `stages.{node.stage}.resources`, or name a larger Ray cluster with"
-        " `--address`"
-    )
-
-
-def _check_named(node: Node, worker: Resources, machines: list[Resources]) -> None:
-    """Whether there are such accelerators and custom resources at all."""
-    there = {name for machine in machines for name, amount in machine.custom if amount}
-    for name, _ in worker.custom:
-        is_type = name.startswith(ACCELERATOR)
-        alike = [other for other in sorted(there) if other.startswith(ACCELERATOR) == is_type]
-        what = "accelerator" if is_type else "custom resource"
-        if name not in there:
-            known = ", ".join(f"`{other.removeprefix(ACCELERATOR)}`" for other in alike) or "none"
-            raise PlanError(
-                f"stage `{node.name}` asks for the {what} `{name.removeprefix(ACCELERATOR)}`, which no machine of the"
-                f" Ray cluster has; {what}s there: {known}; change `stages.{node.stage}.resources`, or name another Ray"
-                " cluster with `--address`"
-            )
-
-
-def _check_side_by_side(node: Node, count: int, worker: Resources, machines: list[Resources]) -> None:
-    """Whether `count` nodes like this one fit at the same time."""
-    fitting = sum(capacity(machine, worker) for machine in machines) // _fewest(node)
-    if fitting < count:
-        raise PlanError(
-            f"`{node.stage}` trains {count} models side by side, each on"
-            f" {_each(node.config.resources.workers, worker)}, but the Ray cluster has room for {fitting} at"
-            f" once; lower `stages.{node.stage}.resources`, or name a larger Ray cluster with `--address`"
-        )
-
-
-def _fewest(node: Node) -> int:
-    """With how many workers the stage runs."""
-    return 1 if node.config.workers_come_and_go else node.config.resources.workers
-
-
-def _each(workers: int, worker: Resources) -> str:
-    return f"{workers} workers of {worker} each" if workers > 1 else str(worker)
