@@ -15,6 +15,7 @@ from raydistill.runs.contrast import Contrast
 from raydistill.runs.flat import flatten, with_names
 from raydistill.runs.inventory import Inventory, StoredSearch, ended_at, size_of
 from raydistill.runs.lease import is_held
+from raydistill.runs.record import Hours
 from raydistill.runs.run_files import REPORT
 from raydistill.runs.search_formatting import called, short, shown_cost
 from raydistill.runs.search_run import TrialRecord, best_first
@@ -131,6 +132,7 @@ def stage_values(inventory: Inventory, stage: StageView) -> dict[str, Any]:
         "options": flatten(with_names(stage.config, names)),
         "finished": record.finished if record else None,
         "seconds": record.seconds if record else None,
+        "hours": asdict(record.hours) if record else None,
         "parameters": record.parameters if record else None,
         "metrics": dict(record.metrics) if record else {},
         "costs": dict(record.costs) if record else {},
@@ -149,14 +151,18 @@ def stage_values(inventory: Inventory, stage: StageView) -> dict[str, Any]:
 
 def run_values(run: RunView) -> dict[str, Any]:
     """All there is to say about a run."""
-    report = run.folder / REPORT
+    report, results = run.folder / REPORT, run.results.model_dump(mode="json")
+    for name, stage in run.stages.items():
+        results["stages"].setdefault(name, {})["hours"] = asdict(stage.hours)
     return {
         "run": run.key,
         "folder": str(run.folder),
         "report": str(report) if report.exists() else None,
         "started": run.started,
         "saved_seconds": run.saved_seconds,
-        **run.results.model_dump(mode="json"),
+        "hours": asdict(run.hours),
+        "saved_hours": asdict(run.saved_hours),
+        **results,
         "graph": run.graph.model_dump(mode="json"),
     }
 
@@ -242,7 +248,10 @@ def stage_parts(values: Mapping[str, Any]) -> Iterator[RenderableType]:
     """A stage's values for a person."""
     yield f"[bold]{escape(values['stage'])}[/] {_styled('state', values['state'])}"
     facts = ("error", "finished", "seconds", "parameters", "git commit", "folder")
-    yield values_table({key: values[key] for key in facts if values[key] is not None})
+    hours = (
+        {"hours": str(Hours(**values["hours"]))} if values["hours"] and any(values["hours"].values()) else {}
+    )
+    yield values_table({key: values[key] for key in facts if values[key] is not None} | hours)
     for key in ("task", "options", "metrics", "costs", "versions"):
         if values[key]:
             yield f"\n[bold]{key}[/]"
@@ -263,6 +272,7 @@ def run_parts(run: RunView, values: Mapping[str, Any]) -> Iterator[RenderableTyp
     facts = {
         "started": run.started,
         "seconds": run.seconds,
+        "hours": str(run.hours),
         "task": f"{task.name}, {task.num_classes} classes",
         "command": run.results.command,
         "versions": ", ".join(f"{name} {version}" for name, version in run.results.versions.items()),

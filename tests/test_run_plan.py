@@ -213,9 +213,23 @@ def test_a_run_says_how_long_what_was_cached_took_when_it_ran(bench: Bench) -> N
     first = bench.run(CHAIN)
     assert "what was cached" not in first.stdout
     for path, seconds in zip(sorted(bench.root.glob("stages/*/record.json")), (4000.0, 200.0), strict=True):
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": seconds}))
-    assert "what was cached took 1 h 10 min 00 s when it ran" in bench.run(CHAIN).stdout
-    assert json.loads(bench.run(CHAIN, "--json").stdout)["saved_seconds"] == 4200.0
+        held = {"seconds": seconds, "reserved": {"cpus": 9.0, "gpus": 0.5}}
+        path.write_text(json.dumps(json.loads(path.read_text()) | held))
+    again = bench.run(CHAIN).stdout
+    assert "what was cached took 1 h 10 min 00 s when it ran: 10 h of CPU and 0.58 h of GPU" in again
+    assert "what ran took" not in again
+    told = json.loads(bench.run(CHAIN, "--json").stdout)
+    assert told["saved_seconds"] == 4200.0
+    assert told["saved_hours"] == pytest.approx({"cpus": 10.5, "gpus": 2100 / 3600})
+    assert told["hours"] == {"cpus": 0.0, "gpus": 0.0}
+
+
+def test_hours_are_what_a_stage_held_times_how_long(bench: Bench) -> None:
+    told = json.loads(bench.run(CHAIN, "--json", "--set", "stages.teacher.resources={cpus: 3.0}").stdout)
+    stages = told["stages"]
+    assert stages["teacher"]["hours"]["cpus"] == pytest.approx(3 * stages["teacher"]["seconds"] / 3600)
+    assert told["hours"]["cpus"] == pytest.approx(sum(stage["hours"]["cpus"] for stage in stages.values()))
+    assert told["hours"]["gpus"] == 0
 
 
 TELLING = 'printf "%s|%s|%s|%s" "$RAYDISTILL_STATUS" "$RAYDISTILL_EXIT_CODE" "$RAYDISTILL_FOLDER" "$RAYDISTILL_ERROR"'

@@ -134,8 +134,11 @@ def _print_results(plan: "Plan", view: "RunView") -> None:
     report = view.folder / "report.html"
     where = f"; report: {shown_path(report)}" if report.exists() else ""
     click.echo(f"\n{view.status} in {view.seconds:.1f} s{where}")
+    if view.hours:
+        click.echo(f"what ran took {view.hours}")
     if saved := view.saved_seconds:
-        click.echo(f"what was cached took {duration(saved)} when it ran")
+        hours = f": {view.saved_hours}" if view.saved_hours else ""
+        click.echo(f"what was cached took {duration(saved)} when it ran{hours}")
     _print_usage(plan, view)
 
 

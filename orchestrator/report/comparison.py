@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from raydistill.metrics import Accuracy, CalibrationError, Errors, Metric, Samples
+from raydistill.runs.record import Hours
 from raydistill.runs.view import RunView, StageView
 
 ROLES = ("teacher", "ensemble", "committee", "assistant", "student", "baseline", "model")
@@ -81,6 +82,13 @@ class Competitor:
         """What the trainings of the replicas cost: `seconds_per_step`, `peak_bytes` or `trained_parameters`."""
         found = [result.record.costs.get(name, math.nan) for result in self.results if result.record]
         return spread([cost for cost in found if math.isfinite(cost)])
+
+    @property
+    def hours(self) -> Hours:
+        """Of CPU and GPU that making one of its replicas took, on average; what it learned from is not counted."""
+        held = sum((result.hours for result in self.results), Hours())
+        count = max(1, len(self.results))
+        return Hours(held.cpus / count, held.gpus / count)
 
     @property
     def multiply_adds(self) -> int | None:

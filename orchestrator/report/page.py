@@ -100,7 +100,11 @@ def _facts(summary: RunSummary) -> list[str]:
     sizes = [f"{formatting.whole(size)} {split}" for split, size in splits.items() if size]
     about = f"task {task.name}, {task.num_classes or '?'} classes"
     facts = [f"Run {run.run_id}", formatting.elapsed(run.seconds), about]
-    return [*facts, f"{' / '.join(sizes)} samples"] if sizes else facts
+    facts += [f"{' / '.join(sizes)} samples"] if sizes else []
+    facts += [f"what ran took {run.hours}"] if run.hours else []
+    saved = f"what was cached took {formatting.elapsed(run.saved_seconds)} when it ran"
+    facts += [f"{saved}: {run.saved_hours}"] if run.saved_hours else [saved] if run.saved_seconds else []
+    return facts
 
 
 def _adjusted(summary: RunSummary) -> dict[str, Any]:

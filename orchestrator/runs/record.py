@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat
@@ -11,6 +12,29 @@ from raydistill.metrics import Better, Form, Metric, Samples
 # torch puts a worker's whole traceback into the message of an error of the same class.
 LOADER = re.compile(r"Caught \w+ in DataLoader worker process \d+")
 CAUSE = re.compile(r"^(?P<all>[A-Za-z_][\w.]*: (?P<text>.*))", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Hours:
+    """Hours of CPU and GPU that were held, whatever was done with them."""
+
+    cpus: float = 0.0
+    gpus: float = 0.0
+
+    @classmethod
+    def of(cls, reserved: Mapping[str, float], seconds: float) -> Self:
+        """Of so many `cpus` and `gpus`, held for some seconds."""
+        return cls(*(reserved.get(name, 0.0) * seconds / 3600 for name in ("cpus", "gpus")))
+
+    def __add__(self, other: "Hours") -> "Hours":
+        return Hours(self.cpus + other.cpus, self.gpus + other.gpus)
+
+    def __bool__(self) -> bool:
+        return self.cpus + self.gpus > 0
+
+    def __str__(self) -> str:
+        held = ((self.cpus, "CPU"), (self.gpus, "GPU"))
+        return " and ".join(f"{_hours(amount)} of {noun}" for amount, noun in held if amount)
 
 
 class OwnMetric(BaseModel):
@@ -89,9 +113,10 @@ class Record(BaseModel):
     error: str | None = None
     traceback: str | None = None
 
-    def hours(self, resource: str) -> float | None:
-        """Hours of `cpus` or `gpus` that making it took; None where nobody wrote down what it held."""
-        return self.seconds * self.reserved[resource] / 3600 if resource in self.reserved else None
+    @property
+    def hours(self) -> Hours:
+        """What making it took; nothing where nobody wrote down what it held."""
+        return Hours.of(self.reserved, self.seconds)
 
     def is_judged_on(self, test: str) -> bool:
         """Whether its test metrics, if it has to have any, are about this test split."""
@@ -109,6 +134,11 @@ class Record(BaseModel):
     def judged_splits(self) -> tuple[str, ...]:
         """The splits on which a model was judged."""
         return tuple(split for split in ("validation", "test") if Samples.on(split) in self.metrics)
+
+
+def _hours(amount: float) -> str:
+    """As precise as anybody wants to know: 340 h, 2.3 h, 0.05 h."""
+    return "less than 0.01 h" if amount < 0.01 else f"{amount:,.0f} h" if amount >= 10 else f"{amount:.2g} h"
 
 
 def summary_of(error: BaseException) -> str:

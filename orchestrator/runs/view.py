@@ -19,7 +19,7 @@ from raydistill.plan.stage import StageConfig
 from raydistill.runs.files import parse_json, read_as, read_text
 from raydistill.runs.folder import CONFIG, METRICS, RECORD, StageFolder, predictions_of
 from raydistill.runs.mirror import bring_all
-from raydistill.runs.record import Record
+from raydistill.runs.record import Hours, Record
 from raydistill.runs.remote_stage import refresh_stages
 from raydistill.runs.run_files import (
     GRAPH,
@@ -80,6 +80,13 @@ class StageView:
         """Of its work; of a cached stage those that it once took."""
         is_known = self.record is not None and self.status in WITH_RESULT
         return self.record.seconds if self.record and is_known else self.entry.seconds
+
+    @property
+    def hours(self) -> Hours:
+        """Of CPU and GPU that it took, attempts that were lost included; of a cached stage those that it once took."""
+        if self.record is None or self.status == "cached":
+            return self.record.hours if self.record else Hours()
+        return Hours.of(self.record.reserved, self.entry.seconds)
 
     @property
     def error(self) -> str | None:
@@ -206,12 +213,24 @@ class RunView:
     def saved_seconds(self) -> float:
         """How long the stages whose results were there already took when they ran, on whatever machines; each once,
         however many names it has."""
-        cached = {
-            stage.folder.path: stage.record.seconds
-            for stage in self.stages.values()
-            if stage.status == "cached" and stage.record is not None
-        }
-        return sum(cached.values())
+        return sum(record.seconds for record in self._saved)
+
+    @property
+    def saved_hours(self) -> Hours:
+        """The same in hours of CPU and GPU, as far as they were noted."""
+        return sum((record.hours for record in self._saved), Hours())
+
+    @property
+    def _saved(self) -> list[Record]:
+        stages = self.stages.values()
+        cached = {stage.folder.path: stage.record for stage in stages if stage.status == "cached"}
+        return [record for record in cached.values() if record is not None]
+
+    @property
+    def hours(self) -> Hours:
+        """Of CPU and GPU that the stages held that ended in this run; those that were interrupted left no record."""
+        ran = (stage.hours for stage in self.stages.values() if stage.status in ("done", "failed"))
+        return sum(ran, Hours())
 
     @property
     def key(self) -> str:
@@ -265,6 +284,8 @@ class RunView:
                 "role": stage.role,
                 "status": stage.status,
                 "seconds": stage.seconds,
+                "cpu_hours": stage.hours.cpus,
+                "gpu_hours": stage.hours.gpus,
                 "parameters": stage.parameters,
                 **stage.metrics,
             }

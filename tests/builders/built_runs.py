@@ -179,6 +179,7 @@ def finish_stage(
     warnings: Sequence[str] = (),
     seconds: float = 12.0,
     finished: float = START,
+    reserved: Mapping[str, float] | None = None,
 ) -> None:
     """Record, curves, predictions and other `files` (text or tensors) of a stage that ended; with an `error` it failed.
 
@@ -218,6 +219,7 @@ def finish_stage(
             status="failed" if error else "done",
             seconds=seconds,
             finished=finished,
+            reserved=dict(reserved or {}),
             metrics=measured,
             parameters=parameters,
             costs=dict(costs or {}),

@@ -59,6 +59,22 @@ def test_rivals_are_ordered_by_errors_and_measured_against_plain_training(
     ]
 
 
+def test_hours_are_of_one_replica_and_gpus_have_a_column_where_any_was_held(
+    tmp_path: Path, fake_run: Callable[..., Any]
+) -> None:
+    run = fake_run(tmp_path)
+    held = {"cpus": 4.0, "gpus": 0.0}
+    run.stage("plain", role="baseline", parameters=1000, errors=50, costs=COST, reserved=held)
+    run.stage("old", "distill", role="student", parameters=1000, errors=45, costs=COST)
+    for index in range(2):
+        more = held | {"gpus": float(index)}  # 1.5 s each: entries of this run
+        run.stage(
+            f"soft.{index}", "distill", role="student", parameters=1000, errors=40, costs=COST, reserved=more
+        )
+    found = {row[0]: row[-2:] for row in rows(section(run))}
+    assert found == {"soft  ×2": ["0.0017", "0.00021"], "old": ["–", "–"], "plain": ["0.0017", "–"]}
+
+
 def test_a_single_student_has_no_rivals(tmp_path: Path, fake_run: Callable[..., Any]) -> None:
     run = fake_run(tmp_path)
     run.stage("plain", role="baseline", parameters=1000, errors=50, costs=COST)
