@@ -3,7 +3,6 @@
 What the rest sees is a module that returns its output, or a mapping of several by their names, which are features, too.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -75,11 +74,3 @@ class Exported(nn.Module):
         if len(wanted) != len(given) or any(a not in (None, b) for a, b in zip(wanted, given, strict=True)):
             shape = ", ".join("any" if size is None else str(size) for size in wanted)
             raise ValueError(f"takes inputs of shape ({shape}), not {given}; export it for those of the task")
-
-
-def normalises_inside(contract: str | bytes | None) -> bool:
-    """Whether a file says of itself, as those of `distill export` do, that the normalisation is inside of it."""
-    try:
-        return json.loads(contract or "null")["inputs"]["normalisation"]["inside"] is True
-    except (KeyError, TypeError, ValueError, RecursionError):
-        return False

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raydistill.models.exported import Exported, normalises_inside
+from raydistill.models.exported import Exported
+from raydistill.models.weight_files import normalises_inside
 
 CONTRACT = "contract"
 """The key among a file's properties of what it takes and gives, as JSON."""

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from raydistill.models.exported import Exported, normalises_inside
+from raydistill.models.exported import Exported
+from raydistill.models.weight_files import CONTRACT, normalises_inside
 
 FORMAT = 8  # the major version of the schema that is read
-CONTRACT = "extra/contract.json"
 NAME = re.compile(r"\w+(\.\w+)*")
 ATEN = re.compile(r"torch\.ops\.aten\.([A-Za-z]\w*|_[A-Za-z]\w*)\.([A-Za-z]\w*)")
 FORBIDDEN = ("from_file",)  # of the functions of tensors the one that opens a file

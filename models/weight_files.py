@@ -17,11 +17,27 @@ _NOT_WEIGHTS = (
     (b"\x89hdf", "is a HDF5 file, as Keras writes it; save the model as a state dict of torch"),
 )
 REGISTRIES = ("models:/", "runs:/", "mlflow-artifacts:/")  # addresses of MLflow
+CONTRACT = (
+    "extra/contract.json"  # in a program of `torch.export`: what `distill export` wrote of inputs and outputs
+)
+
+
+def is_registered(weights: str | None) -> bool:
+    """Whether these weights lie in MLflow."""
+    return weights is not None and weights.startswith(REGISTRIES)
+
+
+def normalises_inside(contract: str | bytes | None) -> bool:
+    """Whether a file says of itself, as those of `distill export` do, that the normalisation is inside of it."""
+    try:
+        return json.loads(contract or "null")["inputs"]["normalisation"]["inside"] is True
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return False
 
 
 def why_no_weights(path: Path) -> str | None:
     """What is wrong with a file of weights at first sight, with the way out; None when nothing is."""
-    if str(path).startswith(REGISTRIES):
+    if is_registered(str(path)):
         return (
             f"`{path}` is a model in MLflow: fetch it, `mlflow artifacts download -u {path} -d fetched`, and name the"
             " file in it: `model.safetensors` of our students, `data/model.pt2` with `model: exported`"

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from raydistill.api import run as run
     from raydistill.api import survey_labels as survey_labels
     from raydistill.api import tune as tune
+    from raydistill.api import with_fetched_models as with_fetched_models
     from raydistill.api import write_reports as write_reports
     from raydistill.errors import DistillError as DistillError
     from raydistill.errors import PlanError as PlanError
@@ -97,6 +98,7 @@ _MODULES = {
         "run",
         "survey_labels",
         "tune",
+        "with_fetched_models",
         "write_reports",
     ),
     "errors": ("DistillError", "PlanError", "StageError", "StageStopped", "StoreError"),

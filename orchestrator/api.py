@@ -20,6 +20,7 @@ from raydistill.execution.ray_backend.resources import Limit
 from raydistill.execution.ray_backend.this_machine import this_machine
 from raydistill.plan.advice import advice, shared_folders
 from raydistill.plan.load import source_of
+from raydistill.plan.model import names_registered_models
 from raydistill.plan.order import Graph, order_stages
 from raydistill.plan.places import remarks_on_places
 from raydistill.plan.schema import Plan
@@ -65,6 +66,19 @@ def _remarks(plan: Plan, graph: Graph) -> Iterator[str]:
     yield from (f"warning: {line}" for line in (*advice(plan), *shared_folders(graph)))
 
 
+def with_fetched_models(plan: Plan, *, runs: Path | str = "runs", tracking_uri: str | None = None) -> Plan:
+    """The plan with files of the storage root `runs` in the place of the models in MLflow (`models:/name/3`,
+    `models:/name@alias`, `runs:/id/name`) that it begins from, as the tracking store has them now.
+
+    `PlanError` where one cannot be had. A plan that names none is returned as it is.
+    """
+    if not names_registered_models(plan.stages.values()):
+        return plan
+    from raydistill.tracking.fetched_models import with_fetched_models as fetch
+
+    return fetch(plan, _root(runs), tracking_uri)
+
+
 def dry_run(
     plan: Plan,
     *,
@@ -73,6 +87,7 @@ def dry_run(
     force: Iterable[str] = (),
     local: bool = False,
     address: str | None = None,
+    tracking_uri: str | None = None,
     max_cpus: float | None = None,
     max_gpus: float | None = None,
 ) -> DryRun:
@@ -82,6 +97,7 @@ def dry_run(
     With the `address` of a Ray cluster `PlanError` for a stage that none of its machines can run, or that needs more
     than `max_cpus` and `max_gpus`; without one, `misfit` says that of this machine.
     """
+    plan = with_fetched_models(plan, runs=runs, tracking_uri=tracking_uri)
     graph = order(plan, only)
     if graph.compares_features:
         from raydistill.stages.model_probe import store_sizes
@@ -142,7 +158,9 @@ def run(
     """
     from raydistill.run_plan import RunOptions, run_plan
 
-    root, graph = _root(runs), order(plan, only)
+    root = _root(runs)
+    plan = with_fetched_models(plan, runs=root, tracking_uri=tracking_uri)
+    graph = order(plan, only)
     options = RunOptions(
         root,
         command,
@@ -160,10 +178,20 @@ def run(
     return open_run_folder(root / PLANS_FOLDER / plan.name / results["run_id"], root)
 
 
-def build_search(plan: Plan, *, only: Iterable[str] = (), force: Iterable[str] = ()) -> "SearchProblem":
-    """What the `search` of a plan asks for; `PlanError` names the place of what cannot be searched."""
+def build_search(
+    plan: Plan,
+    *,
+    runs: Path | str = "runs",
+    only: Iterable[str] = (),
+    force: Iterable[str] = (),
+    tracking_uri: str | None = None,
+) -> "SearchProblem":
+    """What the `search` of a plan asks for; `PlanError` names the place of what cannot be searched.
+
+    All trials begin from the models in MLflow that are there now: they are kept below `runs`."""
     from raydistill.search.problem import build_problem
 
+    plan = with_fetched_models(plan, runs=runs, tracking_uri=tracking_uri)
     graph = order(plan)
     problem = build_problem(plan, graph)
     graph.called(only, "--only")
@@ -178,7 +206,7 @@ def preview_search(
     from raydistill.search.preview import look_ahead_of_search
 
     names = tuple(only)
-    problem = build_search(search, only=names) if isinstance(search, Plan) else search
+    problem = build_search(search, runs=runs, only=names) if isinstance(search, Plan) else search
     return look_ahead_of_search(problem, _root(runs), names)
 
 
@@ -206,7 +234,10 @@ def tune(
     from raydistill.search.run_search import run_search
 
     names, forced = tuple(only), tuple(force)
-    problem = build_search(search, only=names, force=forced) if isinstance(search, Plan) else search
+    if isinstance(search, Plan):
+        problem = build_search(search, runs=runs, only=names, force=forced, tracking_uri=tracking_uri)
+    else:
+        problem = search
     if not every_point:
         problem.check_number_of_points()
     if local:

@@ -43,9 +43,13 @@ def doctor(
     """
     if address is not None and address.startswith(("http://", "https://")):
         _doctor_as_job(plan_file, overrides, address, root, tracking_uri)
+    from raydistill import with_fetched_models
     from raydistill.doctor import Examination, examine
 
-    plan = None if plan_file is None else check_here(plan_file, overrides).plan
+    plan = None
+    if plan_file is not None:
+        plan = check_here(plan_file, overrides).plan
+        plan = with_fetched_models(plan, runs=root, tracking_uri=tracking_uri)
     findings = examine(Examination(root.absolute(), plan, address, tracking_uri))
     table = new_table("check", "where", "", "found", "way out")
     for finding in findings:

@@ -63,6 +63,7 @@ def run(
                 force=force,
                 local=local,
                 address=on_cluster,
+                tracking_uri=tracking_uri,
                 max_cpus=max_cpus,
                 max_gpus=max_gpus,
             )

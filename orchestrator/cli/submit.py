@@ -168,16 +168,21 @@ def check_here(
     """The plan, with the errors that the command itself has. Data may be on the nodes alone: then the job looks."""
     from raydistill import load_plan, order
     from raydistill.plan.load import read_source
+    from raydistill.plan.model import names_registered_models
     from raydistill.plan.schema import Plan
 
     source = read_source(plan_file, overrides)
     problem = None
     try:
-        if searches:
+        plan = load_plan(plan_file, overrides)
+        if names_registered_models(plan.stages.values()):
+            click.echo(
+                "note: the plan begins from a model in MLflow, which the job fetches and checks", err=True
+            )
+        elif searches:
             problem = load_search(plan_file, overrides, only, force)
             plan = problem.plan
         else:
-            plan = load_plan(plan_file, overrides)
             order(plan, only).called(force, "--force")
     except PlanError:
         try:

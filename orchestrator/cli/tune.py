@@ -52,7 +52,7 @@ def tune(
 
     if dry_run:
         with kept_clean(as_json):
-            problem = load_search(plan_file, overrides, only, force)
+            problem = load_search(plan_file, overrides, only, force, root, tracking_uri)
             preview = raydistill.preview_search(problem, runs=root, only=only)
         if as_json:
             echo_json(preview.to_dict())
@@ -61,7 +61,7 @@ def tune(
         return
     with followed_by(then, plan_file) as ending:
         with kept_clean(as_json):
-            problem = load_search(plan_file, overrides, only, force)
+            problem = load_search(plan_file, overrides, only, force, root, tracking_uri)
             confirm_grid(problem, yes)
             search = raydistill.tune(
                 problem,
@@ -87,12 +87,19 @@ def tune(
 
 
 def load_search(
-    plan_file: Path, overrides: Sequence[str], only: Sequence[str], force: Sequence[str]
+    plan_file: Path,
+    overrides: Sequence[str],
+    only: Sequence[str],
+    force: Sequence[str],
+    root: Path | str = "runs",
+    tracking_uri: str | None = None,
 ) -> "SearchProblem":
     """What a plan's `search` asks for; `PlanError` also where a stage that is named on the command line is not."""
     from raydistill import build_search, load_plan
 
-    return build_search(load_plan(plan_file, overrides), only=only, force=force)
+    return build_search(
+        load_plan(plan_file, overrides), runs=root, only=only, force=force, tracking_uri=tracking_uri
+    )
 
 
 def confirm_grid(problem: "SearchProblem", yes: bool) -> bool:

@@ -1,11 +1,14 @@
 """A model that exists: what its stage can be told."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import model_validator
 
 from raydistill.kinds.stage_bases import BatchSize, WeightsConfig
+from raydistill.models.weight_files import is_registered
 from raydistill.plan.config_errors import Mistake
 from raydistill.plan.model import ModelConfig
 from raydistill.plan.model_input import InputConfig
@@ -21,7 +24,8 @@ class PretrainedConfig(WeightsConfig):
     """Take a model as it is, and judge it: a teacher that somebody trained before.
 
     Its `weights` are a file, beside the model or in it; a function of your own may load them by itself. They and the
-    statistics of batch norms stay what they are, bit for bit.
+    statistics of batch norms stay what they are, bit for bit. A student that was registered in MLflow needs no `model`:
+    `weights: models:/name/3`, `models:/name@alias` or `runs:/id/name`.
 
     A network of timm, or of torchvision with a file of weights called as it was published, is shown pictures as its
     library tells (`input: published`), unless the model says something else; `input: {}` shows it the task's.
@@ -35,6 +39,14 @@ class PretrainedConfig(WeightsConfig):
     """What the weights belong to."""
     batch_size: BatchSize = 500
     """Samples at a time, when it is judged."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _what_lies_in_mlflow_is_a_program(cls, raw: Any) -> Any:
+        has_model = not isinstance(raw, Mapping) or raw.get("model") is not None
+        if has_model or not isinstance(weights := raw.get("weights"), str) or not is_registered(weights):
+            return raw
+        return {**raw, "model": {"name": "exported"}}
 
     @property
     def revision(self) -> int:

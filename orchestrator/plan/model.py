@@ -1,7 +1,7 @@
 """Which architecture, with which options: checked against the tables of `models` without importing torch."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from raydistill.errors import did_you_mean
 from raydistill.models import MODELS, Architecture
-from raydistill.models.weight_files import weights_digest, why_no_weights
+from raydistill.models.weight_files import is_registered, weights_digest, why_no_weights
 from raydistill.plan.address import ADDRESS, missing_module
 from raydistill.plan.classes import ClassesConfig
 from raydistill.plan.config import Config, Integer, read_options
@@ -195,6 +195,11 @@ def models_in(config: Config) -> Iterator[tuple[Path, ModelConfig]]:
             for index, item in enumerate(value):
                 if isinstance(item, ModelConfig):
                     yield (name, index), item
+
+
+def names_registered_models(stages: Iterable[Config]) -> bool:
+    """Whether a stage begins from a model that lies in MLflow."""
+    return any(is_registered(model.weights) for config in stages for _, model in models_in(config))
 
 
 def _checked_options(name: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from raydistill.plan.fingerprint import differences
 from raydistill.plan.model import ModelConfig
 from raydistill.plan.model_input import InputConfig
 from raydistill.runs.context import StageContext
+from raydistill.runs.fetched_files import see_fetched
 from raydistill.runs.files import atomic_write, write_json
 from raydistill.runs.folder import StageFolder
 from raydistill.runs.record import summary_of
@@ -122,6 +123,8 @@ def _build(
     tell: Callable[[str], None],
     head: Callable[[], Sequence[str]],
 ) -> nn.Module:
+    if config.weights is not None:
+        see_fetched(Path(config.weights))
     config = _with_own_weights(config)
     if config.is_exported and config.weights is not None:
         return _program(config, Path(config.weights).expanduser(), _Terms.of(task, config, normalisation))

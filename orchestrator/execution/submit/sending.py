@@ -18,6 +18,7 @@ from raydistill.execution.submit.client import JobsClient
 from raydistill.execution.submit.command import JobCommand
 from raydistill.execution.submit.package import Package, copy_own, write_zip
 from raydistill.execution.user_code import user_modules
+from raydistill.plan.model import names_registered_models
 from raydistill.plan.order import order_stages
 from raydistill.plan.schema import Plan
 
@@ -51,9 +52,12 @@ def send(submission: Submission, client: JobsClient) -> str:
 
 
 def check_room(plan: Plan, client: JobsClient) -> None:
-    """`PlanError` for a stage that no machine of the Ray cluster can ever run; with data elsewhere the job looks."""
+    """`PlanError` for a stage that no machine of the Ray cluster can ever run; with data or models elsewhere the job
+    looks."""
     from raydistill.execution.ray_backend.running import check_feasible
 
+    if names_registered_models(plan.stages.values()):  # which are fetched before anything is ordered
+        return
     machines = [resources_of_machine(resources) for resources in client.machines()]
     try:
         nodes = list(order_stages(plan).nodes.values())
