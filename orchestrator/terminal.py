@@ -1,8 +1,9 @@
 """Output on the terminal: tables on stdout, progress on stderr."""
 
+import re
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -169,10 +170,19 @@ def results_table(results: ResultsFile) -> Table:
 
 
 def warning_lines(results: ResultsFile) -> list[str]:
-    """What is printed below the table: what the survey and stages, cached ones included, warn of."""
+    """What is printed below the table: what the survey and stages, cached ones included, warn of. Where replicas of a
+    stage begin a warning with the same words, before its first name or number, the first one's stands for all."""
     found = [remark for remark in results.survey if remark.level == "warning"]
     lines = [(", ".join(remark.stages) or "data", remark.text) for remark in found]
-    lines += [(name, text) for name, entry in results.stages.items() for text in entry.warnings]
+    alike = defaultdict[tuple[str, str], list[tuple[str, str]]](list)
+    for name, entry in results.stages.items():
+        stage, _, number = name.rpartition(".")
+        for text in entry.warnings:
+            words = re.split(r"[`\d]", text, maxsplit=1)[0] or text
+            alike[stage if number.isdigit() else name, words].append((name, text))
+    for (first, text), *others in alike.values():
+        also = f"; likewise {', '.join(gathered([name for name, _ in others]))}" if others else ""
+        lines.append((first, text + also))
     return [f"[yellow]warning[/]: {escape(about)}: {escape(text)}" for about, text in lines]
 
 

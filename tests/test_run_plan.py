@@ -30,7 +30,7 @@ from raydistill.runs.context import StageContext
 from raydistill.runs.placement import Placement, here
 from raydistill.runs.plan_run import NodeState, note_on_workers, plan_text
 from raydistill.runs.run_files import ResultsFile
-from raydistill.terminal import Progress, console, gathered, results_table
+from raydistill.terminal import Progress, console, gathered, results_table, warning_lines
 
 CHAIN: dict[str, dict[str, Any]] = {"teacher": {}, "student": {"reads": ["teacher"]}}
 NOWHERE = {"tracking_uri": "nowhere", "experiment_id": "1", "run_id": "2"}
@@ -599,6 +599,37 @@ def test_the_table_shows_brackets_as_they_are() -> None:
 )
 def test_many_replicas_in_a_row_are_written_as_one(names: list[str], written: list[str]) -> None:
     assert gathered(names) == written
+
+
+def test_what_replicas_warn_of_alike_is_a_line() -> None:
+    def entry(*warnings: str) -> dict[str, Any]:
+        return {"stage": "train", "status": "done", "warnings": warnings}
+
+    results = ResultsFile.model_validate(
+        {
+            "stages": {
+                "small.0": entry("never predicted: `a`, `b` and 4 more, with 1,216 samples"),
+                "small.1": entry("never predicted: `c` and 12 more, with 24 samples", "is at chance"),
+                "small.2": entry("never predicted: `a`, with 24 samples"),
+                "small.10": entry("never predicted: `a` and 4 more, with 24.5 samples"),
+                "small.3": entry("3 of 5"),
+                "small.4": entry("`a` of `b`"),
+                "large.0": entry("never predicted: `a`, `b` and 4 more, with 1,216 samples"),
+                "small.0.targets": entry("is at chance"),
+                "ensemble": entry("is at chance"),
+            }
+        }
+    )
+    assert warning_lines(results) == [
+        "[yellow]warning[/]: small.0: never predicted: `a`, `b` and 4 more, with 1,216 samples; likewise small.1,"
+        " small.2, small.10",
+        "[yellow]warning[/]: small.1: is at chance",
+        "[yellow]warning[/]: small.3: 3 of 5",
+        "[yellow]warning[/]: small.4: `a` of `b`",
+        "[yellow]warning[/]: large.0: never predicted: `a`, `b` and 4 more, with 1,216 samples",
+        "[yellow]warning[/]: small.0.targets: is at chance",
+        "[yellow]warning[/]: ensemble: is at chance",
+    ]
 
 
 def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
