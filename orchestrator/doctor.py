@@ -103,14 +103,24 @@ def examine(examination: Examination) -> list[Finding]:
 
 def _room(plan: Plan) -> list[Finding]:
     """Whether the Ray cluster, all of it idle, has room for every stage."""
-    from raydistill.execution.ray_backend.running import check_feasible, machines_alive
+    from raydistill.execution.ray_backend.autoscaler import is_there
+    from raydistill.execution.ray_backend.feasible import check_feasible
+    from raydistill.execution.ray_backend.running import machines_alive
 
     try:
-        check_feasible(list(order_stages(plan).nodes.values()), machines_alive())
+        nodes = list(order_stages(plan).nodes.values())
+        lacking = check_feasible(nodes, machines_alive(), can_grow=is_there())
     except (OSError, ValueError):  # data that is not here: its own check says so
         return []
     except PlanError as error:
         return [Finding("resources", "the Ray cluster", "fail", error.message)]
+    if lacking:
+        names = ", ".join(f"`{name}`" for name in dict.fromkeys(node.stage for node in lacking))
+        return [
+            Finding(
+                "resources", "the Ray cluster", "warn", f"its autoscaler will be asked for room for {names}"
+            )
+        ]
     return [Finding("resources", "the Ray cluster", "ok", "room for every stage")]
 
 

@@ -46,6 +46,9 @@ class LocalBackend:
 
         return Room((Resources(gpus=WHOLE * torch.cuda.is_available()),), one_by_one=True)
 
+    def want(self, waiting: Sequence[Node]) -> None:
+        """There is this process alone."""
+
     def try_start(self, request: StageRequest) -> bool:
         """Take one stage; `wait` runs it."""
         if self._next is not None:

@@ -31,6 +31,10 @@ class OverlappedBackend:
         """As the back end's."""
         return self._backend.room()
 
+    def want(self, waiting: Sequence[Node]) -> None:
+        """As the back end does."""
+        self._backend.want(waiting)
+
     def try_start(self, request: StageRequest) -> bool:
         """Start a stage with what follows it."""
         return self._backend.try_start(replace(request, afterwards=self._afterwards.get(request.folder, ())))

@@ -72,6 +72,10 @@ class ReadyStages:
         # Each is named once: to go through the whole queue at every refusal would be quadratic in the stages.
         return [other for other in self._unnamed.pop(shape, []) if other in self._queued]
 
+    def waiting_for_room(self) -> list[str]:
+        """What could start if there were room, those that would start first in front."""
+        return sorted(self._queued & self.unfinished, key=self._rank.__getitem__)
+
     def begin(self, name: str) -> None:
         """It runs."""
         self._running[self._shape(name)] += 1

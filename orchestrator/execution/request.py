@@ -82,6 +82,10 @@ class Backend(Protocol):
         """The machines on which stages run, all of them idle, and how much of them may be held."""
         ...
 
+    def want(self, waiting: Sequence[Node]) -> None:
+        """These could start, and wait for room alone: machines that can be had may be asked for."""
+        ...
+
     def try_start(self, request: StageRequest) -> bool:
         """Start a stage if there is room for it now; False leaves it waiting."""
         ...

@@ -86,6 +86,7 @@ class _Run:
         self.forced = {graph.nodes[name].folder for name in forced}
         self.damaged: set[str] = set()
         self.sound: set[str] = set()
+        self.is_short = False
         self.states = {name: NodeState() for name in graph.nodes}
         self.ready = ReadyStages(graph)
         self.leases = Leases()
@@ -100,6 +101,7 @@ class _Run:
             self._refuse(self.survey(self._unfinished()))
         while self.ready.unfinished and not self.stop.is_set():
             self._start_ready()
+            self._tell_what_waits()
             self._note_placements()
             # Starting may have finished all that was left: cached by another driver meanwhile, or skipped.
             if self.ready.unfinished:
@@ -154,6 +156,12 @@ class _Run:
     def _start_ready(self) -> None:
         while not self.stop.is_set() and (name := self.ready.next()) is not None:
             self._try(self.graph.nodes[name])
+
+    def _tell_what_waits(self) -> None:
+        waiting = self.ready.waiting_for_room()
+        if waiting or self.is_short:
+            self.backend.want([self.graph.nodes[name] for name in waiting])
+        self.is_short = bool(waiting)
 
     def _note_placements(self) -> None:
         """Whether what was started has begun, and where: a stage may wait for Ray, or stand still on a dead node, for

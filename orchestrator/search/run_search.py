@@ -385,7 +385,7 @@ def connected(options: RunOptions, problem: SearchProblem, *, needed: bool) -> I
 
     is_lost = False
     try:
-        with closing(RayBackend(options.address, limit=options.limit)) as backend:
+        with closing(RayBackend(options.address, limit=options.limit, can_grow=False)) as backend:
             backend.check_feasible(nodes)
         SharedStorage().check(storage_name(options.root.resolve()))
         yield

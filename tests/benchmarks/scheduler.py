@@ -42,6 +42,8 @@ class Instant:
 
     def check_feasible(self, nodes: Sequence[Node]) -> None: ...
 
+    def want(self, waiting: Sequence[Node]) -> None: ...
+
     def placements(self) -> dict[str, Any]:
         return {}
 

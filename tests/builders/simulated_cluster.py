@@ -24,6 +24,8 @@ class SimulatedCluster:
 
     def check_feasible(self, nodes: Sequence[Node]) -> None: ...
 
+    def want(self, waiting: Sequence[Node]) -> None: ...
+
     def placements(self) -> dict[str, Any]:
         return {}
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from raydistill.execution.ray_backend import private
+from raydistill.execution.ray_backend.autoscaler import starts_machines
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,6 +41,17 @@ def test_the_environment_says_what_auto_stands_for(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", named)
     assert private.address_of_auto() == meant
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("is_second", [False, True])
+def test_a_ray_cluster_that_starts_no_machines_names_no_types_of_nodes(
+    ray_cluster: None, monkeypatch: pytest.MonkeyPatch, is_second: bool
+) -> None:
+    monkeypatch.setattr("ray.autoscaler.v2.utils.is_autoscaler_v2", lambda: is_second)
+    types = private.node_types()
+    assert is_second <= bool(types), "it names each node, if by nothing"
+    assert not starts_machines(types)
 
 
 def test_a_placement_group_is_known_by_its_id() -> None:

@@ -47,12 +47,16 @@ class Slots:
         self.started: list[str] = []
         self.attempts: list[str] = []
         self.asked: list[str] = []
+        self.wanted: list[list[str]] = []
         self.side_by_side: list[set[str]] = []
         self.infeasible: str | None = None
 
     def check_feasible(self, nodes: Sequence[Node]) -> None:
         if self.infeasible in [node.name for node in nodes]:
             raise PlanError(f"`{self.infeasible}` never fits")
+
+    def want(self, waiting: Sequence[Node]) -> None:
+        self.wanted.append([node.name for node in waiting])
 
     def placements(self) -> dict[str, Any]:
         return {}
@@ -219,6 +223,16 @@ def test_ready_stages_start_side_by_side_when_there_is_room(bench: Bench) -> Non
     backend = Slots(cpus=2)
     bench.run({"a": {}, "b": {}, "c": {}, "last": {"reads": ["a", "b", "c"]}}, backend)
     assert backend.side_by_side == [{"a"}, {"a", "b"}, {"b", "c"}, {"last"}]
+
+
+def test_the_back_end_hears_what_waits_for_room_alone_and_when_nothing_does_any_more(bench: Bench) -> None:
+    backend = Slots(cpus=1)
+    bench.run({"a": {}, "b": {}, "c": {}, "last": {"reads": ["a", "b", "c"]}}, backend)
+    told = [names for index, names in enumerate(backend.wanted) if names != backend.wanted[index - 1]]
+    assert [sorted(names) for names in told] == [["b", "c"], ["c"], []]
+    enough = Slots(cpus=3)
+    bench.run({"d": {}, "e": {}}, enough)
+    assert enough.wanted == []
 
 
 def test_the_longest_chain_starts_first(bench: Bench) -> None:

@@ -31,7 +31,8 @@ class RayBackend:
     here and ended by `close`. A Ray that this process has already joined is used as it is, and left running.
 
     `on_report` hears the name of a stage and what it reports. Of several back ends on one Ray cluster, each keeps to
-    its `share`. What runs at a time holds no more than the `limit`.
+    its `share`. What runs at a time holds no more than the `limit`. Where it `can_grow`, the Ray cluster's autoscaler
+    is asked for what there is no room for.
     """
 
     def __init__(
@@ -42,11 +43,12 @@ class RayBackend:
         on_report: "Callable[[str, Mapping[str, float]], None] | None" = None,
         share: "Resources | None" = None,
         limit: "Limit | None" = None,
+        can_grow: bool = True,
     ) -> None:
         self._address = address
         self._cpus = cpus
         self._on_report = on_report
-        self._share, self._limit = share, limit
+        self._share, self._limit, self._can_grow = share, limit, can_grow
         self._stages: RunningStages | None = None
         self._guarded: GuardedCalls | None = None
         self._storage: SharedStorage | None = None
@@ -62,6 +64,11 @@ class RayBackend:
         """The Ray cluster's machines as they are now, and the limit."""
         stages, guarded = self._connected()
         return guarded(stages.room)
+
+    def want(self, waiting: Sequence["Node"]) -> None:
+        """Let a Ray cluster that can grow do so."""
+        stages, guarded = self._connected()
+        guarded(stages.want, waiting)
 
     def try_start(self, request: "StageRequest") -> bool:
         """Start a stage if the Ray cluster has room for it beside what runs; False leaves it waiting.
@@ -133,7 +140,12 @@ class RayBackend:
             health = health_of(is_own=self._owns_ray and is_local(self._address))
             self._guarded = GuardedCalls(health)
             self._stages = RunningStages(
-                folder, health, on_report=self._on_report, share=self._share, limit=self._limit or NO_LIMIT
+                folder,
+                health,
+                on_report=self._on_report,
+                share=self._share,
+                limit=self._limit or NO_LIMIT,
+                can_grow=self._can_grow,
             )
         return self._stages, self._guarded
 

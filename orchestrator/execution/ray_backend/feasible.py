@@ -14,20 +14,28 @@ from raydistill.execution.ray_backend.resources import (
 from raydistill.plan.order import Node
 
 
-def check_feasible(nodes: Sequence[Node], machines: list[Resources], limit: Limit = NO_LIMIT) -> None:
+def check_feasible(
+    nodes: Sequence[Node], machines: list[Resources], limit: Limit = NO_LIMIT, *, can_grow: bool = False
+) -> list[Node]:
     """`PlanError` when these machines, all of them idle, have no room for a node: Ray would wait for ever. Nor may a
     node need more than the `limit`.
 
-    Nor may nodes that learn from one another have to wait for one another.
+    Nor may nodes that learn from one another have to wait for one another. Of a Ray cluster that `can_grow` nobody
+    knows what it may have one day: the nodes for which it has no room now are returned.
     """
-    # Against the machines as they are now: a cluster that grows when it is asked to is not asked here.
-    names = {node.name for node in nodes}
+    names, lacking = {node.name for node in nodes}, []
     for node in nodes:
         worker = resources_of_worker(node.config.resources, map(limit.of, machines))
         count = 1 + len(names.intersection(node.peers))
         _check_limit(node, count, worker, limit)
-        _check_node(node, worker, machines)
-        _check_side_by_side(node, count, worker, machines)
+        try:
+            _check_node(node, worker, machines)
+            _check_side_by_side(node, count, worker, machines)
+        except PlanError:
+            if not can_grow:
+                raise
+            lacking.append(node)
+    return lacking
 
 
 def _check_limit(node: Node, count: int, worker: Resources, limit: Limit) -> None:

@@ -51,6 +51,26 @@ def has_process(actor: Any) -> bool:
     return bool(address.get("Port"))
 
 
+def node_types() -> set[str]:
+    """What Ray's autoscaler calls the types of the nodes that are there. Every Ray cluster has a process that writes
+    such a list; of fixed machines it makes up a type `node_<id>` for each, or names none."""
+    import json
+
+    import ray
+    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+    from ray.autoscaler.v2.sdk import get_cluster_status
+    from ray.autoscaler.v2.utils import is_autoscaler_v2
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    if is_autoscaler_v2():
+        status = get_cluster_status(ray.get_runtime_context().gcs_address)
+        nodes = [*status.active_nodes, *status.idle_nodes]
+        return {node.ray_node_type_name for node in nodes}
+    written = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)
+    report = json.loads(written).get("autoscaler_report") if written else None
+    return set(((report or {}).get("node_type_mapping") or {}).values())
+
+
 def train_callback() -> Any:
     """The class whose methods Ray Train calls in its controller: documented, but not among what `ray.train` names.
 

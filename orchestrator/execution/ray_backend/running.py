@@ -1,5 +1,6 @@
 """What runs on a Ray cluster, and whether there is room for more. One thread uses this."""
 
+import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -14,6 +15,7 @@ from raydistill.execution.ray_backend.attempts import (
     WorkerAttempt,
     end_overdue,
 )
+from raydistill.execution.ray_backend.autoscaler import Growth, is_there, request
 from raydistill.execution.ray_backend.cluster_health import ClusterHealth
 from raydistill.execution.ray_backend.feasible import check_feasible
 from raydistill.execution.ray_backend.pool import WorkerPool
@@ -32,9 +34,11 @@ from raydistill.runs.placement import STARTING, Placement, nodes_of, read_places
 
 STOP_SECONDS = 10.0
 
+log = logging.getLogger(__name__)
+
 
 class RunningStages:
-    """Attempts by the name of their stage.
+    """Attempts by the name of their stage. Where Ray has an autoscaler and they `can_grow`, it is asked for room.
 
     Room is counted here, as the machines' total, or our `share` of it, within the `limit`, less what our own live
     workers hold: Ray queues whatever does not fit, without a word, and an idle worker that is kept warm looks as busy
@@ -49,17 +53,43 @@ class RunningStages:
         on_report: Callable[[str, Mapping[str, float]], None] | None = None,
         share: Resources | None = None,
         limit: Limit = NO_LIMIT,
+        can_grow: bool = True,
     ) -> None:
         self._working_folder = working_folder
         self._on_report = on_report
         self._share, self._limit = share, limit
         self._health = health
         self._pool = WorkerPool(working_folder)
+        # What several back ends share, as the trials of a search do, is divided once: nobody waits for more.
+        self._growth = Growth(request) if can_grow and share is None and is_there() else None
         self._running: dict[str, Attempt] = {}
 
     def check_feasible(self, nodes: Sequence[Node]) -> None:
-        """`PlanError` when the machines, or the limit, have no room for a node."""
-        check_feasible(nodes, machines_alive(), self._limit)
+        """`PlanError` when the machines, or the limit, have no room for a node; where an autoscaler can be asked for
+        machines, a word of what it will be asked for."""
+        lacking = check_feasible(nodes, machines_alive(), self._limit, can_grow=self._growth is not None)
+        if lacking:
+            names = ", ".join(f"`{name}`" for name in dict.fromkeys(node.stage for node in lacking))
+            log.warning(
+                "no machine of the Ray cluster has room for %s now: its autoscaler is asked for some", names
+            )
+
+    def want(self, waiting: Sequence[Node]) -> None:
+        """Ask the autoscaler, if there is one, for room for these beside what runs."""
+        if self._growth is None or not self.has_ray():
+            return
+        machines = machines_alive()
+        running = [
+            resources_of_worker(attempt.request.shape, map(self._limit.of, machines))
+            for attempt in self._running.values()
+            for _ in range(attempt.request.shape.workers)
+        ]
+        wanted = [
+            (node.name, resources_of_worker(node.config.resources, map(self._limit.of, machines)))
+            for node in waiting
+            for _ in range(node.config.resources.workers)
+        ]
+        self._growth.want(running, wanted, self._limit)
 
     def room(self) -> Room:
         """What a plan has to run in."""
@@ -133,8 +163,10 @@ class RunningStages:
         return ended + self._end_all()
 
     def close(self) -> None:
-        """End every process."""
+        """End every process, and need no more machines."""
         self._end_all()
+        if self._growth is not None:
+            self._growth.give_back()
         self._pool.close()
 
     def _start(
