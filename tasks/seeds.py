@@ -38,6 +38,10 @@ class Purpose(IntEnum):
     """Nothing else: which other samples a specialist is judged on."""
     COMPARED = 24
     """Nothing else: which samples models are compared on."""
+    NEGATIVES = 25
+    """Stage's seed; a sample and the number of its batch: what the sample is told apart from."""
+    BANK = 26
+    """Stage's seed: what a memory bank holds before the first step."""
 
 
 # Once given twice, and kept so that results stay. None can meet its twin: the keys differ in their length, by which

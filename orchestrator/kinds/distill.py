@@ -223,6 +223,18 @@ class DistillConfig(BalanceConfig, WeightsConfig, PartsConfig):
         return self
 
     @model_validator(mode="after")
+    def _what_is_remembered_is_not_mixed(self) -> "DistillConfig":
+        mixing = next((index for index, step in enumerate(self.augment) if step.mixes_samples), None)
+        for method in self.all_methods:
+            if method.remembers_samples and mixing is not None:
+                raise located_error(
+                    f"`{method.method}` remembers samples, and a mixture of two is neither; leave"
+                    f" `{self.augment[mixing].name}` out, or take another method",
+                    *("augment", mixing),
+                )
+        return self
+
+    @model_validator(mode="after")
     def _balance_is_about_labels(self) -> "DistillConfig":
         for key in ("class_weights", "logit_adjustment", "binary_cross_entropy"):
             if getattr(self, key) is not None and not any(method.needs_labels for method in self.all_methods):

@@ -61,6 +61,8 @@ class MethodOptions(Kind):
     then make another student than one."""
     resumes_exactly: ClassVar[bool] = True
     """Whether a training that was stopped goes on as if it had not been: nothing is remembered but what is stored."""
+    remembers_samples: ClassVar[bool] = False
+    """Whether it keeps something of every sample from one step to another: of a mixture of two there is no place."""
     passes_over_unlabelled: ClassVar[bool] = False
     """Whether losses that look at labels leave out the samples that have none, as `hard_loss` does."""
 

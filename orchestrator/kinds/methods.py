@@ -24,6 +24,7 @@ from raydistill.kinds.logit_methods import (
 from raydistill.kinds.map_methods import AttentionTransferConfig, NeuronSelectivityConfig
 from raydistill.kinds.method_options import MethodOptions, SoftTargetOptions
 from raydistill.kinds.relation_methods import (
+    ContrastiveBankConfig,
     ContrastiveConfig,
     CorrelationCongruenceConfig,
     ProbabilisticTransferConfig,
@@ -127,6 +128,7 @@ METHODS = (
     ProbabilisticTransferConfig,
     CorrelationCongruenceConfig,
     ContrastiveConfig,
+    ContrastiveBankConfig,
     ProjectedConfig,
     AttentionTransferConfig,
     NeuronSelectivityConfig,

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from raydistill.kinds.method_options import MethodOptions, need_some_weight
-from raydistill.plan.config import Boolean, Integer, NonNegative, Positive, Temperature
+from raydistill.plan.config import Boolean, Integer, NonNegative, Number, Positive, Temperature
 from raydistill.plan.config_errors import located_error
 
 
@@ -255,7 +255,7 @@ class ContrastiveConfig(EmbeddingOptions):
 
     Settings: 128 dimensions, temperature 0.07 and weight 0.8 are the paper's, beside labels: `methods: [{method:
     labels}, {method: contrastive}]`; its 16,384 negatives come from a bank of all samples: take large batches here.
-    Published: with the bank, CIFAR-100: ResNet-32x4 → ResNet-8x4 75.51, WRN-40-2 → WRN-16-2 75.48; none with the batch.
+    Published: none with the batch; with the bank see `contrastive_bank`.
     Pitfalls: each worker compares its own part of a batch; a single sample gives 0. With `spare_own_class: false` no
     label is looked at; without a label, a sample is nobody's like. Under mixup, classes are those of the first partner.
     Releases: banks, heads and the normaliser are in no checkpoint; on several workers the bank keeps one worker's
@@ -272,6 +272,50 @@ class ContrastiveConfig(EmbeddingOptions):
     """Divides the cosines before the softmax over the batch; lower asks for more."""
     dimensions: Annotated[Integer, Field(ge=1, le=100_000)] = 128
     """Of the vectors that both embeddings are brought to."""
+    spare_own_class: Boolean = True
+    """Whether other samples of the same class are no negatives."""
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the loss looks at the true labels."""
+        return self.spare_own_class
+
+
+class ContrastiveBankConfig(EmbeddingOptions):
+    """A sample's embedding picks the teacher's of the same sample out of a memory bank of all samples (CRD, Tian et
+    al., ICLR 2020, arXiv 1910.10699, as published).
+
+    Linear heads bring both embeddings to vectors of length 1, and a bank for each network has one such vector of every
+    sample. loss = weight · (L_s + L_t), where L_s = -log h(e_0) - sum over K negatives of log(1 - h(e_k)) tells the own
+    row of the teacher's bank from K rows of samples of other classes, e = exp(s · row / temperature) / Z and
+    h(e) = e / (e + K/N); L_t the same with the networks exchanged. Z makes the mean of e in the first batch 1/N and
+    stays. After a batch its rows become the direction of momentum · row + (1 - momentum) · vector. Sizes may differ.
+
+    Settings: 16,384 negatives, 128 dimensions, temperature 0.07, momentum 0.5 and weight 0.8 are the paper's, beside
+    labels: `methods: [{method: labels}, {method: contrastive_bank}]`.
+    Published: CIFAR-100 (RepDistiller): ResNet-32x4 → ResNet-8x4 75.51, WRN-40-2 → WRN-16-2 75.48, ResNet-110 →
+    ResNet-32 73.48, ResNet-50 → MobileNetV2 69.11.
+    Pitfalls: N samples take 2 · N · dimensions · 4 bytes, on the device and in every checkpoint: 51 MB for CIFAR-100,
+    1.3 GB for ImageNet; a step compares its B samples with all N: some ten tensors of B · N · 4 bytes. The loss begins
+    near 21. Negatives are drawn with repetition. No mixup nor cutmix. With `spare_own_class: false` no label is looked
+    at; without a label, a sample is nobody's like. Under `accumulate` a batch finds what those before it wrote.
+    Releases: banks, heads and Z are in no checkpoint; on several workers the bank keeps one worker's updates.
+    """
+
+    word = "contrastive_bank"
+    implementation = "raydistill.methods.contrastive_bank:ContrastiveBank"
+    passes_over_unlabelled = True
+    remembers_samples = True
+
+    weight: NonNegative = 0.8
+    temperature: Temperature = 0.07
+    """Divides the cosines; lower asks for more."""
+    dimensions: Annotated[Integer, Field(ge=1, le=100_000)] = 128
+    """Of the vectors that both embeddings are brought to."""
+    negatives: Annotated[Integer, Field(ge=1, le=1_000_000)] = 16_384
+    """Rows of the bank that a sample is told from, drawn anew in every step."""
+    momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.5
+    """What a row keeps of itself when its sample comes by."""
     spare_own_class: Boolean = True
     """Whether other samples of the same class are no negatives."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from raydistill.errors import StageError
 from raydistill.kinds.distill import DistillConfig
@@ -46,6 +46,7 @@ def distill(config: DistillConfig, context: StageContext) -> dict[str, float]:
         [teacher.model for teacher in teachers],
         world=context.world,
         stored=None if targets is None else targets.feature_shapes,
+        labels=transfer.split.labels,
     )
     method = build_method(config, method_context)
     if targets is not None:
@@ -63,9 +64,10 @@ def setting_of(
     *,
     world: int = 1,
     stored: Mapping[str, tuple[int, ...]] | None = None,
+    labels: Tensor | None = None,
 ) -> MethodContext:
     """What the methods of a student are built for, when each of `world` workers has its part of the batch. Of a teacher
-    that does not run, features of these names and shapes are `stored`."""
+    that does not run, features of these names and shapes are `stored`. `labels` are those of the transfer set."""
     inputs = (task.input_shape, task.input_dtype == "int64")
     teacher = Features(teachers[0], *inputs) if len(teachers) == 1 else None
     if stored:
@@ -78,6 +80,9 @@ def setting_of(
         epochs=config.epochs,
         label_smoothing=config.label_smoothing,
         teachers=tuple(Features(teacher, *inputs) for teacher in teachers),
+        labels=labels,
+        seed=config.seed,
+        world=world,
     )
 
 

@@ -72,6 +72,12 @@ def integers(ids: Tensor, key: Key, bounds: tuple[int, ...]) -> Tensor:
     return torch.stack([(word * bound) >> 32 for word, bound in zip(words, bounds, strict=True)], dim=1)
 
 
+def below(ids: Tensor, key: Key, bounds: Tensor, count: int) -> Tensor:
+    """`count` numbers for each id, uniform on 0, ..., bound - 1: (B,) with bounds (B,) → (B, count) int64; as
+    `integers`."""
+    return (_shift_right(random_bits(ids, key, count), 32) * bounds[:, None]) >> 32
+
+
 def _finalise(bits: Tensor) -> Tensor:
     bits = (bits ^ _shift_right(bits, SHIFTS[0])) * _signed(MULTIPLIERS[0])
     bits = (bits ^ _shift_right(bits, SHIFTS[1])) * _signed(MULTIPLIERS[1])

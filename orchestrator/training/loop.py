@@ -57,7 +57,9 @@ from raydistill.training.running_losses import LossSums, RunningLosses, Told
 from raydistill.training.warm_start import copy_metrics, warm_starts
 from raydistill.training.workers import Workers, state_of
 
-CHECKPOINT_SECONDS = 20.0  # what a worker that dies costs at most, beside its start
+# What a worker that dies costs at most, beside its start; as many times that as one takes seconds to write, so that
+# large ones (memory banks) cost a twentieth of the time and not all of it.
+CHECKPOINT_SECONDS = 20.0
 AGREE_EVERY = (
     10  # steps between agreements of several workers on checkpoints: each waits for the slowest of them
 )
@@ -193,7 +195,7 @@ class _Training:
         self.average = Average(network, config.ema) if config.ema else None
         self.checkpoints = context.folder.path / CHECKPOINT
         self.best: dict[str, Tensor] = {}
-        self.saved = time.monotonic()
+        self.saved, self.saving = time.monotonic(), 0.0
         self.cost = Cost(self.learner, context.device)
         self.distributed: DistributedDataParallel | None = None
 
@@ -406,6 +408,9 @@ class _Training:
         learner: Any = self.learner
         if self.context.world > 1:
             # Not frozen: other samples may reach them. Looking for them in every step costs time, so only where needed.
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+                learner, written_alike(learner)
+            )
             learner = DistributedDataParallel(learner, find_unused_parameters=bool(self._not_reached()))
             self.distributed = learner
         if self.config.compile:
@@ -459,9 +464,8 @@ class _Training:
             yield partial(self._update, ((left, next(batches)) for left in reversed(range(len(some)))))
 
     def _checkpoint_if_due(self) -> None:
-        stop, is_due = self._agreed(
-            self.context.should_stop(), time.monotonic() - self.saved > CHECKPOINT_SECONDS
-        )
+        pause = CHECKPOINT_SECONDS * max(1.0, self.saving)
+        stop, is_due = self._agreed(self.context.should_stop(), time.monotonic() - self.saved > pause)
         if stop or is_due:
             self.losses.look(self.progress.step)  # first: weights that are not finite are not to be saved
             self._save()
@@ -477,6 +481,7 @@ class _Training:
         return [bool(flag) for flag in flags.tolist()]
 
     def _save(self) -> None:
+        began = time.monotonic()
         if self.context.is_main:
             # Lines before the checkpoint that counts them: a kill between the two leaves lines that resuming cuts off.
             self.progress.metrics_size = self.context.flush()
@@ -488,6 +493,7 @@ class _Training:
                 self.checkpoints, progress, self.learner, self.optimizer, self.schedule, self.best, average
             )
         self.saved = time.monotonic()
+        self.saving = self.saved - began
 
     def _keep_if_best(self, epoch: int, metrics: Mapping[str, float]) -> None:
         if (stopping := self.config.early_stopping) is None:
@@ -527,6 +533,16 @@ class _Training:
 
     def _predict(self, inputs: Tensor) -> Tensor:
         return predictor(self.model, self.transfer, self.config)(inputs)
+
+
+def written_alike(learner: nn.Module) -> list[str]:
+    """Names of the buffers that methods write alike on all workers."""
+    return [
+        f"{path}.{name}"
+        for path, module in learner.named_modules()
+        if isinstance(module, Method)
+        for name in module.written_alike
+    ]
 
 
 def sum_of_named(told: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -83,8 +83,9 @@ class StoredFeatures(Features):
 
 @dataclass(frozen=True)
 class MethodContext:
-    """The models and numbers that a method is built for. `batch_size` is one worker's. `teachers` are the live ones;
-    `teacher` is set if there is exactly one, or if features of it are stored."""
+    """The models and numbers that a method is built for. `batch_size` is that of one of `world` workers. `teachers` are
+    the live ones; `teacher` is set if there is exactly one, or if features of it are stored. `labels` (N,) are those of
+    the transfer set, in the order of `batch.rows`; None where nothing is trained, to see whether the models suit."""
 
     student: Features | None = None
     teacher: Features | None = None
@@ -93,6 +94,9 @@ class MethodContext:
     epochs: int = 1
     label_smoothing: float = 0.0
     teachers: tuple[Features, ...] = ()
+    labels: Tensor | None = None
+    seed: int = 0
+    world: int = 1
 
     def hearing(self, members: Sequence[int]) -> "MethodContext":
         """For a method that hears some of the teachers, by number."""
@@ -146,6 +150,10 @@ class Method(nn.Module):
     host_work: str = ""
     """What its losses do on the host that is another thing in every step, in words: draw, count, look at files. Its
     steps are launched kernel by kernel where those of other methods are captured (`captured_step.py`)."""
+
+    written_alike: tuple[str, ...] = ()
+    """Names of its buffers that all workers write the same to: the main one's are not sent before every step, as those
+    of others are."""
 
     own_optimizer: tuple[OptimizerOptions, nn.Module] | None = None
     """An optimizer of its own for a module that trains beside the student, such as a generator; schedules leave it."""

@@ -100,6 +100,17 @@ def send(tensor: Tensor) -> None:
     tensor.copy_(sent)
 
 
+def from_all(values: Tensor, world: int) -> Tensor:
+    """The values (n, ...) of all workers one after another, n of each, on the device of each."""
+    if world == 1:
+        return values
+    # gloo, which serves workers that share a GPU, gathers on the CPU alone: the host waits there.
+    sent = values.contiguous().to(values.device if "nccl" in distributed.get_backend() else "cpu")
+    parts = [torch.empty_like(sent) for _ in range(world)]
+    distributed.all_gather(parts, sent)
+    return torch.cat(parts).to(values.device)
+
+
 def state_of(model: nn.Module) -> list[Tensor]:
     """The tensors that are a model's weights and buffers."""
     return list(model.state_dict().values())

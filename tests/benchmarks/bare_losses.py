@@ -19,11 +19,12 @@ from raydistill.methods.margins import margins
 
 @dataclass(frozen=True)
 class Seen:
-    """What a bare step has at hand: the student's logits, labels, its features by name, and the same of each teacher
-    that was asked."""
+    """What a bare step has at hand: the student's logits, labels, which samples they are, its features by name, and the
+    same of each teacher that was asked."""
 
     student: Tensor
     labels: Tensor
+    rows: Tensor
     own: Mapping[str, Tensor]
     teachers: Sequence[Tensor]
     members: Sequence[Mapping[str, Tensor]]
@@ -344,6 +345,37 @@ def bare_contrast(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLo
         logits = logits.masked_fill(is_alike, -math.inf)
         both = F.cross_entropy(logits, places) + F.cross_entropy(logits.t(), places)
         return 0.8 * both / 2 + F.cross_entropy(seen.student, seen.labels)
+
+    return loss
+
+
+def bare_bank(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLoss:
+    """With the draws of the method, or the two would end elsewhere."""
+    method, noise = auxiliary.methods[1], 16_384 / len(auxiliary.methods[1].student_bank) + 1e-7
+    own_head, aim_head = method.heads
+    normalizers: list[Tensor] = []
+
+    def side(vectors: Tensor, bank: Tensor, rows: Tensor, drawn: Tensor, number: int) -> Tensor:
+        logits = vectors @ bank.t() / 0.07
+        if len(normalizers) == number:
+            asked = drawn.scatter_add(1, rows[:, None], torch.ones_like(drawn[:, :1]))
+            normalizers.append(((logits.detach().exp() * asked).sum() / asked.sum() * len(bank)).log())
+        margins = logits - normalizers[number] - math.log(noise)
+        own = margins.gather(1, rows[:, None])
+        return (F.softplus(-own).sum() + (drawn * F.softplus(margins)).sum()) / len(rows)
+
+    def loss(seen: Seen) -> Tensor:
+        own = F.normalize(own_head(seen.own["embedding"]), dim=1)
+        aim = F.normalize(aim_head(seen.aims["embedding"]), dim=1)
+        drawn = method.drawn(seen.rows, seen.rows)
+        banks = method.student_bank, method.teacher_bank
+        total = side(own, banks[1].clone(), seen.rows, drawn, 0)
+        total = total + side(aim, banks[0].clone(), seen.rows, drawn, 1)
+        with torch.no_grad():
+            for bank, vectors in zip(banks, (own, aim), strict=True):
+                bank[seen.rows] = F.normalize(bank[seen.rows] / 2 + vectors / 2, dim=1)
+            method.batches += 1
+        return 0.8 * total + F.cross_entropy(seen.student, seen.labels)
 
     return loss
 

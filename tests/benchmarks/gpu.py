@@ -186,7 +186,9 @@ class Bench:
         if not is_taught:
             fit(model, Supervised(), transfer, None, config, context)
             return self.clock.seconds_per_step()
-        method = build_method(config, setting_of(config, self.plan.task, model, []))
+        method = build_method(
+            config, setting_of(config, self.plan.task, model, [], labels=transfer.split.labels)
+        )
         if config.mode == "stored":
             teacher = stored_teacher(config, open_stored(config, context), transfer, method)
         else:

@@ -21,6 +21,7 @@ from bare_losses import (
     Seen,
     bare_ae_kd,
     bare_attention,
+    bare_bank,
     bare_ca_mkd,
     bare_ca_mkd_features,
     bare_class_attention,
@@ -87,6 +88,7 @@ from raydistill.training.peers import Peers
 Config = dict[str, Any]
 BATCH, SHAPE, CLASSES, LEARNING_RATE = 64, (3, 32, 32), 10, 1e-3
 LIMIT = 1.05
+SAMPLES = 50_000  # that a method may remember, of which a run sees some
 FEW_STEPS = 4  # until weights are compared: what was rounded in another order grows with every one
 TEACHER: Config = {"name": "cnn", "widths": [24, 32, 48], "batch_norm": True}
 STUDENT: Config = {"name": "cnn", "widths": [12, 16, 24], "batch_norm": True}
@@ -204,7 +206,8 @@ def distilled(
         config = DistillConfig.model_validate(stage | TRAINING)
         seen = tuple(Features(other, SHAPE) for other in others)
         single = seen[0] if teachers == 1 else None
-        setting = MethodContext(Features(model, SHAPE), single, CLASSES, BATCH, teachers=seen)
+        labels = torch.arange(SAMPLES) % CLASSES
+        setting = MethodContext(Features(model, SHAPE), single, CLASSES, BATCH, teachers=seen, labels=labels)
         return Parts(config, model, build_method(config, setting), others)
 
     return parts
@@ -278,6 +281,7 @@ ROWS = {
     "attention_transfer": Row(distilled(LABELS, {"method": "attention_transfer"}), bare_attention),
     "neuron_selectivity": Row(distilled(LABELS, {"method": "neuron_selectivity"}), bare_selectivity),
     "contrastive": Row(distilled(LABELS, {"method": "contrastive"}), bare_contrast),
+    "contrastive_bank": Row(distilled(LABELS, {"method": "contrastive_bank"}), bare_bank),
     "class_attention": Row(
         distilled(LABELS, {"method": "class_attention"}, student=RESNET, teacher=RESNET),
         bare_class_attention,
@@ -384,7 +388,7 @@ class Bench:
                 answers = [forward(teachers[index], inputs, method.teacher_features) for index in asked]
             logits, features = forward(model, inputs, method.student_features)
             members = [list(part) for part in zip(*answers, strict=True)] or [[], []]
-            loss = loss_of(Seen(logits, labels, features, *members))
+            loss = loss_of(Seen(logits, labels, rows, features, *members))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

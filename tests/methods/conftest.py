@@ -42,12 +42,14 @@ class Pair:
 
     def setting(self, **changes: Any) -> MethodContext:
         values = {"num_classes": CLASSES, "batch_size": 8, "epochs": 3} | changes
+        values = {"labels": torch.arange(8) % CLASSES} | values
         return MethodContext(Features(self.student, SHAPE), Features(self.teacher, SHAPE), **values)
 
-    def method(self, name: str, /, **options: Any) -> Method:
+    def method(self, name: str, changes: Mapping[str, Any] | None = None, /, **options: Any) -> Method:
+        """`changes`: of what it is built for."""
         kind = METHODS[name]
         config = kind.model_validate({"method": name, **options})
-        built: Method = load_object(kind.implementation)(config, self.setting())
+        built: Method = load_object(kind.implementation)(config, self.setting(**changes or {}))
         return built
 
     def outputs(self, method: Method, inputs: Tensor) -> tuple[Output, TeacherTargets]:

@@ -646,6 +646,11 @@ REFUSED = {
         "14: stages.student.method",
         "set `hard_weight: 0`",
     ),
+    "memory of mixtures": (
+        student("mode: live\naugment: [{name: flip}, {name: cutmix}]\nmethod: {method: contrastive_bank}"),
+        "14: stages.student.augment.1",
+        "`contrastive_bank` remembers samples, and a mixture of two is neither; leave `cutmix` out",
+    ),
     "stored targets of random views": (
         student("augment: [{name: flip}]"),
         "13: stages.student.augment",

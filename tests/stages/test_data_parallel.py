@@ -281,6 +281,7 @@ CASES: dict[str, dict[str, Any]] = {
     "review": {"method": "review", "weight": 1},
     "information": {"method": "variational_information"},
     "semckd": {"method": "semckd", "weight": 1},
+    "bank": {"method": "contrastive_bank", "negatives": 30},
     "ofd-batch": {"method": "ofd", "weight": 0.01},
     "dist": {"method": "dist"},
     "triplet": {"method": "triplet"},

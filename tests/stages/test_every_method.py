@@ -53,6 +53,7 @@ CASES: dict[str, dict[str, Any]] = {
         "normalize": "unit",
     },
     "contrastive": {"method": "contrastive"},
+    "contrastive_bank": {"method": "contrastive_bank", "negatives": 30, "dimensions": 8},
     "class_attention": {"method": "class_attention", "student": POOLED, "teacher": POOLED},
     "softmax_regression": {"method": "softmax_regression", "student": POOLED, "teacher": POOLED},
     "review": {"method": "review", "weight": 1},

@@ -1,7 +1,7 @@
 """The loop: it learns, repeats, and resumes as if it had not stopped; against plain loops written out here."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ from raydistill.kinds.augmentations import (
     ResizedCropConfig,
     ShiftConfig,
 )
+from raydistill.kinds.methods import LabelsConfig
 from raydistill.kinds.training import SgdConfig, TransferConfig
+from raydistill.methods.combined import Combined
 from raydistill.methods.supervised import Supervised
 from raydistill.models.build import build_model
 from raydistill.models.taps import Output
@@ -495,6 +497,50 @@ def test_a_ramp_that_never_begins_is_told_and_one_that_does_is_not(
     caplog.set_level("INFO", "raydistill")
     bench.train(bench.mlp(), method=WithSilentTerms(), epochs=1)
     assert "the loss `late` was 0" in caplog.text
+
+
+def test_checkpoints_that_take_long_are_written_less_often(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second for each of 15 steps, and 5 for a checkpoint: due after 2 of them, and then after 5 times as many."""
+    seconds, saved = [0.0], []
+
+    def look() -> bool:
+        seconds[0] += 1
+        return False
+
+    def save(folder: Path, progress: Mapping[str, Any], *rest: Any) -> None:
+        seconds[0] += 5
+        saved.append(progress["step"])
+
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 2.0)
+    monkeypatch.setattr(loop.time, "monotonic", lambda: seconds[0])
+    monkeypatch.setattr(loop, "save_checkpoint", save)
+    bench.train(bench.mlp(), should_stop=look)
+    assert saved == [3, 14]
+
+
+class WithBank(Method):
+    """Of its buffers one is written alike by all workers."""
+
+    written_alike = ("bank",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("bank", torch.zeros(3))
+        self.register_buffer("seen", torch.zeros(1))
+
+
+def test_what_workers_write_alike_is_named_as_the_learner_has_it() -> None:
+    bank = WithBank()
+    alone = loop.Learner(nn.Linear(2, 2), bank)
+    beside = loop.Learner(
+        nn.Linear(2, 2), Combined([Supervised(), bank], [LabelsConfig()] * 2, ["one", "two"])
+    )
+    assert loop.written_alike(alone) == ["method.bank"]
+    assert loop.written_alike(beside) == ["method.methods.1.bank"]
+    for learner in (alone, beside):
+        assert learner.get_buffer(loop.written_alike(learner)[0]) is bank.bank
 
 
 def test_weights_that_are_not_finite_never_become_a_checkpoint(
