@@ -116,6 +116,10 @@ MODELS: dict[str, Architecture] = {
     "resnet": _resnet(),
     **{f"resnet{depth}": _resnet(depth=depth) for depth in (8, 14, 20, 26, 32, 44, 56, 110)},
     **{f"resnet{depth}x4": _resnet(depth=depth, width_multiplier=4, stem_width=32) for depth in (8, 32)},
+    # Of four stages, as ImageNet's, behind a stem for small images.
+    "resnet18": _resnet(depth=18, width_multiplier=4, blocks=(2, 2, 2, 2)),
+    "resnet34": _resnet(depth=34, width_multiplier=4, blocks=(3, 4, 6, 3)),
+    "resnet50": _resnet(depth=50, width_multiplier=4, blocks=(3, 4, 6, 3), block="bottleneck"),
     "wide_resnet": _wide_resnet(),
     **{
         f"wrn_{depth}_{width}": _wide_resnet(depth=depth, width_multiplier=width)

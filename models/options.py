@@ -90,9 +90,10 @@ class LeNetOptions(Options):
 
 
 class ResNetOptions(Options):
-    """A residual network for small images (arXiv 1512.03385 §4.2): three stages of 16, 32 and 64 channels."""
+    """A residual network for small images (arXiv 1512.03385 §4.2): three stages of 16, 32 and 64 channels, or as many
+    as `blocks` says, each of twice the one before."""
 
-    came_later = frozenset({"drop_path"})
+    came_later = frozenset({"drop_path", "blocks"})
 
     depth: int = Field(
         20, le=DEEPEST, description="layers with weights: 6n + 2 with basic blocks, 9n + 2 with bottlenecks"
@@ -107,10 +108,19 @@ class ResNetOptions(Options):
         description="where shapes change: 1x1 convolution (common benchmark) or zeros (the paper's A)",
     )
     drop_path: Probability = DROP_PATH
+    blocks: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1, max_length=6)] | None = (
+        Field(
+            None,
+            description="residual blocks of each stage; left out, as many in each of three, by the depth",
+        )
+    )
 
     @model_validator(mode="after")
     def _depth_fits_the_block(self) -> Self:
-        _check_depth(self.depth, step={"basic": 6, "bottleneck": 9}[self.block], rest=2)
+        if self.blocks is None:
+            _check_depth(self.depth, step=3 * self._layers, rest=2)
+        elif self.depth != (depth := self._layers * sum(self.blocks) + 2):
+            raise ValueError(f"these `blocks` make a depth of {depth}, not {self.depth}")
         return self
 
     @model_validator(mode="after")
@@ -124,10 +134,10 @@ class ResNetOptions(Options):
         return self
 
     @property
-    def widths(self) -> tuple[int, int, int]:
-        """Channels of the three stages, before a bottleneck's expansion."""
-        first, second, third = (max(1, round(width * self.width_multiplier)) for width in (16, 32, 64))
-        return first, second, third
+    def widths(self) -> tuple[int, ...]:
+        """Channels of the stages, before a bottleneck's expansion."""
+        stages = range(len(self.blocks_of_stages))
+        return tuple(max(1, round(16 * 2**stage * self.width_multiplier)) for stage in stages)
 
     @property
     def expansion(self) -> int:
@@ -135,8 +145,14 @@ class ResNetOptions(Options):
         return 4 if self.block == "bottleneck" else 1
 
     @property
-    def blocks_per_stage(self) -> int:
-        return (self.depth - 2) // (9 if self.block == "bottleneck" else 6)
+    def blocks_of_stages(self) -> tuple[int, ...]:
+        """How many blocks each stage has."""
+        return self.blocks or ((self.depth - 2) // (3 * self._layers),) * 3
+
+    @property
+    def _layers(self) -> int:
+        """Of a block."""
+        return 3 if self.block == "bottleneck" else 2
 
 
 class WideResNetOptions(Options):

@@ -25,10 +25,11 @@ def build_resnet(options: ResNetOptions, input_shape: Sequence[int], num_classes
         "stem": chain(conv=convolution(channels, width), norm=nn.BatchNorm2d(width), relu=nn.ReLU())
     }
     features = {"stem_pre": "stem.norm", "stem": "stem"}
-    for index, stage_width in enumerate(options.widths, start=1):
+    stages = zip(options.widths, options.blocks_of_stages, strict=True)
+    for index, (stage_width, blocks) in enumerate(stages, start=1):
         stage = f"stage{index}"
-        parts[stage] = _stage(width, stage_width, stride=1 if index == 1 else 2, options=options)
-        features |= {f"{stage}_pre": f"{stage}.{options.blocks_per_stage - 1}.pre_activation", stage: stage}
+        parts[stage] = _stage(width, stage_width, blocks, stride=1 if index == 1 else 2, options=options)
+        features |= {f"{stage}_pre": f"{stage}.{blocks - 1}.pre_activation", stage: stage}
         width = stage_width * options.expansion
     parts |= {"embedding": average_pool(), "classifier": nn.Linear(width, num_classes)}
     network = Network(parts, {**features, "embedding": "embedding"})
@@ -37,13 +38,13 @@ def build_resnet(options: ResNetOptions, input_shape: Sequence[int], num_classes
     return network
 
 
-def _stage(channels_in: int, width: int, *, stride: int, options: ResNetOptions) -> nn.Sequential:
+def _stage(channels_in: int, width: int, count: int, *, stride: int, options: ResNetOptions) -> nn.Sequential:
     branch: Callable[[int, int, int], nn.Module] = (
         _bottleneck_branch if options.block == "bottleneck" else _basic_branch
     )
     channels_out = width * options.expansion
     blocks = []
-    for _ in range(options.blocks_per_stage):
+    for _ in range(count):
         shortcut = _shortcut(channels_in, channels_out, stride, options.shortcut)
         blocks.append(ResidualBlock(branch(channels_in, width, stride), shortcut))
         channels_in, stride = channels_out, 1

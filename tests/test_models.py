@@ -100,6 +100,8 @@ def test_a_residual_network_has_the_parameters_of_its_layers(depth):
         ("resnet110", 1_736_564),
         ("resnet8x4", 1_233_540),
         ("resnet32x4", 7_433_860),
+        ("resnet18", 11_220_132),
+        ("resnet50", 23_705_252),
         ("wrn_16_2", 703_284),
         ("wrn_40_1", 569_780),
         ("wrn_40_2", 2_255_156),
@@ -123,6 +125,16 @@ def test_resnet20_with_padded_shortcuts_is_the_network_of_the_paper():
 def test_the_x4_networks_have_four_times_the_channels_behind_a_stem_of_32():
     assert count_parameters("resnet8x4", {}, CIFAR, 100) == resnet_formula(8, 32, (64, 128, 256), 100)
     assert count_parameters("resnet32x4", {}, CIFAR, 100) == resnet_formula(32, 32, (64, 128, 256), 100)
+
+
+def test_a_residual_network_may_have_stages_of_different_depth():
+    """ResNet-34 by its layers: 3, 4, 6 and 3 blocks of 64, 128, 256 and 512 channels."""
+    total = conv(3, 64) + 6 * conv(64, 64)
+    for width, blocks in ((128, 4), (256, 6), (512, 3)):
+        total += conv(width // 2, width) + conv(width // 2, width, 1) + (2 * blocks - 1) * conv(width, width)
+    assert count_parameters("resnet34", {}, CIFAR, 100) == total + 513 * 100
+    stages = {"depth": 8, "blocks": [1, 1, 1]}
+    assert count_parameters("resnet", stages, CIFAR, 100) == count_parameters("resnet8", {}, CIFAR, 100)
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("wrn_")])
@@ -291,6 +303,7 @@ def test_checking_a_plan_loads_no_torch():
             CIFAR,
             "26 is not 9n \\+ 2; the nearest are 20 and 29",
         ),
+        ("resnet", {"depth": 20, "blocks": [2, 2]}, CIFAR, "these `blocks` make a depth of 10, not 20"),
         ("resnet", {"depth": -4}, CIFAR, "the nearest are 8 and 14"),
         ("resnet", {"shortcut": "padding", "stem_width": 64}, CIFAR, "padding can only add channels"),
         ("wide_resnet", {"depth": 28.5}, CIFAR, "option `depth`"),
