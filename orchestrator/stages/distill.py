@@ -11,6 +11,7 @@ from raydistill.lookup import load_object
 from raydistill.methods.combined import Combined
 from raydistill.runs.context import StageContext
 from raydistill.runs.record import summary_of
+from raydistill.stages.flat_features import warn_of_flat_teachers
 from raydistill.stages.teachers import live_teacher, open_stored, stored_teacher
 from raydistill.stages.training_stage import build_initial_model, load_data, train_model
 from raydistill.stages.transfer_data import load_transfer_set
@@ -53,6 +54,8 @@ def distill(config: DistillConfig, context: StageContext) -> dict[str, float]:
         teacher = stored_teacher(config, targets, transfer, method)
     else:
         teacher = live_teacher(config, context, teachers, method)
+        if config.compares_features:
+            warn_of_flat_teachers(teacher, transfer, config, context)
     return train_model(model, config.student, method, transfer, data, config, context, teacher)
 
 

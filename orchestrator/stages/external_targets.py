@@ -14,6 +14,7 @@ from raydistill.models.outputs import merge_classes, unmapped_mass
 from raydistill.plan.fingerprint import digest
 from raydistill.runs.context import StageContext
 from raydistill.runs.view import read_identity
+from raydistill.stages.flat_features import warn_of_flat_store
 from raydistill.stages.predict_targets import count_errors
 from raydistill.stages.training_stage import load_data
 from raydistill.stages.transfer_data import load_transfer_set, sources_of, split_name
@@ -63,6 +64,7 @@ def external_targets(config: ExternalTargetsConfig, context: StageContext) -> di
         with suppress(OSError):
             (context.folder.path / f"{ARRANGED}-{name}.npy").unlink()
     context.payload.update([MANIFEST, *manifest.files])
+    warn_of_flat_store(context)
     return {
         "targets/rows": float(len(transfer)),
         **({"targets/errors": float(count_errors(context, transfer))} if config.has_logits else {}),

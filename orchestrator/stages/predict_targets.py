@@ -14,6 +14,7 @@ from raydistill.models.taps import Output, Tapped
 from raydistill.plan.fingerprint import digest
 from raydistill.runs.claims import STOPPED, claimed
 from raydistill.runs.context import StageContext
+from raydistill.stages.flat_features import warn_of_flat_store
 from raydistill.stages.transfer_data import load_transfer_set, sources_of, split_name
 from raydistill.targets.reader import open_targets
 from raydistill.targets.store import MANIFEST, Description, Manifest, TargetWriter
@@ -64,6 +65,7 @@ def predict_targets(config: PredictTargetsConfig, context: StageContext) -> dict
     ) is None:
         return {}
     context.payload.update([MANIFEST, *manifest.files])
+    warn_of_flat_store(context)
     accuracy = folder.done_record().metrics.get(Accuracy.on("validation"))
     metrics = {"targets/rows": float(description.rows * description.views_stored)}
     if config.has_logits:
