@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import json
 import logging
+import os
 import time
 import uuid
 import zlib
@@ -17,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from raydistill.tasks.task import data_root
@@ -90,7 +92,20 @@ def stamp(path: Path) -> Stamp:
 
     The second time is the file system's own: nobody can set it back, as copying programs do with the first.
     """
-    status = path.stat()
+    return stamp_from(path.stat())
+
+
+def stamp_of_file(path: Path) -> Stamp | None:
+    """The stamp of a file; None where there is none, or a folder."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return None
+    return stamp_from(status) if S_ISREG(status.st_mode) else None
+
+
+def stamp_from(status: os.stat_result) -> Stamp:
+    """The stamp that a look at a file gives."""
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,7 +12,7 @@ from pydantic import Field
 
 from raydistill.tasks.csv_table import CsvTable, opened_csv, path_below
 from raydistill.tasks.cuts import group_ids, set_aside
-from raydistill.tasks.digests import Stamp, digest_below, digest_named, digest_text, stamp
+from raydistill.tasks.digests import Stamp, digest_below, digest_named, digest_text, stamp, stamp_of_file
 from raydistill.tasks.hashing import text_id
 from raydistill.tasks.labels import UNLABELLED
 from raydistill.tasks.picture_files import printable
@@ -98,7 +98,8 @@ class ImageManifest(PictureTask):
         return None
 
     def content(self) -> str:
-        parts, digests = self._places(), self.digests()
+        parts = self._places()
+        digests = self._digests(parts)
         learned = [split for split in parts if split != "test"]
         # Labels and groups count as they are in the table, paths because sample ids follow from them.
         told = [f"{split} {row.label} {row.group} {row.path}" for split in learned for row, _ in parts[split]]
@@ -107,16 +108,17 @@ class ImageManifest(PictureTask):
         return digest_text("\n".join([reader, *self.class_names, *sorted(told), *names]))
 
     def test_content(self) -> str:
-        told = sorted(f"{row.label} {row.path}" for row, _ in self._places()["test"])
-        digests = self.digests()["test"]
+        tested = {"test": self._places()["test"]}
+        told = sorted(f"{row.label} {row.path}" for row, _ in tested["test"])
+        digests = self._digests(tested)["test"]
         return self.read_as(digests, digest_text("\n".join([*told, digest_named(digests)])))
 
     def digests(self) -> dict[str, dict[str, str]]:
+        return self._digests(self._places())
+
+    def _digests(self, parts: Mapping[str, list[tuple[Row, str]]]) -> dict[str, dict[str, str]]:
         folder = common_folder(self.roots)
-        return {
-            split: digest_below(folder, [place for _, place in found])
-            for split, found in self._places().items()
-        }
+        return {split: digest_below(folder, [place for _, place in found]) for split, found in parts.items()}
 
     def samples(self) -> dict[str, Arrays]:
         """Inputs are paths below the folder that all roots lie in; ids are hashes of the paths in the table."""
@@ -127,15 +129,25 @@ class ImageManifest(PictureTask):
 
         return FolderPictures(common_folder(self.roots))
 
+    def found(self) -> tuple[dict[str, Arrays], PictureStore]:
+        from raydistill.tasks.picture_store import FolderPictures
+
+        stamps: dict[str, Stamp] = {}
+        parts = {split: self._arrays(found) for split, found in self._places(stamps).items()}
+        return parts, FolderPictures(common_folder(self.roots), stamps)
+
     def _rows(self) -> tuple[Row, ...]:
         self.require_files()
         columns = (self.path, self.label, self.split, self.group)
         return _read_table(self.file, columns, stamp(self.file))
 
-    def _places(self) -> dict[str, list[tuple[Row, str]]]:
-        """Every row with its picture's path below the common folder, by split."""
+    def _places(self, stamps: dict[str, Stamp] | None = None) -> dict[str, list[tuple[Row, str]]]:
+        """Every row with its picture's path below the common folder, by split; `stamps` are filled in by these."""
         splits: dict[str, list[tuple[Row, str]]] = {"train": []}
-        for row, place in zip(self._rows(), _found(self._rows(), self.file, self.roots), strict=True):
+        found = _found(self._rows(), self.file, self.roots)
+        if stamps is not None:
+            stamps.update(found)
+        for row, (place, _) in zip(self._rows(), found, strict=True):
             splits.setdefault(row.split or "train", []).append((row, place))
         for split in splits.keys() - {"train"}:
             for row, _ in splits[split]:
@@ -213,18 +225,18 @@ def _rows_of(table: CsvTable, file: Path, columns: tuple[str, str, str, str]) ->
         yield Row(line, path, label, SPLITS.get(split.lower(), ""), group)
 
 
-def _found(rows: Sequence[Row], file: Path, roots: Sequence[Path]) -> list[str]:
-    """Where each picture lies below the folder that all roots lie in."""
+def _found(rows: Sequence[Row], file: Path, roots: Sequence[Path]) -> list[tuple[str, Stamp]]:
+    """Where each picture lies below the folder that all roots lie in, and its stamp."""
     common = common_folder(roots)
     prefixes = [root.relative_to(common).as_posix() for root in roots]
     places = []
     for row in rows:
-        below = (root / row.path for root in roots)
-        prefix = next(
-            (prefix for prefix, place in zip(prefixes, below, strict=True) if place.is_file()), None
+        below = (stamp_of_file(root / row.path) for root in roots)
+        prefix, seen = next(
+            ((prefix, seen) for prefix, seen in zip(prefixes, below, strict=True) if seen), ("", None)
         )
-        if prefix is None:
+        if seen is None:
             where = " and ".join(f"`{root}`" for root in roots)
             raise ValueError(f"`{file}`, line {row.line}: no picture `{printable(row.path)}` in {where}")
-        places.append(row.path if prefix == "." else f"{prefix}/{row.path}")
+        places.append((row.path if prefix == "." else f"{prefix}/{row.path}", seen))
     return places

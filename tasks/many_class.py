@@ -131,6 +131,14 @@ class ManyClass(Task):
     def listed(self) -> dict[str, Arrays]:
         return self._samples()
 
+    def survey_listed(self) -> tuple[dict[str, Arrays], tuple[Finding, ...]]:
+        from raydistill.tasks.picture_survey import unread
+
+        listed = self.listed()
+        return listed, unread(
+            sum(len(part.ids) for part in listed.values()) if self.on_error == "skip" else 0
+        )
+
     def survey(self) -> Survey:
         """Encoded pictures are laid out, as for the first stage. If a split has more than `picture_survey.MOST`, or
         pictures that are arrays, only so many are looked at, from the beginnings of all shards."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -50,15 +50,17 @@ class PictureStore(Parts, Protocol):
 
 @dataclass(frozen=True)
 class FolderPictures:
-    """A file per picture; a place is its path below `folder`, or an absolute one."""
+    """A file per picture; a place is its path below `folder`, or an absolute one. `known` are stamps of some of them,
+    by their places, that were taken just now."""
 
     folder: Path
+    known: Mapping[str, Stamp] = field(default_factory=dict, compare=False)
 
     def name(self, place: str) -> str:
         return place
 
     def stamp(self, place: str) -> Stamp:
-        return stamp(self.folder / place)
+        return self.known.get(place) or stamp(self.folder / place)
 
     def read(self, place: str, channels: int) -> Picture:
         return read_picture(self.folder / place, channels)

@@ -50,7 +50,7 @@ class Look:
 
 def look_at(store: PictureStore, places: Sequence[Any], threads: int) -> dict[str, Look]:
     """The `Look` of each picture by its name, in their order; only what changed since the last look is decoded."""
-    memory = data_root() / ".looks" / f"{digest_text(str(store.folder))[:16]}.json"
+    memory = _memory_of(store)
     known, old = _remembered(memory), (time.time() - YOUNG_SECONDS) * 1e9
     names = [store.name(place) for place in places]
     stamps = [_stamp(store, place) for place in places]
@@ -61,6 +61,29 @@ def look_at(store: PictureStore, places: Sequence[Any], threads: int) -> dict[st
             known |= {names[row]: (stamps[row], look) for row, look in zip(new, looks, strict=True)}
         _remember(memory, {name: seen for name, seen in known.items() if max(seen[0][1:3]) < old})
     return {name: known[name][1] for name in names}
+
+
+def looked_at(store: PictureStore, places: Sequence[Any]) -> list[Look | None]:
+    """What an earlier look showed of each picture; None for one that is new since. Nothing is decoded."""
+    known = _remembered(_memory_of(store))
+    names = [store.name(place) for place in places]
+    seen = [known.get(name) for name in names]
+    return [
+        found[1] if found is not None and found[0] == _stamp(store, place) else None
+        for found, place in zip(seen, places, strict=True)
+    ]
+
+
+def unread(count: int) -> tuple[Finding, ...]:
+    """What to say of a count that was made without reading so many pictures, where those that cannot be are skipped."""
+    if not count:
+        return ()
+    text = f"{count:,} pictures are counted that nobody has read yet; a run leaves out those that cannot be"
+    return (Finding("note", f"{text} (`on_error: skip`)"),)
+
+
+def _memory_of(store: PictureStore) -> Path:
+    return data_root() / ".looks" / f"{digest_text(str(store.folder))[:16]}.json"
 
 
 def _look(store: PictureStore, place: Any) -> Look:

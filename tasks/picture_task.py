@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -97,6 +97,10 @@ class PictureTask(Task):
         """Where the pictures lie."""
         raise NotImplementedError
 
+    def found(self) -> tuple[dict[str, Arrays], PictureStore]:
+        """`samples` and `store` for one look at all pictures: what finding them told of a file is not asked again."""
+        return self.samples(), self.store()
+
     def part_name(self, split: str) -> str:
         """What the user calls a split."""
         return split
@@ -140,10 +144,32 @@ class PictureTask(Task):
         parts = self.samples()
         if self.on_error == "fail":
             return parts
-        return {split: self._readable(split, part) for split, part in parts.items()}
+        from raydistill.tasks.picture_survey import look_at
+
+        store = self.store()
+        looks = {split: look_at(store, part.inputs.tolist(), self.workers) for split, part in parts.items()}
+        return {
+            split: self._without_broken(split, part, list(looks[split].values()))
+            for split, part in parts.items()
+        }
 
     def listed(self) -> dict[str, Arrays]:
-        return self.samples()
+        return self.survey_listed()[0]
+
+    def survey_listed(self) -> tuple[dict[str, Arrays], tuple[Finding, ...]]:
+        """Pictures that an earlier look could not read are left out where a run skips them; none is decoded now."""
+        if self.on_error == "fail":
+            return self.samples(), ()
+        from raydistill.tasks.picture_survey import looked_at, unread
+
+        parts, store = self.found()
+        looks = {split: looked_at(store, part.inputs.tolist()) for split, part in parts.items()}
+        is_good = {
+            split: np.array([look is None or look.problem is None for look in found], dtype=bool)
+            for split, found in looks.items()
+        }
+        new = sum(found.count(None) for found in looks.values())
+        return {split: part.take(is_good[split]) for split, part in parts.items()}, unread(new)
 
     def load(self) -> TaskData:
         from raydistill.tasks.folder_split import build_folder_data
@@ -214,17 +240,26 @@ class PictureTask(Task):
     def survey(self) -> Survey:
         """Every picture is decoded once; if a split has more than `picture_survey.MOST`, only so many, chosen by
         hash."""
-        from raydistill.tasks.picture_survey import by_weight, folder_findings, shared
-        from raydistill.tasks.survey import Survey
+        from raydistill.tasks.picture_survey import MOST, by_weight, folder_findings, look_at, shared
+        from raydistill.tasks.survey import Survey, survey_arrays
 
-        counts = super().survey().counts
+        self.require_files()
         found = [*self.left_out(), *self._cut_off()]
         looks: dict[str, dict[str, Look]] = {}
-        for split, part in self.samples().items():
-            looks[split] = self._look(part)
+        parts, store = self.found()
+        for split, part in parts.items():
+            chosen = smallest_hashes(part.ids, MOST, fold_key(Purpose.SURVEYED))
+            if self.on_error == "skip":
+                everything = look_at(store, part.inputs.tolist(), self.workers)
+                names = [store.name(place) for place in part.inputs[chosen].tolist()]
+                looks[split] = {name: everything[name] for name in names}
+                parts[split] = self._without_broken(split, part, list(everything.values()))
+            else:
+                looks[split] = look_at(store, part.inputs[chosen].tolist(), self.workers)
             found += folder_findings(
                 self.part_name(split), looks[split], len(part.ids), self.on_error, self.image_size
             )
+        counts = survey_arrays(self, parts).counts
         return Survey(counts, by_weight([*found, *shared(looks)]))
 
     def _cut_off(self) -> Iterator[Finding]:
@@ -239,14 +274,7 @@ class PictureTask(Task):
                 f" {usual_resize(self.image_size)} then",
             )
 
-    def _look(self, part: Arrays, most: int | None = None) -> dict[str, Look]:
-        from raydistill.tasks.picture_survey import MOST, look_at
-
-        chosen = smallest_hashes(part.ids, MOST if most is None else most, fold_key(Purpose.SURVEYED))
-        return look_at(self.store(), part.inputs[chosen].tolist(), self.workers)
-
-    def _readable(self, split: str, part: Arrays) -> Arrays:
-        looks = list(self._look(part, most=len(part.ids)).values())
+    def _without_broken(self, split: str, part: Arrays, looks: Sequence[Look]) -> Arrays:
         is_good = np.array([look.problem is None for look in looks], dtype=bool)
         if not is_good.all():
             logger.info(

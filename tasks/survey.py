@@ -60,14 +60,15 @@ def survey_labels(task: Task) -> Survey | None:
     """As `survey_task`, of the labels alone: no input is read and torch is not loaded. None where `Task.listed` is."""
     try:
         task.require_files()
-        if (listed := task.listed()) is None:
+        if (found := task.survey_listed()) is None:
             return None
         from raydistill.tasks.cuts import three_parts
 
+        listed, unread = found
         counts = class_counts(task, three_parts(task, listed))
     except (ValueError, OSError) as error:
         return Survey({}, (Finding("error", str(error)),))
-    return Survey(counts, tuple(count_findings(counts, task.class_names)))
+    return Survey(counts, (*count_findings(counts, task.class_names), *unread))
 
 
 def survey_arrays(task: Task, parts: Mapping[str, Arrays]) -> Survey:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # numpy takes a third of the time of a dry run, and a descrip
     from numpy.typing import NDArray
 
     from raydistill.tasks.splits import TaskData
-    from raydistill.tasks.survey import Survey
+    from raydistill.tasks.survey import Finding, Survey
 
 DATA_ROOT = "RAYDISTILL_DATA"
 GREY_LEVELS = "grey levels of 0 to 255 divided by 255"
@@ -205,6 +205,11 @@ class Task(BaseModel):
         """As `read`, for labels: inputs are whatever names them. None where labels cannot be had without reading the
         inputs."""
         return None
+
+    def survey_listed(self) -> tuple[dict[str, Arrays], tuple[Finding, ...]] | None:
+        """As `listed`, with what is to be said of what was not read."""
+        listed = self.listed()
+        return None if listed is None else (listed, ())
 
     def load(self) -> TaskData:
         """The three splits in memory. `FileNotFoundError` or `ValueError` when the data is not there or not valid."""

@@ -1,6 +1,8 @@
 """`image_manifest` against the same pictures in folders, and what is wrong in a table, line by line."""
 
 import csv
+import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
+from raydistill.tasks import picture_survey
 from raydistill.tasks.image_folder import ImageFolder
 from raydistill.tasks.image_manifest import ImageManifest
+from raydistill.tasks.survey import survey_labels, survey_task
 from raydistill.tasks.task import Cut
 
 SIZE = {"image_size": 8, "resize": 8, "workers": 0}
@@ -250,3 +254,41 @@ def test_a_quotation_mark_that_is_not_closed_is_named_by_the_line_it_stands_in(
     file.write_text("\n".join(lines))
     with pytest.raises(ValueError, match=r", line 4: .*; is a quotation mark not closed\?"):
         ImageManifest(file=file, folder=folder).class_names  # noqa: B018
+
+
+@pytest.mark.parametrize("on_error", ["fail", "skip"])
+def test_a_survey_asks_the_file_system_once_for_each_picture(
+    folder: Path, table: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, on_error: Any
+) -> None:
+    task = ImageManifest(file=table(listed(folder)), folder=folder, on_error=on_error, **SIZE)
+    asked: Counter[str] = Counter()
+    plain = os.stat
+
+    def counting(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
+        asked[str(path)] += 1
+        return plain(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", counting)
+    survey = survey_task(task)
+    assert {path: count for path, count in asked.items() if path.endswith(".png")} == {
+        str(path): 1 for path in folder.rglob("*.png")
+    }
+    assert survey.counts["train"] == (12, 12)
+
+
+def test_a_dry_run_counts_what_a_run_would_where_broken_pictures_are_skipped(
+    folder: Path, table: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYDISTILL_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr(picture_survey, "YOUNG_SECONDS", -1)
+    (folder / "train/cat/3.png").write_bytes(b"no picture")
+    task = ImageManifest(file=table(listed(folder)), folder=folder, on_error="skip", **SIZE)
+    before = survey_labels(task)
+    assert before is not None
+    assert before.counts["train"] == (12, 12)
+    assert any("40 pictures are counted that nobody has read yet" in found.text for found in before.findings)
+    surveyed = survey_task(task)
+    after = survey_labels(task)
+    assert after is not None
+    assert after.counts == surveyed.counts
+    assert surveyed.counts["train"] == (11, 12)
