@@ -199,7 +199,8 @@ def _resources(resources: Any) -> str:
     memory = f", {resources.memory}" if resources.memory else ""
     accelerator = f", {escape(resources.accelerator)}" if resources.accelerator else ""
     custom = "".join(f", {amount:g} {escape(name)}" for name, amount in resources.custom.items())
-    return f"{resources.workers} × {resources.cpus:g} CPU{gpus}{accelerator}{memory}{custom}"
+    labels = "".join(f", {escape(name)}: {escape(value)}" for name, value in resources.labels.items())
+    return f"{resources.workers} × {resources.cpus:g} CPU{gpus}{accelerator}{memory}{custom}{labels}"
 
 
 def _metric(metrics: Mapping[str, float], std: Mapping[str, float], metric: type[Metric], split: str) -> str:

@@ -1,5 +1,6 @@
 """What each worker of a stage needs: cores, GPUs, memory, time."""
 
+import re
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -14,6 +15,9 @@ Memory = Annotated[
 Accelerator = Annotated[
     str, text_like(r"[A-Za-z0-9_.-]+", "the name that Ray has for a type of GPU, such as `H100`")
 ]
+LABEL = r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?"
+LABEL_NAME = re.compile(rf"([A-Za-z0-9.-]+/)?{LABEL}")
+LabelValue = Annotated[str, text_like(LABEL, "the value of a label, such as `eu`")]
 OWN_KEYS = {"cpu": "cpus", "gpu": "gpus", "memory": "memory"}
 
 
@@ -25,7 +29,9 @@ class ResourcesConfig(Config):
     shard: then as many take part as there is room for, more as there is more, and any number writes the same bytes.
 
     `accelerator` wants GPUs of one type, in Ray's words (`H100`, `A100`, `L4`); `custom` are resources that somebody
-    gave to nodes, `ray start --resources '{"licence": 2}'`: `custom: {licence: 1}`. Neither matters with `--local`.
+    gave to nodes, `ray start --resources '{"licence": 2}'`: `custom: {licence: 1}`. `labels` are those that a node must
+    have for it to run there: `labels: {region: eu}`, of nodes from `ray start --labels region=eu`. None of them matters
+    with `--local`.
 
     A stage whose process died, or whose machine is gone, begins again from its last checkpoint, as often as `retries`
     says. One that fails by its own error is not tried again: it would fail again.
@@ -48,6 +54,8 @@ class ResourcesConfig(Config):
     accelerator: Accelerator | None = Field(None, description="such as H100")
     custom: dict[str, Positive] = Field(default_factory=dict)
     """Named resources of the Ray cluster's own, per worker."""
+    labels: dict[str, LabelValue] = Field(default_factory=dict)
+    """Labels of the nodes on which it may run, with their values."""
     retries: Annotated[Integer, Field(ge=0)] = 3
     """How often it begins again when a process of it died."""
 
@@ -63,6 +71,11 @@ class ResourcesConfig(Config):
             )
         for name in self.custom:
             _check_custom(name)
+        for name in self.labels:
+            if LABEL_NAME.fullmatch(name) is None:
+                raise located_error(
+                    "not the name of a label, such as `region` or `example.org/rack`", "labels", name
+                )
         if self.timeout_seconds == 0:
             raise located_error("no stage ends in no time; leave `timeout` out for none", "timeout")
         return self

@@ -80,7 +80,9 @@ def run_trials(
     }
     try:
         tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(TrialActor, **parameters), resources.actor.to_ray()),
+            tune.with_resources(
+                tune.with_parameters(TrialActor, **parameters), _as_tune_takes_it(resources.actor)
+            ),
             tune_config=tune.TuneConfig(
                 search_alg=SuggestionSource(trial_log, ending),
                 scheduler=build_scheduler(problem, trial_log.records.values()),
@@ -110,6 +112,15 @@ def run_trials(
         ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _as_tune_takes_it(actor: Resources) -> Any:
+    """What a trial's one actor holds, on nodes with its labels."""
+    from ray import tune
+
+    if not actor.labels:
+        return actor.to_ray()
+    return tune.PlacementGroupFactory([actor.to_ray()], bundle_label_selector=[actor.labels])
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,8 +18,9 @@ import pytest
 from raydistill.errors import PlanError
 from raydistill.execution.ray_backend.autoscaler import REMIND_SECONDS, Growth, starts_machines
 from raydistill.execution.ray_backend.feasible import check_feasible
-from raydistill.execution.ray_backend.resources import NO_LIMIT, WHOLE, Limit, Resources
+from raydistill.execution.ray_backend.resources import NO_LIMIT, WHOLE, Limit, Resources, resources_of_worker
 from raydistill.plan.order import Graph, order_stages
+from raydistill.plan.resources import ResourcesConfig
 from raydistill.plan.schema import Plan
 
 HERE = Path(__file__).parent
@@ -30,9 +33,12 @@ class Autoscaler:
 
     def __init__(self) -> None:
         self.asked: list[list[dict[str, float]]] = []
+        self.labels: list[dict[str, str]] = []
 
-    def __call__(self, bundles: list[dict[str, float]]) -> None:
+    def __call__(self, bundles: list[dict[str, float]], labels: list[dict[str, str]]) -> None:
+        assert len(bundles) == len(labels)
         self.asked.append(bundles)
+        self.labels = labels
 
 
 def test_it_is_asked_for_what_runs_and_what_waits_and_only_when_that_changes() -> None:
@@ -50,6 +56,14 @@ def test_it_is_asked_for_no_more_than_the_plan_may_hold() -> None:
     autoscaler = Autoscaler()
     Growth(autoscaler).want([ONE, ONE], [("large", FOUR), *[("small", ONE)] * 9], Limit(cpus=5))
     assert autoscaler.asked == [[{"CPU": 1.0}] * 5], "the large one does not fit beside what runs"
+
+
+def test_the_labels_of_a_stage_go_with_its_request() -> None:
+    autoscaler = Autoscaler()
+    worker = resources_of_worker(ResourcesConfig(labels={"region": "eu"}), [])
+    Growth(autoscaler).want([ONE], [("there", worker)], NO_LIMIT)
+    assert autoscaler.asked == [[{"CPU": 1.0}] * 2], "a label is no resource"
+    assert autoscaler.labels == [{}, {"region": "eu"}]
 
 
 def test_what_was_asked_for_is_given_back_once() -> None:
@@ -121,7 +135,8 @@ def drive(folder: Path, port: int) -> None:
     (folder / "autoscaler.json").write_text(json.dumps(config_of(address)))
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
     command += ["--node-ip-address=127.0.0.1", "--num-cpus=1", "--include-dashboard=false"]
-    command += [f"--temp-dir={folder / 'ray'}", f"--autoscaling-config={folder / 'autoscaler.json'}"]
+    short = tempfile.mkdtemp(prefix="ray-")  # sockets lie there, whose names are at most 107 bytes long
+    command += [f"--temp-dir={short}", f"--autoscaling-config={folder / 'autoscaler.json'}"]
     environment = os.environ | {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
     with (folder / "head.log").open("w") as said:
         head = subprocess.Popen(command, env=environment, stdout=said, stderr=said, start_new_session=True)
@@ -129,12 +144,11 @@ def drive(folder: Path, port: int) -> None:
         wait_until(lambda: "will now block" in (folder / "head.log").read_text(), head)
         print(json.dumps(grow(folder, address, head)))  # noqa: T201
     finally:
-        os.killpg(head.pid, signal.SIGTERM)
-        try:
-            head.wait(40)
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(head.pid, signal.SIGKILL)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(head.pid, number)
+                head.wait(40)
+        shutil.rmtree(short, ignore_errors=True)
 
 
 def config_of(address: str) -> dict[str, Any]:

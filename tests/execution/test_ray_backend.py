@@ -417,7 +417,8 @@ NAMED = resources_of_machine(
         "node:10.0.0.1": 1.0,
         "accelerator_type:A100": 1.0,
         "licence": 3.0,
-    }
+    },
+    {"region": "eu", "ray.io/node-id": "f" * 56},
 )
 
 
@@ -430,6 +431,8 @@ NAMED = resources_of_machine(
         ({"accelerator": "A100"}, 2),  # as many as there are GPUs: a type does not run out
         ({"accelerator": "H100"}, 0),
         ({"custom": {"other": 1}}, 0),
+        ({"labels": {"region": "eu"}}, 2),  # as many as there are GPUs: nobody takes a label away
+        ({"labels": {"region": "us"}}, 0),
     ],
 )
 def test_custom_resources_and_types_of_gpus_are_counted(resources: dict[str, Any], count: int) -> None:
@@ -444,6 +447,7 @@ def test_custom_resources_and_types_of_gpus_are_counted(resources: dict[str, Any
     [
         ({"accelerator": "H100"}, "the accelerator `H100`.*accelerators there: `A100`;"),
         ({"custom": {"license": 1}}, "the custom resource `license`.*custom resources there: `licence`;"),
+        ({"labels": {"region": "us"}}, "the label `region: us`.*labels there: `region: eu`;"),
         ({"custom": {"licence": 4}}, "4 of `licence`, which the Ray cluster never has.*3 of `licence`"),
     ],
 )
@@ -454,6 +458,15 @@ def test_what_no_machine_has_is_refused_with_what_there_is(
     with pytest.raises(PlanError, match=words) as refused:
         check_feasible(list(graph.nodes.values()), [NAMED])
     assert "\n" not in refused.value.message
+
+
+@pytest.mark.ray
+def test_a_stage_runs_on_nodes_with_its_labels_alone(backend: RayBackend, stages: Stages) -> None:
+    [node] = ray.nodes()
+    here = stages.request("here", resources={"labels": {"ray.io/node-id": node["NodeID"]}})
+    there = stages.request("there", resources={"labels": {"ray.io/node-id": "f" * 56}}, seed=1)
+    assert not backend.try_start(there)
+    assert run(backend, here).status == "done"
 
 
 @pytest.mark.ray

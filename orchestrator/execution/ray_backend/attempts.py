@@ -228,7 +228,7 @@ class GroupAttempt(OneCall):
                 "workers": request.shape.workers,
                 "resources": shape.to_ray(),
                 "uses_gpus": shape.gpus > 0,
-                "label_selector": all_but(avoided),
+                "label_selector": all_but(avoided, shape.labels),
                 "scratch": str(self._scratch),
                 "stop_file": f"{SCRATCH}/{request.attempt}/{STOP}",
                 "working_folder": working_folder,

@@ -20,16 +20,18 @@ MOST_BUNDLES = (
 log = logging.getLogger(__name__)
 
 Bundle = dict[str, float]
+Labels = dict[str, str]
 
 
 class Growth:
-    """What we have asked of the autoscaler. `ask` takes bundles of resources; nothing is asked where there is none."""
+    """What we have asked of the autoscaler. `ask` takes bundles of resources, and the labels that go with each; nothing
+    is asked where there is none."""
 
     def __init__(
-        self, ask: Callable[[list[Bundle]], None], clock: Callable[[], float] = time.monotonic
+        self, ask: Callable[[list[Bundle], list[Labels]], None], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._ask, self._clock = ask, clock
-        self._asked: list[Bundle] = []
+        self._asked: list[tuple[Bundle, Labels]] = []
         self._since = self._reminded = 0.0
 
     def want(
@@ -37,14 +39,14 @@ class Growth:
     ) -> None:
         """Ask for room for the workers that run, and for those of stages that wait, as far as the limit allows; where
         none waits, for nothing: what is in use is kept anyway."""
-        bundles: list[Bundle] = []
+        bundles: list[tuple[Bundle, Labels]] = []
         held = Resources()
         for worker in [*running, *(worker for _, worker in waiting)] if waiting else ():
             if limit.of(held + worker) == held + worker and len(bundles) < MOST_BUNDLES:
                 held += worker
-                bundles.append(worker.to_ray())
+                bundles.append((worker.to_ray(), worker.labels))
         if bundles != self._asked:
-            self._ask(bundles)
+            self._ask([bundle for bundle, _ in bundles], [labels for _, labels in bundles])
             if not self._asked:
                 self._since = self._reminded = self._clock()
             self._asked = bundles
@@ -53,7 +55,7 @@ class Growth:
     def give_back(self) -> None:
         """Take the request back, if there is one: machines with nothing to do may go."""
         if self._asked:
-            self._ask([])
+            self._ask([], [])
             self._asked = []
 
     def _remind(self, waiting: Sequence[tuple[str, Resources]]) -> None:
@@ -69,11 +71,12 @@ class Growth:
             )
 
 
-def request(bundles: list[Bundle]) -> None:
-    """Ask the autoscaler for room for all these bundles at once; for none, take it back."""
+def request(bundles: list[Bundle], labels: list[Labels]) -> None:
+    """Ask the autoscaler for room for all these bundles at once, each on a machine with its labels; for none, take it
+    back."""
     from ray.autoscaler.sdk import request_resources
 
-    request_resources(bundles=bundles)
+    request_resources(bundles=bundles, bundle_label_selectors=labels or None)
 
 
 def is_there() -> bool:

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 
 from raydistill.errors import PlanError
+from raydistill.execution.ray_backend.placement import NODE
 from raydistill.execution.ray_backend.resources import (
     ACCELERATOR,
+    LABEL,
     NO_LIMIT,
     Limit,
     Resources,
@@ -64,19 +66,26 @@ def _check_node(node: Node, worker: Resources, machines: list[Resources]) -> Non
 
 
 def _check_named(node: Node, worker: Resources, machines: list[Resources]) -> None:
-    """Whether there are such accelerators and custom resources at all."""
-    there = {name for machine in machines for name, amount in machine.custom if amount}
+    """Whether there are such accelerators, labels and custom resources at all."""
+    there = sorted({name for machine in machines for name, amount in machine.custom if amount})
     for name, _ in worker.custom:
-        is_type = name.startswith(ACCELERATOR)
-        alike = [other for other in sorted(there) if other.startswith(ACCELERATOR) == is_type]
-        what = "accelerator" if is_type else "custom resource"
         if name not in there:
-            known = ", ".join(f"`{other.removeprefix(ACCELERATOR)}`" for other in alike) or "none"
+            what, words = _what(name)
+            alike = [_what(other)[1] for other in there if _what(other)[0] == what]
+            known = ", ".join(f"`{other}`" for other in alike if not other.startswith(NODE)) or "none"
             raise PlanError(
-                f"stage `{node.name}` asks for the {what} `{name.removeprefix(ACCELERATOR)}`, which no machine of the"
-                f" Ray cluster has; {what}s there: {known}; change `stages.{node.stage}.resources`, or name another Ray"
-                " cluster with `--address`"
+                f"stage `{node.name}` asks for the {what} `{words}`, which no machine of the Ray cluster has; {what}s"
+                f" there: {known}; change `stages.{node.stage}.resources`, or name another Ray cluster with `--address`"
             )
+
+
+def _what(name: str) -> tuple[str, str]:
+    """What a resource that somebody named is, and how users write it."""
+    if name.startswith(ACCELERATOR):
+        return "accelerator", name.removeprefix(ACCELERATOR)
+    if name.startswith(LABEL):
+        return "label", name.removeprefix(LABEL).replace("=", ": ", 1)
+    return "custom resource", name
 
 
 def _check_side_by_side(node: Node, count: int, worker: Resources, machines: list[Resources]) -> None:

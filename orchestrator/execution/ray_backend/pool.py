@@ -56,7 +56,7 @@ class WorkerPool:
                 resources=shape.custom_to_ray(),
                 max_concurrency=2,  # one thread for the stage, one that hears `stop`
                 scheduling_strategy=OUTSIDE,
-                label_selector=all_but(avoided),
+                label_selector=all_but(avoided, shape.labels),
             )
             .remote(self._working_folder)
         )

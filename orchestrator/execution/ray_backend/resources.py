@@ -9,6 +9,10 @@ from raydistill.plan.resources import ResourcesConfig
 
 UNLIMITED = sys.maxsize  # more than any cluster has, and still a whole number
 ACCELERATOR = "accelerator_type:"  # what Ray calls a type of GPU, of which each machine with such GPUs has 1
+OWN_LABELS = "ray.io/"  # that Ray gives to every node
+LABEL = (
+    "label:"  # before `key=value` of a node's label: like a resource of which there is more than can be taken
+)
 TYPE_SHARE = 10  # as Ray's own `accelerator_type` takes of it: a thousandth, so that it never runs out
 WHOLE = 10_000  # Ray counts CPUs and GPUs in ten-thousandths; in integers, 10 x 0.1 is 1
 GIB = 2**30
@@ -17,7 +21,7 @@ GIB = 2**30
 @dataclass(frozen=True)
 class Resources:
     """CPUs, GPUs and custom resources in ten-thousandths, memory in bytes. Custom ones in the order of their names; a
-    type of accelerator is one of them, as it is for Ray."""
+    type of accelerator is one of them, as it is for Ray, and so is here a label of a node."""
 
     cpus: int = 0
     gpus: int = 0
@@ -55,7 +59,9 @@ class Resources:
         parts = [_counted(self.cpus, "CPU"), _counted(self.gpus, "GPU")]
         if self.memory:
             parts.append(f"{self.memory / GIB:.1f} GiB of memory")
-        parts += [_named(name, amount) for name, amount in self.custom]
+        parts += [
+            _named(name, amount) for name, amount in self.custom if not name.startswith(LABEL + OWN_LABELS)
+        ]
         return f"{', '.join(parts[:-1])} and {parts[-1]}"
 
     def to_ray(self) -> dict[str, float]:
@@ -65,7 +71,13 @@ class Resources:
 
     def custom_to_ray(self) -> dict[str, float]:
         """The custom ones alone."""
-        return {name: amount / WHOLE for name, amount in self.custom}
+        return {name: amount / WHOLE for name, amount in self.custom if not name.startswith(LABEL)}
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The labels among them, with their values."""
+        named = (name.removeprefix(LABEL) for name, _ in self.custom if name.startswith(LABEL))
+        return {key: value for key, _, value in (text.partition("=") for text in named)}
 
 
 @dataclass(frozen=True)
@@ -117,13 +129,17 @@ def largest(several: Iterable[Resources]) -> Resources:
     )
 
 
-def resources_of_machine(resources: Mapping[str, float]) -> Resources:
+def resources_of_machine(
+    resources: Mapping[str, float], labels: Mapping[str, str] | None = None
+) -> Resources:
     """What a node of the Ray cluster says it has."""
+    custom = {name: _whole(resources[name]) for name in resources if not _is_rays_own(name)}
+    custom |= {f"{LABEL}{key}={value}": UNLIMITED for key, value in (labels or {}).items()}
     return Resources(
         _whole(resources.get("CPU", 0)),
         _whole(resources.get("GPU", 0)),
         int(resources.get("memory", 0)),
-        tuple((name, _whole(resources[name])) for name in sorted(resources) if not _is_rays_own(name)),
+        tuple(sorted(custom.items())),
     )
 
 
@@ -135,6 +151,7 @@ def resources_of_worker(resources: ResourcesConfig, machines: Iterable[Resources
     custom = {name: _whole(amount) for name, amount in resources.custom.items()}
     if resources.accelerator is not None:
         custom[ACCELERATOR + resources.accelerator] = TYPE_SHARE
+    custom |= {f"{LABEL}{key}={value}": 1 for key, value in resources.labels.items()}
     return Resources(
         _whole(resources.cpus), _whole(gpus), resources.memory_bytes, tuple(sorted(custom.items()))
     )
@@ -161,6 +178,8 @@ def _named(name: str, amount: int) -> str:
     """A custom resource in words; of a type of accelerator only that it is there."""
     if name.startswith(ACCELERATOR):
         return f"accelerator `{name.removeprefix(ACCELERATOR)}`"
+    if name.startswith(LABEL):
+        return f"label `{name.removeprefix(LABEL)}`"
     return f"{amount / WHOLE:g} of `{name}`"
 
 

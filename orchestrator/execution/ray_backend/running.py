@@ -257,4 +257,4 @@ def living_nodes() -> set[str]:
 def machines_alive(avoided: frozenset[str] = frozenset()) -> list[Resources]:
     """What each living machine of the Ray cluster has in all, but for nodes with these ids."""
     nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in avoided]
-    return [resources_of_machine(node["Resources"]) for node in nodes]
+    return [resources_of_machine(node["Resources"], node["Labels"]) for node in nodes]
