@@ -112,6 +112,63 @@ class DistConfig(SoftTargetOptions):
         return self
 
 
+class MultiLevelConfig(MethodOptions):
+    """Softened distributions at several temperatures, and by them what samples, and what classes, of a batch have in
+    common (MLKD, Jin et al., CVPR 2023), of one view.
+
+    With P_T and Q_T (B, C) the probabilities of teacher and student at T: loss = soft_weight · Σ_T (instance_weight ·
+    T² · KL(P_T ‖ Q_T) + batch_weight · ‖P_T P_Tᵀ - Q_T Q_Tᵀ‖² / B + class_weight · ‖P_Tᵀ P_T - Q_Tᵀ Q_T‖² / C)
+    + hard_weight · CE.
+
+    Settings: T = 2, ..., 6 and weights 0.9 and 0.1 are the release's for CIFAR-100, there with learning rates of 0.025
+    or 0.01 for 240, 480 or 960 epochs, and with a second, strongly augmented view.
+    Published: none of one view. Of two, by those who came after (best epoch): ResNet-32x4 → ResNet-8x4 77.08, WRN-40-2
+    → WRN-16-2 76.63.
+    Pitfalls: each worker compares its own part of a batch. Classes are compared by sums over the batch: a quarter of
+    the samples makes that term a sixteenth. Five divergences with T² are some five times those of `hinton`.
+    Releases: its masks multiply means, so that they halve terms and select no samples; two of five temperatures of the
+    strong view take the weak one's logits, and that view's two terms of the batch are computed and dropped.
+    """
+
+    word = "multi_level"
+    implementation = "raydistill.methods.multi_level:MultiLevel"
+    couples_samples = True
+    passes_over_unlabelled = True
+
+    temperatures: Annotated[tuple[Temperature, ...], Field(min_length=1)] = (2.0, 3.0, 4.0, 5.0, 6.0)
+    """Each divides the logits of both, and the terms are summed over them."""
+    soft_weight: NonNegative = 0.9
+    """Of all that is compared with the teachers."""
+    hard_weight: NonNegative = 0.1
+    """Of the cross-entropy with the true labels."""
+    instance_weight: NonNegative = 1.0
+    """Of the divergence, sample by sample."""
+    batch_weight: NonNegative = 1.0
+    """Of the products between samples."""
+    class_weight: NonNegative = 1.0
+    """Of the products between classes."""
+
+    @model_validator(mode="after")
+    def _something_to_compare(self) -> "MultiLevelConfig":
+        need_some_weight(self, "soft_weight", "hard_weight")
+        weights = self.instance_weight, self.batch_weight, self.class_weight
+        if self.soft_weight and not any(weights):
+            raise located_error(
+                "`instance_weight`, `batch_weight` and `class_weight` are all 0: nothing to compare; raise one",
+                "instance_weight",
+            )
+        return self
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the loss looks at the true labels."""
+        return self.hard_weight > 0
+
+    @property
+    def hears_teacher(self) -> bool:
+        return self.weight > 0 and self.soft_weight > 0
+
+
 class WsldConfig(OfLabelsOptions):
     """Soft labels count less for samples that the student knows as well as its teacher (WSLD, Zhou et al., ICLR 2021,
     arXiv 2102.00650).

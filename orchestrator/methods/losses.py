@@ -31,10 +31,15 @@ def soft_loss(
     """
     student = F.log_softmax(tempered(student_logits, temperature), dim=-1)
     target = tempered_probabilities(teacher, temperature).detach()
-    divergence = F.kl_div(torch.where(target == 0, 0.0, student), target, reduction=reduction)
+    divergence = apart(student, target, reduction)
     if reduction == "none":
         divergence = divergence.sum(dim=-1)
     return (divergence * temperature**2 if scale_by_temperature_squared else divergence).float()
+
+
+def apart(student: Tensor, target: Tensor, reduction: Literal["batchmean", "none"] = "batchmean") -> Tensor:
+    """KL(p ‖ q), or its terms (B, C), of log q and p (B, C): 0 where p is, also for q = 0."""
+    return F.kl_div(torch.where(target == 0, 0.0, student), target, reduction=reduction)
 
 
 def hard_loss(student_logits: Tensor, batch: Batch, label_smoothing: float = 0.0) -> Tensor:

@@ -98,6 +98,20 @@ def bare_dist(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLoss:
     return loss
 
 
+def bare_levels(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLoss:
+    def loss(seen: Seen) -> Tensor:
+        total = 0.1 * F.cross_entropy(seen.student, seen.labels)
+        for heat in (2, 3, 4, 5, 6):
+            logs = (seen.student / heat).log_softmax(1)
+            own, aim = logs.exp(), (seen.teacher / heat).softmax(1)
+            total = total + 0.9 * heat**2 * F.kl_div(logs, aim, reduction="batchmean")
+            total = total + 0.9 * (aim @ aim.t() - own @ own.t()).square().sum() / len(own)
+            total = total + 0.9 * (aim.t() @ aim - own.t() @ own).square().sum() / own.shape[1]
+        return total
+
+    return loss
+
+
 def bare_wsld(auxiliary: nn.Module, teachers: Sequence[nn.Module]) -> BareLoss:
     def loss(seen: Seen) -> Tensor:
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""DKD, NKD, DIST, WSLD, teachers' labels and standardised logits: values of their releases, and loops in float64."""
+"""Methods of logits: the values of their releases, and loops in float64."""
 
 import math
 from typing import Any
@@ -23,7 +23,7 @@ METHODS = MethodOptions.choices()
 Z = torch.tensor([[1, 2, 3], [0, -1, 2], [0.5, 0.5, -1], [2, 0, 1]])
 V = torch.tensor([[3, 1, 0.5], [-1, 0, 4], [1, 2, -1], [0.5, 0.2, 0.1]])
 Y = torch.tensor([0, 2, 1, 0])
-SHIFTED = ["dkd", "nkd", "dist", "wsld", "teacher_labels"]
+SHIFTED = ["dkd", "nkd", "dist", "multi_level", "wsld", "teacher_labels"]
 
 
 def method_of(name: str, /, classes: int = 3, **options: Any) -> Method:
@@ -162,6 +162,59 @@ def test_a_single_sample_has_no_correlation_over_samples() -> None:
     assert not student.grad.any()
 
 
+@pytest.mark.parametrize(
+    ("temperatures", "batch", "classes"),
+    [
+        ((1,), 0.183122643, 0.110305304),
+        ((4,), 0.003880575, 0.007220969),
+        ((2, 3, 4, 5, 6), 0.057791732, 0.068684027),
+    ],
+)
+def test_mlkd_has_the_values_of_its_release(
+    temperatures: tuple[float, ...], batch: float, classes: float
+) -> None:
+    terms = terms_of("multi_level", temperatures=temperatures, soft_weight=1, hard_weight=0)
+    assert terms["batch"].item() == pytest.approx(batch, rel=1e-5)
+    assert terms["class"].item() == pytest.approx(classes, rel=1e-5)
+    if len(temperatures) > 1:
+        assert terms["instance"].item() == pytest.approx(3.615701372, rel=1e-5)
+
+
+def test_mlkd_by_hand_and_by_loops() -> None:
+    """Against a student without an opinion, two sure and different answers are 4 · ¼ / 2 apart."""
+    sure = torch.tensor([[1000.0, 0], [0, 1000]])
+    by_hand = terms_of("multi_level", torch.zeros(2, 2), sure, torch.tensor([0, 1]), temperatures=[1])
+    assert by_hand["batch"].item() == pytest.approx(0.9 * 0.5)
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = 2 * torch.randn(2, 6, 5, generator=generator)
+    labels = torch.arange(6) % 5
+    terms = terms_of("multi_level", student, teacher, labels, temperatures=[3], soft_weight=1, batch_weight=2)
+    q, p = ((logits.double() / 3).softmax(1).tolist() for logits in (student, teacher))
+
+    def apart(one: list[list[float]], other: list[list[float]]) -> float:
+        return sum(
+            (sum(map(math.prod, zip(a, b, strict=True))) - sum(map(math.prod, zip(c, d, strict=True)))) ** 2
+            for a, c in zip(one, other, strict=True)
+            for b, d in zip(one, other, strict=True)
+        )
+
+    columns = [list(map(list, zip(*rows, strict=True))) for rows in (p, q)]
+    assert terms["batch"].item() == pytest.approx(2 * apart(p, q) / 6, rel=1e-4)
+    assert terms["class"].item() == pytest.approx(apart(*columns) / 5, rel=1e-4)
+
+
+def test_mlkd_of_one_temperature_and_single_samples_is_hinton() -> None:
+    alone = {"temperatures": [4], "batch_weight": 0, "class_weight": 0}
+    torch.testing.assert_close(total("multi_level", **alone), total("hinton"))
+
+
+def test_mlkd_compares_samples_whatever_the_classes_and_classes_whatever_the_order_of_samples() -> None:
+    plain, order = terms_of("multi_level", hard_weight=0), torch.tensor([2, 0, 3, 1])
+    moved = terms_of("multi_level", Z[order], V[order], hard_weight=0)
+    for key, value in plain.items():
+        torch.testing.assert_close(moved[key], value)
+
+
 def test_wsld_weighs_samples_as_its_release_does() -> None:
     logs = Z.log_softmax(1), V.log_softmax(1)
     weights = sample_weights(*logs, batch_of(Y))
@@ -220,7 +273,7 @@ def test_under_mixup_both_labels_count_in_proportion(name: str) -> None:
             torch.testing.assert_close(value, (ends[0][key] + ends[1][key]) / 2)
 
 
-@pytest.mark.parametrize("name", ["dkd", "dist", "wsld"])
+@pytest.mark.parametrize("name", ["dkd", "dist", "multi_level", "wsld"])
 def test_a_student_that_is_its_teacher_has_nothing_to_learn(name: str) -> None:
     student = V.clone().requires_grad_()
     found = total(name, student, V, hard_weight=0)
@@ -280,7 +333,11 @@ def test_several_teachers_are_standardised_as_their_mean_unless_they_are_weighed
 
 
 def test_options_that_leave_nothing_are_refused() -> None:
-    for name, keys in (("dkd", ("target_weight", "other_weight")), ("dist", ("row_weight", "column_weight"))):
+    for name, keys in (
+        ("dkd", ("target_weight", "other_weight")),
+        ("dist", ("row_weight", "column_weight")),
+        ("multi_level", ("instance_weight", "batch_weight", "class_weight")),
+    ):
         with pytest.raises(ValidationError, match="nothing to compare"):
             METHODS[name].model_validate({"method": name, **dict.fromkeys(keys, 0)})
     with pytest.raises(ValueError, match="leave `standardize` out"):

@@ -284,6 +284,7 @@ CASES: dict[str, dict[str, Any]] = {
     "bank": {"method": "contrastive_bank", "negatives": 30},
     "ofd-batch": {"method": "ofd", "weight": 0.01},
     "dist": {"method": "dist"},
+    "levels": {"method": "multi_level"},
     "triplet": {"method": "triplet"},
     "triplet-logits": {"method": "triplet_logits"},
     "relational": {"method": "relational"},

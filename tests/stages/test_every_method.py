@@ -23,6 +23,7 @@ CASES: dict[str, dict[str, Any]] = {
     "dkd": {"method": "dkd"},
     "nkd": {"method": "nkd"},
     "dist": {"method": "dist"},
+    "multi_level": {"method": "multi_level"},
     "wsld": {"method": "wsld"},
     "curriculum_temperature": {"method": "curriculum_temperature"},
     "teacher_labels": {"method": "teacher_labels"},
