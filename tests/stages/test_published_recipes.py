@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from raydistill.kinds.distill import DistillConfig
 from raydistill.kinds.stage_bases import TrainingConfig
 from raydistill.plan.load import load_plan, override_plan
 from raydistill.plan.order import order_stages
 from raydistill.plan.schema import Plan
+from tests.test_method_table import METHODS, STAGES
 
 PLANS = sorted((Path(__file__).parents[2] / "configs").glob("cifar100_*.yaml"))
 SAMPLES = {"train": 12, "test": 4}
@@ -24,6 +26,19 @@ def folder(tmp_path: Path) -> Path:
         rows[:, :2] = (np.arange(count) % 20)[:, None]  # one coarse class more would be none
         (tmp_path / f"{name}.bin").write_bytes(rows.tobytes())
     return tmp_path
+
+
+def test_every_method_has_a_recipe(folder: Path) -> None:
+    plans = [load_plan(file, {"task.folder": str(folder)}) for file in PLANS]
+    configs = [config for plan in plans for config in plan.stages.values()]
+    methods = {
+        method.method
+        for config in configs
+        if isinstance(config, DistillConfig)
+        for method in config.all_methods
+    }
+    assert methods == set(METHODS)
+    assert set(STAGES) - {config.stage for config in configs} == set()
 
 
 def shortened(plan: Plan) -> Plan:
