@@ -11,6 +11,7 @@ from raydistill.execution.ray_backend.resources import WHOLE, Resources
 from raydistill.execution.request import Outcome, StageRequest
 from raydistill.execution.run_stage import run_stage
 from raydistill.plan.order import Node
+from raydistill.plan.resources import ResourcesConfig
 from raydistill.runs.placement import Placement, here
 
 
@@ -25,11 +26,11 @@ class LocalBackend:
     ) -> None:
         self._stop = stop or threading.Event()
         self._on_report = on_report
-        self._next: StageRequest | None = None
+        self._next: tuple[StageRequest, ...] = ()
 
     def placements(self) -> Mapping[str, Placement]:
         """The stage that was taken runs as soon as anybody looks."""
-        return {} if self._next is None else {self._next.name: Placement("running", (here(),))}
+        return {request.name: Placement("running", (here(),)) for request in self._next}
 
     def check_feasible(self, nodes: Sequence[Node]) -> None:
         """Everything fits into this process, one after another; `PlanError` for what only makes sense side by side."""
@@ -49,31 +50,47 @@ class LocalBackend:
     def want(self, waiting: Sequence[Node]) -> None:
         """There is this process alone."""
 
-    def try_start(self, request: StageRequest) -> bool:
-        """Take one stage; `wait` runs it."""
-        if self._next is not None:
+    def try_start(self, request: StageRequest, *others: StageRequest) -> bool:
+        """Take one stage, with others that train beside it; `wait` runs it."""
+        if self._next:
             return False
-        self._next = request
+        self._next = (request, *others)
         return True
 
+    def places(self, resources: ResourcesConfig) -> int:
+        """One stage runs at a time."""
+        return 0 if self._next else 1
+
     def wait(self, seconds: float) -> list[tuple[str, Outcome]]:
-        """Run the stage that was taken to its end, however long that is."""
-        if self._next is None or self._stop.is_set():
+        """Run what was taken to its end, however long that is."""
+        if not self._next or self._stop.is_set():
             time.sleep(seconds)  # not `Event.wait`: a signal handler that sets the event would wait for us
             return self.stop()
-        request, self._next = self._next, None
+        requests, self._next = self._next, ()
+        return list(zip((request.name for request in requests), self._run(*requests), strict=True))
+
+    def _run(self, request: StageRequest, *others: StageRequest) -> list[Outcome]:
+        if others:
+            from raydistill.execution.run_stack import run_stack
+
+            return run_stack(
+                (request, *others),
+                should_stop=lambda attempt: self._stop.is_set(),
+                on_report=self._on_report,
+                device=_device(request),
+            )
         outcome = run_stage(
             request,
             should_stop=self._stop.is_set,
             on_report=self._on_report and partial(self._on_report, request.name),
             device=_device(request),
         )
-        return [(request.name, outcome)]
+        return [outcome]
 
     def stop(self) -> list[tuple[str, Outcome]]:
-        """The stage that was taken and did not begin."""
-        request, self._next = self._next, None
-        return [] if request is None else [(request.name, Outcome("stopped"))]
+        """What was taken and did not begin."""
+        requests, self._next = self._next, ()
+        return [(request.name, Outcome("stopped")) for request in requests]
 
     def close(self) -> None:
         """Nothing to free."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from raydistill.execution.makespan import Room
 from raydistill.execution.request import Backend, Outcome, StageRequest
 from raydistill.plan.order import Node
+from raydistill.plan.resources import ResourcesConfig
 from raydistill.runs.placement import Placement
 
 
@@ -35,9 +36,16 @@ class OverlappedBackend:
         """As the back end does."""
         self._backend.want(waiting)
 
-    def try_start(self, request: StageRequest) -> bool:
-        """Start a stage with what follows it."""
-        return self._backend.try_start(replace(request, afterwards=self._afterwards.get(request.folder, ())))
+    def try_start(self, request: StageRequest, *others: StageRequest) -> bool:
+        """Start stages, each with what follows it."""
+        return self._backend.try_start(*map(self._with_what_follows, (request, *others)))
+
+    def _with_what_follows(self, request: StageRequest) -> StageRequest:
+        return replace(request, afterwards=self._afterwards.get(request.folder, ()))
+
+    def places(self, resources: ResourcesConfig) -> int:
+        """As the back end has."""
+        return self._backend.places(resources)
 
     def wait(self, seconds: float) -> list[tuple[str, Outcome]]:
         """As the back end does; the first time the driver has something to do meanwhile."""

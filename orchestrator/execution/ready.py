@@ -46,11 +46,20 @@ class ReadyStages:
         while open_queues:
             queue = min(open_queues)
             name = self._names[heapq.heappop(queue)]
-            self._queued.discard(name)
-            if name in self.unfinished and not self._missing[name]:
-                return name
+            if name in self._queued:  # not taken meanwhile
+                self._queued.discard(name)
+                if name in self.unfinished and not self._missing[name]:
+                    return name
             open_queues = [queue for queue in open_queues if queue]
         return None
+
+    def is_waiting(self, name: str) -> bool:
+        """Whether it is ready, and waits for nothing but room."""
+        return name in self._queued and name in self.unfinished and not self._missing[name]
+
+    def take(self, name: str) -> None:
+        """It starts beside another one."""
+        self._queued.discard(name)
 
     def put_back(self, name: str, *, seconds: float = 0.0) -> None:
         """Queue a stage that did not start, or that has to start again; at the earliest after `seconds`."""

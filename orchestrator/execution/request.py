@@ -20,7 +20,8 @@ class StageRequest:
     `root` is the storage root as every machine opens it; `reads` and `peers` map node names to folders below it,
     `metrics` the addresses of the user's own to the digests of their code. `afterwards`, if not empty, is the address
     of a function and what it is called with: by the stage's process, once the record is written. `number` counts the
-    attempts of this run at the stage; `workers_come_and_go` is the kind's.
+    attempts of this run at the stage; `workers_come_and_go` is the kind's. `alone` says why a replica is not trained
+    with the others as one batched model, where somebody could wonder.
     """
 
     name: str
@@ -42,6 +43,7 @@ class StageRequest:
     afterwards: tuple[str, ...] = ()
     number: int = 1
     workers_come_and_go: bool = False
+    alone: str = ""
 
     @property
     def place(self) -> Path:
@@ -60,12 +62,13 @@ class StageRequest:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt ended. `stopped`: it was asked to, and left a checkpoint; `lost`: its process died.
+    """How an attempt ended. `stopped`: it was asked to, and left a checkpoint; `lost`: its process died; `apart`: it is
+    better trained by itself than with the others that it was started with, for the reason that is its `error`.
 
     `warnings` are those of the record.
     """
 
-    status: Literal["done", "failed", "stopped", "lost"]
+    status: Literal["done", "failed", "stopped", "lost", "apart"]
     seconds: float = 0.0
     error: str | None = None
     warnings: tuple[str, ...] = ()
@@ -86,8 +89,13 @@ class Backend(Protocol):
         """These could start, and wait for room alone: machines that can be had may be asked for."""
         ...
 
-    def try_start(self, request: StageRequest) -> bool:
-        """Start a stage if there is room for it now; False leaves it waiting."""
+    def try_start(self, request: StageRequest, *others: StageRequest) -> bool:
+        """Start a stage if there is room for it now; False leaves it waiting. In the same room, `others` that train
+        with it as one batched model."""
+        ...
+
+    def places(self, resources: ResourcesConfig) -> int:
+        """How many stages of this shape could start now, as far as it is known."""
         ...
 
     def wait(self, seconds: float) -> list[tuple[str, Outcome]]:
@@ -116,6 +124,7 @@ def build_request(
     *,
     sees_test: bool = True,
     number: int = 1,
+    alone: str = "",
 ) -> StageRequest:
     """The request for one node of a graph."""
     return StageRequest(
@@ -137,4 +146,5 @@ def build_request(
         metrics=dict(graph.metrics),
         number=number,
         workers_come_and_go=node.config.workers_come_and_go,
+        alone=alone,
     )

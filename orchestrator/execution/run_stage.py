@@ -18,7 +18,7 @@ from raydistill.execution.user_code import checked_code, checked_metrics
 from raydistill.kinds.survey import SURVEYS
 from raydistill.lookup import load_object
 from raydistill.plan.schema import build_task
-from raydistill.plan.stage import stage_of
+from raydistill.plan.stage import StageConfig, stage_of
 from raydistill.runs.context import StageContext, never
 from raydistill.runs.folder import LOG, StageFolder
 from raydistill.runs.mirror import open_storage
@@ -44,52 +44,159 @@ def run_stage(
     With `world` > 1 every worker of a `torch.distributed` group calls this. An error of the stage is then written by
     whichever worker meets it first. `node_id`: what Ray calls this machine.
     """
-    started = time.monotonic()
-    root = open_storage(request.root)
-    folder = StageFolder(root / request.folder)
-    deadline = Deadline(request, rank)
-    context = StageContext(
-        name=request.name,
-        folder=folder,
-        root=root,
-        reads=request.reads,
-        peers=request.peers,
-        attempt=request.attempt,
-        rank=rank,
-        world=world,
-        device=device,
-        should_stop=lambda: should_stop() or deadline.has_passed(),
-        task_identity=request.task_identity,
-        test=request.test,
-        sees_test=request.sees_test,
-        on_report=on_report,
-    )
-    with (
-        folder.worked_on(request.identity, is_main=rank == 0),
-        _logging_to(folder.path / LOG, enabled=rank == 0),
-    ):
+    attempt = Attempt(request, should_stop, on_report, rank=rank, world=world, device=device)
+    with attempt.opened():
+        attempt.do(lambda: attempt.begin(node_id))
+        attempt.do(lambda: attempt.finish(_call_in_time(request, attempt)))
+        attempt.do_afterwards()
+    assert attempt.outcome is not None
+    return attempt.outcome
+
+
+class Attempt:
+    """One attempt at one stage in this process, which may take turns with others: its context, its log, its time, and
+    its `outcome` once it has ended."""
+
+    def __init__(
+        self,
+        request: StageRequest,
+        should_stop: Callable[[], bool] = never,
+        on_report: Callable[[Mapping[str, float]], None] | None = None,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        device: str = "cpu",
+    ) -> None:
+        self.request = request
+        self.clock = OwnTime()
+        self.deadline = deadline = Deadline(request, rank)
+        self.outcome: Outcome | None = None
+        root = open_storage(request.root)
+        self.context = StageContext(
+            name=request.name,
+            folder=StageFolder(root / request.folder),
+            root=root,
+            reads=request.reads,
+            peers=request.peers,
+            attempt=request.attempt,
+            rank=rank,
+            world=world,
+            device=device,
+            should_stop=lambda: should_stop() or deadline.has_passed(),
+            task_identity=request.task_identity,
+            test=request.test,
+            sees_test=request.sees_test,
+            on_report=on_report,
+            clock=self.clock,
+        )
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Inside, this attempt may write the stage's folder, and what is logged in its time is in the stage's log."""
+        folder, is_main = self.context.folder, self.context.is_main
+        with (
+            folder.worked_on(self.request.identity, is_main=is_main),
+            _logging_to(folder.path / LOG, enabled=is_main, during=self.clock),
+        ):
+            yield
+
+    def begin(self, node_id: str) -> None:
+        """What comes before anything is computed."""
+        context = self.context
+        context.is_continued = context.folder.is_begun()
+        write_place(context.folder.path, self.request.attempt, context.rank, node_id)
+        _set_threads(self.request)
+        how = f"attempt {self.request.attempt}, rank {context.rank} of {context.world}, {context.device}"
+        log.info("started (%s)", how)
+        if self.request.alone:
+            log.info("replicas are not stacked: %s", self.request.alone)
+
+    def do(self, work: Callable[[], None]) -> None:
+        """Do some of the stage's work, if it has not ended. An error of it ends the stage and goes no further."""
+        if self.outcome is not None:
+            return
+        with self.clock.going():
+            try:
+                work()
+            except StageStopped as error:
+                log.info("stopped: %s", error.message)
+                self.outcome = Outcome("stopped", self.clock(), error.message)
+            except Exception as error:
+                log.info("failed: %s", traceback.format_exc())  # to log.txt; the terminal shows one line
+                self.outcome = _fail(self.request, self.context, error, self.clock())
+            except BaseException:
+                self._forget_places()
+                raise
+            if self.outcome is not None:
+                self._forget_places()
+
+    def finish(self, metrics: dict[str, float]) -> None:
+        """The stage's work is done: its record is written."""
+        if self.context.is_main:
+            _finish(self.request, self.context, metrics, self.clock())
+        self.outcome = Outcome("done", self.clock(), warnings=tuple(self.context.warnings))
+
+    def leave(self, reason: str) -> None:
+        """End without a result: another attempt, by itself, goes on from the last checkpoint."""
+        with self.clock.going():
+            log.info("leaves the stack: %s", reason)
+            self._forget_places()
+        self.outcome = Outcome("apart", self.clock(), reason)
+
+    def do_afterwards(self) -> None:
+        """What is to be done in this process once there is a result."""
+        if (
+            self.context.is_main
+            and self.request.afterwards
+            and self.outcome
+            and self.outcome.status == "done"
+        ):
+            with self.clock.going():
+                _do_afterwards(*self.request.afterwards)
+
+    def _forget_places(self) -> None:
+        """Unless another attempt has begun, whose places these are."""
+        if self.context.is_main:
+            with suppress(DistillError, OSError):
+                self.context.check_current()
+                remove_places(self.context.folder.path)
+
+
+class OwnTime:
+    """The seconds of one of several things that take turns; calling it tells how many. They run from the beginning,
+    until `pause`."""
+
+    def __init__(self) -> None:
+        self._spent, self._since = 0.0, time.perf_counter()
+        self.is_going = True
+
+    def __call__(self) -> float:
+        return self._spent + (time.perf_counter() - self._since if self.is_going else 0.0)
+
+    def add(self, seconds: float) -> None:
+        """Its share of what was done for several at once."""
+        self._spent += seconds
+
+    def pause(self) -> None:
+        """It is another's turn."""
+        self._spent, self.is_going = self(), False
+
+    @contextmanager
+    def going(self) -> Iterator[None]:
+        """Inside, it is its turn."""
+        if self.is_going:
+            yield
+            return
+        self._since, self.is_going = time.perf_counter(), True
         try:
-            context.is_continued = folder.is_begun()
-            write_place(folder.path, request.attempt, rank, node_id)
-            _set_threads(request)
-            log.info("started (attempt %s, rank %d of %d, %s)", request.attempt, rank, world, device)
-            with deadline:
-                metrics = _call(request, context)
-            if rank == 0:
-                _finish(request, context, metrics, time.monotonic() - started)
-        except StageStopped as error:
-            log.info("stopped: %s", error.message)
-            return Outcome("stopped", time.monotonic() - started, error.message)
-        except Exception as error:
-            log.info("failed: %s", traceback.format_exc())  # to log.txt; the terminal shows one line
-            return _fail(request, context, error, time.monotonic() - started)
+            yield
         finally:
-            if rank == 0:
-                _forget_places(context)
-        outcome = Outcome("done", time.monotonic() - started, warnings=tuple(context.warnings))
-        if rank == 0 and request.afterwards:
-            _do_afterwards(*request.afterwards)
-    return outcome
+            self.pause()
+
+
+def _call_in_time(request: StageRequest, attempt: Attempt) -> dict[str, float]:
+    with attempt.deadline:
+        return _call(request, attempt.context)
 
 
 def _do_afterwards(address: str, *arguments: str) -> None:
@@ -101,14 +208,7 @@ def _do_afterwards(address: str, *arguments: str) -> None:
 
 
 def _call(request: StageRequest, context: StageContext) -> dict[str, float]:
-    context.task = build_task(request.task)
-    config = stage_of(request.config, *SURVEYS)
-    context.models = checked_code(config, request.identity, context.task)
-    context.own_metrics = checked_metrics(request.metrics)
-    if config.has_teacher:
-        from raydistill.stages.teacher_answers import teacher_answers
-
-        context.teacher_predicted = teacher_answers(config, context)
+    config = prepare_context(request, context)
     if finished_record(context.folder.path) is not None:  # it lacks a judgement on this test split
         from raydistill.stages.judge_again import has_judged_model, judge_again
 
@@ -117,6 +217,19 @@ def _call(request: StageRequest, context: StageContext) -> dict[str, float]:
     stage = load_object(config.implementation)
     metrics: dict[str, float] = stage(config, context)
     return metrics
+
+
+def prepare_context(request: StageRequest, context: StageContext) -> StageConfig:
+    """Tell the context what the request says in plain values; the stage's config."""
+    context.task = build_task(request.task)
+    config = stage_of(request.config, *SURVEYS)
+    context.models = checked_code(config, request.identity, context.task)
+    context.own_metrics = checked_metrics(request.metrics)
+    if config.has_teacher:
+        from raydistill.stages.teacher_answers import teacher_answers
+
+        context.teacher_predicted = teacher_answers(config, context)
+    return config
 
 
 def _finish(request: StageRequest, context: StageContext, metrics: dict[str, float], seconds: float) -> None:
@@ -140,6 +253,7 @@ def _finish(request: StageRequest, context: StageContext, metrics: dict[str, flo
         versions=versions(),
         git_commit=git_commit(),
         workers=trained.workers if trained else context.world,
+        stacked=trained.stacked if trained else context.stacked,
         nodes=_nodes(request, context),
         attempts=request.number,
         reserved=trained.reserved if trained else _reserved(request, context),
@@ -149,13 +263,6 @@ def _finish(request: StageRequest, context: StageContext, metrics: dict[str, flo
     for tidy_up in context.when_done:
         tidy_up()
     log.info("done in %.1f s", seconds)
-
-
-def _forget_places(context: StageContext) -> None:
-    """Unless another attempt has begun, whose places these are."""
-    with suppress(DistillError, OSError):
-        context.check_current()
-        remove_places(context.folder.path)
 
 
 def _nodes(request: StageRequest, context: StageContext) -> tuple[str, ...]:
@@ -225,13 +332,14 @@ class _LogFile(logging.FileHandler):
 
 
 @contextmanager
-def _logging_to(path: Path, *, enabled: bool) -> Iterator[None]:
+def _logging_to(path: Path, *, enabled: bool, during: OwnTime) -> Iterator[None]:
     if not enabled:
         yield
         return
     logger = logging.getLogger("raydistill")
     handler = _LogFile(path, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.addFilter(lambda record: during.is_going)
     logger.addHandler(handler)
     level = logger.level
     logger.setLevel(min(level or logging.INFO, logging.INFO))

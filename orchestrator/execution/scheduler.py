@@ -16,7 +16,8 @@ from pathlib import Path
 from raydistill.errors import PlanError, StoreError
 from raydistill.execution.needed import WHY_NOT, not_needed
 from raydistill.execution.ready import ReadyStages
-from raydistill.execution.request import Backend, Outcome, build_request
+from raydistill.execution.request import Backend, Outcome, StageRequest, build_request
+from raydistill.execution.stacks import alike, size_of_stack
 from raydistill.plan.order import Graph, Node
 from raydistill.runs.context import claim_attempt
 from raydistill.runs.folder import StageFolder
@@ -87,6 +88,8 @@ class _Run:
         self.damaged: set[str] = set()
         self.sound: set[str] = set()
         self.is_short = False
+        self.alone: dict[str, str] = {}  # why nodes are not stacked with others any more
+        self.stacked: set[str] = set()
         self.states = {name: NodeState() for name in graph.nodes}
         self.ready = ReadyStages(graph)
         self.leases = Leases()
@@ -196,39 +199,80 @@ class _Run:
                 self.leases.release(folder.path)
                 self._finish(node.name, "cached")
             else:
-                self._start(node, folder)
+                self._start(node)
         # A folder that cannot be written fails its own stage alone: it may be another user's.
         except StoreError as error:
             self.leases.release(folder.path)
             self._finish(node.name, "failed", error=error.message)
 
-    def _start(self, node: Node, folder: StageFolder) -> None:
-        attempt = uuid.uuid4().hex
-        state = self.states[node.name]
-        request = build_request(
+    def _start(self, node: Node) -> None:
+        """Start a node whose lease we have, and beside it others that it may be stacked with."""
+        alone, others = self.alone.get(node.name, ""), []
+        if not alone and finished_record(self._folder(node).path) is None:
+            others = alike(self.graph, node, self.ready)
+            alone = (node.config.why_alone() if others else None) or ""
+        requests = {node.name: self._claim(node, alone)}
+        requests |= {} if alone else self._stacked_with(node, others)
+        nodes = [self.graph.nodes[name] for name in requests]
+        if not self.backend.try_start(*requests.values()):
+            # A driver whose machines have room must not wait for us, who have none.
+            for each in nodes:
+                self.leases.release(self._folder(each).path)
+                self.ready.put_back(each.name)
+            for name in self.ready.found_no_room(node.name, seconds=RECHECK_SECONDS):
+                self._note_no_room(name)
+            return
+        for each in nodes:
+            self.ready.begin(each.name)
+            state = self.states[each.name]
+            state.started = time.monotonic()
+            state.attempts += 1
+            state.placement, state.has_no_room = STARTING, False
+            self._change(each.name, "running")
+        self.stacked.update(requests if len(requests) > 1 else ())
+
+    def _stacked_with(self, node: Node, others: Sequence[Node]) -> dict[str, StageRequest]:
+        """Requests for those of the others, which are like a node, that start beside it."""
+        others = [other for other in others if other.name not in self.alone]
+        if not others or not (room := self.backend.places(node.config.resources)):
+            return {}
+        wanted = size_of_stack(node.config, 1 + len(others), room) - 1
+        requests: dict[str, StageRequest] = {}
+        for other in others:
+            if len(requests) < wanted and (request := self._claim_to_train(other)) is not None:
+                self.ready.take(other.name)
+                requests[other.name] = request
+        return requests
+
+    def _claim_to_train(self, node: Node) -> StageRequest | None:
+        """The request for a node that waits for nothing but room, whose lease is ours then. What stands against it is
+        told when its own turn comes."""
+        folder = self._folder(node)
+        with suppress(StoreError):
+            if not self.leases.acquire(folder.path):
+                return None
+            if not self._has_result(node) and finished_record(folder.path) is None:
+                return self._claim(node, "")
+        self.leases.release(folder.path)
+        return None
+
+    def _claim(self, node: Node, alone: str) -> StageRequest:
+        """The request for a new attempt at a node, whose folder is made ready for it."""
+        attempt, folder = uuid.uuid4().hex, self._folder(node)
+        # In this order: preparing may remove a claim with all else, and a process that starts before its attempt is
+        # claimed takes itself for one that was superseded.
+        self._prepare(node, folder)
+        claim_attempt(folder, attempt)
+        return build_request(
             node,
             self.graph,
             self.task,
             self.root,
             attempt,
             sees_test=self.sees_test,
-            number=state.attempts + 1,
+            number=self.states[node.name].attempts + 1,
+            alone=alone,
         )
-        # In this order: preparing may remove a claim with all else, and a process that starts before its attempt is
-        # claimed takes itself for one that was superseded.
-        self._prepare(node, folder)
-        claim_attempt(folder, attempt)
-        if not self.backend.try_start(request):
-            # A driver whose machines have room must not wait for us, who have none.
-            self.leases.release(folder.path)
-            for name in self.ready.found_no_room(node.name, seconds=RECHECK_SECONDS):
-                self._note_no_room(name)
-            return
-        self.ready.begin(node.name)
-        state.started = time.monotonic()
-        state.attempts += 1
-        state.placement, state.has_no_room = STARTING, False
-        self._change(node.name, "running")
 
     def _note_no_room(self, name: str) -> None:
         state = self.states[name]
@@ -288,12 +332,19 @@ class _Run:
         # Before the outcome is looked at: whatever this attempt says, the folder is written by another driver now.
         if not self.leases.is_ours(folder.path):
             self._try_again(name, "another driver took it over while this one gave no sign of life")
+        elif outcome.status == "apart":
+            self.alone[name] = outcome.error or "it left its stack"
+            state.attempts -= 1  # nothing went wrong
+            self._change(name, "waiting")
+            self.ready.put_back(name)
         # A stage that failed by its own error would fail again; only a process that died gets another attempt.
         elif outcome.status != "lost":
             self._warn_readers(name, outcome.warnings)
             self._finish(name, outcome.status, error=self._with_names(outcome.error))
         # Not for ever: machines are taken away, but one that runs out of memory ends its own process each time.
         elif state.attempts <= self.graph.nodes[name].config.resources.retries:
+            if name in self.stacked and self.graph.nodes[name].config.stack == "auto":
+                self.alone[name] = "the process of their stack died"  # it takes more memory
             self._try_again(
                 name, f"{outcome.error or 'its process died'}; it continues from its last checkpoint"
             )

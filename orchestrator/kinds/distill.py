@@ -51,6 +51,7 @@ class DistillConfig(BalanceConfig, WeightsConfig, PartsConfig):
     came_later = frozenset({"teacher_precision"})
     not_identity = PartsConfig.not_identity | {"targets_resources"}
     implementation = "raydistill.stages.distill:distill"
+    prepares = "raydistill.stages.distill:prepare"
     has_teacher = True
     makes_students = True
     learns_unlabelled = True
@@ -248,6 +249,10 @@ class DistillConfig(BalanceConfig, WeightsConfig, PartsConfig):
     @property
     def taught_by(self) -> tuple[StageRef, ...]:
         return self.teachers if self.targets is None else (self.targets,)
+
+    def why_alone(self) -> str | None:
+        live = "the teachers would be loaded for each of them (`mode: live`)"
+        return super().why_alone() or (live if self.mode == "live" else None)
 
     def role(self, *, teaches: bool, has_student: bool) -> str:
         return "assistant" if teaches else "student"

@@ -32,6 +32,7 @@ from raydistill.plan.config import (
     Seed,
     StageRef,
     TargetsRef,
+    configs_in,
 )
 from raydistill.plan.config_errors import located_error, moved
 from raydistill.plan.model import ModelConfig, models_in
@@ -41,13 +42,15 @@ from raydistill.tasks.task import Task
 if TYPE_CHECKING:
     from raydistill.plan.order import Graph, Site
 
-Precision = Literal["float32", "bfloat16", "float16"]
-BatchSize = Annotated[Integer, Field(ge=1, le=1_000_000)]
-
 
 def _on_or_off(raw: Any) -> Any:
     """YAML reads the words as truth values."""
     return {True: "on", False: "off"}[raw] if isinstance(raw, bool) else raw
+
+
+Precision = Literal["float32", "bfloat16", "float16"]
+BatchSize = Annotated[Integer, Field(ge=1, le=1_000_000)]
+Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)]
 
 
 class TargetsConfig(StageConfig):
@@ -197,7 +200,10 @@ class TrainingConfig(StageConfig):
     """`package.module:function` of (split, trained, num_classes, config): the part of a split that its model is judged
     by; the whole when left out."""
     shares_work = True
-    not_identity = StageConfig.not_identity | {"capture"}
+    prepares: ClassVar[str] = ""
+    """`package.module:function` of (config, context): all that comes before the first step, as a
+    `stages.training_stage.PreparedTraining`. Kinds that say it can be trained stacked."""
+    not_identity = StageConfig.not_identity | {"capture", "stack"}
     other_classes = frozenset({"initial"})
     zipped = frozenset({"initial"})
 
@@ -238,12 +244,15 @@ class TrainingConfig(StageConfig):
     """Lay pictures out channel by channel last, which some machines are faster with."""
     compile: Boolean = False
     """Compile the step with `torch.compile`: seconds at first, less for each step."""
-    capture: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)] = "auto"
+    capture: Switch = "auto"
     """Whether steps on a GPU are recorded and replayed as one graph; if that is faster when left out."""
     seed: Seed = 0
     """Decides first weights, order, augmentation and dropout; replicas count on from it."""
     replicas: Annotated[Integer, Field(ge=1, le=1000)] = 1
     """How many are trained alike but for their seeds."""
+    stack: Switch = "auto"
+    """Whether replicas that would wait for one another are trained as one batched model; if that is faster when left
+    out."""
 
     @field_validator("accumulate")
     @classmethod
@@ -375,6 +384,34 @@ class TrainingConfig(StageConfig):
                 "num_classes",
             )
         super().check(site)
+
+    def why_alone(self) -> str | None:
+        """Why its replicas cannot be trained as one batched model, or should not by themselves, as far as the plan
+        tells."""
+        tried = self.stack == "auto"
+        reasons = (
+            (self.stack == "off", "`stack` is off"),
+            (not self._is_prepared(), f"`{self.safe_word()}` trains one by one"),
+            (self.resources.workers > 1, "several workers share each of them"),
+            (self.resources.timeout is not None, "each has a `timeout` of its own"),
+            (self.accumulate is not None, "a step is made of several batches (`accumulate`)"),
+            (self.precision != "float32", f"the network runs in `{self.precision}`"),
+            (self.compile, "compiled steps are of one network (`compile`)"),
+            (self.channels_last, "stacked weights have no `channels_last`"),
+            (self.rounded is not None, "each rounds its own weights (`fake_quantization`)"),
+            (tried and self.resources.memory is not None, "each is given its own `memory`"),
+            (
+                tried and any(part.own_modules for _, part in configs_in(self)),
+                "code of yours may count or draw on the host; if it does not: `stack: on`",
+            ),
+        )
+        return next((reason for holds, reason in reasons if holds), None)
+
+    @classmethod
+    def _is_prepared(cls) -> bool:
+        """A kind with another implementation than the one that it inherits from prepares in another way, too."""
+        origin = next(kind for kind in cls.__mro__ if "implementation" in vars(kind))
+        return bool(vars(origin).get("prepares"))
 
     def num_nodes(self, stages: Mapping[str, StageConfig]) -> int | None:
         """One per replica."""

@@ -12,6 +12,7 @@ class TrainConfig(BalanceConfig, WeightsConfig, PartsConfig):
 
     word = "train"
     implementation = "raydistill.stages.train:train"
+    prepares = "raydistill.stages.train:prepare"
     learns_by = "labels alone"
 
     model: ModelConfig

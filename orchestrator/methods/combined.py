@@ -35,6 +35,7 @@ class Combined(Method):
         self.options, self.names = tuple(options), tuple(names)
         self.student_features = _distinct(method.student_features for method in methods)
         self.teacher_features = _distinct(method.teacher_features for method in methods)
+        self.stacks = all(method.stacks for _, _, method in self._used())
         self.waits_for_device = any(method.waits_for_device for _, _, method in self._used())
         self.host_work = next((method.host_work for _, _, method in self._used() if method.host_work), "")
         self.teacher_in_training_mode = any(method.teacher_in_training_mode for _, _, method in self._used())

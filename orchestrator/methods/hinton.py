@@ -12,6 +12,7 @@ from raydistill.training.data import Batch
 class Hinton(SoftTargets):
     """Match the teachers' softened distribution, and the labels with a weight of their own."""
 
+    stacks = True
     config: HintonConfig
 
     def soft_terms(self, logits: Tensor, teacher: TeacherTargets, batch: Batch) -> dict[str, Tensor]:

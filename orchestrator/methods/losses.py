@@ -39,7 +39,9 @@ def soft_loss(
 
 def apart(student: Tensor, target: Tensor, reduction: Literal["batchmean", "none"] = "batchmean") -> Tensor:
     """KL(p ‖ q), or its terms (B, C), of log q and p (B, C): 0 where p is, also for q = 0."""
-    return F.kl_div(torch.where(target == 0, 0.0, student), target, reduction=reduction)
+    # As `F.kl_div` has it, which `torch.func.vmap` does not know.
+    pointwise = torch.xlogy(target, target) - target * torch.where(target == 0, 0.0, student)
+    return pointwise if reduction == "none" else pointwise.sum() / len(pointwise)
 
 
 def hard_loss(student_logits: Tensor, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
@@ -77,7 +79,8 @@ def binary_losses(logits: Tensor, batch: Batch, balance: Balance, label_smoothin
     """
 
     def one_hot(labels: Tensor) -> Tensor:
-        return torch.zeros_like(logits).scatter_(1, labels.clamp(min=0).unsqueeze(1), 1.0)
+        classes = torch.arange(logits.shape[1], device=logits.device)
+        return (labels.clamp(min=0).unsqueeze(1) == classes).to(logits.dtype)
 
     targets = over_labels(one_hot, batch)
     if balance.threshold is not None:

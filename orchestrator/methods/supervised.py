@@ -12,6 +12,8 @@ from raydistill.training.method import Method
 class Supervised(Method):
     """Cross-entropy with hard labels."""
 
+    stacks = True
+
     def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()
         self.label_smoothing = label_smoothing

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from raydistill.tasks.splits import Split
+    from raydistill.tasks.splits import Split, TaskData
 
 FLUSH_SECONDS = 2.0
 
@@ -81,6 +81,9 @@ class StageContext:
     parameters: int | None = None
     costs: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    stacked: int | None = None
+    data: "TaskData | None" = None
+    clock: Callable[[], float] = time.perf_counter
     own_metrics: tuple[OwnMetric, ...] = ()
     teacher_predicted: "Callable[[str, Split], NDArray[np.int64] | None]" = no_teacher
     _lines: list[str] = field(default_factory=list)

@@ -82,7 +82,8 @@ class Record(BaseModel):
 
     `workers` is how many processes side by side made it, `nodes` where, `attempts` how often this run began it; None
     and empty in records that are older. Other numbers of workers, as on `--local`, make the same batches and add up
-    the same gradients in another order: the result differs by rounding.
+    the same gradients in another order: the result differs by rounding. So it does where it was trained as one batched
+    model with others that are like it but for their seeds: `stacked` is how many they were.
 
     `reserved` are the `cpus` and `gpus` that all workers together held for `seconds`. One that is `continued` went on
     from a checkpoint, or from what an earlier attempt had made: `seconds` are those of the last attempt alone.
@@ -105,6 +106,7 @@ class Record(BaseModel):
     versions: dict[str, str] = {}
     git_commit: str | None = None
     workers: int | None = None
+    stacked: int | None = None
     nodes: tuple[str, ...] = ()
     attempts: int | None = None
     reserved: dict[str, float] = {}

@@ -13,7 +13,7 @@ from raydistill.runs.context import StageContext
 from raydistill.runs.record import summary_of
 from raydistill.stages.flat_features import warn_of_flat_teachers
 from raydistill.stages.teachers import live_teacher, open_stored, stored_teacher
-from raydistill.stages.training_stage import build_initial_model, load_data, train_model
+from raydistill.stages.training_stage import PreparedTraining, build_initial_model, load_data
 from raydistill.stages.transfer_data import load_transfer_set
 from raydistill.tasks.task import Task
 from raydistill.training import model_files
@@ -27,6 +27,11 @@ def distill(config: DistillConfig, context: StageContext) -> dict[str, float]:
     With a synthesised transfer set the task's data only judges: validation after every epoch (on which early stopping,
     if asked for, chooses), test at the end. Nothing is learned from its samples.
     """
+    return prepare(config, context).run()
+
+
+def prepare(config: DistillConfig, context: StageContext) -> PreparedTraining:
+    """All that comes before the first step."""
     data = load_data(context)
     is_stored = config.mode == "stored"
     views = Views(
@@ -56,7 +61,7 @@ def distill(config: DistillConfig, context: StageContext) -> dict[str, float]:
         teacher = live_teacher(config, context, teachers, method)
         if config.compares_features:
             warn_of_flat_teachers(teacher, transfer, config, context)
-    return train_model(model, config.student, method, transfer, data, config, context, teacher)
+    return PreparedTraining(model, config.student, method, transfer, data, config, context, teacher)
 
 
 def setting_of(

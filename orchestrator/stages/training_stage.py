@@ -1,6 +1,6 @@
 """What `train` and `distill` share: build the model, fit it, store it, judge it."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -21,16 +21,49 @@ from raydistill.training.checkpoint import remove_checkpoint
 from raydistill.training.cost import note_size
 from raydistill.training.data import TransferSet
 from raydistill.training.evaluation import judge_splits
-from raydistill.training.loop import Teacher, fit, predictor
+from raydistill.training.loop import Teacher, Training, fit, predictor
 from raydistill.training.method import Method
 from raydistill.training.workers import Workers
+
+
+@dataclass(frozen=True)
+class PreparedTraining:
+    """A stage before its first step: all that `train_model` takes."""
+
+    model: torch.nn.Module
+    model_config: ModelConfig
+    method: Method
+    transfer: TransferSet
+    data: TaskData
+    config: TrainingConfig
+    context: StageContext
+    teacher: Teacher | None = None
+
+    def run(self) -> dict[str, float]:
+        """Train, store and judge the model."""
+        return train_model(**vars(self))
+
+    def training(self) -> Training:
+        """The training alone, of a method that looks at no features."""
+        validation = self.data.validation.to(self.context.device)
+        return Training(
+            self.model, self.method, self.transfer, validation, self.config, self.context, self.teacher
+        )
+
+    def store(self) -> dict[str, float]:
+        """Store and judge the model once it is trained."""
+        return store_model(self.model, self.model_config, self.transfer, self.data, self.config, self.context)
+
+    def sharing(self, other: "PreparedTraining") -> "PreparedTraining":
+        """The same with the samples of one that learns from the same, so that they are in memory once."""
+        return replace(self, transfer=self.transfer.of(other.transfer.split))
 
 
 def load_data(context: StageContext) -> TaskData:
     """The task's data, without a test split for a stage that may not see it; a broken or missing file is the stage's
     error. Leaves a note of the splits' sizes."""
     try:
-        data = context.task.load()
+        data = context.data or context.task.load()
     except (ValueError, OSError) as error:
         raise StageError(str(error)) from error
     if context.is_main:

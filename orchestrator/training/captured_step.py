@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from raydistill.training.counter_random import StaticView
 from raydistill.training.data import Batch, TransferSet
 from raydistill.training.method import Method
 from raydistill.training.running_losses import Told
+from raydistill.training.step_state import State, StepState
 
 SETTLING = 5  # steps until memory is allocated and algorithms are chosen
 MEASURED = 5  # steps of which the fastest says how long one takes
@@ -38,7 +38,6 @@ FEWEST = 100  # steps of a training; recording takes as long as some of them
 EPOCHS_COMPARED = 2  # in which the first replay is compared with the plain step
 SAME_STEP = 0.001  # of a step's length, where kernels do not repeat themselves: rounding is a millionth of it
 
-State = dict[Any, Tensor]
 TOLD = "told"
 
 log = logging.getLogger(__name__)
@@ -192,7 +191,7 @@ class CapturedStep:
         steps_per_epoch: int,
         asked_for: bool,
     ) -> None:
-        self._static, self._learner, self._optimizer = static, learner, optimizer
+        self._static, self._state = static, StepState(learner, optimizer)
         self._plain, self._seed, self._recorder, self._asked_for = plain, seed, recorder, asked_for
         self._steps_per_epoch = steps_per_epoch
         self._parameters = list(learner.parameters())
@@ -220,12 +219,12 @@ class CapturedStep:
         self._static.place(there, epoch)
         if self._decided and self._is_current() and not self._to_compare(epoch):
             return self._replay()
-        before = self._snapshot()
+        before = self._state.snapshot()
         try:
             return self._try(epoch)
         # Whatever it is: the plain step makes it again, and if it is a mistake of the training it comes again there.
         except Exception as error:
-            self._restore(before)
+            self._state.restore(before)
             self._give_up(str(error).strip().partition("\n")[0] or type(error).__name__)
             return self._plain(rows, epoch)
 
@@ -300,19 +299,19 @@ class CapturedStep:
 
     def _compare(self, epoch: int) -> Told:
         """Make the step plainly and by the recording, from the same state."""
-        before = self._snapshot()
+        before = self._state.snapshot()
         expected = self._made_by(self._static.run)
-        self._restore(before)
+        self._state.restore(before)
         told = self._replay()
-        found = self._snapshot() | {TOLD: told.values}
+        found = self._state.snapshot() | {TOLD: told.values}
         if not _equal(found, expected):
-            self._restore(before)
+            self._state.restore(before)
             if _equal(self._made_by(self._static.run), expected):
                 raise RefusedError("a replayed step differs from the plain one")
             # This device's kernels do not repeat themselves.
             if not _is_near(found, expected, before):
                 raise RefusedError("a replayed step differs from the plain one by more than rounding")
-            self._restore(found)
+            self._state.restore(found)
         assert self._recording is not None
         self._recording.compared_in.add(epoch)
         return told
@@ -321,7 +320,7 @@ class CapturedStep:
         self._seed()
         self._was_plain = True
         told = run()
-        return self._snapshot() | {TOLD: told.values}
+        return self._state.snapshot() | {TOLD: told.values}
 
     def _replay(self) -> Told:
         recording = self._recording
@@ -341,31 +340,8 @@ class CapturedStep:
         seconds.append(time.perf_counter() - began)
         return told
 
-    def _state(self) -> State:
-        """All that a step changes, but for gradients."""
-        tensors = chain(self._learner.named_parameters(), self._learner.named_buffers())
-        moments = {
-            (parameter, name): slot
-            for parameter, slots in self._optimizer.state.items()
-            for name, slot in slots.items()
-            if isinstance(slot, Tensor)
-        }
-        return dict(tensors) | moments
-
     def _places(self) -> dict[Any, int]:
-        return {key: tensor.data_ptr() for key, tensor in self._state().items()}
-
-    def _snapshot(self) -> State:
-        return {key: tensor.detach().clone() for key, tensor in self._state().items()}
-
-    @torch.no_grad()
-    def _restore(self, before: State) -> None:
-        for key, tensor in self._state().items():
-            if key in before:
-                tensor.copy_(before[key])
-            else:  # the optimizer had not met this parameter yet
-                parameter, name = key
-                del self._optimizer.state[parameter][name]
+        return {key: tensor.data_ptr() for key, tensor in self._state.tensors().items()}
 
 
 def _equal(one: State, other: State) -> bool:

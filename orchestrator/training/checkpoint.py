@@ -157,11 +157,13 @@ def _check_fits(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
 
 
 def without_sharing(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tied weights lie in one memory, which safetensors refuses: store copies."""
+    """Tied weights lie in one memory, and those of stacked trainings in parts of one, which safetensors refuses: store
+    copies."""
     seen: set[int] = set()
     result = {}
     for key, value in tensors.items():
-        result[key] = value.clone() if value.data_ptr() in seen else value
+        is_part = value.untyped_storage().nbytes() > value.nbytes
+        result[key] = value.clone() if is_part or value.data_ptr() in seen else value
         seen.add(value.data_ptr())
     return result
 

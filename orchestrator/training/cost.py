@@ -3,7 +3,7 @@ the model costs that comes out of it."""
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,11 +24,17 @@ class Cost:
     the device's; on a CPU it is the resident memory of the whole process, if the system reports it.
     """
 
-    def __init__(self, learner: nn.Module, device: torch.device | str) -> None:
+    def __init__(
+        self,
+        learner: nn.Module,
+        device: torch.device | str,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """`clock` counts the seconds that are spent on this training."""
         self.trained_parameters = sum(p.numel() for p in learner.parameters() if p.requires_grad)
         self.seconds_per_step = math.inf
         self._device = torch.device(device)
-        self._began = (0, 0.0)
+        self._clock, self._began = clock, (0, 0.0)
         if self._device.type != "cpu":
             torch.get_device_module(self._device).reset_peak_memory_stats(self._device)
         else:
@@ -37,13 +43,13 @@ class Cost:
 
     def begin_epoch(self, step: int) -> None:
         """Training goes on at `step` of all steps."""
-        self._began = step, time.perf_counter()
+        self._began = step, self._clock()
 
     def end_epoch(self, step: int) -> None:
         """The steps before `step` are done, on the device too."""
         first, began = self._began
         if step > first:
-            self.seconds_per_step = min(self.seconds_per_step, (time.perf_counter() - began) / (step - first))
+            self.seconds_per_step = min(self.seconds_per_step, (self._clock() - began) / (step - first))
 
     def to_dict(self) -> dict[str, float]:
         """`trained_parameters`, `seconds_per_step` and `peak_bytes`, as far as they are known."""

@@ -71,6 +71,23 @@ StepFunction = Callable[[Batch, TeacherTargets | None], tuple[dict[str, Tensor],
 Update = Callable[[], Told]
 
 
+@dataclass
+class Turn:
+    """A step of the optimizer that is due, of positions `rows` (B,) in an epoch. Before the next one is asked for,
+    somebody makes it, or makes it with others' and says what it `told`."""
+
+    rows: Tensor
+    epoch: int
+    plainly: Update
+    told: Told | None = None
+    is_plain: bool = False
+
+    def make(self) -> None:
+        """Make it by itself."""
+        self.is_plain = True
+        self.told = self.plainly()
+
+
 class Learner(nn.Module):
     """The student and its method as one module, so that both are optimised, distributed and checkpointed."""
 
@@ -139,10 +156,11 @@ def fit(
 ) -> None:
     """Train `model` in place for `config.trained_epochs` epochs. Goes on from its own last checkpoint if there is one,
     or else from the checkpoint of a finished stage that trained the first epochs of this one."""
-    _Training(model, method, transfer, validation, config, context, teacher).run()
+    for turn in Training(model, method, transfer, validation, config, context, teacher).turns():
+        turn.make()
 
 
-class _Training:
+class Training:
     """One call of `fit`: the objects that live as long as the training."""
 
     def __init__(
@@ -196,11 +214,17 @@ class _Training:
         self.checkpoints = context.folder.path / CHECKPOINT
         self.best: dict[str, Tensor] = {}
         self.saved, self.saving = time.monotonic(), 0.0
-        self.cost = Cost(self.learner, context.device)
+        self.cost = Cost(self.learner, context.device, context.clock)
         self.distributed: DistributedDataParallel | None = None
 
-    def run(self) -> None:
-        """Train the epochs that are left."""
+    @property
+    def steps(self) -> int:
+        """Of all epochs that it trains."""
+        return self.config.trained_epochs * self.steps_per_epoch
+
+    def turns(self) -> Iterator[Turn]:
+        """The steps that are left, each of which is made before the next is asked for; after the last one the training
+        ends as it should."""
         self.progress = self._resume()
         begin_momentum(self.optimizer)
         self.losses = RunningLosses(
@@ -213,11 +237,11 @@ class _Training:
         self.step_function = self._step_function()
         self.captured = self._captured_step()
         with self.batch_norms.spread_over_workers(self.learner, self.context.world):
-            self._train()
+            yield from self._train()
             self._finish()
         self.context.costs.update(self.cost.to_dict())
 
-    def _train(self) -> None:
+    def _train(self) -> Iterator[Turn]:
         first_epoch, done = divmod(self.progress.step, self.steps_per_epoch)
         if done == 0 and self.progress.steps:
             self._end_epoch(first_epoch - 1)  # stopped between an epoch's last step and its end
@@ -229,15 +253,28 @@ class _Training:
             self.learner.train()  # validation leaves it in eval mode
             hold(self.frozen_norms)
             self.cost.begin_epoch(self.progress.step)
-            for update in self._updates(epoch):
-                self._step(update)
+            for turn in self._turns(epoch):
+                if self.rates is not None:
+                    self.rates.write()
+                yield turn
+                assert turn.told is not None
+                self._note_step(turn.told)
             self._end_epoch(epoch)
 
-    def _step(self, update: Update) -> None:
-        """One step of the optimizer, and all that goes with it on the host."""
-        if self.rates is not None:
-            self.rates.write()
-        told = update()
+    def _turns(self, epoch: int) -> Iterator[Turn]:
+        """The steps that are left of an epoch."""
+        done = self.progress.step - epoch * self.steps_per_epoch
+        order = self.transfer.epoch_order(self.config.seed, epoch)
+        steps = order.split(self.config.samples_per_step)[done:]
+        updates: Iterator[Update] | None = None
+        for number, rows in enumerate(steps):
+            updates = updates or self._updates(steps[number:], epoch)
+            yield (turn := Turn(rows, epoch, partial(_make_next, updates)))
+            if not turn.is_plain:
+                updates = None  # what is left of its batches begins elsewhere
+
+    def _note_step(self, told: Told) -> None:
+        """All that goes with a step of the optimizer on the host."""
         self.schedule.step()
         self.progress.step += 1
         if self.average is not None:
@@ -248,11 +285,8 @@ class _Training:
         if self.context.world == 1 or self.progress.step % AGREE_EVERY == 0:
             self._checkpoint_if_due()
 
-    def _updates(self, epoch: int) -> Iterator[Update]:
-        """What makes each step that is left of an epoch."""
-        done = self.progress.step - epoch * self.steps_per_epoch
-        order = self.transfer.epoch_order(self.config.seed, epoch)
-        steps = order.split(self.config.samples_per_step)[done:]
+    def _updates(self, steps: Sequence[Tensor], epoch: int) -> Iterator[Update]:
+        """What makes each of these steps of an epoch."""
         if self.captured is None:
             yield from self._plain_updates(steps, epoch)
             return
@@ -431,7 +465,7 @@ class _Training:
             self.transfer,
             world=self.context.world,
             rates_on_device=self.rates.are_read,
-            steps=config.trained_epochs * self.steps_per_epoch - self.progress.step,
+            steps=self.steps - self.progress.step,
         )
         if reason is not None:
             log.info("steps are not captured: %s", reason)
@@ -543,6 +577,10 @@ def written_alike(learner: nn.Module) -> list[str]:
         if isinstance(module, Method)
         for name in module.written_alike
     ]
+
+
+def _make_next(updates: Iterator[Update]) -> Told:
+    return next(updates)()
 
 
 def sum_of_named(told: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

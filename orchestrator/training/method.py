@@ -155,6 +155,10 @@ class Method(nn.Module):
     """Names of its buffers that all workers write the same to: the main one's are not sent before every step, as those
     of others are."""
 
+    stacks: bool = False
+    """Whether its losses are a function of tensors alone, and the hooks below change nothing that they look at: then
+    those of several students that learn alike may be computed at once (`stacking.py`)."""
+
     own_optimizer: tuple[OptimizerOptions, nn.Module] | None = None
     """An optimizer of its own for a module that trains beside the student, such as a generator; schedules leave it."""
 

@@ -66,7 +66,7 @@ def test_every_parameter_of_branches_and_exits_has_a_gradient_in_every_step(
 ) -> None:
     """As data-parallel training asks; also while the ramp is all but 0."""
     without: list[str] = []
-    step = loop._Training._step
+    step = loop.Training._note_step
 
     def look(training: Any, *arguments: Any) -> None:
         step(training, *arguments)
@@ -74,7 +74,7 @@ def test_every_parameter_of_branches_and_exits_has_a_gradient_in_every_step(
         without.extend(name for name, parameter in names.items() if parameter.grad is None)
         assert len(names) > 15
 
-    monkeypatch.setattr(loop._Training, "_step", look)
+    monkeypatch.setattr(loop.Training, "_note_step", look)
     stages.run({"one": BRANCHES | {"ramp_epochs": 10**6, "epochs": 1}, "exits": EXITS})
     assert without == []
 

@@ -120,6 +120,76 @@ class WorkerAttempt(OneCall):
         return outcome
 
 
+class StackedAttempt(OneCall):
+    """One of several stages that train on one stage worker as one batched model. The call tells how all of them ended;
+    the worker is free once each has asked."""
+
+    held = Resources()
+
+    def __init__(self, request: StageRequest, number: int, worker: "SharedWorker") -> None:
+        self.request, self.deadline = request, DeadlineWatch(request)
+        self.metrics = MetricsTail(request.place)
+        self._number, self._worker = number, worker
+        self.ref = worker.ref
+
+    def is_queued(self) -> bool:
+        """As the worker."""
+        return self._worker.is_queued()
+
+    def ask_to_stop(self) -> None:
+        """The worker's second thread hears it."""
+        self._worker.pooled.actor.stop.remote(self.request.attempt)
+
+    def end(self) -> None:
+        """Kill the worker, and with it the others of the stack."""
+        self._worker.end()
+
+    def outcome(self) -> Outcome:
+        """How it ended."""
+        return self._worker.outcomes()[self._number]
+
+
+class SharedWorker:
+    """A stage worker that runs a stack: its call, and what it returned."""
+
+    def __init__(self, requests: Sequence[StageRequest], pooled: PooledWorker, pool: WorkerPool) -> None:
+        self.pooled, self._pool = pooled, pool
+        self._names = [request.name for request in requests]
+        self.ref = pooled.actor.run_stack.remote([request.to_dict() for request in requests])
+        self._started = time.monotonic()
+        self._outcomes: list[Outcome] | None = None
+        self._is_held = True
+
+    def is_queued(self) -> bool:
+        """No process has been given to the worker, for longer than it takes to start one."""
+        return time.monotonic() - self._started > QUEUED_SECONDS and not has_process(self.pooled.actor)
+
+    def end(self) -> None:
+        """Kill it, once."""
+        if self._is_held:
+            self._is_held = False
+            self._pool.end(self.pooled)
+
+    def outcomes(self) -> list[Outcome]:
+        """How each stage ended. The worker goes back to the pool, unless one failed in it."""
+        if self._outcomes is None:
+            self._outcomes = read_outcomes(self.ref, self._names)
+            if all(outcome.status in ("done", "stopped", "apart") for outcome in self._outcomes):
+                self._is_held = False
+                self._pool.give_back(self.pooled)
+            else:
+                self.end()
+        return self._outcomes
+
+
+def stacked_attempts(
+    requests: Sequence[StageRequest], worker: PooledWorker, pool: WorkerPool
+) -> list[StackedAttempt]:
+    """The attempts at stages that train together on one worker."""
+    shared = SharedWorker(requests, worker, pool)
+    return [StackedAttempt(request, number, shared) for number, request in enumerate(requests)]
+
+
 class ClaimingAttempt:
     """A stage on stage workers that divide it by claims, up to as many as it asks for: begun with those for which there
     is room, joined by others when there is more. One that dies is replaced; what it had not finished is made again."""
@@ -292,12 +362,23 @@ def read_outcome(ref: Any, stage: str) -> Outcome:
     """The outcome that a call returned, or what its end by Ray means for the stage."""
     try:
         return Outcome(**ray.get(ref))
-    except ray.exceptions.RayTaskError as error:
-        return Outcome("failed", error=summary_of(error.cause or error))
-    except ray.exceptions.RayActorError as error:
-        # A worker whose `__init__` raises would do so again: a missing library, not a machine that died.
-        if error.actor_init_failed:
-            return Outcome("failed", error=f"a stage worker does not start: {str(error).splitlines()[-1]}")
-        return Outcome("lost", error=describe_loss(stage, error))
     except ray.exceptions.RayError as error:
-        return Outcome("lost", error=describe_loss(stage, error))
+        return outcome_of(error, stage)
+
+
+def read_outcomes(ref: Any, stages: Sequence[str]) -> list[Outcome]:
+    """The same of a call for several stages."""
+    try:
+        return [Outcome(**values) for values in ray.get(ref)]
+    except ray.exceptions.RayError as error:
+        return [outcome_of(error, stage) for stage in stages]
+
+
+def outcome_of(error: ray.exceptions.RayError, stage: str) -> Outcome:
+    """What an error of a call means for the stage that it was for."""
+    if isinstance(error, ray.exceptions.RayTaskError):
+        return Outcome("failed", error=summary_of(error.cause or error))
+    # A worker whose `__init__` raises would do so again: a missing library, not a machine that died.
+    if isinstance(error, ray.exceptions.RayActorError) and error.actor_init_failed:
+        return Outcome("failed", error=f"a stage worker does not start: {str(error).splitlines()[-1]}")
+    return Outcome("lost", error=describe_loss(stage, error))

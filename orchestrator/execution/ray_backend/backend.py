@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from raydistill.execution.ray_backend.storage import SharedStorage
     from raydistill.execution.request import Outcome, StageRequest
     from raydistill.plan.order import Node
+    from raydistill.plan.resources import ResourcesConfig
     from raydistill.runs.placement import Placement
 
 
@@ -70,14 +71,20 @@ class RayBackend:
         stages, guarded = self._connected()
         guarded(stages.want, waiting)
 
-    def try_start(self, request: "StageRequest") -> bool:
-        """Start a stage if the Ray cluster has room for it beside what runs; False leaves it waiting.
+    def try_start(self, request: "StageRequest", *others: "StageRequest") -> bool:
+        """Start a stage if the Ray cluster has room for it beside what runs, and others in the same process; False
+        leaves them waiting.
 
         `PlanError`, before the first one starts, when a node does not see the storage root; `ClusterLost` when the Ray
         cluster is gone.
         """
         stages, guarded = self._connected()
-        return guarded(self._try_start, stages, request)
+        return guarded(self._try_start, stages, request, *others)
+
+    def places(self, resources: "ResourcesConfig") -> int:
+        """How many stages of this shape the Ray cluster has room for beside what runs."""
+        stages, guarded = self._connected()
+        return guarded(stages.places, resources)
 
     def wait(self, seconds: float) -> list[tuple[str, "Outcome"]]:
         """Names and outcomes of attempts that ended; returns at once when there are some, else after `seconds`."""
@@ -113,10 +120,10 @@ class RayBackend:
         if self._owns_ray:
             leave(is_lost=is_lost)
 
-    def _try_start(self, stages: "RunningStages", request: "StageRequest") -> bool:
+    def _try_start(self, stages: "RunningStages", request: "StageRequest", *others: "StageRequest") -> bool:
         if not stages.has_ray():
             return False
-        return stages.try_start(request, avoided=self._check_storage(request.root))
+        return stages.try_start(request, *others, avoided=self._check_storage(request.root))
 
     def _grow(self, stages: "RunningStages") -> None:
         if (root := stages.short_of_workers()) is not None and stages.has_ray():

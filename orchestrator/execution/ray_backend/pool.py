@@ -10,6 +10,7 @@ from raydistill.execution.ray_backend.placement import OUTSIDE, all_but
 from raydistill.execution.ray_backend.resources import Resources, total
 from raydistill.execution.ray_backend.worker import StageWorker
 
+MOST_ASKED_FOR = 1000  # replicas of a stage
 IDLE_SECONDS = 15.0  # then other users of the Ray cluster get the room back; a new worker takes 3 s
 
 
@@ -85,6 +86,14 @@ class WorkerPool:
             free += worker.shape
             self.end(worker)
         return True
+
+    def room(self, needed: Resources, free: Resources) -> int:
+        """How often there is room for a worker, counting what idle ones would make."""
+        free += total(worker.shape for worker in self._idle())
+        count = 0
+        while count < MOST_ASKED_FOR and (needed * (count + 1)).is_within(free):
+            count += 1
+        return count
 
     def end_long_idle(self) -> None:
         """End workers that nothing has needed for a while."""

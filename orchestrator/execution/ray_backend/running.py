@@ -14,6 +14,7 @@ from raydistill.execution.ray_backend.attempts import (
     GroupAttempt,
     WorkerAttempt,
     end_overdue,
+    stacked_attempts,
 )
 from raydistill.execution.ray_backend.autoscaler import Growth, is_there, request
 from raydistill.execution.ray_backend.cluster_health import ClusterHealth
@@ -29,6 +30,7 @@ from raydistill.execution.ray_backend.resources import (
 )
 from raydistill.execution.request import Outcome, StageRequest
 from raydistill.plan.order import Node
+from raydistill.plan.resources import ResourcesConfig
 from raydistill.runs.mirror import open_storage, storage_name
 from raydistill.runs.placement import STARTING, Placement, nodes_of, read_places
 
@@ -99,16 +101,26 @@ class RunningStages:
         """Whether Ray can be asked for anything now; `ClusterLost` when it never will again."""
         return self._health.hold()
 
-    def try_start(self, request: StageRequest, avoided: frozenset[str] = frozenset()) -> bool:
-        """Start a stage if there is room on other nodes than those with these ids."""
+    def try_start(
+        self, request: StageRequest, *others: StageRequest, avoided: frozenset[str] = frozenset()
+    ) -> bool:
+        """Start a stage, and others in the same process, if there is room on other nodes than those with these ids."""
         machines = machines_alive(avoided)
         shape = resources_of_worker(request.shape, map(self._limit.of, machines))
-        request = replace(request, root=storage_name(open_storage(request.root).resolve()))
-        attempt = self._start(request, shape, machines, avoided)
-        if attempt is None:
-            return False
-        self._running[request.name] = attempt
-        return True
+        requests = [
+            replace(each, root=storage_name(open_storage(each.root).resolve())) for each in (request, *others)
+        ]
+        attempts = self._start(requests, shape, machines, avoided)
+        self._running |= {attempt.request.name: attempt for attempt in attempts}
+        return bool(attempts)
+
+    def places(self, resources: ResourcesConfig) -> int:
+        """How many stages of one worker of this shape could start now; 0 when Ray cannot be asked."""
+        if not self.has_ray():
+            return 0
+        machines = machines_alive()
+        shape = resources_of_worker(resources, map(self._limit.of, machines))
+        return self._pool.room(shape, self._free(machines))
 
     def short_of_workers(self) -> str | None:
         """The storage root of attempts that more workers could join, if there are any."""
@@ -127,7 +139,9 @@ class RunningStages:
         """
         if self.has_ray():
             self._pool.end_long_idle()
-        refs = [ref for attempt in self._running.values() for ref in attempt.refs]
+        refs = list(
+            {ref: None for attempt in self._running.values() for ref in attempt.refs}
+        )  # a stack has one
         if not refs:
             time.sleep(seconds)
             return []
@@ -171,25 +185,33 @@ class RunningStages:
 
     def _start(
         self,
-        request: StageRequest,
+        requests: Sequence[StageRequest],
         shape: Resources,
         machines: Sequence[Resources],
         avoided: frozenset[str],
-    ) -> Attempt | None:
+    ) -> Sequence[Attempt]:
+        """The attempts at one stage, or at all of a stack; none where there is no room."""
+        request, *others = requests
         workers = request.shape.workers
         if workers > 1 and request.workers_come_and_go:
-            attempt = ClaimingAttempt(request, shape, self._pool)
-            return attempt if attempt.grow(lambda: self._free(machines), avoided) else None
+            claiming = ClaimingAttempt(request, shape, self._pool)
+            return [claiming] if claiming.grow(lambda: self._free(machines), avoided) else []
         free = self._free(machines)
         # Ray Train starts its own processes: a group has no use for warm ones, but for the room that they hold.
         if workers > 1:
             if not self._pool.make_room(shape * workers, free):
-                return None
-            return GroupAttempt(request, shape, self._working_folder, avoided)
+                return []
+            return [GroupAttempt(request, shape, self._working_folder, avoided)]
         worker = self._pool.reuse(shape)
         if worker is None and self._pool.make_room(shape, free):
             worker = self._pool.start(shape, avoided)
-        return None if worker is None else WorkerAttempt(request, worker, self._pool)
+        if worker is None:
+            return []
+        return (
+            stacked_attempts(requests, worker, self._pool)
+            if others
+            else [WorkerAttempt(request, worker, self._pool)]
+        )
 
     def _outcome_of(self, attempt: Attempt) -> Outcome:
         """How an attempt ended: of one whose node is gone, Ray's own words say no more than that a process died."""

@@ -63,6 +63,19 @@ class StageWorker:
         )
         return outcome.__dict__
 
+    def run_stack(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Run stages that train as one batched model; the outcome of each."""
+        from raydistill.execution.request import StageRequest
+        from raydistill.execution.run_stack import run_stack
+
+        outcomes = run_stack(
+            [StageRequest(**request) for request in requests],
+            should_stop=self._stopped.__contains__,
+            device=self._device,
+            node_id=ray.get_runtime_context().get_node_id(),
+        )
+        return [outcome.__dict__ for outcome in outcomes]
+
     def stop(self, attempt: str) -> None:
         """Ask the attempt to write a checkpoint and stop, whether or not it has begun."""
         self._stopped.add(attempt)

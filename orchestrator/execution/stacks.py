@@ -1,0 +1,27 @@
+"""Which replicas start in one process, to be trained as one batched model there if that turns out to be faster."""
+
+from raydistill.execution.ready import ReadyStages
+from raydistill.kinds.stage_bases import TrainingConfig
+from raydistill.plan.order import Graph, Node
+
+MOST = 32  # in one process: each has its weights, moments and checkpoints in memory
+
+
+def alike(graph: Graph, node: Node, ready: ReadyStages) -> list[Node]:
+    """The other replicas of a node's stage that are ready, and differ from it by nothing but their seeds."""
+    if not isinstance(node.config, TrainingConfig):
+        return []
+    own = node.config.replace(seed=0)
+    names = graph.replicas.get(node.stage, ())
+    others = [graph.nodes[name] for name in names if name != node.name and ready.is_waiting(name)]
+    return [other for other in others if other.config.replace(seed=0) == own and not other.peers]
+
+
+def size_of_stack(config: TrainingConfig, count: int, room: int) -> int:
+    """Of `count` replicas that are alike and ready, how many to start in one process.
+
+    Who can have a process of his own gets one, and what is left over is divided evenly: to do side by side what there
+    is room for is faster than any stack. With `stack: on` all are one model.
+    """
+    processes = 1 if config.stack == "on" else max(room, 1)
+    return min(-(-count // processes), MOST)
