@@ -65,13 +65,15 @@ class Outcome:
     """How an attempt ended. `stopped`: it was asked to, and left a checkpoint; `lost`: its process died; `apart`: it is
     better trained by itself than with the others that it was started with, for the reason that is its `error`.
 
-    `warnings` are those of the record.
+    `warnings` are those of the record. `preempted`: a lost one whose process or machine was told to end, and left a
+    checkpoint; no fault of anybody's.
     """
 
     status: Literal["done", "failed", "stopped", "lost", "apart"]
     seconds: float = 0.0
     error: str | None = None
     warnings: tuple[str, ...] = ()
+    preempted: bool = False
 
 
 class Backend(Protocol):

@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -90,6 +91,7 @@ class _Run:
         self.is_short = False
         self.alone: dict[str, str] = {}  # why nodes are not stacked with others any more
         self.stacked: set[str] = set()
+        self.deaths: Counter[str] = Counter()
         self.states = {name: NodeState() for name in graph.nodes}
         self.ready = ReadyStages(graph)
         self.leases = Leases()
@@ -329,6 +331,7 @@ class _Run:
         with suppress(StoreError):  # the news of another machine's work; whoever reads the result looks again
             folder.refresh()
         state.seconds += outcome.seconds or (time.monotonic() - (state.started or time.monotonic()))
+        self.deaths[name] += outcome.status == "lost" and not outcome.preempted
         # Before the outcome is looked at: whatever this attempt says, the folder is written by another driver now.
         if not self.leases.is_ours(folder.path):
             self._try_again(name, "another driver took it over while this one gave no sign of life")
@@ -341,15 +344,16 @@ class _Run:
         elif outcome.status != "lost":
             self._warn_readers(name, outcome.warnings)
             self._finish(name, outcome.status, error=self._with_names(outcome.error))
-        # Not for ever: machines are taken away, but one that runs out of memory ends its own process each time.
-        elif state.attempts <= self.graph.nodes[name].config.resources.retries:
-            if name in self.stacked and self.graph.nodes[name].config.stack == "auto":
+        # Not for ever: a stage that runs out of memory ends its own process each time. But machines that are taken away
+        # with notice have done their part.
+        elif outcome.preempted or self.deaths[name] <= self.graph.nodes[name].config.resources.retries:
+            if not outcome.preempted and name in self.stacked and self.graph.nodes[name].config.stack == "auto":
                 self.alone[name] = "the process of their stack died"  # it takes more memory
             self._try_again(
                 name, f"{outcome.error or 'its process died'}; it continues from its last checkpoint"
             )
         else:
-            times = "" if state.attempts == 1 else f" {state.attempts} times"
+            times = "" if self.deaths[name] == 1 else f" {self.deaths[name]} times"
             self._give_up(name, f"its process died{times}: {outcome.error}")
         self.leases.release(folder.path)
 

@@ -54,6 +54,11 @@ def test_a_ray_cluster_that_starts_no_machines_names_no_types_of_nodes(
     assert not starts_machines(types)
 
 
+@pytest.mark.ray
+def test_no_node_of_a_ray_cluster_at_rest_is_about_to_go(ray_cluster: None) -> None:
+    assert private.draining_nodes() == set()
+
+
 def test_a_placement_group_is_known_by_its_id() -> None:
     name = "0123456789abcdef01234567890102000000"
     assert private.placement_group(name).id.hex() == name

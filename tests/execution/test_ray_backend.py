@@ -275,6 +275,28 @@ def test_what_does_not_stop_is_ended(
 
 
 @pytest.mark.ray
+def test_a_worker_that_is_told_to_end_leaves_a_checkpoint_of_that_step_and_is_not_used_again(
+    backend: RayBackend, stages: Stages
+) -> None:
+    (stages.traces / "slow").touch()
+    first = stages.request("stage", **stages.slow())
+    assert backend.try_start(first)
+    wait_until(checkpoint(first).exists)
+    os.kill(stages.pids()[0], signal.SIGTERM)
+    outcome = finish(backend, [first])["stage"]
+    assert (outcome.status, outcome.preempted) == ("lost", True)
+    assert outcome.error == "its process was told to end"
+    step = json.loads(checkpoint(first).read_text())["progress"]["step"]
+    (stages.traces / "slow").unlink()
+    retry = stages.request("stage", **stages.slow())
+    assert run(backend, retry).status == "done"
+    log = (Path(retry.root) / retry.folder / "log.txt").read_text()
+    assert f"stopped: stopped at step {step};" in log
+    assert f"resumed at step {step}" in log
+    assert len(stages.pids()) == 2
+
+
+@pytest.mark.ray
 @pytest.mark.slow
 def test_a_group_equals_one_worker_and_a_killed_group_equals_it_too(
     backend: RayBackend, stages: Stages, tmp_path: Path

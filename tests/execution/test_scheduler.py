@@ -225,6 +225,18 @@ def test_ready_stages_start_side_by_side_when_there_is_room(bench: Bench) -> Non
     assert backend.side_by_side == [{"a"}, {"a", "b"}, {"b", "c"}, {"last"}]
 
 
+def test_machines_that_are_taken_away_with_notice_use_up_no_retries(bench: Bench) -> None:
+    taken = Outcome("lost", error="its node is about to go", preempted=True)
+    backend = Slots(script={"teacher": [taken] * 9})
+    stages = {"teacher": {"resources": {"retries": 1}}}
+    assert bench.statuses(stages, backend) == {"teacher": "done"}
+    assert len(backend.attempts) == 10
+    died = Slots(script={"teacher": [taken, Outcome("lost"), taken, Outcome("lost"), taken]})
+    again = Bench(bench.root.with_name("again"), bench.counting)
+    assert again.statuses(stages, died) == {"teacher": "failed"}
+    assert len(died.attempts) == 4
+
+
 def test_the_back_end_hears_what_waits_for_room_alone_and_when_nothing_does_any_more(bench: Bench) -> None:
     backend = Slots(cpus=1)
     bench.run({"a": {}, "b": {}, "c": {}, "last": {"reads": ["a", "b", "c"]}}, backend)

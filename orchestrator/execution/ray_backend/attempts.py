@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Protocol
 
 import ray
@@ -42,6 +43,7 @@ class Attempt(Protocol):
     deadline: DeadlineWatch
     metrics: MetricsTail
     held: Resources
+    is_asked_to_stop: bool
 
     @property
     def refs(self) -> Sequence[Any]:
@@ -58,6 +60,10 @@ class Attempt(Protocol):
 
     def ask_to_stop(self) -> None:
         """Let it write a checkpoint and end."""
+        ...
+
+    def make_way(self) -> None:
+        """The same, to go on elsewhere."""
         ...
 
     def end(self) -> None:
@@ -88,6 +94,7 @@ class WorkerAttempt(OneCall):
     """A stage on a stage worker, which goes back to the pool unless the stage failed in it."""
 
     held = Resources()
+    is_asked_to_stop = False
 
     def __init__(self, request: StageRequest, worker: PooledWorker, pool: WorkerPool) -> None:
         self.request, self.deadline = request, DeadlineWatch(request)
@@ -103,6 +110,11 @@ class WorkerAttempt(OneCall):
 
     def ask_to_stop(self) -> None:
         """The worker's second thread hears it."""
+        self.is_asked_to_stop = True
+        self.make_way()
+
+    def make_way(self) -> None:
+        """The same; the worker is not used again."""
         self._worker.actor.stop.remote(self.request.attempt)
 
     def end(self) -> None:
@@ -111,7 +123,7 @@ class WorkerAttempt(OneCall):
 
     def outcome(self) -> Outcome:
         """How it ended."""
-        outcome = read_outcome(self.ref, self.request.name)
+        outcome = unless_asked(self, read_outcome(self.ref, self.request.name))
         if outcome.status in ("done", "stopped"):
             self._pool.give_back(self._worker)
         else:
@@ -195,6 +207,7 @@ class ClaimingAttempt:
     is room, joined by others when there is more. One that dies is replaced; what it had not finished is made again."""
 
     held = Resources()
+    is_asked_to_stop = False
 
     def __init__(self, request: StageRequest, shape: Resources, pool: WorkerPool) -> None:
         self.request, self.deadline = request, DeadlineWatch(request)
@@ -231,7 +244,7 @@ class ClaimingAttempt:
     def has_ended(self, ready: Collection[Any]) -> bool:
         """Whether its main worker is done and the others have left, or one has failed."""
         for ref in [ref for ref in self._running if ref in ready]:
-            self._note(*self._running.pop(ref), read_outcome(ref, self.request.name))
+            self._note(*self._running.pop(ref), unless_asked(self, read_outcome(ref, self.request.name)))
         if self._outcome is None:
             return False
         is_late = time.monotonic() - self._over > LEAVE_SECONDS
@@ -243,7 +256,7 @@ class ClaimingAttempt:
         else:
             self._pool.end(worker)
         if outcome.status == "lost" and self._deaths < MAX_DEATHS:
-            self._deaths += 1
+            self._deaths += not outcome.preempted
             # The main one first: only it can finish the stage.
             self._missing.insert(0 if rank == 0 else len(self._missing), rank)
         elif self._outcome is None and (rank == 0 or outcome.status in ("failed", "lost")):
@@ -256,9 +269,13 @@ class ClaimingAttempt:
 
     def ask_to_stop(self) -> None:
         """All of them hear it; none is replaced."""
+        self.is_asked_to_stop = True
         self._missing.clear()
         for _, worker in self._running.values():
             worker.actor.stop.remote(self.request.attempt)
+
+    def make_way(self) -> None:
+        """Nothing: whoever works on a node that goes is replaced, and loses a piece."""
 
     def end(self) -> None:
         """Kill them."""
@@ -275,6 +292,8 @@ class ClaimingAttempt:
 
 class GroupAttempt(OneCall):
     """A stage on several workers. The call that runs Ray Train holds nothing; the group's workers hold `held`."""
+
+    is_asked_to_stop = False
 
     def __init__(
         self, request: StageRequest, shape: Resources, working_folder: str, avoided: frozenset[str]
@@ -311,6 +330,11 @@ class GroupAttempt(OneCall):
 
     def ask_to_stop(self) -> None:
         """Rank 0 looks for this file, and the loop tells the other ranks."""
+        self.is_asked_to_stop = True
+        self.make_way()
+
+    def make_way(self) -> None:
+        """The same."""
         (self._scratch / STOP).touch()
         send(self._scratch / STOP)
 
@@ -323,7 +347,7 @@ class GroupAttempt(OneCall):
 
     def outcome(self) -> Outcome:
         """How it ended."""
-        outcome = read_outcome(self.ref, self.request.name)
+        outcome = unless_asked(self, read_outcome(self.ref, self.request.name))
         self._clean_up()
         if outcome.status == "lost":
             free_abandoned()
@@ -356,6 +380,13 @@ def end_overdue(attempt: Attempt) -> Outcome:
     except StoreError as second:  # a full disk must not hide the first error
         log.error("%s", second.message)
     return Outcome("failed", error=error)
+
+
+def unless_asked(attempt: Attempt, outcome: Outcome) -> Outcome:
+    """An attempt that stopped, and nobody here asked it to: its process was told to end."""
+    if outcome.status != "stopped" or attempt.is_asked_to_stop:
+        return outcome
+    return replace(outcome, status="lost", error="its process was told to end", preempted=True)
 
 
 def read_outcome(ref: Any, stage: str) -> Outcome:

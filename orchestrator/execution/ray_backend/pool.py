@@ -101,6 +101,11 @@ class WorkerPool:
             if worker.idle_since is not None and time.monotonic() - worker.idle_since > IDLE_SECONDS:
                 self.end(worker)
 
+    def end_idle(self) -> None:
+        """End all that have nothing to do: some of them are on a node that goes."""
+        for worker in self._idle():
+            self.end(worker)
+
     def close(self) -> None:
         """End all workers."""
         for worker in list(self._workers):

@@ -71,6 +71,13 @@ def node_types() -> set[str]:
     return set(((report or {}).get("node_type_mapping") or {}).values())
 
 
+def draining_nodes() -> set[str]:
+    """The ids of nodes that will go soon, and have said so: taken away by a cloud, shut down, or not needed."""
+    from ray._private.state import state
+
+    return set(state.get_draining_nodes())
+
+
 def train_callback() -> Any:
     """The class whose methods Ray Train calls in its controller: documented, but not among what `ray.train` names.
 

@@ -20,6 +20,7 @@ from raydistill.execution.ray_backend.autoscaler import Growth, is_there, reques
 from raydistill.execution.ray_backend.cluster_health import ClusterHealth
 from raydistill.execution.ray_backend.feasible import check_feasible
 from raydistill.execution.ray_backend.pool import WorkerPool
+from raydistill.execution.ray_backend.private import draining_nodes
 from raydistill.execution.ray_backend.resources import (
     NO_LIMIT,
     Limit,
@@ -35,6 +36,7 @@ from raydistill.runs.mirror import open_storage, storage_name
 from raydistill.runs.placement import STARTING, Placement, nodes_of, read_places
 
 STOP_SECONDS = 10.0
+DRAIN_SECONDS = 1.0  # between looks at which nodes will go: most say so half a minute before
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +67,9 @@ class RunningStages:
         # What several back ends share, as the trials of a search do, is divided once: nobody waits for more.
         self._growth = Growth(request) if can_grow and share is None and is_there() else None
         self._running: dict[str, Attempt] = {}
+        self._looked = 0.0
+        self._draining: set[str] = set()
+        self._leaving: dict[str, tuple[str, ...]] = {}
 
     def check_feasible(self, nodes: Sequence[Node]) -> None:
         """`PlanError` when the machines, or the limit, have no room for a node; where an autoscaler can be asked for
@@ -139,6 +144,7 @@ class RunningStages:
         """
         if self.has_ray():
             self._pool.end_long_idle()
+            self._make_way()
         refs = list(
             {ref: None for attempt in self._running.values() for ref in attempt.refs}
         )  # a stack has one
@@ -215,7 +221,9 @@ class RunningStages:
 
     def _outcome_of(self, attempt: Attempt) -> Outcome:
         """How an attempt ended: of one whose node is gone, Ray's own words say no more than that a process died."""
-        outcome = attempt.outcome()
+        outcome, leaving = attempt.outcome(), self._leaving.pop(attempt.request.name, ())
+        if outcome.preempted and leaving:
+            return replace(outcome, error=f"its node `{', '.join(leaving)}` is about to go")
         if outcome.status == "lost":
             placement = placement_of(attempt, living_nodes())
             if placement.phase == "node lost":
@@ -243,6 +251,24 @@ class RunningStages:
     def _end_overdue(self) -> list[tuple[str, Outcome]]:
         names = [name for name, attempt in self._running.items() if attempt.deadline.is_over()]
         return [(name, end_overdue(self._running.pop(name))) for name in names]
+
+    def _make_way(self) -> None:
+        """Let stages write a checkpoint and go on elsewhere whose nodes have said that they will be gone."""
+        if time.monotonic() - self._looked < DRAIN_SECONDS:
+            return
+        self._looked = time.monotonic()
+        if not (draining := draining_nodes()):
+            return
+        if draining - self._draining:
+            self._pool.end_idle()
+        self._draining = draining
+        for name, attempt in self._running.items():
+            request = attempt.request
+            places = read_places(request.place, request.attempt, request.shape.workers)
+            going = [place for place in places if place["node_id"] in draining]
+            if going and name not in self._leaving:
+                self._leaving[name] = nodes_of(going)
+                attempt.make_way()
 
     def _end_all(self) -> list[tuple[str, Outcome]]:
         ended = []
@@ -277,6 +303,7 @@ def living_nodes() -> set[str]:
 
 
 def machines_alive(avoided: frozenset[str] = frozenset()) -> list[Resources]:
-    """What each living machine of the Ray cluster has in all, but for nodes with these ids."""
+    """What each living machine of the Ray cluster has in all, but for nodes with these ids and those that will go."""
+    avoided |= draining_nodes()
     nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in avoided]
     return [resources_of_machine(node["Resources"], node["Labels"]) for node in nodes]

@@ -44,6 +44,9 @@ class StageWorker:
         enter_folder(working_folder)
         import torch  # noqa: F401 - seconds, paid before the first stage
 
+        from raydistill.execution.termination import Termination
+
+        self._termination = Termination()
         self._device = "cuda" if ray.get_gpu_ids() else "cpu"  # a worker without GPUs still sees all of them
         self._stopped: set[str] = set()
 
@@ -53,14 +56,15 @@ class StageWorker:
         from raydistill.execution.run_stage import run_stage
 
         stage = StageRequest(**request)
-        outcome = run_stage(
-            stage,
-            should_stop=lambda: stage.attempt in self._stopped,
-            rank=rank,
-            world=stage.shape.workers,
-            device=self._device,
-            node_id=ray.get_runtime_context().get_node_id(),
-        )
+        with self._termination.work():
+            outcome = run_stage(
+                stage,
+                should_stop=lambda: stage.attempt in self._stopped or self._termination.is_announced(),
+                rank=rank,
+                world=stage.shape.workers,
+                device=self._device,
+                node_id=ray.get_runtime_context().get_node_id(),
+            )
         return outcome.__dict__
 
     def run_stack(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
