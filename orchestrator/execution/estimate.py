@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from raydistill.execution.makespan import Job, Room, schedule
+from raydistill.execution.makespan import Job, Room, Schedule, schedule
 from raydistill.execution.ray_backend.resources import WHOLE, capacity, resources_of_worker
 from raydistill.execution.ready import ranks
 from raydistill.plan.order import Graph, Node
@@ -20,8 +20,8 @@ from raydistill.runs.plan_run import NodeState
 @dataclass(frozen=True)
 class Estimate:
     """Of `stages` that are to run, the durations of `known` ones are known; with those alone, the rest as if it took no
-    time, the last ends after `seconds`: None where none is known. At most `side_by_side` run at the same time; None
-    where the machines are not known."""
+    time, the last ends after `seconds`: None where none is known. At most `side_by_side` run at the same time; of a run
+    that has begun nobody asks that, and it is None."""
 
     stages: int
     known: int
@@ -71,7 +71,11 @@ class Estimator:
 
     def of(self, seconds: Mapping[str, float | None]) -> Estimate:
         """Of stages that have not begun, given how long each takes as far as that is known."""
-        return self._estimate(seconds)
+        known = [own for own in seconds.values() if own is not None]
+        # How many run side by side does not depend on what is known: the others last as long as most.
+        usual = median(known) if known else 1.0
+        even = self._planned({name: usual if own is None else own for name, own in seconds.items()})
+        return replace(self._estimate(seconds), side_by_side=even.side_by_side)
 
     def left(
         self, states: Mapping[str, NodeState], standings: Mapping[str, Standing], now: float | None = None
@@ -99,23 +103,18 @@ class Estimator:
         return self._estimate(left, {name for name, state in states.items() if state.status == "running"})
 
     def _estimate(self, left: Mapping[str, float | None], begun: Collection[str] = ()) -> Estimate:
-        known = [seconds for seconds in left.values() if seconds is not None]
+        known = sum(seconds is not None for seconds in left.values())
+        whole = (
+            self._planned({name: seconds or 0.0 for name, seconds in left.items()}, begun) if known else None
+        )
+        return Estimate(len(left), known, whole.seconds if whole else None)
+
+    def _planned(self, left: Mapping[str, float], begun: Collection[str] = ()) -> Schedule:
         jobs = {
-            name: replace(self._jobs[name], seconds=seconds or 0.0, begun=name in begun)
+            name: replace(self._jobs[name], seconds=seconds, begun=name in begun)
             for name, seconds in left.items()
         }
-        # How many run side by side does not depend on what is known: the others last as long as most.
-        usual = median(known) if known else 1.0
-        even = {
-            name: replace(job, seconds=usual if left[name] is None else job.seconds)
-            for name, job in jobs.items()
-        }
-        return Estimate(
-            stages=len(left),
-            known=len(known),
-            seconds=schedule(jobs, self._room).seconds if known else None,
-            side_by_side=schedule(even, self._room).side_by_side,
-        )
+        return schedule(jobs, self._room)
 
     def _rates(self, shown: Mapping[str, float]) -> dict[str, float]:
         """What this run has shown itself: seconds per size of work, the mean of stages that are alike."""

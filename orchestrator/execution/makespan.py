@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 from raydistill.execution.ray_backend.resources import NO_LIMIT, WHOLE, Limit, Resources, capacity
 
+Shape = tuple[Resources, int, bool]
+
 
 @dataclass(frozen=True)
 class Job:
@@ -48,6 +50,8 @@ def schedule(jobs: Mapping[str, Job], room: Room) -> Schedule:
 
 
 class _Simulation:
+    """Ready jobs wait in a queue per shape, as in `ReadyStages`: when one finds no room, no other of its shape does."""
+
     def __init__(self, jobs: Mapping[str, Job], room: Room) -> None:
         self.jobs, self.room = jobs, room
         self.free = list(room.machines)
@@ -59,15 +63,17 @@ class _Simulation:
             for read in job.reads:
                 if read in jobs:
                     self.readers[read].append(name)
-        self.ready = [
-            (not job.begun, job.rank, name)
-            for name, job in jobs.items()
-            if job.begun or not self.missing[name]
-        ]
+        self.queues: dict[Shape, list[tuple[tuple[float, int], str]]] = {}
+        self.fits: dict[Shape, bool] = {}
         self.ends: list[tuple[float, str]] = []
 
     def run(self) -> Schedule:
         now, most, left = 0.0, 0, len(self.jobs)
+        for name, job in self.jobs.items():
+            if job.begun:
+                self._start(name, self._placed(job) or [], now)
+            elif not self.missing[name]:
+                self._queue(name)
         while left:
             self._start_what_fits(now)
             most = max(most, len(self.ends))
@@ -76,31 +82,40 @@ class _Simulation:
             self._end(name)
         return Schedule(now, most)
 
+    def _queue(self, name: str) -> None:
+        job = self.jobs[name]
+        shape = (job.worker, job.workers, job.come_and_go)
+        heapq.heappush(self.queues.setdefault(shape, []), (job.rank, name))
+        if shape not in self.fits:
+            self.fits[shape] = self._ever_fits(job)
+
     def _start_what_fits(self, now: float) -> None:
-        waiting, full = [], set[tuple[Resources, int]]()
-        for place in sorted(self.ready):
-            name = place[-1]
-            job = self.jobs[name]
-            shape = (job.worker, job.workers)
+        waiting = {shape: queue for shape, queue in self.queues.items() if queue}
+        while waiting:
+            shape = min(waiting, key=lambda shape: waiting[shape][0])
+            name = waiting[shape][0][1]
             # What no machine has room for, even an idle one, runs elsewhere: on one that has yet to come.
-            held = None if shape in full else self._placed(job)
-            if held is None and (not self._ever_fits(job) or job.begun):
-                held = []
-            if held is None:
-                full.add(shape)
-                waiting.append(place)
+            machines = self._placed(self.jobs[name]) if self.fits[shape] else []
+            if machines is None:
+                del waiting[shape]
                 continue
-            self._hold(name, held)
-            took = job.seconds * job.workers / len(held) if job.come_and_go and held else job.seconds
-            heapq.heappush(self.ends, (now + took, name))
-        self.ready = waiting
+            heapq.heappop(waiting[shape])
+            self._start(name, machines, now)
+            if not waiting[shape]:
+                del waiting[shape]
+
+    def _start(self, name: str, machines: list[int], now: float) -> None:
+        job = self.jobs[name]
+        self._hold(name, machines)
+        takes = job.seconds * job.workers / len(machines) if job.come_and_go and machines else job.seconds
+        heapq.heappush(self.ends, (now + takes, name))
 
     def _end(self, name: str) -> None:
         self._give_back(name)
         for reader in self.readers[name]:
             self.missing[reader] -= 1
             if not self.missing[reader] and not self.jobs[reader].begun:
-                self.ready.append((True, self.jobs[reader].rank, reader))
+                self._queue(reader)
 
     def _hold(self, name: str, machines: list[int]) -> None:
         worker = self.jobs[name].worker
@@ -122,6 +137,8 @@ class _Simulation:
         fewest = 1 if job.come_and_go else job.workers
         found: list[int] = []
         for machine, free in enumerate(self.free):
+            if free.cpus < job.worker.cpus:  # most machines, most of the time
+                continue
             found += [machine] * min(_capacity_left(free, job.worker), job.workers - len(found))
             if len(found) == job.workers:
                 break

@@ -48,6 +48,7 @@ class Durations:
     def __init__(self, root: Path, test: str, identities: Callable[[str], Identity | None]) -> None:
         self._root, self._test, self._identities = root, test, identities
         self._shapes: dict[str, str | None] = {}
+        self._counts: dict[str, int | None] = {}
         self._taken: dict[str, list[tuple[Work, Record]]] = {}
 
     def work_of(self, identity: Identity, test: str | None = None) -> Work | None:
@@ -58,10 +59,10 @@ class Durations:
         config = identity["config"]
         epochs = float(config.get("until") or config.get("epochs") or 1)
         part = float((config.get("transfer") or {}).get("fraction") or 1.0)
-        sizes = read_data_sizes(self._root, identity["task"], self._test if test is None else test)
+        samples = self._samples(identity["task"], self._test if test is None else test)
         # Without a count, two stages are alike on the very same data alone.
-        content = "" if "train" in sizes else str(identity["task"].get("content"))
-        return Work(f"{shape} {content}", epochs * part * sizes.get("train", 1))
+        content = str(identity["task"].get("content")) if samples is None else ""
+        return Work(f"{shape} {content}", epochs * part * (1 if samples is None else samples))
 
     def seconds(self, kind: str, identity: Identity, reserved: Mapping[str, float]) -> float | None:
         """About how long a stage will take that holds these resources; None when no record tells."""
@@ -92,6 +93,14 @@ class Durations:
                     work = self.work_of(read_json(folder / CONFIG), record.judged_on or self._test)
                     found += [] if work is None else [(work, record)]
         return sorted(found, key=lambda one: one[1].finished, reverse=True)
+
+    def _samples(self, task: Mapping[str, Any], test: str) -> int | None:
+        """How many samples are trained on, if any stage has counted them; looked up once, maybe at the other end of a
+        URL."""
+        key = digest({"task": task, "test": test})
+        if key not in self._counts:
+            self._counts[key] = read_data_sizes(self._root, task, test).get("train")
+        return self._counts[key]
 
     def _shape(self, identity: Identity) -> str | None:
         """A digest that stages share which are alike."""
