@@ -13,7 +13,7 @@ from raydistill.kinds.stage_bases import TrainingConfig
 from raydistill.models.taps import Output
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
-from raydistill.training.method import Method
+from raydistill.training.method import LayersByMethod, Method
 
 
 class Combined(Method):
@@ -81,6 +81,11 @@ class Combined(Method):
             for prefix, _, method in self._used()
             for name, value in method.observations().items()
         }
+
+    def layers_by_method(self) -> LayersByMethod:
+        """`compared_layers` of the methods that have any, by their words."""
+        used = ((options.method, method.compared_layers) for _, options, method in self._used())
+        return {word: pairs for word, pairs in used if pairs}
 
     def _used(self) -> Iterator[tuple[str, MethodOptions, Method]]:
         """The methods whose weight is not 0, each with the prefix of its losses' names."""

@@ -39,6 +39,11 @@ class Semckd(Method):
         self.projections = nn.ModuleList(build_projection(*pair) for pair in product(channels, targets))
         self.mean_attention: Tensor | None = None
 
+    @property
+    def compared_layers(self) -> Sequence[tuple[str, str]]:
+        """None: what it compares is said by its attention."""
+        return ()
+
     def losses(self, student: Output, teacher: TeacherTargets | None, batch: Batch) -> dict[str, Tensor]:
         assert teacher is not None
         with torch.autocast(student.logits.device.type, enabled=False):

@@ -2,24 +2,26 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import permutations
-from typing import Any, NamedTuple, Self
+from itertools import chain, permutations
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, model_validator
+from pydantic import BaseModel, RootModel, model_validator
 
 from raydistill.errors import StoreError
 from raydistill.report.attention import AttentionMap
 from raydistill.report.examples import Picture, to_picture
-from raydistill.report.predictions import methods_of, read_in_role
+from raydistill.report.predictions import read_in_role
 from raydistill.runs.files import read_as
+from raydistill.runs.stage_files import COMPARED_LAYERS
 from raydistill.runs.view import RunView, StageView
 
 COMPARISON, GRAD_CAM = "comparison.json", "grad_cam.safetensors"
 ALL_PAIRS = 3  # of more models each is drawn beside the first alone
 
 Floats = NDArray[np.floating]
+Layers = tuple[str, str]  # a student's and its teacher's
 
 
 class ComparedModel(BaseModel):
@@ -74,6 +76,10 @@ class _Written(BaseModel):
         return self
 
 
+class _CompareLayers(RootModel[dict[str, tuple[Layers, ...]]]):
+    """What `compared_layers.json` of a student holds, by method."""
+
+
 class SeenPicture(NamedTuple):
     """A sample with each model's answer, and where it looked, from 0 to 1, (h, w); None of a model without maps."""
 
@@ -105,12 +111,15 @@ class ClassAgreement(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelComparison:
-    """One comparison: what its file says, the models' stages in its order, and the pictures of Grad-CAM."""
+    """One comparison: what its file says, the models' stages in its order, the pictures of Grad-CAM, who of them hears
+    whom, as places of (student, teacher), and which layers each one's methods compare."""
 
     stage: StageView
     models: tuple[StageView, ...]
     written: _Written
-    pictures: tuple[SeenPicture, ...] = ()
+    pictures: tuple[SeenPicture, ...]
+    taught: tuple[tuple[int, int], ...]
+    compared: tuple[Mapping[str, Mapping[Layers, float]], ...]
 
     @property
     def drawn_pairs(self) -> list[Agreement]:
@@ -131,8 +140,8 @@ class ModelComparison:
         return names[label] if 0 <= label < len(names) else str(label)
 
     def of_methods(self, attention: Sequence[AttentionMap]) -> list[MethodMismatch]:
-        """A row for each method of a compared student that says which of its layers it compares with which of a
-        compared teacher's, where these were compared here too."""
+        """A row for each method of a compared student that compares some of its layers with some of a compared
+        teacher's, where all of these were compared here too."""
         places = {
             (place, layer): row
             for row, (place, layer) in enumerate(
@@ -140,16 +149,15 @@ class ModelComparison:
             )
         }
         found = []
-        for (own, student), (other, teacher) in permutations(enumerate(self.models), 2):
-            if teacher.name not in student.reads:
-                continue
-            for word, weights in _compared_layers(student, attention):
+        for own, other in self.taught:
+            student = self.models[own]
+            for word, weights in chain(_attended(student, attention), self.compared[own].items()):
                 rows = [(places.get((own, one)), places.get((other, aim))) for one, aim in weights]
                 if not rows or any(None in pair for pair in rows):
                     continue
                 values = [self.written.mismatch[one][aim] for one, aim in rows]  # type: ignore[index]
                 mean = float(np.average(values, weights=list(weights.values())))
-                found.append(MethodMismatch(student, teacher, word, len(rows), mean))
+                found.append(MethodMismatch(student, self.models[other], word, len(rows), mean))
         return found
 
     @property
@@ -176,7 +184,13 @@ def _read(run: RunView, stage: StageView) -> ModelComparison:
         raise StoreError(f"`{path}` is damaged: it is of other models than the stage reads")
     models = tuple(run.stages[name] for name in stage.reads)
     has_pictures = stage.record is not None and GRAD_CAM in stage.record.payload
-    return ModelComparison(stage, models, written, _pictures(stage, len(models)) if has_pictures else ())
+    taught = tuple(
+        (own, other)
+        for (own, student), (other, teacher) in permutations(enumerate(models), 2)
+        if _teaches(run, teacher, student)
+    )
+    pictures = _pictures(stage, len(models)) if has_pictures else ()
+    return ModelComparison(stage, models, written, pictures, taught, tuple(map(_compared_layers, models)))
 
 
 def _pictures(stage: StageView, models: int) -> tuple[SeenPicture, ...]:
@@ -208,10 +222,10 @@ def _to_one(found: Floats) -> Floats:
     return found / largest if largest > 0 else found
 
 
-def _compared_layers(
+def _attended(
     student: StageView, attention: Sequence[AttentionMap]
-) -> Iterator[tuple[str, dict[tuple[str, str], float]]]:
-    """Of each method the (student layer, teacher layer) pairs with their weights: logged ones, or those of the plan."""
+) -> Iterator[tuple[str, Mapping[Layers, float]]]:
+    """All pairs of layers with the last epoch's attention, for a student that logged one."""
     for own in attention:
         if own.name == student.group:
             pairs = {
@@ -221,13 +235,19 @@ def _compared_layers(
             }
             if all(value >= 0 for value in pairs.values()) and sum(pairs.values()) > 0:  # not NaN
                 yield "attention", pairs
-    for method in methods_of(student.config):
-        layers, aims = _layers_in(method, "student"), _layers_in(method, "teacher")
-        if layers and len(layers) == len(aims) and method.get("method") != "semckd":
-            yield str(method.get("method")), dict.fromkeys(zip(layers, aims, strict=True), 1.0)
 
 
-def _layers_in(method: Mapping[str, Any], side: str) -> list[str]:
-    """The features of student or teacher that a method's options name; none where they are left out."""
-    named = method.get(f"{side}_features", method.get(f"{side}_feature")) or []
-    return [str(name) for name in (named if isinstance(named, list) else [named])]
+def _teaches(run: RunView, teacher: StageView, student: StageView) -> bool:
+    """Whether a student hears a model, in its loop or by the targets that are stored of it."""
+    sources = [run.stages[name] for name in student.reads]
+    return teacher in sources or any(
+        teacher.name in source.reads for source in sources if source.makes == "targets"
+    )
+
+
+def _compared_layers(student: StageView) -> Mapping[str, Mapping[Layers, float]]:
+    """By method the pairs of a student's and its teacher's layers, which count alike."""
+    if student.record is None or COMPARED_LAYERS not in student.record.payload:
+        return {}
+    written = read_as(_CompareLayers, student.folder.payload(COMPARED_LAYERS))
+    return {word: dict.fromkeys(pairs, 1.0) for word, pairs in written.root.items()}

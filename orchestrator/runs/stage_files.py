@@ -13,3 +13,4 @@ ATTEMPT = "attempt.json"
 PLACE = "place-rank{}.json"
 PLACES = re.compile(r"place-rank\d+\.json")
 LEASE_OBJECT = "lease.json"  # behind a URL; a folder has numbered ones
+COMPARED_LAYERS = "compared_layers.json"  # by method, pairs of a student's and its teacher's layers

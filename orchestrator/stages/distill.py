@@ -13,7 +13,12 @@ from raydistill.runs.context import StageContext
 from raydistill.runs.record import summary_of
 from raydistill.stages.flat_features import warn_of_flat_teachers
 from raydistill.stages.teachers import live_teacher, open_stored, stored_teacher
-from raydistill.stages.training_stage import PreparedTraining, build_initial_model, load_data
+from raydistill.stages.training_stage import (
+    PreparedTraining,
+    build_initial_model,
+    load_data,
+    note_compared_layers,
+)
 from raydistill.stages.transfer_data import load_transfer_set
 from raydistill.tasks.task import Task
 from raydistill.training import model_files
@@ -55,6 +60,7 @@ def prepare(config: DistillConfig, context: StageContext) -> PreparedTraining:
         labels=transfer.split.labels,
     )
     method = build_method(config, method_context)
+    note_compared_layers(context, method.layers_by_method())
     if targets is not None:
         teacher = stored_teacher(config, targets, transfer, method)
     else:
@@ -94,7 +100,7 @@ def setting_of(
     )
 
 
-def build_method(config: DistillConfig, method_context: MethodContext) -> Method:
+def build_method(config: DistillConfig, method_context: MethodContext) -> Combined:
     """The sum of the methods that the config names; `StageError` for one that does not suit the models."""
     names = [options.safe_word() for options in config.all_methods]
     heard = [

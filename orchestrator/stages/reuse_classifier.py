@@ -7,7 +7,7 @@ from raydistill.models.reused_head import ReusedHead, last_maps, reuse_head
 from raydistill.plan.model import ModelConfig
 from raydistill.runs.context import StageContext
 from raydistill.stages.teachers import frozen_teacher
-from raydistill.stages.training_stage import build_initial_model, load_data, train_model
+from raydistill.stages.training_stage import build_initial_model, load_data, note_compared_layers, train_model
 from raydistill.stages.transfer_data import load_transfer_set
 from raydistill.tasks.splits import TaskData
 from raydistill.training import model_files
@@ -28,8 +28,9 @@ def reuse_classifier(config: ReuseClassifierConfig, context: StageContext) -> di
     maps, _ = last_maps(teacher.plain, context.task.input_shape)
     options = {"model": _named(config.student), "head": _named(taught), "factor": config.factor}
     made = ModelConfig(name="reused_head", num_classes=config.student.num_classes, options=options)
-    run = frozen_teacher(teacher, (maps,))
-    return train_model(model, made, Simkd(maps), transfer, data, config, context, run)
+    method, run = Simkd(maps), frozen_teacher(teacher, (maps,))
+    note_compared_layers(context, {config.word: method.compared_layers})
+    return train_model(model, made, method, transfer, data, config, context, run)
 
 
 def build_reused(

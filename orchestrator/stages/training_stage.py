@@ -11,8 +11,10 @@ from raydistill.lookup import load_object
 from raydistill.models.taps import Tapped
 from raydistill.plan.model import ModelConfig
 from raydistill.runs.context import StageContext
+from raydistill.runs.files import write_json
 from raydistill.runs.folder import CHECKPOINT
 from raydistill.runs.plan_run import write_data_sizes
+from raydistill.runs.stage_files import COMPARED_LAYERS
 from raydistill.tasks.hashing import fold_key
 from raydistill.tasks.seeds import Purpose
 from raydistill.tasks.splits import TaskData
@@ -22,7 +24,7 @@ from raydistill.training.cost import note_size
 from raydistill.training.data import TransferSet
 from raydistill.training.evaluation import judge_splits
 from raydistill.training.loop import Teacher, Training, fit, predictor
-from raydistill.training.method import Method
+from raydistill.training.method import LayersByMethod, Method
 from raydistill.training.workers import Workers
 
 
@@ -145,6 +147,12 @@ def fit_model(
     validation = data.validation.to(context.device)
     fit(tapped if tapped.names else model, method, transfer, validation, config, context, teacher)
     tapped.remove_hooks()
+
+
+def note_compared_layers(context: StageContext, by_method: LayersByMethod) -> None:
+    """Leave word of which layers of a student are compared with which of its teacher's, for reports."""
+    if context.is_main and by_method:
+        write_json(context.path(COMPARED_LAYERS), by_method)
 
 
 def store_model(

@@ -14,6 +14,8 @@ from raydistill.models.taps import Output, Tapped
 from raydistill.targets.mixing import TeacherTargets
 from raydistill.training.data import Batch
 
+LayersByMethod = Mapping[str, Sequence[tuple[str, str]]]
+
 
 @dataclass(frozen=True)
 class Features:
@@ -170,6 +172,12 @@ class Method(nn.Module):
         `teacher` is None where the stage has none, and otherwise detached.
         """
         raise NotImplementedError
+
+    @property
+    def compared_layers(self) -> Sequence[tuple[str, str]]:
+        """Of which student's feature and which teacher's it makes one loss; none where each is compared with all."""
+        own, aims = self.student_features, self.teacher_features
+        return tuple(zip(own, aims, strict=True)) if len(own) == len(aims) else ()
 
     def asked(self, batch: Batch, count: int) -> Sequence[int]:
         """Called in every step before the teachers run: which of `count` live ones `losses` will look at.

@@ -163,23 +163,25 @@ def test_damaged_pictures_are_a_gap_too(tmp_path: Path, fake_run: Start) -> None
     assert "grad_cam.safetensors` is damaged" in page.partition("<h2>Models side by side</h2>")[2][:400]
 
 
+@pytest.mark.parametrize("is_stored", [False, True])
 def test_the_mismatch_of_a_methods_own_layers_is_their_mean_or_weighted_by_attention(
-    tmp_path: Path, fake_run: Start
+    tmp_path: Path, fake_run: Start, is_stored: bool
 ) -> None:
     logged = {"train/attention/hidden1/stage1": 0.25, "train/attention/hidden1/logits": 0.75}
     line = {"step": 1, "epoch": 1, "train/loss": 1.0, **logged}
     mismatch = np.arange(25.0).reshape(5, 5)
     run = fake_run(tmp_path)
     run.stage("teacher", errors=3)
-    hints = {"method": "hints", "student_feature": "embedding", "teacher_feature": "stage1"}
-    lists = {
-        "method": "ofd",
-        "student_features": ["hidden1", "logits"],
-        "teacher_features": ["stage1", "logits"],
+    compared = {
+        "hints": [["embedding", "stage1"]],
+        "ofd": [["hidden1", "stage1"], ["logits", "logits"]],
+        "review": [["hidden1", "stage1"], ["embedding", "stage9"]],  # of which the last was not compared here
     }
-    elsewhere = hints | {"teacher_feature": "stage9"}  # was not compared
-    config = {"methods": [{"method": "hinton"}, {"method": "semckd"}, hints, lists, elsewhere]}
-    run.stage("student", "distill", role="student", errors=5, reads=["teacher"], config=config, lines=[line])
+    student = {"lines": [line], "files": {"compared_layers.json": json.dumps(compared)}}
+    if is_stored:
+        run.stage("teacher.targets", "predict_targets", reads=["teacher"])
+    reads = ["teacher.targets" if is_stored else "teacher"]
+    run.stage("student", "distill", role="student", errors=5, reads=reads, **student)
     files = {"comparison.json": json.dumps(WRITTEN | {"mismatch": mismatch.tolist()})}
     run.stage("beside", "compare_models", role="comparison", reads=["teacher", "student"], files=files)
     summary = summarize_run(open_run(run.write(), tmp_path))

@@ -316,3 +316,39 @@ def test_of_inputs_that_are_no_pictures_there_is_no_grad_cam(stages: Any) -> Non
     found = json.loads((stages.folder("comparison").path / "comparison.json").read_text())["models"]
     assert [model["unseen"] for model in found] == ["the inputs are no pictures"] * 2
     assert "grad_cam.safetensors" not in stages.record("comparison").payload
+
+
+def test_students_leave_word_of_the_layers_that_their_methods_compare(stages: Any) -> None:
+    live = {"stage": "distill", "student": CNN["model"], "teachers": ["teacher"], "mode": "live", "epochs": 1}
+    pairs = [["stage1", "stage1"], ["stage2", "stage2"]]
+    expected: dict[str, Any] = {
+        "answers": {},
+        "attentive": {},  # all with all, as its attention says
+        "several": {"attention_transfer": pairs, "hints": [["stage1", "stage2"]]},
+        "embedded": {"embedding": [["embedding", "embedding"]]},
+        "reusing": {"reuse_classifier": [["projector", "pool2"]]},  # what the teacher pools, it classifies
+    }
+    methods: dict[str, list[dict[str, Any]]] = {
+        "answers": [{"method": "hinton"}],
+        "attentive": [{"method": "semckd"}],
+        "several": [
+            {"method": "labels"},
+            {"method": "attention_transfer"},
+            {"method": "hints", "student_feature": "stage1", "teacher_feature": "stage2"},
+            {"method": "relational", "weight": 0},
+        ],
+        "embedded": [{"method": "embedding"}],
+    }
+    plan = {name: live | {"methods": chosen} for name, chosen in methods.items()}
+    plan["embedded"]["mode"] = "stored"
+    plan["reusing"] = {
+        "stage": "reuse_classifier",
+        "student": CNN["model"],
+        "teacher": "teacher",
+        "epochs": 1,
+    }
+    stages.run({"teacher": CNN} | plan)
+    for name, layers in expected.items():
+        found = stages.folder(name).path / "compared_layers.json"
+        assert (json.loads(found.read_text()) if found.exists() else {}) == layers
+        assert ("compared_layers.json" in stages.record(name).payload) == bool(layers)
