@@ -95,6 +95,17 @@ class Bucket:
                 self._refuse_missing_bucket(error)
                 return None
 
+    def read_range(self, key: str, start: int, end: int) -> bytes:
+        """The bytes of an object from `start` to `end`, or as many as there are; none where there is no object."""
+        import obstore
+
+        with self._errors("read", key):
+            try:
+                return bytes(obstore.get_range(self._store, key, start=start, end=end))
+            except FileNotFoundError as error:
+                self._refuse_missing_bucket(error)
+                return b""
+
     def write(self, key: str, content: bytes | Path) -> str:
         """Put an object, whatever was there; returns its e_tag. A file is read in pieces."""
         import obstore

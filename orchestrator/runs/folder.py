@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,22 @@ class StageFolder:
                 self.refresh()
             self._remote.fetch(self.done_record().payload)
         return self
+
+    def fetch_files(self, names: Collection[str]) -> None:
+        """Have these files of a finished stage's payload on this machine."""
+        if self._remote is not None:
+            payload = self.done_record().payload
+            if unknown := [name for name in names if name not in payload]:
+                raise StoreError(f"`{self.path / RECORD}` lists no `{unknown[0]}`")
+            self._remote.fetch({name: payload[name] for name in names})
+
+    def read_range(self, name: str, start: int, end: int) -> bytes:
+        """A part of a payload file that need not be on this machine; nobody has compared it with the record."""
+        if self._remote is None or (self.path / name).is_file():
+            with (self.path / name).open("rb") as stream:
+                stream.seek(start)
+                return stream.read(end - start)
+        return self._remote.read_range(name, start, end)
 
     def bring_checkpoint(self) -> None:
         """See the last checkpoint that another machine left, if it is further than the one here."""
@@ -279,6 +295,23 @@ class StageFolder:
             # Under the lease nobody else writes here: what a temporary name holds belongs to a process that is gone.
             for path in self.path.rglob(".*.tmp"):
                 path.unlink(missing_ok=True)
+
+
+def fetched_file(folder: Path, name: str) -> Path:
+    """One file of a finished stage's payload, on this machine; of any other folder, where it would be."""
+    stage = remote_payload(folder)
+    return folder / name if stage is None else stage.payload(name)
+
+
+def remote_payload(path: Path) -> "StageFolder | None":
+    """A finished stage whose payload is fetched, file by file, as it is needed; None for any other folder."""
+    if mirror_of(path) is None:
+        return None
+    folder = StageFolder(path)
+    if folder.record() is None:
+        folder.refresh()
+    record = folder.record()
+    return None if record is None or record.status != "done" else folder
 
 
 def fetched(path: Path) -> Path:

@@ -34,7 +34,7 @@ LOCK_TRIES, LOCK_SECONDS = 10, 0.05
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_readers: list[int] = []  # descriptors of the locks that say: what was fetched is being read
+_readers: dict[Path, int] = {}  # descriptors of the locks that say: what was fetched is being read
 
 
 def open_storage(storage: str | Path) -> Path:
@@ -109,7 +109,7 @@ def mirror_at(root: Path) -> "Mirror | None":
 def release_readers() -> None:
     """What this process fetched is not needed any more: it may make room for other things."""
     while _readers:
-        os.close(_readers.pop())
+        os.close(_readers.popitem()[1])
 
 
 def _home(url: str) -> Path:
@@ -254,10 +254,12 @@ class Mirror:
 
     def read_from(self, folder: Path) -> None:
         """Keep what is fetched of a folder until `release_readers`."""
-        descriptor = _opened(self._lock_file(folder, "read"))
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-        os.utime(descriptor)
-        _readers.append(descriptor)
+        file = self._lock_file(folder, "read")
+        if file not in _readers:
+            descriptor = _opened(file)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            _readers[file] = descriptor
+        os.utime(_readers[file])
 
     @contextmanager
     def unread(self, folder: Path) -> Iterator[bool]:

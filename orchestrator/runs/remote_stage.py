@@ -112,6 +112,10 @@ class RemoteStage:
                 )
         self._make_room()
 
+    def read_range(self, name: str, start: int, end: int) -> bytes:
+        """A part of an object, as it is."""
+        return self.mirror.bucket.read_range(self.mirror.key(self.path / name), start, end)
+
     def _fetch_one(self, name: str, sha256: str) -> bool:
         if not is_below(name):
             return False

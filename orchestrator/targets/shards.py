@@ -11,7 +11,7 @@ parts of a store can be made, sent and checked each by itself. What that costs a
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,9 +25,12 @@ from torch import Tensor
 from raydistill.errors import StoreError
 from raydistill.runs.claims import is_there
 from raydistill.runs.files import atomic_write, make_folder, read_json, sha256_file, write_json
-from raydistill.runs.mirror import glance, remove, send
+from raydistill.runs.folder import remote_payload
+from raydistill.runs.mirror import glance, remove, send, side_by_side
 
 CHECK_ROWS = 1 << 16  # ids compared at once: half a megabyte of each view
+WIDE = 64  # bytes of a row from which a shard comes only when it is read; of narrower ones a third are ids
+MARK, HEAD = b"ARROW1\0\0", 1 << 12  # how an Arrow file begins, and at most where its first column does
 ELEMENTS = {
     "float16": (pa.float16(), torch.float16),
     "float32": (pa.float32(), torch.float32),
@@ -246,21 +249,66 @@ class ShardWriter:
 
 
 class ShardedRows:
-    """A column's shards mapped into memory, gathered from as if they were one array."""
+    """A column's shards mapped into memory, gathered from as if they were one array.
+
+    Of a store behind a URL only those come to this machine, and are mapped, of which a row is asked for. The ids lie in
+    one piece at a shard's beginning, and those of the first view come by themselves: the others list the same samples.
+    """
 
     def __init__(
         self, folder: Path, layout: Layout, shards: Sequence[Shard], *, verify_checksums: bool
     ) -> None:
         self.layout = layout
+        self._folder, self._shards = folder, shards
         self._check_cut(folder, shards)
-        opened = [
-            _open_shard(folder, layout, index, shard, verify_checksums=verify_checksums)
-            for index, shard in enumerate(shards)
-        ]
-        self._ids = [ids for ids, _ in opened]
-        self._values = [values for _, values in opened]
         self._rows_per_shard = shards[0].rows
-        self._window, self._starts = _one_window(self._values)
+        self._verifies = verify_checksums
+        self._values: dict[int, np.ndarray] = {}
+        is_wide = layout.width * ELEMENTS[layout.dtype][1].itemsize >= WIDE
+        self._remote = remote_payload(folder) if is_wide else None
+        self._ids: dict[int, np.ndarray] = {}
+        if self._remote is not None:
+            return
+        if (stage := remote_payload(folder)) is not None:
+            stage.fetch_files([shard.file for shard in shards])
+        self._ids = {index: self._map(index) for index in range(len(shards))}
+        self._window, self._starts = _one_window(self._values, len(shards))
+
+    def _map(self, index: int) -> np.ndarray:
+        """Open a shard that is on this machine; returns its ids."""
+        shard = self._shards[index]
+        ids, self._values[index] = _open_shard(
+            self._folder, self.layout, index, shard, verify_checksums=self._verifies
+        )
+        return ids
+
+    def _ids_from_afar(self, index: int) -> np.ndarray:
+        """The ids of a shard that is not here. What it holds besides is compared with its sum when it comes."""
+        shard, stage = self._shards[index], self._remote
+        assert stage is not None
+        head = stage.read_range(shard.file, 0, HEAD + 8 * shard.rows)
+        ids = _ids_at_beginning(head, self.layout.schema(index), shard.rows)
+        if ids is None:
+            raise StoreError(
+                f"`{self._folder / shard.file}` is damaged, or a shard of another store; write these targets again"
+            )
+        return ids
+
+    def _bring(self, shards: np.ndarray) -> None:
+        """Have these shards on this machine, side by side, and map them."""
+        new = [index for index in np.unique(shards).tolist() if index not in self._values]
+        if (stage := self._remote) is None or not new:
+            return
+        stage.fetch_files([self._shards[index].file for index in new])
+        for index in new:
+            ids = self._map(index)
+            if not np.array_equal(ids, self._ids.setdefault(index, ids)):
+                raise StoreError(
+                    f"`{self._folder / self._shards[index].file}` has changed meanwhile; begin again"
+                )
+        self._window, self._starts = _one_window(self._values, len(self._shards))
+        if len(self._values) == len(self._shards):
+            self._remote = None
 
     def gather(self, positions: np.ndarray) -> np.ndarray:
         """Copy the rows at `positions` (B,) into a new array (B, width), in the stored type."""
@@ -269,11 +317,15 @@ class ShardedRows:
         # All shards but the last have as many rows (`_check_cut`): a division finds the shard, no search is needed.
         shards = positions // self._rows_per_shard
         within = positions - shards * self._rows_per_shard
+        if self._remote is not None:
+            self._bring(shards if len(shards) else np.zeros(1, np.int64))
         return self._window[self._starts[shards] + within * self.layout.width]
 
     def ids_between(self, first: int, last: int) -> np.ndarray:
         """Sample ids at positions `first` … `last` - 1, copied."""
         size = self._rows_per_shard
+        unknown = [index for index in range(first // size, -(-last // size)) if index not in self._ids]
+        self._ids |= zip(unknown, side_by_side(self._ids_from_afar, unknown), strict=True)
         parts = [
             self._ids[index][max(first - index * size, 0) : last - index * size]
             for index in range(first // size, -(-last // size))
@@ -348,17 +400,38 @@ def _map_batch(path: Path) -> pa.RecordBatch:
     return batch
 
 
-def _one_window(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """A view in which row `starts[s]` + width · i is row i of array s: one fancy index reads from all of them.
+def _ids_at_beginning(head: bytes, schema: pa.Schema, rows: int) -> np.ndarray | None:
+    """The ids of a shard from its first bytes: a mark, the schema, a description of the one record batch, and then its
+    columns, of which ids without nulls are the first. None where it is no such file."""
+    place, parts = len(MARK), []
+    for _ in range(2):
+        if head[: len(MARK)] != MARK or head[place : place + 4] != b"\xff" * 4:
+            return None
+        size = int.from_bytes(head[place + 4 : place + 8], "little")
+        parts.append(head[place : place + 8 + size])
+        place += 8 + size
+    try:
+        if not pa.ipc.read_schema(pa.py_buffer(parts[0])).equals(schema, check_metadata=True):
+            return None
+    except (pa.ArrowException, OSError):
+        return None
+    ids = head[place : place + 8 * rows]
+    return np.frombuffer(ids, dtype=np.int64) if len(ids) == 8 * rows else None
+
+
+def _one_window(arrays: Mapping[int, np.ndarray], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """A view in which row `starts[s]` + width · i is row i of array s of `count`: one fancy index reads from all.
 
     A thousand mapped files would otherwise cost a thousand numpy calls for a batch (measured: with 77 shards,
     512 rows x 100 classes take 158 µs shard by shard, 77 µs this way, 75 µs from a single memmap). The window
     starts at the array that lies lowest in memory and may start at any element; what lies between the arrays is
     not ours, so `gather` checks the bounds of what it asks for.
     """
-    lowest = min(arrays, key=lambda array: array.ctypes.data)
+    lowest = min(arrays.values(), key=lambda array: array.ctypes.data)
     item, width = lowest.itemsize, lowest.shape[1]
-    starts = np.array([array.ctypes.data - lowest.ctypes.data for array in arrays], dtype=np.int64) // item
-    ends = [start + array.size for start, array in zip(starts.tolist(), arrays, strict=True)]
+    starts = np.zeros(count, dtype=np.int64)
+    for index, array in arrays.items():
+        starts[index] = (array.ctypes.data - lowest.ctypes.data) // item
+    ends = [int(starts[index]) + array.size for index, array in arrays.items()]
     shape = (max(ends) - width + 1, width)
     return np.lib.stride_tricks.as_strided(lowest, shape, (item, item), writeable=False), starts

@@ -24,7 +24,7 @@ from torch import Tensor
 from raydistill.errors import StageError, StoreError
 from raydistill.kinds.stage_bases import Precision
 from raydistill.runs.files import read_json, write_json
-from raydistill.runs.folder import fetched
+from raydistill.runs.folder import fetched_file
 from raydistill.targets import dense
 from raydistill.targets.shards import Layout, Shard, ShardWriter, digest_of
 from raydistill.targets.top_k import TopK
@@ -183,7 +183,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 def load_manifest(folder: Path) -> Manifest:
     """Read `manifest.json`; `StoreError` when it is missing, damaged, or of a form this version cannot read."""
-    path = fetched(folder) / MANIFEST
+    path = fetched_file(folder, MANIFEST)
     content = read_json(path)
     if not isinstance(content, dict):
         raise StoreError(f"`{path}` is damaged: it holds no manifest; write these targets again")
