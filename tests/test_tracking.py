@@ -26,7 +26,9 @@ from safetensors.torch import save_file
 
 from raydistill.errors import DistillError
 from raydistill.models.build import build_model
+from raydistill.runs.bucket import Bucket
 from raydistill.runs.folder import StageFolder
+from raydistill.runs.mirror import open_storage
 from raydistill.tracking import Mirror, exported_model, mirror, own_store, store, sync
 from raydistill.tracking import background as background_module
 from raydistill.tracking import students as students_module
@@ -330,6 +332,51 @@ def test_plan_results_report_and_plots_are_artifacts(runs: Runs) -> None:
 def artifacts_of(runs: Runs, name: str) -> list[str]:
     run_id = runs.runs()[name].info.run_id
     return [file.path for file in runs.client.list_artifacts(run_id)]
+
+
+class BehindUrl(Runs):
+    """The same behind a URL."""
+
+    def __init__(self, url: str, database: Path) -> None:
+        self.root = open_storage(url)
+        self.uri = own_store.own_uri(self.root)
+        shutil.copy(database, self.root / own_store.DATABASE)
+
+
+def test_behind_a_url_artifacts_lie_in_the_bucket_beside_the_results(
+    storage_url: str, tracking_database: Path
+) -> None:
+    runs = BehindUrl(storage_url, tracking_database)
+    folder = runs.run("r1")
+    (folder / "report.html").write_text("drawn")
+    result = mirror(folder, runs.root)
+    assert result.is_complete, result.problem
+    below = f"mlartifacts/{result.run_id}/artifacts/"
+    bucket = Bucket(storage_url)
+    assert {"plan.yaml", "report.html", "results.json"} <= {
+        key.removeprefix(below) for key in bucket.listing(below)
+    }
+    held = bucket.read(f"{below}report.html")
+    assert held is not None
+    assert held.content == b"drawn"
+    assert not (runs.root / "mlartifacts").exists()
+    assert "report.html" in artifacts_of(runs, "r1")
+
+
+def test_where_mlflow_cannot_write_to_the_bucket_artifacts_stay_here_and_it_is_said_once(
+    storage_url: str,
+    tracking_database: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(own_store, "find_spec", lambda module: None)
+    runs = BehindUrl(storage_url, tracking_database)
+    first = mirror(runs.run("r1"), runs.root)
+    assert mirror(runs.run("r2"), runs.root).is_complete
+    assert (runs.root / "mlartifacts" / str(first.run_id) / "artifacts/plan.yaml").is_file()
+    said = [record.getMessage() for record in caplog.records if "stay on this machine" in record.getMessage()]
+    assert len(said) == 1
+    assert said[0].endswith("MLflow writes to `s3://` by `boto3`: `pip install boto3`")
 
 
 @pytest.mark.parametrize("way", ["moved", "copied"])

@@ -57,6 +57,12 @@ def storage_name(root: Path) -> str:
     return str(root) if mirror is None else mirror.bucket.url
 
 
+def url_of(root: Path) -> str | None:
+    """The URL that a storage root lies behind; None for a folder."""
+    mirror = mirror_at(root.absolute())
+    return None if mirror is None else mirror.bucket.url
+
+
 def send(path: Path) -> None:
     """Let other machines see a file, or the files of a folder that changed since they were sent."""
     if (mirror := mirror_of(path)) is not None:

@@ -4,12 +4,15 @@ MLflow keeps the places of artifacts as absolute addresses. A root that was move
 are rewritten before anything is sent: nothing goes to the old place, and nothing there is looked for.
 """
 
+import re
 import sqlite3
 from contextlib import closing
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote
 
 from raydistill.masking import mask
+from raydistill.runs.mirror import url_of
 
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
 PLACES = {
@@ -19,6 +22,12 @@ PLACES = {
     "model_versions": ("source", "storage_location"),
 }
 """Table → columns of MLflow's schema that hold an address of artifacts."""
+LIBRARIES = {
+    "s3": ("boto3", "boto3"),
+    "s3a": ("boto3", "boto3"),
+    "gs": ("google.cloud.storage", "google-cloud-storage"),
+}
+"""What MLflow itself reaches a kind of object store by: module and package."""
 
 
 def own_uri(root: Path) -> str:
@@ -32,7 +41,30 @@ def own_uri(root: Path) -> str:
 
 
 def artifacts_uri(root: Path) -> str:
-    """Where artifacts go."""
+    """Where artifacts go: beside the results, also where these lie in a bucket that MLflow can write to."""
+    bucket = url_of(root)
+    if bucket is None or missing_library(root) is not None:
+        return _folder_uri(root)
+    return f"{re.sub('^s3a:', 's3:', bucket)}/{ARTIFACTS}"
+
+
+def missing_library(root: Path) -> str | None:
+    """What MLflow lacks to write to the bucket of a storage root: artifacts stay on this machine. None where it lacks
+    nothing."""
+    if (bucket := url_of(root)) is None:
+        return None
+    scheme = bucket.partition("://")[0]
+    module, package = LIBRARIES.get(scheme, ("", ""))
+    if not module:
+        return f"MLflow writes to no `{scheme}://`"
+    try:
+        is_there = find_spec(module) is not None
+    except ModuleNotFoundError:  # of a package around it
+        is_there = False
+    return None if is_there else f"MLflow writes to `{scheme}://` by `{package}`: `pip install {package}`"
+
+
+def _folder_uri(root: Path) -> str:
     return (root.absolute() / ARTIFACTS).as_uri()
 
 
@@ -50,7 +82,7 @@ def follow_root(root: Path) -> None:
     """Let the database say where its artifacts are now. Whoever calls this is alone with it."""
     if not (root / DATABASE).exists():
         return
-    here = artifacts_uri(root)
+    here = _folder_uri(root)
     with closing(sqlite3.connect(root / DATABASE)) as connection, connection:
         for place in _former_places(connection, here):
             for table, columns in PLACES.items():

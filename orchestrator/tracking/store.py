@@ -13,7 +13,7 @@ from typing import Any
 from raydistill.errors import DistillError
 from raydistill.masking import mask
 from raydistill.tracking.database import database_file, make_database, set_aside
-from raydistill.tracking.own_store import artifacts_uri, follow_root, own_uri
+from raydistill.tracking.own_store import artifacts_uri, follow_root, missing_library, own_uri
 
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
@@ -29,6 +29,8 @@ EXPERIMENT_TAGS = {
 }  # or the UI opens on pages about agents
 CONNECTS_TO_DATABASE = 2
 MAX_KEY, MAX_PARAM, MAX_TAG = 250, 6000, 8000
+
+log = logging.getLogger(__name__)
 
 
 def resolve_uri(root: Path, tracking_uri: str | None) -> str:
@@ -101,6 +103,8 @@ def _create_experiment(client: Any, uri: str, name: str, root: Path) -> Any:
 
     # A server decides where artifacts go; a database alone would put them below the working directory.
     location = artifacts_uri(root) if uri.startswith(DATABASES) else None
+    if location is not None and (lacks := missing_library(root)) is not None:
+        log.warning("tracking: models and reports in MLflow stay on this machine, as %s", lacks)
     try:
         client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS)
     except MlflowException as error:
