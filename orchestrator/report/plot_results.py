@@ -21,6 +21,7 @@ from raydistill.report.theme import light, role_colour
 WIDTH = 4.9  # inches
 LETTER = 5.1  # mean width of a letter in points
 MOST_NAMED = 12  # of more models only those of the front have room for their names
+HEADROOM = 1.18  # above the topmost point, for its mark and its name
 FEW = 20  # samples in a bin below which its accuracy says little
 CARD, SIDE, NAMES, ROW = 258.0, 62.0, 62.0, 18.0  # points
 SHOWN_PIXELS = 160  # on the longer side of a picture
@@ -80,8 +81,9 @@ def draw_front(rows: Sequence[Competitor]) -> Figure:
         if is_best or len(rows) <= MOST_NAMED:
             place = (row.multiply_adds, row.errors.mean)
             axes.annotate(_name_of(row), place, (5, 4), textcoords="offset points", color=light("ink"))
-    axes.margins(x=0.25, y=0.15)
-    axes.set_ylim(bottom=0)
+    axes.margins(x=0.25)
+    # Of the axis and not of the points' own range: these may all lie close to the top.
+    axes.set_ylim(0, HEADROOM * max((row.errors.mean for row in rows if row.errors), default=0) or 1)
     axes.xaxis.set_major_formatter(lambda value, _: compact(round(value)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))

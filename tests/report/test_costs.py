@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from raydistill.report.costs import pareto_front, weighed
+from raydistill.report.plot_results import draw_front
 from raydistill.report.page import build_page
 from raydistill.report.plots import draw_plots
 from raydistill.report.summary import summarize_run
@@ -126,6 +127,22 @@ def test_the_front_has_whom_nobody_beats_in_both(tmp_path: Path, fake_run: Calla
     assert {row.name for row in rows} == {"large", "waste", "small", "middle", "same", "worse", "equal"}
     assert [row.name for row in pareto_front(rows)] == ["small", "middle", "large"]
     assert any(plot.name == "front" and ">middle<" in plot.svg for plot in draw_plots(summary))
+
+
+def test_the_topmost_point_of_the_front_and_its_name_are_whole(
+    tmp_path: Path, fake_run: Callable[..., Any]
+) -> None:
+    run = fake_run(tmp_path)
+    for name, errors, count in (("large", 400, 900), ("small", 410, 10)):
+        run.stage(name, role="model", parameters=7, errors=errors, costs={"multiply_adds": float(count)})
+    figure = draw_front(weighed(summarize_run(open_run(run.write(), run.root)).comparison))
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    ceiling = axes.get_window_extent().y1
+    (name,) = [text for text in axes.texts if text.get_text() == "small"]
+    assert name.get_window_extent().y1 <= ceiling
+    mark = axes.transData.transform((10, 410))[1] + 5.5 / 2 * figure.dpi / 72
+    assert mark <= ceiling
 
 
 def test_models_of_one_size_have_no_front(tmp_path: Path, fake_run: Callable[..., Any]) -> None:
