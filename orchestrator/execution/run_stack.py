@@ -2,8 +2,8 @@
 record and end.
 
 The first one begins by itself and shows whether there is anything to gain; only then the others are prepared. They
-make one step both ways, and some that are timed. Whoever does not belong into the stack, or all but the first where
-there is none, leaves, and is started again by itself; it goes on from its last checkpoint.
+make one step both ways, and some that are timed. Where there is nothing to gain all leave, after some steps at most,
+and each is started again by itself.
 """
 
 import logging
@@ -94,9 +94,7 @@ class _Member:
         self._do(self._go_on)
 
     def run_alone(self) -> None:
-        """Do all that is left by itself."""
-        if self.training is None:
-            self._do(lambda: self.attempt.finish(self.prepared.run()))
+        """Make all steps that are left by itself."""
         while self.turn is not None:
             self._do(self.turn.make)
             self.go_on()
@@ -106,11 +104,6 @@ class _Member:
         self.turn = None
         if self.attempt.outcome is None:
             self.attempt.leave(reason)
-
-    def note(self, text: str) -> None:
-        """A line in the stage's log."""
-        with self.attempt.clock.going():
-            log.info(text)
 
     @property
     def _device(self) -> torch.device:
@@ -172,11 +165,9 @@ class _Run:
             self._train()
         except RefusedError as error:
             self._reason = str(error)
-            first, *others = self._living() or self.members
-            first.note(f"replicas are not stacked: {error}")
-            for other in others:
-                other.leave(self._reason)
-            first.run_alone()
+            # Also the first: what it would do here for long, others of this call would wait for.
+            for member in self.members:
+                member.leave(self._reason)
 
     def outcomes(self) -> list[Outcome]:
         """In the order of the requests; who did not begin is to begin by himself."""
@@ -205,15 +196,15 @@ class _Run:
         if reason := hindrance(prepared.method, prepared.model, prepared.transfer):
             raise RefusedError(reason)
         first.begin()
-        count = plain_steps(torch.device(self._device))
-        seconds = [first.make_step() for _ in range(count) if first.turn is not None]
-        if first.turn is None or first.training is None:
+        if first.training is None or first.turn is None:
             raise RefusedError(self._reason)
-        self._plain = min(seconds[-MEASURED:])
         if not is_elementwise(first.training.optimizer):
             raise RefusedError("its optimizer may look at other weights beside each")
         if self._is_tried and (left := first.training.steps - first.step) < FEWEST:
             raise RefusedError(f"its {left} steps are too few to be worth it")
+        count = plain_steps(torch.device(self._device))
+        seconds = [first.make_step() for _ in range(count) if first.turn is not None]
+        self._plain = min(seconds[-MEASURED:])
         if self._is_tried and self._plain > LONGEST:
             raise RefusedError(f"a step takes {1e3 * self._plain:.0f} ms, of which launches are a small part")
 
@@ -242,7 +233,7 @@ class _Run:
 
     def _train(self) -> None:
         living = self._living()
-        with self._giving_up(living):
+        with self._giving_up():
             stack = try_stack(_trainings(living), _turns(living))
         for member in living:
             member.attempt.context.stacked = len(living)
@@ -264,7 +255,7 @@ class _Run:
 
     def _restacked(self, stack: Stack, living: Sequence[_Member]) -> Stack:
         stack.dissolve()
-        with self._giving_up(living):
+        with self._giving_up():
             stack = Stack(_trainings(living))
         for member in living:
             member.stack = stack
@@ -273,7 +264,7 @@ class _Run:
     def _step(self, stack: Stack, living: Sequence[_Member]) -> float:
         """The step of all, and what goes with it for each; the seconds of the step."""
         turns = _turns(living)
-        with self._giving_up(living):
+        with self._giving_up():
             seconds = timed(torch.device(self._device), lambda: stack.step(turns))
         for member in living:
             member.attempt.clock.add(seconds / len(living))
@@ -281,7 +272,7 @@ class _Run:
         return seconds
 
     @contextmanager
-    def _giving_up(self, living: Sequence[_Member]) -> Iterator[None]:
+    def _giving_up(self) -> Iterator[None]:
         """Where a step of all fails, as when memory runs out, nobody knows what became of the weights: all go on by
         themselves from their checkpoints, and a mistake of their own comes again there."""
         try:
@@ -289,10 +280,7 @@ class _Run:
         except RefusedError:
             raise
         except Exception as error:
-            reason = f"a stacked step failed: {summary_of(error)}"
-            for member in living:
-                member.leave(reason)
-            raise RefusedError(reason) from error
+            raise RefusedError(f"a stacked step failed: {summary_of(error)}") from error
 
     def _decide(self, stacked: float, living: Sequence[_Member]) -> None:
         each = (
@@ -301,7 +289,8 @@ class _Run:
         if self._is_tried and stacked > WORTH * len(living) * self._plain:
             raise RefusedError(each)
         for member in living:
-            member.note(f"trained as one batched model with {len(living) - 1} others: {each}")
+            with member.attempt.clock.going():  # into its own log
+                log.info("trained as one batched model with %d others: %s", len(living) - 1, each)
 
     def _living(self) -> list[_Member]:
         return [member for member in self.members if member.turn is not None]

@@ -399,6 +399,10 @@ class TrainingConfig(StageConfig):
             (self.compile, "compiled steps are of one network (`compile`)"),
             (self.channels_last, "stacked weights have no `channels_last`"),
             (self.rounded is not None, "each rounds its own weights (`fake_quantization`)"),
+            (
+                tried and self.early_stopping is not None,
+                "each may stop early, and its readers would wait for all",
+            ),
             (tried and self.resources.memory is not None, "each is given its own `memory`"),
             (
                 tried and any(part.own_modules for _, part in configs_in(self)),

@@ -180,6 +180,9 @@ def stage_entry(node: Node | GraphNode, state: NodeState, record: Record | None)
             asked = record.workers if config is None or is_same else config.resources.workers
             if note := note_on_workers(record.workers, asked):
                 entry["note"] = note
+        if record.stacked is not None:
+            entry["stacked"] = record.stacked
+            entry.setdefault("note", f"one of {record.stacked} trained as one model")
         if record.parameters is not None:
             entry["parameters"] = record.parameters
         entry["metrics"] = {name: tidy(value) for name, value in record.metrics.items()}

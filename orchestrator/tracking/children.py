@@ -117,6 +117,8 @@ def _close(session: Session[RunView], node: StageView, state: ChildState) -> Non
             "nodes": ", ".join(record.nodes),
             "attempts": str(record.attempts),
         }
+        if record.stacked is not None:
+            made["stacked"] = str(record.stacked)
         session.log_tags(state.run_id, made)
     if (log := node.folder.path / LOG).exists():
         session.client.log_artifact(state.run_id, str(log))
