@@ -347,7 +347,11 @@ class _Run:
         # Not for ever: a stage that runs out of memory ends its own process each time. But machines that are taken away
         # with notice have done their part.
         elif outcome.preempted or self.deaths[name] <= self.graph.nodes[name].config.resources.retries:
-            if not outcome.preempted and name in self.stacked and self.graph.nodes[name].config.stack == "auto":
+            if (
+                not outcome.preempted
+                and name in self.stacked
+                and self.graph.nodes[name].config.stack == "auto"
+            ):
                 self.alone[name] = "the process of their stack died"  # it takes more memory
             self._try_again(
                 name, f"{outcome.error or 'its process died'}; it continues from its last checkpoint"
