@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from raydistill.report.costs import pareto_front, weighed
-from raydistill.report.plot_results import draw_front
 from raydistill.report.page import build_page
+from raydistill.report.plot_results import draw_front
 from raydistill.report.plots import draw_plots
 from raydistill.report.summary import summarize_run
 from raydistill.runs.view import open_run

@@ -137,6 +137,7 @@ class StackedAttempt(OneCall):
     the worker is free once each has asked."""
 
     held = Resources()
+    is_asked_to_stop = False
 
     def __init__(self, request: StageRequest, number: int, worker: "SharedWorker") -> None:
         self.request, self.deadline = request, DeadlineWatch(request)
@@ -150,6 +151,11 @@ class StackedAttempt(OneCall):
 
     def ask_to_stop(self) -> None:
         """The worker's second thread hears it."""
+        self.is_asked_to_stop = True
+        self.make_way()
+
+    def make_way(self) -> None:
+        """The same; the worker is not used again."""
         self._worker.pooled.actor.stop.remote(self.request.attempt)
 
     def end(self) -> None:
@@ -158,7 +164,7 @@ class StackedAttempt(OneCall):
 
     def outcome(self) -> Outcome:
         """How it ended."""
-        return self._worker.outcomes()[self._number]
+        return unless_asked(self, self._worker.outcomes()[self._number])
 
 
 class SharedWorker:
@@ -183,13 +189,13 @@ class SharedWorker:
             self._pool.end(self.pooled)
 
     def outcomes(self) -> list[Outcome]:
-        """How each stage ended. The worker goes back to the pool, unless one failed in it."""
+        """How each stage ended. The worker goes back to the pool, unless one failed or stopped in it."""
         if self._outcomes is None:
             self._outcomes = read_outcomes(self.ref, self._names)
-            if all(outcome.status in ("done", "stopped", "apart") for outcome in self._outcomes):
+            if all(outcome.status in ("done", "apart") for outcome in self._outcomes):
                 self._is_held = False
                 self._pool.give_back(self.pooled)
-            else:
+            else:  # one that stopped may have been told to by the machine that it is on
                 self.end()
         return self._outcomes
 

@@ -59,7 +59,7 @@ class StageWorker:
         with self._termination.work():
             outcome = run_stage(
                 stage,
-                should_stop=lambda: stage.attempt in self._stopped or self._termination.is_announced(),
+                should_stop=lambda: self._should_stop(stage.attempt),
                 rank=rank,
                 world=stage.shape.workers,
                 device=self._device,
@@ -72,17 +72,21 @@ class StageWorker:
         from raydistill.execution.request import StageRequest
         from raydistill.execution.run_stack import run_stack
 
-        outcomes = run_stack(
-            [StageRequest(**request) for request in requests],
-            should_stop=self._stopped.__contains__,
-            device=self._device,
-            node_id=ray.get_runtime_context().get_node_id(),
-        )
+        with self._termination.work():
+            outcomes = run_stack(
+                [StageRequest(**request) for request in requests],
+                should_stop=self._should_stop,
+                device=self._device,
+                node_id=ray.get_runtime_context().get_node_id(),
+            )
         return [outcome.__dict__ for outcome in outcomes]
 
     def stop(self, attempt: str) -> None:
         """Ask the attempt to write a checkpoint and stop, whether or not it has begun."""
         self._stopped.add(attempt)
+
+    def _should_stop(self, attempt: str) -> bool:
+        return attempt in self._stopped or self._termination.is_announced()
 
 
 def run_rank(arguments: dict[str, Any]) -> dict[str, Any]:
