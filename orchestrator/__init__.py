@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     from raydistill.stages.verify_targets import verify_targets as verify_targets
     from raydistill.tasks.task import Task as Task
     from raydistill.tracking import sync as sync
+    from raydistill.tracking.costs import track_costs as track_costs
     from raydistill.training.method import Method as Method
     from raydistill.training.trust import Trust as Trust
     from raydistill.ui import serve as serve
@@ -131,6 +132,7 @@ _MODULES = {
     "stages.verify_targets": ("holds_targets", "verify_files", "verify_targets"),
     "tasks.task": ("Task",),
     "tracking": ("sync",),
+    "tracking.costs": ("track_costs",),
     "training.method": ("Method",),
     "training.trust": ("Trust",),
     "ui": ("serve",),

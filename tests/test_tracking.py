@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from mlflow.tracking._tracking_service.utils import _artifact_repos_cache as art
 from safetensors.torch import save_file
 
 from raydistill.errors import DistillError
+from raydistill.inference_cost import InferenceCost, Latency
 from raydistill.models.build import build_model
 from raydistill.runs.bucket import Bucket
 from raydistill.runs.folder import StageFolder
@@ -32,9 +34,11 @@ from raydistill.runs.mirror import open_storage
 from raydistill.tracking import Mirror, exported_model, mirror, own_store, store, sync
 from raydistill.tracking import background as background_module
 from raydistill.tracking import students as students_module
+from raydistill.tracking.costs import track_costs
 from raydistill.tracking.parent import signatures
 from raydistill.tracking.server import problem_of
 from raydistill.tracking.session import GivenUp
+from raydistill.tracking.state import read_state
 
 # MLflow 3.17 still uses a loader strategy that SQLAlchemy 2.1 wants to drop; both are theirs.
 pytestmark = [
@@ -332,6 +336,50 @@ def test_plan_results_report_and_plots_are_artifacts(runs: Runs) -> None:
 def artifacts_of(runs: Runs, name: str) -> list[str]:
     run_id = runs.runs()[name].info.run_id
     return [file.path for file in runs.client.list_artifacts(run_id)]
+
+
+COST = InferenceCost(
+    name="student",
+    parameters=7,
+    multiply_adds=11,
+    bytes=28,
+    latencies=(Latency("torch", 32, 1, p50=0.25, p95=0.5, runs=9),),
+    peak_bytes={"torch": 4096},
+)
+
+
+def test_what_cost_measures_stands_beside_what_the_stage_counted(runs: Runs) -> None:
+    runs.record(runs.stage("student", "distill"))
+    folder = runs.run("r1", student=("done", "student", []))
+    mirror(folder, runs.root)
+    assert track_costs(folder, [COST, replace(COST, name="stranger")]) == 1
+    shown = runs.runs()["student"].data.metrics
+    expected = {
+        "parameters": 7,
+        "cost/multiply_adds": 11,
+        "cost/bytes": 28,
+        "cost/latency/torch/batch_32/threads_1/p50": 0.25,
+        "cost/latency/torch/batch_32/threads_1/p95": 0.5,
+        "cost/latency/torch/peak_bytes": 4096,
+    }
+    assert {key: shown[key] for key in expected} == expected
+
+
+def test_costs_of_a_run_that_is_not_tracked_or_whose_store_is_gone_are_not_missed(
+    runs: Runs, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = runs.run("r1", student=("done", "student", []))
+    assert track_costs(folder, [COST]) == 0
+    mirror(folder, runs.root)
+    state = read_state(folder)
+    assert state is not None
+    state.tracking_uri = NOWHERE
+    state.save(folder)
+    caplog.clear()
+    assert track_costs(folder, [COST]) == 0
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert said.startswith("tracking: the costs are not logged: ")
+    assert "nobody answers" in said
 
 
 class BehindUrl(Runs):

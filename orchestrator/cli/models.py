@@ -221,15 +221,17 @@ def cost(model: Path, as_json: bool, trust: "Trust") -> None:
 
     Batches of 1 and 32 go through torch and onnxruntime, with one thread and with all; half of the runs are faster than
     p50, 95 % than p95. Memory is that of the whole process, with the runtime. Let nothing else run meanwhile.
+    Of a run that MLflow shows, the numbers go there, too.
 
     \b
     distill cost runs/stages/distill-1f0c92ab34de
     distill cost runs/plans/mnist-quickstart/20261126-120000-1f0c --json
     """
-    from raydistill import measure_costs
+    from raydistill import measure_costs, track_costs
     from raydistill.storage_tables import cost_parts, shown
 
     found = measure_costs(model, trust, runs=trust.root)
+    track_costs(model, found, runs=trust.root)
     if as_json:
         echo_json([cost.to_dict() for cost in found])
     else:

@@ -17,6 +17,7 @@ that is down, slow or wrong delays the mirror and stops nothing.
     students.py     students as logged models, exported where they were trained or by a process of its own
     logged_model.py a network as an MLflow model on disk
     fetched_models.py  models that a plan begins from, fetched before it is ordered
+    costs.py        what `distill cost` measured
     background.py   the thread that mirrors while a plan runs, and `sync`
     later.py        starting a process that sends the rest when the command has ended
     send_rest.py    that process

@@ -71,10 +71,13 @@ class Cost:
 
 
 def note_size(context: StageContext, models: Sequence[nn.Module]) -> None:
-    """Write down how many parameters the stage's models, which are in eval mode, have together, and how many
-    multiply-adds they take for one input of the task."""
+    """Write down how many parameters and bytes of tensors the stage's models, which are in eval mode, have together,
+    and how many multiply-adds they take for one input of the task."""
     # None for ONNX, which keeps its own.
     context.parameters = sum(p.numel() for model in models for p in model.parameters()) or None
+    tensors = [tensor for model in models for tensor in model.state_dict().values()]
+    if size := sum(tensor.numel() * tensor.element_size() for tensor in tensors):
+        context.costs["bytes"] = size
     task = context.task
     inputs = torch.zeros(1, *task.input_shape, dtype=getattr(torch, task.input_dtype), device=context.device)
     counts = [count_multiply_adds(model, inputs) for model in models]
