@@ -184,7 +184,11 @@ def removal_rows(removals: Sequence[Removal], inventory: Inventory) -> Rows:
     return [
         {
             "what": removal.what,
-            "path": str(removal.path.relative_to(inventory.root)),
+            "path": str(
+                removal.path.relative_to(inventory.root)
+                if removal.path.is_relative_to(inventory.root)
+                else removal.path
+            ),
             "size": removal.size,
             "age": removal.age,
             "why": removal.why,

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from raydistill.tasks.digests import Stamp, stamp
+from raydistill.tasks.packed_files import lock_of_maker, partial_of, use
 from raydistill.tasks.pictures import PictureError, Wanted
 
 if TYPE_CHECKING:
@@ -67,9 +68,11 @@ def packed(
     says why the file cannot be made.
     """
     whole = PackedFile(file, len(places))
+    with _told(file):
+        use(file)
     if _is_whole(whole):
         return whole
-    with _told(file), _locked(file.with_name(f".{file.name}.lock")):
+    with _told(file), _locked(lock_of_maker(file)):
         if not _is_whole(whole):
             _make(whole, _Packing(store, places, wanted, threads, skip))
     return whole
@@ -113,7 +116,7 @@ def _is_whole(packed: PackedFile) -> bool:
 
 
 def _make(packed: PackedFile, packing: _Packing) -> None:
-    count, partial = packed.count, packed.file.with_name(f".{packed.file.name}.partial")
+    count, partial = packed.count, partial_of(packed.file)
     partial.touch()
     with partial.open("r+b") as stream:
         index, done = _resumed(stream, count)

@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from raydistill.tasks.hashing import fold_key, smallest_hashes
+from raydistill.tasks.packed_files import PACKED_FOLDER
 from raydistill.tasks.reduced import Box
 from raydistill.tasks.seeds import Purpose
 from raydistill.tasks.task import Arrays, Task, UserPath, data_root
@@ -186,7 +187,7 @@ class PictureTask(Task):
 
         # Of all samples, whatever is cut from them: one file serves every seed of a cut.
         places = np.unique(np.concatenate([part.inputs for part in self.samples().values()]))
-        folder = self.packing.folder or data_root() / "packed"
+        folder = self.packing.folder or data_root() / PACKED_FOLDER
         file = packed(
             folder / f"{self.name}-{self.packed_name(places)[:16]}.pixels", store, places, self.packing.wanted,
             threads=self.workers, skip=self.on_error == "skip",

@@ -109,7 +109,7 @@ def compare(left: str, right: str, as_json: bool, root: Path) -> None:
     type=click.FloatRange(min=0),
     default=7,
     show_default=True,
-    help="Keep checkpoints and pixels that were touched since.",
+    help="Keep checkpoints, pixels, packed pictures and fetched models that were touched since.",
 )
 @click.option("--yes", "--delete", "is_meant", is_flag=True, help="Delete; without it nothing is touched.")
 @runs_option
@@ -117,8 +117,9 @@ def clean(keep_runs: int, days: float, is_meant: bool, root: Path) -> None:
     """Say what nobody needs any more, and with --yes delete it.
 
     These are stages that are part of none of the last runs of any plan and that no search needs, checkpoints of
-    finished stages, what was begun and left, and pixels that many-class tasks laid out below the storage root. Reports
-    and results of runs stay. Whatever somebody works on stays, too; a plan that is run again makes again what it needs.
+    finished stages, what was begun and left, pixels that many-class tasks laid out below the storage root, pictures
+    that were packed on this machine, and models that were fetched from MLflow. Reports and results of runs stay.
+    Whatever somebody works on stays, too; a plan that is run again makes again what it needs.
 
     \b
     distill clean

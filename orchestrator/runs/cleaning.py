@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from raydistill.errors import StoreError
+from raydistill.runs.fetched_files import FETCHED_FOLDER
 from raydistill.runs.files import store_errors
 from raydistill.runs.folder import CHECKPOINT, RECORD, StageFolder
 from raydistill.runs.inventory import Inventory, StoredRun, ended_at, read_stored_run, size_of, subfolders
@@ -28,14 +29,19 @@ from raydistill.runs.run_files import GRAPH, RESULTS
 from raydistill.runs.search_run import SEARCH
 from raydistill.runs.search_view import SEARCHES_FOLDER
 from raydistill.runs.view import PLANS_FOLDER, STAGES_FOLDER
+from raydistill.tasks.packed_files import PACKED_FILE, PACKED_FOLDER, last_used, take_away
+from raydistill.tasks.task import data_root
 
 DAY = 86400.0
 TEMPORARY = re.compile(r"\..+\.tmp")
 PIXELS = re.compile(r"[a-z]+-[0-9a-f]{16}\.(npy|json|bytes)")
 OURS = (PLANS_FOLDER, STAGES_FOLDER, SEARCHES_FOLDER, "surveys", "tasks")
-NO_PIXELS = frozenset({*OURS, "mlartifacts"})
+NO_PIXELS = frozenset({*OURS, "mlartifacts", FETCHED_FOLDER})
 
-What = Literal["stage", "unfinished stage", "checkpoint", "leftover", "pixels"]
+What = Literal[
+    "stage", "unfinished stage", "checkpoint", "leftover", "pixels", "packed pictures", "fetched model"
+]
+OF_NO_STAGE = ("leftover", "pixels", "fetched model")
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,8 @@ class Cleaning:
 
 def find_removals(inventory: Inventory, *, keep_runs: int = 3, days: float = 7.0) -> Cleaning:
     """Stages that none of the last `keep_runs` runs of any plan, no run that goes on and no search needs, nor what they
-    need was made from; checkpoints of finished stages and pixels that nobody has touched for so many `days`; and
+    need was made from; checkpoints of finished stages, pixels, packed pictures of this machine and fetched models that
+    nobody has touched for so many `days`; and
     whatever was left unfinished more than a day ago. What somebody holds the lease of stays.
 
     `StoreError` when a run or a search cannot be read, as nobody knows what it needs.
@@ -72,7 +79,12 @@ def find_removals(inventory: Inventory, *, keep_runs: int = 3, days: float = 7.0
     checkpoints = [] if searching else list(_checkpoints(inventory, wanted, days))
     spared += [f"`{link}`, which is a link" for link in inventory.links]
     gone = {removal.path for removal in stages}
-    others = (*_leftovers(inventory.root, gone), *_pixels(inventory.root, days))
+    others = (
+        *_leftovers(inventory.root, gone),
+        *_pixels(inventory.root, days),
+        *_packed(inventory.root, days),
+        *_fetched(inventory.root, days),
+    )
     return Cleaning((*stages, *checkpoints, *others), tuple(spared))
 
 
@@ -155,6 +167,27 @@ def _pixels(root: Path, days: float) -> Iterator[Removal]:
                     yield _removal(path, "pixels", "laid out anew when a task needs them", touched)
 
 
+def _packed(root: Path, days: float) -> Iterator[Removal]:
+    """Packed pictures below this machine's data root, or below the storage root, that nobody has used for long."""
+    places = [
+        data_root() / PACKED_FOLDER,
+        *(place for place in subfolders(root) if place.name not in NO_PIXELS),
+    ]
+    for place in dict.fromkeys(path.absolute() for path in places):
+        for folder, _, files in os.walk(place):
+            for path in (Path(folder) / name for name in sorted(files) if PACKED_FILE.fullmatch(name)):
+                if path.is_file() and (used := last_used(path)) < time.time() - days * DAY:
+                    yield _removal(path, "packed pictures", "packed anew when a task needs them", used)
+
+
+def _fetched(root: Path, days: float) -> Iterator[Removal]:
+    """Models that were fetched for plans which no stage is made from now: stages have copies."""
+    for folder in subfolders(root / FETCHED_FOLDER):
+        used = max([_touched(folder), *(_touched(path, or_read=True) for path in folder.iterdir())])
+        if used < time.time() - days * DAY:
+            yield _removal(folder, "fetched model", "fetched anew when a plan names it", used)
+
+
 def _removal(path: Path, what: What, why: str, touched: float) -> Removal:
     return Removal(path, what, why, size_of(path), max(time.time() - touched, 0.0))
 
@@ -184,7 +217,7 @@ def remove(
     try:
         for removal in removals:
             try:
-                _refuse_outside(inventory.root, removal.path)
+                _refuse_outside(_root_of(removal, inventory.root), removal.path)
                 told(removal, _remove(removal, newcomers, leases))
             except StoreError as error:
                 told(removal, error.message)
@@ -194,9 +227,12 @@ def remove(
 
 def _remove(removal: Removal, newcomers: "_Newcomers", leases: Leases) -> str | None:
     """Why it stayed; None when it is gone."""
-    if removal.what in ("leftover", "pixels"):
+    if removal.what in OF_NO_STAGE:
         _delete(removal.path)
         return None
+    if removal.what == "packed pictures":
+        with store_errors(removal.path, "delete"):
+            return None if take_away(removal.path) else "somebody uses it now"
     stage = removal.path.parent if removal.what == "checkpoint" else removal.path
     if not stage.is_dir() or not leases.acquire(stage):
         return "somebody uses it now"
@@ -251,6 +287,12 @@ def _delete(path: Path) -> None:
 
 def _temporary(name: str) -> str:
     return f".{name}.{uuid.uuid4().hex[:8]}.tmp"
+
+
+def _root_of(removal: Removal, root: Path) -> Path:
+    """What a removal lies below: the storage root, or where this machine keeps data."""
+    data = data_root().absolute()
+    return data if removal.path.is_relative_to(data / PACKED_FOLDER) else root
 
 
 def _refuse_outside(root: Path, path: Path) -> None:

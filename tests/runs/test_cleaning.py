@@ -1,6 +1,9 @@
 """What `distill clean` takes away, what it leaves, and what it does to whoever starts meanwhile."""
 
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -274,3 +277,90 @@ def test_a_file_that_cannot_be_read_stops_it_all_as_nobody_knows_what_it_needs(
     ((run if damaged == "graph.json" else search).folder / damaged).write_text("{")
     with pytest.raises(StoreError, match=f"{damaged}` is damaged.*move `.*` away, then clean"):
         found(tmp_path)
+
+
+def packed_file(folder: Path, name: str, days: float) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / name
+    file.write_bytes(b"pictures")
+    os.utime(file, (time.time() - days * 86400,) * 2)
+    return file
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("RAYDISTILL_DATA", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+def test_packed_pictures_of_this_machine_go_when_nobody_used_them_for_long(
+    tmp_path: Path, data: Path
+) -> None:
+    root = tmp_path / "runs"
+    run_of(root, "20260101-1", "kept")
+    old = packed_file(data / "packed", "image_folder-0123456789abcdef.pixels", days=9)
+    left = packed_file(data / "packed", ".image_folder-0123456789abcde0.pixels.partial", days=9)
+    new = packed_file(data / "packed", "webdataset-0123456789abcdef.pixels", days=2)
+    mine = packed_file(data / "packed", "holiday.pixels", days=99)
+    beside = packed_file(root / "scratch", "image_folder-00000000000000ff.pixels", days=9)
+    assert {(removal.path, removal.what) for removal in found(root).removals} == {
+        (file, "packed pictures") for file in (old, left, beside)
+    }
+    assert dict(removed(root)) == {file.name: None for file in (old, left, beside)}
+    assert [file.exists() for file in (old, left, beside, new, mine)] == [False, False, False, True, True]
+
+
+READER = """
+import sys
+from pathlib import Path
+from raydistill.tasks import packed_files
+packed_files.use(Path(sys.argv[1]))
+print("reads", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_packed_pictures_that_a_process_reads_stay_until_it_ends(tmp_path: Path, data: Path) -> None:
+    root = tmp_path / "runs"
+    run_of(root, "20260101-1", "kept")
+    file = packed_file(data / "packed", "image_folder-0123456789abcdef.pixels", days=9)
+    (removal,) = found(root).removals
+    command = [sys.executable, "-c", READER, str(file)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "reads\n"
+        told: list[str | None] = []
+        remove(read_inventory(root), (removal,), lambda _, why: told.append(why))
+        assert told == ["somebody uses it now"]
+        assert file.exists()
+        assert found(root).removals == (), "it was used just now"
+        reader.kill()
+    remove(read_inventory(root), (removal,), lambda _, why: told.append(why))
+    assert told[1:] == [None]
+    assert not file.exists()
+
+
+def test_a_link_in_the_place_of_packed_pictures_leads_nowhere(tmp_path: Path, data: Path) -> None:
+    root = tmp_path / "runs"
+    run_of(root, "20260101-1", "kept")
+    outside = packed_file(tmp_path / "outside", "image_folder-0123456789abcdef.pixels", days=9)
+    data.mkdir()
+    (data / "packed").symlink_to(outside.parent)
+    why = dict(removed(root))[outside.name]
+    assert outside.exists()
+    assert why is not None
+    assert "is a link" in why
+
+
+def test_models_that_were_fetched_go_with_time(tmp_path: Path) -> None:
+    run_of(tmp_path, "20260101-1", "kept")
+    file = tmp_path / "fetched" / ("0" * 64) / "model.pt2"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"program")
+    assert found(tmp_path).removals == ()
+    age(file.parent, days=8)
+    assert [(removal.path, removal.what) for removal in found(tmp_path).removals] == [
+        (file.parent, "fetched model")
+    ]
+    removed(tmp_path)
+    assert not file.exists()
