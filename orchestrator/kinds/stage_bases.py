@@ -188,6 +188,10 @@ class TrainingConfig(StageConfig):
     workers; so are schedules, averages and what is counted in steps. Batch norms see one batch at a time, and so do
     losses that compare the samples of a batch with one another.
 
+    `stack` is about `replicas` that would wait for one another: as one batched model in one process they take less time
+    where a step costs more Python than arithmetic, and end as they would by themselves, but for rounding. What hinders
+    it, or how long steps took, is in the `log.txt` of each.
+
     `until` ends the training early, after that many of its `epochs`, which the schedules still span; its last
     checkpoint stays. `changes` give numbers of the stage other values from some epoch on. A training of which a
     finished stage is the beginning, all else being equal, goes on from there: first `until: 10`, then without.
