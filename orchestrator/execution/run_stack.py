@@ -7,6 +7,7 @@ and each is started again by itself.
 """
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -61,6 +62,7 @@ class _Member:
 
     def __init__(self, attempt: Attempt) -> None:
         self.attempt = attempt
+        self.is_joining = False
         self.turn: Turn | None = None
         self.training: Training | None = None
         self.stack: Stack | None = None
@@ -110,9 +112,19 @@ class _Member:
         return torch.device(self.attempt.context.device)
 
     def _do(self, work: Callable[[], None]) -> None:
-        self.attempt.do(work)
+        self.attempt.do(lambda: self._try(work), passing=(RefusedError,))
         if self.attempt.outcome is not None:
             self.turn = None
+
+    def _try(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:
+            # Alone it might not have failed; if it would, it says so when it begins by itself.
+            if self.is_joining or isinstance(error, MemoryError | torch.OutOfMemoryError):
+                reason = f"`{self.attempt.request.name}` fails beside others: {summary_of(error)}"
+                raise RefusedError(reason) from error
+            raise
 
     def _prepare(self, lead: "_Member | None") -> None:
         context = self.attempt.context
@@ -215,6 +227,7 @@ class _Run:
         except StoreError as error:
             log.warning("%s: %s", request.name, error.message)
             return
+        member.is_joining = True
         member.prepare(self._node_id, self.members[0])
         member.begin()
 
@@ -236,6 +249,7 @@ class _Run:
         with self._giving_up():
             stack = try_stack(_trainings(living), _turns(living))
         for member in living:
+            member.is_joining = False
             member.attempt.context.stacked = len(living)
             member.stack = stack
         for member in living:
@@ -263,11 +277,12 @@ class _Run:
 
     def _step(self, stack: Stack, living: Sequence[_Member]) -> float:
         """The step of all, and what goes with it for each; the seconds of the step."""
-        turns = _turns(living)
+        turns, began = _turns(living), time.perf_counter()
         with self._giving_up():
             seconds = timed(torch.device(self._device), lambda: stack.step(turns))
+        share = (time.perf_counter() - began) / len(living)
         for member in living:
-            member.attempt.clock.add(seconds / len(living))
+            member.attempt.clock.add(share)
             member.go_on()
         return seconds
 

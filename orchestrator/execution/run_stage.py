@@ -111,13 +111,16 @@ class Attempt:
         if self.request.alone:
             log.info("replicas are not stacked: %s", self.request.alone)
 
-    def do(self, work: Callable[[], None]) -> None:
-        """Do some of the stage's work, if it has not ended. An error of it ends the stage and goes no further."""
+    def do(self, work: Callable[[], None], passing: tuple[type[Exception], ...] = ()) -> None:
+        """Do some of the stage's work, if it has not ended. An error of it ends the stage and goes no further, but for
+        those of the types `passing`, which are not the stage's."""
         if self.outcome is not None:
             return
         with self.clock.going():
             try:
                 work()
+            except passing:
+                raise
             except StageStopped as error:
                 log.info("stopped: %s", error.message)
                 self.outcome = Outcome("stopped", self.clock(), error.message)

@@ -135,7 +135,7 @@ class TrainingState(LossSums):
 
     `best_epoch` counts from 1; with early stopping its weights are kept. `metrics_size` is the length of
     `metrics.jsonl` in bytes at the checkpoint: later lines are cut off, as their steps come again. `scaler` is what the
-    scaler of gradients knows; nothing unless in float16.
+    scaler of gradients knows; nothing unless in float16. `stacked` is the context's.
     """
 
     step: int = 0
@@ -143,6 +143,7 @@ class TrainingState(LossSums):
     best_epoch: int = 0
     best_value: float | None = None
     scaler: dict[str, Any] = field(default_factory=dict)
+    stacked: int | None = None
 
 
 def fit(
@@ -213,6 +214,7 @@ class Training:
         self.average = Average(network, config.ema) if config.ema else None
         self.checkpoints = context.folder.path / CHECKPOINT
         self.best: dict[str, Tensor] = {}
+        self.progress = TrainingState()
         self.saved, self.saving = time.monotonic(), 0.0
         self.cost = Cost(self.learner, context.device, context.clock)
         self.distributed: DistributedDataParallel | None = None
@@ -400,6 +402,7 @@ class Training:
             progress, self.best = TrainingState(**saved[0]), saved[1]
             self.context.is_continued = True
             self.scaler.load_state_dict(progress.scaler)
+            self.context.stacked = progress.stacked
             log.info("resumed at step %d", progress.step)
         if self.context.world > 1:
             self._check_same_start(progress.step)
@@ -519,6 +522,7 @@ class Training:
         if self.context.is_main:
             # Lines before the checkpoint that counts them: a kill between the two leaves lines that resuming cuts off.
             self.progress.metrics_size = self.context.flush()
+            self.progress.stacked = self.context.stacked
             # A driver that was taken for dead may still train: its checkpoint must not replace its successor's.
             self.context.check_current()
             progress = self.progress.__dict__ | {"scaler": self.scaler.state_dict()}

@@ -161,7 +161,7 @@ def test_a_stack_whose_process_dies_goes_on_from_the_checkpoints(
 def test_a_stack_that_is_asked_to_stop_leaves_checkpoints_and_goes_on(
     backend: Watched, tmp_path: Path, data: Path
 ) -> None:
-    whole = {"replicas": 3, "epochs": 400, "stack": "on", "resources": {"gpus": 0}}
+    whole = {"replicas": 3, "epochs": 120, "stack": "on", "resources": {"gpus": 0}}
     replicas = Replicas(tmp_path / "ray", data, **whole)
     names = list(replicas.graph.nodes)
     assert backend.try_start(*(replicas.request(name) for name in names))

@@ -148,6 +148,7 @@ def test_what_a_kill_left_goes_on_stacked_or_alone(
     train(stages, stack)
     train(alone, "off")
     assert_same(stages, alone)
+    assert stages.record("teacher.0").stacked == COUNT, "also where only the first steps were"
     assert "resumed at step" in log(stages, "teacher.2")
 
 
@@ -229,6 +230,29 @@ def test_a_stacked_step_that_fails_costs_nobody_his_result(
     for name in NAMES:
         assert stages.record(name).payload == alone.record(name).payload
         assert "no room" in log(stages, name)
+
+
+@pytest.mark.parametrize(
+    ("method", "error"), [("prepare", ValueError), ("begin", ValueError), ("go_on", MemoryError)]
+)
+def test_what_fails_beside_others_is_tried_alone(
+    both: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, method: str, error: type[Exception]
+) -> None:
+    """Once, in the third: memory may be short where three are in one process."""
+    stages, alone = both
+    inner = getattr(run_stack._Member, f"_{method}")
+
+    def failing(member: Any, *arguments: Any) -> None:
+        if member.attempt.request.name == "teacher.2" and member.step == (20 if method == "go_on" else 0):
+            raise error("not here")
+        inner(member, *arguments)
+
+    monkeypatch.setattr(run_stack._Member, f"_{method}", failing)
+    assert train(stages).started == [NAMES, *([name] for name in NAMES)]
+    train(alone, "off")
+    for name in NAMES:
+        assert stages.record(name).payload == alone.record(name).payload
+        assert "not here" in log(stages, name)
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
