@@ -57,6 +57,10 @@ class LocalBackend:
         self._next = (request, *others)
         return True
 
+    def has_gpu_for(self, resources: ResourcesConfig) -> bool:
+        """Whether this process has one, and the stage wants it."""
+        return _device(resources) == "cuda"
+
     def places(self, resources: ResourcesConfig) -> int:
         """One stage runs at a time."""
         return 0 if self._next else 1
@@ -77,13 +81,13 @@ class LocalBackend:
                 (request, *others),
                 should_stop=lambda attempt: self._stop.is_set(),
                 on_report=self._on_report,
-                device=_device(request),
+                device=_device(request.shape),
             )
         outcome = run_stage(
             request,
             should_stop=self._stop.is_set,
             on_report=self._on_report and partial(self._on_report, request.name),
-            device=_device(request),
+            device=_device(request.shape),
         )
         return [outcome]
 
@@ -96,8 +100,8 @@ class LocalBackend:
         """Nothing to free."""
 
 
-def _device(request: StageRequest) -> str:
+def _device(resources: ResourcesConfig) -> str:
     import torch
 
-    wants_gpu = request.shape.gpus is None or request.shape.gpus > 0
+    wants_gpu = resources.gpus is None or resources.gpus > 0
     return "cuda" if wants_gpu and torch.cuda.is_available() else "cpu"

@@ -43,6 +43,10 @@ class OverlappedBackend:
     def _with_what_follows(self, request: StageRequest) -> StageRequest:
         return replace(request, afterwards=self._afterwards.get(request.folder, ()))
 
+    def has_gpu_for(self, resources: ResourcesConfig) -> bool:
+        """As the back end's."""
+        return self._backend.has_gpu_for(resources)
+
     def places(self, resources: ResourcesConfig) -> int:
         """As the back end has."""
         return self._backend.places(resources)

@@ -96,6 +96,10 @@ class Backend(Protocol):
         with it as one batched model."""
         ...
 
+    def has_gpu_for(self, resources: ResourcesConfig) -> bool:
+        """Whether a stage of this shape runs on a GPU."""
+        ...
+
     def places(self, resources: ResourcesConfig) -> int:
         """How many stages of this shape could start now, as far as it is known."""
         ...

@@ -18,7 +18,7 @@ from raydistill.errors import PlanError, StoreError
 from raydistill.execution.needed import WHY_NOT, not_needed
 from raydistill.execution.ready import ReadyStages
 from raydistill.execution.request import Backend, Outcome, StageRequest, build_request
-from raydistill.execution.stacks import alike, size_of_stack
+from raydistill.execution.stacks import alike, size_of_stack, why_alone
 from raydistill.plan.order import Graph, Node
 from raydistill.runs.context import claim_attempt
 from raydistill.runs.folder import StageFolder
@@ -212,7 +212,7 @@ class _Run:
         alone, others = self.alone.get(node.name, ""), []
         if not alone and finished_record(self._folder(node).path) is None:
             others = alike(self.graph, node, self.ready)
-            alone = (node.config.why_alone() if others else None) or ""
+            alone = (why_alone(node.config, self.backend) if others else None) or ""
         requests = {node.name: self._claim(node, alone)}
         requests |= {} if alone else self._stacked_with(node, others)
         nodes = [self.graph.nodes[name] for name in requests]

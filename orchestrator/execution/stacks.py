@@ -1,8 +1,10 @@
 """Which replicas start in one process, to be trained as one batched model there if that turns out to be faster."""
 
 from raydistill.execution.ready import ReadyStages
+from raydistill.execution.request import Backend
 from raydistill.kinds.stage_bases import TrainingConfig
 from raydistill.plan.order import Graph, Node
+from raydistill.plan.stage import StageConfig
 
 MOST = 32  # in one process: each has its weights, moments and checkpoints in memory
 
@@ -15,6 +17,18 @@ def alike(graph: Graph, node: Node, ready: ReadyStages) -> list[Node]:
     names = graph.replicas.get(node.stage, ())
     others = [graph.nodes[name] for name in names if name != node.name and ready.is_waiting(name)]
     return [other for other in others if other.config.replace(seed=0) == own and not other.peers]
+
+
+def why_alone(config: StageConfig, backend: Backend) -> str | None:
+    """Why replicas of a stage are not stacked, as far as that is known before one begins."""
+    if not isinstance(config, TrainingConfig):
+        return "nothing is trained"
+    reason = config.why_alone()
+    if reason is None and config.stack == "auto" and not backend.has_gpu_for(config.resources):
+        # Whether a stack is faster is measured, and may turn out otherwise the next time: a plan that is run again on a
+        # CPU would not give the same bytes, for a gain that is large on a GPU alone, where launches take the time.
+        return "on a CPU they keep the numbers that each has by itself, to the last bit, unless `stack` is on"
+    return reason
 
 
 def size_of_stack(config: TrainingConfig, count: int, room: int) -> int:

@@ -255,8 +255,8 @@ class TrainingConfig(StageConfig):
     replicas: Annotated[Integer, Field(ge=1, le=1000)] = 1
     """How many are trained alike but for their seeds."""
     stack: Switch = "auto"
-    """Whether replicas that would wait for one another are trained as one batched model; if that is faster when left
-    out."""
+    """Whether replicas that would wait for one another are trained as one batched model, with the same numbers but for
+    rounding; when left out, on a GPU, if that is faster."""
 
     @field_validator("accumulate")
     @classmethod

@@ -22,7 +22,8 @@ TRAIN = {"stage": "train", "model": {"name": "mlp"}, "epochs": 1}
 
 
 class Processes:
-    """So many of them. Of what a process was started with, all ends at once: as `script` says by name, else well."""
+    """So many of them, each with a GPU. Of what a process was started with, all ends at once: as `script` says by name,
+    else well."""
 
     def __init__(self, count: int, script: Mapping[str, Sequence[Outcome]] | None = None) -> None:
         self.count = count
@@ -31,13 +32,21 @@ class Processes:
         self.started: list[list[str]] = []
         self.alone: dict[str, str] = {}
 
+    has_gpus = True
+
     def check_feasible(self, nodes: Sequence[Node]) -> None:
+        pass
+
+    def want(self, waiting: Sequence[Node]) -> None:
         pass
 
     def placements(self) -> dict[str, Placement]:
         return {}
 
-    def room(self, resources: ResourcesConfig) -> int:
+    def has_gpu_for(self, resources: ResourcesConfig) -> bool:
+        return self.has_gpus
+
+    def places(self, resources: ResourcesConfig) -> int:
         return self.count - len(self.running)
 
     def try_start(self, request: StageRequest, *others: StageRequest) -> bool:
@@ -124,6 +133,21 @@ def test_what_leaves_a_stack_starts_by_itself_with_the_reason(root: Path) -> Non
     assert [backend.alone[name] for name in names(0, 1, 2)] == ["for reasons", "", "for reasons"]
     assert {state.status for state in states.values()} == {"done"}
     assert {state.attempts for state in states.values()} == {1}
+
+
+def test_left_to_themselves_replicas_are_stacked_on_gpus_alone(root: Path) -> None:
+    backend = Processes(1)
+    backend.has_gpus = False
+    run(root, backend, replicas=3)
+    assert backend.started == [names(0), names(1), names(2)]
+    assert "on a CPU" in backend.alone["teacher.0"]
+
+
+def test_replicas_are_stacked_on_a_cpu_where_that_is_asked_for(root: Path) -> None:
+    backend = Processes(1)
+    backend.has_gpus = False
+    run(root, backend, replicas=3, stack="on")
+    assert backend.started == [names(0, 1, 2)]
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,10 @@ class Watched(RayBackend):
         super().__init__()
         self.started: list[list[str]] = []
 
+    def has_gpu_for(self, resources: ResourcesConfig) -> bool:
+        """As if the device were a GPU, where replicas are stacked by themselves."""
+        return True
+
     def try_start(self, request: StageRequest, *others: StageRequest) -> bool:
         is_started = super().try_start(request, *others)
         if is_started:
@@ -140,9 +144,9 @@ def test_a_stack_whose_process_dies_goes_on_from_the_checkpoints(
     whole = {"replicas": 3, "model": model, "stack": "on", "resources": {"gpus": 0}}
     replicas = Replicas(tmp_path / "ray", data, **whole)
     names = list(replicas.graph.nodes)
-    assert backend.room(ResourcesConfig(gpus=0)) == 4
+    assert backend.places(ResourcesConfig(gpus=0)) == 4
     assert backend.try_start(*map(replicas.request, names))
-    assert backend.room(ResourcesConfig(gpus=0)) == 3
+    assert backend.places(ResourcesConfig(gpus=0)) == 3
     wait_until(lambda: all(replicas.checkpoint(name).exists() for name in names))
     assert {placement.phase for placement in backend.placements().values()} == {"running"}
     (process,) = {int(path.read_text()) for path in traces.glob("*.pid")}

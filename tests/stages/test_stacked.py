@@ -12,6 +12,7 @@ from raydistill.execution import run_stack
 from raydistill.execution.local_backend import LocalBackend
 from raydistill.execution.request import Outcome, StageRequest
 from raydistill.execution.scheduler import run_stages
+from raydistill.plan.resources import ResourcesConfig
 from raydistill.runs.folder import CHECKPOINT
 from raydistill.runs.plan_run import NodeState
 from raydistill.training.stacking import Stack
@@ -29,6 +30,10 @@ class Watched(LocalBackend):
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)
         self.started: list[list[str]] = []
+
+    def has_gpu_for(self, resources: ResourcesConfig) -> bool:
+        """As if the device were a GPU, where replicas are stacked by themselves."""
+        return True
 
     def try_start(self, request: StageRequest, *others: StageRequest) -> bool:
         is_started = super().try_start(request, *others)

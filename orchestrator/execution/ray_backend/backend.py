@@ -81,6 +81,11 @@ class RayBackend:
         stages, guarded = self._connected()
         return guarded(self._try_start, stages, request, *others)
 
+    def has_gpu_for(self, resources: "ResourcesConfig") -> bool:
+        """Whether a stage of this shape gets a GPU of the Ray cluster."""
+        stages, guarded = self._connected()
+        return guarded(stages.has_gpu_for, resources)
+
     def places(self, resources: "ResourcesConfig") -> int:
         """How many stages of this shape the Ray cluster has room for beside what runs."""
         stages, guarded = self._connected()

@@ -111,7 +111,7 @@ class RunningStages:
     ) -> bool:
         """Start a stage, and others in the same process, if there is room on other nodes than those with these ids."""
         machines = machines_alive(avoided)
-        shape = resources_of_worker(request.shape, map(self._limit.of, machines))
+        shape = self._shape(request.shape, machines)
         requests = [
             replace(each, root=storage_name(open_storage(each.root).resolve())) for each in (request, *others)
         ]
@@ -119,13 +119,20 @@ class RunningStages:
         self._running |= {attempt.request.name: attempt for attempt in attempts}
         return bool(attempts)
 
+    def has_gpu_for(self, resources: ResourcesConfig) -> bool:
+        """Whether a worker of this shape gets one; not when Ray cannot be asked."""
+        return self.has_ray() and self._shape(resources, machines_alive()).gpus > 0
+
     def places(self, resources: ResourcesConfig) -> int:
         """How many stages of one worker of this shape could start now; 0 when Ray cannot be asked."""
         if not self.has_ray():
             return 0
         machines = machines_alive()
-        shape = resources_of_worker(resources, map(self._limit.of, machines))
-        return self._pool.room(shape, self._free(machines))
+        return self._pool.room(self._shape(resources, machines), self._free(machines))
+
+    def _shape(self, resources: ResourcesConfig, machines: list[Resources]) -> Resources:
+        """What one worker holds."""
+        return resources_of_worker(resources, map(self._limit.of, machines))
 
     def short_of_workers(self) -> str | None:
         """The storage root of attempts that more workers could join, if there are any."""
