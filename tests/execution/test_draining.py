@@ -1,6 +1,10 @@
 """Nodes that say that they will go: stages that run there go on elsewhere, and nobody is blamed."""
 
-from collections.abc import Collection
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,9 @@ from raydistill.execution.ray_backend.attempts import unless_asked
 from raydistill.execution.ray_backend.running import RunningStages
 from raydistill.execution.request import Outcome, StageRequest
 from raydistill.runs.placement import write_place
+
+HERE = Path(__file__).parent
+PATIENCE = 120.0
 
 
 class Health:
@@ -82,3 +89,75 @@ def test_an_attempt_that_was_asked_to_stop_has_stopped(tmp_path: Path) -> None:
     attempt.is_asked_to_stop = True
     assert attempt.outcome() == Outcome("stopped", 3.0)
     assert unless_asked(attempt, Outcome("done")) == Outcome("done")  # type: ignore[arg-type]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_stage_on_a_node_that_drains_goes_on_from_that_step_on_another(tmp_path: Path) -> None:
+    command = [sys.executable, str(Path(__file__)), str(tmp_path)]
+    ended = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=500, check=False)
+    assert ended.returncode == 0, ended.stderr
+    seen = json.loads(ended.stdout.splitlines()[-1])
+    assert seen["outcome"] == ["lost", True]
+    assert "is about to go" in seen["error"]
+    assert seen["again"] == "done"
+    assert f"resumed at step {seen['step']}" in seen["log"]
+    assert seen["places"][0] != seen["places"][1]
+    assert seen["machines"] == [3, 2]
+
+
+def drive(folder: Path) -> None:
+    """Two nodes of a CPU each; the one on which a stage runs is told that it will be taken away."""
+    sys.path.append(str(HERE))
+    import ray
+    from ray._raylet import GcsClient
+    from ray.cluster_utils import Cluster
+    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+    from test_ray_backend import Stages, checkpoint, finish
+
+    from raydistill.execution.ray_backend import RayBackend
+    from raydistill.execution.ray_backend.running import machines_alive
+    from raydistill.runs.placement import read_places
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})  # the driver's, which stays
+    for _ in range(2):
+        cluster.add_node(num_cpus=1)
+    ray.init(address=cluster.address, log_to_driver=False)
+    stages, backend = Stages(folder), RayBackend(cluster.address)
+    (stages.traces / "slow").touch()
+    first = stages.request("stage", **stages.slow())
+    seen: dict[str, Any] = {"machines": [len(machines_alive())], "places": []}
+    try:
+        assert backend.try_start(first)
+        wait_until(checkpoint(first).exists)
+        [place] = read_places(first.place, first.attempt, 1)
+        seen["places"].append(place["node_id"])
+        reason, deadline = DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, int((time.time() + 120) * 1000)
+        GcsClient(cluster.address).drain_node(place["node_id"], reason, "for a test", deadline)
+        outcome = finish(backend, [first])["stage"]
+        seen |= {"outcome": [outcome.status, outcome.preempted], "error": outcome.error}
+        seen["step"] = json.loads(checkpoint(first).read_text())["progress"]["step"]
+        seen["machines"].append(len(machines_alive()))
+        again = stages.request("stage", **stages.slow())
+        assert backend.try_start(again)
+        wait_until(lambda: read_places(again.place, again.attempt, 1))
+        seen["places"].append(read_places(again.place, again.attempt, 1)[0]["node_id"])
+        (stages.traces / "slow").unlink()
+        seen["again"] = finish(backend, [again])["stage"].status
+        seen["log"] = (again.place / "log.txt").read_text()
+    finally:
+        backend.close()
+        ray.shutdown()
+        cluster.shutdown()
+    print(json.dumps(seen))  # noqa: T201
+
+
+def wait_until(claim: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not claim():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+if __name__ == "__main__":
+    drive(Path(sys.argv[1]))
