@@ -73,7 +73,8 @@ class Durations:
             self._taken[kind] = self._read(kind)
         for other, record in self._taken[kind]:
             if other.shape == work.shape and record.reserved == dict(reserved):
-                return record.seconds * work.size / other.size
+                # Replicas that are trained as one model end together: each counts for its part of that time.
+                return record.seconds / (record.stacked or 1) * work.size / other.size
         return None
 
     def _read(self, kind: str) -> list[tuple[Work, Record]]:

@@ -118,7 +118,11 @@ class Record(BaseModel):
     @property
     def hours(self) -> Hours:
         """What making it took; nothing where nobody wrote down what it held."""
-        return Hours.of(self.reserved, self.seconds)
+        return self.hours_of(self.seconds)
+
+    def hours_of(self, seconds: float) -> Hours:
+        """Of so many seconds; those of trainings that were stacked are shared by all of them."""
+        return Hours.of(self.reserved, seconds / (self.stacked or 1))
 
     def is_judged_on(self, test: str) -> bool:
         """Whether its test metrics, if it has to have any, are about this test split."""

@@ -86,7 +86,7 @@ class StageView:
         """Of CPU and GPU that it took, attempts that were lost included; of a cached stage those that it once took."""
         if self.record is None or self.status == "cached":
             return self.record.hours if self.record else Hours()
-        return Hours.of(self.record.reserved, self.entry.seconds)
+        return self.record.hours_of(self.entry.seconds)
 
     @property
     def error(self) -> str | None:

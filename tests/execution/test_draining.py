@@ -12,8 +12,12 @@ import pytest
 
 from raydistill.execution.ray_backend import running
 from raydistill.execution.ray_backend.attempts import unless_asked
+from raydistill.execution.ray_backend.autoscaler import Growth
+from raydistill.execution.ray_backend.resources import WHOLE, Resources
 from raydistill.execution.ray_backend.running import RunningStages
 from raydistill.execution.request import Outcome, StageRequest
+from raydistill.plan.order import order_stages
+from raydistill.plan.schema import Plan
 from raydistill.runs.placement import write_place
 
 HERE = Path(__file__).parent
@@ -31,7 +35,7 @@ class Attempt:
     """Runs until it has made way."""
 
     is_asked_to_stop = False
-    refs = ()
+    refs: tuple[str, ...] = ()
 
     def __init__(self, root: Path, name: str, node: str) -> None:
         self.request = StageRequest(
@@ -81,6 +85,23 @@ def test_a_stage_makes_way_once_when_its_node_says_that_it_will_go(
     outcome = stages._outcome_of(first)  # type: ignore[arg-type]
     assert (outcome.status, outcome.preempted, outcome.seconds) == ("lost", True, 3.0)
     assert "is about to go" in str(outcome.error)
+
+
+def test_an_autoscaler_is_asked_for_each_worker_once_whatever_is_stacked_on_it(
+    tmp_path: Path, stages: RunningStages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(running, "machines_alive", lambda: [Resources(cpus=WHOLE)])
+    stages._growth = Growth(lambda bundles, labels: asked.append(bundles))
+    for name, call in (("first", "a"), ("second", "a"), ("third", "b")):
+        attempt = Attempt(tmp_path, name, "node")
+        attempt.refs = (call,)
+        stages._running[name] = attempt  # type: ignore[assignment]
+    train = {"stage": "train", "model": {"name": "mlp"}, "epochs": 1, "resources": {"cpus": 4.0}}
+    values = {"name": "p", "task": {"name": "mnist"}, "stages": {"large": train}}
+    graph = order_stages(Plan.model_validate(values))
+    stages.want(list(graph.nodes.values()))
+    assert asked == [[{"CPU": 1.0}, {"CPU": 1.0}, {"CPU": 4.0}]]
 
 
 def test_an_attempt_that_was_asked_to_stop_has_stopped(tmp_path: Path) -> None:

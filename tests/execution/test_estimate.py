@@ -130,6 +130,12 @@ def test_rates_and_temperatures_do_not_matter_the_newest_record_counts_and_sampl
     assert Estimator(half, tmp_path, cpus(2)).seconds("teacher.2") == 10.0
 
 
+def test_replicas_that_were_trained_as_one_model_share_its_time(tmp_path: Path) -> None:
+    note(tmp_path, family(seed=70), "teacher.0", 60.0, stacked=3)
+    found = estimate(graph_of({"teacher": TRAIN | {"replicas": 3}}), tmp_path, cpus(1))
+    assert found.seconds == 60.0
+
+
 def test_of_a_training_that_goes_on_the_rest_counts(tmp_path: Path) -> None:
     graph = family()
     note(tmp_path, family(seed=70), "teacher.0", 20.0)

@@ -3,7 +3,7 @@
 import pytest
 
 from raydistill.errors import StoreError
-from raydistill.runs.record import summary_of
+from raydistill.runs.record import Record, summary_of
 
 LOADED = """Caught {name} in DataLoader worker process 0.
 Original Traceback (most recent call last):
@@ -37,3 +37,14 @@ def loaded(name: str, full: str) -> str:
 )
 def test_an_error_is_its_first_line_and_of_a_loader_its_causes(error: Exception, line: str) -> None:
     assert summary_of(error) == line
+
+
+@pytest.mark.parametrize(("stacked", "hours"), [(None, (8.0, 1.0)), (4, (2.0, 0.25))])
+def test_hours_of_trainings_that_were_stacked_are_shared(
+    stacked: int | None, hours: tuple[float, ...]
+) -> None:
+    held = {"cpus": 4.0, "gpus": 0.5}
+    found = Record(
+        kind="train", fingerprint="f", status="done", seconds=7200, finished=0, reserved=held, stacked=stacked
+    ).hours
+    assert (found.cpus, found.gpus) == hours

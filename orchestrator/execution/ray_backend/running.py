@@ -86,9 +86,12 @@ class RunningStages:
         if self._growth is None or not self.has_ray():
             return
         machines = machines_alive()
+        by_call = {
+            tuple(attempt.refs): attempt for attempt in self._running.values()
+        }  # a stack is one worker
         running = [
             resources_of_worker(attempt.request.shape, map(self._limit.of, machines))
-            for attempt in self._running.values()
+            for attempt in by_call.values()
             for _ in range(attempt.request.shape.workers)
         ]
         wanted = [
