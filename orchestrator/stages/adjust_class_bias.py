@@ -1,5 +1,7 @@
 """Shift the logits of some classes of a trained model."""
 
+from collections.abc import Iterator
+
 import torch
 
 from raydistill.errors import StageError
@@ -11,15 +13,18 @@ from raydistill.stages.transfer_data import load_transfer_set
 from raydistill.tasks.splits import TaskData
 from raydistill.training import model_files
 from raydistill.training.class_bias import (
+    Contest,
+    log_odds,
     mean_probability,
     offset_of_fewest_errors,
     offset_to_prior,
 )
 from raydistill.training.cost import note_size
 from raydistill.training.data import Views, class_indices
-from raydistill.training.evaluation import judge_splits, predict_split
+from raydistill.training.evaluation import judge_splits, logits_in_batches
 from raydistill.training.model_files import TrainedModel
 
+ROUNDED = 1e4  # nats: above, float32 rounds odds by more than a thousandth
 NEAR = 0.01  # of the rarer side: an offset of a few hundred nats moves float32 logits by 1e-5 of it
 
 
@@ -62,11 +67,17 @@ def _shift_to_prior(
     prior = config.prior or torch.isin(data.train.labels.cpu(), classes).double().mean().item()
     if not 0 < prior < 1:
         raise StageError("the training split does not say how frequent the classes are; write their `prior`")
-    logits = predict_split(trained.logits, transfer.split, config.batch_size)
-    shift = offset_to_prior(logits, classes, prior)
-    reached = mean_probability(
-        logits.index_add(1, classes, logits.new_full((len(logits), len(classes)), shift)), classes
-    )
+
+    def batches() -> Iterator[torch.Tensor]:
+        return logits_in_batches(trained.logits, transfer.split, config.batch_size)
+
+    found = [(log_odds(logits, classes), _largest(logits)) for logits in batches()]
+    odds, largest = torch.cat([part for part, _ in found]), max(size for _, size in found)
+    shift = offset_to_prior(odds, prior)
+    odds = odds + shift
+    if largest + abs(shift) > ROUNDED:  # what float32 makes of the sum is another matter: look
+        odds = torch.cat([log_odds(_shifted(logits, classes, shift), classes) for logits in batches()])
+    reached = mean_probability(odds)
     if abs(reached - prior) > NEAR * min(prior, 1 - prior):
         context.warn(
             f"no shift gives the `classes` the prior {prior:.4g}, the nearest is {reached:.4g}: the logits of"
@@ -85,5 +96,16 @@ def _best_shift(
     split = data.validation if config.by == "validation" else data.test
     if not len(split):
         raise StageError(f"there are no samples to choose by; write `by: prior` instead of `by: {config.by}`")
-    logits = predict_split(trained.logits, split.to(context.device), config.batch_size)
-    return offset_of_fewest_errors(logits, split.labels.cpu(), classes)
+    batches = logits_in_batches(trained.logits, split.to(context.device), config.batch_size)
+    contest = Contest.joined(Contest.of(logits, classes) for logits in batches)
+    return offset_of_fewest_errors(contest, split.labels.cpu())
+
+
+def _largest(logits: torch.Tensor) -> float:
+    """The largest finite logit, without its sign; 0 where none is."""
+    return logits.nan_to_num(0, 0, 0).abs().max().item()
+
+
+def _shifted(logits: torch.Tensor, classes: torch.Tensor, shift: float) -> torch.Tensor:
+    """Logits as whoever loads the model will have them."""
+    return logits.index_add(1, classes, logits.new_full((len(logits), len(classes)), shift))

@@ -4,7 +4,7 @@ Of a split's logits (N, C) columns (N,) are kept, and all of them only where the
 millions of samples or of classes nobody could hold them.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -66,11 +66,14 @@ class Predictions(NamedTuple):
         return Answers(self.columns, labels.cpu().numpy(), self.num_classes, teacher, whole)
 
 
-@torch.no_grad()
-def predict_split(predict: Predict, split: Split, batch_size: int = BATCH) -> Tensor:
-    """Logits (N, C) float32 on the CPU of a whole split; `predict` maps raw inputs (B, ...) to logits."""
+def logits_in_batches(predict: Predict, split: Split, batch_size: int = BATCH) -> Iterator[Tensor]:
+    """Logits (B, C) float32 on the CPU of a whole split, batch after batch; `predict` maps raw inputs (B, ...) to
+    logits."""
     order = torch.arange(len(split)).split(batch_size)
-    return torch.cat([predict(inputs).float().cpu() for inputs in split.batches(order, None)])
+    for inputs in split.batches(order, None):
+        with torch.no_grad():  # not around a `yield`, or it would hold for the caller too
+            logits = predict(inputs).float().cpu()
+        yield logits
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
     python tests/benchmarks/predict_speed.py --samples 2000 --size 320
 
 JPEGs of `--size` lie in folders, in a tar and in Parquet; the model is a small network for 224 x 224. Evaluation is
-`predict_split` of the task's test split, as `distill evaluate` calls it, with as many workers as there are processors;
+`logits_in_batches` of the task's test split, as `distill evaluate` reads it, with a worker per processor;
 `predict` writes a CSV file. Both begin with the model loaded and torch warm, in turns, `--repeats` times each, and the
 least time of each counts: others may use the machine as well. The second figure is processor time, with that of the
 processes that decode, which others hardly change.
@@ -34,7 +34,7 @@ from raydistill.inference.predict import predict_batches
 from raydistill.plan.order import order_stages
 from raydistill.plan.schema import Plan, build_task
 from raydistill.prediction import load_predictor
-from raydistill.training.evaluation import predict_split
+from raydistill.training.evaluation import logits_in_batches
 
 INPUTS = ("folder", "tar", "parquet")
 
@@ -55,7 +55,7 @@ def main() -> None:
         }
         inputs = {name: inputs[name] for name in arguments.inputs}
         ways: dict[str, Callable[[], object]] = {
-            "evaluation": lambda: predict_split(predictor.logits, test),
+            "evaluation": lambda: list(logits_in_batches(predictor.logits, test)),
             **{
                 name: lambda place=place: write_predictions(
                     folder / "labels.csv", predict_batches(model, [place])

@@ -13,7 +13,7 @@ from raydistill.inference.predict import predict_files
 from raydistill.plan.order import order_stages
 from raydistill.plan.schema import Plan, build_task
 from raydistill.prediction import load_predictor
-from raydistill.training.evaluation import predict_split
+from raydistill.training.evaluation import logits_in_batches
 
 CNN = {"name": "cnn", "widths": [4]}
 
@@ -32,7 +32,7 @@ def assert_predictions_are_those_stored(model: Path, inputs: Iterable[Path | str
     with those of the same logits in 32."""
     predictor = load_predictor(model)
     test = build_task(predictor.first.description["task"]).load().test
-    logits = predict_split(predictor.logits, test)
+    logits = torch.cat(list(logits_in_batches(predictor.logits, test)))
     assert torch.equal(logits.half(), load_file(model / "predictions-test.safetensors")["logits"])
     expected = torch.softmax(logits, dim=1)
     names = predictor.first.class_names

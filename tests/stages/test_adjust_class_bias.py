@@ -1,5 +1,7 @@
 """A student that never saw a class, and the shift that brings it back."""
 
+import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -53,12 +55,52 @@ def test_a_prior_that_no_shift_reaches_is_said(
     stages: Any, plan: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     never = torch.tensor([0.0, -torch.inf, 0.0])
-    monkeypatch.setattr(adjust_class_bias, "predict_split", lambda *_: never.expand(60, 3).clone())
+    monkeypatch.setattr(
+        adjust_class_bias, "logits_in_batches", lambda *_: iter([never.expand(60, 3).clone()])
+    )
     stages.run(plan)
     warning, *_ = stages.record("adjusted").warnings
     assert "no shift gives the `classes` the prior" in warning
     assert "the nearest is 0" in warning
     assert stages.record("adjusted").metrics["class_bias/prior_reached"] == 0
+
+
+@pytest.mark.parametrize("by", ["prior", "validation"])
+def test_no_more_than_two_batches_of_logits_are_ever_there(
+    stages: Any, plan: dict[str, Any], monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    stages.run(plan | {"adjusted": plan["adjusted"] | {"by": by}})
+    whole = stages.record("adjusted").metrics["class_bias/offset"]
+    most, made, plain = 0, list[Any](), adjust_class_bias.logits_in_batches
+
+    def watched(*arguments: Any) -> Iterator[torch.Tensor]:
+        nonlocal most
+        for logits in plain(*arguments):
+            made.append(weakref.ref(logits))
+            most = max(most, sum(each() is not None for each in made))
+            yield logits
+
+    monkeypatch.setattr(adjust_class_bias, "logits_in_batches", watched)
+    small = plan["adjusted"] | {"by": by, "batch_size": 2}
+    again = stages.elsewhere("again").run(plan | {"adjusted": small})
+    assert len(made) > 5
+    assert most <= 2
+    assert again.record("adjusted").metrics["class_bias/offset"] == pytest.approx(whole, abs=1e-4)
+
+
+def test_logits_too_far_apart_for_float32_are_looked_at_as_they_will_be(
+    stages: Any, plan: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far = torch.tensor([[0.0, -1e9, 0.0], [0.0, 1e9, 0.0]]).repeat(30, 1)
+    monkeypatch.setattr(adjust_class_bias, "logits_in_batches", lambda *_: iter(far.split(7)))
+    plan["adjusted"]["prior"] = 0.8
+    stages.run(plan)
+    metrics = stages.record("adjusted").metrics
+    shifted = far.clone()
+    shifted[:, 1] += metrics["class_bias/offset"]
+    reached = shifted.double().softmax(dim=1)[:, 1].mean().item()
+    assert metrics["class_bias/prior_reached"] == pytest.approx(reached, abs=1e-9)
+    assert abs(reached - 0.8) > 0.01
 
 
 def test_a_second_shift_is_added_to_the_first(stages: Any, plan: dict[str, Any]) -> None:

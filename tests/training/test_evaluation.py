@@ -22,7 +22,7 @@ from raydistill.training.evaluation import (
     judge,
     keep_for_report,
     keep_what_is_needed,
-    predict_split,
+    logits_in_batches,
 )
 from raydistill.training.workers import ALONE, Workers
 
@@ -123,7 +123,7 @@ def test_columns_of_batches_are_those_of_all_logits_at_once() -> None:
 def test_logits_are_kept_for_a_metric_that_says_it_needs_them() -> None:
     split = drawn(20, 4)
     told = ask(same, split, partial(keep_what_is_needed, 20, [Loss, MeanLogit]), batch_size=6)
-    assert torch.equal(told.logits, predict_split(same, split))
+    assert torch.equal(told.logits, torch.cat(list(logits_in_batches(same, split))))
     assert judge(told, split.labels, [MeanLogit])["mean_logit"] == pytest.approx(split.inputs.mean().item())
 
 
