@@ -129,7 +129,9 @@ def _read_all(task: Datasets, split: str, dataset: Any) -> tuple[NDArray[Any], N
         items = [item(task, split, dataset, row) for row in rows]
         labels += [label for _, label in items]
         if not task.stream:
-            batches.append(checked(task, split, collated(task, split, [value for value, _ in items])))
+            batches.append(
+                checked(task, split, collated(task, split, [value for value, _ in items]), task.input_shape)
+            )
     inputs = np.arange(len(labels)) if task.stream else np.concatenate(batches)
     return inputs, np.array(labels, dtype=np.int64)
 
@@ -176,12 +178,12 @@ def collated(task: Datasets, split: str, inputs: Sequence[Any]) -> NDArray[Any]:
     return batch
 
 
-def checked(task: Datasets, split: str, batch: NDArray[Any]) -> NDArray[Any]:
-    """The batch; `ValueError` where it is not of the task's shape."""
-    if batch.shape[1:] != task.input_shape:
+def checked(task: Datasets, split: str, batch: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """The batch; `ValueError` where it is not of the task's `shape`, which only those who have its Datasets know."""
+    if batch.shape[1:] != shape:
         raise ValueError(
             f"task `{task.name}`: `{split}`: inputs are collated to {batch.shape[1:]}, and others to"
-            f" {task.input_shape}; let `collate` pad to one length"
+            f" {shape}; let `collate` pad to one length"
         )
     return batch
 

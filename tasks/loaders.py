@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from raydistill.tasks.devices import to_device
 
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-IMPORTED = ["raydistill.tasks.folder_split"]
+IMPORTED = ["raydistill.tasks.folder_split", "raydistill.tasks.dataset_split"]
 
 _starting = threading.Lock()
 
@@ -32,13 +32,14 @@ class Loaders:
     """Loaders of one dataset, whose `__getitems__` makes a batch of a request, or an exception that is to be raised:
     torch would wrap one that a process raises.
 
-    Every iteration has a loader to itself, an idle one where there is one.
+    Every iteration has a loader to itself, an idle one where there is one. Where `is_forked`, processes are copies of
+    this one all the same, for a dataset that cannot be sent.
     """
 
-    def __init__(self, dataset: Dataset[Any], workers: int) -> None:
-        self._dataset, self._workers = dataset, workers
+    def __init__(self, dataset: Dataset[Any], workers: int, *, is_forked: bool = False) -> None:
+        self._dataset, self._workers, self._is_forked = dataset, workers, is_forked
         self._idle: dict[bool, list[DataLoader[Any]]] = {True: [], False: []}
-        if workers:
+        if workers and not is_forked:
             start_server()
 
     def batches(self, requests: Sequence[Any], device: torch.device) -> Iterator[Tensor]:
@@ -62,7 +63,7 @@ class Loaders:
             batch_sampler=_Requests(),
             num_workers=self._workers,
             persistent_workers=self._workers > 0,
-            multiprocessing_context=_context() if self._workers else None,
+            multiprocessing_context=_context(self._is_forked) if self._workers else None,
             worker_init_fn=_end_with_parent,
             pin_memory=is_pinned,  # by a thread of the loader, where the steps do not wait for it
             # Without a generator of its own the loader draws from torch's, and resuming would not repeat exactly.
@@ -108,8 +109,10 @@ def start_server() -> None:
             forkserver.ensure_running()
 
 
-def _context() -> Any:
+def _context(is_forked: bool = False) -> Any:
     methods = multiprocessing.get_all_start_methods()
+    if is_forked and "fork" in methods:
+        return multiprocessing.get_context("fork")
     return multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
 
 

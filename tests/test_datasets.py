@@ -1,6 +1,9 @@
 """Tasks made of torch's Datasets: the same samples in memory and streamed, and one line for what cannot be used."""
 
+import os
+import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -9,7 +12,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
-from raydistill.tasks import dataset_items
+from raydistill.tasks import dataset_items, dataset_split
 from raydistill.tasks.datasets import Datasets
 from raydistill.tasks.survey import survey_task
 from raydistill.tasks.tensors import Tensors
@@ -255,3 +258,77 @@ def test_what_no_identity_sees_is_said_unless_the_samples_are_named() -> None:
     named = given(pairs(), kind=Named)
     assert named.unseen_data is None
     assert named.identity() != given(pairs(), kind=Named, version="2").identity()
+
+
+# --- the processes that read a stream --------------------------------------------------------------------------------
+
+READY: list[bool] = []
+
+
+class Whereabouts(Dataset[Pair]):
+    """Items that say which process read them, and whose child that is."""
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, row: int) -> Pair:
+        return np.array([os.getpid(), os.getppid(), row]), row % 3
+
+
+class Unsendable(Whereabouts):
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+
+class NeedsItsModule(Whereabouts):
+    """What the module learned before is not known in a process of its own."""
+
+    def __getitem__(self, row: int) -> Pair:
+        if not READY:
+            raise RuntimeError("nobody made this module ready")
+        return super().__getitem__(row)
+
+
+@pytest.fixture
+def found_by_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The classes above, by processes that are sent objects of them."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+
+
+@pytest.mark.usefixtures("found_by_others")
+def test_processes_that_read_a_stream_stay_and_are_no_copies_of_this_one() -> None:
+    data = given(Whereabouts(), stream=True, workers=2).load()
+    first, second, other = all_inputs(data.train, 3), all_inputs(data.train, 3), all_inputs(data.test, 3)
+    assert first[:, 2].tolist() == second[:, 2].tolist() == data.train.ids.tolist()
+    assert set(first[:, 0].tolist()) == set(second[:, 0].tolist()) >= set(other[:, 0].tolist())
+    assert len(set(first[:, 0].tolist())) == 2
+    assert os.getpid() not in {*first[:, 0].tolist(), *first[:, 1].tolist()}
+
+
+@pytest.mark.usefixtures("found_by_others")
+@pytest.mark.parametrize(
+    ("dataset", "most", "reason"),
+    [
+        (Unsendable, 256 << 20, "cannot be sent to another process (TypeError: cannot pickle"),
+        (Whereabouts, 10, "takes more than 0 MiB"),
+        (NeedsItsModule, 256 << 20, "reads otherwise in a process of its own: task `given`: item"),
+    ],
+)
+def test_what_cannot_be_sent_is_read_by_copies_of_this_process_and_the_log_says_why(
+    dataset: type[Whereabouts],
+    most: int,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(dataset_split, "MOST_SENT", most)
+    monkeypatch.setitem(globals(), "READY", [True])
+    caplog.set_level("INFO")
+    data = given(dataset(), stream=True, workers=1).load()
+    for _ in range(2):
+        read = all_inputs(data.train, 3)
+        assert read[:, 2].tolist() == data.train.ids.tolist()
+        assert set(read[:, 1].tolist()) == {os.getpid()}
+    said = [record.getMessage() for record in caplog.records if "are forked" in record.getMessage()]
+    assert len(said) == 1
+    assert reason in said[0]
