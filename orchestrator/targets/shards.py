@@ -265,11 +265,12 @@ class ShardedRows:
         self._verifies = verify_checksums
         self._values: dict[int, np.ndarray] = {}
         is_wide = layout.width * ELEMENTS[layout.dtype][1].itemsize >= WIDE
-        self._remote = remote_payload(folder) if is_wide else None
+        stage = remote_payload(folder)
+        self._remote = stage if is_wide else None
         self._ids: dict[int, np.ndarray] = {}
         if self._remote is not None:
             return
-        if (stage := remote_payload(folder)) is not None:
+        if stage is not None:
             stage.fetch_files([shard.file for shard in shards])
         self._ids = {index: self._map(index) for index in range(len(shards))}
         self._window, self._starts = _one_window(self._values, len(shards))
