@@ -15,6 +15,7 @@ EVEN = 1e-6  # the norm below which what is centred is rounding
 class Dist(SoftTargets):
     """One less Pearson's correlation, over rows and over columns of the batch's probabilities."""
 
+    stacks = True
     config: DistConfig
 
     def soft_terms(self, logits: Tensor, teacher: TeacherTargets, batch: Batch) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from raydistill.training.data import Batch
 class Dkd(SoftTargets):
     """Two divergences of one pair of distributions."""
 
+    stacks = True
     config: DkdConfig
 
     def soft_terms(self, logits: Tensor, teacher: TeacherTargets, batch: Batch) -> dict[str, Tensor]:

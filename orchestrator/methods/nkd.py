@@ -13,6 +13,7 @@ from raydistill.training.data import Batch
 class Nkd(SoftTargets):
     """The label's term is taken at T = 1, the others' at the method's temperature."""
 
+    stacks = True
     config: NkdConfig
 
     def soft_terms(self, logits: Tensor, teacher: TeacherTargets, batch: Batch) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ LEVEL = 1e-7  # beside the teacher's cross-entropy, which may be 0
 class Wsld(SoftTargets):
     """The divergence of each sample, times a weight without gradient."""
 
+    stacks = True
     config: WsldConfig
 
     def soft_terms(self, logits: Tensor, teacher: TeacherTargets, batch: Batch) -> dict[str, Tensor]:
