@@ -71,14 +71,32 @@ def chance_of_guessing(right: int, samples: int, share: float) -> float:
     return min(total, 1.0)
 
 
+def chance_of_recalls(predicted: Integers, labels: Integers, num_classes: int) -> float:
+    """The probability that answers which know nothing of the labels, given as often as these, have recalls whose mean
+    over the classes is as large as theirs; by the normal distribution."""
+    counts = np.bincount(labels, minlength=num_classes)
+    right = np.bincount(labels[predicted == labels], minlength=num_classes)
+    there = counts > 0
+    given = np.bincount(predicted, minlength=num_classes)[there] / len(labels)
+    above = float((right[there] / counts[there] - given).sum())
+    variance = float((given * (1 - given) / counts[there]).sum())
+    return 0.5 * math.erfc(above / math.sqrt(2 * variance)) if variance else 1.0
+
+
 def doubts(predicted: Integers, labels: Integers, class_names: Sequence[str]) -> Iterator[str]:
-    """What a judgement of N predictions casts doubt on: a model that is no better than the most frequent class, or
-    that never says some class. Fewer samples than can tell say nothing about the first."""
+    """What a judgement of N predictions casts doubt on: a model that is no better than the most frequent class, and
+    does not know the others either, or that never says some class. Fewer samples than can tell say nothing about the
+    first."""
     counts = np.bincount(labels, minlength=len(class_names))
     samples, most = len(labels), int(counts.argmax())
     share, right = counts[most] / max(samples, 1), int((predicted == labels).sum())
     can_tell = 0 < share < 1 and samples * math.log(share) < math.log(SIGNIFICANT)
-    if can_tell and chance_of_guessing(right, samples, float(share)) > SIGNIFICANT:
+    # Who was trained to know rare classes is right less often than who always says the most frequent one.
+    if (
+        can_tell
+        and chance_of_guessing(right, samples, float(share)) > SIGNIFICANT
+        and chance_of_recalls(predicted, labels, len(class_names)) > SIGNIFICANT
+    ):
         yield (
             f"accuracy {100 * right / samples:.1f} % is at the level of chance: `{class_names[most]}` alone has"
             f" {100 * share:.1f} % of the {samples:,} samples; whoever learns from this model learns little: look at"

@@ -1,6 +1,7 @@
 """Calibration and confusion against a loop over samples, and against values worked out by hand."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from raydistill.training.calibration import (
     ReliabilityBins,
     bins_by_confidence,
     chance_of_guessing,
+    chance_of_recalls,
     confusion_matrix,
     doubts,
 )
@@ -122,6 +124,33 @@ def test_a_model_at_chance_is_doubted_and_a_better_one_is_not() -> None:
     )
     assert not list(doubts(np.where(np.arange(90) < 45, labels, (labels + 1) % 3), labels, "abc"))
     assert not list(doubts(np.array([1, 0]), np.array([0, 1]), "ab"))  # two samples tell nothing
+
+
+def test_the_chance_of_recalls_is_that_of_answers_dealt_at_random() -> None:
+    random = np.random.default_rng(0)
+    labels = random.choice(3, size=300, p=[0.6, 0.3, 0.1])
+    for told in (0.05, 0.1, 0.15):  # how many answers know the label
+        predicted = np.where(random.random(300) < told, labels, random.choice(3, size=300))
+
+        def mean_recall(answers: Any) -> Any:
+            return np.mean([(answers[labels == label] == label).mean() for label in range(3)])
+
+        dealt = [mean_recall(random.permutation(predicted)) for _ in range(4000)]
+        chance = np.mean(np.array(dealt) >= mean_recall(predicted))
+        assert chance_of_recalls(predicted, labels, 3) == pytest.approx(chance, abs=0.03)
+    assert chance_of_recalls(np.zeros(300, int), labels, 3) == 1
+
+
+def test_a_model_that_knows_rare_classes_is_not_at_chance() -> None:
+    """It is right less often than who says `usual` always: 90 of 160, and says which half is rare."""
+    labels = np.array([0] * 100 + [1] * 30 + [2] * 30)
+    predicted = np.array([0] * 40 + [1, 2] * 30 + [1] * 25 + [0] * 5 + [2] * 25 + [0] * 5)
+    assert (predicted == labels).mean() < 100 / 160
+    assert not list(doubts(predicted, labels, ["usual", "rare", "other"]))
+    mixed = np.random.default_rng(1).permutation(predicted)
+    assert [
+        "at the level of chance" in line for line in doubts(mixed, labels, ["usual", "rare", "other"])
+    ] == [True]
 
 
 def test_a_model_that_never_says_the_rare_class_is_doubted() -> None:
