@@ -323,7 +323,7 @@ def test_what_cannot_be_sent_is_read_by_copies_of_this_process_and_the_log_says_
 ) -> None:
     monkeypatch.setattr(dataset_split, "MOST_SENT", most)
     monkeypatch.setitem(globals(), "READY", [True])
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="raydistill")
     data = given(dataset(), stream=True, workers=1).load()
     for _ in range(2):
         read = all_inputs(data.train, 3)

@@ -45,7 +45,7 @@ def with_fetched_models(plan: Plan, root: Path, tracking_uri: str | None = None)
         return plan
     make_folder(root)
     try:
-        registry = _Registry.open(resolve_uri(root, tracking_uri), root)
+        registry = _Registry.at(resolve_uri(root, tracking_uri), root)
     except _Refused as problem:
         raise named[0].error(plan, str(problem)) from None
     changes: dict[str, Any] = {}
@@ -108,7 +108,7 @@ class _Registry:
     uri: str
 
     @classmethod
-    def open(cls, uri: str, root: Path) -> "_Registry":
+    def at(cls, uri: str, root: Path) -> "_Registry":
         if is_missing(uri):
             raise _Refused(
                 f"is not there: there is no tracking store `{mask(uri)}`; name it, `--tracking-uri`"

@@ -459,9 +459,14 @@ def watched(
 
 @pytest.fixture
 def in_steps() -> Callable[[list[Frames]], list[Frames]]:
-    """Those of a training's steps, but for looks at losses and peers, checkpoints, and what comes after an epoch."""
+    """Those of a training's steps, but for looks at losses and peers, checkpoints, and what comes after an epoch: what
+    somebody makes of a `Turn`, and what the training does around it."""
     is_meant = {"_save", "_validate", "publish", "look", "checked_scale"}
-    return lambda waits: [frames for frames in waits if "_train" in frames and not frames & is_meant]
+
+    def is_of_a_step(frames: Frames) -> bool:
+        return ({"fit", "make"} <= frames or "_train" in frames) and not frames & is_meant
+
+    return lambda waits: list(filter(is_of_a_step, waits))
 
 
 @pytest.fixture(scope="module")
