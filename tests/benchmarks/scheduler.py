@@ -23,10 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from raydistill import run_plan
+from raydistill.execution.makespan import Room
+from raydistill.execution.ray_backend.resources import WHOLE, Resources
 from raydistill.execution.request import Outcome, StageRequest
 from raydistill.execution.survey import PlanSurvey
 from raydistill.plan.load import load_plan
 from raydistill.plan.order import Graph, Node, order_stages
+from raydistill.plan.resources import ResourcesConfig
 from raydistill.plan.schema import Plan
 from raydistill.run_plan import RunOptions
 
@@ -41,6 +44,12 @@ class Instant:
         self.seconds = 0.0
 
     def check_feasible(self, nodes: Sequence[Node]) -> None: ...
+
+    def room(self) -> Room:
+        return Room((Resources(cpus=SLOTS * WHOLE),))
+
+    def has_gpu_for(self, resources: ResourcesConfig) -> bool:
+        return False
 
     def want(self, waiting: Sequence[Node]) -> None: ...
 

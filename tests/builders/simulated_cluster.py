@@ -6,6 +6,7 @@ from typing import Any
 
 from raydistill.execution.request import Outcome, StageRequest
 from raydistill.plan.order import Node
+from raydistill.plan.resources import ResourcesConfig
 
 Seconds = Callable[[str], float]
 
@@ -23,6 +24,9 @@ class SimulatedCluster:
         self._ends: list[tuple[float, str, int, StageRequest]] = []
 
     def check_feasible(self, nodes: Sequence[Node]) -> None: ...
+
+    def has_gpu_for(self, resources: ResourcesConfig) -> bool:
+        return False
 
     def want(self, waiting: Sequence[Node]) -> None: ...
 

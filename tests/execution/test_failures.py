@@ -226,7 +226,7 @@ class FullDisk(LocalBackend):
         self.victim = victim
 
     def wait(self, seconds: float) -> list[tuple[str, Outcome]]:
-        is_full = self._next is not None and self._next.name == self.victim
+        is_full = any(request.name == self.victim for request in self._next)
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (self.LIMIT if is_full else before[0], before[1]))
         try:
