@@ -209,10 +209,13 @@ class _Run:
 
     def _start(self, node: Node) -> None:
         """Start a node whose lease we have, and beside it others that it may be stacked with."""
-        alone, others = self.alone.get(node.name, ""), []
+        alone, others = self.alone.get(node.name, ""), list[Node]()
         if not alone and finished_record(self._folder(node).path) is None:
-            others = alike(self.graph, node, self.ready)
-            alone = (why_alone(node.config, self.backend) if others else None) or ""
+            found = alike(self.graph, node, self.ready)
+            if (first := next(found, None)) is not None and not (
+                alone := why_alone(node.config, self.backend)
+            ):
+                others = [first, *found]
         requests = {node.name: self._claim(node, alone)}
         requests |= {} if alone else self._stacked_with(node, others)
         nodes = [self.graph.nodes[name] for name in requests]

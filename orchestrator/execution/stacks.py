@@ -1,5 +1,7 @@
 """Which replicas start in one process, to be trained as one batched model there if that turns out to be faster."""
 
+from collections.abc import Iterator
+
 from raydistill.execution.ready import ReadyStages
 from raydistill.execution.request import Backend
 from raydistill.kinds.stage_bases import TrainingConfig
@@ -9,18 +11,22 @@ from raydistill.plan.stage import StageConfig
 MOST = 32  # in one process: each has its weights, moments and checkpoints in memory
 
 
-def alike(graph: Graph, node: Node, ready: ReadyStages) -> list[Node]:
-    """The other replicas of a node's stage that are ready, and differ from it by nothing but their seeds."""
+def alike(graph: Graph, node: Node, ready: ReadyStages) -> Iterator[Node]:
+    """The other replicas of a node's stage that are ready, and differ from it by nothing but their seeds; looked at one
+    by one, since where nothing is stacked the first is enough."""
     if not isinstance(node.config, TrainingConfig):
-        return []
+        return
     own = node.config.replace(seed=0)
-    names = graph.replicas.get(node.stage, ())
-    others = [graph.nodes[name] for name in names if name != node.name and ready.is_waiting(name)]
-    return [other for other in others if other.config.replace(seed=0) == own and not other.peers]
+    for name in graph.replicas.get(node.stage, ()):
+        other = graph.nodes[name]
+        if name == node.name or other.peers or not ready.is_waiting(name):
+            continue
+        if other.config.replace(seed=0) == own:
+            yield other
 
 
-def why_alone(config: StageConfig, backend: Backend) -> str | None:
-    """Why replicas of a stage are not stacked, as far as that is known before one begins."""
+def why_alone(config: StageConfig, backend: Backend) -> str:
+    """Why replicas of a stage are not stacked, as far as that is known before one begins; empty where nothing is."""
     if not isinstance(config, TrainingConfig):
         return "nothing is trained"
     reason = config.why_alone()
@@ -28,7 +34,7 @@ def why_alone(config: StageConfig, backend: Backend) -> str | None:
         # Whether a stack is faster is measured, and may turn out otherwise the next time: a plan that is run again on a
         # CPU would not give the same bytes, for a gain that is large on a GPU alone, where launches take the time.
         return "on a CPU they keep the numbers that each has by itself, to the last bit, unless `stack` is on"
-    return reason
+    return reason or ""
 
 
 def size_of_stack(config: TrainingConfig, count: int, room: int) -> int:
