@@ -18,10 +18,10 @@ def alike(graph: Graph, node: Node, ready: ReadyStages) -> Iterator[Node]:
         return
     own = node.config.replace(seed=0)
     for name in graph.replicas.get(node.stage, ()):
-        other = graph.nodes[name]
-        if name == node.name or other.peers or not ready.is_waiting(name):
+        if name == node.name or not ready.is_waiting(name):
             continue
-        if other.config.replace(seed=0) == own:
+        other = graph.nodes[name]
+        if not other.peers and other.config.replace(seed=0) == own:
             yield other
 
 

@@ -109,6 +109,14 @@ def test_replicas_are_divided_among_the_processes_that_there_is_room_for(
     assert {state.attempts for state in states.values()} == {1}
 
 
+def test_one_replica_alone_can_be_asked_for(root: Path) -> None:
+    task = {"name": "tensors", "file": str(root.with_name("data.npz"))}
+    plan = Plan.model_validate({"name": "p", "task": task, "stages": {"teacher": TRAIN | {"replicas": 3}}})
+    backend = Processes(1)
+    run_stages(order_stages(plan).needed_for(names(1)), backend, task=plan.task, root=root)
+    assert backend.started == [names(1)]
+
+
 def test_all_are_one_model_where_somebody_wants_that(root: Path) -> None:
     backend = Processes(3)
     run(root, backend, replicas=5, stack="on")
