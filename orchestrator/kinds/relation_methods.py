@@ -245,7 +245,24 @@ class CorrelationCongruenceConfig(EmbeddingOptions):
     """Powers of the cosine that are taken."""
 
 
-class ContrastiveConfig(EmbeddingOptions):
+class ContrastOptions(EmbeddingOptions):
+    """What methods that tell a sample from others can be told."""
+
+    passes_over_unlabelled = True
+
+    weight: NonNegative = 0.8
+    dimensions: Annotated[Integer, Field(ge=1, le=100_000)] = 128
+    """Of the vectors that both embeddings are brought to."""
+    spare_own_class: Boolean = True
+    """Whether other samples of the same class are no negatives."""
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the loss looks at the true labels."""
+        return self.spare_own_class
+
+
+class ContrastiveConfig(ContrastOptions):
     """A sample's embedding picks the teacher's of the same sample out of a batch (CRD, Tian et al., ICLR 2020,
     arXiv 1910.10699, with the batch in place of the memory bank).
 
@@ -265,23 +282,12 @@ class ContrastiveConfig(EmbeddingOptions):
     word = "contrastive"
     implementation = "raydistill.methods.contrastive:Contrastive"
     couples_samples = True
-    passes_over_unlabelled = True
 
-    weight: NonNegative = 0.8
     temperature: Temperature = 0.07
     """Divides the cosines before the softmax over the batch; lower asks for more."""
-    dimensions: Annotated[Integer, Field(ge=1, le=100_000)] = 128
-    """Of the vectors that both embeddings are brought to."""
-    spare_own_class: Boolean = True
-    """Whether other samples of the same class are no negatives."""
-
-    @property
-    def needs_labels(self) -> bool:
-        """Whether the loss looks at the true labels."""
-        return self.spare_own_class
 
 
-class ContrastiveBankConfig(EmbeddingOptions):
+class ContrastiveBankConfig(ContrastOptions):
     """A sample's embedding picks the teacher's of the same sample out of a memory bank of all samples (CRD, Tian et
     al., ICLR 2020, arXiv 1910.10699, as published).
 
@@ -304,22 +310,11 @@ class ContrastiveBankConfig(EmbeddingOptions):
 
     word = "contrastive_bank"
     implementation = "raydistill.methods.contrastive_bank:ContrastiveBank"
-    passes_over_unlabelled = True
     remembers_samples = True
 
-    weight: NonNegative = 0.8
     temperature: Temperature = 0.07
     """Divides the cosines; lower asks for more."""
-    dimensions: Annotated[Integer, Field(ge=1, le=100_000)] = 128
-    """Of the vectors that both embeddings are brought to."""
     negatives: Annotated[Integer, Field(ge=1, le=1_000_000)] = 16_384
     """Rows of the bank that a sample is told from, drawn anew in every step."""
     momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.5
     """What a row keeps of itself when its sample comes by."""
-    spare_own_class: Boolean = True
-    """Whether other samples of the same class are no negatives."""
-
-    @property
-    def needs_labels(self) -> bool:
-        """Whether the loss looks at the true labels."""
-        return self.spare_own_class

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from watched import Watched
 
 from raydistill.execution.local_backend import LocalBackend
 from raydistill.execution.ray_backend import RayBackend
@@ -32,22 +33,8 @@ TRAIN = {
 }  # fmt: skip
 
 
-class Watched(RayBackend):
-    """Notes which stages start together."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.started: list[list[str]] = []
-
-    def has_gpu_for(self, resources: ResourcesConfig) -> bool:
-        """As if the device were a GPU, where replicas are stacked by themselves."""
-        return True
-
-    def try_start(self, request: StageRequest, *others: StageRequest) -> bool:
-        is_started = super().try_start(request, *others)
-        if is_started:
-            self.started.append([each.name for each in (request, *others)])
-        return is_started
+class WatchedRayBackend(Watched, RayBackend):
+    """One that is watched."""
 
 
 class Replicas:
@@ -90,10 +77,10 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def backend(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
+def backend(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[WatchedRayBackend]:
     """Its workers import `probes` from the driver's folder."""
     monkeypatch.chdir(Path(__file__).parent)
-    backend = Watched()
+    backend = WatchedRayBackend()
     yield backend
     backend.close()
 
@@ -113,7 +100,7 @@ def outcomes(backend: RayBackend, names: set[str]) -> dict[str, Outcome]:
 
 @pytest.mark.ray
 def test_replicas_without_room_of_their_own_are_divided_among_the_workers_that_there_are(
-    backend: Watched, tmp_path: Path, data: Path
+    backend: WatchedRayBackend, tmp_path: Path, data: Path
 ) -> None:
     """Two workers of 2 CPUs for five replicas: three on one and two on the other, if that turns out to be faster."""
     resources = {"cpus": 2, "gpus": 0}
@@ -127,7 +114,9 @@ def test_replicas_without_room_of_their_own_are_divided_among_the_workers_that_t
 
 
 @pytest.mark.ray
-def test_replicas_that_fit_side_by_side_are_not_stacked(backend: Watched, tmp_path: Path, data: Path) -> None:
+def test_replicas_that_fit_side_by_side_are_not_stacked(
+    backend: WatchedRayBackend, tmp_path: Path, data: Path
+) -> None:
     replicas = Replicas(tmp_path / "ray", data, replicas=4, epochs=2, resources={"gpus": 0})
     replicas.run(backend)
     assert sorted(backend.started) == [[f"teacher.{index}"] for index in range(4)]
@@ -135,7 +124,7 @@ def test_replicas_that_fit_side_by_side_are_not_stacked(backend: Watched, tmp_pa
 
 @pytest.mark.ray
 def test_a_stack_whose_process_dies_goes_on_from_the_checkpoints(
-    backend: Watched, tmp_path: Path, data: Path
+    backend: WatchedRayBackend, tmp_path: Path, data: Path
 ) -> None:
     traces = tmp_path / "traces"
     traces.mkdir()
@@ -163,7 +152,7 @@ def test_a_stack_whose_process_dies_goes_on_from_the_checkpoints(
 
 @pytest.mark.ray
 def test_a_stack_that_is_asked_to_stop_leaves_checkpoints_and_goes_on(
-    backend: Watched, tmp_path: Path, data: Path
+    backend: WatchedRayBackend, tmp_path: Path, data: Path
 ) -> None:
     whole = {"replicas": 3, "epochs": 120, "stack": "on", "resources": {"gpus": 0}}
     replicas = Replicas(tmp_path / "ray", data, **whole)

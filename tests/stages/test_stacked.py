@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from watched import Watched
 
 from raydistill.execution import run_stack
 from raydistill.execution.local_backend import LocalBackend
-from raydistill.execution.request import Outcome, StageRequest
+from raydistill.execution.request import Outcome
 from raydistill.execution.scheduler import run_stages
-from raydistill.plan.resources import ResourcesConfig
 from raydistill.runs.folder import CHECKPOINT
 from raydistill.runs.plan_run import NodeState
 from raydistill.training.stacking import Stack
@@ -24,33 +24,21 @@ TRAIN = {"stage": "train", "epochs": 4, "batch_size": 16, "model": MLP, "optimiz
 NAMES = [f"teacher.{index}" for index in range(COUNT)]
 
 
-class Watched(LocalBackend):
-    """Notes which stages start together, and can be told to stop after some stacked steps."""
-
-    def __init__(self, **given: Any) -> None:
-        super().__init__(**given)
-        self.started: list[list[str]] = []
-
-    def has_gpu_for(self, resources: ResourcesConfig) -> bool:
-        """As if the device were a GPU, where replicas are stacked by themselves."""
-        return True
-
-    def try_start(self, request: StageRequest, *others: StageRequest) -> bool:
-        is_started = super().try_start(request, *others)
-        if is_started:
-            self.started.append([each.name for each in (request, *others)])
-        return is_started
+class WatchedLocalBackend(Watched, LocalBackend):
+    """One that is watched."""
 
 
 def run(
     stages: Any, written: dict[str, Any], backend: LocalBackend | None = None, **given: Any
 ) -> dict[str, NodeState]:
     graph = stages.write(written)
-    return run_stages(graph, backend or Watched(), task=stages.plan.task, root=stages.root, **given)
+    return run_stages(
+        graph, backend or WatchedLocalBackend(), task=stages.plan.task, root=stages.root, **given
+    )
 
 
-def train(stages: Any, stack: str = "on", **changes: Any) -> Watched:
-    backend = Watched()
+def train(stages: Any, stack: str = "on", **changes: Any) -> WatchedLocalBackend:
+    backend = WatchedLocalBackend()
     states = run(stages, {"teacher": TRAIN | changes | {"stack": stack}}, backend)
     assert {state.status for state in states.values()} <= {"done", "cached"}
     return backend
@@ -181,7 +169,7 @@ def test_a_stop_leaves_a_checkpoint_of_each(both: tuple[Any, Any], monkeypatch: 
             stop.set()
 
     monkeypatch.setattr(Stack, "step", counted)
-    states = run(stages, {"teacher": TRAIN | {"stack": "on"}}, Watched(stop=stop), stop=stop)
+    states = run(stages, {"teacher": TRAIN | {"stack": "on"}}, WatchedLocalBackend(stop=stop), stop=stop)
     assert {state.status for state in states.values()} == {"stopped"}
     assert all((stages.folder(name).path / CHECKPOINT).is_dir() for name in NAMES)
     train(stages)
@@ -335,7 +323,7 @@ def test_the_seconds_of_a_stack_are_shared(stages: Any, monkeypatch: pytest.Monk
 
 
 def test_stages_that_differ_by_more_than_their_seed_are_not_stacked(stages: Any) -> None:
-    backend = Watched()
+    backend = WatchedLocalBackend()
     one = TRAIN | {"stack": "on", "replicas": 2}
     run(stages, {"a": one, "b": one | {"epochs": 3}}, backend)
     assert sorted(map(sorted, backend.started)) == [["a.0", "a.1"], ["b.0", "b.1"]]
