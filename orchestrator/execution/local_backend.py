@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 from raydistill.errors import PlanError
@@ -47,7 +47,7 @@ class LocalBackend:
 
         return Room((Resources(gpus=WHOLE * torch.cuda.is_available()),), one_by_one=True)
 
-    def want(self, waiting: Sequence[Node]) -> None:
+    def want(self, waiting: Iterable[Node]) -> None:
         """There is this process alone."""
 
     def try_start(self, request: StageRequest, *others: StageRequest) -> bool:

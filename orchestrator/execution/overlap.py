@@ -1,7 +1,7 @@
 """A back end that puts waiting to use: the driver's imports while the first stages start, and what a stage's process,
 where torch is loaded, can do next for less than a new process could."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from raydistill.execution.makespan import Room
@@ -32,7 +32,7 @@ class OverlappedBackend:
         """As the back end's."""
         return self._backend.room()
 
-    def want(self, waiting: Sequence[Node]) -> None:
+    def want(self, waiting: Iterable[Node]) -> None:
         """As the back end does."""
         self._backend.want(waiting)
 

@@ -81,9 +81,13 @@ class ReadyStages:
         # Each is named once: to go through the whole queue at every refusal would be quadratic in the stages.
         return [other for other in self._unnamed.pop(shape, []) if other in self._queued]
 
+    def has_waiting(self) -> bool:
+        """Whether anything could start if there were room."""
+        return any(map(self.is_waiting, self._queued))
+
     def waiting_for_room(self) -> list[str]:
         """What could start if there were room, those that would start first in front."""
-        return sorted(self._queued & self.unfinished, key=self._rank.__getitem__)
+        return sorted(filter(self.is_waiting, self._queued), key=self._rank.__getitem__)
 
     def begin(self, name: str) -> None:
         """It runs."""
@@ -96,6 +100,7 @@ class ReadyStages:
     def finish(self, name: str) -> None:
         """Nothing is left to do for it: its readers wait for one less."""
         self.unfinished.discard(name)
+        self._queued.discard(name)
         for reader in self._readers[name]:
             self._missing[reader] -= 1
             if reader in self.unfinished:

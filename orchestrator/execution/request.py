@@ -1,6 +1,6 @@
 """What a back end is given and what it gives back: plain values that cross processes and machines."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -87,8 +87,11 @@ class Backend(Protocol):
         """The machines on which stages run, all of them idle, and how much of them may be held."""
         ...
 
-    def want(self, waiting: Sequence[Node]) -> None:
-        """These could start, and wait for room alone: machines that can be had may be asked for."""
+    def want(self, waiting: Iterable[Node]) -> None:
+        """These could start, and wait for room alone: machines that can be had may be asked for.
+
+        They are looked up when somebody goes through them.
+        """
         ...
 
     def try_start(self, request: StageRequest, *others: StageRequest) -> bool:

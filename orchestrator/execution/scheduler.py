@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -163,10 +163,13 @@ class _Run:
             self._try(self.graph.nodes[name])
 
     def _tell_what_waits(self) -> None:
-        waiting = self.ready.waiting_for_room()
-        if waiting or self.is_short:
-            self.backend.want([self.graph.nodes[name] for name in waiting])
-        self.is_short = bool(waiting)
+        was_short, self.is_short = self.is_short, self.ready.has_waiting()
+        if self.is_short or was_short:
+            self.backend.want(self._waiting())
+
+    def _waiting(self) -> Iterator[Node]:
+        for name in self.ready.waiting_for_room():
+            yield self.graph.nodes[name]
 
     def _note_placements(self) -> None:
         """Whether what was started has begun, and where: a stage may wait for Ray, or stand still on a dead node, for

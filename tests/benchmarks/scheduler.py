@@ -18,7 +18,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class Instant:
     def has_gpu_for(self, resources: ResourcesConfig) -> bool:
         return False
 
-    def want(self, waiting: Sequence[Node]) -> None: ...
+    def want(self, waiting: Iterable[Node]) -> None: ...
 
     def placements(self) -> dict[str, Any]:
         return {}

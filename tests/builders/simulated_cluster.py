@@ -1,7 +1,7 @@
 """A Ray cluster in virtual time."""
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from raydistill.execution.request import Outcome, StageRequest
@@ -28,7 +28,7 @@ class SimulatedCluster:
     def has_gpu_for(self, resources: ResourcesConfig) -> bool:
         return False
 
-    def want(self, waiting: Sequence[Node]) -> None: ...
+    def want(self, waiting: Iterable[Node]) -> None: ...
 
     def placements(self) -> dict[str, Any]:
         return {}

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -55,7 +55,7 @@ class Slots:
         if self.infeasible in [node.name for node in nodes]:
             raise PlanError(f"`{self.infeasible}` never fits")
 
-    def want(self, waiting: Sequence[Node]) -> None:
+    def want(self, waiting: Iterable[Node]) -> None:
         self.wanted.append([node.name for node in waiting])
 
     def placements(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Which replicas start in one process: with a back end that is told how much room there is, and how stages end."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class Processes:
     def check_feasible(self, nodes: Sequence[Node]) -> None:
         pass
 
-    def want(self, waiting: Sequence[Node]) -> None:
+    def want(self, waiting: Iterable[Node]) -> None:
         pass
 
     def placements(self) -> dict[str, Placement]:

@@ -6,7 +6,7 @@ Ray reads part of its environment once, while it is being imported.
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from raydistill.errors import PlanError
@@ -66,7 +66,7 @@ class RayBackend:
         stages, guarded = self._connected()
         return guarded(stages.room)
 
-    def want(self, waiting: Sequence["Node"]) -> None:
+    def want(self, waiting: Iterable["Node"]) -> None:
         """Let a Ray cluster that can grow do so."""
         stages, guarded = self._connected()
         guarded(stages.want, waiting)

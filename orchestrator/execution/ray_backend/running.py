@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import ray
@@ -81,7 +81,7 @@ class RunningStages:
                 "no machine of the Ray cluster has room for %s now: its autoscaler is asked for some", names
             )
 
-    def want(self, waiting: Sequence[Node]) -> None:
+    def want(self, waiting: Iterable[Node]) -> None:
         """Ask the autoscaler, if there is one, for room for these beside what runs."""
         if self._growth is None or not self.has_ray():
             return
