@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raydistill.errors import PlanError
+from raydistill.execution.gpu_share import with_gpu_shares
 from raydistill.execution.makespan import Room
 from raydistill.execution.preview import DryRun, estimated, look_ahead
 from raydistill.execution.ray_backend.connection import is_local
@@ -105,6 +106,7 @@ def dry_run(
         for line in store_sizes(graph, plan.task):
             log.warning("note: %s", line)
     root, limit = _root(runs), Limit(max_cpus, max_gpus)
+    graph = with_gpu_shares(graph, root)
     prospects = look_ahead(graph, root, plan.name, graph.called(force, "--force"), plan.task)
     if address is not None:
         from raydistill.execution.ray_backend import RayBackend

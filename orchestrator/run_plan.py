@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from raydistill.errors import ClusterLost, PlanError, StoreError
 from raydistill.execution.estimate import Estimator
+from raydistill.execution.gpu_share import with_gpu_shares
 from raydistill.execution.overlap import OverlappedBackend
 from raydistill.execution.request import Backend
 from raydistill.execution.scheduler import run_stages
@@ -82,7 +83,7 @@ def run_plan(
     """
     from raydistill.execution.run_stage import versions
 
-    forced = graph.called(options.force, "--force")
+    graph, forced = with_gpu_shares(graph, options.root), graph.called(options.force, "--force")
     make_folder(options.root / "stages")
     run = PlanRun(plan, graph, options.root, command=options.command, versions=versions())
     states = {name: NodeState() for name in graph.nodes}

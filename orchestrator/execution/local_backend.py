@@ -103,5 +103,5 @@ class LocalBackend:
 def _device(resources: ResourcesConfig) -> str:
     import torch
 
-    wants_gpu = resources.gpus is None or resources.gpus > 0
+    wants_gpu = resources.given_gpus is None or resources.given_gpus > 0
     return "cuda" if wants_gpu and torch.cuda.is_available() else "cpu"

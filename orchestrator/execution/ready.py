@@ -7,7 +7,7 @@ import heapq
 import time
 from collections import Counter
 
-from raydistill.plan.order import Graph
+from raydistill.plan.order import Graph, Node
 from raydistill.plan.resources import ResourcesConfig
 
 
@@ -69,6 +69,14 @@ class ReadyStages:
             self._queued.add(name)
             heapq.heappush(self._queues.setdefault(self._shape(name), []), self._rank[name])
             self._unnamed.setdefault(self._shape(name), []).append(name)
+
+    def reshape(self, node: Node) -> None:
+        """A node that does not run takes other resources from now on."""
+        was_queued = node.name in self._queued
+        self._queued.discard(node.name)
+        self.graph.nodes[node.name] = node
+        if was_queued:
+            self.put_back(node.name)
 
     def found_no_room(self, name: str, *, seconds: float) -> list[str]:
         """Do not try this shape again before the set of running stages changes, or `seconds` have passed.

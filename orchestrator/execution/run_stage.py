@@ -277,7 +277,7 @@ def _reserved(request: StageRequest, context: StageContext) -> dict[str, float]:
     workers = context.world
     if request.workers_come_and_go and workers > 1:
         workers = max(1, len(read_places(context.folder.path, request.attempt, context.world)))
-    gpus = 1.0 if request.shape.gpus is None else request.shape.gpus
+    gpus = 1.0 if request.shape.given_gpus is None else request.shape.given_gpus
     return {
         "cpus": round(request.shape.cpus * workers, 4),
         "gpus": 0.0 if context.device == "cpu" else round(gpus * workers, 4),

@@ -12,9 +12,11 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from raydistill.errors import PlanError, StoreError
+from raydistill.execution.gpu_share import settled, share_of
 from raydistill.execution.needed import WHY_NOT, not_needed
 from raydistill.execution.ready import ReadyStages
 from raydistill.execution.request import Backend, Outcome, StageRequest, build_request
@@ -82,7 +84,10 @@ class _Run:
         sees_test: bool,
         survey: Surveyor,
     ) -> None:
-        self.graph, self.backend, self.task, self.root = graph, backend, task, root
+        self.backend, self.task, self.root = backend, task, root
+        self.graph = replace(
+            graph, nodes=dict(graph.nodes)
+        )  # our own: what is left to `gpus: auto` is settled here
         self.stop, self.watch, self.sees_test, self.survey = stop, watch, sees_test, survey
         # By folder: nodes that are the same stage share one, and it is made again once.
         self.forced = {graph.nodes[name].folder for name in forced}
@@ -93,7 +98,7 @@ class _Run:
         self.stacked: set[str] = set()
         self.deaths: Counter[str] = Counter()
         self.states = {name: NodeState() for name in graph.nodes}
-        self.ready = ReadyStages(graph)
+        self.ready = ReadyStages(self.graph)
         self.leases = Leases()
 
     def until_finished(self) -> dict[str, NodeState]:
@@ -350,6 +355,7 @@ class _Run:
         elif outcome.status != "lost":
             self._warn_readers(name, outcome.warnings)
             self._finish(name, outcome.status, error=self._with_names(outcome.error))
+            self._share_gpus(name)
         # Not for ever: a stage that runs out of memory ends its own process each time. But machines that are taken away
         # with notice have done their part.
         elif outcome.preempted or self.deaths[name] <= self.graph.nodes[name].config.resources.retries:
@@ -366,6 +372,17 @@ class _Run:
             times = "" if self.deaths[name] == 1 else f" {self.deaths[name]} times"
             self._give_up(name, f"its process died{times}: {outcome.error}")
         self.leases.release(folder.path)
+
+    def _share_gpus(self, name: str) -> None:
+        """Let what waits, and is like a training that ended, take the part of a GPU which that one needed."""
+        if self.graph.nodes[name].config.resources.gpus != "auto":
+            return
+        record = finished_record(self._folder(self.graph.nodes[name]).path)
+        if record is None or share_of(record.costs) is None:
+            return
+        waiting = [node for node in self._unfinished() if self.states[node.name].status == "waiting"]
+        for node in settled(waiting, self.graph, self.root).values():
+            self.ready.reshape(node)
 
     def _with_names(self, error: str | None) -> str | None:
         """An error message with the plan's names in place of fingerprints, the only names that a stage's process

@@ -1,7 +1,7 @@
 """What each worker of a stage needs: cores, GPUs, memory, time."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -25,8 +25,11 @@ class ResourcesConfig(Config):
     """What each worker of a stage needs. Never part of a stage's identity.
 
     `gpus` may be a fraction, so that several small models share one; left out, a stage takes one GPU where the
-    Ray cluster has any. `workers` above one train data-parallel under Ray Train, or predict shard by
-    shard: then as many take part as there is room for, more as there is more, and any number writes the same bytes.
+    Ray cluster has any. `auto` is a fraction that is measured: a training has a GPU to itself until another like it
+    has shown how much of one it needs, in memory and in time; then up to eight share one.
+
+    `workers` above one train data-parallel under Ray Train, or predict shard by shard: then as many take part as there
+    is room for, more as there is more, and any number writes the same bytes.
 
     `accelerator` wants GPUs of one type, in Ray's words (`H100`, `A100`, `L4`); `custom` are resources that somebody
     gave to nodes, `ray start --resources '{"licence": 2}'`: `custom: {licence: 1}`. `labels` are those that a node must
@@ -46,8 +49,8 @@ class ResourcesConfig(Config):
     """Processes that train, or predict, side by side."""
     cpus: Positive = 1.0
     """CPU cores per worker, and its threads."""
-    gpus: NonNegative | None = None
-    """GPUs per worker, or a fraction of one; one, where there are any, when left out."""
+    gpus: NonNegative | Literal["auto"] | None = None
+    """GPUs per worker, or a fraction of one; one, where there are any, when left out; `auto`: as its like needed."""
     memory: Memory | None = Field(None, description="such as 4GiB")
     timeout: Duration | None = Field(None, description="such as 90s, 30m or 2h")
 
@@ -61,9 +64,9 @@ class ResourcesConfig(Config):
 
     @model_validator(mode="after")
     def _sensible(self) -> "ResourcesConfig":
-        if self.gpus is not None and self.gpus > 1 and self.gpus != int(self.gpus):
+        if (gpus := self.given_gpus) is not None and gpus > 1 and gpus != int(gpus):
             raise located_error(
-                f"{self.gpus:g} GPUs: only a single GPU can be shared; write a whole number", "gpus"
+                f"{gpus:g} GPUs: only a single GPU can be shared; write a whole number", "gpus"
             )
         if self.accelerator is not None and self.gpus == 0:
             raise located_error(
@@ -82,6 +85,11 @@ class ResourcesConfig(Config):
 
     def __hash__(self) -> int:
         return hash(self.model_dump_json())
+
+    @property
+    def given_gpus(self) -> float | None:
+        """GPUs per worker, as somebody said; None: one, where there are any."""
+        return None if self.gpus == "auto" else self.gpus
 
     @property
     def timeout_seconds(self) -> float | None:

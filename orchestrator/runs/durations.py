@@ -7,7 +7,7 @@ own epochs and samples over that one's. Everything else is not known, and nothin
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,16 +66,24 @@ class Durations:
 
     def seconds(self, kind: str, identity: Identity, reserved: Mapping[str, float]) -> float | None:
         """About how long a stage will take that holds these resources; None when no record tells."""
-        work = self.work_of(identity)
-        if work is None:
+        if (work := self.work_of(identity)) is None:
             return None
-        if kind not in self._taken:
-            self._taken[kind] = self._read(kind)
-        for other, record in self._taken[kind]:
-            if other.shape == work.shape and record.reserved == dict(reserved):
+        for other, record in self._alike(kind, work):
+            if record.reserved == dict(reserved):
                 # Replicas that are trained as one model end together: each counts for its part of that time.
                 return record.seconds / (record.stacked or 1) * work.size / other.size
         return None
+
+    def costs(self, kind: str, identity: Identity) -> Iterator[Mapping[str, float]]:
+        """What finished stages cost that are like this one, the newest first."""
+        if (work := self.work_of(identity)) is not None:
+            yield from (record.costs for _, record in self._alike(kind, work))
+
+    def _alike(self, kind: str, work: Work) -> Iterator[tuple[Work, Record]]:
+        """The newest finished stages of a kind that are like this one, the newest first."""
+        if kind not in self._taken:
+            self._taken[kind] = self._read(kind)
+        yield from ((other, record) for other, record in self._taken[kind] if other.shape == work.shape)
 
     def _read(self, kind: str) -> list[tuple[Work, Record]]:
         """The newest finished stages of a kind, the newest first."""

@@ -67,7 +67,8 @@ class Record(BaseModel):
     """The outcome of one stage. `payload` holds the SHA-256 of every file that the stage made.
 
     `costs` are those of a training: `trained_parameters`, among them what the stored model leaves out,
-    `seconds_per_step` and `peak_bytes`; and of the model itself `bytes` of its tensors and `multiply_adds` for one
+    `seconds_per_step` and `peak_bytes`, on a GPU `gpu_busy` and `gpu_memory`, the parts of its time and of its memory
+    that the training takes; and of the model itself `bytes` of its tensors and `multiply_adds` for one
     input, where they could be counted.
 
     `untested`: made by a trial of a search, which did not look at the test split and kept the last checkpoint. A run of

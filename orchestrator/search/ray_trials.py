@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raydistill.errors import StageError
+from raydistill.execution.gpu_share import settled
 from raydistill.execution.ray_backend.resources import (
     GIB,
     NO_LIMIT,
@@ -70,7 +71,7 @@ def run_trials(
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     problem, scratch = trial_log.problem, run.folder / SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)
-    resources = trial_resources(problem, machines_alive(), limit)
+    resources = trial_resources(problem, machines_alive(), run.root, limit)
     is_followed = problem.config.scheduler.stops_trials
     parameters = {
         "working_folder": str(Path.cwd()),
@@ -134,17 +135,21 @@ class TrialResources:
 
 
 def trial_resources(
-    problem: SearchProblem, machines: Sequence[Resources], limit: Limit = NO_LIMIT
+    problem: SearchProblem, machines: Sequence[Resources], root: Path, limit: Limit = NO_LIMIT
 ) -> TrialResources:
-    """Room for trials on a Ray cluster of these machines, within the `limit`.
+    """Room for trials on a Ray cluster of these machines, within the `limit`; of a GPU as much as their like needed, by
+    the records below a storage root.
 
     Tune sees the actors, not the workers that they start: here those trials are counted that fit.
     """
     nodes = problem.trial_nodes(problem.graph)
+    known = settled(nodes, problem.graph, root)
+    nodes = [known.get(node.name, node) for node in nodes]
     allowed = [limit.of(machine) for machine in machines]
     workers = [resources_of_worker(node.config.resources, allowed) for node in nodes]
     if not problem.takes_several_workers:
-        return TrialResources(workers[0], None, _fewer(problem.config.concurrency, limit.times(workers[0])))
+        own = largest(workers)  # one after another
+        return TrialResources(own, None, _fewer(problem.config.concurrency, limit.times(own)))
     counts = [node.config.resources.workers * (1 + len(node.peers)) for node in nodes]
     fitting = min(
         sum(capacity(machine, worker) for machine in machines) // count

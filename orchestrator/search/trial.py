@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from raydistill.execution.gpu_share import with_gpu_shares
 from raydistill.execution.local_backend import LocalBackend
 from raydistill.execution.ray_backend import RayBackend
 from raydistill.execution.request import Backend
@@ -77,14 +78,14 @@ def run_trial(
     """
     started = time.monotonic()
     plan = Plan.model_validate(request.plan)
-    graph = order_stages(plan).needed_for([request.stage])
+    root = open_storage(request.root)
+    graph = with_gpu_shares(order_stages(plan).needed_for([request.stage]), root)
     judged = graph.replicas[request.stage]
 
     def hear(node: str, metrics: Mapping[str, float]) -> None:
         if judged == (node,) and request.metric in metrics:
             report(int(metrics["epoch"]), float(metrics[request.metric]))
 
-    root = open_storage(request.root)
     backend: Backend = LocalBackend(stop, hear) if share is None else RayBackend(on_report=hear, share=share)
     with closing(backend):
         states = run_stages(graph, backend, task=plan.task, root=root, stop=stop, sees_test=False)

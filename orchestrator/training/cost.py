@@ -12,6 +12,7 @@ from torch import nn
 
 from raydistill.models.multiply_adds import count_multiply_adds
 from raydistill.runs.context import StageContext
+from raydistill.training.device_load import DeviceLoad
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"  # proc(5): set the peak of the resident memory to what it is now
@@ -35,6 +36,7 @@ class Cost:
         self.seconds_per_step = math.inf
         self._device = torch.device(device)
         self._clock, self._began = clock, (0, 0.0)
+        self._load, self._paused = DeviceLoad(self._device), math.nan
         if self._device.type != "cpu":
             torch.get_device_module(self._device).reset_peak_memory_stats(self._device)
         else:
@@ -45,6 +47,21 @@ class Cost:
         """Training goes on at `step` of all steps."""
         self._began = step, self._clock()
 
+    def begin_step(self) -> bool:
+        """Before a step that the device makes for this training alone: whether its load is measured, which takes longer
+        than the step."""
+        if not self._load.is_due():
+            return False
+        self._paused = self._clock()
+        self._load.begin_step()
+        return True
+
+    def end_step(self) -> None:
+        """After a step that was measured: it does not count."""
+        self._load.end_step()
+        first, began = self._began
+        self._began = first + 1, began + self._clock() - self._paused
+
     def end_epoch(self, step: int) -> None:
         """The steps before `step` are done, on the device too."""
         first, began = self._began
@@ -52,13 +69,13 @@ class Cost:
             self.seconds_per_step = min(self.seconds_per_step, (self._clock() - began) / (step - first))
 
     def to_dict(self) -> dict[str, float]:
-        """`trained_parameters`, `seconds_per_step` and `peak_bytes`, as far as they are known."""
+        """`trained_parameters`, `seconds_per_step`, `peak_bytes` and the load of a GPU, as far as they are known."""
         known: dict[str, float] = {"trained_parameters": self.trained_parameters}
         if math.isfinite(self.seconds_per_step):
             known["seconds_per_step"] = self.seconds_per_step
         if (peak := self._peak_bytes()) is not None:
             known["peak_bytes"] = peak
-        return known
+        return known | self._load.to_dict(self.seconds_per_step)
 
     def _peak_bytes(self) -> int | None:
         if self._device.type != "cpu":

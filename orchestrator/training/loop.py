@@ -224,6 +224,11 @@ class Training:
         """Of all epochs that it trains."""
         return self.config.trained_epochs * self.steps_per_epoch
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other process, and no other training in this one, has a part in a step."""
+        return self.context.world == 1 and not self.context.stacked
+
     def turns(self) -> Iterator[Turn]:
         """The steps that are left, each of which is made before the next is asked for; after the last one the training
         ends as it should."""
@@ -258,7 +263,10 @@ class Training:
             for turn in self._turns(epoch):
                 if self.rates is not None:
                     self.rates.write()
+                is_measured = self.is_alone and self.cost.begin_step()
                 yield turn
+                if is_measured:
+                    self.cost.end_step()
                 assert turn.told is not None
                 self._note_step(turn.told)
             self._end_epoch(epoch)

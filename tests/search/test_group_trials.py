@@ -16,7 +16,7 @@ PEERS = {"stage": "codistill", "model": {"name": "mlp", "widths": [8]}, "epochs"
 
 def room(bench: Any, space: Any = SPACE, limit: Limit = NO_LIMIT, **options: Any) -> TrialResources:
     bench.write(space, **options)
-    return trial_resources(bench.problem(), MACHINES, limit)
+    return trial_resources(bench.problem(), MACHINES, bench.root, limit)
 
 
 def test_a_trial_on_one_worker_holds_it_itself(bench: Any) -> None:

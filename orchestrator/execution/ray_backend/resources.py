@@ -144,8 +144,9 @@ def resources_of_machine(
 
 
 def resources_of_worker(resources: ResourcesConfig, machines: Iterable[Resources]) -> Resources:
-    """What one worker of a stage asks for; `gpus` left out means one where the Ray cluster has any."""
-    gpus = resources.gpus
+    """What one worker of a stage asks for; `gpus` left out, or not yet measured, means one where the Ray
+    cluster has any."""
+    gpus = resources.given_gpus
     if gpus is None:
         gpus = float(any(machine.gpus for machine in machines))
     custom = {name: _whole(amount) for name, amount in resources.custom.items()}
