@@ -52,6 +52,7 @@ from raydistill.training.optimizer import (
     change_numbers,
 )
 from raydistill.training.parameter_groups import SCALE, Rule, rules_of
+from raydistill.training.pieces import logits_by_pieces
 from raydistill.training.precision import GradientScaler, autocast
 from raydistill.training.running_losses import LossSums, RunningLosses, Told
 from raydistill.training.warm_start import copy_metrics, warm_starts
@@ -627,4 +628,4 @@ def predictor(model: nn.Module, transfer: TransferSet, config: TrainingConfig) -
         with autocast(inputs.device.type, config.precision):
             return _output_of(model(transfer.normalised(inputs))).logits
 
-    return predict
+    return partial(logits_by_pieces, predict)

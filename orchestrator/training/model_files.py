@@ -39,6 +39,7 @@ from raydistill.tasks.splits import TaskData
 from raydistill.tasks.task import Task
 from raydistill.training.model_description import DESCRIPTION, read_description, statistics
 from raydistill.training.model_size import check_size
+from raydistill.training.pieces import logits_by_pieces
 from raydistill.training.trust import admitted
 
 WEIGHTS = "model.safetensors"
@@ -72,7 +73,7 @@ class TrainedModel:
         """Logits (B, C) float32 of raw inputs (B, ...), images scaled to [0, 1]. `StageError` for integers that the
         model cannot look up."""
         try:
-            return self.model(self.prepared(inputs)).float()
+            return logits_by_pieces(lambda piece: self.model(self.prepared(piece)).float(), inputs)
         except IndexError as error:
             if self.input_dtype != torch.int64:
                 raise

@@ -1,12 +1,14 @@
 """In which precision a frozen network runs, and how far its answers are from those in float32."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from raydistill.kinds.stage_bases import Precision
 from raydistill.models.taps import Output, Tapped
+from raydistill.training.pieces import output_by_pieces
 from raydistill.training.precision import autocast
 
 TEMPERATURES = (1, 4)
@@ -27,7 +29,8 @@ def forward_pass(
         features = {name: feature.float() for name, feature in output.features.items()}
         return Output(output.logits.float(), features)
 
-    return predict
+    # Compiled for one size of batches.
+    return predict if compiled else partial(output_by_pieces, predict)
 
 
 def divergences(logits: Tensor, exact: Tensor, temperature: float) -> Tensor:
