@@ -18,7 +18,8 @@ FEWEST = 16  # samples; of fewer, layers take longer to be called
 
 def pieces_of(inputs: Tensor) -> tuple[Tensor, ...]:
     """A batch (B, ...), in parts of about the same size if it is large and lies on a CPU."""
-    if inputs.device.type != "cpu" or not inputs.numel():
+    # A program that is being written (ONNX, `torch.export`) is for batches of any size.
+    if inputs.device.type != "cpu" or not inputs.numel() or torch.compiler.is_compiling():
         return (inputs,)
     largest = max(FEWEST, BYTES // (inputs[0].numel() * inputs.element_size()))
     return inputs.tensor_split(-(-len(inputs) // largest))

@@ -22,9 +22,10 @@ def network() -> nn.Module:
 
 @given(st.integers(1, 700), st.sampled_from([(1,), (784,), (3, 32, 32), LARGE]))
 def test_pieces_are_the_batch_in_its_order_and_none_is_large(samples: int, shape: tuple[int, ...]) -> None:
-    inputs = torch.arange(samples).reshape(-1, *[1] * len(shape)).expand(-1, *shape).float()
+    inputs = torch.arange(float(samples)).reshape(-1, *[1] * len(shape)).expand(-1, *shape)
     pieces = pieces_of(inputs)
-    assert torch.equal(torch.cat([piece.flatten(1)[:, 0] for piece in pieces]), torch.arange(samples).float())
+    first = (slice(None), *[0] * len(shape))
+    assert torch.equal(torch.cat([piece[first] for piece in pieces]), torch.arange(float(samples)))
     for piece in pieces:
         assert len(piece) <= FEWEST or piece.numel() * 4 <= BYTES
     assert max(map(len, pieces)) - min(map(len, pieces)) <= 1, "they take the same time"
@@ -55,6 +56,21 @@ def test_a_stored_teacher_sees_a_large_batch_piece_by_piece() -> None:
         output: Output = forward_pass(Tapped(model, []), "cpu", "float32")(torch.rand(100, *LARGE))
     assert sum(sizes) == len(output.logits) == 100
     assert max(sizes) < 20
+
+
+def test_a_program_is_written_for_batches_of_any_size() -> None:
+    class Split(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = network().eval()
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return logits_by_pieces(self.model, inputs)
+
+    module, size = Split(), torch.export.Dim("batch", min=1, max=10_000)
+    program = torch.export.export(module, (torch.rand(100, *LARGE),), dynamic_shapes=({0: size},)).module()
+    inputs = torch.rand(3, *LARGE)
+    assert torch.allclose(program(inputs), module(inputs), atol=1e-6)
 
 
 def test_a_device_takes_a_batch_whole() -> None:
