@@ -16,6 +16,7 @@ from raydistill.execution.ray_backend import RayBackend
 from raydistill.execution.scheduler import Backend, run_stages
 from raydistill.plan.load import load_plan
 from raydistill.plan.order import Graph, order_stages
+from raydistill.plan.resources import ResourcesConfig
 from raydistill.plan.schema import Plan
 from raydistill.runs.folder import StageFolder
 
@@ -49,7 +50,9 @@ PACKED: dict[str, Any] = {
 def with_resources(plan: Plan, **resources: Any) -> Graph:
     """The plan's graph, with all of its stages on so much of a machine."""
     stages = {
-        name: stage.replace(resources=stage.resources.replace(**resources))
+        name: stage.replace(
+            resources=ResourcesConfig.model_validate(stage.resources.model_dump() | resources)
+        )
         for name, stage in plan.stages.items()
     }
     return order_stages(plan.model_copy(update={"stages": stages}))
