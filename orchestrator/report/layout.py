@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
 
+from raydistill.report.formatting import outcome_of
 from raydistill.runs.view import RunView, StageView
 
 HEIGHT, GAP, LANE, BETWEEN = 31.5, 10.5, 9.0, 34.5  # points, as all that follows
-NARROWEST, WIDEST, PER_LETTER, PADDING = 84.0, 165.0, 5.6, 22.5
+NARROWEST, WIDEST, PER_LETTER, PER_SMALL_LETTER, PADDING = 84.0, 165.0, 5.6, 4.5, 22.5
 SWEEPS = 8  # after which no plan of ours still changed
 
 
@@ -55,9 +56,10 @@ class Box:
 
     @property
     def wanted_width(self) -> float:
-        """What the label needs."""
+        """What the label needs, and the line below it."""
         letters = len(self.label) + (4 if len(self.members) > 1 else 0)
-        return min(WIDEST, max(NARROWEST, PADDING + PER_LETTER * letters))
+        texts = PER_LETTER * letters, PER_SMALL_LETTER * len(outcome_of(self.members))
+        return min(WIDEST, max(NARROWEST, PADDING + max(texts)))
 
 
 @dataclass(frozen=True)

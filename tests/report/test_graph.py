@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from raydistill.report.figures import finished
 from raydistill.report.graph import graph_drawing
@@ -117,6 +118,22 @@ def test_the_drawing_is_valid_and_names_every_stage_when_pointed_at(tmp_path: Pa
     assert "812 parameters" in titles[0]
     assert "student: failed" in titles[1]
     assert "<b>&</b>" in titles[1]
+
+
+@pytest.mark.parametrize("name", ["small", "a-much-longer-name"])
+@pytest.mark.parametrize("status", ["done", "cached"])
+def test_what_stands_in_a_box_stays_inside(tmp_path: Path, fake_run: Start, name: str, status: str) -> None:
+    run = fake_run(tmp_path)
+    run.stage(f"{name}.0", seconds=2000.0)
+    run.stage(f"{name}.1", status=status, seconds=1546.0)
+    figure = graph_drawing(placed(run)).figure
+    (axes,) = figure.axes
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    (shape,) = axes.patches
+    box = shape.get_window_extent(renderer)
+    texts = [text.get_window_extent(renderer) for text in axes.texts]
+    assert len(texts) == 2
+    assert all(box.x0 < text.x0 and text.x1 < box.x1 for text in texts)
 
 
 @pytest.mark.parametrize("seed", range(20))
