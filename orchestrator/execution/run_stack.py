@@ -14,7 +14,7 @@ from functools import partial
 
 import torch
 
-from raydistill.errors import StoreError
+from raydistill.errors import StageStopped, StoreError
 from raydistill.execution.request import Outcome, StageRequest
 from raydistill.execution.run_stage import Attempt, prepare_context
 from raydistill.kinds.stage_bases import TrainingConfig
@@ -119,6 +119,8 @@ class _Member:
     def _try(self, work: Callable[[], None]) -> None:
         try:
             work()
+        except StageStopped:
+            raise
         except Exception as error:
             # Alone it might not have failed; if it would, it says so when it begins by itself.
             if self.is_joining or isinstance(error, MemoryError | torch.OutOfMemoryError):
@@ -184,8 +186,11 @@ class _Run:
     def outcomes(self) -> list[Outcome]:
         """In the order of the requests; who did not begin is to begin by himself."""
         known = {member.attempt.request.name: member.attempt.outcome for member in self.members}
-        apart = Outcome("apart", error=self._reason)
-        return [known.get(request.name) or apart for request in self._requests]
+        return [known.get(request.name) or self._not_begun(request) for request in self._requests]
+
+    def _not_begun(self, request: StageRequest) -> Outcome:
+        is_asked = self._should_stop(request.attempt)
+        return Outcome("stopped" if is_asked else "apart", error=self._reason)
 
     def _open(self, request: StageRequest) -> _Member:
         attempt = Attempt(

@@ -140,11 +140,12 @@ class Attempt:
         self.outcome = Outcome("done", self.clock(), warnings=tuple(self.context.warnings))
 
     def leave(self, reason: str) -> None:
-        """End without a result: another attempt, by itself, goes on from the last checkpoint."""
+        """End without a result: another attempt, by itself, goes on from the last checkpoint; later, where this one was
+        asked to stop."""
         with self.clock.going():
             log.info("leaves the stack: %s", reason)
             self._forget_places()
-        self.outcome = Outcome("apart", self.clock(), reason)
+        self.outcome = Outcome("stopped" if self.context.should_stop() else "apart", self.clock(), reason)
 
     def do_afterwards(self) -> None:
         """What is to be done in this process once there is a result."""

@@ -154,19 +154,23 @@ def test_a_stack_whose_process_dies_goes_on_from_the_checkpoints(
 def test_a_stack_that_is_asked_to_stop_leaves_checkpoints_and_goes_on(
     backend: WatchedRayBackend, tmp_path: Path, data: Path
 ) -> None:
-    whole = {"replicas": 3, "epochs": 120, "stack": "on", "resources": {"gpus": 0}}
+    traces = tmp_path / "traces"
+    traces.mkdir()
+    (traces / "slow").touch()
+    model = {"name": "probes:slow", "folder": str(traces)}
+    whole = {"replicas": 3, "model": model, "stack": "on", "resources": {"gpus": 0}}
     replicas = Replicas(tmp_path / "ray", data, **whole)
     names = list(replicas.graph.nodes)
     assert backend.try_start(*(replicas.request(name) for name in names))
-    last = replicas.folder(names[-1]).path / "metrics.jsonl"
-    wait_until(lambda: last.exists() and last.read_text().count("\n") > 3)
+    wait_until(lambda: all(replicas.checkpoint(name).exists() for name in names))
     ended = dict(backend.stop())
     assert {ended[name].status for name in names} == {"stopped"}
+    (traces / "slow").unlink()
     checkpoints = [json.loads(replicas.checkpoint(name).read_text()) for name in names]
     assert all(checkpoint["progress"]["step"] > 0 for checkpoint in checkpoints)
     assert {state.status for state in replicas.run(backend).values()} == {"done"}
     alone = Replicas(tmp_path / "local", data, **whole | {"stack": "off"})
-    alone.run(LocalBackend())
+    alone.run(backend)
     for name in names:
         own, other = (each.folder(name).record() for each in (replicas, alone))
         assert own is not None
