@@ -339,3 +339,18 @@ def test_outcomes_stand_in_the_order_of_the_requests(stages: Any, monkeypatch: p
     assert [outcome.status for outcome in outcomes] == ["apart"] * COUNT
     assert isinstance(outcomes[1], Outcome)
     assert "dropout" in str(outcomes[1].error)
+
+
+@pytest.mark.parametrize("asked", range(0, 30, 3))
+def test_whoever_is_asked_to_stop_has_stopped_at_whatever_moment(both: tuple[Any, Any], asked: int) -> None:
+    """Before any of them, while the others join, or in the steps of all: nobody is to be begun by himself."""
+    stages, alone = both
+    stages.write({"teacher": TRAIN | {"stack": "on"}})
+    looks = iter(range(10_000))
+    outcomes = run_stack.run_stack(
+        [stages.request(name) for name in NAMES], should_stop=lambda attempt: next(looks) >= asked
+    )
+    assert {outcome.status for outcome in outcomes} == {"stopped"}
+    train(stages)
+    train(alone, "off")
+    assert_same(stages, alone)
