@@ -5,6 +5,7 @@ environment (AWS_..., GOOGLE_..., AZURE_...).
 """
 
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ PATIENT: Any = {
     },
 }
 # A beat that comes late is worth less than the next one.
+DELETE_WAITS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 HASTY: Any = {"max_retries": 3, "retry_timeout": timedelta(seconds=10)}
 PIECE = 8 << 20  # bytes of a download held at once
 
@@ -158,11 +160,22 @@ class Bucket:
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects; those that are gone already are no error."""
-        import obstore
-
         for key in keys:
             with self._errors("delete", key), suppress(FileNotFoundError):
+                self._delete(key)
+
+    def _delete(self, key: str) -> None:
+        """Again and again where the connection drops: the store's own retries leave out what is sent as a POST."""
+        import obstore
+        from obstore.exceptions import GenericError
+
+        for seconds in DELETE_WAITS:
+            try:
                 obstore.delete(self._store, key)
+                return
+            except GenericError:
+                time.sleep(seconds)
+        obstore.delete(self._store, key)
 
     def listing(self, prefix: str) -> dict[str, Entry]:
         """The objects below a prefix, at any depth, by their keys."""
