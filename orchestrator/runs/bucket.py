@@ -29,12 +29,14 @@ PATIENT: Any = {
         "base": 2.0,
     },
 }
+# Of deletions, which are sent as a POST, so that the library does not repeat them; in seconds.
+DELETE_WAITS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 # A beat that comes late is worth less than the next one.
-DELETE_WAITS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 HASTY: Any = {"max_retries": 3, "retry_timeout": timedelta(seconds=10)}
 PIECE = 8 << 20  # bytes of a download held at once
 
 CODE, MESSAGE = re.compile(r"<Code>([^<]+)</Code>"), re.compile(r"<Message>([^<]+)</Message>")
+NO_ANSWER = "HTTP error"  # what an error says when the store did not
 NO_BUCKET = ("NoSuchBucket", "bucket does not exist", "ContainerNotFound")
 
 Tag = Mapping[str, str]
@@ -165,7 +167,7 @@ class Bucket:
                 self._delete(key)
 
     def _delete(self, key: str) -> None:
-        """Again and again where the connection drops: the store's own retries leave out what is sent as a POST."""
+        """Again and again while there is no answer; who asks again finds it gone."""
         import obstore
         from obstore.exceptions import GenericError
 
@@ -173,7 +175,9 @@ class Bucket:
             try:
                 obstore.delete(self._store, key)
                 return
-            except GenericError:
+            except GenericError as error:
+                if NO_ANSWER not in str(error):
+                    raise
                 time.sleep(seconds)
         obstore.delete(self._store, key)
 

@@ -7,13 +7,16 @@ import sys
 import threading
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
+import obstore
 import pytest
+from obstore.exceptions import GenericError
 
 from raydistill.errors import DistillError, PlanError, StoreError
 from raydistill.runs import bucket as bucket_module
 from raydistill.runs import bucket_lease, lease
-from raydistill.runs.bucket import Bucket
+from raydistill.runs.bucket import DELETE_WAITS, Bucket
 from raydistill.runs.lease import Leases, is_held
 from raydistill.runs.mirror import ORIGIN, mirror_at, mirror_of, open_storage, release_readers
 
@@ -113,6 +116,40 @@ def test_what_goes_wrong_is_one_line_with_the_address(
     assert "\n" not in error.value.message
     assert f"`{bucket.url}/key`" in error.value.message
     assert words in error.value.message
+
+
+def test_a_deletion_is_repeated_until_there_is_an_answer(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.write("key", b"content")
+    elsewhere, here = no_server(bucket.url, monkeypatch), obstore.delete
+    stores, waits = iter([elsewhere._store, elsewhere._store, bucket._store]), list[float]()
+    monkeypatch.setattr(obstore, "delete", lambda store, key: here(next(stores), key))
+    monkeypatch.setattr(bucket_module, "time", SimpleNamespace(sleep=waits.append))
+    bucket.delete(["key"])
+    assert bucket.read("key") is None
+    assert waits == list(DELETE_WAITS[:2])
+
+
+def test_a_deletion_that_is_refused_is_an_error_at_once(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(store: object, key: str) -> None:
+        words = "DeleteObjects request failed for key key: Access Denied (code: AccessDenied)"
+        raise GenericError(f"Generic S3 error: {words}")
+
+    monkeypatch.setattr(obstore, "delete", refuse)
+    monkeypatch.setattr(bucket_module, "time", SimpleNamespace(sleep=lambda seconds: pytest.fail("it waits")))
+    with pytest.raises(StoreError, match=r"cannot delete .*Access Denied"):
+        bucket.delete(["key"])
+
+
+def test_a_deletion_is_given_up_in_the_end(storage_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket, waits = no_server(storage_url, monkeypatch), list[float]()
+    monkeypatch.setattr(bucket_module, "time", SimpleNamespace(sleep=waits.append))
+    with pytest.raises(StoreError, match="error sending request"):
+        bucket.delete(["key"])
+    assert waits == list(DELETE_WAITS)
 
 
 @pytest.mark.parametrize("url", ["ftp://a/b", "s3://", "s3:///prefix", "://x"])
