@@ -10,6 +10,7 @@ from raydistill.errors import StageError
 from raydistill.targets.fusion import Direction, fuse
 from raydistill.targets.membership import Head, active_specialists, build_membership
 from raydistill.training.model_files import TrainedModel
+from raydistill.training.pieces import logits_by_pieces
 
 
 class FusedAnswer(NamedTuple):
@@ -66,7 +67,7 @@ class Committee:
     def _ask(model: torch.nn.Module, inputs: Tensor, is_asked: Tensor) -> Tensor | None:
         if not is_asked.any():
             return None
-        return torch.log_softmax(model(inputs[is_asked]).float(), dim=-1)
+        return torch.log_softmax(logits_by_pieces(model, inputs[is_asked]).float(), dim=-1)
 
 
 def _facts(specialist: TrainedModel, name: str) -> tuple[list[int], Head]:
