@@ -195,8 +195,8 @@ def new_table(*columns: str) -> Table:
 
 
 def _resources(resources: Any) -> str:
-    gpus = "" if resources.given_gpus is None else f", {resources.given_gpus:g} GPU"
-    gpus = ", a share of a GPU" if resources.gpus == "auto" else gpus
+    given = "" if resources.given_gpus is None else f", {resources.given_gpus:g} GPU"
+    gpus = ", a share of a GPU" if resources.gpus == "auto" else given
     memory = f", {resources.memory}" if resources.memory else ""
     accelerator = f", {escape(resources.accelerator)}" if resources.accelerator else ""
     custom = "".join(f", {amount:g} {escape(name)}" for name, amount in resources.custom.items())

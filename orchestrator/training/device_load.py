@@ -22,6 +22,8 @@ class DeviceLoad:
     def __init__(self, device: torch.device) -> None:
         self._module: Any = torch.get_device_module(device)
         self._can_measure = hasattr(self._module, "_sleep")
+        if self._can_measure:
+            self._module.empty_cache()  # what the process still holds of a stage before is not this training's
         self._device, self._steps, self._seconds = device, 0, math.inf
         self._began: Any = None
 
