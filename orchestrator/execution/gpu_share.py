@@ -1,24 +1,28 @@
 """What part of a GPU each stage with `gpus: auto` takes: as much as a training like it was seen to need."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from raydistill.execution.ray_backend.resources import WHOLE
 from raydistill.plan.order import Graph, Node
 from raydistill.runs.durations import Durations
+from raydistill.runs.record import Record
 
 MOST = 8  # on one GPU: each is a process, which takes seconds to start and gigabytes of the machine's memory
 MARGIN = 1.1  # of memory: how much a training takes varies with what was free
 
 
-def share_of(costs: Mapping[str, float]) -> float | None:
-    """The part of a GPU for a training with these costs, one n-th, so that n of them fit; None where none was measured.
+def share_of(record: Record) -> float | None:
+    """The part of a GPU for a training like one that ended, one n-th, so that n of them fit; None where none was
+    measured.
 
-    n have as much memory as they need, and no more to compute than one GPU can.
+    n have as much memory as they need, and no more to compute than one GPU can. Who shared a GPU has measured the
+    others' work with his own, and does not count.
     """
-    if not {"gpu_busy", "gpu_memory"} <= costs.keys():
+    costs = record.costs
+    if not {"gpu_busy", "gpu_memory"} <= costs.keys() or record.reserved.get("gpus", 0.0) < 1:
         return None
     needed = max(costs["gpu_busy"], MARGIN * costs["gpu_memory"])
     several = max(1, min(MOST, math.floor(1 / needed))) if needed else MOST
@@ -35,7 +39,7 @@ def settled(nodes: Iterable[Node], graph: Graph, root: Path) -> dict[str, Node]:
     durations = Durations(root, graph.test, identities.get)
     found = {}
     for node in left_to_us:
-        shares = map(share_of, durations.costs(node.kind, node.identity))
+        shares = map(share_of, durations.records(node.kind, node.identity))
         if share := next(filter(None, shares), None):
             resources = node.config.resources.replace(gpus=share)
             found[node.name] = replace(node, config=node.config.replace(resources=resources))

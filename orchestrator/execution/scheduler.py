@@ -85,9 +85,8 @@ class _Run:
         survey: Surveyor,
     ) -> None:
         self.backend, self.task, self.root = backend, task, root
-        self.graph = replace(
-            graph, nodes=dict(graph.nodes)
-        )  # our own: what is left to `gpus: auto` is settled here
+        # Our own: what is left to `gpus: auto` is settled here.
+        self.graph = replace(graph, nodes=dict(graph.nodes))
         self.stop, self.watch, self.sees_test, self.survey = stop, watch, sees_test, survey
         # By folder: nodes that are the same stage share one, and it is made again once.
         self.forced = {graph.nodes[name].folder for name in forced}
@@ -378,7 +377,7 @@ class _Run:
         if self.graph.nodes[name].config.resources.gpus != "auto":
             return
         record = finished_record(self._folder(self.graph.nodes[name]).path)
-        if record is None or share_of(record.costs) is None:
+        if record is None or share_of(record) is None:
             return
         waiting = [node for node in self._unfinished() if self.states[node.name].status == "waiting"]
         for node in settled(waiting, self.graph, self.root).values():

@@ -74,10 +74,10 @@ class Durations:
                 return record.seconds / (record.stacked or 1) * work.size / other.size
         return None
 
-    def costs(self, kind: str, identity: Identity) -> Iterator[Mapping[str, float]]:
-        """What finished stages cost that are like this one, the newest first."""
+    def records(self, kind: str, identity: Identity) -> Iterator[Record]:
+        """Those of finished stages that are like this one, the newest first."""
         if (work := self.work_of(identity)) is not None:
-            yield from (record.costs for _, record in self._alike(kind, work))
+            yield from (record for _, record in self._alike(kind, work))
 
     def _alike(self, kind: str, work: Work) -> Iterator[tuple[Work, Record]]:
         """The newest finished stages of a kind that are like this one, the newest first."""

@@ -3,6 +3,7 @@
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +42,32 @@ def graph_of(**options: Any) -> Graph:
     return order_stages(plan_of(**options))
 
 
-def note(root: Path, node: Node, costs: Mapping[str, float]) -> None:
+def record_of(node: Node, costs: Mapping[str, float], **changes: Any) -> Record:
     """As if the node had run on a GPU of its own."""
+    known = {
+        "kind": node.kind,
+        "fingerprint": node.fingerprint,
+        "status": "done",
+        "seconds": 5.0,
+        "finished": 1000.0,
+    }
+    reserved = {"cpus": 1.0, "gpus": 1.0}
+    return Record.model_validate(known | {"reserved": reserved, "costs": dict(costs)} | changes)
+
+
+@cache
+def some_node() -> Node:
+    return graph_of().nodes["small.0"]
+
+
+def share(busy: float, memory: float) -> float | None:
+    return share_of(record_of(some_node(), {"gpu_busy": busy, "gpu_memory": memory}))
+
+
+def note(root: Path, node: Node, costs: Mapping[str, float], **changes: Any) -> None:
     (root / node.folder).mkdir(parents=True, exist_ok=True)
     write_json(root / node.folder / CONFIG, dict(node.identity))
-    record = Record(
-        kind=node.kind,
-        fingerprint=node.fingerprint,
-        status="done",
-        seconds=5.0,
-        finished=1000.0,
-        reserved={"cpus": 1.0, "gpus": 1.0},
-        costs=dict(costs),
-    )
+    record = record_of(node, costs, **changes)
     write_json(root / node.folder / "record.json", record.model_dump(mode="json"))
 
 
@@ -62,17 +76,17 @@ def note(root: Path, node: Node, costs: Mapping[str, float]) -> None:
     [(0.1, 0.02, 8), (0.3, 0.02, 3), (0.02, 0.4, 2), (0.5, 0.1, 2), (0.51, 0.1, 1), (1.0, 0.1, 1), (0, 1, 1)],
 )
 def test_as_many_fit_as_time_and_memory_allow(busy: float, memory: float, side_by_side: int) -> None:
-    share = share_of({"gpu_busy": busy, "gpu_memory": memory})
-    assert capacity(GPU, resources_of_worker(ResourcesConfig(gpus=share), [GPU])) == side_by_side
+    worker = resources_of_worker(ResourcesConfig(gpus=share(busy, memory)), [GPU])
+    assert capacity(GPU, worker) == side_by_side
 
 
 @given(PART, PART)
 def test_who_shares_a_gpu_has_what_it_needs_and_no_room_is_left_for_one_more(
     busy: float, memory: float
 ) -> None:
-    share = share_of({"gpu_busy": busy, "gpu_memory": memory})
-    assert share is not None
-    several = capacity(GPU, resources_of_worker(ResourcesConfig(gpus=share), [GPU]))
+    part = share(busy, memory)
+    assert part is not None
+    several = capacity(GPU, resources_of_worker(ResourcesConfig(gpus=part), [GPU]))
     needed = max(Fraction(busy), Fraction(MARGIN) * Fraction(memory))
     assert several == 1 or several * needed <= 1 + Fraction(1, 10**9)
     assert several == MOST or (several + 1) * needed > 1 - Fraction(1, 10**9)
@@ -80,7 +94,16 @@ def test_who_shares_a_gpu_has_what_it_needs_and_no_room_is_left_for_one_more(
 
 @pytest.mark.parametrize("costs", [{}, {"gpu_busy": 0.1}, {"gpu_memory": 0.1}, {"peak_bytes": 10.0}])
 def test_of_what_was_not_measured_nothing_is_known(costs: dict[str, float]) -> None:
-    assert share_of(costs) is None
+    assert share_of(record_of(some_node(), costs)) is None
+
+
+def test_who_shared_a_gpu_is_not_asked_how_busy_it_was(tmp_path: Path) -> None:
+    note(tmp_path, graph_of(seed=70).nodes["small.0"], SMALL)
+    crowded = SMALL | {"gpu_busy": 1.0}
+    part = {"cpus": 1.0, "gpus": 0.125}
+    note(tmp_path, graph_of(seed=80).nodes["small.0"], crowded, reserved=part, finished=2000.0)
+    graph = with_gpu_shares(graph_of(), tmp_path)
+    assert {node.config.resources.gpus for node in graph.nodes.values()} == {0.125}
 
 
 def test_a_stage_takes_what_its_like_needed(tmp_path: Path) -> None:
