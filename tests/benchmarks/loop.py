@@ -95,6 +95,7 @@ class Bench:
     graph: Graph
     plan: Plan
     transfer: TransferSet
+    batch: int = BATCH
 
     def variants(self) -> dict[str, Variant]:
         return {
@@ -117,7 +118,10 @@ class Bench:
             step_done()
             return False
 
-        return StageContext(name, folder, self.root, self.plan.task, reads, should_stop=should_stop)
+        task, identity = self.plan.task, self.graph.task
+        return StageContext(
+            name, folder, self.root, task, reads, should_stop=should_stop, task_identity=identity
+        )
 
     def student(self) -> nn.Module:
         config = self.graph.nodes["live"].config
@@ -145,7 +149,7 @@ class Bench:
         teacher = self.teacher_model() if with_teacher else None
         optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, momentum=0.9)
         model.train()
-        for rows in self.transfer.epoch_order(0, 0).split(BATCH):
+        for rows in self.transfer.epoch_order(0, 0).split(self.batch):
             inputs, labels = self.inputs(rows), self.transfer.split.labels[rows]
             logits = model(inputs)
             loss = F.cross_entropy(logits, labels)
@@ -181,13 +185,23 @@ class Bench:
         assert (context.folder.path / MANIFEST).exists()
 
 
-def prepare(root: Path, model: dict[str, Any], samples: int) -> Bench:
-    """Train a teacher for one epoch on random pictures and store its targets."""
+def prepare(
+    root: Path,
+    model: dict[str, Any],
+    samples: int,
+    *,
+    teacher: dict[str, Any] | None = None,
+    shape: tuple[int, int, int] = (1, 28, 28),
+    classes: int = CLASSES,
+    batch: int = BATCH,
+) -> Bench:
+    """Store what a teacher says of random pictures: that of the stage `teacher`, or one like the student, trained for
+    an epoch."""
     draw = np.random.default_rng(0)
-    inputs = draw.integers(256, size=(samples + 100, 1, 28, 28), dtype=np.uint8)
+    inputs = draw.integers(256, size=(samples + 100, *shape), dtype=np.uint8)
     split = np.array([0] * samples + [2] * 100)
-    np.savez(root / "data.npz", inputs=inputs, labels=draw.integers(CLASSES, size=len(inputs)), split=split)
-    shared = {"epochs": 1, "batch_size": BATCH}
+    np.savez(root / "data.npz", inputs=inputs, labels=draw.integers(classes, size=len(inputs)), split=split)
+    shared = {"epochs": 1, "batch_size": batch}
     optimizer = {"name": "sgd", "learning_rate": LEARNING_RATE}
     student = {
         "stage": "distill",
@@ -201,7 +215,7 @@ def prepare(root: Path, model: dict[str, Any], samples: int) -> Bench:
             "name": "benchmark",
             "task": {"name": "tensors", "file": str(root / "data.npz"), "validation_fraction": 0},
             "stages": {
-                "teacher": {"stage": "train", "model": model, **shared},
+                "teacher": teacher or {"stage": "train", "model": model, **shared},
                 "stored": student,
                 "live": student | {"mode": "live"},
             },
@@ -211,7 +225,8 @@ def prepare(root: Path, model: dict[str, Any], samples: int) -> Bench:
     states = run_stages(graph.needed_for(["stored"]), LocalBackend(), task=plan.task, root=root)
     assert {state.status for state in states.values()} == {"done"}
     config = graph.nodes["live"].config
-    return Bench(root, graph, plan, build_transfer_set(plan.task.load(), config.transfer, Views(), "cpu"))
+    transfer = build_transfer_set(plan.task.load(), config.transfer, Views(), "cpu")
+    return Bench(root, graph, plan, transfer, batch)
 
 
 def check_same_weights(bench: Bench) -> None:

@@ -6,7 +6,8 @@ Workers are forked from a process that has imported torch, as those of a Ray clu
 first fork to the stage's record, loading of model and data included. Each number of workers is measured `--repeats`
 times, in turns, and the least of its times counts: others may use the machine as well. The second figure is the
 processor time of the busiest worker, which others hardly change: on cores of their own the wall's would follow it. The
-files must be the same bytes.
+files must be the same bytes. Beside them the model's forward passes alone, by as many processes in equal parts: two
+processors that are threads of one core give less than twice as much, whoever computes.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import os
 import tempfile
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ import torch
 
 from raydistill.execution.request import StageRequest, build_request
 from raydistill.execution.run_stage import run_stage
+from raydistill.models.build import build_model
 from raydistill.plan.order import order_stages
 from raydistill.plan.schema import Plan
 from raydistill.runs.context import claim_attempt
@@ -39,6 +42,7 @@ def main() -> None:
         teacher = prepare(folder, arguments, 1, "teacher")
         seconds_of(teacher, 1)  # not in this process, which could not fork with what torch keeps afterwards
         times: dict[int, list[tuple[float, float]]] = {count: [] for count in arguments.workers}
+        bare: dict[int, list[float]] = {count: [] for count in arguments.workers}
         payloads = set()
         for _ in range(arguments.repeats):
             for count in arguments.workers:
@@ -47,13 +51,15 @@ def main() -> None:
                 place = StageFolder(folder / "runs" / request.folder)
                 payloads.add(str(sorted(place.done_record().payload.items())))
                 place.forget()
+                bare[count].append(bare_seconds(arguments, count))
     assert len(payloads) == 1, "other bytes"
     least = {count: tuple(map(min, zip(*values, strict=True))) for count, values in times.items()}
     first = least[arguments.workers[0]]
     for count, (wall, busiest) in least.items():
         print(
             f"{count} worker(s): wall {wall:6.2f} s, {first[0] / wall:.2f} x; busiest worker {busiest:6.2f} s of"
-            f" processor time, {first[1] / busiest:.2f} x"
+            f" processor time, {first[1] / busiest:.2f} x; forward passes alone {min(bare[count]):6.2f} s,"
+            f" {min(bare[arguments.workers[0]]) / min(bare[count]):.2f} x"
         )
 
 
@@ -96,19 +102,40 @@ def prepare(folder: Path, arguments: argparse.Namespace, workers: int, name: str
 
 def seconds_of(request: StageRequest, workers: int) -> tuple[float, float]:
     """From the first fork until all workers have ended; and the most processor time that one of them took."""
+    seconds, busiest, failed = in_processes(
+        lambda rank: run_stage(request, rank=rank, world=workers).status == "done", workers
+    )
+    if failed:
+        record = StageFolder(Path(request.root) / request.folder).record()
+        raise SystemExit(f"`{request.name}` failed on {workers} worker(s): {record and record.error}")
+    return seconds, busiest
+
+
+def bare_seconds(arguments: argparse.Namespace, workers: int) -> float:
+    """Of forward passes of all samples, in equal parts."""
+
+    def passes(rank: int) -> bool:
+        model = build_model(arguments.model, {}, (3, 32, 32), 10).eval()
+        with torch.no_grad():
+            for inputs in torch.rand(arguments.samples // workers, 3, 32, 32).split(arguments.batch_size):
+                model(inputs)
+        return True
+
+    return in_processes(passes, workers)[0]
+
+
+def in_processes(work: Callable[[int], bool], count: int) -> tuple[float, float, bool]:
+    """Seconds until `work` was done in so many new processes, the most processor time of one, whether any failed."""
     started = time.perf_counter()
     children = []
-    for rank in range(workers):
+    for rank in range(count):
         if (pid := os.fork()) == 0:
-            outcome = run_stage(request, rank=rank, world=workers)
-            os._exit(outcome.status != "done")
+            os._exit(not work(rank))
         children.append(pid)
     ended = [os.wait4(pid, 0) for pid in children]
     seconds = time.perf_counter() - started
-    if any(status for _, status, _ in ended):
-        record = StageFolder(Path(request.root) / request.folder).record()
-        raise SystemExit(f"`{request.name}` failed on {workers} worker(s): {record and record.error}")
-    return seconds, max(usage.ru_utime + usage.ru_stime for _, _, usage in ended)
+    busiest = max(usage.ru_utime + usage.ru_stime for _, _, usage in ended)
+    return seconds, busiest, any(status for _, status, _ in ended)
 
 
 if __name__ == "__main__":
