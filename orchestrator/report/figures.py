@@ -7,7 +7,7 @@ would keep every figure alive.
 import io
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import Locator, LogLocator, MaxNLocator, NullLocator
 
 from raydistill.report.theme import light, themed
 
@@ -162,3 +162,28 @@ def bar_places(axes: Axes, names: Sequence[str]) -> None:
     axes.set_ylim(len(names) - 0.45, -0.55)
     axes.grid(axis="x")
     axes.spines["left"].set_visible(False)
+
+
+class Magnitudes(Locator):
+    """Powers of ten; within three of them their doubles and halves as well, since alone they would leave an axis with
+    hardly a number; and even steps where the ends are closer yet."""
+
+    def __call__(self) -> Sequence[float]:
+        """The numbers of the axis as it is shown now."""
+        assert self.axis is not None
+        return self.tick_values(*self.axis.get_view_interval())
+
+    def tick_values(self, vmin: float, vmax: float) -> Sequence[float]:
+        """Those between two positive ends."""
+        finder = LogLocator(subs=(1,) if vmax > 1000 * vmin else (1, 2, 5), numticks=9)
+        shown = [value for value in finder.tick_values(vmin, vmax) if vmin <= value <= vmax]
+        return shown if len(shown) > 1 else MaxNLocator(4).tick_values(vmin, vmax)
+
+
+def show_magnitudes(axes: Axes, label: str, text: Callable[[float], str]) -> None:
+    """A logarithmic axis of costs."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(Magnitudes())
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda value, _: text(value))
+    axes.set_xlabel(label)

@@ -7,11 +7,10 @@ from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
 
 from raydistill.errors import StoreError
 from raydistill.plan.search import Cost
-from raydistill.report.figures import Drawing, Look, one_panel, show_values
+from raydistill.report.figures import Drawing, Look, one_panel, show_magnitudes, show_values
 from raydistill.report.formatting import compact, shorten
 from raydistill.report.search_summary import SearchSummary
 from raydistill.report.theme import light, role_colour
@@ -120,10 +119,6 @@ def _name(axes: Axes, text: str, place: tuple[float, float], colour: str, sign: 
 
 
 def _show_costs(axes: Axes, cost: str) -> None:
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=9))
-    axes.xaxis.set_minor_locator(NullLocator())
     is_whole = cost != "latency"
-    axes.xaxis.set_major_formatter(lambda value, _: compact(round(value)) if is_whole else f"{value:g}")
-    axes.set_xlabel(AXES[cost])
+    show_magnitudes(axes, AXES[cost], lambda value: compact(round(value)) if is_whole else f"{value:g}")
     axes.margins(x=0.12)

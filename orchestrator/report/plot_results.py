@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 from raydistill.report.comparison import Competitor
 from raydistill.report.costs import pareto_front
 from raydistill.report.examples import Example
-from raydistill.report.figures import Look, bar_places, free_panel, one_panel
+from raydistill.report.figures import Look, bar_places, free_panel, one_panel, show_magnitudes
 from raydistill.report.formatting import compact, mean, percent, shorten, whole
 from raydistill.report.summary import Calibration, RunSummary
 from raydistill.report.theme import light, role_colour
@@ -71,7 +71,6 @@ def draw_front(rows: Sequence[Competitor]) -> Figure:
         linewidth=0.8,
         zorder=1,
     )
-    axes.set_xscale("log")
     for row in rows:
         assert row.errors is not None
         assert row.multiply_adds is not None
@@ -81,13 +80,11 @@ def draw_front(rows: Sequence[Competitor]) -> Figure:
         if is_best or len(rows) <= MOST_NAMED:
             place = (row.multiply_adds, row.errors.mean)
             axes.annotate(_name_of(row), place, (5, 4), textcoords="offset points", color=light("ink"))
-    axes.margins(x=0.25)
     # Of the axis and not of the points' own range: these may all lie close to the top.
     axes.set_ylim(0, HEADROOM * max((row.errors.mean for row in rows if row.errors), default=0) or 1)
-    axes.xaxis.set_major_formatter(lambda value, _: compact(round(value)))
-    axes.xaxis.set_minor_locator(NullLocator())
+    show_magnitudes(axes, "multiply-adds for one input", lambda value: compact(round(value)))
+    axes.margins(x=0.25)
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.set_xlabel("multiply-adds for one input")
     axes.set_ylabel("test errors")
     return figure
 

@@ -52,12 +52,18 @@ ENVIRONMENT = {
 }
 
 
+def import_tune() -> None:
+    """Import Ray Tune, which reads its settings meanwhile: two seconds."""
+    os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
+    import raydistill.search.tune_parts  # noqa: F401
+
+
 def run_trials(
     trial_log: TrialLog, run: SearchRun, ending: Ending, *, is_own: bool, limit: Limit = NO_LIMIT
 ) -> None:
     """Run all trials that are left on the Ray cluster that this process has joined, or started (`is_own`), as many at a
     time as the `limit` allows."""
-    os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
+    import_tune()
     from ray import tune
     from ray.exceptions import RayError
     from ray.tune.error import TuneError

@@ -171,11 +171,24 @@ def look_ahead_of_trials(problem: SearchProblem, options: RunOptions, stop: thre
         return
     with closing(build_backend(options, stop)) as backend:
         backend.check_feasible(nodes[:1])
+        if not options.local:
+            use_the_wait_for_tune()
         found = survey_plan(graph, nodes, backend, problem.plan.task, root, stop)
     for remark in found.remarks:
         if remark.level == "warning":
             log.warning("warning: %s", remark)
     refuse(found.errors)
+
+
+def use_the_wait_for_tune() -> None:
+    """Import Ray Tune in a thread: a worker takes some seconds to start and to look."""
+    from raydistill.search.ray_trials import import_tune
+
+    def attempt() -> None:
+        with suppress(Exception):  # whatever it is, the trials meet it again, where it is told
+            import_tune()
+
+    threading.Thread(target=attempt, name="import-tune", daemon=True).start()
 
 
 def run_shared(

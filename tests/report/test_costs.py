@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from raydistill.report.costs import pareto_front, weighed
 from raydistill.report.page import build_page
 from raydistill.report.plot_results import draw_front
@@ -143,6 +145,23 @@ def test_the_topmost_point_of_the_front_and_its_name_are_whole(
     assert name.get_window_extent().y1 <= ceiling
     mark = axes.transData.transform((10, 410))[1] + 5.5 / 2 * figure.dpi / 72
     assert mark <= ceiling
+
+
+@pytest.mark.parametrize(
+    "counts", [(328_000, 635_000), (10, 11), (3_100_000, 4_600_000), (1, 100_000_000)], ids=str
+)
+def test_the_axis_of_costs_has_two_to_ten_numbers(
+    tmp_path: Path, fake_run: Callable[..., Any], counts: tuple[int, int]
+) -> None:
+    run = fake_run(tmp_path)
+    for name, errors, count in zip(("small", "large"), (410, 400), counts, strict=True):
+        run.stage(name, role="model", parameters=7, errors=errors, costs={"multiply_adds": float(count)})
+    figure = draw_front(weighed(summarize_run(open_run(run.write(), run.root)).comparison))
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    low, high = axes.get_xlim()
+    shown = [tick for tick in axes.get_xticks() if low <= tick <= high]
+    assert 2 <= len(shown) <= 10
 
 
 def test_models_of_one_size_have_no_front(tmp_path: Path, fake_run: Callable[..., Any]) -> None:
