@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from raydistill.tasks.batch_memory import batch_floats
 from raydistill.tasks.cuts import three_parts
 from raydistill.tasks.devices import all_to_device
 from raydistill.tasks.hashing import fold_key, uniform
@@ -70,7 +71,13 @@ class FolderSplit:
         rows = [positions.numpy() for positions in all_to_device(order, "cpu")]
         requests = [Request(self.places[row], ids[row], view) for row in rows]
         for pixels in self.loaders.batches(requests, self.labels.device):
-            yield pixels.float().div_(255)
+            yield as_floats(pixels)
+
+
+def as_floats(pixels: Tensor) -> Tensor:
+    """uint8 as floats from 0 to 1, where it lies."""
+    values = pixels.float() if pixels.device.type != "cpu" else batch_floats(pixels.shape).copy_(pixels)
+    return values.div_(255)
 
 
 def build_folder_data(task: PictureTask, store: Parts, parts: Mapping[str, Arrays]) -> TaskData:

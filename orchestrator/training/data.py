@@ -190,7 +190,7 @@ class TransferSet:
 
     def normalised(self, inputs: Tensor) -> Tensor:
         """Inputs as the model takes them."""
-        inputs = self.normalisation(inputs)
+        inputs = self.normalisation.of_batch(inputs)
         if self.channels_last and inputs.dim() == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         return inputs

@@ -89,7 +89,7 @@ def our_epochs(task: ImageFolder) -> Epoch:
 
     def epoch() -> Iterator[Tensor]:
         order, view = torch.randperm(len(data.train)).split(BATCH), View(1, next(numbers))
-        yield from map(data.normalisation, data.train.batches(order, view))
+        yield from map(data.normalisation.of_batch, data.train.batches(order, view))
 
     return epoch
 
