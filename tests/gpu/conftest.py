@@ -310,18 +310,22 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if torch.cuda.is_available() or hasattr(torch, TWIN):
         return
     if any({"twin", "device"} & set(getattr(item, "fixturenames", ())) for item in session.items):
-        from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+        from torch.utils import backend_registration
 
-        _setup_privateuseone_for_python_backend(TWIN, TwinModule())
+        # torch 2.9 has no device that is written in Python.
+        if register := getattr(backend_registration, "_setup_privateuseone_for_python_backend", None):
+            register(TWIN, TwinModule())
 
 
 @pytest.fixture
 def twin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Twin]:
     """The device, entered."""
-    if not hasattr(torch, TWIN):
+    if torch.cuda.is_available():
         pytest.skip(
             "torch would take the twin for the accelerator and not the GPU that is here: `pytest -m gpu`"
         )
+    if not hasattr(torch, TWIN):
+        pytest.skip(f"torch {torch.__version__} has no device that is written in Python")
     monkeypatch.setattr(Tensor, "pin_memory", lambda tensor, device=None: pinned(tensor))
     before = torch._C._only_lift_cpu_tensors()
     torch._C._set_only_lift_cpu_tensors(True)  # or `torch.tensor(…, device=…)` goes past the mode
