@@ -5,7 +5,7 @@ A hook on the model itself does it, so that names of weights and paths of featur
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -102,12 +102,29 @@ def match_classes(model: nn.Module, matrix: Tensor, scale: float, normalize: boo
     return model
 
 
+class ClassTables(NamedTuple):
+    """Groups of classes: all `chosen` classes (M,), the number of the `group` (M,) of each; for each class that they
+    become, the `places` (C,) of its group among them, and how many classes share that, `sharing` (C,)."""
+
+    chosen: Tensor
+    group: Tensor
+    places: Tensor
+    sharing: Tensor
+
+
 def map_classes(model: nn.Module, members: Sequence[Sequence[int]], temperature: float) -> nn.Module:
     """The same model, which returns logits (B, C) of groups of its own classes: `merge_classes` without the rest."""
+    own, groups = _tables_of(members)
+    names = [f"class_{field}" for field in ClassTables._fields]
+    for name, table in zip(names, own, strict=True):
+        # Not among the stored weights, but with the model on its device: a step waits for what is sent there in it.
+        model.register_buffer(name, table, persistent=False)
 
     def merge(model: nn.Module, inputs: Any, outputs: Any) -> Any:
         # What is no row of logits yet is left as it is: whoever probes the model says so.
-        return merge_classes(outputs, members, temperature) if isinstance(outputs, Tensor) else outputs
+        if not isinstance(outputs, Tensor):
+            return outputs
+        return _merged(outputs, ClassTables(*map(model.get_buffer, names)), groups, temperature)
 
     model.register_forward_hook(merge)
     return model
@@ -117,22 +134,40 @@ def merge_classes(logits: Tensor, members: Sequence[Sequence[int]], temperature:
     """Logits (B, C) of groups of the classes of logits (B, K): at `temperature` a group's probability is the sum of its
     members', divided by what all groups have. Each group has members, none in two; one that stands several times is
     divided evenly among these classes."""
-    distinct = list(dict.fromkeys(map(tuple, members)))
-    if len(distinct) < len(members):
-        places = [distinct.index(tuple(group)) for group in members]
-        merged = merge_classes(logits, distinct, temperature)[:, places]
-        return merged - temperature * merged.new_tensor([places.count(place) for place in places]).log()
-    chosen = [index for group in members for index in group]
-    picked = logits[:, torch.tensor(chosen, device=logits.device)]
-    if len(chosen) == len(members):
-        return picked  # exactly as they were, good for every temperature
-    numbers = [number for number, group in enumerate(members) for _ in group]
-    groups = torch.tensor(numbers, device=logits.device).expand(len(logits), -1)
-    scaled = picked.double() / temperature if logits.dtype == torch.float64 else picked.float() / temperature
-    shape = (len(logits), len(members))
-    largest = scaled.new_full(shape, -torch.inf).scatter_reduce(1, groups, scaled, "amax")
-    powers = (scaled - largest.gather(1, groups)).exp()
-    return temperature * (largest + scaled.new_zeros(shape).scatter_add(1, groups, powers).log())
+    tables, groups = _tables_of(members)
+    return _merged(logits, ClassTables(*(table.to(logits.device) for table in tables)), groups, temperature)
+
+
+def _tables_of(members: Sequence[Sequence[int]]) -> tuple[ClassTables, int]:
+    """Also how many groups differ."""
+    groups = [tuple(group) for group in members]
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    places = torch.tensor([numbers[group] for group in groups])
+    tables = ClassTables(
+        chosen=torch.tensor([index for group in numbers for index in group]),
+        group=torch.tensor([number for group, number in numbers.items() for _ in group]),
+        places=places,
+        sharing=places.bincount()[places],
+    )
+    return tables, len(numbers)
+
+
+def _merged(logits: Tensor, tables: ClassTables, groups: int, temperature: float) -> Tensor:
+    merged = logits[:, tables.chosen]  # of one class each exactly as they were, good for every temperature
+    if groups < len(tables.chosen):
+        merged = _merged_groups(merged, tables.group, groups, temperature)
+    if groups == len(tables.places):
+        return merged
+    return merged[:, tables.places] - temperature * tables.sharing.to(merged.dtype).log()
+
+
+def _merged_groups(picked: Tensor, group: Tensor, groups: int, temperature: float) -> Tensor:
+    numbers = group.expand(len(picked), -1)
+    scaled = picked.double() / temperature if picked.dtype == torch.float64 else picked.float() / temperature
+    shape = (len(picked), groups)
+    largest = scaled.new_full(shape, -torch.inf).scatter_reduce(1, numbers, scaled, "amax")
+    powers = (scaled - largest.gather(1, numbers)).exp()
+    return temperature * (largest + scaled.new_zeros(shape).scatter_add(1, numbers, powers).log())
 
 
 def unmapped_mass(logits: Tensor, members: Sequence[Sequence[int]], temperature: float) -> Tensor:

@@ -264,8 +264,9 @@ class _Run:
             while len(living := self._living()) > 1:
                 if len(living) < len(stack.trainings):  # some have ended
                     stack = self._restacked(stack, living)
-                seconds.append(self._step(stack, living))
-                if len(seconds) == MEASURED:
+                is_timed = len(seconds) < MEASURED
+                self._step(stack, living, seconds if is_timed else None)
+                if is_timed and len(seconds) == MEASURED:
                     self._decide(min(seconds), living)
         finally:
             stack.dissolve()
@@ -280,16 +281,19 @@ class _Run:
             member.stack = stack
         return stack
 
-    def _step(self, stack: Stack, living: Sequence[_Member]) -> float:
-        """The step of all, and what goes with it for each; the seconds of the step."""
+    def _step(self, stack: Stack, living: Sequence[_Member], seconds: list[float] | None) -> None:
+        """The step of all, and what goes with it for each. Where `seconds` are to learn how long it takes, a device is
+        waited for."""
         turns, began = _turns(living), time.perf_counter()
         with self._giving_up():
-            seconds = timed(torch.device(self._device), lambda: stack.step(turns))
+            if seconds is None:
+                stack.step(turns)
+            else:
+                seconds.append(timed(torch.device(self._device), lambda: stack.step(turns)))
         share = (time.perf_counter() - began) / len(living)
         for member in living:
             member.attempt.clock.add(share)
             member.go_on()
-        return seconds
 
     @contextmanager
     def _giving_up(self) -> Iterator[None]:

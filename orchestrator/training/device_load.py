@@ -1,5 +1,6 @@
 """How much of a device a training takes, of its memory and of its time: what is left may be another's."""
 
+import gc
 import math
 from typing import Any
 
@@ -23,6 +24,7 @@ class DeviceLoad:
         self._module: Any = torch.get_device_module(device)
         self._can_measure = hasattr(self._module, "_sleep")
         if self._can_measure:
+            gc.collect()
             self._module.empty_cache()  # what the process still holds of a stage before is not this training's
         self._device, self._steps, self._seconds = device, 0, math.inf
         self._began: Any = None

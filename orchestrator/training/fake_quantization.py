@@ -54,7 +54,9 @@ def rounded_weights(weights: Tensor, bits: int) -> Tensor:
     largest = 2 ** (bits - 1) - 1
     flat = weights.float().flatten(1)
     scales = (flat.detach().abs().amax(dim=1) / largest).clamp(min=LEAST)
-    zeros = torch.zeros_like(scales, dtype=torch.int32)
+    zeros = torch.zeros_like(
+        scales
+    )  # floats, since of integers torch looks at the range, for which a GPU is waited for
     rounded = torch.fake_quantize_per_channel_affine(weights.float(), scales, zeros, 0, -largest, largest)
     return rounded.to(weights.dtype)
 

@@ -244,9 +244,12 @@ class Training:
         )
         self.step_function = self._step_function()
         self.captured = self._captured_step()
-        with self.batch_norms.spread_over_workers(self.learner, self.context.world):
-            yield from self._train()
-            self._finish()
+        try:
+            with self.batch_norms.spread_over_workers(self.learner, self.context.world):
+                yield from self._train()
+                self._finish()
+        finally:
+            self.captured = None  # which holds this object, and as much of the device's memory again
         self.context.costs.update(self.cost.to_dict())
 
     def _train(self) -> Iterator[Turn]:

@@ -49,7 +49,7 @@ from raydistill.runs.folder import METRICS, StageFolder
 from raydistill.stages.distill import build_method, setting_of
 from raydistill.stages.teachers import live_teacher, open_stored, stored_teacher
 from raydistill.stages.training_stage import build_seeded_model
-from raydistill.training import model_files
+from raydistill.training import device_load, model_files
 from raydistill.training.data import Views, build_transfer_set
 from raydistill.training.loop import fit
 
@@ -262,6 +262,7 @@ def captured(step: Step, first: tuple[Tensor, Tensor, Tensor]) -> Step:
 
 
 def measure_steps(arguments: argparse.Namespace, root: Path) -> None:
+    device_load.MEASURED = 0  # for which some steps would wait
     steps = 4 if arguments.small else 200
     bench = prepare_steps(arguments, root, steps)
     variants: dict[str, Callable[[], float]] = {

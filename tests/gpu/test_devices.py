@@ -6,13 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from raydistill.kinds.augmentations import AUGMENTATIONS, AugmentationOptions, CutmixConfig, MixupConfig
 from raydistill.kinds.method_options import MethodOptions
 from raydistill.lookup import load_object
+from raydistill.models.outputs import map_classes
 from raydistill.plan.stage import StageConfig
 from raydistill.training import loop
 from raydistill.training.augment import augment, mixing_partners, mixing_weights
+from raydistill.training.fake_quantization import rounded_weights
 
 METHODS = MethodOptions.choices()
 # Methods that need a network whose last maps are averaged.
@@ -174,6 +177,19 @@ def test_steps_with_scaled_gradients_do_not_wait(
     for name in plan:
         expected = plans.losses(plan, name, "cpu")
         assert plans.losses(plan, name, device) == pytest.approx(expected, rel=0.05)
+
+
+def test_neither_classes_that_are_merged_nor_weights_that_are_rounded_are_waited_for(
+    device: str, watched: Any
+) -> None:
+    teacher = map_classes(nn.Linear(4, 5), [[0, 2], [1], [3, 4], [1]], 2.0).to(device)
+    inputs = torch.rand(6, 4).to(device)
+    with watched() as waits, torch.no_grad():
+        before = len(waits)  # what it took to bring all there
+        merged, rounded = teacher(inputs), rounded_weights(inputs, 8)
+    assert len(waits) == before
+    assert merged.shape == (6, 4)
+    assert rounded.shape == (6, 4)
 
 
 @pytest.mark.parametrize("kind", AUGMENTATIONS)

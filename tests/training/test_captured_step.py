@@ -1,8 +1,10 @@
 """A step on tensors that stay where they are makes the bytes of the plain one, and whatever goes wrong with it leaves a
 training as it was. On the CPU, where nothing is recorded: what stands for a replay makes the step once more."""
 
+import gc
 from collections.abc import Callable
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -167,6 +169,67 @@ def test_it_makes_the_bytes_of_the_plain_step(
     bench.stopped(with_dropout(bench), 17, "stopped", epochs=8, capture="on", **recipe(bench))
     assert same(plain, bench.train(with_dropout(bench), "stopped", epochs=8, capture="on", **recipe(bench)))
     assert bench.metrics("plain") == bench.metrics("stopped")
+
+
+def test_a_training_that_is_over_leaves_no_recording_to_the_collector(bench: Any, recorder: Any) -> None:
+    """A graph's memory is of the device, which the next training of the process wants whole."""
+    gc.collect()
+    gc.disable()
+    try:
+        bench.train(bench.cnn(), "captured", epochs=4, capture="on")
+        left = [each for each in gc.get_objects() if type(each) is captured_step.Recording]
+    finally:
+        gc.enable()
+    assert recorder.replays
+    assert not left
+
+
+class BrokenOff:
+    """What torch before 2.12 leaves behind of CUDA's when a recording is broken off."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, is_recent: bool) -> None:
+        self.stream, self.numbers, self.pools, self.states = "side", "used up", ["pool"], 0
+        before = SimpleNamespace(device_index=0, name="main")
+        generator = SimpleNamespace(
+            get_state=lambda: "numbers", set_state=self.set_state, graphsafe_set_state=self.renew
+        )
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: before)
+        monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: setattr(self, "stream", stream.name))
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+        monkeypatch.setattr(torch.cuda, "default_generators", [generator])
+        monkeypatch.setattr(torch, "Generator", lambda device: "new")
+        end = self.refuse if is_recent else lambda index, pool: self.pools.remove(pool)
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
+        monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda index, pool: None, raising=False)
+
+    def renew(self, other: str) -> None:
+        self.states += other == "new"
+
+    def set_state(self, numbers: str) -> None:
+        assert self.states, "the old state draws no more"
+        self.numbers = numbers
+
+    def refuse(self, index: int, pool: str) -> None:
+        raise RuntimeError("not currently recording to the pool")
+
+
+@pytest.mark.parametrize("is_recent", [True, False])
+def test_a_recording_that_breaks_off_leaves_the_process_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, is_recent: bool
+) -> None:
+    left = BrokenOff(monkeypatch, is_recent=is_recent)
+    told: list[Any] = []
+
+    def record() -> None:
+        with captured_step.put_right(torch.device("cuda")) as own:
+            told.append(own)
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        record()
+    assert told == [{"pool": "pool"}]
+    assert (left.stream, left.numbers) == ("main", "numbers")
+    assert left.pools == (["pool"] if is_recent else [])
 
 
 class Refusing(Repeating):

@@ -120,9 +120,11 @@ def test_a_cpu_measures_nothing() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("pause", "least", "most"), [(0.0, 0.8, 1.0), (0.02, 0.0, 0.5)])
+@pytest.mark.parametrize(("pause", "least", "most"), [(0.0, 0.8, 1.0), (0.05, 0.0, 0.5)])
 def test_a_gpu_tells_whether_it_waits_for_the_host(pause: float, least: float, most: float) -> None:
     weights = torch.randn(4096, 4096, device="cuda")
+    weights = torch.tanh(weights @ weights)  # the first product loads a library
+    torch.cuda.synchronize()
     cost = Cost(nn.Linear(2, 2), "cuda")
     cost.begin_epoch(0)
     for _ in range(2 * SETTLED):

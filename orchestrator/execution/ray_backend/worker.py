@@ -42,12 +42,15 @@ class StageWorker:
     def __init__(self, working_folder: str) -> None:
         # Ray starts workers in a folder of its own, and each would write there what a plan's relative paths name.
         enter_folder(working_folder)
+        self._device = "cuda" if ray.get_gpu_ids() else "cpu"
+        if self._device == "cpu":
+            # A worker without GPUs still sees all of them, and torch would hold some memory of the first.
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         import torch  # noqa: F401 - seconds, paid before the first stage
 
         from raydistill.execution.termination import Termination
 
         self._termination = Termination()
-        self._device = "cuda" if ray.get_gpu_ids() else "cpu"  # a worker without GPUs still sees all of them
         self._stopped: set[str] = set()
 
     def run(self, request: dict[str, Any], rank: int = 0) -> dict[str, Any]:
