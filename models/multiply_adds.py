@@ -4,6 +4,7 @@ import logging
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 log = logging.getLogger(__name__)
@@ -15,13 +16,14 @@ def count_multiply_adds(model: nn.Module, inputs: Tensor) -> int | None:
     attention, which sums and activations are small beside. None where torch sees none, as in an ONNX program, and for
     a network that raises when it is watched.
 
-    Recurrent layers and transformers' layers are counted by their matrix products, which their fused kernels hide.
+    Recurrent layers, attention and transformers' layers are counted by their matrix products, which their fused kernels
+    hide; those of attention from torch before 2.10 alone.
     """
     counter = FlopCounterMode(display=False)
     fused = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.set_flags(False)[0]
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with counter:
+        with sdpa_kernel(SDPBackend.MATH), counter:
             model(inputs)
     except Exception as error:  # whatever a user's network does: a count is no reason to lose it
         log.info("multiply-adds are not known: %s", error)

@@ -6,6 +6,7 @@ so that choices may be lists and sections: it sees their places, not their value
 
 import json
 import math
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -46,9 +47,12 @@ class Tpe:
         self._space = space
         self._distributions = {path: _distribution(domain) for path, domain in space.items()}
         seed = fold_key(config.seed, len(over)) % 2**32
-        sampler = optuna.samplers.TPESampler(
-            seed=seed, n_startup_trials=config.startup, multivariate=False, constant_liar=True
-        )
+        with warnings.catch_warnings():
+            # What runs already is taken for bad: an experiment of Optuna 4.0, and none since.
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            sampler = optuna.samplers.TPESampler(
+                seed=seed, n_startup_trials=config.startup, multivariate=False, constant_liar=True
+            )
         directions = ["maximize" if mode == "max" else "minimize", *(["minimize"] if has_cost else [])]
         self._study = optuna.create_study(directions=directions, sampler=sampler)
         self._has_cost = has_cost
