@@ -16,8 +16,8 @@ def count_multiply_adds(model: nn.Module, inputs: Tensor) -> int | None:
     attention, which sums and activations are small beside. None where torch sees none, as in an ONNX program, and for
     a network that raises when it is watched.
 
-    Recurrent layers, attention and transformers' layers are counted by their matrix products, which their fused kernels
-    hide; those of attention from torch before 2.10 alone.
+    Recurrent layers, attention (as of torch 2.9) and transformers' layers are counted by their matrix products, which
+    their fused kernels hide.
     """
     counter = FlopCounterMode(display=False)
     fused = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.set_flags(False)[0]
