@@ -3,6 +3,7 @@
 A hook on the model itself does it, so that names of weights and paths of features stay what they are.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -142,12 +143,13 @@ def _tables_of(members: Sequence[Sequence[int]]) -> tuple[ClassTables, int]:
     """Also how many groups differ."""
     groups = [tuple(group) for group in members]
     numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
-    places = torch.tensor([numbers[group] for group in groups])
+    # By Python: where a model is built for its shapes alone, a tensor has no numbers to count.
+    sharing = Counter(groups)
     tables = ClassTables(
         chosen=torch.tensor([index for group in numbers for index in group]),
         group=torch.tensor([number for group, number in numbers.items() for _ in group]),
-        places=places,
-        sharing=places.bincount()[places],
+        places=torch.tensor([numbers[group] for group in groups]),
+        sharing=torch.tensor([sharing[group] for group in groups]),
     )
     return tables, len(numbers)
 

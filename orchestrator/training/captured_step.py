@@ -184,26 +184,28 @@ def uncollected() -> Iterator[None]:
 
 @contextmanager
 def put_right(device: torch.device) -> Iterator[dict[str, Any]]:
-    """Inside a recording may break off, as when memory runs out; gives what else it is to be told.
+    """Inside, a recording may break off, as when memory runs out; gives what else it is to be told.
 
     That leaves the process of torch before 2.12 on another stream, with a generator that draws no more and an allocator
     that still records. Afterwards all three are as they were.
     """
-    if device.type != "cuda":
+    module: Any = torch.get_device_module(device)
+    if not hasattr(module, "graph_pool_handle"):
         yield {}
         return
-    stream, pool = torch.cuda.current_stream(device), torch.cuda.graph_pool_handle()
-    generator = torch.cuda.default_generators[stream.device_index]
+    stream, pool = module.current_stream(device), module.graph_pool_handle()
+    index = stream.device_index
+    generator = module.default_generators[index]
     numbers = generator.get_state()
     try:
         yield {"pool": pool}
     except BaseException:
-        torch.cuda.set_stream(stream)
+        module.set_stream(stream)
         generator.graphsafe_set_state(torch.Generator(device))
         generator.set_state(numbers)
         with suppress(RuntimeError):  # a later torch has done so
-            torch._C._cuda_endAllocateToPool(stream.device_index, pool)
-            torch._C._cuda_releasePool(stream.device_index, pool)
+            for done in ("endAllocateToPool", "releasePool"):
+                getattr(torch._C, f"_{device.type}_{done}")(index, pool)
         raise
 
 
