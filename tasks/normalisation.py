@@ -35,7 +35,8 @@ class Normalisation(nn.Module):
         if inputs.device.type != "cpu" or inputs.dtype != torch.float32:
             normalised: Tensor = self(inputs)
             return normalised
-        return torch.sub(inputs, self.mean, out=batch_floats(inputs.shape)).div_(self.std)
+        shape = torch.broadcast_shapes(inputs.shape, self.mean.shape)
+        return torch.sub(inputs, self.mean, out=batch_floats(shape)).div_(self.std)
 
     def on(self, device: torch.device | str) -> "Normalisation":
         """The same on `device`. `to` would move this one, which others use too."""

@@ -75,5 +75,7 @@ def test_a_batch_is_normalised_as_any_input_is() -> None:
     before = inputs.clone()
     assert torch.equal(normalisation.of_batch(inputs), normalisation(inputs))
     assert torch.equal(inputs, before)
+    grey = torch.rand(4, 1, 1, 1)  # becomes as wide as the mean
+    assert torch.equal(normalisation.of_batch(grey), normalisation(grey))
     words = torch.arange(12).view(3, 4)
     assert torch.equal(normalisation.of_batch(words), words)
